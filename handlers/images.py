@@ -1,0 +1,266 @@
+"""Pictures: from bytes to the tensor a network takes, the same way in training and in serving.
+
+It knows file formats and one network's input, and nothing of requests, layers or replies. Axes: `N` batch,
+`C` channels, `H, W` picture pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from handlers.errors import BadImage, ImageTooLarge, TooManyImages, WrongChannels
+
+# The limit on pixels is per model and checked below before a pixel is decoded, so Pillow's own would only warn twice.
+Image.MAX_IMAGE_PIXELS = None
+
+DEFAULT_MAX_IMAGES = 64
+DEFAULT_MAX_BYTES = 16 * 2**20
+DEFAULT_MAX_PIXELS = 16_000_000
+
+_NPY_MAGIC = b"\x93NUMPY"
+_ACCEPTED = "a PNG, JPEG or WebP file, or a .npy array"
+_GREY_16_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+Picture = NDArray[np.uint8] | NDArray[np.float32]
+"""One picture, (H, W, C): uint8 in 0..255, or float32 on the 0..1 scale."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a network takes, and what happens to a picture before it gets there.
+
+    Attributes:
+        channels: C; encoded pictures are converted to 1 (grey) or 3 (RGB).
+        height: H in pixels, or None for a network that takes any size.
+        width: W in pixels, or None likewise.
+        mean: Subtracted per channel from values in 0..1; empty for no normalisation.
+        std: Divided by afterwards, per channel; empty together with `mean`.
+    """
+
+    channels: int
+    height: int | None
+    width: int | None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what no picture could satisfy.
+
+        Raises:
+            ValueError: The fields contradict each other.
+        """
+        if self.channels < 1 or (self.height is None) != (self.width is None):
+            raise ValueError("channels must be positive, height and width both set or both None")
+        if self.mean and (len(self.mean) != self.channels or len(self.std) != self.channels or 0 in self.std):
+            raise ValueError(f"mean and std need {self.channels} values each, std none that is 0")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(H, W) in pixels, or None for any size."""
+        return None if self.height is None or self.width is None else (self.height, self.width)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON or a checkpoint."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        """Rebuild from `to_dict`."""
+        mean, std = (tuple(float(number) for number in values[key]) for key in ("mean", "std"))
+        return cls(values["channels"], values["height"], values["width"], mean, std)
+
+
+def decode(
+    data: bytes | bytearray | memoryview,
+    preprocessing: Preprocessing,
+    *,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    max_images: int = DEFAULT_MAX_IMAGES,
+) -> list[Picture]:
+    """Read one file into pictures of the network's channels and size.
+
+    Args:
+        data: Content of a PNG, JPEG or WebP file, or of a .npy file of uint8 or float32 shaped (H, W), (H, W, C) or
+            (N, H, W, C). The first bytes say which.
+        preprocessing: The network's input.
+        max_bytes: Largest accepted `data`.
+        max_pixels: Largest accepted H·W, counted before anything is decoded.
+        max_images: Largest accepted N of an array.
+
+    Returns:
+        One picture, or N of a four-dimensional array; each (H, W, C), uint8 in 0..255 or float32 on the 0..1 scale.
+
+    Raises:
+        BadImage: `data` is none of these formats, damaged, empty, or holds values no picture has.
+        ImageTooLarge: More bytes or pixels than allowed.
+        TooManyImages: An array of more than `max_images` pictures.
+        WrongChannels: An array without the network's channels.
+    """
+    if not data:
+        raise BadImage(f"the picture is empty; send {_ACCEPTED}")
+    if len(data) > max_bytes:
+        raise ImageTooLarge(f"the picture has {len(data):,} bytes; at most {max_bytes:,} are accepted")
+    if data[:6] == _NPY_MAGIC:
+        return _decode_array(data, preprocessing, max_pixels=max_pixels, max_images=max_images)
+    return [_resize(_decode_file(data, preprocessing.channels, max_pixels=max_pixels), preprocessing.size)]
+
+
+def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Scale uint8 to 0..1 and apply the network's normalisation.
+
+    Args:
+        images: (N, C, H, W), uint8 in 0..255 or float32 on the 0..1 scale, on any device.
+        preprocessing: The network's input.
+
+    Returns:
+        (N, C, H, W), float32, contiguous, on the same device; a new tensor.
+    """
+    values = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    if images.dtype == torch.uint8:
+        values.div_(255)
+    if preprocessing.mean:
+        shape = (1, -1, 1, 1)
+        values.sub_(torch.tensor(preprocessing.mean, device=values.device).view(shape))
+        values.div_(torch.tensor(preprocessing.std, device=values.device).view(shape))
+    return values
+
+
+def stack(pictures: Sequence[Picture], preprocessing: Preprocessing) -> Tensor:
+    """Make the tensor the network takes out of pictures of one size.
+
+    Args:
+        pictures: N pictures (H, W, C) of the same H and W, uint8 and float32 in any mixture.
+        preprocessing: The network's input.
+
+    Returns:
+        (N, C, H, W), float32, normalised, contiguous, on the CPU.
+    """
+    if all(picture.dtype == np.uint8 for picture in pictures):
+        return normalise(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), preprocessing)
+    scaled = [picture if picture.dtype == np.float32 else picture.astype(np.float32) / 255 for picture in pictures]
+    return normalise(torch.from_numpy(np.stack(scaled)).permute(0, 3, 1, 2), preprocessing)
+
+
+def _sniff(data: bytes | bytearray | memoryview) -> str:
+    """Return Pillow's name of the format that the first bytes announce."""
+    head = bytes(data[:12])
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if head[:4] == b"RIFF" and head[8:] == b"WEBP":
+        return "WEBP"
+    raise BadImage(f"the first bytes are not those of a picture; send {_ACCEPTED}")
+
+
+def _decode_file(data: bytes | bytearray | memoryview, channels: int, *, max_pixels: int) -> Picture:
+    """Decode an upright picture of 1 or 3 channels, (H, W, C) uint8."""
+    if channels not in (1, 3):
+        raise WrongChannels(f"encoded pictures are grey or RGB, this network takes {channels} channels; send an array")
+    name = _sniff(data)
+    try:
+        with Image.open(io.BytesIO(data), formats=[name]) as image:
+            _check_pixels(image.height, image.width, max_pixels)
+            image.load()
+            return _to_array(_upright(image), channels)
+    except ImageTooLarge:
+        raise
+    except Exception as err:  # Pillow raises nearly anything on a damaged file; its texts hold addresses, so use ours.
+        raise BadImage(f"the {name} file is truncated or damaged") from err
+
+
+def _check_pixels(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise ImageTooLarge(f"the picture has {width:,}×{height:,} pixels; at most {max_pixels:,} are accepted")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn the picture as its EXIF orientation says; one without a readable orientation stays as it is."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Damaged EXIF beside good pixels: every viewer shows such a picture, unturned.
+        return image
+
+
+def _to_array(image: Image.Image, channels: int) -> NDArray[np.uint8]:
+    """Bring any Pillow mode to (H, W, C) uint8: transparency over white, 16-bit grey scaled to 8 bit."""
+    if image.mode in _GREY_16_BIT:  # Pillow's own conversion clips at 255 instead of scaling.
+        grey = np.asarray(image.convert("I"), dtype=np.float64).clip(0, 65535)
+        image = Image.fromarray(np.rint(grey / 257).astype(np.uint8))
+    elif image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    return array[:, :, np.newaxis] if channels == 1 else array
+
+
+def _decode_array(
+    data: bytes | bytearray | memoryview, preprocessing: Preprocessing, *, max_pixels: int, max_images: int
+) -> list[Picture]:
+    """Read a .npy file, without pickle and without a copy, into pictures of the network's size."""
+    array = _read_npy(data)
+    shape = array.shape
+    if array.ndim not in (2, 3, 4) or 0 in shape:
+        raise BadImage(f"the array has shape {shape}; send (H, W), (H, W, C) or (N, H, W, C), none of them 0")
+    if array.ndim == 2:
+        array = array[:, :, np.newaxis]
+    if array.ndim == 3:
+        array = array[np.newaxis]
+    count, height, width, channels = array.shape
+    if count > max_images:  # Before the loop below: a million pictures of one pixel are few bytes.
+        raise TooManyImages(f"the array holds {count:,} pictures; at most {max_images} are accepted in a request")
+    if channels != preprocessing.channels:
+        raise WrongChannels(
+            f"the array of shape {shape} has {channels} channel{'s' if channels > 1 else ''} in its last axis; "
+            f"this network takes {preprocessing.channels}"
+        )
+    _check_pixels(height, width, max_pixels)
+    if array.dtype == np.float32 and not np.isfinite(array).all():
+        raise BadImage("the array holds NaN or infinity; send finite values on the 0..1 scale")
+    return [_resize(picture, preprocessing.size) for picture in array]
+
+
+def _read_npy(data: bytes | bytearray | memoryview) -> Picture:
+    """View the cells of a .npy file as an array; what its header claims is checked against the bytes that are there."""
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, fortran, dtype = read_header(stream)
+    except Exception as err:
+        raise BadImage("the .npy header is damaged; write the array with numpy.save") from err
+    if dtype not in (np.dtype(np.uint8), np.dtype("<f4"), np.dtype(">f4")):
+        raise BadImage("the array must be uint8 (0..255) or float32 (0..1 scale)")
+    expected = math.prod(shape) * dtype.itemsize
+    start = stream.tell()
+    if min(shape, default=0) < 0 or len(data) - start != expected:
+        raise BadImage(f"the .npy header promises {expected:,} bytes of cells, {len(data) - start:,} are there")
+    cells = np.frombuffer(data, dtype=dtype, offset=start)
+    array = cells.reshape(shape[::-1]).T if fortran else cells.reshape(shape)
+    return array.astype(dtype.newbyteorder("="), copy=False)
+
+
+def _resize(picture: Picture, size: tuple[int, int] | None) -> Picture:
+    """Bring (H, W, C) to the network's size: bilinear with antialiasing, the aspect ratio is not kept."""
+    if size is None or picture.shape[:2] == size:
+        return picture
+    height, width = size
+    channels = [
+        np.asarray(Image.fromarray(channel).resize((width, height), Image.Resampling.BILINEAR))
+        for channel in np.ascontiguousarray(picture.transpose(2, 0, 1))
+    ]
+    return np.stack(channels, axis=2)
