@@ -1,0 +1,133 @@
+"""Activations: one forward pass, the scores and the maps that were asked for.
+
+Maps come from torchvision's feature extraction, which keeps the graph's named nodes as further outputs; a network that
+cannot be traced gets forward hooks instead. Either way a layer nobody asked for is neither kept nor copied. Axes:
+`N` batch, `C` channels, `h, w` map cells, `K` classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+logger = logging.getLogger(__name__)
+
+Maps = dict[str, Tensor]
+_Forward = Callable[[Tensor], Mapping[str, Tensor]]
+
+_SCORES = "//scores"  # No public layer name can hold a slash, so no clash.
+_EXTRACTORS_KEPT = 32  # One per set of layers ever asked for; they share the network's weights.
+
+
+class Network:
+    """A loaded network that answers scores and maps.
+
+    Args:
+        module: The network, weights loaded. It is put into evaluation mode, and its in-place activations made to write
+            to new memory: a map must not change after it was taken.
+        layers: Public name of each layer → node name of torchvision's feature extraction (for a network that cannot be
+            traced: module path).
+        has_scores: Whether the network's output is logits (N, K).
+        device: Where it runs.
+
+    Raises:
+        ValueError: A layer is bound to a node that the network does not have.
+    """
+
+    def __init__(
+        self, module: nn.Module, layers: Mapping[str, str], *, has_scores: bool, device: torch.device | str = "cpu"
+    ) -> None:
+        self.device = torch.device(device)
+        self.layers = dict(layers)
+        self.has_scores = has_scores
+        self._module = module.to(self.device).eval().requires_grad_(False)
+        for part in self._module.modules():
+            if getattr(part, "inplace", False) is True:
+                part.inplace = False  # type: ignore[assignment]
+        self._output_node = self._trace()
+        self._extractors: OrderedDict[frozenset[str], _Forward] = OrderedDict()
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor | None, Maps]:
+        """Run the network once.
+
+        Args:
+            images: (N, C, H, W), float32, normalised, on any device.
+            layers: Public names of the maps wanted.
+
+        Returns:
+            Logits (N, K) float32, or None for a network without classes; and a map (N, C, h, w) float32 for each layer
+            asked for. All on the CPU.
+        """
+        wanted = self._extractor(layers)(images.to(self.device))
+        maps = {name: wanted[name].float().cpu() for name in layers}
+        return (wanted[_SCORES].float().cpu() if self.has_scores else None), maps
+
+    def _trace(self) -> str | None:
+        """Return the name of the node that makes the output, or None where hooks are needed."""
+        try:
+            nodes = get_graph_node_names(self._module)[1]
+        except Exception as err:  # Tracing runs the network's own Python, which may raise anything.
+            logger.info("network cannot be traced (%s), maps are taken by hooks", type(err).__name__)
+            nodes = [name for name, _ in self._module.named_modules() if name]
+            self._check_nodes(nodes)
+            return None
+        self._check_nodes(nodes)
+        return str(nodes[-1])
+
+    def _check_nodes(self, nodes: list[str]) -> None:
+        for name, node in self.layers.items():
+            if node not in nodes:
+                raise ValueError(f"layer {name!r} is bound to {node!r}, which the network does not have: {nodes}")
+
+    def _extractor(self, layers: frozenset[str]) -> _Forward:
+        if layers in self._extractors:
+            self._extractors.move_to_end(layers)
+        else:
+            self._extractors[layers] = self._build(layers)
+            if len(self._extractors) > _EXTRACTORS_KEPT:
+                self._extractors.popitem(last=False)
+        return self._extractors[layers]
+
+    def _build(self, layers: frozenset[str]) -> _Forward:
+        if not layers:
+            return lambda images: {_SCORES: self._module(images)}
+        if self._output_node is None:
+            return lambda images: self._forward_with_hooks(images, layers)
+        # One node may go out under several names (a last layer that is also the scores), which torchvision's dict of
+        # node → name cannot say: so ask for nodes, and name them here.
+        names = {name: self.layers[name] for name in layers}
+        if self.has_scores:
+            names[_SCORES] = self._output_node
+        extractor = create_feature_extractor(self._module, return_nodes=sorted(set(names.values())))
+        extractor.eval()
+
+        def forward(images: Tensor) -> Mapping[str, Tensor]:
+            outputs = extractor(images)
+            return {name: outputs[node] for name, node in names.items()}
+
+        return forward
+
+    def _forward_with_hooks(self, images: Tensor, layers: frozenset[str]) -> Mapping[str, Tensor]:
+        """Run with a hook on each wanted module; the hooks are gone afterwards, also after a failure."""
+        taken: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+            def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+                taken[name] = output
+
+            return hook
+
+        handles = [self._module.get_submodule(self.layers[name]).register_forward_hook(keep(name)) for name in layers]
+        try:
+            taken[_SCORES] = self._module(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return taken

@@ -1,0 +1,76 @@
+"""Model cards: what a served network is, takes and publishes, as JSON or protobuf."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from handlers import media
+from handlers.bundle import Bundle, Limits
+from handlers.networks.geometry import LayerGeometry
+from handlers.reply import Identity
+from handlers.wire import convscope_pb2 as wire
+
+_BYTES_PER_CELL = {"float32": 4, "float16": 2, "uint8": 1}
+_TRAINING_FIELDS = tuple(wire.Training.DESCRIPTOR.fields_by_name)
+
+
+def describe(
+    bundle: Bundle, identity: Identity, limits: Limits, geometry: Mapping[str, LayerGeometry]
+) -> dict[str, Any]:
+    """Gather the card, in the field names of `convscope.v1.ModelCard`.
+
+    Args:
+        bundle: The archive.
+        identity: Who serves it, on what.
+        limits: In force here.
+        geometry: Of each published layer, in the order of the forward pass.
+    """
+    preprocessing = bundle.preprocessing
+    training = {name: bundle.card.get("training", {}).get(name) for name in _TRAINING_FIELDS}
+    return {
+        **vars(identity),
+        "description": bundle.card.get("description", ""),
+        "architecture": bundle.card["architecture"],
+        "classes": list(bundle.classes),
+        "input": {
+            "channels": preprocessing.channels,
+            "height": preprocessing.height or 0,
+            "width": preprocessing.width or 0,
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+        },
+        "layers": [_layer(name, bundle.layers[name], layer) for name, layer in geometry.items()],
+        "parameters": sum(parameter.numel() for parameter in bundle.module.parameters()),
+        "training": {name: value for name, value in training.items() if value is not None},
+        "limits": asdict(limits),
+    }
+
+
+def encode(card: Mapping[str, Any], media_type: str) -> tuple[bytes, str]:
+    """Encode a card; what has no card form (npz, PNG) goes out as JSON.
+
+    Returns:
+        The body and its media type.
+    """
+    if media_type == media.PROTOBUF:
+        identity = {name: card[name] for name in Identity.__dataclass_fields__}
+        return wire.PredictReply(card=wire.ModelCard(**card), **identity).SerializeToString(), media_type
+    return json.dumps(card, indent=2, ensure_ascii=False).encode() + b"\n", media.JSON
+
+
+def _layer(name: str, module: str, layer: LayerGeometry) -> dict[str, Any]:
+    cells = math.prod(layer.shape)
+    return {
+        "name": name,
+        "module": module,
+        "shape": list(layer.shape),
+        "stride": list(layer.stride or ()),
+        "receptive_field": list(layer.receptive_field or ()),
+        "receptive_field_start": list(layer.receptive_field_start or ()),
+        "parameters": layer.parameters,
+        "bytes": {dtype: cells * size for dtype, size in _BYTES_PER_CELL.items()},
+    }

@@ -1,0 +1,56 @@
+"""TorchServe's way in: the one class it calls. In an archive this file is `convscope_entry.py`, beside `handlers/`."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from handlers import parts
+from handlers.service import Service
+
+
+class ConvscopeHandler:
+    """Answer class scores and feature maps.
+
+    TorchServe makes one per worker, calls `initialize` once, then `handle` for every batch of requests.
+    """
+
+    def initialize(self, context: Any) -> None:
+        """Load the archive that TorchServe unpacked.
+
+        Args:
+            context: TorchServe's `ts.context.Context`.
+
+        Raises:
+            Exception: Whatever keeps the network from answering; TorchServe reports it and tries again.
+        """
+        parts.keep_repeated()
+        properties = context.system_properties
+        config = context.model_yaml_config or {}
+        gpu = properties.get("gpu_id") if config.get("deviceType") != "cpu" else None
+        self._service = Service.load(
+            Path(properties["model_dir"]),
+            model=context.model_name,
+            version=str(context.manifest["model"]["modelVersion"]),
+            config=config,
+            batch_size=int(properties.get("batch_size") or 1),
+            gpu=None if gpu is None else int(gpu),
+        )
+
+    def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
+        """Answer one batch.
+
+        Args:
+            data: One dict of parameters a request.
+            context: TorchServe's `ts.context.Context` of this batch.
+
+        Returns:
+            One body a request, in order. Media type and status are set in the context.
+        """
+        properties = [context.get_all_request_header(index) for index in range(len(data))]
+        answers = self._service.answer(data, properties)
+        for index, answer in enumerate(answers):
+            context.set_response_content_type(index, answer.media_type)
+            context.set_response_status(answer.status, HTTPStatus(answer.status).phrase, index)
+        return [answer.body for answer in answers]

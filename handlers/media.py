@@ -1,0 +1,50 @@
+"""Media types: which of the formats we speak a caller accepts."""
+
+from __future__ import annotations
+
+from handlers.errors import BadRequest
+
+JSON = "application/json"
+PROTOBUF = "application/x-protobuf"
+NPZ = "application/x-npz"
+PNG = "image/png"
+
+REST_DEFAULT = JSON
+GRPC_DEFAULT = PROTOBUF
+
+_OFFERED = (JSON, PROTOBUF, NPZ, PNG)
+
+
+def choose(accept: str, *, default: str) -> str:
+    """Pick the format a caller likes best among those offered (RFC 9110, section 12.5.1).
+
+    Args:
+        accept: An Accept header's value, e.g. `image/png, */*;q=0.1`; empty for no preference.
+        default: What `*/*`, `application/*` and no preference mean.
+
+    Raises:
+        BadRequest: Nothing accepted is offered.
+    """
+    best, best_quality = None, 0.0
+    for item in accept.split(","):
+        name, *parameters = (part.strip().lower() for part in item.split(";"))
+        match = name if name in _OFFERED else default if name in ("", "*/*", "application/*") else None
+        if name == "application/protobuf":
+            match = PROTOBUF
+        quality = _quality(parameters)
+        if match is not None and quality > best_quality:
+            best, best_quality = match, quality
+    if best is None:
+        raise BadRequest(f"no accepted reply format is offered; there are {', '.join(_OFFERED)}")
+    return best
+
+
+def _quality(parameters: list[str]) -> float:
+    for parameter in parameters:
+        key, _, value = parameter.partition("=")
+        if key.strip() == "q":
+            try:
+                return float(value)
+            except ValueError:
+                return 0.0
+    return 1.0

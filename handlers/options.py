@@ -1,0 +1,124 @@
+"""Options: what a caller wants to know about each picture, read alike from text, JSON and protobuf."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from handlers.errors import BadRequest
+from handlers.wire import convscope_pb2 as wire
+
+OPTION_NAMES = ("layers", "top_k", "map_dtype", "pool", "channels")
+DTYPES = ("float32", "float16", "uint8")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to answer.
+
+    Attributes:
+        layers: Public names in the order asked for, without repetition; `("all",)` for every layer.
+        top_k: How many classes, most probable first; 0 for all.
+        map_dtype: What the maps travel as: `float32`, `float16` or `uint8`.
+        pool: Average each map down to pool × pool cells; None for whole maps.
+        channels: Which channels: their indexes in the order asked for, or how many of the strongest; None for all.
+    """
+
+    layers: tuple[str, ...] = ()
+    top_k: int = 5
+    map_dtype: str = "float32"
+    pool: int | None = None
+    channels: tuple[int, ...] | int | None = None
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Options:
+        """Check values of JSON types.
+
+        Raises:
+            BadRequest: A value has no meaning; the text says what would be right.
+        """
+        layers = values.get("layers", ())
+        if isinstance(layers, str):
+            layers = (layers,)
+        if not isinstance(layers, (list, tuple)) or not all(isinstance(name, str) for name in layers):
+            raise BadRequest('layers must be a list of layer names, or "all"')
+        map_dtype = values.get("map_dtype", "float32")
+        if map_dtype not in DTYPES:
+            raise BadRequest(f"map_dtype must be one of {', '.join(DTYPES)}")
+        pool, channels = values.get("pool"), values.get("channels")
+        if isinstance(channels, (list, tuple)):
+            channels = tuple(dict.fromkeys(_whole(index, "a channel", least=0) for index in channels))
+            if not channels:
+                raise BadRequest("channels must name at least one channel; leave it out for all")
+        elif channels is not None:
+            channels = _whole(channels, "channels (a number means that many of the strongest)", least=1)
+        return cls(
+            layers=tuple(dict.fromkeys(layers)),
+            top_k=_whole(values.get("top_k", 5), "top_k (0 means all)", least=0),
+            map_dtype=map_dtype,
+            pool=None if pool is None else _whole(pool, "pool", least=1),
+            channels=channels,
+        )
+
+    @classmethod
+    def from_text(cls, values: Mapping[str, str]) -> Options:
+        """Check values of headers, form fields or gRPC's plain keys.
+
+        Raises:
+            BadRequest: As `from_values`.
+        """
+        return cls.from_values(cls.parse_text(values))
+
+    @staticmethod
+    def parse_text(values: Mapping[str, str]) -> dict[str, Any]:
+        """Turn text into values of JSON types: lists are written `a,b` or as JSON."""
+        return {name: _from_text(name, text.strip()) for name, text in values.items() if text.strip()}
+
+    @classmethod
+    def from_message(cls, message: wire.PredictRequest) -> Options:
+        """Check the fields of a PredictRequest.
+
+        Raises:
+            BadRequest: As `from_values`.
+        """
+        values: dict[str, Any] = {"layers": tuple(message.layers)}
+        if message.HasField("top_k"):
+            values["top_k"] = message.top_k
+        if message.HasField("pool"):
+            values["pool"] = message.pool
+        if message.map_dtype:
+            known = message.map_dtype in wire.Dtype.values()
+            values["map_dtype"] = wire.Dtype.Name(message.map_dtype).lower() if known else None
+        if message.channels.indexes and message.channels.strongest:
+            raise BadRequest("channels: set either indexes or strongest")
+        if message.channels.indexes:
+            values["channels"] = tuple(message.channels.indexes)
+        elif message.channels.strongest:
+            values["channels"] = message.channels.strongest
+        return cls.from_values(values)
+
+
+def _from_text(name: str, text: str) -> Any:
+    if text[0] in "[{":
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as err:
+            raise BadRequest(f"{name} is neither a comma-separated list nor valid JSON") from err
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if name == "layers":
+        return parts
+    if name == "channels" and "," in text:
+        return [_number(part) for part in parts]
+    return text if name == "map_dtype" else _number(text)
+
+
+def _number(text: str) -> int | str:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else text
+
+
+def _whole(value: Any, name: str, *, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise BadRequest(f"{name} must be a whole number, at least {least}")
+    return value

@@ -1,0 +1,200 @@
+"""Requests: from what TorchServe hands over to pictures and options, the same from every kind of body.
+
+A row comes in one of five shapes: a protobuf `PredictRequest` (REST body or gRPC `input["request"]`), JSON, a form or
+gRPC's plain keys, an encoded picture as the raw body, or nothing at all, which asks for the model card. It knows
+nothing of how a picture is decoded or a reply encoded.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from handlers.errors import BadRequest, TooManyImages
+from handlers.media import GRPC_DEFAULT, REST_DEFAULT, choose
+from handlers.options import OPTION_NAMES, Options
+from handlers.wire import convscope_pb2 as wire
+
+_PLAIN_KEYS = ("data", *OPTION_NAMES, "describe", "accept")
+_HEADER_PREFIX = "x-convscope-"
+_PROTOBUF_TYPES = ("application/x-protobuf", "application/protobuf")
+
+Row = Mapping[str, Any]
+Bytes = bytes | bytearray
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one caller asks.
+
+    Attributes:
+        pictures: Files as sent, still encoded, in order; empty when the model card is asked for.
+        options: What to answer about them.
+        media_type: What to answer in.
+        describe: Answer the model card instead.
+    """
+
+    pictures: tuple[Bytes, ...]
+    options: Options
+    media_type: str
+    describe: bool = False
+
+
+def request_headers(properties: Mapping[str, Any]) -> dict[str, str]:
+    """Pick the HTTP headers out of what TorchServe keeps for a request, with lower-case names.
+
+    It files each parameter's own content type among them, as a dict; and gRPC has none, metadata never gets here.
+    """
+    return {name.lower(): value for name, value in properties.items() if isinstance(value, str)}
+
+
+def transport(headers: Mapping[str, str]) -> str:
+    """Return `rest` or `grpc`: only HTTP requests arrive with headers (HTTP/1.1 demands at least Host)."""
+    return "rest" if headers else "grpc"
+
+
+def reply_type(row: Row, headers: Mapping[str, str]) -> str:
+    """Return the media type to answer in.
+
+    Raises:
+        BadRequest: None of the accepted ones is offered.
+    """
+    if headers:
+        return choose(headers.get("accept", ""), default=REST_DEFAULT)
+    return choose(_text(row.get("accept", ""), "accept"), default=GRPC_DEFAULT)
+
+
+def parse(row: Row, headers: Mapping[str, str], *, max_images: int) -> Request:
+    """Read one row.
+
+    Args:
+        row: TorchServe's parameters of one request: values are bytearray, str, parsed JSON, or, for a repeated form
+            field, a list of these.
+        headers: HTTP headers, lower-case; empty on gRPC.
+        max_images: Largest accepted number of pictures.
+
+    Raises:
+        BadRequest: The body or an option cannot be read.
+        TooManyImages: More pictures than `max_images`.
+    """
+    media_type = reply_type(row, headers)
+    if headers.get("describe", "").lower() == "true" or _asks_nothing(row, headers):
+        return Request((), Options(), media_type, describe=True)
+    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if "request" in row:
+        return _from_protobuf(row["request"], media_type, max_images)
+    if "body" not in row:
+        return _from_fields(row, headers, media_type, max_images)
+    body = row["body"]
+    if content_type in _PROTOBUF_TYPES:
+        return _from_protobuf(body, media_type, max_images)
+    if content_type == "application/json":
+        return _from_json(body, headers, media_type, max_images)
+    if isinstance(body, str):  # TorchServe decodes text/*; whatever it was, it is looked at as a picture.
+        body = body.encode()
+    return Request((body,), Options.from_text(_header_options(headers)), media_type)
+
+
+def _asks_nothing(row: Row, headers: Mapping[str, str]) -> bool:
+    """Tell an empty GET, the probe for the model card, from a request whose body was forgotten."""
+    if row and not (set(row) == {"body"} and row["body"] in ("", b"")):
+        return False
+    return bool(headers) and "content-type" not in headers and headers.get("content-length") is None
+
+
+def _from_protobuf(body: Any, media_type: str, max_images: int) -> Request:
+    try:
+        message = wire.PredictRequest.FromString(bytes(body))
+    except (DecodeError, TypeError, ValueError) as err:
+        raise BadRequest("the body is not a convscope.v1.PredictRequest; see proto/convscope.proto") from err
+    if message.describe:
+        return Request((), Options(), media_type, describe=True)
+    check_count(len(message.pictures), max_images)
+    return Request(tuple(message.pictures), Options.from_message(message), media_type)
+
+
+def _from_json(body: Any, headers: Mapping[str, str], media_type: str, max_images: int) -> Request:
+    if not isinstance(body, dict):
+        raise BadRequest('the body is not a JSON object; send {"data": "<base64 of a picture>", "layers": [...]}')
+    _check_keys(body, _PLAIN_KEYS)
+    if body.get("describe") is True:
+        return Request((), Options(), media_type, describe=True)
+    data = body.get("data", [])
+    encoded = data if isinstance(data, list) else [data]
+    check_count(len(encoded), max_images)
+    options = {name: body[name] for name in OPTION_NAMES if body.get(name) is not None}
+    return Request(
+        tuple(_from_base64(item) for item in encoded),
+        Options.from_values(Options.parse_text(_header_options(headers)) | options),
+        choose(body["accept"], default=media_type) if isinstance(body.get("accept"), str) else media_type,
+    )
+
+
+def _from_base64(item: Any) -> bytes:
+    if not isinstance(item, str):
+        raise BadRequest("each picture in data must be a base64 string of a picture file or a .npy array")
+    try:
+        return base64.b64decode(item.rpartition("base64,")[2], validate=True)  # A data: URL may come with its head.
+    except (binascii.Error, ValueError) as err:
+        raise BadRequest("a picture in data is not valid base64") from err
+
+
+def _from_fields(row: Row, headers: Mapping[str, str], media_type: str, max_images: int) -> Request:
+    _check_keys(row, _PLAIN_KEYS)
+    if "describe" in row and _text(row["describe"], "describe").lower() not in ("0", "false"):
+        return Request((), Options(), media_type, describe=True)
+    data = row.get("data", [])
+    parts = data if isinstance(data, list) else [data]
+    check_count(len(parts), max_images)
+    fields = {name: _text(row[name], name) for name in OPTION_NAMES if name in row}
+    return Request(
+        tuple(part.encode() if isinstance(part, str) else _picture_part(part) for part in parts),
+        Options.from_text(_header_options(headers) | fields),
+        choose(_text(row["accept"], "accept"), default=media_type) if "accept" in row else media_type,
+    )
+
+
+def _picture_part(part: Any) -> Bytes:
+    if not isinstance(part, (bytes, bytearray)):  # A part of type application/json was parsed on its way here.
+        raise BadRequest("data must be a picture file, not JSON")
+    return part
+
+
+def _header_options(headers: Mapping[str, str]) -> dict[str, str]:
+    found = {name: headers.get(_HEADER_PREFIX + name.replace("_", "-")) for name in OPTION_NAMES}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _text(value: Any, name: str) -> str:
+    """Read one field as text; a repeated field is the same as its values with commas between them."""
+    if isinstance(value, list):
+        return ",".join(_text(item, name) for item in value)
+    try:
+        return value.decode() if isinstance(value, (bytes, bytearray)) else str(value)
+    except UnicodeDecodeError as err:
+        raise BadRequest(f"{name} is not UTF-8 text") from err
+
+
+def _check_keys(keys: Iterable[str], known: tuple[str, ...]) -> None:
+    unknown = sorted(set(keys) - set(known))
+    if unknown:
+        raise BadRequest(f"unknown field {json.dumps(unknown[0][:40])}; there are {', '.join(known)}")
+
+
+def check_count(count: int, max_images: int) -> None:
+    """Refuse a request of no picture, or of too many.
+
+    Raises:
+        BadRequest: None.
+        TooManyImages: More than `max_images`.
+    """
+    if count == 0:
+        raise BadRequest("the request holds no picture; send one as the body, or in data")
+    if count > max_images:
+        raise TooManyImages(f"the request holds {count:,} pictures; at most {max_images} are accepted")
