@@ -1,0 +1,99 @@
+"""The client of convscope: class scores and feature maps of a served CNN, over REST or gRPC.
+
+    from convscope import Client
+
+    with Client("http://localhost:8080") as client:
+        seen = client.predict("cat.png", model="cifar", layers=["conv1", "conv2"])
+
+Importing this module imports next to nothing; numpy comes with the first name used, httpx or grpc with the first
+client, matplotlib with the first figure.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from convscope import _exceptions
+from convscope._exceptions import (
+    AuthenticationFailed,
+    BadImage,
+    BadRequest,
+    ConnectError,
+    ConvscopeError,
+    DeadlineExceeded,
+    ImageTooLarge,
+    ModelNotFound,
+    Overloaded,
+    ProtocolError,
+    ReplyTooLarge,
+    RequestRejected,
+    ServerError,
+    TooManyImages,
+    TransportError,
+    UnknownLayer,
+    WrongChannels,
+)
+
+if TYPE_CHECKING:
+    from convscope._card import Input, Layer, Limits, ModelCard, Training
+    from convscope._client import Client
+    from convscope._prediction import ClassScore, Prediction
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AuthenticationFailed",
+    "BadImage",
+    "BadRequest",
+    "ClassScore",
+    "Client",
+    "ConnectError",
+    "ConvscopeError",
+    "DeadlineExceeded",
+    "ImageTooLarge",
+    "Input",
+    "Layer",
+    "Limits",
+    "ModelCard",
+    "ModelNotFound",
+    "Overloaded",
+    "Prediction",
+    "ProtocolError",
+    "ReplyTooLarge",
+    "RequestRejected",
+    "ServerError",
+    "TooManyImages",
+    "Training",
+    "TransportError",
+    "UnknownLayer",
+    "WrongChannels",
+    "__version__",
+]
+
+_LAZY = {
+    "ClassScore": "_prediction",
+    "Client": "_client",
+    "Input": "_card",
+    "Layer": "_card",
+    "Limits": "_card",
+    "ModelCard": "_card",
+    "Prediction": "_prediction",
+    "Training": "_card",
+}
+
+for _name in _exceptions.__all__:
+    getattr(_exceptions, _name).__module__ = __name__  # Tracebacks show the name that users import.
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    value.__module__ = __name__
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,171 @@
+"""The command line: `convscope predict|card|ready`.
+
+    convscope predict cat.png dog.jpg --model cifar --layers conv1,conv2 --save maps
+    convscope card cifar --url grpc://localhost:7070
+    convscope ready cifar
+
+Exit status: 0 if all went well, 1 if anything failed, 2 if the command was not understood. The API key is read from
+the environment variable CONVSCOPE_API_KEY, never from the command line, where other users of the machine could see it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from convscope import __version__
+from convscope._exceptions import ConvscopeError
+
+if TYPE_CHECKING:
+    from convscope._client import Client
+
+API_KEY_VARIABLE = "CONVSCOPE_API_KEY"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Without the program's name; None for those of the process.
+
+    Returns:
+        The exit status.
+    """
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    try:
+        from convscope._client import Client  # Here, so that --help need not wait for numpy.
+
+        try:
+            client = Client(
+                options.url,
+                api_key=os.environ.get(API_KEY_VARIABLE) or None,
+                deadline_s=options.deadline_s,
+                ca_file=options.ca_file,
+            )
+        except ValueError as error:
+            parser.error(str(error))
+        with client:
+            status: int = options.run(client, options)
+            return status
+    except (ConvscopeError, OSError, ValueError) as error:
+        code = f"{error.code}: " if isinstance(error, ConvscopeError) else ""
+        print(f"convscope: {code}{_one_line(str(error))}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="convscope",
+        description="Class scores and feature maps of a served CNN.",
+        epilog=f"The API key, if the server wants one, is read from {API_KEY_VARIABLE}.",
+    )
+    parser.add_argument("--version", action="version", version=f"convscope {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    predict = commands.add_parser("predict", help="what a model sees in pictures")
+    predict.add_argument("pictures", nargs="+", metavar="PICTURE", help="a PNG, JPEG, WebP or .npy file")
+    predict.add_argument("--model", required=True)
+    predict.add_argument("--layers", default=[], type=_names, metavar="A,B|all", help="layers whose maps to return")
+    predict.add_argument("--top-k", default=5, type=int, metavar="K", help="classes to show, 0 for all (default 5)")
+    predict.add_argument(
+        "--map-dtype", default="float32", choices=("float32", "float16", "uint8"), help="what maps travel as"
+    )
+    predict.add_argument("--pool", type=int, metavar="P", help="average maps down to P x P cells")
+    predict.add_argument(
+        "--channels", type=_channels, metavar="N|A,B", help="the N strongest channels, or these (for one alone: 'A,')"
+    )
+    predict.add_argument("--save", metavar="DIR", help="write scores and maps of each picture to DIR/<its name>")
+    predict.set_defaults(run=_predict)
+
+    card = commands.add_parser("card", help="what a model is, takes and publishes")
+    card.add_argument("model")
+    card.set_defaults(run=_card)
+
+    ready = commands.add_parser("ready", help="whether a model answers now")
+    ready.add_argument("model")
+    ready.set_defaults(run=_ready)
+
+    for command in (predict, card, ready):
+        command.add_argument("--version", help="version of the model (default: the server's default)")
+        command.add_argument(
+            "--url", default="http://localhost:8080", help="http(s):// or grpc(s)://host:port (default %(default)s)"
+        )
+        command.add_argument("--ca-file", metavar="FILE", help="PEM file of the certificates to trust")
+        command.add_argument("--deadline-s", default=30.0, type=float, metavar="S", help="seconds it may take (30)")
+        command.add_argument("--json", action="store_true", help="answer in JSON, for programs")
+    return parser
+
+
+def _predict(client: Client, options: argparse.Namespace) -> int:
+    """Ask about pictures; show, and save if asked."""
+    from convscope._report import answer_pictures, predictions_json, predictions_text
+
+    answers = answer_pictures(
+        client,
+        options.pictures,
+        save=options.save,
+        model=options.model,
+        version=options.version,
+        layers=options.layers,
+        top_k=options.top_k,
+        map_dtype=options.map_dtype,
+        pool=options.pool,
+        channels=options.channels,
+    )
+    print(_json(predictions_json(answers)) if options.json else predictions_text(answers))
+    return 1 if any(answer.error is not None for answer in answers) else 0
+
+
+def _card(client: Client, options: argparse.Namespace) -> int:
+    """Show a model's card."""
+    from convscope._report import card_text
+
+    card = client.model_card(options.model, options.version)
+    print(_json(dataclasses.asdict(card)) if options.json else card_text(card))
+    return 0
+
+
+def _ready(client: Client, options: argparse.Namespace) -> int:
+    """Say whether a model answers, and if not, why."""
+    reason = None
+    try:
+        client.model_card(options.model, options.version)
+    except ConvscopeError as error:
+        reason = error
+    if options.json:
+        error_json = None if reason is None else {"code": reason.code, "message": str(reason)}
+        print(_json({"model": options.model, "ready": reason is None, "error": error_json}))
+    elif reason is None:
+        print(f"{options.model} is ready")
+    else:
+        print(f"convscope: {options.model} is not ready: {reason.code}: {_one_line(str(reason))}", file=sys.stderr)
+    return 0 if reason is None else 1
+
+
+def _names(text: str) -> list[str]:
+    """Read `conv1,conv2`."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _channels(text: str) -> int | list[int]:
+    """Read `4`, the four strongest, or `0,3,5`, those."""
+    if "," in text:
+        return [int(number) for number in text.split(",") if number.strip()]
+    return int(text)
+
+
+def _json(answer: object) -> str:
+    return json.dumps(answer, indent=2, ensure_ascii=False)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

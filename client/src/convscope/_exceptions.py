@@ -1,0 +1,193 @@
+"""Every exception the client raises, and which error code becomes which.
+
+The same on REST and gRPC; what httpx or grpc raised is kept as `__cause__`.
+
+    ConvscopeError                    .code
+    ├── TransportError                no answer of the service came back
+    │   ├── ConnectError
+    │   ├── DeadlineExceeded
+    │   └── ProtocolError
+    ├── RequestRejected               the service answered: this cannot be done
+    │   ├── AuthenticationFailed      unauthorized
+    │   ├── BadImage                  bad_image
+    │   ├── BadRequest                bad_request
+    │   ├── ImageTooLarge             image_too_large
+    │   ├── ReplyTooLarge             reply_too_large
+    │   ├── TooManyImages             too_many_images
+    │   ├── UnknownLayer              unknown_layer
+    │   └── WrongChannels             wrong_channels
+    ├── ModelNotFound
+    ├── Overloaded                    .retry_after_s
+    └── ServerError                   internal
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AuthenticationFailed",
+    "BadImage",
+    "BadRequest",
+    "ConnectError",
+    "ConvscopeError",
+    "DeadlineExceeded",
+    "ImageTooLarge",
+    "ModelNotFound",
+    "Overloaded",
+    "ProtocolError",
+    "ReplyTooLarge",
+    "RequestRejected",
+    "ServerError",
+    "TooManyImages",
+    "TransportError",
+    "UnknownLayer",
+    "WrongChannels",
+]
+
+
+class ConvscopeError(Exception):
+    """Anything that went wrong between this client and the service.
+
+    Attributes:
+        code: What went wrong, for programs: snake case, stable.
+    """
+
+    code: str = "error"
+
+
+class TransportError(ConvscopeError):
+    """No answer of the service came back; whether it did the work is not known."""
+
+    code = "transport_error"
+
+
+class ConnectError(TransportError):
+    """No connection could be made, or it broke before the answer was complete."""
+
+    code = "connect_error"
+
+
+class DeadlineExceeded(TransportError):
+    """The answer was not complete within the deadline."""
+
+    code = "deadline_exceeded"
+
+
+class ProtocolError(TransportError):
+    """Something answered, but not in the words of this service: another program, or another version of it."""
+
+    code = "protocol_error"
+
+
+class RequestRejected(ConvscopeError):
+    """The service understood and refused; the same request will be refused again.
+
+    Args:
+        message: For people, as the service put it.
+        code: The service's error code, where no subclass stands for it.
+    """
+
+    code = "rejected"
+
+    def __init__(self, message: str = "", *, code: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+
+
+class AuthenticationFailed(RequestRejected):
+    """The API key is missing, wrong, or not allowed to do this (HTTP 401, 403)."""
+
+    code = "unauthorized"
+
+
+class BadImage(RequestRejected):
+    """The picture's bytes are no PNG, JPEG, WebP or .npy file that can be read."""
+
+    code = "bad_image"
+
+
+class BadRequest(RequestRejected):
+    """An option has a value the service does not take."""
+
+    code = "bad_request"
+
+
+class ImageTooLarge(RequestRejected):
+    """A picture has too many bytes or pixels, or the whole request is over the size limit."""
+
+    code = "image_too_large"
+
+
+class ReplyTooLarge(RequestRejected):
+    """The maps asked for do not fit into one reply; the message says what to ask for instead."""
+
+    code = "reply_too_large"
+
+
+class TooManyImages(RequestRejected):
+    """The request holds more pictures than the model's `limits.max_images`."""
+
+    code = "too_many_images"
+
+
+class UnknownLayer(RequestRejected):
+    """The model has no layer of that name; the message lists those it has."""
+
+    code = "unknown_layer"
+
+
+class WrongChannels(RequestRejected):
+    """An array has another number of channels than the network takes."""
+
+    code = "wrong_channels"
+
+
+class ModelNotFound(ConvscopeError):
+    """The server serves no model of that name, or not that version of it."""
+
+    code = "model_not_found"
+
+
+class Overloaded(ConvscopeError):
+    """The server takes no more work now: its queue is full, it is starting, or it is draining.
+
+    Args:
+        message: For people.
+        retry_after_s: Seconds after which the server asks to be tried again, if it said so.
+        code: `overloaded`, or `draining` while the server shuts down.
+    """
+
+    code = "overloaded"
+
+    def __init__(self, message: str = "", *, retry_after_s: float | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        if code is not None:
+            self.code = code
+
+
+class ServerError(ConvscopeError):
+    """The service failed at its own work; the request was in order."""
+
+    code = "internal"
+
+
+_REJECTIONS = {kind.code: kind for kind in RequestRejected.__subclasses__()}
+
+
+def error_from_code(code: str, message: str) -> ConvscopeError:
+    """Make the exception that stands for an `Error` of the contract.
+
+    Args:
+        code: The error's code; one this client does not know makes a plain `RequestRejected` of that code.
+        message: The error's message.
+
+    Returns:
+        The exception, not raised.
+    """
+    if code == ServerError.code:
+        return ServerError(message)
+    if code == "draining":
+        return Overloaded(message, code=code)
+    kind = _REJECTIONS.get(code)
+    return RequestRejected(message, code=code) if kind is None else kind(message)

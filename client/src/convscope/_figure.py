@@ -1,0 +1,60 @@
+"""A layer's map as a matplotlib figure. The only module that knows matplotlib."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+
+class MapFigure(Figure):
+    """A figure that a notebook shows without pyplot having been imported."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png")
+        return file.getvalue()
+
+
+def draw_map(
+    cells: NDArray[np.float32], channels: Sequence[int], *, title: str, columns: int, tile_inches: float
+) -> Figure:
+    """Draw a map as rows of grey tiles, each scaled to its own least and greatest value.
+
+    Args:
+        cells: (C, h, w), float32, any range.
+        channels: The number of each channel, to stand above its tile.
+        title: Stands above all.
+        columns: Tiles in a row.
+        tile_inches: Width of a tile.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: The map has no height and width, or `columns` is below 1.
+    """
+    if cells.ndim != 3:
+        raise ValueError("this map was pooled to one number a channel; ask without pool=1 to draw it")
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, not {columns}")
+    count, height, width = cells.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    tile_height = tile_inches * min(max(height / width, 0.25), 4.0) + 0.25  # Room for the number above.
+    figure = MapFigure(figsize=(columns * tile_inches, rows * tile_height + 0.4), layout="constrained")
+    figure.suptitle(title)
+    places = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for place in places:
+        place.set_axis_off()
+    for place, tile, channel in zip(places, cells, channels, strict=False):
+        place.imshow(tile, cmap="gray", interpolation="nearest")  # Scales to the tile's own range by itself.
+        place.set_title(str(channel), fontsize="small")
+    return figure

@@ -1,0 +1,175 @@
+"""The gRPC seam: a request as `input["request"]` of TorchServe's `Predictions`.
+
+The only module that knows grpc. One channel, shared between threads.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+
+from convscope._exceptions import (
+    AuthenticationFailed,
+    BadRequest,
+    ConnectError,
+    ConvscopeError,
+    DeadlineExceeded,
+    ImageTooLarge,
+    ModelNotFound,
+    Overloaded,
+    ProtocolError,
+    ReplyTooLarge,
+    ServerError,
+)
+from convscope._transport import API_KEY_HEADER, MAX_MESSAGE_BYTES, USER_AGENT, parse_reply, torchserve_error
+from convscope._wire.inference_pb2 import PredictionResponse, PredictionsRequest
+
+if TYPE_CHECKING:
+    from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
+
+_METHOD = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
+
+# Which of ours stands for which status, where its words (below) do not say more.
+TRANSLATIONS: dict[grpc.StatusCode, type[ConvscopeError]] = {
+    grpc.StatusCode.OK: ProtocolError,
+    grpc.StatusCode.CANCELLED: ImageTooLarge,  # We never cancel; TorchServe does so to a request over its limit.
+    grpc.StatusCode.UNKNOWN: ServerError,
+    grpc.StatusCode.INVALID_ARGUMENT: BadRequest,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.NOT_FOUND: ModelNotFound,
+    grpc.StatusCode.ALREADY_EXISTS: ServerError,
+    grpc.StatusCode.PERMISSION_DENIED: AuthenticationFailed,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.FAILED_PRECONDITION: ServerError,
+    grpc.StatusCode.ABORTED: ServerError,
+    grpc.StatusCode.OUT_OF_RANGE: ServerError,
+    grpc.StatusCode.UNIMPLEMENTED: ProtocolError,
+    grpc.StatusCode.INTERNAL: ServerError,
+    grpc.StatusCode.UNAVAILABLE: ConnectError,
+    grpc.StatusCode.DATA_LOSS: ServerError,
+    grpc.StatusCode.UNAUTHENTICATED: AuthenticationFailed,
+}
+_MESSAGES: dict[type[ConvscopeError], str] = {
+    AuthenticationFailed: "the server refused the API key or the lack of one",
+    DeadlineExceeded: "the deadline passed",
+    ImageTooLarge: "the request is larger than the server's request limit",
+    Overloaded: "the server takes no more work now",
+    ProtocolError: "not a convscope reply: is this a convscope server?",
+    ReplyTooLarge: f"the reply is over this client's limit of {MAX_MESSAGE_BYTES} bytes",
+}
+
+
+class GrpcTransport:
+    """Sends requests over gRPC.
+
+    Args:
+        target: `host:port`.
+        secure: Whether to speak TLS.
+        api_key: Sent as `x-api-key` metadata, if given.
+        ca_file: PEM file of the certificates to trust; None for gRPC's usual ones.
+        use_proxies: Whether to use the proxies of the environment.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        secure: bool = False,
+        api_key: str | None = None,
+        ca_file: str | None = None,
+        use_proxies: bool = True,
+    ) -> None:
+        options = [
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.primary_user_agent", USER_AGENT),
+            ("grpc.enable_http_proxy", int(use_proxies)),
+            # After a refused connection gRPC answers from memory for a while; a caller that waits for a server to
+            # come up must not wait the two minutes it may grow to.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 2000),
+        ]
+        if secure:
+            roots = Path(ca_file).read_bytes() if ca_file is not None else None
+            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(roots), options=options)
+        else:
+            self._channel = grpc.insecure_channel(target, options=options)
+        self._target = target
+        self._metadata = () if api_key is None else ((API_KEY_HEADER, api_key),)
+        self._predictions = self._channel.unary_unary(
+            _METHOD,
+            request_serializer=PredictionsRequest.SerializeToString,
+            response_deserializer=PredictionResponse.FromString,
+        )
+
+    def send(self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float) -> PredictReply:
+        """Send a request and return the reply; see `Transport.send`."""
+        try:
+            response = self._predictions(
+                PredictionsRequest(
+                    model_name=model, model_version=version or "", input={"request": request.SerializeToString()}
+                ),
+                timeout=deadline_s,
+                metadata=self._metadata,
+            )
+        except grpc.RpcError as error:
+            raise translate(error, self._target) from error
+        return parse_reply(response.prediction)
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()
+
+
+def translate(error: grpc.RpcError, target: str) -> ConvscopeError:
+    """Make our exception for one of grpc's.
+
+    Args:
+        error: What grpc raised.
+        target: Whom it was talking to, `host:port`.
+
+    Returns:
+        The exception, not raised.
+    """
+    status: grpc.StatusCode = error.code()
+    details: str = error.details() or ""
+    known = torchserve_error(details)
+    if known is not None:
+        return known
+    kind = _kind_by_words(status, details) or TRANSLATIONS.get(status, ServerError)
+    if kind is ConnectError:
+        return ConnectError(f"no connection to {target}: {details.rpartition('last error: ')[2] or status.name}")
+    said = f"{status.name}: {details.splitlines()[0]}" if details else status.name
+    message = f"{_MESSAGES[kind]} ({said})" if kind in _MESSAGES else said
+    if kind is Overloaded:
+        return Overloaded(message, retry_after_s=_retry_after_s(error))
+    return kind(message)
+
+
+def _kind_by_words(status: grpc.StatusCode, details: str) -> type[ConvscopeError] | None:
+    """Tell apart what one status stands for, by the words that came with it."""
+    if status is grpc.StatusCode.CANCELLED and "hannel closed" in details:
+        return ConnectError  # Another thread closed this client.
+    if status is grpc.StatusCode.INTERNAL and "deserializing" in details:
+        return ProtocolError
+    if status is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+        return ReplyTooLarge if "CLIENT: Received" in details else ImageTooLarge
+    if status is grpc.StatusCode.RESOURCE_EXHAUSTED and "exceeds maximum size" in details:
+        return ImageTooLarge
+    if status is grpc.StatusCode.UNAVAILABLE and "org.pytorch.serve" in details:
+        return ServerError  # TorchServe itself answered: its worker failed.
+    if status is grpc.StatusCode.UNAVAILABLE and "http1.x server" in details:
+        return ProtocolError  # A REST port.
+    if status is grpc.StatusCode.UNAVAILABLE and "upstream" in details:
+        return Overloaded  # The gateway answered: no server behind it takes requests now.
+    return None
+
+
+def _retry_after_s(error: grpc.RpcError) -> float | None:
+    """Return the seconds a server asked to wait, if its trailing metadata say so."""
+    for key, value in error.trailing_metadata() or ():
+        if key == "retry-after" and value.isdigit():
+            return float(value)
+    return None

@@ -1,0 +1,145 @@
+"""Turning what a caller holds - paths, bytes, PIL images, arrays - into the picture files a request carries.
+
+It does not decode encoded pictures: what a file's bytes mean is the service's business. PIL is never imported, its
+images are known by their methods.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+_NPY_MAGIC = b"\x93NUMPY"
+_PNG_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16"})  # What PIL writes as PNG without loss.
+
+
+@runtime_checkable
+class PillowImage(Protocol):
+    """A `PIL.Image.Image`, as far as this module uses it."""
+
+    @property
+    def mode(self) -> str:
+        """PIL's name for the kind of pixels."""
+
+    def convert(self, mode: str) -> PillowImage:
+        """Return the picture with pixels of another kind."""
+
+    def getexif(self) -> Any:
+        """Return the EXIF record, which may be empty."""
+
+    def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
+        """Write the picture as a file."""
+
+
+OnePicture: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | PillowImage
+Picture: TypeAlias = OnePicture | NDArray[Any]
+
+
+class EncodedPictures(NamedTuple):
+    """Picture files in order, and whether the caller asked for a list."""
+
+    files: list[bytes]
+    many: bool
+
+
+def encode_pictures(pictures: Picture | Iterable[Picture]) -> EncodedPictures:
+    """Turn one picture or several into picture files.
+
+    Args:
+        pictures: A picture, or an iterable of them. A picture is a path, the bytes of a file, a PIL image, or an array
+            (H, W) or (H, W, C), uint8 0..255 or float32 0..1. An array (N, H, W, C), or a .npy file of one, is N
+            pictures.
+
+    Returns:
+        One file a picture, and whether there could be several.
+
+    Raises:
+        OSError: A path cannot be read.
+        TypeError: Something is no picture.
+        ValueError: An array has a shape or dtype that is no picture's.
+    """
+    if isinstance(pictures, np.ndarray | str | os.PathLike | bytes | bytearray | memoryview | PillowImage):
+        return _encode(pictures)
+    if not isinstance(pictures, Iterable):
+        raise TypeError(_not_a_picture(pictures))
+    return EncodedPictures([file for picture in pictures for file in _encode(picture).files], many=True)
+
+
+def _encode(picture: Picture) -> EncodedPictures:
+    """Turn one thing, which may be an array of several pictures, into picture files."""
+    if isinstance(picture, np.ndarray):
+        return _encode_array(picture)
+    if isinstance(picture, str | os.PathLike):
+        return _split_npy(Path(picture).read_bytes())
+    if isinstance(picture, bytes | bytearray | memoryview):
+        return _split_npy(bytes(picture))
+    if isinstance(picture, PillowImage):
+        return EncodedPictures([_encode_pillow(picture)], many=False)
+    raise TypeError(_not_a_picture(picture))
+
+
+def _not_a_picture(thing: object) -> str:
+    return (
+        f"a picture is a path, bytes, a PIL image or a numpy array, not {type(thing).__module__}.{type(thing).__name__}"
+    )
+
+
+def _encode_array(array: NDArray[Any]) -> EncodedPictures:
+    """Write an array as .npy, one file for each picture in it.
+
+    Args:
+        array: (H, W), (H, W, C) or (N, H, W, C), uint8 or float32 of any byte order.
+
+    Returns:
+        One file, or N.
+
+    Raises:
+        ValueError: Another shape or dtype.
+    """
+    if array.dtype.newbyteorder("=") not in (np.uint8, np.float32):
+        raise ValueError(
+            f"an array of pictures is uint8 (0..255) or float32 (0..1), not {array.dtype}:"
+            " use .astype(), which does not rescale"
+        )
+    if array.ndim not in (2, 3, 4) or array.size == 0:
+        raise ValueError(f"an array of pictures is (H, W), (H, W, C) or (N, H, W, C), not {array.shape}")
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    if array.ndim < 4:
+        return EncodedPictures([_write_npy(array)], many=False)
+    return EncodedPictures([_write_npy(picture) for picture in array], many=True)
+
+
+def _write_npy(array: NDArray[Any]) -> bytes:
+    """Return an array as a .npy file."""
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def _split_npy(data: bytes) -> EncodedPictures:
+    """Return a file as it is, unless it is a .npy file of several pictures: then one file for each."""
+    if data.startswith(_NPY_MAGIC):
+        try:
+            array = np.load(io.BytesIO(data), allow_pickle=False)
+            if array.ndim == 4:
+                return _encode_array(array)
+        except (ValueError, EOFError, OSError):
+            pass  # Not to be read here; the service says what is wrong with it.
+    return EncodedPictures([data], many=False)
+
+
+def _encode_pillow(picture: PillowImage) -> bytes:
+    """Write a PIL image as PNG, with its EXIF record, so that the service turns it upright as it would the file."""
+    if picture.mode == "F":
+        raise ValueError("a PIL image of mode F has no range: send numpy.asarray(picture) as float32 in 0..1")
+    if picture.mode not in _PNG_MODES:
+        picture = picture.convert("I;16" if picture.mode.startswith("I") else "RGB")
+    file = io.BytesIO()
+    picture.save(file, format="PNG", exif=picture.getexif(), compress_level=1)
+    return file.getvalue()

@@ -1,0 +1,174 @@
+"""Reading a PredictReply into what the caller gets: pure functions, for every kind of client."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from convscope._card import Input, Layer, Limits, ModelCard, Training
+from convscope._exceptions import ConvscopeError, ProtocolError, error_from_code
+from convscope._prediction import ClassScore, Prediction
+from convscope._wire import convscope_pb2 as wire
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_CELLS: dict[int, np.dtype[Any]] = {
+    wire.FLOAT32: np.dtype("<f4"),
+    wire.FLOAT16: np.dtype("<f2"),
+    wire.UINT8: np.dtype("u1"),
+}
+
+
+def read_predictions(reply: wire.PredictReply, count: int) -> list[Prediction]:
+    """Read one prediction a picture.
+
+    Args:
+        reply: What came.
+        count: How many pictures were sent.
+
+    Returns:
+        Predictions in the order sent, some of which may hold an error instead of a result.
+
+    Raises:
+        ConvscopeError: The service refused the request as a whole.
+        ProtocolError: The reply breaks the contract.
+    """
+    if reply.HasField("error") and not reply.results:
+        raise error_from_code(reply.error.code, reply.error.message)
+    if len(reply.results) != count:
+        raise ProtocolError(f"{count} pictures were sent and {len(reply.results)} results came back")
+    return [_prediction(reply, result) for result in reply.results]
+
+
+def _prediction(reply: wire.PredictReply, result: wire.Result) -> Prediction:
+    """Read one picture's result."""
+    maps: dict[str, NDArray[np.float32]] = {}
+    channels: dict[str, tuple[int, ...]] = {}
+    for feature_map in result.maps:
+        cells = read_tensor(feature_map.tensor)
+        if cells.ndim == 0 or (feature_map.channels and len(feature_map.channels) != cells.shape[0]):
+            raise ProtocolError(f"the map of layer {feature_map.layer!r} and its channels do not fit together")
+        maps[feature_map.layer] = cells
+        channels[feature_map.layer] = tuple(feature_map.channels) or tuple(range(cells.shape[0]))
+    error: ConvscopeError | None = None
+    if result.HasField("error"):
+        error = error_from_code(result.error.code, result.error.message)
+    return Prediction(
+        model=reply.model,
+        version=reply.version,
+        engine=reply.engine,
+        device=reply.device,
+        top=[ClassScore(score.index, score.label, score.probability, score.logit) for score in result.top],
+        maps=maps,
+        channels=channels,
+        error=error,
+    )
+
+
+def read_tensor(tensor: wire.Tensor) -> NDArray[np.float32]:
+    """Read a tensor into an array.
+
+    Args:
+        tensor: float32, float16, or uint8 with a scale and an offset a channel.
+
+    Returns:
+        Array of the tensor's shape, float32, read-only. A float32 tensor's bytes are not copied; uint8 cells become
+        offset + scale * cell of their channel.
+
+    Raises:
+        ProtocolError: The bytes do not fill the shape, or the dtype is not one of the three.
+    """
+    shape = tuple(tensor.shape)
+    dtype = _CELLS.get(tensor.dtype)
+    if dtype is None:
+        raise ProtocolError(f"a tensor has the unknown dtype {tensor.dtype}")
+    data = tensor.data
+    if len(data) != math.prod(shape) * dtype.itemsize:
+        raise ProtocolError(f"a tensor of shape {shape} and dtype {dtype} came with {len(data)} bytes")
+    cells: NDArray[Any] = np.frombuffer(data, dtype).reshape(shape)
+    if tensor.dtype == wire.UINT8:
+        if not shape or not len(tensor.scale) == len(tensor.offset) == shape[0]:
+            raise ProtocolError("a uint8 tensor came without a scale and an offset for each channel")
+        by_channel = (-1, *(1 for _ in shape[1:]))  # (C, 1, 1)
+        cells = cells * np.array(tensor.scale, np.float32).reshape(by_channel)
+        cells += np.array(tensor.offset, np.float32).reshape(by_channel)
+    cells = cells.astype(np.float32, copy=False)
+    cells.flags.writeable = False
+    return cells
+
+
+def read_card(reply: wire.PredictReply) -> ModelCard:
+    """Read a model card.
+
+    Args:
+        reply: What came.
+
+    Returns:
+        The card.
+
+    Raises:
+        ConvscopeError: The service answered with an error.
+        ProtocolError: There is no card in the reply.
+    """
+    if reply.HasField("error"):
+        raise error_from_code(reply.error.code, reply.error.message)
+    if not reply.HasField("card"):
+        raise ProtocolError("the model card was asked for and none came back")
+    card = reply.card
+    return ModelCard(
+        model=card.model,
+        version=card.version,
+        description=card.description,
+        architecture=card.architecture,
+        engine=card.engine,
+        device=card.device,
+        classes=tuple(card.classes),
+        input=Input(
+            channels=card.input.channels,
+            height=card.input.height or None,
+            width=card.input.width or None,
+            mean=tuple(card.input.mean),
+            std=tuple(card.input.std),
+        ),
+        layers=tuple(map(_layer, card.layers)),
+        parameters=card.parameters,
+        training=_training(card.training) if card.HasField("training") else None,
+        limits=Limits(
+            max_images=card.limits.max_images,
+            max_image_bytes=card.limits.max_image_bytes,
+            max_image_pixels=card.limits.max_image_pixels,
+            max_reply_bytes=card.limits.max_reply_bytes,
+        ),
+    )
+
+
+def _layer(layer: wire.Layer) -> Layer:
+    """Read one layer of a card."""
+    return Layer(
+        name=layer.name,
+        module=layer.module,
+        shape=tuple(layer.shape),
+        stride=tuple(layer.stride) or None,
+        receptive_field=tuple(layer.receptive_field) or None,
+        receptive_field_start=tuple(layer.receptive_field_start) or None,
+        parameters=layer.parameters,
+        bytes=dict(sorted(layer.bytes.items())),
+    )
+
+
+def _training(training: wire.Training) -> Training:
+    """Read what a card says of the training."""
+    return Training(
+        data=training.data,
+        train_pictures=training.train_pictures,
+        test_pictures=training.test_pictures,
+        epochs=training.epochs,
+        train_accuracy=training.train_accuracy if training.HasField("train_accuracy") else None,
+        test_accuracy=training.test_accuracy if training.HasField("test_accuracy") else None,
+        seconds=training.seconds,
+        machine=training.machine,
+        versions=dict(sorted(training.versions.items())),
+    )

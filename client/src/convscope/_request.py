@@ -1,0 +1,82 @@
+"""Building a PredictRequest out of a caller's options: a pure function, for every kind of client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypeAlias
+
+from convscope._exceptions import ImageTooLarge
+from convscope._transport import MAX_MESSAGE_BYTES
+from convscope._wire.convscope_pb2 import FLOAT16, FLOAT32, UINT8, ChannelSelection, Dtype, PredictRequest
+
+MapDtype: TypeAlias = Literal["float32", "float16", "uint8"]
+Channels: TypeAlias = int | Sequence[int]
+
+_MAP_DTYPES: dict[str, Dtype] = {"float32": FLOAT32, "float16": FLOAT16, "uint8": UINT8}
+_UINT32_MAX = 2**32 - 1
+
+
+def build_request(
+    files: Sequence[bytes],
+    *,
+    layers: str | Iterable[str] = (),
+    top_k: int = 5,
+    map_dtype: MapDtype = "float32",
+    pool: int | None = None,
+    channels: Channels | None = None,
+) -> PredictRequest:
+    """Build the request for some pictures.
+
+    Args:
+        files: Picture files.
+        layers: Public layer names, a single one, or `"all"`; none for scores only.
+        top_k: Classes to return; 0 for all.
+        map_dtype: What the maps travel as.
+        pool: Average each map down to pool x pool cells; 1 for one number a channel.
+        channels: An int n for the n strongest channels, a sequence for those channels.
+
+    Returns:
+        The request.
+
+    Raises:
+        ImageTooLarge: The files together are over what this client sends at once.
+        TypeError: An option is of another type.
+        ValueError: An option is out of range.
+    """
+    if sum(map(len, files)) > MAX_MESSAGE_BYTES - 65536:  # What is left is for the options and the framing.
+        raise ImageTooLarge(f"the pictures together are over this client's limit of {MAX_MESSAGE_BYTES} bytes")
+    if map_dtype not in _MAP_DTYPES:
+        raise ValueError(f"map_dtype must be one of {', '.join(_MAP_DTYPES)}, not {map_dtype!r}")
+    return PredictRequest(
+        pictures=files,
+        layers=[layers] if isinstance(layers, str) else list(layers),
+        top_k=_number("top_k", top_k, least=0),
+        map_dtype=_MAP_DTYPES[map_dtype],
+        pool=None if pool is None else _number("pool", pool, least=1),
+        channels=None if channels is None else _selection(channels),
+    )
+
+
+def build_card_request() -> PredictRequest:
+    """Build the request for a model's card."""
+    return PredictRequest(describe=True)
+
+
+def _selection(channels: Channels) -> ChannelSelection:
+    """Turn the `channels` option into the contract's words."""
+    if isinstance(channels, Iterable):
+        indexes = [_number("channels", index, least=0) for index in channels]
+        if not indexes:
+            raise ValueError("channels must name at least one channel; None means all")
+        return ChannelSelection(indexes=indexes)
+    return ChannelSelection(strongest=_number("channels", channels, least=1))
+
+
+def _number(name: str, value: int, *, least: int) -> int:
+    """Return an option's value, once it is a whole number in range."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    number = value.__index__()
+    if not least <= number <= _UINT32_MAX:
+        raise ValueError(f"{name} must be at least {least}, not {number}" if number < least else f"{name} is too large")
+    return number

@@ -1,0 +1,139 @@
+"""The seam between the client and the network: one method, behind which REST and gRPC are alike.
+
+It does not know what is in a request or a reply. The two implementations are `_rest` and `_grpc`; each is imported
+only when a URL asks for it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import SplitResult, urlsplit
+
+from google.protobuf.message import DecodeError
+
+from convscope._exceptions import ConvscopeError, ModelNotFound, Overloaded, ProtocolError, ServerError
+from convscope._wire.convscope_pb2 import PredictReply
+
+if TYPE_CHECKING:
+    from convscope._wire.convscope_pb2 import PredictRequest
+
+MAX_MESSAGE_BYTES = 512 * 1024 * 1024  # Of a request or a reply; gRPC's own default of 4 MB is less than one large map.
+API_KEY_HEADER = "x-api-key"
+USER_AGENT = "convscope-python"
+_SCHEMES = ("http", "https", "grpc", "grpcs")
+
+
+class Transport(Protocol):
+    """A way to the server. Safe to use from several threads at once."""
+
+    def send(self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float) -> PredictReply:
+        """Send a request and return the reply, which may hold errors of the contract.
+
+        Args:
+            request: What to ask.
+            model: The model's name.
+            version: Its version; None for the server's default.
+            deadline_s: Seconds from now until the reply must be complete.
+
+        Returns:
+            The reply as it came.
+
+        Raises:
+            ConvscopeError: No reply of the contract came; see `_exceptions`.
+        """
+
+    def close(self) -> None:
+        """Close the connections."""
+
+
+def open_transport(url: str, *, api_key: str | None, ca_file: str | None) -> Transport:
+    """Make the transport a URL asks for; nothing is connected yet.
+
+    Args:
+        url: `http://`, `https://`, `grpc://host:port` or `grpcs://host:port`.
+        api_key: Sent with every request as `x-api-key`, if given.
+        ca_file: PEM file of the certificates to trust instead of the usual ones, for `https` and `grpcs`.
+
+    Returns:
+        The transport.
+
+    Raises:
+        ValueError: The URL or the key cannot be used.
+        OSError: `ca_file` cannot be read.
+    """
+    if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable()):
+        raise ValueError("api_key must be printable ASCII text, without line breaks")
+    parts = urlsplit(url)
+    if parts.scheme not in _SCHEMES or not parts.hostname:
+        raise ValueError(f"url must begin with http://, https://, grpc:// or grpcs:// and name a host: {url!r}")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("url must hold no user, query or fragment; a key goes into api_key")
+    if ca_file is not None and parts.scheme not in ("https", "grpcs"):
+        raise ValueError(f"ca_file has no meaning for {parts.scheme}://")
+    use_proxies = not is_loopback(parts.hostname)
+    if parts.scheme in ("http", "https"):
+        from convscope._rest import RestTransport
+
+        return RestTransport(url, api_key=api_key, ca_file=ca_file, use_proxies=use_proxies)
+    from convscope._grpc import GrpcTransport
+
+    return GrpcTransport(
+        _grpc_target(parts, url),
+        secure=parts.scheme == "grpcs",
+        api_key=api_key,
+        ca_file=ca_file,
+        use_proxies=use_proxies,
+    )
+
+
+def _grpc_target(parts: SplitResult, url: str) -> str:
+    """Return `host:port` of a gRPC URL."""
+    if parts.port is None or parts.path not in ("", "/"):
+        raise ValueError(f"a gRPC url is grpc://host:port or grpcs://host:port, without a path: {url!r}")
+    return parts.netloc
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a host is this machine itself, for which proxies of the environment are not used."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def parse_reply(data: bytes) -> PredictReply:
+    """Parse a serialized reply.
+
+    Args:
+        data: The bytes that came.
+
+    Returns:
+        The reply.
+
+    Raises:
+        ProtocolError: They are not a `PredictReply`.
+    """
+    try:
+        return PredictReply.FromString(data)
+    except DecodeError as error:
+        raise ProtocolError("the answer is not a convscope reply: is this a convscope server?") from error
+
+
+def torchserve_error(text: str) -> ConvscopeError | None:
+    """Recognise an answer that TorchServe gave itself, before or instead of our handler.
+
+    Args:
+        text: The message it sent; on gRPC with the name of a Java exception as its last line.
+
+    Returns:
+        The exception, not raised; None if the words are not among those known.
+    """
+    message = text.split("\n", 1)[0]
+    if "Model not found" in text or "does not exist for model" in text:
+        return ModelNotFound(message)
+    if "has no worker to serve" in text:  # Its words for a full queue, too.
+        return Overloaded(message)
+    if "Worker died" in text or "Prediction failed" in text:
+        return ServerError(message)
+    return None
