@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -169,6 +170,9 @@ def _decode_file(data: bytes | bytearray | memoryview, channels: int, *, max_pix
     if channels not in (1, 3):
         raise WrongChannels(f"encoded pictures are grey or RGB, this network takes {channels} channels; send an array")
     name = _sniff(data)
+    if name == "PNG" and data[12:16] == b"IHDR" and len(data) >= 24:  # Pillow tells no size before pixel data.
+        width, height = struct.unpack(">II", data[16:24])
+        _check_pixels(height, width, max_pixels)
     try:
         with Image.open(io.BytesIO(data), formats=[name]) as image:
             _check_pixels(image.height, image.width, max_pixels)

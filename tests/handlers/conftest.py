@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from handlers.images import Preprocessing
+from handlers.networks.cifar import Cifar
+from handlers.networks.edges import Edges
+from handlers.service import Service
+from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, make_service
+
+
+@pytest.fixture(scope="session")
+def network() -> Cifar:
+    torch.manual_seed(0)
+    return Cifar().eval()
+
+
+@pytest.fixture(scope="session")
+def service(network: Cifar) -> Service:
+    return make_service(network, CIFAR_INPUT, CIFAR_CLASSES)
+
+
+@pytest.fixture(scope="session")
+def edges() -> Service:
+    return make_service(Edges().eval(), Preprocessing(1, None, None), ())

@@ -1,0 +1,53 @@
+"""A service in this process, and ways to ask it as each transport does."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+
+from handlers.bundle import Bundle, Limits
+from handlers.images import Preprocessing
+from handlers.reply import Identity
+from handlers.service import Answer, Service
+from handlers.wire import convscope_pb2 as wire
+
+CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR_INPUT = Preprocessing(3, 32, 32, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
+
+
+def make_service(
+    module: torch.nn.Module, preprocessing: Preprocessing, classes: tuple[str, ...], **kwargs: Any
+) -> Service:
+    card = {"architecture": "handlers.networks:Any", "description": "", "training": {}}
+    layers = kwargs.pop("layers", None) or dict(module.layers)
+    archive = Bundle(module.eval(), preprocessing, layers, classes, card)
+    limits = kwargs.pop("limits", Limits(max_reply_bytes=50_000_000))
+    return Service(archive, Identity("cifar", "1.0", "torch-test", "cpu"), limits, **kwargs)
+
+
+def ask_message(service: Service, message: wire.PredictRequest) -> wire.PredictReply:
+    """Ask as gRPC does."""
+    [answer] = service.answer([{"request": bytearray(message.SerializeToString())}], [{}])
+    return wire.PredictReply.FromString(answer.body)
+
+
+def ask_rest(service: Service, row: dict[str, Any], **headers: str) -> Answer:
+    """Ask as REST does, header names written with underscores."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    [answer] = service.answer([row], [{"Host": "localhost", **named}])
+    return answer
+
+
+def ask_json(service: Service, row: dict[str, Any], **headers: str) -> dict[str, Any]:
+    values = json.loads(ask_rest(service, row, **headers).body)
+    assert isinstance(values, dict)
+    return values
+
+
+def cells(feature_map: wire.FeatureMap) -> np.ndarray[Any, Any]:
+    tensor = feature_map.tensor
+    dtype = wire.Dtype.Name(tensor.dtype).lower()
+    return np.frombuffer(tensor.data, dtype).reshape(tuple(tensor.shape))

@@ -1,0 +1,272 @@
+"""Pictures of every kind: the right thing, or a clear error."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from handlers.errors import BadImage, ImageTooLarge, RequestError, TooManyImages, WrongChannels
+from handlers.images import Preprocessing, decode, normalise, stack
+from tests.handlers.support import CIFAR_INPUT
+from tests.pictures import colours, npy, png, saved
+
+ANY_COLOUR = Preprocessing(3, None, None)
+ANY_GREY = Preprocessing(1, None, None)
+
+
+def one(data: bytes, preprocessing: Preprocessing = ANY_COLOUR) -> np.ndarray[Any, Any]:
+    [picture] = decode(data, preprocessing)
+    return picture
+
+
+def png_header(width: int, height: int) -> bytes:
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+def test_a_png_gives_its_own_pixels() -> None:
+    array = colours(height=7, width=5)
+    assert np.array_equal(one(png(array)), array)
+
+
+def test_a_lossless_webp_gives_its_own_pixels() -> None:
+    array = colours(height=7, width=5)
+    assert np.array_equal(one(saved(Image.fromarray(array), "WEBP", lossless=True)), array)
+
+
+def test_a_jpeg_gives_what_pillow_decodes() -> None:
+    data = saved(Image.fromarray(colours()), "JPEG", quality=90)
+    assert np.array_equal(one(data), np.asarray(Image.open(io.BytesIO(data))))
+
+
+def test_a_colour_picture_becomes_grey_for_a_grey_network() -> None:
+    array = colours()
+    expected = np.asarray(Image.fromarray(array).convert("L"))[:, :, np.newaxis]
+    assert np.array_equal(one(png(array), ANY_GREY), expected)
+
+
+def test_a_grey_picture_becomes_colour_for_a_colour_network() -> None:
+    grey = colours()[:, :, 0]
+    assert np.array_equal(one(png(grey)), np.stack([grey] * 3, axis=2))
+
+
+def test_an_opaque_rgba_picture_is_its_colours() -> None:
+    array = colours()
+    rgba = np.dstack([array, np.full((32, 32), 255, np.uint8)])
+    assert np.array_equal(one(png(rgba)), array)
+
+
+def test_transparency_is_laid_over_white() -> None:
+    rgba = np.zeros((2, 2, 4), np.uint8)
+    rgba[0, 0] = (255, 0, 0, 128)
+    picture = one(png(rgba))
+    assert picture[1, 1].tolist() == [255, 255, 255]
+    assert np.abs(picture[0, 0].astype(int) - (255, 127, 127)).max() <= 1
+
+
+def test_a_palette_picture_gives_its_palettes_colours() -> None:
+    image = Image.fromarray(colours()).quantize(16)
+    assert np.array_equal(one(saved(image, "PNG")), np.asarray(image.convert("RGB")))
+
+
+def test_a_transparent_palette_entry_is_white() -> None:
+    image = Image.new("P", (2, 2), 1)
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((0, 0), 0)
+    picture = one(saved(image, "PNG", transparency=0))
+    assert picture[0, 0].tolist() == [255, 255, 255]
+    assert picture[1, 1].tolist() == [40, 50, 60]
+
+
+def test_a_one_bit_picture_is_black_and_white() -> None:
+    image = Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8)).convert("1")
+    assert one(saved(image, "PNG"), ANY_GREY)[:, :, 0].tolist() == [[0, 255], [255, 0]]
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
+    values = np.array([[0, 257, 32896], [65535, 512, 128]], np.uint16)
+    assert one(png(values), ANY_GREY)[:, :, 0].tolist() == [[0, 1, 128], [255, 2, 0]]
+
+
+def test_a_cmyk_jpeg_is_turned_into_colours() -> None:
+    red = Image.new("RGB", (16, 16), (200, 30, 40)).convert("CMYK")
+    picture = one(saved(red, "JPEG", quality=95))
+    assert np.abs(picture.astype(int) - (200, 30, 40)).max() <= 6
+
+
+@pytest.mark.parametrize(
+    ("orientation", "undo"),
+    [
+        (1, None),
+        (2, Image.Transpose.FLIP_LEFT_RIGHT),
+        (3, Image.Transpose.ROTATE_180),
+        (4, Image.Transpose.FLIP_TOP_BOTTOM),
+        (5, Image.Transpose.TRANSPOSE),
+        (6, Image.Transpose.ROTATE_90),
+        (7, Image.Transpose.TRANSVERSE),
+        (8, Image.Transpose.ROTATE_270),
+    ],
+)
+def test_exif_orientation_is_applied(orientation: int, undo: Image.Transpose | None) -> None:
+    upright = Image.fromarray(colours(height=16, width=32))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = upright if undo is None else upright.transpose(undo)
+    assert np.array_equal(one(saved(stored, "PNG", exif=exif)), np.asarray(upright))
+
+
+def test_a_picture_with_damaged_exif_is_shown_unturned() -> None:
+    array = colours()
+    data = saved(Image.fromarray(array), "PNG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
+    assert np.array_equal(one(data), array)
+
+
+def test_a_picture_is_resized_to_the_network() -> None:
+    array = colours(height=64, width=48)
+    expected = np.asarray(Image.fromarray(array).resize((32, 32), Image.Resampling.BILINEAR))
+    assert np.array_equal(one(png(array), CIFAR_INPUT), expected)
+
+
+def test_an_array_is_resized_as_the_same_picture_in_a_file() -> None:
+    array = colours(height=64, width=48)
+    assert np.array_equal(one(npy(array), CIFAR_INPUT), one(png(array), CIFAR_INPUT))
+
+
+def test_a_float_array_is_resized_without_leaving_its_scale() -> None:
+    array = np.full((64, 64, 3), 0.25, np.float32)
+    picture = one(npy(array), CIFAR_INPUT)
+    assert picture.dtype == np.float32
+    assert np.allclose(picture, 0.25)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1), (3, 5, 4, 1)])
+def test_arrays_of_two_three_and_four_axes_are_pictures(shape: tuple[int, ...]) -> None:
+    array = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    pictures = decode(npy(array), ANY_GREY)
+    assert np.array_equal(np.stack(pictures).reshape(shape), array)
+
+
+def test_an_array_in_fortran_order_is_read_right() -> None:
+    array = np.asfortranarray(colours(height=3, width=5))
+    assert np.array_equal(one(npy(array)), array)
+
+
+def test_a_big_endian_array_is_read_right() -> None:
+    array = np.linspace(0, 1, 12, dtype=">f4").reshape(2, 2, 3)
+    picture = one(npy(array))
+    assert picture.dtype == np.float32
+    assert np.array_equal(picture, array.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        pytest.param(b"", BadImage, id="empty"),
+        pytest.param(b"hello, this is text\n", BadImage, id="text"),
+        pytest.param(saved(Image.fromarray(colours()), "JPEG")[:400], BadImage, id="truncated JPEG"),
+        pytest.param(png(colours())[:200], BadImage, id="truncated PNG"),
+        pytest.param(png_header(50_000, 50_000), ImageTooLarge, id="PNG header of 50,000×50,000"),
+        pytest.param(saved(Image.fromarray(colours()), "GIF"), BadImage, id="GIF"),
+        pytest.param(saved(Image.fromarray(colours()), "TIFF"), BadImage, id="TIFF"),
+        pytest.param(npy(np.zeros((0, 4, 3), np.uint8)), BadImage, id="array without a cell"),
+        pytest.param(npy(np.zeros(4, np.uint8)), BadImage, id="array of one axis"),
+        pytest.param(npy(np.zeros((4, 4, 3))), BadImage, id="float64 array"),
+        pytest.param(npy(np.full((4, 4, 3), np.nan, np.float32)), BadImage, id="array of NaN"),
+        pytest.param(npy(np.zeros((4, 4, 1), np.uint8)), WrongChannels, id="array of one channel"),
+        pytest.param(npy(np.zeros((4, 4), np.uint8)), WrongChannels, id="array of no channel axis"),
+        pytest.param(npy(np.zeros((4, 4, 4), np.uint8)), WrongChannels, id="array of four channels"),
+        pytest.param(npy(np.zeros((4, 4, 3), np.uint8))[:-1], BadImage, id="array cut short"),
+        pytest.param(npy(np.zeros((4, 4, 3), np.uint8))[:20], BadImage, id="array header cut short"),
+        pytest.param(npy(np.array([[{}]], dtype=object), allow_pickle=True), BadImage, id="pickled array"),
+        pytest.param(npy(np.zeros((65, 1, 1, 3), np.uint8)), TooManyImages, id="array of 65 pictures"),
+        pytest.param(npy(np.zeros((5000, 4000, 3), np.uint8))[:128] + bytes(10), BadImage, id="array header that lies"),
+    ],
+)
+def test_what_is_no_picture_gets_its_error(data: bytes, error: type[RequestError]) -> None:
+    with pytest.raises(error) as caught:
+        decode(data, ANY_COLOUR)
+    assert "0x" not in caught.value.message
+
+
+def test_bytes_and_pixels_have_limits() -> None:
+    data = png(colours())
+    with pytest.raises(ImageTooLarge, match="bytes"):
+        decode(data, ANY_COLOUR, max_bytes=len(data) - 1)
+    with pytest.raises(ImageTooLarge, match="pixels"):
+        decode(data, ANY_COLOUR, max_pixels=32 * 32 - 1)
+    with pytest.raises(ImageTooLarge, match="pixels"):
+        decode(npy(colours()), ANY_COLOUR, max_pixels=32 * 32 - 1)
+    assert len(decode(data, ANY_COLOUR, max_bytes=len(data), max_pixels=32 * 32)) == 1
+
+
+def test_a_network_of_two_channels_takes_arrays_only() -> None:
+    two = Preprocessing(2, None, None)
+    assert one(npy(np.zeros((3, 3, 2), np.uint8)), two).shape == (3, 3, 2)
+    with pytest.raises(WrongChannels, match="send an array"):
+        decode(png(colours()), two)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_damage_anywhere_is_a_picture_or_a_clear_error(data: st.DataObject) -> None:
+    whole = bytearray(data.draw(st.sampled_from(_SEEDS)))
+    for position, byte in data.draw(
+        st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), max_size=8)
+    ):
+        whole[position] = byte
+    cut = data.draw(st.integers(0, len(whole)))
+    try:
+        pictures = decode(bytes(whole[:cut]), ANY_COLOUR)
+    except RequestError as error:
+        assert error.code in ("bad_image", "image_too_large", "wrong_channels", "too_many_images")  # noqa: PT017
+    else:
+        assert all(picture.ndim == 3 and picture.shape[2] == 3 for picture in pictures)
+
+
+_SEEDS = [
+    png(colours(height=8, width=8)),
+    saved(Image.fromarray(colours(height=8, width=8)), "JPEG"),
+    saved(Image.fromarray(colours(height=8, width=8)), "WEBP"),
+    npy(colours(height=8, width=8)),
+]
+
+
+@settings(deadline=None)
+@given(array=hnp.arrays(np.uint8, (2, 4, 5, 3)))
+def test_normalising_is_scaling_subtracting_and_dividing(array: np.ndarray[Any, Any]) -> None:
+    values = normalise(torch.from_numpy(array).permute(0, 3, 1, 2), CIFAR_INPUT)
+    mean = torch.tensor(CIFAR_INPUT.mean).view(1, 3, 1, 1)
+    std = torch.tensor(CIFAR_INPUT.std).view(1, 3, 1, 1)
+    expected = (torch.from_numpy(array).permute(0, 3, 1, 2).float() / 255 - mean) / std
+    assert torch.equal(values, expected)
+    assert values.is_contiguous()
+
+
+def test_uint8_and_float_pictures_stack_to_the_same_tensor() -> None:
+    array = colours()
+    both = stack([array, array.astype(np.float32) / 255], CIFAR_INPUT)
+    assert torch.equal(both[0], both[1])
+    assert torch.equal(both[:1], stack([array], CIFAR_INPUT))
+
+
+def test_preprocessing_survives_json() -> None:
+    assert Preprocessing.from_dict(CIFAR_INPUT.to_dict()) == CIFAR_INPUT
+    assert Preprocessing.from_dict(ANY_GREY.to_dict()) == ANY_GREY
+
+
+@pytest.mark.parametrize(
+    "values", [(0, 32, 32), (3, 32, None), (3, 32, 32, (0.5,), (0.5,)), (1, 32, 32, (0.5,), (0.0,))]
+)
+def test_preprocessing_that_contradicts_itself_is_refused(values: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError, match=r"must|need"):
+        Preprocessing(*values)
