@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from convscope import __version__
 from convscope._exceptions import ConvscopeError
+from convscope._table import printable
 
 if TYPE_CHECKING:
     from convscope._client import Client
@@ -168,4 +169,4 @@ def _json(answer: object) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))

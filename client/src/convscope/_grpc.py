@@ -160,7 +160,7 @@ def _kind_by_words(status: grpc.StatusCode, details: str) -> type[ConvscopeError
         return ImageTooLarge
     if status is grpc.StatusCode.UNAVAILABLE and "org.pytorch.serve" in details:
         return ServerError  # TorchServe itself answered: its worker failed.
-    if status is grpc.StatusCode.UNAVAILABLE and "http1.x server" in details:
+    if status is grpc.StatusCode.UNAVAILABLE and "Failed parsing HTTP/2" in details:
         return ProtocolError  # A REST port.
     if status is grpc.StatusCode.UNAVAILABLE and "upstream" in details:
         return Overloaded  # The gateway answered: no server behind it takes requests now.

@@ -190,7 +190,7 @@ def card_text(card: ModelCard) -> str:
         ("network", f"{card.architecture}, {card.parameters:,} parameters"),
         ("runs on", f"{card.device} ({card.engine})"),
         ("input", f"{card.input.channels} channel{'s' * (card.input.channels != 1)}, {size}"),
-        ("normalised", f"mean {_numbers(card.input.mean)}, std {_numbers(card.input.std)}" if card.input.mean else "no"),
+        ("normalised", _normalisation(card)),
         ("classes", ", ".join(card.classes) or "none"),
         ("limits", f"{card.limits.max_images} pictures a request, {card.limits.max_image_bytes:,} bytes and"
          f" {card.limits.max_image_pixels:,} pixels a picture, {card.limits.max_reply_bytes:,} bytes a reply"),
@@ -220,6 +220,12 @@ def card_text(card: ModelCard) -> str:
     width = max(len(name) for name, _ in facts)
     lines = [f"{name:<{width}}  {printable(value)}" for name, value in facts if value]
     return "\n".join(lines) + "\n\n" + format_table(header, layers, right=(6, 7))
+
+
+def _normalisation(card: ModelCard) -> str:
+    if not card.input.mean:
+        return "no"
+    return f"mean {_numbers(card.input.mean)}, std {_numbers(card.input.std)}"
 
 
 def _pair(pair: tuple[int, ...] | None) -> str:

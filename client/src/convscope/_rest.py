@@ -38,7 +38,7 @@ _PROTOBUF = "application/x-protobuf"
 _TIMEOUTS = ("connect", "read", "write", "pool")
 
 # Which of ours stands for which of httpx's; the nearest ancestor counts.
-TRANSLATIONS: dict[type[httpx.HTTPError], type[TransportError]] = {
+TRANSLATIONS: dict[type[Exception], type[TransportError]] = {
     httpx.TimeoutException: DeadlineExceeded,
     httpx.NetworkError: ConnectError,
     httpx.ProxyError: ConnectError,
@@ -46,6 +46,8 @@ TRANSLATIONS: dict[type[httpx.HTTPError], type[TransportError]] = {
     httpx.DecodingError: ProtocolError,
     httpx.TooManyRedirects: ProtocolError,
     httpx.UnsupportedProtocol: ProtocolError,
+    httpx.InvalidURL: ProtocolError,
+    httpx.StreamError: ConnectError,  # Another thread closed this client.
     httpx.HTTPError: TransportError,
 }
 
@@ -125,11 +127,11 @@ def _translated(url: str) -> Iterator[None]:
     """Turn what httpx raises into our own exceptions."""
     try:
         yield
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
         raise translate(error, url) from error
 
 
-def translate(error: httpx.HTTPError, url: str) -> TransportError:
+def translate(error: Exception, url: str) -> TransportError:
     """Make our exception for one of httpx's.
 
     Args:

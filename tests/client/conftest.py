@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from convscope import Client
+
+from tests.client.stand_in import StandIn, serve
+
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "grpc_proxy", "no_grpc_proxy")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*PROXIES, *map(str.upper, PROXIES), "CONVSCOPE_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def running() -> Iterator[StandIn]:
+    with serve() as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def stand_in(running: StandIn) -> StandIn:
+    running.requests.clear()
+    running.keys.clear()
+    running.connections.clear()
+    return running
+
+
+@pytest.fixture(params=["rest", "grpc"])
+def url(request: pytest.FixtureRequest, stand_in: StandIn) -> str:
+    return stand_in.rest_url if request.param == "rest" else stand_in.grpc_url
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Client]:
+    with Client(url) as client:
+        yield client

@@ -1,0 +1,274 @@
+"""A small real server that speaks the contract on both transports, in place of TorchServe.
+
+What it answers is computed from the request, so that a client that mixes pictures, options or transports up is found
+out. Some model names stand for a mishap, with the words TorchServe 0.12 was seen to use for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import ssl
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+import numpy as np
+from convscope._wire import convscope_pb2 as wire
+from convscope._wire.inference_pb2 import PredictionResponse, PredictionsRequest
+
+LAYERS = {"conv1": (4, 6, 5), "conv2": (3, 2, 2)}
+CLASSES = [f"class {number}" for number in range(10)]
+STATUS = {"internal": 500, "draining": 503, "image_too_large": 413, "too_many_images": 413, "reply_too_large": 413}
+FULL = 'Model "full" Version 1.0 has no worker to serve inference request. Please use scale workers API to add workers.'
+
+# Model name: HTTP status, TorchServe's type and message on REST; status and details on gRPC.
+MISHAPS: dict[str, tuple[int, str, str, grpc.StatusCode, str]] = {
+    "missing": (
+        404,
+        "ModelNotFoundException",
+        "Model not found: missing",
+        grpc.StatusCode.INTERNAL,
+        "Model not found: missing\norg.pytorch.serve.archive.model.ModelNotFoundException",
+    ),
+    "old": (
+        404,
+        "ModelVersionNotFoundException",
+        "Model version: 9 does not exist for model: old",
+        grpc.StatusCode.INTERNAL,
+        "Model version: 9 does not exist for model: old\norg.pytorch.serve.archive.model.ModelVersionNotFoundException",
+    ),
+    "full": (
+        503,
+        "ServiceUnavailableException",
+        FULL,
+        grpc.StatusCode.INTERNAL,
+        f"{FULL}\nInternalServerException.()",
+    ),
+    "died": (
+        500,
+        "InternalServerException",
+        "Worker died.",
+        grpc.StatusCode.INTERNAL,
+        "Worker died.\norg.pytorch.serve.http.InternalServerException",
+    ),
+    "failed": (
+        503,
+        "InternalServerException",
+        "Prediction failed",
+        grpc.StatusCode.UNAVAILABLE,
+        "Prediction failed\norg.pytorch.serve.http.InternalServerException",
+    ),
+}
+
+
+def fetch_maps(picture: bytes, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The map of a picture: any numbers that no other picture has."""
+    seed = int.from_bytes(hashlib.sha256(picture).digest()[:8], "little")
+    return np.random.default_rng(seed).normal(size=shape).astype("<f4")
+
+
+def encode_tensor(cells: np.ndarray[Any, Any], dtype: int) -> wire.Tensor:
+    if dtype == wire.FLOAT16:
+        return wire.Tensor(dtype=wire.FLOAT16, shape=cells.shape, data=cells.astype("<f2").tobytes())
+    if dtype == wire.UINT8:
+        rows = cells.reshape(len(cells), -1)
+        offset = rows.min(axis=1)
+        scale = (rows.max(axis=1) - offset) / np.float32(255)
+        quantised = np.rint((rows - offset[:, None]) / np.where(scale == 0, 1, scale)[:, None]).astype("u1")
+        return wire.Tensor(dtype=wire.UINT8, shape=cells.shape, data=quantised.tobytes(), scale=scale, offset=offset)
+    return wire.Tensor(dtype=wire.FLOAT32, shape=cells.shape, data=cells.tobytes())
+
+
+def answer_picture(picture: bytes, request: wire.PredictRequest) -> wire.Result:
+    if picture.startswith(b"bad"):
+        return wire.Result(error=wire.Error(code="bad_image", message=f"not a picture: {picture!r}"))
+    result = wire.Result()
+    logits = fetch_maps(picture, (len(CLASSES),))
+    probabilities = np.exp(logits) / np.exp(logits).sum()
+    for index in np.argsort(-logits)[: (request.top_k or None) if request.HasField("top_k") else 5]:
+        result.top.add(index=index, label=CLASSES[index], probability=probabilities[index], logit=logits[index])
+    for layer in LAYERS if list(request.layers) == ["all"] else request.layers:
+        cells = fetch_maps(picture, LAYERS[layer])
+        chosen: list[int] = []
+        if request.HasField("channels"):
+            strongest = np.argsort(-cells.mean(axis=(1, 2)))[: request.channels.strongest]
+            chosen = list(request.channels.indexes) or [int(channel) for channel in strongest]
+            cells = cells[chosen]
+        if request.HasField("pool"):
+            cells = cells.mean(axis=(1, 2)) if request.pool == 1 else cells[:, : request.pool, : request.pool]
+        tensor = encode_tensor(np.ascontiguousarray(cells), request.map_dtype)
+        result.maps.add(layer=layer, tensor=tensor, channels=chosen)
+    return result
+
+
+def describe(model: str, version: str) -> wire.ModelCard:
+    return wire.ModelCard(
+        model=model,
+        version=version,
+        description="stands in",
+        architecture="somewhere:Network",
+        engine="stand-in-1",
+        device="cpu",
+        classes=CLASSES,
+        input=wire.Input(channels=3, height=32, width=32, mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25]),
+        layers=[
+            wire.Layer(
+                name="conv1",
+                module="relu1",
+                shape=LAYERS["conv1"],
+                stride=[1, 1],
+                receptive_field=[3, 3],
+                receptive_field_start=[-1, -1],
+                parameters=448,
+                bytes={"float32": 480, "uint8": 120},
+            ),
+            wire.Layer(name="conv2", module="conv2", shape=LAYERS["conv2"], parameters=12),
+        ],
+        parameters=1000,
+        training=wire.Training(
+            data="pictures", train_pictures=50, test_pictures=10, epochs=5, test_accuracy=0.75, seconds=1.5, machine="m"
+        ),
+        limits=wire.Limits(max_images=64, max_image_bytes=1000, max_image_pixels=2000, max_reply_bytes=3000),
+    )
+
+
+def answer(model: str, version: str, request: wire.PredictRequest) -> wire.PredictReply:
+    """What the handler would answer."""
+    version = version or "1.0"
+    reply = wire.PredictReply(model=model, version=version, engine="stand-in-1", device="cpu")
+    unknown = set(request.layers) - set(LAYERS) - {"all"}
+    if model.startswith("error-"):
+        reply.error.CopyFrom(wire.Error(code=model.removeprefix("error-"), message="as asked for"))
+    elif request.describe:
+        reply.card.CopyFrom(describe(model, version))
+    elif unknown:
+        message = f"no layer {unknown.pop()!r}; there are: conv1, conv2"
+        reply.error.CopyFrom(wire.Error(code="unknown_layer", message=message))
+    else:
+        reply.results.extend(answer_picture(picture, request) for picture in request.pictures)
+        if all(result.HasField("error") for result in reply.results):
+            reply.error.CopyFrom(reply.results[0].error)
+        if model == "miscounting":
+            del reply.results[0]
+    return reply
+
+
+class StandIn:
+    """Both servers, what they were asked, and a way to hold requests to the model `slow` back."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str, wire.PredictRequest]] = []
+        self.keys: list[str | None] = []
+        self.connections: set[tuple[str, int]] = set()
+        self.release = threading.Event()
+        self.rest_url = ""
+        self.grpc_url = ""
+
+    def take(self, model: str, version: str, data: bytes, key: str | None) -> wire.PredictReply:
+        request = wire.PredictRequest.FromString(data)
+        self.requests.append((model, version, request))
+        self.keys.append(key)
+        if model == "slow":
+            self.release.wait(30)
+        return answer(model, version, request)
+
+
+def make_http_handler(stand_in: StandIn) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            stand_in.connections.add(self.client_address)
+            body = self.rfile.read(int(self.headers["content-length"]))
+            model, _, version = self.path.removeprefix("/predictions/").partition("/")
+            model, version = unquote(model), unquote(version)
+            if model in MISHAPS:
+                status, kind, message, *_ = MISHAPS[model]
+                error = json.dumps({"code": status, "type": kind, "message": message}, indent=2)
+                return self.reply(status, "application/json", error.encode())
+            if model == "stranger":
+                return self.reply(200, "text/html", b"<html>Welcome</html>")
+            if model == "babbler":
+                return self.reply(200, "application/x-protobuf", b"\xff\xff\xff")
+            reply = stand_in.take(model, version, body, self.headers.get("x-api-key"))
+            status = 200
+            if reply.HasField("error"):
+                status = STATUS.get(reply.error.code, 400)
+            return self.reply(status, "application/x-protobuf", reply.SerializeToString())
+
+        def reply(self, status: int, content_type: str, body: bytes) -> None:
+            with contextlib.suppress(ConnectionError):  # A client whose deadline passed is gone.
+                self.send_response(status)
+                self.send_header("content-type", content_type)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    return Handler
+
+
+class GrpcHandler(grpc.GenericRpcHandler):  # type: ignore[misc]
+    def __init__(self, stand_in: StandIn) -> None:
+        self.stand_in = stand_in
+
+    def service(self, details: Any) -> Any:
+        if details.method != "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions":
+            return None
+        return grpc.unary_unary_rpc_method_handler(
+            self.predict, PredictionsRequest.FromString, PredictionResponse.SerializeToString
+        )
+
+    def predict(self, request: PredictionsRequest, context: grpc.ServicerContext) -> PredictionResponse:
+        self.stand_in.connections.add((context.peer(), 0))
+        if request.model_name in MISHAPS:
+            *_, status, details = MISHAPS[request.model_name]
+            context.abort(status, details)
+        if request.model_name in ("stranger", "babbler"):
+            return PredictionResponse(prediction=b"\xff\xff\xff")
+        assert set(request.input) == {"request"}
+        key = dict(context.invocation_metadata()).get("x-api-key")
+        reply = self.stand_in.take(request.model_name, request.model_version, request.input["request"], key)
+        return PredictionResponse(prediction=reply.SerializeToString())
+
+
+@contextlib.contextmanager
+def serve(certificate: tuple[str, str] | None = None) -> Iterator[StandIn]:
+    """Run both servers on free ports of the loopback; with TLS if given (certificate file, key file)."""
+    stand_in = StandIn()
+    http = ThreadingHTTPServer(("127.0.0.1", 0), make_http_handler(stand_in))
+    http.daemon_threads = True
+    rpc = grpc.server(
+        ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
+    )
+    rpc.add_generic_rpc_handlers((GrpcHandler(stand_in),))
+    if certificate is None:
+        stand_in.rest_url = f"http://127.0.0.1:{http.server_port}"
+        stand_in.grpc_url = f"grpc://127.0.0.1:{rpc.add_insecure_port('127.0.0.1:0')}"
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        http.socket = context.wrap_socket(http.socket, server_side=True)
+        chain, key = (open(path, "rb").read() for path in certificate)  # noqa: PTH123, SIM115
+        credentials = grpc.ssl_server_credentials([(key, chain)])
+        stand_in.rest_url = f"https://localhost:{http.server_port}"
+        stand_in.grpc_url = f"grpcs://localhost:{rpc.add_secure_port('127.0.0.1:0', credentials)}"
+    rpc.start()
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield stand_in
+    finally:
+        stand_in.release.set()
+        http.shutdown()
+        http.server_close()
+        rpc.stop(None).wait(10)
+        thread.join(10)

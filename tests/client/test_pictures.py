@@ -1,0 +1,161 @@
+"""What a caller may hold, and what is sent of it."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import convscope
+import numpy as np
+import pytest
+from convscope import _pictures
+from convscope._pictures import encode_pictures
+from PIL import Image
+
+
+def read_npy(file: bytes) -> np.ndarray:
+    return np.load(io.BytesIO(file), allow_pickle=False)
+
+
+def write_npy(array: np.ndarray, *, allow_pickle: bool = False) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=allow_pickle)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_bytes_are_sent_as_they_are(kind):
+    assert encode_pictures(kind(b"\x89PNG...")) == ([b"\x89PNG..."], False)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3)])
+def test_an_array_is_sent_as_npy(dtype: str, shape: tuple[int, ...]):
+    array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    files, many = encode_pictures(array)
+    assert not many
+    [sent] = map(read_npy, files)
+    assert sent.dtype == array.dtype
+    assert np.array_equal(sent, array)
+
+
+def test_an_array_of_four_axes_is_sent_as_several_pictures():
+    array = np.random.default_rng(0).random((3, 4, 5, 1), np.float32)
+    files, many = encode_pictures(array)
+    assert many
+    assert np.array_equal(np.stack([read_npy(file) for file in files]), array)
+
+
+def test_a_npy_file_of_four_axes_is_sent_as_several_pictures(tmp_path: Path):
+    array = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
+    np.save(tmp_path / "two.npy", array)
+    assert encode_pictures(tmp_path / "two.npy") == encode_pictures(array)
+    assert len(encode_pictures([tmp_path / "two.npy", b"three"]).files) == 3
+
+
+@pytest.mark.parametrize("ruin", [lambda file: file[:20], lambda file: file[:-1], lambda file: file[:8] + b"\xff" * 40])
+def test_a_ruined_npy_file_is_left_to_the_service(ruin):
+    file = ruin(write_npy(np.zeros((2, 4, 5, 3), np.uint8)))
+    assert encode_pictures(file) == ([file], False)
+
+
+def test_a_pickle_in_a_npy_file_is_not_opened():
+    file = write_npy(np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    assert encode_pictures(file) == ([file], False)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        pytest.param(np.arange(60, dtype=">f4").reshape(4, 5, 3), id="big-endian"),
+        pytest.param(np.asfortranarray(np.arange(60, dtype=np.uint8).reshape(4, 5, 3)), id="fortran"),
+        pytest.param(np.arange(120, dtype=np.uint8).reshape(4, 10, 3)[:, ::2], id="strided"),
+    ],
+)
+def test_an_array_is_sent_in_the_contracts_order(array: np.ndarray):
+    [file] = encode_pictures(array).files
+    assert b"'fortran_order': False" in file
+    assert b"'>f4'" not in file
+    assert np.array_equal(read_npy(file), array)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "int64", "bool", "uint16", "object", "complex64"])
+def test_an_array_of_another_dtype_is_refused_by_name(dtype: str):
+    with pytest.raises(ValueError, match=rf"uint8 .* or float32 .*, not {dtype}"):
+        encode_pictures(np.zeros((4, 5), dtype))
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (1, 1, 4, 5, 3), (0, 4, 5, 3), (0, 5)])
+def test_an_array_of_another_shape_is_refused(shape: tuple[int, ...]):
+    with pytest.raises(ValueError, match=r"is \(H, W\), \(H, W, C\) or \(N, H, W, C\)"):
+        encode_pictures(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("thing", [7, None, [7], [None], [[b"nested"]], 1.5])
+def test_what_is_no_picture_is_a_type_error_that_says_what_is(thing):
+    with pytest.raises(TypeError, match="a picture is a path, bytes, a PIL image or a numpy array, not"):
+        encode_pictures(thing)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_a_pil_image_is_sent_as_a_png_of_its_mode(mode: str):
+    image = Image.new("RGB", (5, 4), (200, 10, 30)).convert(mode if mode != "I;16" else "L").convert(mode)
+    files, many = encode_pictures(image)
+    assert not many
+    sent = Image.open(io.BytesIO(files[0]))
+    assert sent.format == "PNG"
+    assert sent.size == (5, 4)
+    assert np.array_equal(np.asarray(sent.convert("RGB")), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV"])
+def test_a_pil_image_that_png_cannot_hold_is_sent_as_colour(mode: str):
+    image = Image.new("RGB", (5, 4), (200, 10, 30)).convert(mode)
+    [file] = encode_pictures(image).files
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(file))), np.asarray(image.convert("RGB")))
+
+
+def test_a_pil_image_of_wide_integers_keeps_its_sixteen_bits():
+    image = Image.fromarray(np.array([[0, 300], [40000, 65535]], np.int32))
+    assert image.mode == "I"
+    [file] = encode_pictures(image).files
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(file))), [[0, 300], [40000, 65535]])
+
+
+def test_a_pil_image_without_a_range_is_refused():
+    with pytest.raises(ValueError, match="mode F"):
+        encode_pictures(Image.new("F", (5, 4)))
+
+
+def test_a_pil_image_keeps_which_side_is_up():
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: turn by a quarter.
+    Image.new("RGB", (5, 4)).save(file, "JPEG", exif=exif)
+    [sent] = encode_pictures(Image.open(file)).files
+    assert Image.open(io.BytesIO(sent)).getexif()[0x0112] == 6
+
+
+def test_pictures_are_encoded_without_importing_pil():
+    program = (
+        "import sys, numpy; from convscope._pictures import encode_pictures;"
+        "encode_pictures([b'x', numpy.zeros((2, 2), 'u1')]); assert 'PIL' not in sys.modules"
+    )
+    root = Path(convscope.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": str(root)})
+
+
+def test_pictures_over_the_clients_limit_are_refused_before_they_are_sent(monkeypatch: pytest.MonkeyPatch):
+    from convscope import _request
+
+    monkeypatch.setattr(_request, "MAX_MESSAGE_BYTES", 65536 + 10)
+    assert _request.build_request([b"x" * 5, b"x" * 5])
+    with pytest.raises(convscope.ImageTooLarge, match="limit"):
+        _request.build_request([b"x" * 5, b"x" * 6])
+
+
+def test_the_protocol_is_what_pil_images_have():
+    assert isinstance(Image.new("L", (1, 1)), _pictures.PillowImage)
+    assert not isinstance(Path("cat.png"), _pictures.PillowImage)
