@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -257,7 +258,7 @@ def serve(certificate: tuple[str, str] | None = None) -> Iterator[StandIn]:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*certificate)
         http.socket = context.wrap_socket(http.socket, server_side=True)
-        chain, key = (open(path, "rb").read() for path in certificate)  # noqa: PTH123, SIM115
+        chain, key = (Path(path).read_bytes() for path in certificate)
         credentials = grpc.ssl_server_credentials([(key, chain)])
         stand_in.rest_url = f"https://localhost:{http.server_port}"
         stand_in.grpc_url = f"grpcs://localhost:{rpc.add_secure_port('127.0.0.1:0', credentials)}"

@@ -122,7 +122,8 @@ def test_a_figure_has_a_numbered_tile_a_channel_scaled_to_its_own_range():
 def test_a_figure_can_be_saved_and_shows_itself_without_pyplot(tmp_path: Path):
     figure = make_prediction().figure("conv1")
     figure.savefig(tmp_path / "conv1.png")
-    assert Image.open(tmp_path / "conv1.png").width > 500
+    with Image.open(tmp_path / "conv1.png") as image:
+        assert image.width > 500
     assert Image.open(io.BytesIO(figure._repr_png_())).format == "PNG"
 
 
@@ -169,7 +170,8 @@ def test_a_saved_prediction_can_be_read_back(tmp_path: Path):
     with np.load(folder / "maps.npz", allow_pickle=False) as maps:
         assert np.array_equal(maps["conv1"], CELLS)
         assert np.array_equal(maps["conv2"], pooled)
-    assert np.array_equal(np.asarray(Image.open(folder / "conv1.png")), tile_grid(CELLS))
+    with Image.open(folder / "conv1.png") as image:
+        assert np.array_equal(np.asarray(image), tile_grid(CELLS))
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     assert manifest["versions"].keys() == {"convscope", "numpy", "python"}
     del manifest["versions"]
@@ -207,7 +209,7 @@ def test_saving_refuses_a_directory_that_exists_and_leaves_it_alone(tmp_path: Pa
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=repr)
 def test_saving_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error):
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         assert (tmp_path / "cat" / "maps.npz").exists()
         raise error
 

@@ -71,6 +71,7 @@ def open_transport(url: str, *, api_key: str | None, ca_file: str | None) -> Tra
         raise ValueError("url must hold no user, query or fragment; a key goes into api_key")
     if ca_file is not None and parts.scheme not in ("https", "grpcs"):
         raise ValueError(f"ca_file has no meaning for {parts.scheme}://")
+    _ = parts.port  # Raises ValueError where it is no port.
     use_proxies = not is_loopback(parts.hostname)
     if parts.scheme in ("http", "https"):
         from convscope._rest import RestTransport

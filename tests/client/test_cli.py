@@ -1,0 +1,246 @@
+"""The command line: what it prints, and with which exit status it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import convscope
+import numpy as np
+import pytest
+from convscope._cli import main
+from convscope._table import format_table
+from convscope._wire import convscope_pb2 as wire
+
+from tests.client.stand_in import LAYERS, StandIn, fetch_maps
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cat.png").write_bytes(b"cat")
+    (tmp_path / "dog.jpg").write_bytes(b"dog")
+    (tmp_path / "torn.png").write_bytes(b"bad")
+    return tmp_path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    status = main(arguments)
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def test_scores_are_shown_as_a_table(capsys, url: str, pictures: Path):
+    status, out, err = run(capsys, "predict", "cat.png", "dog.jpg", "--model", "cifar", "--top-k", "2", "--url", url)
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "cifar 1.0 (stand-in-1, cpu)"
+    assert lines[2].split() == ["picture", "class", "index", "probability", "logit"]
+    logits = fetch_maps(b"cat", (10,))
+    best = int(logits.argmax())
+    assert lines[3].split()[:4] == ["cat.png", "class", str(best), str(best)]
+    assert lines[3].split()[5] == f"{logits.max():.3f}"
+    assert lines[4].startswith("         ")
+    assert lines[5].startswith("dog.jpg")
+    assert len(lines) == 7
+    assert len({len(line) for line in lines[2:]}) == 1
+
+
+def test_maps_are_summed_up(capsys, url: str, pictures: Path):
+    options = ["--model", "cifar", "--layers", "conv1, conv2", "--channels", "2,1", "--url", url]
+    status, out, _ = run(capsys, "predict", "cat.png", *options)
+    assert status == 0
+    cells = fetch_maps(b"cat", LAYERS["conv1"])[[2, 1]]
+    [row] = [line for line in out.splitlines() if "conv1" in line]
+    assert row.split() == [
+        "cat.png",
+        "conv1",
+        "2×6×5",
+        "2",
+        *(f"{n:.4g}" for n in (cells.min(), cells.mean(), cells.max())),
+    ]
+
+
+def test_every_option_reaches_the_server(capsys, stand_in: StandIn, pictures: Path):
+    options = ["--model", "cifar", "--version", "2", "--layers", "all", "--top-k", "0"]
+    options += ["--map-dtype", "uint8", "--pool", "2", "--channels", "2"]
+    status, *_ = run(capsys, "predict", "cat.png", *options, "--url", stand_in.grpc_url)
+    assert status == 0
+    [(model, version, request)] = stand_in.requests
+    assert (model, version) == ("cifar", "2")
+    assert request == wire.PredictRequest(
+        pictures=[b"cat"],
+        layers=["all"],
+        top_k=0,
+        map_dtype=wire.UINT8,
+        pool=2,
+        channels=wire.ChannelSelection(strongest=2),
+    )
+    run(capsys, "predict", "cat.png", "--model", "cifar", "--channels", "2,", "--url", stand_in.grpc_url)
+    assert list(stand_in.requests[-1][2].channels.indexes) == [2]
+
+
+def test_a_picture_that_fails_shows_its_error_and_the_others_their_scores(capsys, url: str, pictures: Path):
+    status, out, err = run(
+        capsys, "predict", "cat.png", "torn.png", "gone.png", "dog.jpg", "--model", "cifar", "--url", url
+    )
+    assert (status, err) == (1, "")
+    rows = {line.split()[0]: line for line in out.splitlines()[3:] if not line.startswith(" ")}
+    assert list(rows) == ["cat.png", "torn.png", "gone.png", "dog.jpg"]
+    assert "bad_image: not a picture" in rows["torn.png"]
+    assert "unreadable: No such file" in rows["gone.png"]
+    assert "class" in rows["cat.png"]
+    assert "class" in rows["dog.jpg"]
+
+
+def test_a_picture_that_fails_alone_ends_with_1(capsys, url: str, pictures: Path):
+    for name in ("torn.png", "gone.png"):
+        status, out, err = run(capsys, "predict", name, "--model", "cifar", "--url", url)
+        assert (status, err) == (1, "")
+        assert name in out
+
+
+def test_json_holds_scores_errors_and_shapes(capsys, url: str, pictures: Path):
+    options = ["--model", "cifar", "--layers", "conv2", "--top-k", "1", "--url", url, "--json"]
+    status, out, _ = run(capsys, "predict", "cat.png", "torn.png", *options)
+    assert status == 1
+    answer = json.loads(out)
+    cat, torn = answer["results"]
+    assert (answer["model"], answer["version"], answer["engine"], answer["device"]) == (
+        "cifar",
+        "1.0",
+        "stand-in-1",
+        "cpu",
+    )
+    assert cat["picture"] == "cat.png"
+    assert cat["top"][0].keys() == {"index", "label", "probability", "logit"}
+    assert cat["maps"]["conv2"]["shape"] == [3, 2, 2]
+    assert cat["maps"]["conv2"]["max"] == fetch_maps(b"cat", LAYERS["conv2"]).max()
+    assert torn == {"picture": "torn.png", "error": {"code": "bad_image", "message": "not a picture: b'bad'"}}
+
+
+def test_save_writes_a_folder_for_each_picture(capsys, url: str, pictures: Path):
+    (pictures / "more").mkdir()
+    (pictures / "more" / "cat.jpg").write_bytes(b"other cat")
+    np.save(pictures / "two.npy", np.zeros((2, 4, 4), np.uint8)[..., None])
+    names = ["cat.png", "torn.png", "more/cat.jpg", "two.npy"]
+    status, out, _ = run(
+        capsys, "predict", *names, "--model", "cifar", "--layers", "all", "--save", "out", "--url", url
+    )
+    assert status == 1  # torn.png.
+    assert sorted(path.name for path in (pictures / "out").iterdir()) == ["cat", "cat-2", "two[0]", "two[1]"]
+    with np.load(pictures / "out" / "cat-2" / "maps.npz") as maps:
+        assert np.array_equal(maps["conv1"], fetch_maps(b"other cat", LAYERS["conv1"]))
+    assert "saved out/cat-2" in out
+    status, _, err = run(capsys, "predict", "cat.png", "--model", "cifar", "--save", "out", "--url", url)
+    assert status == 1
+    assert "exists" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["predict", "cat.png", "--model", "cifar", "--layers", "conv7"], "unknown_layer: no layer 'conv7'; there are"),
+        (["predict", "cat.png", "--model", "missing"], "model_not_found: Model not found: missing"),
+        (["card", "full"], "overloaded: "),
+        (["predict", "cat.png", "--model", "cifar", "--pool", "0"], "pool must be at least 1"),
+        (["ready", "missing"], "missing is not ready: model_not_found"),
+        (["ready", "died"], "died is not ready: internal: Worker died."),
+    ],
+)
+def test_an_error_is_one_line_and_ends_with_1(capsys, url: str, pictures: Path, arguments: list[str], words: str):
+    status, out, err = run(capsys, *arguments, "--url", url)
+    assert (status, out) == (1, "")
+    assert err.startswith("convscope: ")
+    assert words in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_server_that_is_not_there_is_one_line(capsys, pictures: Path):
+    status, _, err = run(capsys, "predict", "cat.png", "--model", "cifar", "--url", "http://127.0.0.1:1")
+    assert status == 1
+    assert err.startswith("convscope: connect_error: no connection to http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["predict", "cat.png"],
+        ["predict", "--model", "cifar"],
+        ["card"],
+        ["card", "cifar", "--url", "ftp://localhost"],
+        ["predict", "cat.png", "--model", "cifar", "--map-dtype", "float64"],
+        ["predict", "cat.png", "--model", "cifar", "--channels", "strong"],
+        ["predict", "cat.png", "--model", "cifar", "--api-key", "secret"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_is_not_understood_ends_with_2(capsys, arguments: list[str]):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: convscope" in capsys.readouterr().err
+
+
+def test_the_key_comes_from_the_environment(capsys, url: str, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CONVSCOPE_API_KEY", "open-sesame")
+    assert run(capsys, "ready", "cifar", "--url", url) == (0, "cifar is ready\n", "")
+    assert stand_in.keys == ["open-sesame"]
+
+
+def test_ready_in_json_says_why_not(capsys, url: str):
+    assert json.loads(run(capsys, "ready", "cifar", "--url", url, "--json")[1])["ready"] is True
+    status, out, err = run(capsys, "ready", "died", "--url", url, "--json")
+    assert (status, err) == (1, "")
+    error = {"code": "internal", "message": "Worker died."}
+    assert json.loads(out) == {"model": "died", "ready": False, "error": error}
+
+
+def test_a_card_is_shown_with_its_layers(capsys, url: str):
+    status, out, _ = run(capsys, "card", "cifar", "--url", url)
+    assert status == 0
+    assert "input        3 channels, 32×32" in out
+    assert "accuracy     train –, test 75.00% (n = 10)" in out
+    lines = out.splitlines()
+    assert lines[-3].split() == ["layer", "module", "map", "stride", "sees", "from", "parameters", "bytes", "(float32)"]
+    assert lines[-2].split() == ["conv1", "relu1", "4×6×5", "1×1", "3×3", "-1,", "-1", "448", "480"]
+    assert lines[-1].split() == ["conv2", "conv2", "3×2×2", "–", "–", "–", "12", "–"]
+
+
+def test_a_card_in_json_is_the_whole_card(capsys, url: str):
+    _, out, _ = run(capsys, "card", "cifar", "--version", "4", "--url", url, "--json")
+    card = json.loads(out)
+    assert card["version"] == "4"
+    assert card["layers"][0]["receptive_field_start"] == [-1, -1]
+    assert card["limits"]["max_images"] == 64
+
+
+def test_what_comes_from_elsewhere_cannot_move_the_cursor(capsys, url: str, pictures: Path):
+    (pictures / "\x1b[2Jcat.png").write_bytes(b"cat")
+    _, out, _ = run(capsys, "predict", "\x1b[2Jcat.png", "--model", "\x1b[31mcifar", "--url", url)
+    assert "\x1b" not in out
+    _, _, err = run(capsys, "predict", "cat.png", "--model", "cifar", "--layers", "\x1b[2J", "--url", url)
+    assert err
+    assert "\x1b" not in err
+
+
+def test_a_table_lines_its_columns_up():
+    table = format_table(
+        ["name", "n"], [["a", "1"], ["ü", "22"], ["猫", "333"], ["long name", "an error, longer"]], right=[1]
+    )
+    assert table.splitlines()[1:4] == [
+        "a                         1",
+        "ü                        22",
+        "猫                      333",
+    ]
+    assert format_table(["a", "b", "c"], [["x", "said in full"]]).splitlines() == ["a  b  c", "x  said in full"]
+
+
+def test_the_program_can_be_run(tmp_path: Path):
+    program = "import sys; from convscope._cli import main; sys.exit(main(['--version']))"
+    environment = {"PYTHONPATH": str(Path(convscope.__file__).parents[1])}
+    ran = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment)
+    assert ran.stdout == f"convscope {convscope.__version__}\n"

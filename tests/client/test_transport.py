@@ -1,0 +1,136 @@
+"""Opening transports: URLs, keys, certificates, proxies."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import convscope
+import pytest
+from convscope import Client
+from convscope._transport import is_loopback
+
+from tests.client.stand_in import StandIn, serve
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("localhost:8080", "must begin with"),
+        ("ftp://localhost", "must begin with"),
+        ("http://", "name a host"),
+        ("", "must begin with"),
+        ("grpc://localhost", "grpc://host:port"),
+        ("grpc://localhost:7070/path", "without a path"),
+        ("http://key@localhost", "api_key"),
+        ("http://localhost?key=1", "api_key"),
+        ("http://localhost:99999", "[Pp]ort"),
+        ("grpc://localhost:port", "[Pp]ort"),
+    ],
+)
+def test_a_url_that_cannot_be_used_says_why(url: str, words: str):
+    with pytest.raises(ValueError, match=words):
+        Client(url)
+
+
+@pytest.mark.parametrize("key", ["", "two\nlines", "schlüssel"])
+def test_a_key_that_cannot_be_a_header_is_refused_without_being_shown(key: str):
+    with pytest.raises(ValueError, match="api_key") as caught:
+        Client("http://localhost:8080", api_key=key)
+    assert not key or key not in str(caught.value)
+
+
+def test_the_key_goes_out_with_every_question(url: str, stand_in: StandIn):
+    with Client(url, api_key="open-sesame") as client:
+        client.predict(b"cat", model="cifar")
+        client.model_card("cifar")
+        assert "open-sesame" not in repr(client)
+    assert stand_in.keys == ["open-sesame", "open-sesame"]
+
+
+def test_without_a_key_none_goes_out(client: Client, stand_in: StandIn):
+    client.predict(b"cat", model="cifar")
+    assert stand_in.keys == [None]
+
+
+def test_a_service_below_a_path_is_reached(stand_in: StandIn):
+    for url in (stand_in.rest_url + "/", stand_in.rest_url):
+        with Client(url) as client:
+            assert client.predict(b"cat", model="cifar").model == "cifar"
+    with Client(stand_in.rest_url + "/below/") as client:
+        client.predict(b"cat", model="cifar")
+    assert stand_in.requests[-1][0] == ""  # The stand-in was asked for /below/predictions/cifar.
+
+
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StandIn, Path]]:
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    with serve((str(certificate), str(key))) as stand_in:
+        yield stand_in, certificate
+
+
+@pytest.mark.parametrize("transport", ["rest_url", "grpc_url"])
+def test_a_certificate_that_is_trusted_is_spoken_to_over_tls(secure: tuple[StandIn, Path], transport: str):
+    stand_in, certificate = secure
+    with Client(getattr(stand_in, transport), ca_file=certificate) as client:
+        assert client.predict(b"cat", model="cifar").top
+
+
+@pytest.mark.parametrize("transport", ["rest_url", "grpc_url"])
+def test_a_certificate_that_is_not_trusted_is_a_connect_error(secure: tuple[StandIn, Path], transport: str):
+    with (
+        Client(getattr(secure[0], transport)) as client,
+        pytest.raises(convscope.ConnectError, match=r"(?i)certificate"),
+    ):
+        client.predict(b"cat", model="cifar")
+
+
+def test_certificates_without_tls_are_refused(tmp_path: Path):
+    for url in ("http://localhost:8080", "grpc://localhost:7070"):
+        with pytest.raises(ValueError, match="ca_file"):
+            Client(url, ca_file=tmp_path / "ca.pem")
+    for url in ("https://localhost:8080", "grpcs://localhost:7070"):
+        with pytest.raises(FileNotFoundError):
+            Client(url, ca_file=tmp_path / "ca.pem")
+
+
+def test_this_machine_is_reached_without_the_proxies_of_the_environment(url: str, monkeypatch: pytest.MonkeyPatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    with Client(url) as client:
+        assert client.predict(b"cat", model="cifar").top
+
+
+@pytest.mark.parametrize("url", ["http://elsewhere.invalid:80", "grpc://elsewhere.invalid:80"])
+def test_other_machines_are_reached_through_the_proxies_of_the_environment(url: str, monkeypatch: pytest.MonkeyPatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    with Client(url) as client, pytest.raises(convscope.ConnectError, match=r"127\.0\.0\.1|refused"):
+        client.predict(b"cat", model="cifar")
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("a.localhost", True),
+        ("127.0.0.1", True),
+        ("127.3.2.1", True),
+        ("::1", True),
+        ("localhost.example", False),
+        ("10.0.0.1", False),
+        ("example.org", False),
+    ],
+)
+def test_loopback_is_known(host: str, expected: bool):
+    assert is_loopback(host) is expected
