@@ -309,3 +309,50 @@ def test_a_reply_that_trickles_in_ends_at_the_deadline():
             client.predict(b"cat", model="cifar", deadline_s=0.3)
         stop.set()
         thread.join(10)
+
+
+def test_each_step_of_a_rest_request_gets_what_is_left_of_the_deadline(monkeypatch: pytest.MonkeyPatch):
+    now = [100.0]
+    monkeypatch.setattr(_rest.time, "monotonic", lambda: now[0])
+    left = []
+
+    def connect_slowly(request: httpx.Request) -> httpx.Response:
+        left.append(request.extensions["timeout"]["connect"])
+        now[0] += 3
+        request.extensions["trace"]("http11.receive_response_headers.started", {})
+        left.append(request.extensions["timeout"]["read"])
+        return httpx.Response(200, headers=PROTOBUF, content=b"")
+
+    ask(rest_answering(connect_slowly))  # Asks with a deadline of 5 s.
+    assert left == [5, 2]
+
+
+def test_httpx_tells_of_its_steps_so_that_the_deadline_can_be_kept(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch):
+    told = []
+    build = httpx.Client.build_request
+
+    def listen(self: httpx.Client, *arguments: object, extensions: dict, **options: object) -> httpx.Request:
+        trace = extensions["trace"]
+
+        def listen_in(event: str, info: dict) -> None:
+            told.append(event)
+            trace(event, info)
+
+        extensions["trace"] = listen_in
+        return build(self, *arguments, extensions=extensions, **options)
+
+    monkeypatch.setattr(httpx.Client, "build_request", listen)
+    with Client(stand_in.rest_url) as client:
+        client.predict(b"cat", model="cifar")
+    assert {"http11.send_request_body.started", "http11.receive_response_body.started"} <= set(told)
+
+
+def test_a_reply_over_the_clients_limit_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_rest, "MAX_MESSAGE_BYTES", 1000)
+
+    def endless():
+        while True:
+            yield b"x" * 100
+
+    with pytest.raises(convscope.ReplyTooLarge, match="limit of 1000 bytes"):
+        ask(rest_answering(lambda _: httpx.Response(200, headers=PROTOBUF, content=endless())))

@@ -10,12 +10,13 @@ from pathlib import Path
 
 CLIENT = Path(__file__).parents[2] / "client"
 PROGRAM = """
-import importlib.util, sys
-from convscope import Client
+import importlib.metadata, importlib.util, sys
+from convscope import Client, __version__
 for url in ("http://localhost:1", "grpc://localhost:1"):
     Client(url).close()
 for absent in ("torch", "torchvision", "matplotlib", "PIL", "handlers", "ts"):
     assert importlib.util.find_spec(absent) is None, absent
+assert importlib.metadata.version("convscope") == __version__
 assert sys.prefix in importlib.util.find_spec("convscope").origin
 """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import convscope
@@ -74,9 +73,5 @@ def test_the_command_line_explains_itself_without_loading_numpy():
     assert modules_after(program).isdisjoint({*HEAVY, "numpy", "httpx", "grpc"})
 
 
-def test_the_package_is_typed_and_of_one_version():
+def test_the_package_is_typed():
     assert (ROOT / "convscope" / "py.typed").is_file()
-    try:
-        assert version("convscope") == convscope.__version__
-    except PackageNotFoundError:
-        pytest.skip("convscope is not installed here, only on the path")

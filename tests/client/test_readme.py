@@ -1,0 +1,42 @@
+"""The README's Python runs as it stands, and its tree and options are the real ones."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import convscope
+import pytest
+from convscope import Client, _exceptions
+from PIL import Image
+
+from tests.client.stand_in import StandIn
+
+README = (Path(__file__).parents[2] / "client" / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_the_readmes_python_runs(block: str, stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32)).save("cat.png")
+    for url, real in (("http://localhost:8080", stand_in.rest_url), ("grpc://localhost:7070", stand_in.grpc_url)):
+        block = block.replace(url, real)
+    exec(compile(block, "README.md", "exec"), {})
+    assert stand_in.requests
+
+
+def test_the_readme_draws_the_tree_there_is():
+    def names(text: str) -> list[str]:
+        return [name for name in re.findall(r"^    [│├└─ ]*(\w+)", text, re.MULTILINE) if hasattr(convscope, name)]
+
+    tree = README.partition("## Exceptions")[2].partition("##")[0]
+    assert names(tree) == names(_exceptions.__doc__ or "")
+
+
+def test_the_readme_lists_every_option():
+    table = README.partition("## Options of `predict`")[2].partition("`client.model_card")[0]
+    listed = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    parameters = set(inspect.signature(Client.predict).parameters) - {"self", "pictures"}
+    assert listed == parameters
