@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import ssl
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -217,6 +218,14 @@ def make_http_handler(stand_in: StandIn) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+class HttpServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):  # A client may hang up whenever it likes.
+            super().handle_error(request, client_address)
+
+
 class GrpcHandler(grpc.GenericRpcHandler):  # type: ignore[misc]
     def __init__(self, stand_in: StandIn) -> None:
         self.stand_in = stand_in
@@ -245,8 +254,7 @@ class GrpcHandler(grpc.GenericRpcHandler):  # type: ignore[misc]
 def serve(certificate: tuple[str, str] | None = None) -> Iterator[StandIn]:
     """Run both servers on free ports of the loopback; with TLS if given (certificate file, key file)."""
     stand_in = StandIn()
-    http = ThreadingHTTPServer(("127.0.0.1", 0), make_http_handler(stand_in))
-    http.daemon_threads = True
+    http = HttpServer(("127.0.0.1", 0), make_http_handler(stand_in))
     rpc = grpc.server(
         ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
     )
