@@ -1,0 +1,35 @@
+"""Serve every archive of the model store until Ctrl-C.
+
+    python -m server
+    python -m server --models cifar,digits --rest-port 8080 --grpc-port 7070 --device cpu
+
+Exit status: 0 after a clean stop, 1 after a failure (told on standard error), 2 for a wrong command line.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from server.arguments import parse
+from server.failures import Failure, Interrupted
+from server.launcher import Launcher, Signals, say
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the server and return the exit status."""
+    settings = parse(arguments)
+    signals = Signals()
+    try:
+        Launcher(settings, signals).run()
+    except Failure as failure:
+        say(str(failure))
+        return failure.exit_code
+    except Interrupted:
+        say("stopped before it was ready")
+        return 0
+    return 1 if signals.kill() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""The command line of `python -m server`, and the settings it stands for.
+
+Priority: command line > default. The environment is read in two places only: `JAVA_HOME` (server.java) and
+`CUDA_VISIBLE_DEVICES` (server.devices).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+MEGABYTE = 1024 * 1024
+LARGEST_MB = 2047  # TorchServe keeps message sizes in a signed 32-bit integer of bytes.
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the server was asked to do.
+
+    Attributes:
+        model_store: Folder that holds the archives.
+        models: Models to serve, `name` or `name/version`; empty for every archive there is.
+        host: Address that REST, gRPC and metrics listen on.
+        rest_port: Port of the REST API; 0 takes a free one.
+        grpc_port: Port of the gRPC API; 0 takes a free one.
+        metrics_port: Port of `/metrics`; 0 takes a free one.
+        workers: Worker processes per model; None leaves it to the archive.
+        device: `auto`, `cpu` or `cuda`.
+        startup_timeout_s: Seconds until every model must have answered.
+        drain_s: Seconds that requests in flight get after a signal to stop.
+        unready_s: Seconds to go on serving while readiness already fails.
+        max_request_mb: Largest request, in MiB.
+        max_reply_mb: Largest reply, in MiB.
+        heap_mb: Largest heap of the Java front end, in MiB.
+        work_dir: Folder in which the server makes its private directory; None for the system's temporary folder.
+        log_dir: Folder for the logs; None keeps them in the private directory.
+    """
+
+    model_store: Path
+    models: tuple[str, ...]
+    host: str
+    rest_port: int
+    grpc_port: int
+    metrics_port: int
+    workers: int | None
+    device: str
+    startup_timeout_s: float
+    drain_s: float
+    unready_s: float
+    max_request_mb: int
+    max_reply_mb: int
+    heap_mb: int
+    work_dir: Path | None
+    log_dir: Path | None
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line; `parse` turns its result into settings."""
+    parser = argparse.ArgumentParser(
+        prog="python -m server",
+        description="Serve every archive of the model store with TorchServe, over REST and gRPC, until Ctrl-C.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model-store", type=Path, default=Path("model_store"), metavar="DIR", help="folder with the .mar archives")
+    add("--models", default="", metavar="A,B", help="models to serve, name or name/version; none named: all there are")
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="address that REST, gRPC and metrics listen on")
+    add("--rest-port", type=_port, default=8080, metavar="PORT", help="REST; 0 takes a free port")
+    add("--grpc-port", type=_port, default=7070, metavar="PORT", help="gRPC; 0 takes a free port")
+    add("--metrics-port", type=_port, default=8082, metavar="PORT", help="Prometheus; 0 takes a free port")
+    add(
+        "--workers",
+        type=_count,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="worker processes per model (default: what the archive says, else one per GPU, else one)",
+    )
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the networks run")
+    add("--startup-timeout-s", type=_seconds, default=300.0, metavar="S", help="until every model must have answered")
+    add("--drain-s", type=_seconds, default=10.0, metavar="S", help="for requests in flight once told to stop")
+    add("--unready-s", type=_seconds, default=0.0, metavar="S", help="go on serving while readiness already fails")
+    add("--max-request-mb", type=_megabytes, default=64, metavar="MB", help="largest request")
+    add("--max-reply-mb", type=_megabytes, default=256, metavar="MB", help="largest reply")
+    add("--heap-mb", type=_heap, default=1024, metavar="MB", help="largest heap of the Java front end")
+    add(
+        "--work-dir",
+        type=Path,
+        default=argparse.SUPPRESS,
+        metavar="DIR",
+        help="where the private directory of the run is made (default: the system's temporary folder)",
+    )
+    add(
+        "--log-dir",
+        type=Path,
+        default=argparse.SUPPRESS,
+        metavar="DIR",
+        help="where the logs go and stay (default: the private directory; kept after a failure only)",
+    )
+    return parser
+
+
+def parse(arguments: Sequence[str] | None = None) -> Settings:
+    """Parse the command line into settings.
+
+    Args:
+        arguments: The command line without the program; None for the process's own.
+
+    Raises:
+        SystemExit: The command line is wrong (status 2) or asks for help (status 0).
+    """
+    parser = build_parser()
+    given = parser.parse_args(arguments)
+    ports = [port for port in (given.rest_port, given.grpc_port, given.metrics_port) if port]
+    if len(set(ports)) < len(ports):
+        parser.error("--rest-port, --grpc-port and --metrics-port must differ")
+    return Settings(
+        model_store=given.model_store,
+        models=tuple(name.strip() for name in given.models.split(",") if name.strip()),
+        host=given.host,
+        rest_port=given.rest_port,
+        grpc_port=given.grpc_port,
+        metrics_port=given.metrics_port,
+        workers=getattr(given, "workers", None),
+        device=given.device,
+        startup_timeout_s=given.startup_timeout_s,
+        drain_s=given.drain_s,
+        unready_s=given.unready_s,
+        max_request_mb=given.max_request_mb,
+        max_reply_mb=given.max_reply_mb,
+        heap_mb=given.heap_mb,
+        work_dir=getattr(given, "work_dir", None),
+        log_dir=getattr(given, "log_dir", None),
+    )
+
+
+def _integer(text: str, least: int, most: int) -> int:
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    return _integer(text, 0, 65535)
+
+
+def _count(text: str) -> int:
+    return _integer(text, 1, 1024)
+
+
+def _megabytes(text: str) -> int:
+    return _integer(text, 1, LARGEST_MB)
+
+
+def _heap(text: str) -> int:
+    return _integer(text, 512, 1024 * 1024)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to 86400")
+    return seconds

@@ -1,0 +1,196 @@
+"""What one run of TorchServe is told: its private directory, config.properties and the workers' environment.
+
+Everything TorchServe writes (unpacked archives, sockets, pid file, logs) goes into the private directory, which only
+this user can open and which is gone afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from types import TracebackType
+
+from server.arguments import MEGABYTE, Settings
+from server.failures import Failure
+from server.models import Archive
+
+TEMPLATE = Path(__file__).with_name("config.properties")
+LOGGING = Path(__file__).with_name("log4j2.xml")
+LONGEST_SOCKET_PATH = 100  # The kernel takes 107 characters.
+
+# Variables that would redirect TorchServe or its workers behind our back: TS_CONFIG_FILE overrides the file we wrote,
+# PYTHONPATH comes before the archive on a worker's path.
+UNWANTED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "TS_CONFIG_FILE", "TS_MODEL_SERVER_HOME", "LOG_LOCATION")
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Where the server listens: an IPv4 address and its ports.
+
+    Attributes:
+        host: Address of REST, gRPC and metrics.
+        rest: REST port.
+        grpc: gRPC port.
+        metrics: Port of `/metrics`.
+        grpc_management: Port of the management service, on loopback whatever `host` is.
+        first_worker: First of the neighbouring ports the workers are numbered by.
+    """
+
+    host: str
+    rest: int
+    grpc: int
+    metrics: int
+    grpc_management: int
+    first_worker: int
+
+
+class PrivateDirectory:
+    """The private directory of one run, as a context manager: made on entry, removed on exit.
+
+    Args:
+        parent: Folder to make it in; None for the system's temporary folder.
+        log_dir: Folder for the logs that outlives the run; None for a folder inside.
+    """
+
+    def __init__(self, parent: Path | None, log_dir: Path | None) -> None:
+        self._parent = parent
+        self._log_dir = log_dir
+
+    def __enter__(self) -> PrivateDirectory:
+        try:
+            if self._parent:
+                self._parent.mkdir(parents=True, exist_ok=True)
+            self.path = Path(tempfile.mkdtemp(prefix="convscope-", dir=self._parent)).resolve()
+            self.logs = self._log_dir.resolve() if self._log_dir else self.path / "logs"
+            self.logs.mkdir(parents=True, exist_ok=True)
+            (self.path / "tmp").mkdir()
+        except OSError as error:
+            raise Failure(f"cannot write to {error.filename}: {error.strerror}") from error
+        if len(str(self.path / ".ts.sock.65535")) > LONGEST_SOCKET_PATH:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise Failure(f"the path {self.path} is too long for a socket: choose a shorter one with --work-dir")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    @property
+    def management_socket(self) -> Path:
+        """TorchServe's management API."""
+        return self.path / "management.sock"
+
+    @property
+    def drain_file(self) -> Path:
+        """The file whose existence makes readiness fail."""
+        return self.path / "draining"
+
+    @property
+    def jvm_log(self) -> Path:
+        """What the Java process itself prints."""
+        return self.logs / "java.log"
+
+    @property
+    def torchserve_log(self) -> Path:
+        """Warnings and errors of the front end."""
+        return self.logs / "torchserve.log"
+
+    @property
+    def models_log(self) -> Path:
+        """What the workers print."""
+        return self.logs / "models.log"
+
+    def keep_logs(self) -> Path | None:
+        """Move the logs out of the private directory, so that they outlive it; return where they are.
+
+        None if nothing was logged.
+        """
+        written = [path for path in self.logs.iterdir() if path.stat().st_size]
+        if self._log_dir or not written:
+            return self.logs if written else None
+        kept = Path(tempfile.mkdtemp(prefix="convscope-logs-", dir=self._parent))
+        for path in written:
+            shutil.move(path, kept / path.name)
+        return kept
+
+
+def write_configuration(
+    directory: PrivateDirectory, settings: Settings, listeners: Listeners, archives: Sequence[Archive], gpus: int
+) -> Path:
+    """Write TorchServe's config.properties for this run and return its path."""
+    store = settings.model_store.resolve()
+    values = {
+        "host": listeners.host,
+        "rest_port": listeners.rest,
+        "grpc_port": listeners.grpc,
+        "metrics_port": listeners.metrics,
+        "management_socket": directory.management_socket,
+        "grpc_management_port": listeners.grpc_management,
+        "model_store_pattern": re.escape(str(store)).replace(",", "."),
+        "load_models": ",".join(archive.path.name for archive in archives),
+        "workers": settings.workers or max(1, gpus),
+        "gpus": gpus,
+        "worker_port": listeners.first_worker,
+        "max_request_bytes": settings.max_request_mb * MEGABYTE,
+        "max_response_bytes": settings.max_reply_mb * MEGABYTE,
+    }
+    text = Template(TEMPLATE.read_text()).substitute({key: _escape(str(value)) for key, value in values.items()})
+    path = directory.path / "config.properties"
+    path.write_text(text, encoding="ascii")
+    return path
+
+
+def worker_environment(
+    directory: PrivateDirectory, settings: Settings, workers: int, cores: int, environment: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the environment of TorchServe, which its workers inherit.
+
+    Args:
+        directory: The private directory.
+        settings: What was asked for.
+        workers: The most workers that any one model has.
+        cores: Cores to share among them.
+        environment: Variables to start from; thread counts set there are kept.
+    """
+    threads = str(max(1, cores // workers))
+    result = {key: value for key, value in environment.items() if key not in UNWANTED}
+    for key in ("CONVSCOPE_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        result.setdefault(key, threads)
+    result["TMPDIR"] = str(directory.path / "tmp")
+    result["PYTHONUNBUFFERED"] = "1"
+    result["CONVSCOPE_MAX_RESPONSE_BYTES"] = str(settings.max_reply_mb * MEGABYTE)
+    result["CONVSCOPE_DRAIN_FILE"] = str(directory.drain_file)
+    if settings.device == "cpu":
+        result["CUDA_VISIBLE_DEVICES"] = ""
+    return result
+
+
+def count_workers(archive: Archive, settings: Settings, gpus: int) -> int:
+    """Return how many workers a model gets: the command line, else the archive, else one per GPU, else one."""
+    return settings.workers or archive.workers or max(1, gpus)
+
+
+def own_environment() -> dict[str, str]:
+    """Return a copy of this process's environment."""
+    return dict(os.environ)
+
+
+def _escape(text: str) -> str:
+    """Return text as a value of a Java properties file: ASCII, backslashes doubled."""
+    doubled = text.replace("\\", "\\\\")
+    return "".join(
+        character if character.isascii() else "".join(f"\\u{unit:04x}" for unit in _utf16(character))
+        for character in doubled
+    )
+
+
+def _utf16(character: str) -> list[int]:
+    data = character.encode("utf-16-be")
+    return [int.from_bytes(data[start : start + 2]) for start in range(0, len(data), 2)]

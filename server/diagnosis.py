@@ -1,0 +1,149 @@
+"""TorchServe's failures in plain words, read from its logs.
+
+Pure text in, text out, but for the files it follows: knows nothing of processes or ports.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+from server.configuration import PrivateDirectory
+from server.logs import Follower, Record
+from server.models import Archive
+
+MISSING = re.compile(r"^ModuleNotFoundError: No module named '(?P<module>[^']+)'")
+LAST_LINE = re.compile(r"^(?P<error>[A-Za-z_][\w.]*)(: |$)")
+KEPT_LINES = 400  # of each worker's output; a traceback is far shorter
+LAST_WORDS_S = (
+    0.3  # Another thread copies a worker's output: the report of its death may be written before its last words.
+)
+
+# The import name differs from the name to install.
+PACKAGES = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "google": "protobuf",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
+
+
+class Diagnosis:
+    """What the logs say has gone wrong so far.
+
+    Args:
+        directory: Where the logs are.
+        archives: The archives being served.
+    """
+
+    def __init__(self, directory: PrivateDirectory, archives: Sequence[Archive]) -> None:
+        self._torchserve = Follower(directory.torchserve_log)
+        self._models = Follower(directory.models_log)
+        self._archives = {archive.label: archive for archive in archives}
+        self._said: defaultdict[str, list[str]] = defaultdict(list)
+        self._dead: dict[str, float] = {}  # Labels whose worker died, and when we read so (monotonic seconds).
+
+    def read(self) -> tuple[list[str], list[str]]:
+        """Read on in the logs.
+
+        Returns:
+            Failures (sentences, one per archive that cannot be loaded or whose worker died), and the first lines of all
+            other warnings.
+        """
+        failures, warnings = [], []
+        now = time.monotonic()
+        for record in self._torchserve.read():
+            if record.label in self._archives:
+                if _is_death(record):
+                    self._dead.setdefault(record.label, now)
+            elif record.text.startswith("Failed to load model: "):
+                failures.append(_explain_loading(record))
+            elif record.level in ("WARN", "ERROR", "FATAL"):
+                warnings.append(record.text)
+        for record in self._models.read():
+            if record.label is not None:
+                lines = self._said[record.label]
+                lines.extend([record.text, *record.more])
+                del lines[:-KEPT_LINES]
+        for label in [label for label, died in self._dead.items() if now - died >= LAST_WORDS_S]:
+            del self._dead[label]
+            failures.append(explain_worker(self._archives[label], self._said.pop(label, [])))
+        return failures, warnings
+
+
+def explain_worker(archive: Archive, lines: Sequence[str]) -> str:
+    """Say why a worker ended, from what it printed.
+
+    Args:
+        archive: The archive it was serving.
+        lines: Its output, oldest first.
+    """
+    who = f"archive {archive.path.name}"
+    cause = find_cause(lines)
+    if cause is None:
+        return f"{who}: its worker ended without saying why (killed for want of memory, perhaps)"
+    if match := MISSING.match(cause):
+        module = match["module"]
+        top = module.split(".")[0]
+        if top in archive.modules:
+            return f"{who}: its module {module} is missing from the archive"
+        package = PACKAGES.get(top, top)
+        named = package if package == top else f"{package} (imported as {top})"
+        return f"{who}: needs the Python package {named}, which is not installed in {sys.executable}"
+    error = cause.split(":")[0]
+    if error in ("ImportError", "SyntaxError", "IndentationError"):
+        return f"{who}: its handler cannot be imported: {cause}"
+    return f"{who}: its worker failed: {cause}"
+
+
+def find_cause(lines: Sequence[str]) -> str | None:
+    """Return the last line of the traceback that tells the cause, or None if there is none.
+
+    After a failed import TorchServe looks for the handler among its own, so the last traceback of an import error is
+    about `ts.torch_handler`, and the one before it tells the truth.
+    """
+    causes: list[str] = []
+    inside = False
+    for number, line in enumerate(lines):
+        if line.startswith("Traceback (most recent call last):"):
+            inside = True
+        elif inside and LAST_LINE.match(line):
+            inside = False
+            # "Error(s) in loading state_dict for Cifar:" says nothing without the line below it.
+            following = lines[number + 1].strip() if line.endswith(":") and number + 1 < len(lines) else ""
+            causes.append(f"{line} {following}".rstrip())
+    told = [cause for cause in causes if "'ts.torch_handler." not in cause and not _is_wrapper(cause)]
+    return told[-1] if told else causes[-1] if causes else None
+
+
+def explain_java(lines: Sequence[str]) -> str:
+    """Say why Java ended, from what it printed itself."""
+    said = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith(("at ", "... "))]
+    for line in said:
+        if "Failed to bind" in line or "Address already in use" in line:
+            return f"a port was taken while TorchServe started ({line}): start again, or choose other ports"
+    for mark in ("OutOfMemoryError", "Invalid configuration", "Error: ", "Exception"):
+        for line in said:
+            if mark in line:
+                return line
+    return said[-1] if said else "it says nothing"
+
+
+def _is_death(record: Record) -> bool:
+    return record.text.startswith(("Retry worker: ", "Load model failed: ", "Backend worker error"))
+
+
+def _explain_loading(record: Record) -> str:
+    file = record.text.removeprefix("Failed to load model: ").split("/")[-1]
+    cause = next((line for line in record.more if line.strip()), "TorchServe does not say why")
+    return f"archive {file}: TorchServe cannot load it: {cause.split('Exception: ')[-1]}"
+
+
+def _is_wrapper(cause: str) -> bool:
+    """Tell the worker's own report (`RuntimeError: 500 - Unknown exception`) from the error it reports."""
+    return re.match(r"^RuntimeError: \d{3} - ", cause) is not None

@@ -1,0 +1,127 @@
+"""Letting requests in flight finish before TorchServe stops.
+
+TorchServe resets REST requests 0.3 s after it is told to stop, and counts only those that still wait for a worker. What
+a worker is at shows in Java's thread dump, which SIGQUIT makes it print: its thread is in `getRequest` when it has no
+work. That costs nothing until it is asked, and holds for both transports. gRPC replies TorchServe itself lets finish.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from server.configuration import Listeners, PrivateDirectory
+from server.management import Management
+from server.models import Archive
+from server.process import JavaProcess
+
+PAUSE_S = 0.1
+DUMP_TIMEOUT_S = 2.0
+DUMP_END = "JNI global ref"
+RUNNING, IDLE, CONNECTING = "WorkerThread.run(", ".getRequest(", "WorkerThread.connect("
+ESTABLISHED = {
+    "01",
+    "04",
+    "05",
+    "08",
+    "09",
+}  # TCP states with replies possibly unsent: established, closing, close-wait.
+
+
+class Traffic:
+    """The requests in flight.
+
+    Args:
+        process: Java.
+        directory: Where Java's output goes.
+        listeners: Where the server listens.
+        archives: The models served.
+    """
+
+    def __init__(
+        self, process: JavaProcess, directory: PrivateDirectory, listeners: Listeners, archives: Sequence[Archive]
+    ) -> None:
+        self._process = process
+        self._log = directory.jvm_log
+        self._management = Management(directory.management_socket, timeout_s=1.0)
+        self._port = listeners.rest
+        self._archives = archives
+
+    def wait_until_idle(self, deadline: float, impatient: Callable[[], bool]) -> bool:
+        """Wait until no request is in flight.
+
+        Args:
+            deadline: When to stop waiting (`time.monotonic()`).
+            impatient: Asked all the time; True stops the waiting.
+
+        Returns:
+            True if no request is in flight, False if that cannot be said.
+        """
+        idle_since: float | None = None
+        while not impatient():
+            if self._process.poll() is not None:
+                return True
+            started = time.monotonic()
+            states = self._management.describe_all(self._archives)
+            idle = states is not None and not any(state.pending for state in states) and not self._busy()
+            if not idle:
+                idle_since = None
+            elif idle_since is None:
+                idle_since = started
+            elif states and started - idle_since > max(state.batch_delay_s for state in states):
+                # A request that waited for its batch to fill would have shown by now.
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(PAUSE_S)
+        return False
+
+    def _busy(self) -> bool:
+        dump = self._dump()
+        return dump is None or count_busy_workers(dump) > 0 or unsent_bytes(self._port) > 0
+
+    def _dump(self) -> str | None:
+        """Return Java's thread dump, or None if it prints none."""
+        start = self._log.stat().st_size
+        self._process.signal(signal.SIGQUIT)
+        give_up = time.monotonic() + DUMP_TIMEOUT_S
+        while time.monotonic() < give_up and self._process.poll() is None:
+            with self._log.open("rb") as file:
+                file.seek(start)
+                text = file.read().decode("utf-8", "replace")
+            if DUMP_END in text:
+                return text
+            time.sleep(0.01)
+        return None
+
+
+def count_busy_workers(dump: str) -> int:
+    """Count the worker threads of a Java thread dump that are at work on a request."""
+    stacks = re.split(r"\n(?=\")", dump)
+    return sum(
+        stack.startswith('"W-') and RUNNING in stack and IDLE not in stack and CONNECTING not in stack
+        for stack in stacks
+    )
+
+
+def unsent_bytes(port: int, tables: Sequence[Path] = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))) -> int:
+    """Return the bytes of replies from a local port that callers have not taken yet; 0 where the kernel does not say.
+
+    Args:
+        port: The local port.
+        tables: The kernel's tables of connections.
+    """
+    unsent = 0
+    for table in tables:
+        try:
+            lines = table.read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if int(fields[1].split(":")[1], 16) == port and fields[3] in ESTABLISHED:
+                unsent += int(fields[4].split(":")[0], 16)
+    return unsent

@@ -1,0 +1,91 @@
+"""TorchServe's management API, over its unix socket: describe the models, scale their workers."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server.models import Archive
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """One version of a model, as TorchServe describes it now.
+
+    Attributes:
+        workers: Workers it is meant to have.
+        loaded: Workers that have loaded it.
+        pending: Requests that wait for a worker; those a worker has taken are not among them.
+        batch_delay_s: Longest time a request waits for others to join its batch, in seconds.
+    """
+
+    workers: int
+    loaded: int
+    pending: int
+    batch_delay_s: float
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """An HTTP connection over a unix socket."""
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class Management:
+    """TorchServe's management API.
+
+    Args:
+        path: Its unix socket.
+    """
+
+    def __init__(self, path: Path, timeout_s: float = 5.0) -> None:
+        self._path = path
+        self._timeout_s = timeout_s
+
+    def describe(self, archive: Archive) -> ModelState | None:
+        """Describe one version of a model; None while TorchServe does not answer."""
+        answer = self._ask("GET", f"/models/{archive.name}/{archive.version}")
+        if not isinstance(answer, list) or not answer:
+            return None
+        model = answer[0]
+        return ModelState(
+            workers=model["minWorkers"],
+            loaded=sum(worker["status"] == "READY" for worker in model["workers"]),
+            pending=model["jobQueueStatus"]["pendingRequests"],
+            batch_delay_s=model["maxBatchDelay"] / 1000,
+        )
+
+    def scale(self, archive: Archive, workers: int) -> None:
+        """Ask for a number of workers; `describe` tells when they are there."""
+        self._ask("PUT", f"/models/{archive.name}/{archive.version}?min_worker={workers}&max_worker={workers}")
+
+    def describe_all(self, archives: Sequence[Archive]) -> list[ModelState] | None:
+        """Describe several models; None if any of them is not described."""
+        states = [self.describe(archive) for archive in archives]
+        described = [state for state in states if state is not None]
+        return described if len(described) == len(states) else None
+
+    def _ask(self, method: str, path: str) -> Any:
+        connection = UnixConnection(self._path, self._timeout_s)
+        try:
+            connection.request(method, path)
+            response = connection.getresponse()
+            body = response.read()
+            return json.loads(body) if response.status < 300 else None
+        except (OSError, http.client.HTTPException, ValueError):
+            return None
+        finally:
+            connection.close()

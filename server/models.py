@@ -1,0 +1,140 @@
+"""The archives of a model store: what is in it, and which of it to serve.
+
+Reads manifests only; what the handler inside does is TorchServe's business.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from server.failures import Failure, UsageFailure
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One archive, as its manifest describes it.
+
+    Attributes:
+        path: The `.mar` file.
+        name: The model's name, as in `/predictions/<name>`.
+        version: The model's version.
+        workers: Workers the archive asks for; None if it does not say.
+        modules: Top-level Python modules and packages inside the archive.
+    """
+
+    path: Path
+    name: str
+    version: str
+    workers: int | None
+    modules: frozenset[str]
+
+    @property
+    def label(self) -> str:
+        """TorchServe's name for this version, as it appears in the names of its worker threads."""
+        return f"{self.name}_{self.version}"
+
+
+def find_archives(store: Path, wanted: Sequence[str] = ()) -> list[Archive]:
+    """Find the archives to serve, the newest version of a model first.
+
+    Args:
+        store: Folder with `.mar` files.
+        wanted: Names (`name`, every version, or `name/version`); empty for all.
+
+    Raises:
+        UsageFailure: No such folder, no archives in it, or no archive of that name.
+        Failure: An archive cannot be read, or two hold the same version of the same model.
+    """
+    if not store.is_dir():
+        raise UsageFailure(f"there is no model store {store}: name a folder of .mar archives with --model-store")
+    files = sorted(path for path in store.iterdir() if path.suffix == ".mar" and path.is_file())
+    if not files:
+        raise UsageFailure(
+            f"the model store {store} holds no .mar archives: build one with `python -m training.archive`"
+        )
+    archives: list[Archive] = []
+    broken: list[Failure] = []
+    for path in files:
+        try:
+            archives.append(read_archive(path))
+        except Failure as failure:
+            broken.append(failure)
+    chosen = [archive for archive in archives if not wanted or {archive.name, _full_name(archive)} & set(wanted)]
+    known = {name for archive in archives for name in (archive.name, _full_name(archive))}
+    unknown = [name for name in wanted if name not in known]
+    # A broken archive might be the one that was asked for; beside good ones that were named, it is not in the way.
+    if broken and (unknown or not wanted):
+        raise Failure("\n".join(str(failure) for failure in broken))
+    if unknown:
+        there = ", ".join(sorted({archive.name for archive in archives}))
+        raise UsageFailure(f"no model {', '.join(unknown)} in {store}; there are: {there}")
+    _refuse_twins(chosen)
+    chosen.sort(key=lambda archive: _version_key(archive.version), reverse=True)
+    return sorted(chosen, key=lambda archive: archive.name)
+
+
+def read_archive(path: Path) -> Archive:
+    """Read what an archive says about itself.
+
+    Raises:
+        Failure: The file is no archive, or its manifest lacks a name or a version that can be served.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+            manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))
+            model = manifest["model"]
+            name, version = str(model["modelName"]), str(model.get("modelVersion", "1.0"))
+            workers = _workers(archive.read(model["configFile"])) if model.get("configFile") else None
+    except zipfile.BadZipFile as error:
+        raise Failure(f"archive {path.name}: it is damaged or no archive at all ({error})") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Failure(f"archive {path.name}: it is not a TorchServe archive ({error})") from error
+    except ValueError as error:
+        raise Failure(f"archive {path.name}: its manifest cannot be read ({error})") from error
+    except OSError as error:
+        raise Failure(f"archive {path.name}: it cannot be opened ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise Failure(f"archive {path.name}: its {model['configFile']} is not YAML") from error
+    for what, text in (("file name", path.name), ("model name", name), ("version", version)):
+        if not SAFE_NAME.fullmatch(text):
+            raise Failure(f"archive {path.name}: its {what} {text!r} may hold only letters, digits, '.', '_' and '-'")
+    modules = frozenset(member.split("/")[0].removesuffix(".py") for member in members if member.endswith(".py"))
+    return Archive(path, name, version, workers, modules)
+
+
+def _full_name(archive: Archive) -> str:
+    return f"{archive.name}/{archive.version}"
+
+
+def _workers(document: bytes) -> int | None:
+    """Return `minWorkers` of a model-config.yaml where TorchServe would heed it."""
+    config = yaml.safe_load(document)
+    least = config.get("minWorkers") if isinstance(config, dict) else None
+    return least if isinstance(least, int) and least > 0 else None
+
+
+def _refuse_twins(archives: Sequence[Archive]) -> None:
+    seen: dict[str, Archive] = {}
+    for archive in archives:
+        twin = seen.setdefault(_full_name(archive), archive)
+        if twin is not archive:
+            raise Failure(
+                f"{twin.path.name} and {archive.path.name} both hold version {archive.version} of {archive.name}: "
+                "keep one, or build the other with a version of its own"
+            )
+
+
+def _version_key(version: str) -> list[tuple[int, int | str]]:
+    """Return a key that puts 1.10 after 1.9."""
+    parts = re.findall(r"\d+|[^\d.]+", version)
+    return [(1, int(part)) if part.isdecimal() else (0, part) for part in parts]

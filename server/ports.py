@@ -1,0 +1,81 @@
+"""Addresses and ports: resolving the host, refusing what is taken before Java starts, finding what is free."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from server.failures import Failure, UsageFailure
+
+FIRST_WORKER_PORT, LAST_WORKER_PORT = 9000, 60000
+
+
+def resolve_host(host: str) -> str:
+    """Return the IPv4 address of a host name; TorchServe's gRPC listener takes nothing else.
+
+    Raises:
+        UsageFailure: The name has no IPv4 address.
+    """
+    try:
+        return str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise UsageFailure(f"--host {host} is no IPv4 address and no name that has one ({error.strerror})") from error
+
+
+def reachable(address: str) -> str:
+    """Return an address that a caller on this machine reaches a listener on `address` at."""
+    return "127.0.0.1" if address == "0.0.0.0" else address  # noqa: S104  (compared, not bound)
+
+
+def claim_port(address: str, port: int, option: str) -> int:
+    """Check that a port can be listened on, and choose one where none was named.
+
+    Args:
+        address: IPv4 address to listen on.
+        port: The port, or 0 for a free one.
+        option: The option that sets it, for the message.
+
+    Raises:
+        Failure: The port is taken or may not be used.
+    """
+    with socket.socket() as probe:
+        # As Java does: a port whose last connections are still winding down is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+            probe.listen(1)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise Failure(
+                    f"port {port} on {address} is in use by another program: stop that, or choose another with {option}"
+                ) from error
+            if error.errno == errno.EACCES:
+                raise Failure(
+                    f"port {port} may not be used by this user: choose one above 1023 with {option}"
+                ) from error
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise UsageFailure(
+                    f"{address} is not an address of this machine: choose another with --host"
+                ) from error
+            raise Failure(f"port {port} on {address} cannot be used ({error.strerror}): see {option}") from error
+        return int(probe.getsockname()[1])
+
+
+def free_worker_ports(count: int) -> int:
+    """Return the first of `count` neighbouring ports that are free on 127.0.0.1.
+
+    TorchServe names its worker sockets after them, and listens on them where there are no unix sockets.
+    """
+    for first in range(FIRST_WORKER_PORT, LAST_WORKER_PORT, count):
+        if all(_is_free(port) for port in range(first, first + count)):
+            return first
+    raise Failure(f"no {count} neighbouring ports are free on 127.0.0.1 for the workers")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,135 @@
+"""Readiness as a caller would find it: every model answers its card over REST, and the gRPC port is open.
+
+TorchServe's own /ping says "healthy" before a model is loaded and while it fails in a loop; it is not asked.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from server.configuration import Listeners
+from server.failures import Failure
+from server.models import Archive
+from server.ports import reachable
+
+PAUSE_S = 0.1  # Between two questions to a server that is not ready yet.
+
+
+@dataclass
+class _Probe:
+    """What one model has answered so far, written by the thread that asks and read by the launcher."""
+
+    archive: Archive
+    ready: bool = False
+    refused: str | None = None
+    answer: str = "no answer yet"
+    card: Any = None
+
+
+class Readiness:
+    """Asks every model for its card until all have answered.
+
+    One thread per model, one request at a time: questions that time out would pile up in TorchServe's queue.
+
+    Args:
+        listeners: Where the server listens.
+        archives: The models to ask.
+        timeout_s: Seconds until `ready` gives up.
+    """
+
+    def __init__(self, listeners: Listeners, archives: Sequence[Archive], timeout_s: float) -> None:
+        self._listeners = listeners
+        self._deadline = time.monotonic() + timeout_s
+        self._timeout_s = timeout_s
+        self._given_up = threading.Event()
+        self._probes = [_Probe(archive) for archive in archives]
+        for probe in self._probes:
+            threading.Thread(target=self._ask, args=(probe,), daemon=True).start()
+
+    def ready(self) -> bool:
+        """Tell whether every model has answered and the gRPC port is open.
+
+        Raises:
+            Failure: A model refuses to describe itself, or the time is up.
+        """
+        refused = [probe for probe in self._probes if probe.refused]
+        if refused:
+            raise Failure("\n".join(f"archive {probe.archive.path.name}: {probe.refused}" for probe in refused))
+        waiting = [probe for probe in self._probes if not probe.ready]
+        if not waiting and self._grpc_open():
+            return True
+        if time.monotonic() > self._deadline:
+            late = [f"archive {probe.archive.path.name}: {probe.answer}" for probe in waiting] or [
+                "the gRPC port is closed"
+            ]
+            raise Failure(f"not ready after {self._timeout_s:g} s (--startup-timeout-s):\n" + "\n".join(late))
+        return False
+
+    def devices(self) -> dict[str, str]:
+        """Return the devices the models say they run on, by the archive's file name; some may not say."""
+        cards = {probe.archive.path.name: probe.card for probe in self._probes if isinstance(probe.card, dict)}
+        return {name: card["device"] for name, card in cards.items() if isinstance(card.get("device"), str)}
+
+    def give_up(self) -> None:
+        """Stop asking."""
+        self._given_up.set()
+
+    def _ask(self, probe: _Probe) -> None:
+        path = f"/predictions/{probe.archive.name}/{probe.archive.version}"
+        while not self._given_up.is_set():
+            left_s = self._deadline - time.monotonic()
+            if left_s <= 0:
+                return
+            try:
+                status, body = _get(self._listeners, path, left_s)
+            except (OSError, http.client.HTTPException):
+                self._given_up.wait(PAUSE_S)
+                continue
+            said = _parse(body)
+            if status == 200:
+                probe.card, probe.ready = said, True
+                return
+            probe.answer = f"its last answer was {status} {_message(said, body)}"
+            # TorchServe's own errors ({"code": 503, ...}) pass; the handler's do not, a drain apart.
+            error = said.get("error") if isinstance(said, dict) else None
+            if isinstance(error, dict) and error.get("code") != "draining":
+                probe.refused = f"its model card fails with {error.get('code')}: {error.get('message')}"
+                return
+            self._given_up.wait(PAUSE_S)
+
+    def _grpc_open(self) -> bool:
+        try:
+            with socket.create_connection((reachable(self._listeners.host), self._listeners.grpc), timeout=1):
+                return True
+        except OSError:
+            return False
+
+
+def _get(listeners: Listeners, path: str, timeout_s: float) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(reachable(listeners.host), listeners.rest, timeout=timeout_s)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return None
+
+
+def _message(said: Any, body: bytes) -> str:
+    if isinstance(said, dict) and "message" in said:
+        return str(said["message"])
+    return body[:200].decode("utf-8", "replace").strip()
