@@ -49,9 +49,15 @@ class Request:
 def request_headers(properties: Mapping[str, Any]) -> dict[str, str]:
     """Pick the HTTP headers out of what TorchServe keeps for a request, with lower-case names.
 
-    It files each parameter's own content type among them, as a dict; and gRPC has none, metadata never gets here.
+    It files each parameter's own content type among them, as a dict; and gRPC has none, metadata never gets here. Netty
+    adds `content-length: 0`, spelt so, to a request without a body that said nothing of its length, as GET does: that
+    one is left out, which tells an empty GET from a body that was forgotten.
     """
-    return {name.lower(): value for name, value in properties.items() if isinstance(value, str)}
+    return {
+        name.lower(): value
+        for name, value in properties.items()
+        if isinstance(value, str) and (name, value) != ("content-length", "0")
+    }
 
 
 def transport(headers: Mapping[str, str]) -> str:
@@ -103,9 +109,8 @@ def parse(row: Row, headers: Mapping[str, str], *, max_images: int) -> Request:
 
 def _asks_nothing(row: Row, headers: Mapping[str, str]) -> bool:
     """Tell an empty GET, the probe for the model card, from a request whose body was forgotten."""
-    if row and not (set(row) == {"body"} and row["body"] in ("", b"")):
-        return False
-    return bool(headers) and "content-type" not in headers and headers.get("content-length") is None
+    empty = set(row) == {"body"} and row["body"] in ("", b"")
+    return empty and bool(headers) and "content-length" not in headers
 
 
 def _from_protobuf(body: Any, media_type: str, max_images: int) -> Request:
@@ -146,6 +151,10 @@ def _from_base64(item: Any) -> bytes:
 
 
 def _from_fields(row: Row, headers: Mapping[str, str], media_type: str, max_images: int) -> Request:
+    if "data" not in row and headers.get("content-type") == "application/x-www-form-urlencoded":
+        raise BadRequest(
+            "the body came as a web form, curl's way with -d; send a picture with curl -T or curl -F data=@"
+        )
     _check_keys(row, _PLAIN_KEYS)
     if "describe" in row and _text(row["describe"], "describe").lower() not in ("0", "false"):
         return Request((), Options(), media_type, describe=True)
