@@ -1,0 +1,66 @@
+"""Networks and checkpoints small enough to archive in every test."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from handlers.images import Preprocessing
+from handlers.networks import NETWORKS, architecture
+
+NET = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, classes=3):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(4, classes)
+
+    def forward(self, images):
+        return self.fc(self.relu(self.conv(images)).mean((2, 3)))
+"""
+
+
+@pytest.fixture
+def net_file(tmp_path: Path) -> Path:
+    """A user's network in a file of its own, far from the repository."""
+    path = tmp_path / "elsewhere" / "own_net.py"
+    path.parent.mkdir()
+    path.write_text(NET)
+    return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that writes what training.train would, with weights from seed 0."""
+
+    def write(model: str = "simple", **changes: object) -> Path:
+        network = NETWORKS[model]
+        channels, height, width = network.pictures
+        classes = [] if model == "edges" else [f"class {index}" for index in range(10)]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module = network()
+        content = {
+            "format": 1,
+            "model": model,
+            "architecture": architecture(network),
+            "arguments": {},
+            "layers": dict(network.layers),
+            "classes": classes,
+            "preprocessing": Preprocessing(channels, height, width).to_dict(),
+            "description": network.description,
+            "state_dict": module.state_dict(),
+            "training": {"data": "none", "epochs": 0, "seed": 0, "seconds": 0.0, "history": [{"epoch": 1}]},
+            "optimizer": {"state": {}, "param_groups": []},
+        }
+        path = tmp_path_factory.mktemp(model) / "checkpoint.pt"
+        torch.save(content | changes, path)
+        return path
+
+    return write

@@ -1,0 +1,98 @@
+"""The archives load where nothing of ours is installed: a stock TorchServe 0.12 with public packages alone."""
+
+import base64
+import io
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.archive import stock
+from tests.archive.conftest import NET
+from training.archive import STORE, main
+
+OURS = ("convscope", "handlers", "training", "server")
+UNNEEDED = ("prometheus_client", "httpx", "grpc", "matplotlib", "tqdm", "mlxtend", "pytest")
+COMMITTED = {"edges": {"conv1": 1}, "digits": {"conv1": 16}, "simple": {"conv1": 6, "conv2": 12}} | {
+    "cifar": {"conv1": 16, "conv2": 32}
+}
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stock.environment(tmp_path_factory.mktemp("stock") / "venv")
+
+
+@pytest.fixture(scope="module")
+def address(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("server")
+    store = folder / "store"
+    store.mkdir()
+    for archive in STORE.glob("*.mar"):
+        shutil.copy(archive, store)
+    source = folder / "own_net.py"
+    source.write_text(NET)
+    own = [
+        "--arch",
+        f"{source}:Net",
+        "--name",
+        "own",
+        "--random-weights",
+        "0",
+        "--layers",
+        "conv1=relu",
+        "--size",
+        "any",
+    ]
+    classes = folder / "classes.txt"
+    classes.write_text("a\nb\nc\n")
+    assert main([*own, "--classes", str(classes), "--store", str(store)]) == 0
+    with stock.serve(python, store, folder / "run") as address:
+        yield address
+
+
+def picture() -> bytes:
+    file = io.BytesIO()
+    Image.effect_noise((40, 36), 80).convert("RGB").save(file, "PNG")
+    return file.getvalue()
+
+
+def test_the_environment_has_nothing_of_ours_and_nothing_the_archive_should_not_need(python: Path) -> None:
+    assert stock.importable(python, OURS + UNNEEDED) == set()
+
+
+def test_the_environment_has_the_public_packages(python: Path) -> None:
+    modules = {"torch", "torchvision", "ts", "numpy", "PIL", "yaml", "google.protobuf"}
+    assert stock.importable(python, sorted(modules)) == modules
+
+
+@pytest.mark.parametrize("model", COMMITTED)
+def test_a_committed_archive_answers_a_picture_with_classes_and_maps(model: str, address: str) -> None:
+    assert (STORE / f"{model}.mar").exists(), f"{model}.mar is not built"
+    headers = {"Content-Type": "image/png", "X-Convscope-Layers": "all"}
+    reply = stock.ask(f"{address}/predictions/{model}", picture(), headers)
+    (result,) = reply["results"]
+    check_maps(result["maps"], COMMITTED[model])
+    scores = result.get("top", [])
+    assert len(scores) == (0 if model == "edges" else 5)
+    assert all(score["label"] and 0 <= score["probability"] <= 1 for score in scores)
+
+
+def test_a_users_own_network_answers_a_picture_with_classes_and_maps(address: str) -> None:
+    headers = {"Content-Type": "image/png", "X-Convscope-Layers": "conv1"}
+    reply = stock.ask(f"{address}/predictions/own", picture(), headers)
+    assert reply["model"] == "own"
+    (result,) = reply["results"]
+    assert sorted(score["label"] for score in result["top"]) == ["a", "b", "c"]
+    check_maps(result["maps"], {"conv1": 4})
+    assert result["maps"]["conv1"]["shape"] == [4, 36, 40]
+
+
+def check_maps(maps: dict, channels: dict[str, int]) -> None:
+    assert {name: tensor["shape"][0] for name, tensor in maps.items()} == channels
+    for tensor in maps.values():
+        assert tensor["dtype"] == "float32"
+        assert len(base64.b64decode(tensor["data"])) == 4 * math.prod(tensor["shape"])

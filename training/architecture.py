@@ -1,0 +1,182 @@
+"""Architectures: from `module:Callable` to a network, and the source files that must travel with it.
+
+The networks of `handlers` and of torchvision are there wherever an archive is served. A user's own module or package is
+packed, and is imported here from a copy of exactly what is packed, with the imports that the serving image has: what
+works here works there.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import importlib.util
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from training.packing import ArchiveError, is_ours
+
+SERVED = ("torch", "torchvision", "numpy", "PIL", "yaml", "google")
+"""What may be imported from beside the standard library: a stock TorchServe with its public packages has no more."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network's constructor, and the files it comes from.
+
+    Attributes:
+        reference: `package.module:Name`, importable where `sources` lie on the path.
+        sources: Python files by name at the archive's root; empty for what the serving image has anyway.
+    """
+
+    reference: str
+    sources: Mapping[str, bytes] = field(default_factory=dict)
+
+    @contextmanager
+    def importable(self) -> Iterator[None]:
+        """Import the packed sources and nothing else of the user's for as long as the context lasts.
+
+        Build and run the network inside: it may import more when it is called. Afterwards the import path and
+        `sys.modules` are what they were.
+        """
+        if not self.sources:
+            yield
+            return
+        packed = {name.split("/")[0].removesuffix(".py") for name in self.sources}
+        hidden = {name: module for name, module in sys.modules.items() if name.split(".")[0] in packed}
+        for name in hidden:
+            del sys.modules[name]
+        with tempfile.TemporaryDirectory(prefix="convscope-") as folder:
+            for name, content in self.sources.items():
+                path = Path(folder, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            sys.path.insert(0, folder)
+            importlib.invalidate_caches()
+            try:
+                with _imports_of_the_serving_image(packed):
+                    yield
+            finally:
+                sys.path.remove(folder)
+                for name in [name for name in sys.modules if name.split(".")[0] in packed]:
+                    del sys.modules[name]
+                sys.modules.update(hidden)
+
+    def build(self, arguments: Mapping[str, Any]) -> nn.Module:
+        """Call the constructor; to be used inside `importable`.
+
+        Args:
+            arguments: Its keyword arguments.
+
+        Raises:
+            ArchiveError: It cannot be imported, does not take these arguments, or makes no `nn.Module`.
+        """
+        module_name, _, name = self.reference.partition(":")
+        try:
+            constructor = getattr(importlib.import_module(module_name), name)
+        except ModuleNotFoundError as err:
+            raise ArchiveError(
+                f"{self.reference} needs the module {err.name!r}, which the archive will not have beside it: it holds "
+                f"{', '.join(sorted(self.sources)) or 'our handlers'}, and the serving image installs "
+                f"{', '.join(SERVED)}. Put several files of your own in a package and give package.module:Name"
+            ) from err
+        except AttributeError as err:
+            raise ArchiveError(f"{module_name} has no {name!r}") from err
+        except Exception as err:  # Importing runs the user's code, which may raise anything.
+            raise ArchiveError(f"importing {module_name} failed: {type(err).__name__}: {err}") from err
+        try:
+            network = constructor(**arguments)
+        except Exception as err:  # So may their constructor.
+            raise ArchiveError(
+                f"{self.reference}({_spelt(arguments)}) failed: {type(err).__name__}: {err}; "
+                "--arguments takes the constructor's keyword arguments as JSON"
+            ) from err
+        if not isinstance(network, nn.Module):
+            raise ArchiveError(f"{self.reference} makes a {type(network).__name__}, not a torch.nn.Module")
+        return network
+
+
+def find(text: str) -> Architecture:
+    """Find an architecture and collect its sources.
+
+    Args:
+        text: `path/to/net.py:Name`, `package.module:Name`, or a builder such as `torchvision.models:resnet18`.
+
+    Raises:
+        ArchiveError: There is no such file or module, or its name would hide another inside the server.
+    """
+    place, colon, name = text.rpartition(":")
+    if not colon or not place or not name.isidentifier():
+        raise ArchiveError(f"{text!r} is no architecture; give path/to/net.py:Name or package.module:Name")
+    if place.endswith(".py"):
+        return _find_file(Path(place), name)
+    top = place.split(".")[0]
+    if top in (*SERVED, "handlers"):
+        return Architecture(f"{place}:{name}")
+    return Architecture(f"{place}:{name}", _package_files(top, place))
+
+
+def _find_file(path: Path, name: str) -> Architecture:
+    if not path.is_file():
+        raise ArchiveError(f"{path} does not exist")
+    stem = path.stem
+    if not stem.isidentifier():
+        raise ArchiveError(f"{path.name} cannot be imported by that name; rename it to letters, digits and underscores")
+    spec = None if stem in sys.modules and stem not in SERVED else importlib.util.find_spec(stem)
+    installed = [Path(sysconfig.get_path(key)) for key in ("purelib", "platlib")]
+    origin = Path(spec.origin) if spec is not None and spec.origin and spec.has_location else None
+    hides = origin is not None and any(origin.is_relative_to(folder) for folder in installed)
+    if hides or stem in (*sys.stdlib_module_names, *SERVED, "ts", "handlers", "convscope_entry"):
+        raise ArchiveError(f"inside the server {path.name} would hide the module {stem!r} of that name; rename it")
+    return Architecture(f"{stem}:{name}", {f"{stem}.py": path.read_bytes()})
+
+
+def _package_files(top: str, place: str) -> dict[str, bytes]:
+    """Return the Python files of the top-level module or package that holds `place`."""
+    spec = importlib.util.find_spec(top)
+    if spec is None:
+        raise ArchiveError(f"there is no module {place!r} on the import path; run from the folder that holds {top}")
+    if top in sys.stdlib_module_names or is_ours(f"{top}.py"):
+        raise ArchiveError(f"{place} is not a network's module")
+    if spec.submodule_search_locations is None:
+        return {f"{top}.py": Path(spec.origin or "").read_bytes()}
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    found = sorted(path for path in folder.rglob("*.py") if "__pycache__" not in path.parts)
+    return {f"{top}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in found}
+
+
+@contextmanager
+def _imports_of_the_serving_image(packed: set[str]) -> Iterator[None]:
+    """Refuse the packed modules what the serving image lacks, as it would; everyone else imports as before."""
+    allowed = {*SERVED, *packed, "handlers", *sys.stdlib_module_names}
+    ordinary = builtins.__import__
+
+    def guarded(
+        name: str,
+        scope: Mapping[str, object] | None = None,
+        local: Mapping[str, object] | None = None,
+        fromlist: Any = (),
+        level: int = 0,
+    ) -> Any:
+        importer = str((scope or {}).get("__name__", "")).split(".")[0]
+        top = name.split(".")[0]
+        if level == 0 and importer in packed and top not in allowed:
+            raise ModuleNotFoundError(f"No module named {top!r}", name=top)
+        return ordinary(name, scope, local, fromlist, level)
+
+    builtins.__import__ = guarded  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        builtins.__import__ = ordinary
+
+
+def _spelt(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())

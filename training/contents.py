@@ -1,0 +1,207 @@
+"""Contents: what an archive says about one model, whether it came from a checkpoint, a user or another archive.
+
+Contents become files only after they were proven: the network built from what will be packed, its weights loaded
+strictly, one picture run.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from handlers.images import Preprocessing, stack
+from training import packing
+from training.architecture import Architecture, find
+from training.packing import ArchiveError
+from training.survey import Shape, batch_size, check_layers, check_scores, survey
+
+FORMAT = 1
+ANY_SIZE = (32, 32)  # (H, W) of the picture a network of any size is tried on; the handler warms up with the same.
+
+_CHECKPOINT_KEYS = (
+    "model",
+    "description",
+    "architecture",
+    "arguments",
+    "classes",
+    "preprocessing",
+    "layers",
+    "state_dict",
+    "training",
+)
+_TRAINING_KEYS = (
+    "data",
+    "train_pictures",
+    "test_pictures",
+    "epochs",
+    "seed",
+    "train_accuracy",
+    "test_accuracy",
+    "seconds",
+    "machine",
+    "versions",
+)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
+_LAYER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """One model, ready to be proven and packed.
+
+    Attributes:
+        card: The content of card.json.
+        weights: The content of weights.pt.
+        architecture: The constructor, with the sources that travel.
+    """
+
+    card: Mapping[str, Any]
+    weights: bytes
+    architecture: Architecture
+
+    def files(self) -> dict[str, bytes]:
+        """Return every file of the archive, after proving that they make a model.
+
+        Raises:
+            ArchiveError: They do not; the message says why.
+        """
+        preprocessing = Preprocessing.from_dict(self.card["preprocessing"])
+        batch = batch_size(self.prove(), any_size=preprocessing.size is None)
+        return {
+            **packing.handler_files(),
+            **self.architecture.sources,
+            packing.MANIFEST: packing.manifest(self.card["model"], self.card["version"]),
+            packing.CARD: packing.to_json(self.card),
+            packing.CONFIG: packing.model_config(batch),
+            packing.WEIGHTS: self.weights,
+        }
+
+    def prove(self) -> dict[str, Shape]:
+        """Build the network from what will be packed and run one picture of noise.
+
+        Returns:
+            (C, h, w) of every published layer, by public name.
+
+        Raises:
+            ArchiveError: It cannot be built, the weights do not fit, or layers or classes do not match what it does.
+        """
+        check_names(self.card)
+        picture = noise(Preprocessing.from_dict(self.card["preprocessing"]))
+        with self.architecture.importable():
+            network = self.architecture.build(self.card["arguments"])
+            load_strictly(network, torch.load(io.BytesIO(self.weights), map_location="cpu", weights_only=True))
+            found = survey(network.eval(), picture)
+        shapes = check_layers(found, self.card["layers"])
+        check_scores(found, len(self.card["classes"]))
+        return shapes
+
+
+def from_checkpoint(path: Path, version: str) -> Contents:
+    """Read a checkpoint of `training.train`.
+
+    Raises:
+        ArchiveError: `path` is no checkpoint of format 1.
+    """
+    checkpoint = load_tensors(path)
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+        raise ArchiveError(f"{path} is no checkpoint of training.train; a plain state dict goes with --arch")
+    missing = [key for key in _CHECKPOINT_KEYS if key not in checkpoint]
+    if missing:
+        raise ArchiveError(f"{path} is an incomplete checkpoint: it has no {', '.join(missing)}")
+    training = {key: checkpoint["training"][key] for key in _TRAINING_KEYS if key in checkpoint["training"]}
+    card = {
+        "format": FORMAT,
+        "model": checkpoint["model"],
+        "version": version,
+        "description": checkpoint["description"],
+        "architecture": checkpoint["architecture"],
+        "arguments": dict(checkpoint["arguments"]),
+        "classes": list(checkpoint["classes"]),
+        "preprocessing": dict(checkpoint["preprocessing"]),
+        "layers": dict(checkpoint["layers"]),
+        "training": training,
+    }
+    return Contents(card, packing.weights(checkpoint["state_dict"]), find(checkpoint["architecture"]))
+
+
+def from_files(files: Mapping[str, bytes]) -> Contents:
+    """Read back what an archive holds, its code aside.
+
+    Raises:
+        ArchiveError: It is no archive of ours.
+    """
+    missing = [name for name in (packing.CARD, packing.WEIGHTS) if name not in files]
+    if missing:
+        raise ArchiveError(f"it holds no {' and no '.join(missing)}; it is not one of our archives")
+    card = json.loads(files[packing.CARD])
+    if card.get("format") != FORMAT:
+        raise ArchiveError(f"its card.json has format {card.get('format')!r}, not {FORMAT}")
+    sources = {name: content for name, content in files.items() if not packing.is_ours(name)}
+    return Contents(card, files[packing.WEIGHTS], Architecture(card["architecture"], sources))
+
+
+def noise(preprocessing: Preprocessing) -> Tensor:
+    """Return a picture (1, C, H, W), float32, normalised: the same noise every time, 32×32 for any size."""
+    height, width = preprocessing.size or ANY_SIZE
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand((height, width, preprocessing.channels), generator=generator)
+    return stack([pixels.numpy()], preprocessing)
+
+
+def load_tensors(path: Path) -> Any:
+    """Read what `torch.save` wrote, without running any code it may hold.
+
+    Raises:
+        ArchiveError: It is missing, damaged, or holds code.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as err:
+        raise ArchiveError(f"{path} cannot be read: {err.strerror}") from err
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as err:
+        raise ArchiveError(
+            f"{path} is not a file of tensors: it is damaged, or it holds code (a whole model, TorchScript), which is "
+            "never run here. Write the tensors alone: torch.save(model.state_dict(), path)"
+        ) from err
+
+
+def load_strictly(network: nn.Module, state: Any) -> None:
+    """Load weights, none missing and none left over.
+
+    Args:
+        network: Takes the weights.
+        state: Tensors by name.
+
+    Raises:
+        ArchiveError: `state` is something else, or does not fit.
+    """
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ArchiveError("the file holds no state dict; write one with torch.save(model.state_dict(), path)")
+    try:
+        network.load_state_dict(dict(state), strict=True)
+    except RuntimeError as err:
+        raise ArchiveError(f"the weights do not fit the network (or --arguments are wrong): {err}") from err
+
+
+def check_names(card: Mapping[str, Any]) -> None:
+    """Check what becomes part of a URL, a file name or a header.
+
+    Raises:
+        ArchiveError: The model, its version or a layer has a name that would not travel.
+    """
+    for what, pattern in (("model", _NAME), ("version", _VERSION)):
+        if not pattern.fullmatch(card[what]):
+            raise ArchiveError(f"{card[what]!r} cannot be a {what}: it becomes part of a URL; use letters, digits, - _")
+    for layer in card["layers"]:
+        if not _LAYER.fullmatch(layer) or layer in ("all", "none"):
+            raise ArchiveError(f"{layer!r} cannot be a layer's public name; use letters, digits, - _ . and not `all`")

@@ -1,0 +1,142 @@
+"""Packing: an archive's files as bytes, the same bytes every time.
+
+It knows the zip, the manifest and TorchServe's settings, and nothing of networks. Upstream's torch-model-archiver is
+not used: it stamps the time of day into every entry, and works in `<tmp>/<model name>`, which it removes if it exists.
+Here names are sorted, times and permissions constant, and entries stored uncompressed, so that the bytes depend on no
+zlib either; weights hardly compress, and git compresses the rest.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+HANDLERS = Path(__file__).resolve().parents[1] / "handlers"
+
+CARD = "card.json"
+CONFIG = "model-config.yaml"
+ENTRY = "convscope_entry.py"
+MANIFEST = "MAR-INF/MANIFEST.json"
+WEIGHTS = "weights.pt"
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # The earliest a zip can say.
+_TORCHSERVE = "0.12.0"
+
+
+class ArchiveError(Exception):
+    """An archive that cannot be made or read; the message says why and what to do."""
+
+
+def pack(files: Mapping[str, bytes]) -> bytes:
+    """Return the archive that holds `files`, a pure function of their names and contents.
+
+    Args:
+        files: Content by name inside the archive, `/` between folders.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name, date_time=_EPOCH)
+            entry.create_system = 3  # Unix, on every system: the permissions below are read that way.
+            entry.external_attr = 0o100644 << 16
+            entry.compress_type = zipfile.ZIP_STORED
+            archive.writestr(entry, files[name])
+    return buffer.getvalue()
+
+
+def unpack(path: Path) -> dict[str, bytes]:
+    """Return the files of an archive by name.
+
+    Raises:
+        ArchiveError: `path` is not an archive.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {entry.filename: archive.read(entry) for entry in archive.infolist() if not entry.is_dir()}
+    except (OSError, zipfile.BadZipFile) as err:
+        raise ArchiveError(f"{path} cannot be read as an archive: {err}") from err
+
+
+def write(path: Path, content: bytes) -> None:
+    """Put `content` at `path` whole or not at all, readable by everyone: TorchServe may run as another user."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def handler_files(handlers: Path = HANDLERS) -> dict[str, bytes]:
+    """Return the code every archive holds: the package `handlers/`, and the entry file TorchServe imports."""
+    found = sorted(path for path in handlers.rglob("*.py") if "__pycache__" not in path.parts)
+    files = {f"handlers/{path.relative_to(handlers).as_posix()}": path.read_bytes() for path in found}
+    if "handlers/entry.py" not in files:
+        raise ArchiveError(f"{handlers} has no entry.py, which TorchServe calls")
+    return files | {ENTRY: files["handlers/entry.py"]}
+
+
+def is_ours(name: str) -> bool:
+    """Tell whether a file of an archive is written by us; the others are the source of a user's network."""
+    return name in (MANIFEST, ENTRY, CARD, WEIGHTS, CONFIG) or name.startswith("handlers/")
+
+
+def manifest(model: str, version: str) -> bytes:
+    """Return MANIFEST.json. TorchServe warns where `createdOn` is missing, so it is there, and constant."""
+    content = {
+        "createdOn": "01/01/1980 00:00:00",
+        "runtime": "python",
+        "model": {"modelName": model, "handler": ENTRY, "modelVersion": version, "configFile": CONFIG},
+        "archiverVersion": _TORCHSERVE,
+    }
+    return to_json(content)
+
+
+def model_config(batch_size: int, handlers: Path = HANDLERS) -> bytes:
+    """Return `handlers/model-config.yaml` with its batchSize filled in."""
+    template = (handlers / CONFIG).read_text(encoding="utf-8")
+    text, count = re.subn(r"^batchSize: \d+$", f"batchSize: {batch_size}", template, flags=re.MULTILINE)
+    if count != 1:
+        raise ArchiveError(f"{handlers / CONFIG} must have exactly one line `batchSize: <number>`, it has {count}")
+    return text.encode()
+
+
+def weights(state: Mapping[str, object]) -> bytes:
+    """Return weights.pt: the state dict and nothing else, the same bytes for the same numbers.
+
+    Args:
+        state: Tensors by name, any shape and dtype, any device. Order, strides, storage shared between tensors,
+            metadata and `requires_grad` leave no trace.
+
+    Raises:
+        ArchiveError: A value is not a tensor.
+    """
+    odd = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise ArchiveError(f"the state dict holds more than tensors: {', '.join(sorted(odd))}")
+    plain = {
+        name: value.detach().to("cpu", copy=True).clone(memory_format=torch.contiguous_format)
+        for name, value in sorted(state.items())
+        if isinstance(value, Tensor)
+    }
+    buffer = io.BytesIO()
+    torch.save(plain, buffer)  # Into memory: a file's name would become part of the content.
+    return buffer.getvalue()
+
+
+def to_json(content: object) -> bytes:
+    """Return readable JSON, keys in the order given."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
