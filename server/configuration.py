@@ -22,7 +22,7 @@ from server.models import Archive
 
 TEMPLATE = Path(__file__).with_name("config.properties")
 LOGGING = Path(__file__).with_name("log4j2.xml")
-LONGEST_SOCKET_PATH = 100  # The kernel takes 107 characters.
+LONGEST_SOCKET_PATH = 107  # What the kernel takes, in bytes.
 
 # Variables that would redirect TorchServe or its workers behind our back: TS_CONFIG_FILE overrides the file we wrote,
 # PYTHONPATH comes before the archive on a worker's path.
@@ -72,7 +72,7 @@ class PrivateDirectory:
             (self.path / "tmp").mkdir()
         except OSError as error:
             raise Failure(f"cannot write to {error.filename}: {error.strerror}") from error
-        if len(str(self.path / ".ts.sock.65535")) > LONGEST_SOCKET_PATH:
+        if len(os.fsencode(self.management_socket)) > LONGEST_SOCKET_PATH:
             shutil.rmtree(self.path, ignore_errors=True)
             raise Failure(f"the path {self.path} is too long for a socket: choose a shorter one with --work-dir")
         return self

@@ -83,8 +83,8 @@ def _version(executable: Path, source: str) -> str:
     said = answer.stderr + answer.stdout
     match = re.search(r'version "([^"]+)"', said)
     if answer.returncode or match is None:
-        first = said.strip().splitlines()[:1]
-        raise Failure(f"Java at {executable} (from {source}) does not run: {' '.join(first) or 'it says nothing'}")
+        lines = [line for line in said.strip().splitlines() if not line.startswith(("NOTE: Picked up", "Picked up"))]
+        raise Failure(f"Java at {executable} (from {source}) does not run: {lines[0] if lines else 'it says nothing'}")
     return match[1]
 
 

@@ -94,6 +94,7 @@ def read_archive(path: Path) -> Archive:
             manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))
             model = manifest["model"]
             name, version = str(model["modelName"]), str(model.get("modelVersion", "1.0"))
+            handler = str(model.get("handler", "")).split(":")[0]
             workers = _workers(archive.read(model["configFile"])) if model.get("configFile") else None
     except zipfile.BadZipFile as error:
         raise Failure(f"archive {path.name}: it is damaged or no archive at all ({error})") from error
@@ -108,6 +109,8 @@ def read_archive(path: Path) -> Archive:
     for what, text in (("file name", path.name), ("model name", name), ("version", version)):
         if not SAFE_NAME.fullmatch(text):
             raise Failure(f"archive {path.name}: its {what} {text!r} may hold only letters, digits, '.', '_' and '-'")
+    if handler.endswith(".py") and handler not in members:
+        raise Failure(f"archive {path.name}: its manifest names the handler {handler}, which is not in the archive")
     modules = frozenset(member.split("/")[0].removesuffix(".py") for member in members if member.endswith(".py"))
     return Archive(path, name, version, workers, modules)
 

@@ -1,0 +1,219 @@
+"""Archives of a few lines, and the launcher as a process to talk to: what the tests of the server room share."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+
+ROOT = Path(__file__).parents[2]
+
+OBEDIENT = """
+import os, pathlib, time
+
+class Handler:
+    def initialize(self, context):
+        self.name = context.manifest["model"]["modelName"]
+        self.version = context.manifest["model"]["modelVersion"]
+
+    def handle(self, rows, context):
+        return [self.answer(bytes(row.get("body") or row.get("data") or b"").decode()) for row in rows]
+
+    def answer(self, order):
+        verb, _, argument = order.partition(":")
+        if verb == "sleep":
+            started, seconds = argument.split(",")
+            pathlib.Path(started).touch()
+            time.sleep(float(seconds))
+            return b"slept"
+        if verb == "bytes":
+            return b"x" * int(argument)
+        if verb == "environment":
+            return repr(os.environ.get(argument)).encode()
+        if verb == "path":
+            import sys
+            return "\\n".join(sys.path).encode()
+        if verb == "pid":
+            return str(os.getpid()).encode()
+        if verb == "die":
+            raise SystemExit
+        return f"{self.name} {self.version}".encode()
+"""
+
+
+def write_archive(
+    store: Path,
+    name: str,
+    handler: str = OBEDIENT,
+    *,
+    version: str = "1.0",
+    file: str | None = None,
+    config: str | None = None,
+    handler_file: str = "entry.py",
+) -> Path:
+    """Write a `.mar` with one handler file and return its path."""
+    store.mkdir(exist_ok=True)
+    model = {"modelName": name, "modelVersion": version, "handler": handler_file}
+    path = store / f"{file or name}.mar"
+    with zipfile.ZipFile(path, "w") as archive:
+        if config is not None:
+            model["configFile"] = "model-config.yaml"
+            archive.writestr("model-config.yaml", config)
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps({"runtime": "python", "model": model}))
+        archive.writestr("entry.py", handler)
+    return path
+
+
+def poll(condition: Callable[[], object], timeout_s: float = 30.0) -> object:
+    """Wait until a condition holds and return what it returned."""
+    deadline = time.monotonic() + timeout_s
+    while not (held := condition()):
+        assert time.monotonic() < deadline, "the condition did not come to hold"
+        time.sleep(0.02)
+    return held
+
+
+def processes(text: str) -> list[int]:
+    """Return the processes, zombies apart, whose command line holds a text."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if text in path.read_bytes().replace(b"\0", b" ").decode(errors="replace"):
+                found.append(int(path.parent.name))
+    return found
+
+
+class Launched:
+    """`python -m server` as a process of its own, on free ports, with its private directory in `work`."""
+
+    def __init__(self, store: Path, work: Path, *options: str, environment: dict[str, str] | None = None) -> None:
+        self.work = work
+        ports = ("--rest-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--device", "cpu")
+        command = [
+            sys.executable,
+            "-m",
+            "server",
+            "--model-store",
+            str(store),
+            "--work-dir",
+            str(work),
+            *ports,
+            *options,
+        ]
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._said: dict[str, list[str]] = {"out": [], "err": []}
+        self._readers = [
+            threading.Thread(
+                target=lambda pipe, said: said.extend(iter(pipe.readline, "")), args=(pipe, said), daemon=True
+            )
+            for pipe, said in ((self.process.stdout, self._said["out"]), (self.process.stderr, self._said["err"]))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    @property
+    def out(self) -> str:
+        return "".join(self._said["out"])
+
+    @property
+    def err(self) -> str:
+        return "".join(self._said["err"])
+
+    def await_ready(self) -> Launched:
+        poll(lambda: "Ctrl-C stops it." in self.out or self.process.poll() is not None, 90)
+        assert self.process.poll() is None, self.err
+        return self
+
+    def end(self, timeout_s: float = 60) -> int:
+        """Wait for the exit status."""
+        status = self.process.wait(timeout_s)
+        for reader in self._readers:
+            reader.join(10)
+        return status
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def descendants(self) -> list[int]:
+        """Return Java and the workers: their command lines name the private directory."""
+        return [pid for pid in processes(str(self.work)) if pid != self.process.pid]
+
+    def java(self) -> int:
+        (pid,) = processes(f"-Djava.io.tmpdir={self.work}")
+        return pid
+
+    def port(self, what: str) -> int:
+        match = re.search(rf"{what} +(?:http://)?[\d.]+:(\d+)", self.out)
+        assert match, self.out
+        return int(match[1])
+
+    def rest(self, model: str, order: str = "") -> bytes:
+        """Ask over REST; raises AssertionError unless the answer is 200."""
+        status, body = self.ask("POST" if order else "GET", f"/predictions/{model}", order)
+        assert status == 200, body
+        return body
+
+    def ask(self, method: str, path: str, body: str = "", what: str = "REST") -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port(what), timeout=60)
+        try:
+            connection.request(method, path, body.encode() or None, {"Content-Type": "application/octet-stream"})
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def grpc(self, model: str, order: str = "") -> bytes:
+        """Ask over gRPC, with the messages written by hand: PredictionsRequest{1: name, 3: {"data": order}}."""
+        entry = _field(1, b"data") + _field(2, order.encode())
+        request = _field(1, model.encode()) + _field(3, entry)
+        with grpc.insecure_channel(f"127.0.0.1:{self.port('gRPC')}") as channel:
+            call = channel.unary_unary("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions")
+            reply: bytes = call(request, timeout=60)
+        assert reply[0] == 0x0A, "field 1, length-delimited"
+        return reply[2:] if len(reply) < 130 else reply
+
+    def close(self) -> None:
+        """Stop by force whatever is left."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.end()
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe:
+                pipe.close()
+
+
+def _field(number: int, data: bytes) -> bytes:
+    assert len(data) < 128
+    return bytes([number << 3 | 2, len(data)]) + data
+
+
+@contextlib.contextmanager
+def launched(store: Path, work: Path, *options: str, environment: dict[str, str] | None = None) -> Iterator[Launched]:
+    server = Launched(store, work, *options, environment=environment)
+    try:
+        yield server
+    finally:
+        server.close()

@@ -1,0 +1,106 @@
+"""From TorchServe's logs to plain words."""
+
+from pathlib import Path
+
+import pytest
+
+from server.diagnosis import explain_java, explain_worker, find_cause
+from server.logs import Follower
+from server.models import Archive
+
+CIFAR = Archive(Path("cifar.mar"), "cifar", "1.0", None, frozenset({"entry", "handlers"}))
+
+
+def traceback(*causes: str) -> list[str]:
+    lines = ["Torch worker started.", "Backend worker process died."]
+    for cause in causes:
+        lines += [
+            "Traceback (most recent call last):",
+            '  File "x.py", line 1, in load',
+            "    import x",
+            *cause.split("\n"),
+        ]
+        lines += ["", "During handling of the above exception, another exception occurred:", ""]
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("causes", "words"),
+    [
+        (
+            [
+                "ModuleNotFoundError: No module named 'foo'",
+                "ModuleNotFoundError: No module named 'ts.torch_handler.entry'",
+            ],
+            "archive cifar.mar: needs the Python package foo, which is not installed",
+        ),
+        (["ModuleNotFoundError: No module named 'PIL'"], "needs the Python package pillow (imported as PIL), which"),
+        (["ModuleNotFoundError: No module named 'torch.fx.new'"], "needs the Python package torch, which"),
+        (
+            ["ModuleNotFoundError: No module named 'handlers.maps'"],
+            "archive cifar.mar: its module handlers.maps is missing from the archive",
+        ),
+        (
+            ["ImportError: cannot import name 'a' from 'b'"],
+            "its handler cannot be imported: ImportError: cannot import",
+        ),
+        (["SyntaxError: invalid syntax"], "its handler cannot be imported: SyntaxError: invalid syntax"),
+        (["FileNotFoundError: weights.pt is missing"], "its worker failed: FileNotFoundError: weights.pt is missing"),
+        (
+            [
+                "RuntimeError: Error(s) in loading state_dict for Cifar:\n\tMissing key: conv1",
+                "RuntimeError: 500 - Unknown",
+            ],
+            "its worker failed: RuntimeError: Error(s) in loading state_dict for Cifar: Missing key: conv1",
+        ),
+        (["KeyboardInterrupt"], "its worker failed: KeyboardInterrupt"),
+        ([], "its worker ended without saying why"),
+    ],
+)
+def test_a_workers_last_words_become_one_sentence(causes, words):
+    assert words in explain_worker(CIFAR, traceback(*causes))
+
+
+def test_the_newest_of_several_deaths_is_told():
+    assert find_cause([*traceback("ValueError: first"), *traceback("ValueError: second")]) == "ValueError: second"
+
+
+def test_what_a_worker_prints_outside_a_traceback_is_no_cause():
+    assert find_cause(["ValueError: only mentioned", "INFO: fine"]) is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (
+            ["Invalid maximum heap size: -Xmx9z", "Error: Could not create the Java Virtual Machine."],
+            "Error: Could not",
+        ),
+        (["java.io.IOException: Failed to bind to address: http://127.0.0.1:80", "\tat x.y"], "a port was taken while"),
+        (["Invalid configuration: Invalid port"], "Invalid configuration: Invalid port"),
+        (["hello", "\tat a.b.C"], "hello"),
+        ([], "it says nothing"),
+    ],
+)
+def test_javas_last_words_become_one_sentence(lines, words):
+    assert words in explain_java(lines)
+
+
+def test_a_log_is_followed_by_whole_lines_and_stack_traces_stay_with_their_record(tmp_path):
+    path = tmp_path / "log"
+    path.write_text("2026-01-01T00:00:00,000 [WARN ] main A - from an earlier run\n")
+    follower = Follower(path)
+    with path.open("a") as log:
+        log.write(
+            "2026-01-01T00:00:00,000 [ERROR] W-9000-cifar_1.0 WorkerThread - Backend worker error\n"
+            "java.lang.X: y\n\tat z\n"
+        )
+        log.write("2026-01-01T00:00:00,001 [INFO ] W-9000-cifar_1.0-stdout MODEL_LOG - half a l")
+        log.flush()
+        (record,) = follower.read()
+        assert (record.level, record.label, record.text) == ("ERROR", "cifar_1.0", "Backend worker error")
+        assert record.more == ["java.lang.X: y", "\tat z"]
+        log.write("ine\n")
+        log.flush()
+        (record,) = follower.read()
+        assert (record.label, record.text) == ("cifar_1.0", "half a line")

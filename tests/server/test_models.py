@@ -1,0 +1,94 @@
+"""What is in a model store, and what of it is served."""
+
+import zipfile
+
+import pytest
+
+from server.failures import Failure, UsageFailure
+from server.models import find_archives
+from tests.server.harness import write_archive
+
+
+def test_every_archive_is_found_with_the_newest_version_of_a_model_first(tmp_path):
+    for version in ("1.9", "1.10", "1.2"):
+        write_archive(tmp_path, "cifar", version=version, file=f"cifar-{version}")
+    write_archive(tmp_path, "a")
+    found = [(archive.name, archive.version) for archive in find_archives(tmp_path)]
+    assert found == [("a", "1.0"), ("cifar", "1.10"), ("cifar", "1.9"), ("cifar", "1.2")]
+
+
+def test_a_model_is_chosen_by_name_or_by_name_and_version(tmp_path):
+    write_archive(tmp_path, "cifar", version="1.0", file="old")
+    write_archive(tmp_path, "cifar", version="2.0", file="new")
+    write_archive(tmp_path, "digits")
+    assert len(find_archives(tmp_path, ["cifar"])) == 2
+    assert [archive.path.name for archive in find_archives(tmp_path, ["cifar/1.0", "digits"])] == [
+        "old.mar",
+        "digits.mar",
+    ]
+
+
+def test_a_model_store_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UsageFailure, match=r"there is no model store .*/nowhere: name a folder .* --model-store"):
+        find_archives(tmp_path / "nowhere")
+
+
+def test_an_empty_model_store_says_how_to_build_an_archive(tmp_path):
+    with pytest.raises(UsageFailure, match=r"holds no \.mar archives: build one with `python -m training\.archive`"):
+        find_archives(tmp_path)
+
+
+def test_an_unknown_model_lists_those_there_are(tmp_path):
+    write_archive(tmp_path, "cifar")
+    write_archive(tmp_path, "digits")
+    with pytest.raises(UsageFailure, match=r"no model cat, dog in .*; there are: cifar, digits"):
+        find_archives(tmp_path, ["cat", "digits", "dog"])
+
+
+def test_a_file_that_is_no_zip_is_called_damaged(tmp_path):
+    (tmp_path / "broken.mar").write_bytes(b"not a zip")
+    with pytest.raises(Failure, match=r"archive broken\.mar: it is damaged or no archive at all"):
+        find_archives(tmp_path)
+
+
+def test_a_truncated_archive_is_called_damaged(tmp_path):
+    path = write_archive(tmp_path, "cut")
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(Failure, match=r"archive cut\.mar: it is damaged"):
+        find_archives(tmp_path)
+
+
+def test_a_zip_that_is_no_archive_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "zip.mar", "w") as archive:
+        archive.writestr("hello.txt", "hello")
+    with pytest.raises(Failure, match=r"archive zip\.mar: it is not a TorchServe archive"):
+        find_archives(tmp_path)
+
+
+@pytest.mark.parametrize("manifest", ["{", "[]", "{}", '{"model": null}', '{"model": {"modelName": "../x"}}'])
+def test_a_manifest_that_makes_no_sense_is_refused(tmp_path, manifest):
+    with zipfile.ZipFile(tmp_path / "odd.mar", "w") as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", manifest)
+    with pytest.raises(Failure, match=r"archive odd\.mar: "):
+        find_archives(tmp_path)
+
+
+def test_a_broken_archive_is_not_in_the_way_of_good_ones_that_are_named(tmp_path):
+    (tmp_path / "broken.mar").write_bytes(b"not a zip")
+    write_archive(tmp_path, "good")
+    assert [archive.name for archive in find_archives(tmp_path, ["good"])] == ["good"]
+    with pytest.raises(Failure, match=r"broken\.mar"):
+        find_archives(tmp_path, ["broken"])
+
+
+def test_two_archives_with_the_same_model_and_version_are_refused(tmp_path):
+    write_archive(tmp_path, "cifar", file="one")
+    write_archive(tmp_path, "cifar", file="two")
+    with pytest.raises(Failure, match=r"one\.mar and two\.mar both hold version 1\.0 of cifar"):
+        find_archives(tmp_path)
+
+
+def test_the_workers_an_archive_asks_for_are_read_from_its_configuration(tmp_path):
+    write_archive(tmp_path, "a", config="minWorkers: 3\nmaxWorkers: 3\n")
+    write_archive(tmp_path, "b", config="batchSize: 4\n")
+    assert [archive.workers for archive in find_archives(tmp_path)] == [3, None]

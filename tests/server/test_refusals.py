@@ -1,0 +1,171 @@
+"""What a person reads when it cannot start: plain words, no stack trace, no waiting, nothing left behind."""
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.server.harness import launched, poll, write_archive
+
+QUICK_S = 60  # Far below the start-up timeout of 300 s, far above a start on a busy machine.
+
+
+def refused(store, work, *options, environment=None):
+    """Start a server that must fail; return its status and what it said."""
+    started = time.monotonic()
+    with launched(store, work, *options, environment=environment) as server:
+        status = server.end(QUICK_S)
+        assert time.monotonic() - started < QUICK_S
+        assert "Traceback" not in server.err
+        assert "\tat " not in server.err
+        assert server.out == ""
+        poll(lambda: not server.descendants(), 20)
+        assert not list(work.glob("convscope-[!l]*"))
+        return status, server.err
+
+
+HANDLER = """
+{top}
+class Handler:
+    def initialize(self, context):
+        {body}
+
+    def handle(self, rows, context):
+        return [b"" for _ in rows]
+"""
+
+
+def handler(body: str, top: str = "") -> str:
+    return HANDLER.format(body=body, top=top)
+
+
+CARD_FAILS = """
+class Handler:
+    def initialize(self, context):
+        pass
+
+    def handle(self, rows, context):
+        context.set_response_status(500, "no", 0)
+        return [{"error": {"code": "internal", "message": "the forward pass failed"}} for _ in rows]
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (
+            handler("pass", "import foobarbaz"),
+            "archive bad.mar: needs the Python package foobarbaz, which is not installed",
+        ),
+        (
+            handler("raise FileNotFoundError('weights.pt is missing')"),
+            "archive bad.mar: its worker failed: FileNotFoundError: weights.pt is missing",
+        ),
+        (
+            handler("raise RuntimeError('wrong weights')"),
+            "archive bad.mar: its worker failed: RuntimeError: wrong weights",
+        ),
+        (handler("pass", "def ("), "archive bad.mar: its handler cannot be imported: SyntaxError: "),
+        (handler("import os; os._exit(3)"), "archive bad.mar: its worker ended without saying why"),
+    ],
+    ids=["missing package", "initialize raises", "RuntimeError", "syntax error", "sudden death"],
+)
+def test_a_handler_that_cannot_start_is_told_at_once_beside_a_good_one(source, words, tmp_path, work):
+    write_archive(tmp_path / "store", "good")
+    write_archive(tmp_path / "store", "bad", source)
+    status, said = refused(tmp_path / "store", work)
+    assert status == 1
+    assert words in said
+    assert "good.mar" not in said
+    (logs,) = work.glob("convscope-logs-*")
+    assert f"the full logs are in {logs}\n" in said
+    assert (logs / "models.log").exists()
+
+
+def test_a_handler_that_is_not_in_the_archive_is_told(tmp_path, work):
+    write_archive(tmp_path / "store", "bad", handler_file="absent.py")
+    status, said = refused(tmp_path / "store", work)
+    assert status == 1
+    assert "archive bad.mar: its manifest names the handler absent.py, which is not in the archive" in said
+
+
+def test_a_model_card_that_fails_is_told_with_its_own_words(tmp_path, work):
+    write_archive(tmp_path / "store", "bad", CARD_FAILS)
+    status, said = refused(tmp_path / "store", work)
+    assert status == 1
+    assert "archive bad.mar: its model card fails with internal: the forward pass failed" in said
+
+
+def test_a_model_that_never_answers_is_told_when_the_time_is_up(tmp_path, work):
+    write_archive(tmp_path / "store", "slow", handler("import time; time.sleep(300)"))
+    status, said = refused(tmp_path / "store", work, "--startup-timeout-s", "6")
+    assert status == 1
+    assert "not ready after 6 s (--startup-timeout-s):\nserver: archive slow.mar: no answer yet" in said
+
+
+@pytest.mark.parametrize("option", ["--rest-port", "--grpc-port", "--metrics-port"])
+def test_a_port_in_use_names_the_option_before_java_starts(option, tmp_path, work):
+    write_archive(tmp_path / "store", "good")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        port = taken.getsockname()[1]
+        status, said = refused(tmp_path / "store", work, option, str(port))
+    assert status == 1
+    assert said == (
+        f"server: port {port} on 127.0.0.1 is in use by another program: stop that, or choose another with {option}\n"
+    )
+    assert not list(work.iterdir())
+
+
+def test_a_missing_model_store_is_a_wrong_command_line(tmp_path, work):
+    status, said = refused(tmp_path / "nowhere", work)
+    assert status == 2
+    assert "there is no model store" in said
+
+
+def test_a_damaged_archive_is_told(tmp_path, work):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "broken.mar").write_bytes(b"PK")
+    status, said = refused(tmp_path / "store", work)
+    assert (status, said.count("\n")) == (1, 1)
+    assert "archive broken.mar: it is damaged" in said
+
+
+def test_an_archive_damaged_inside_is_told(tmp_path, work):
+    path = write_archive(tmp_path / "store", "bad")
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"class Handler", b"class Handlxr"))
+    status, said = refused(tmp_path / "store", work)
+    assert status == 1
+    assert "archive bad.mar: " in said
+
+
+def test_java_missing_or_too_old_is_told(tmp_path, work):
+    write_archive(tmp_path / "store", "good")
+    status, said = refused(tmp_path / "store", work, environment={"JAVA_HOME": str(tmp_path)})
+    assert (status, "there is no bin/java in it" in said) == (1, True)
+    java = tmp_path / "bin" / "java"
+    java.parent.mkdir()
+    java.write_text("#!/bin/sh\necho 'openjdk version \"11.0.2\"' >&2\n")
+    java.chmod(0o755)
+    status, said = refused(tmp_path / "store", work, environment={"JAVA_HOME": str(tmp_path)})
+    assert (status, "Java 11.0.2" in said, "is too old for TorchServe" in said) == (1, True, True)
+
+
+def test_a_java_that_ends_at_the_start_is_told_with_its_last_words(tmp_path, work):
+    write_archive(tmp_path / "store", "good")
+    environment = {"JDK_JAVA_OPTIONS": "-XX:+UseSerialGC"}
+    status, said = refused(tmp_path / "store", work, environment=environment)
+    assert status == 1
+    assert "TorchServe ended by itself (exit status 1): " in said
+    assert "Conflicting collector combinations" in said
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU")
+def test_cuda_without_a_gpu_is_refused(tmp_path, work):
+    write_archive(tmp_path / "store", "good")
+    status, said = refused(tmp_path / "store", work, "--device", "cuda")
+    assert status == 1
+    assert "--device cuda, but there is no GPU to serve on (nvidia-smi finds none)" in said
