@@ -1,0 +1,208 @@
+"""A layer's stated geometry is the truth: the pixels with a gradient are exactly the pixels stated."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from handlers.networks import NETWORKS
+from handlers.networks.geometry import LayerGeometry, layer_geometry
+
+
+class Residual(nn.Module):
+    """Two branches of different kernels, added; a shortcut; functional pools."""
+
+    def __init__(self):
+        super().__init__()
+        self.small = nn.Conv2d(3, 4, 3, padding=1)
+        self.large = nn.Conv2d(3, 4, 5, padding=2)
+        self.norm = nn.BatchNorm2d(4)
+        self.last = nn.Conv2d(4, 4, 3, stride=2, bias=False)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, images):
+        maps = functional.relu(self.norm(self.small(images) + self.large(images)) * 0.5)
+        maps = functional.avg_pool2d(maps, 2)
+        maps = self.last(maps)
+        pooled = functional.adaptive_avg_pool2d(maps, 1)
+        return self.head(pooled.flatten(1))
+
+
+class Branching(nn.Module):
+    """Cannot be traced: what it does depends on a pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+        self.relu = nn.ReLU()
+        self.fc = nn.Linear(2, 3)
+
+    def forward(self, images):
+        maps = self.relu(self.conv(images))
+        if images.sum() > 1e9:
+            maps = -maps
+        return self.fc(maps.mean((2, 3)))
+
+
+STACKS = {
+    "plain": nn.Sequential(nn.Conv2d(1, 1, 3)),
+    "padded": nn.Sequential(nn.Conv2d(1, 1, 5, padding=2), nn.Conv2d(1, 1, 3, padding=1)),
+    "uneven": nn.Sequential(nn.Conv2d(1, 1, (3, 5), stride=(1, 2), padding=(1, 0)), nn.Conv2d(1, 1, (1, 3))),
+    "same": nn.Sequential(nn.Conv2d(1, 1, 4, padding="same"), nn.Conv2d(1, 1, 3, padding="valid")),
+    "pooled": nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.AvgPool2d(2), nn.Conv2d(1, 1, 3, padding=1)),
+    "overlapping pool": nn.Sequential(nn.Conv2d(1, 1, 3, stride=2), nn.AvgPool2d(3, stride=2, padding=1)),
+    "dilated": nn.Sequential(nn.Conv2d(1, 1, 3, dilation=2), nn.Conv2d(1, 1, 2, dilation=3, stride=2)),
+    "normalised": nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Sigmoid(), nn.Conv2d(2, 1, 2, stride=2)),
+}
+
+
+def gradient_rows(model, node, shape, cell):
+    """Return the rectangle of pixels (top, left, bottom, right; inclusive) that one cell's gradient reaches."""
+    images = torch.rand(1, *shape, dtype=torch.float64, requires_grad=True)
+    maps = create_feature_extractor(model.double().eval(), {node: "map"})(images)["map"]
+    maps[0, :, cell[0], cell[1]].abs().sum().backward()
+    ys, xs = torch.nonzero(images.grad[0].abs().sum(0), as_tuple=True)
+    return ys.min().item(), xs.min().item(), ys.max().item(), xs.max().item()
+
+
+def stated_rows(geometry, cell):
+    """Return the same rectangle as the geometry states it."""
+    corners = zip(geometry.receptive_field_start, cell, geometry.stride, strict=True)
+    tops = [first + i * step for first, i, step in corners]
+        first + i * step for first, i, step in zip(geometry.receptive_field_start, cell, geometry.stride, strict=True)
+    ]
+    ends = [top + size - 1 for top, size in zip(tops, geometry.receptive_field, strict=True)]
+    return (*tops, *ends)
+
+
+def positive(model):
+    """Make every weight positive, so that no gradient can vanish or cancel."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.uniform_(module.weight, 0.1, 1)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")
+@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize("step", [0, 1], ids=["centre", "beside"])
+def test_the_pixels_with_a_gradient_are_exactly_those_stated(name, step):
+    model = positive(STACKS[name])
+    node = str(len(model) - 1)
+    geometry = layer_geometry(model.float(), {"last": node}, (1, 31, 33))["last"]
+    cell = (geometry.shape[1] // 2 + step, geometry.shape[2] // 2 + step)
+    assert gradient_rows(model, node, (1, 31, 33), cell) == stated_rows(geometry, cell)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_served_networks_state_exactly_the_pixels_with_a_gradient(name):
+    network = NETWORKS[name]
+    shape = tuple(size or 9 for size in network.pictures)
+    for public, node in network.layers.items():
+        model = network() if name == "edges" else positive(network())
+        geometry = layer_geometry(model, network.layers, shape)[public]
+        cell = (geometry.shape[1] // 2, geometry.shape[2] // 2)
+        if name in ("simple", "cifar") and public == "conv2":
+            model.pool1 = nn.AvgPool2d(2)  # A maximum's gradient reaches one of its four inputs only.
+        assert gradient_rows(model, node, shape, cell) == stated_rows(geometry, cell)
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "expected"),
+    [
+        ("edges", (1, 5, 5), {"conv1": ((1, 5, 5), (1, 1), (3, 3), (-1, -1), 10)}),
+        ("digits", (1, 28, 28), {"conv1": ((16, 26, 26), (1, 1), (3, 3), (0, 0), 160)}),
+        (
+            "simple",
+            (3, 32, 32),
+            {
+                "conv1": ((6, 32, 32), (1, 1), (3, 3), (-1, -1), 168),
+                "conv2": ((12, 16, 16), (2, 2), (8, 8), (-3, -3), 660),
+            },
+        ),
+        (
+            "cifar",
+            (3, 32, 32),
+            {
+                "conv1": ((16, 32, 32), (1, 1), (3, 3), (-1, -1), 448),
+                "conv2": ((32, 16, 16), (2, 2), (8, 8), (-3, -3), 4640),
+            },
+        ),
+    ],
+)
+def test_the_served_networks_geometry_by_hand(network, shape, expected):
+    found = layer_geometry(NETWORKS[network](), NETWORKS[network].layers, shape)
+    assert found == {name: LayerGeometry(*values) for name, values in expected.items()}
+
+
+def test_added_branches_answer_to_the_larger_and_global_stages_to_no_patch():
+    model = positive(Residual())
+    layers = {"last": "last", "sum": "add", "scores": "head", "pooled": "adaptive_avg_pool2d", "half": "avg_pool2d"}
+    found = layer_geometry(model, layers, (3, 20, 20))
+    assert list(found) == ["sum", "half", "last", "pooled", "scores"]
+    assert found["sum"] == LayerGeometry((4, 20, 20), (1, 1), (5, 5), (-2, -2), 3 * 4 * 9 + 4)
+    assert found["half"].receptive_field == (6, 6)
+    assert found["last"] == LayerGeometry((4, 4, 4), (4, 4), (10, 10), (-2, -2), 4 * 4 * 9)
+    assert found["pooled"] == LayerGeometry((4, 1, 1), None, None, None, 4 * 4 * 9)
+    assert found["scores"] == LayerGeometry((2,), None, None, None, 4 * 2 + 2)
+    assert gradient_rows(model, "last", (3, 20, 20), (2, 2)) == stated_rows(found["last"], (2, 2))
+
+
+def test_a_residual_network_of_torchvision_has_the_fields_its_papers_give():
+    model = torchvision.models.resnet18(weights=None)
+    layers = {"stem": "relu", "pool": "maxpool", "layer2": "layer2.1.relu_1", "layer4": "layer4.1.relu_1"}
+    found = layer_geometry(model, layers, (3, 64, 64))
+    assert {name: (geometry.receptive_field, geometry.stride) for name, geometry in found.items()} == {
+        "stem": ((7, 7), (2, 2)),
+        "pool": ((11, 11), (4, 4)),
+        "layer2": ((99, 99), (8, 8)),
+        "layer4": ((435, 435), (32, 32)),
+    }
+
+
+def test_blocks_that_torchvision_does_not_take_apart_are_followed_inside():
+    model = torchvision.models.mobilenet_v2(weights=None)
+    found = layer_geometry(model, {"first": "features.0", "last": "features.18"}, (3, 64, 64))
+    assert found["first"] == LayerGeometry((32, 32, 32), (2, 2), (3, 3), (-1, -1), 3 * 32 * 9)
+    assert found["last"].receptive_field == (491, 491)
+
+
+def test_channel_attention_answers_to_all_pixels():
+    model = torchvision.models.mobilenet_v3_small(weights=None)
+    found = layer_geometry(model, {"before": "features.1.block.0", "after": "features.1.block.2"}, (3, 64, 64))
+    assert found["before"].receptive_field == (7, 7)
+    assert found["after"].receptive_field is None
+    assert found["after"].shape == (16, 16, 16)
+
+
+def test_a_network_that_cannot_be_traced_gets_shapes_and_parameters_but_no_patch():
+    model = Branching()
+    found = layer_geometry(model, {"scores": "fc", "map": "relu"}, (1, 8, 9))
+    assert found == {
+        "map": LayerGeometry((2, 6, 7), None, None, None, 20),
+        "scores": LayerGeometry((3,), None, None, None, 9),
+    }
+    assert list(found) == ["map", "scores"]
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("model", [Residual(), Branching()], ids=["traced", "not traced"])
+def test_the_modes_of_every_module_come_back_also_after_a_failure(model):
+    model.train()
+    next(model.children()).eval()
+    before = [module.training for module in model.modules()]
+    with pytest.raises(RuntimeError, match="channels"):
+        layer_geometry(model, {}, (2, 8, 8))
+    assert [module.training for module in model.modules()] == before
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("model", [Residual(), Branching()], ids=["traced", "not traced"])
+def test_an_unknown_node_is_refused_with_the_names_there_are(model):
+    with pytest.raises(ValueError, match=r"'conv9' is bound to 'nowhere'; the network has .*relu"):
+        layer_geometry(model, {"conv9": "nowhere"}, (3, 20, 20))

@@ -1,0 +1,130 @@
+"""Every stage of every network has the shape its document gives, and the documents' facts about sizes hold."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from handlers.networks import NETWORKS, Cifar, Digits, Edges, Simple, architecture
+
+STAGES = {
+    "digits": {"conv1": (16, 26, 26), "pool1": (16, 13, 13), "flatten": (2704,), "fc": (10,)},
+    "simple": {
+        "conv1": (6, 32, 32),
+        "relu1": (6, 32, 32),
+        "pool1": (6, 16, 16),
+        "conv2": (12, 16, 16),
+        "relu2": (12, 16, 16),
+        "pool2": (12, 8, 8),
+        "flatten": (12 * 8 * 8,),
+        "fc1": (120,),
+        "relu3": (120,),
+        "fc2": (10,),
+    },
+    "cifar": {
+        "conv1": (16, 32, 32),
+        "relu1": (16, 32, 32),
+        "pool1": (16, 16, 16),
+        "conv2": (32, 16, 16),
+        "flatten": (8192,),
+        "fc": (10,),
+    },
+}
+PICTURE = [
+    [0, 0, 0, 0, 0],
+    [0, 1, 1, 1, 0],
+    [0, 1, 0, 1, 0],
+    [0, 1, 1, 1, 0],
+    [0, 0, 0, 0, 0],
+]
+EDGES = [
+    [1, 2, 3, 2, 1],
+    [1, 1, 2, 1, 1],
+    [0, 0, 0, 0, 0],
+    [-1, -1, -2, -1, -1],
+    [-1, -2, -3, -2, -1],
+]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_has_the_documents_shape_in_the_documents_order(name):
+    model = NETWORKS[name]()
+    seen = {}
+    for part, module in model.named_children():
+        module.register_forward_hook(lambda _module, _inputs, output, part=part: seen.update({part: output.shape[1:]}))
+    model(torch.zeros(2, *model.pictures))
+    assert [(part, tuple(shape)) for part, shape in seen.items()] == list(STAGES[name].items())
+
+
+def test_edges_gives_exactly_the_documents_map():
+    image = torch.tensor(PICTURE, dtype=torch.float32)[None, None]
+    assert Edges()(image)[0, 0].tolist() == EDGES
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 5), (28, 31)])
+def test_edges_takes_any_size_and_keeps_it(size):
+    assert Edges()(torch.rand(3, 1, *size)).shape == (3, 1, *size)
+
+
+def test_edges_has_nothing_to_train():
+    assert not any(parameter.requires_grad for parameter in Edges().parameters())
+
+
+@pytest.mark.parametrize("network", [Digits, Simple, Cifar])
+def test_the_number_of_classes_can_be_chosen(network):
+    assert network(classes=3)(torch.zeros(1, *network.pictures)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(("network", "channels"), [(Digits, 3), (Simple, 1), (Cifar, 1), (Edges, 3)])
+def test_wrong_channels_are_an_error_that_says_so(network, channels):
+    height, width = network.pictures[1:] if network.pictures[1] else (5, 5)
+    with pytest.raises(RuntimeError, match=rf"to have {network.pictures[0]} channels, but got {channels} channels"):
+        network()(torch.zeros(1, channels, height, width))
+
+
+def test_the_published_maps_are_the_documents():
+    assert {name: dict(network.layers) for name, network in NETWORKS.items()} == {
+        "edges": {"conv1": "conv1"},
+        "digits": {"conv1": "conv1"},
+        "simple": {"conv1": "relu1", "conv2": "relu2"},
+        "cifar": {"conv1": "relu1", "conv2": "conv2"},
+    }
+
+
+def test_an_architecture_names_where_the_network_is_imported_from():
+    assert architecture(Cifar) == "handlers.networks.cifar:Cifar"
+
+
+@pytest.mark.parametrize(
+    ("conv", "size", "expected"),
+    [
+        pytest.param(nn.Conv2d(1, 1, 3), 28, 26, id="3x3 without padding on 28"),
+        pytest.param(nn.Conv2d(1, 1, 3), 5, 3, id="3x3 without padding on 5"),
+        pytest.param(nn.Conv2d(3, 6, 5), 32, 28, id="Conv2d(3, 6, 5) on 32"),
+        pytest.param(nn.Conv2d(1, 1, 5, padding=2), 28, 28, id="5x5 keeps 28 with padding 2"),
+        pytest.param(nn.Conv2d(3, 16, 3, stride=2, padding=3), 28, 16, id="stride 2, padding 3 on 28"),
+    ],
+)
+def test_the_documents_sizes(conv, size, expected):
+    maps = conv(torch.zeros(1, conv.in_channels, size, size))
+    assert maps.shape == (1, conv.out_channels, expected, expected)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    size=st.integers(1, 40),
+    kernel=st.integers(1, 7),
+    stride=st.integers(1, 4),
+    padding=st.integers(0, 4),
+    dilation=st.integers(1, 3),
+)
+def test_the_documents_formula_gives_torchs_output_size(size, kernel, stride, padding, dilation):
+    expected = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    conv = nn.Conv2d(1, 1, kernel, stride=stride, padding=padding, dilation=dilation)
+    image = torch.zeros(1, 1, size, size)
+    if size + 2 * padding < dilation * (kernel - 1) + 1:
+        with pytest.raises(RuntimeError, match="can't be greater than actual input size"):
+            conv(image)
+    else:
+        assert conv(image).shape[-2:] == (expected, expected)
