@@ -1,0 +1,90 @@
+"""Checkpoints: one file with all that rebuilds a network, says what it reached, and lets its training go on.
+
+A checkpoint is a dictionary of plain values and tensors, so it loads with `torch.load(weights_only=True)`:
+
+    format          1
+    model           "cifar"
+    architecture    "handlers.networks.cifar:Cifar", called with `arguments`
+    arguments       {"classes": 10}
+    layers          {"conv1": "relu1", ...}, public name to node
+    classes         ["airplane", ...]; empty for a network without classes
+    preprocessing   `Preprocessing.to_dict()`
+    description     one sentence for the model card
+    state_dict      the weights, on the CPU
+    training        what it learnt from and what it reached: see `Run.checkpoint`
+    optimizer, rng, plan    what going on needs; absent where nothing is trained
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from handlers.images import Preprocessing
+from handlers.networks import NETWORKS, Network, architecture
+from training.errors import CheckpointError
+
+FORMAT = 1
+Checkpoint = dict[str, Any]
+
+
+def describe(
+    name: str, model: Network, preprocessing: Preprocessing, classes: Sequence[str], training: dict[str, Any]
+) -> Checkpoint:
+    """Return the checkpoint of a network, without what going on with its training needs."""
+    return {
+        "format": FORMAT,
+        "model": name,
+        "architecture": architecture(type(model)),
+        "arguments": {"classes": len(classes)} if classes else {},
+        "layers": dict(model.layers),
+        "classes": list(classes),
+        "preprocessing": preprocessing.to_dict(),
+        "description": model.description,
+        "state_dict": {key: value.detach().cpu() for key, value in model.state_dict().items()},
+        "training": training,
+    }
+
+
+def save(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint whole or not at all: an interruption leaves the former one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    torch.save(checkpoint, partial)
+    os.replace(partial, path)  # noqa: PTH105  # Path.replace is the same; this one is known to be atomic.
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint; nothing in the file is executed.
+
+    Raises:
+        CheckpointError: It is missing, damaged, or not one of ours.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as err:
+        raise CheckpointError(f"{path} is damaged, or no checkpoint") from err
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of format {FORMAT}")
+    return checkpoint
+
+
+def rebuild(checkpoint: Checkpoint) -> Network:
+    """Return the checkpoint's network with its weights, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: There is no such network here.
+    """
+    network = NETWORKS.get(checkpoint["model"])
+    if network is None:
+        raise CheckpointError(f"the checkpoint's model {checkpoint['model']!r} is not one of {', '.join(NETWORKS)}")
+    model = network(**checkpoint["arguments"])
+    model.load_state_dict(checkpoint["state_dict"])
+    return model.eval()

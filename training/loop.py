@@ -1,0 +1,125 @@
+"""The loop: one pass over the training pictures, and the measurement on any pictures.
+
+Axes: `N` batch, `C` channels, `H, W` picture pixels, `K` classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn, optim
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from handlers.images import Preprocessing, normalise
+from training.corpus import Split
+from training.errors import TrainingError
+
+_MEASURING_BATCH = 500  # Fixed, so that a measurement does not depend on the batch size of training.
+_SHOWN_EVERY = 20  # Steps between two figures on the bar: reading one waits for the device.
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Means over pictures.
+
+    Attributes:
+        loss: Cross-entropy, in nats.
+        accuracy: Share of pictures whose largest logit is the right one, 0..1.
+    """
+
+    loss: float
+    accuracy: float
+
+
+def train_epoch(
+    model: nn.Module,
+    split: Split,
+    preprocessing: Preprocessing,
+    optimizer: optim.Optimizer,
+    *,
+    batch_size: int,
+    order: torch.Generator,
+    title: str,
+) -> Figures:
+    """Learn from every picture once.
+
+    Args:
+        model: The network, on the pictures' device; left in training mode.
+        split: The training pictures.
+        preprocessing: The network's input, with its normalisation.
+        optimizer: Over the model's parameters.
+        batch_size: Pictures a step; the last step takes what is left.
+        order: A CPU generator; the order of the pictures is drawn from it.
+        title: On the progress bar.
+
+    Returns:
+        Means over the epoch, each picture measured before its own step.
+
+    Raises:
+        TrainingError: The loss is not a number any more.
+    """
+    model.train()
+    rows = torch.randperm(len(split), generator=order).to(split.images.device)
+    sums = torch.zeros(2, dtype=torch.float64, device=split.images.device)  # loss, right answers
+    seen = 0
+    bar = tqdm(
+        _batches(rows, batch_size),
+        total=math.ceil(len(rows) / batch_size),
+        desc=title,
+        unit=" steps",
+        leave=False,
+        disable=None,
+    )
+    for step, batch in enumerate(bar):
+        labels = split.labels[batch]
+        logits = model(normalise(split.images[batch], preprocessing))  # (N, K)
+        loss = cross_entropy(logits, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        sums += _sums(loss.detach() * len(batch), logits.detach(), labels)
+        seen += len(batch)
+        if step % _SHOWN_EVERY == 0:
+            bar.set_postfix(loss=f"{sums[0].item() / seen:.3f}", accuracy=f"{sums[1].item() / seen:.3f}")
+    figures = _means(sums, seen)
+    if not math.isfinite(figures.loss):
+        raise TrainingError(f"the loss became {figures.loss} in {title}; try a smaller --lr")
+    return figures
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, split: Split, preprocessing: Preprocessing) -> Figures:
+    """Measure the network as it is; it is left in evaluation mode.
+
+    Args:
+        model: The network, on the pictures' device.
+        split: Pictures to measure on.
+        preprocessing: The network's input, with its normalisation.
+
+    Returns:
+        Means over all pictures.
+    """
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=split.images.device)
+    for batch in _batches(torch.arange(len(split), device=split.images.device), _MEASURING_BATCH):
+        labels = split.labels[batch]
+        logits = model(normalise(split.images[batch], preprocessing))  # (N, K)
+        sums += _sums(cross_entropy(logits, labels, reduction="sum"), logits, labels)
+    return _means(sums, len(split))
+
+
+def _batches(rows: Tensor, size: int) -> Iterator[Tensor]:
+    yield from rows.split(size)
+
+
+def _sums(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    return torch.stack([loss.double(), (logits.argmax(1) == labels).sum().double()])
+
+
+def _means(sums: Tensor, count: int) -> Figures:
+    loss, right = sums.tolist()
+    return Figures(loss / count, right / count)
