@@ -71,8 +71,6 @@ def stated_rows(geometry, cell):
     """Return the same rectangle as the geometry states it."""
     corners = zip(geometry.receptive_field_start, cell, geometry.stride, strict=True)
     tops = [first + i * step for first, i, step in corners]
-        first + i * step for first, i, step in zip(geometry.receptive_field_start, cell, geometry.stride, strict=True)
-    ]
     ends = [top + size - 1 for top, size in zip(tops, geometry.receptive_field, strict=True)]
     return (*tops, *ends)
 
