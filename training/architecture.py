@@ -129,11 +129,14 @@ def _find_file(path: Path, name: str) -> Architecture:
     stem = path.stem
     if not stem.isidentifier():
         raise ArchiveError(f"{path.name} cannot be imported by that name; rename it to letters, digits and underscores")
-    spec = None if stem in sys.modules and stem not in SERVED else importlib.util.find_spec(stem)
+    try:
+        spec = importlib.util.find_spec(stem)
+    except ValueError:  # A module that was loaded by other means, and has no spec.
+        spec = None
     installed = [Path(sysconfig.get_path(key)) for key in ("purelib", "platlib")]
     origin = Path(spec.origin) if spec is not None and spec.origin and spec.has_location else None
     hides = origin is not None and any(origin.is_relative_to(folder) for folder in installed)
-    if hides or stem in (*sys.stdlib_module_names, *SERVED, "ts", "handlers", "convscope_entry"):
+    if hides or stem in (*sys.stdlib_module_names, *SERVED, "ts", "handlers", "convscope_entry", "__main__"):
         raise ArchiveError(f"inside the server {path.name} would hide the module {stem!r} of that name; rename it")
     return Architecture(f"{stem}:{name}", {f"{stem}.py": path.read_bytes()})
 

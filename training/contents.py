@@ -10,6 +10,7 @@ import io
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ class Contents:
         """
         check_names(self.card)
         picture = noise(Preprocessing.from_dict(self.card["preprocessing"]))
-        with self.architecture.importable():
+        with self.architecture.importable(), torch.random.fork_rng(devices=[]):
             network = self.architecture.build(self.card["arguments"])
             load_strictly(network, torch.load(io.BytesIO(self.weights), map_location="cpu", weights_only=True))
             found = survey(network.eval(), picture)
@@ -165,7 +166,9 @@ def load_tensors(path: Path) -> Any:
         ArchiveError: It is missing, damaged, or holds code.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of an unusual pickle protocol: either it can be read, or we say so.
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as err:
         raise ArchiveError(f"{path} cannot be read: {err.strerror}") from err
     except (pickle.UnpicklingError, RuntimeError, EOFError) as err:

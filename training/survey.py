@@ -80,7 +80,9 @@ def survey(network: nn.Module, picture: Tensor) -> Survey:
     found = watch.finish(Survey(output, nodes=list(nodes)))
     scores = watch.values.get(nodes[-1])
     if isinstance(output, Tensor) and not (
-        isinstance(scores, Tensor) and scores.shape == output.shape and torch.allclose(scores, output, 1e-4, 1e-5)
+        isinstance(scores, Tensor)
+        and scores.shape == output.shape
+        and torch.allclose(scores, output, 1e-4, 1e-5, equal_nan=True)
     ):
         raise ArchiveError(
             "the traced graph does not compute what the network computes; its forward pass may be random"

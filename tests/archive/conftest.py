@@ -39,7 +39,7 @@ def net_file(tmp_path: Path) -> Path:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A function that writes what training.train would, with weights from seed 0."""
 
-    def write(model: str = "simple", **changes: object) -> Path:
+    def write(model: str = "simple", /, **changes: object) -> Path:
         network = NETWORKS[model]
         channels, height, width = network.pictures
         classes = [] if model == "edges" else [f"class {index}" for index in range(10)]

@@ -1,0 +1,199 @@
+"""Archives of checkpoints: what is in them, that they are the same each time, and that stale ones are found."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from training import packing
+from training.archive import STORE, build, check, main, refreshed
+from training.contents import ANY_SIZE, from_checkpoint
+from training.packing import ArchiveError
+
+ROOT = packing.HANDLERS.parent
+Checkpoint = Callable[..., Path]
+
+
+@pytest.fixture
+def archive(checkpoint: Checkpoint, tmp_path: Path) -> Path:
+    """An archive of `simple`, alone in its store."""
+    return build(from_checkpoint(checkpoint("simple"), "1.0"), tmp_path / "store")
+
+
+def rewrite(path: Path, **changes: bytes | None) -> None:
+    """Change files of an archive; `None` removes one."""
+    files = packing.unpack(path) | changes
+    path.write_bytes(packing.pack({name: content for name, content in files.items() if content is not None}))
+
+
+def test_the_committed_archives_hold_todays_handlers() -> None:
+    assert check() == []
+
+
+def test_the_four_networks_are_committed() -> None:
+    assert {"edges", "digits", "simple", "cifar"} <= {path.stem for path in STORE.glob("*.mar")}
+
+
+def test_an_archive_holds_code_card_weights_settings_and_manifest_and_nothing_else(archive: Path) -> None:
+    files = packing.unpack(archive)
+    code = packing.handler_files()
+    assert {name: files[name] for name in code} == code
+    assert files.keys() - code.keys() == {"MAR-INF/MANIFEST.json", "card.json", "weights.pt", "model-config.yaml"}
+
+
+def test_the_card_carries_the_checkpoints_facts_without_history_or_optimizer(archive: Path) -> None:
+    card = json.loads(packing.unpack(archive)["card.json"])
+    assert list(card) == [
+        *("format", "model", "version", "description", "architecture", "arguments", "classes"),
+        *("preprocessing", "layers", "training"),
+    ]
+    assert card["architecture"] == "handlers.networks.simple:Simple"
+    assert card["layers"].keys() == {"conv1", "conv2"}
+    assert card["training"] == {"data": "none", "epochs": 0, "seed": 0, "seconds": 0.0}
+
+
+def test_the_handler_loads_what_was_packed(archive: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    from handlers.bundle import load
+
+    for name, content in packing.unpack(archive).items():
+        (tmp_path / "unpacked" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "unpacked" / name).write_bytes(content)
+    bundle = load(tmp_path / "unpacked")
+    trained = torch.load(checkpoint("simple"), weights_only=True)["state_dict"]
+    loaded = bundle.module.state_dict()
+    assert loaded.keys() == trained.keys()
+    assert all(torch.equal(loaded[name], trained[name]) for name in trained)
+
+
+def test_a_network_of_any_size_is_tried_on_the_picture_the_handler_warms_up_with() -> None:
+    from handlers.inference import ANY_SIZE as WARM_UP
+
+    assert ANY_SIZE == WARM_UP
+
+
+@pytest.mark.parametrize(("model", "expected"), [("edges", 1), ("digits", 8), ("simple", 8), ("cifar", 7)])
+def test_the_batch_size_is_chosen_from_the_maps(
+    model: str, expected: int, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    files = packing.unpack(build(from_checkpoint(checkpoint(model), "1.0"), tmp_path))
+    assert yaml.safe_load(files["model-config.yaml"])["batchSize"] == expected
+
+
+def test_two_checkouts_processes_folders_and_umasks_give_the_same_bytes(
+    checkpoint: Checkpoint, archive: Path, tmp_path: Path
+) -> None:
+    """A copy of the checkout with other times, run elsewhere, against the archive made in this process."""
+    copy = tmp_path / "checkout"
+    for room in ("handlers", "training"):
+        shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in copy.rglob("*"):
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+        path.chmod(0o700)
+    source = checkpoint("simple")
+    elsewhere = shutil.copy(source, tmp_path / "renamed.pt")
+    command = f"umask 077; exec '{sys.executable}' -m training.archive --checkpoint {elsewhere} --store here"
+    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
+    (tmp_path / "cwd").mkdir()
+    subprocess.run(["sh", "-c", command], cwd=tmp_path / "cwd", env=environment, check=True, capture_output=True)
+    made = tmp_path / "cwd" / "here" / "simple.mar"
+    assert hashlib.sha256(made.read_bytes()).digest() == hashlib.sha256(archive.read_bytes()).digest()
+
+
+def test_an_up_to_date_store_passes_the_check(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--check", "--store", str(archive.parent)]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_an_empty_store_does_not_pass_the_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--check", "--store", str(tmp_path)]) == 1
+    assert "holds no archive" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param({"handlers/errors.py": b"old = True\n"}, "handlers/errors.py differs", id="changed"),
+        pytest.param({"handlers/errors.py": None}, "handlers/errors.py is missing", id="added since"),
+        pytest.param({"handlers/gone.py": b""}, "handlers/gone.py is no longer part of it", id="removed since"),
+        pytest.param({"convscope_entry.py": b""}, "convscope_entry.py differs", id="entry"),
+        pytest.param({"model-config.yaml": b"batchSize: 1\n"}, "model-config.yaml differs", id="settings"),
+        pytest.param({"MAR-INF/MANIFEST.json": b"{}"}, "MAR-INF/MANIFEST.json differs", id="manifest"),
+        pytest.param({"weights.pt": packing.weights({})}, "cannot be rebuilt", id="weights of another network"),
+        pytest.param({"card.json": None}, "it holds no card.json", id="not ours"),
+    ],
+)
+def test_the_check_names_what_is_stale_and_how_to_rebuild(
+    changes: dict[str, bytes | None], message: str, archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrite(archive, **changes)
+    assert main(["--check", "--store", str(archive.parent)]) == 1
+    shown = capsys.readouterr().err
+    assert f"simple.mar: {message}" in shown or (message in shown and "simple.mar" in shown)
+    assert "--refresh" in shown
+
+
+def test_an_archive_zipped_by_something_else_is_stale(archive: Path) -> None:
+    import zipfile
+
+    files = packing.unpack(archive)
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as again:
+        for name, content in files.items():
+            again.writestr(name, content)
+    assert check(archive.parent) == [
+        "simple.mar: the files agree, but the zip around them was written by something else"
+    ]
+
+
+def test_a_refreshed_archive_is_the_fresh_one_byte_for_byte(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fresh = archive.read_bytes()
+    rewrite(archive, **{"handlers/errors.py": b"old = True\n", "convscope_entry.py": None, "handlers/gone.py": b""})
+    assert main(["--refresh", "--store", str(archive.parent)]) == 0
+    assert capsys.readouterr().out == "simple.mar: rewritten\n"
+    assert archive.read_bytes() == fresh
+    assert main(["--refresh", "--store", str(archive.parent)]) == 0
+    assert capsys.readouterr().out == "simple.mar: up to date\n"
+
+
+def test_refreshing_keeps_the_weights_bytes_and_a_version_of_its_own(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = build(from_checkpoint(checkpoint("digits"), "3.2"), tmp_path)
+    assert refreshed(path) == path.read_bytes()
+    assert json.loads(packing.unpack(path)["MAR-INF/MANIFEST.json"])["model"]["modelVersion"] == "3.2"
+
+
+def test_refreshing_an_empty_store_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--refresh", "--store", str(tmp_path)]) == 1
+    assert "holds no archive" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param({"format": 2}, "no checkpoint of training.train", id="format"),
+        pytest.param({"classes": ["cat"]}, "1 classes need", id="classes"),
+        pytest.param({"layers": {"conv1": "conv7"}}, "no node 'conv7'", id="layer"),
+        pytest.param({"layers": {"all": "conv1"}}, "cannot be a layer's public name", id="reserved name"),
+        pytest.param({"model": "a/b"}, "cannot be a model", id="name"),
+        pytest.param({"state_dict": {}}, "weights do not fit", id="weights"),
+        pytest.param({"arguments": {"depth": 9}}, "depth", id="arguments"),
+    ],
+)
+def test_a_checkpoint_that_makes_no_model_is_refused_and_nothing_written(
+    changes: dict[str, object], message: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    with pytest.raises(ArchiveError, match=message):
+        build(from_checkpoint(checkpoint("simple", **changes), "1.0"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_without_its_classes_says_so(tmp_path: Path) -> None:
+    torch.save({"format": 1, "model": "simple"}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ArchiveError, match=r"incomplete checkpoint.*classes"):
+        from_checkpoint(tmp_path / "checkpoint.pt", "1.0")

@@ -1,0 +1,283 @@
+"""A user's own network and torchvision's: found, built from what is packed, checked, and refused with a reason."""
+
+import builtins
+import json
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.archive.conftest import NET
+from training import packing
+from training.archive import main
+
+Run = Callable[..., tuple[int, str]]
+OWN = ("--name", "own", "--layers", "conv1=relu", "--size", "16x16")
+RANDOM = ("--random-weights", "3")
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """A function that runs the command line on a store of its own and returns status and what was shown."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        try:
+            status = main([*map(str, arguments), "--store", str(tmp_path / "store")])
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        shown = capsys.readouterr()
+        return status, shown.out + shown.err
+
+    return call
+
+
+def packed(tmp_path: Path, name: str = "own") -> dict[str, bytes]:
+    return packing.unpack(tmp_path / "store" / f"{name}.mar")
+
+
+def test_a_file_of_ones_own_travels_in_the_archive(run: Run, net_file: Path, tmp_path: Path) -> None:
+    status, shown = run("--arch", f"{net_file}:Net", *OWN, *RANDOM)
+    assert (status, "own.mar" in shown) == (0, True), shown
+    files = packed(tmp_path)
+    assert files["own_net.py"] == net_file.read_bytes()
+    assert json.loads(files["card.json"])["architecture"] == "own_net:Net"
+    assert main(["--check", "--store", str(tmp_path / "store")]) == 0
+
+
+def test_the_archive_of_ones_own_network_is_refreshed_from_itself(run: Run, net_file: Path, tmp_path: Path) -> None:
+    run("--arch", f"{net_file}:Net", *OWN, *RANDOM)
+    path = tmp_path / "store" / "own.mar"
+    fresh = path.read_bytes()
+    net_file.unlink()
+    path.write_bytes(packing.pack(packing.unpack(path) | {"handlers/errors.py": b""}))
+    assert run("--refresh") == (0, "own.mar: rewritten\n")
+    assert path.read_bytes() == fresh
+
+
+def test_a_package_travels_whole(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "zoo"
+    (package / "parts").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "parts" / "__init__.py").write_text("")
+    (package / "parts" / "block.py").write_text("from torch.nn import ReLU\n")
+    (package / "net.py").write_text(NET.replace("import torch\n", "from .parts.block import ReLU\n"))
+    (package / "train.py").write_text("import tqdm\n")  # Never imported by the network.
+    monkeypatch.syspath_prepend(tmp_path)
+    status, shown = run("--arch", "zoo.net:Net", *OWN, *RANDOM)
+    assert status == 0, shown
+    names = {name for name in packed(tmp_path) if name.startswith("zoo/")}
+    assert names == {
+        *("zoo/__init__.py", "zoo/net.py", "zoo/train.py"),
+        *("zoo/parts/__init__.py", "zoo/parts/block.py"),
+    }
+    assert not any(name.split(".")[0] == "zoo" for name in sys.modules)
+
+
+def test_a_network_of_torchvision_brings_no_source(run: Run, tmp_path: Path) -> None:
+    classes = tmp_path / "classes.txt"
+    classes.write_text("cat\ndog\n")
+    options = (
+        "--arguments",
+        '{"num_classes": 2}',
+        "--name",
+        "pets",
+        "--layers",
+        "deep=layer4.1.add",
+        "--size",
+        "64x48",
+    )
+    normal = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
+    status, shown = run(
+        "--arch", "torchvision.models:resnet18", *options, *normal, *RANDOM, "--classes", classes, "--version", "2.0"
+    )
+    assert status == 0, shown
+    files = packed(tmp_path, "pets")
+    assert all(packing.is_ours(name) for name in files)
+    card = json.loads(files["card.json"])
+    assert card["version"] == "2.0"
+    assert card["classes"] == ["cat", "dog"]
+    assert card["preprocessing"] == {
+        "channels": 3,
+        "height": 64,
+        "width": 48,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    }
+
+
+def test_random_weights_come_from_the_seed(run: Run, net_file: Path, tmp_path: Path) -> None:
+    made = []
+    for seed in (3, 3, 4):
+        assert run("--arch", f"{net_file}:Net", *OWN, "--random-weights", seed)[0] == 0
+        made.append(packed(tmp_path)["weights.pt"])
+    assert made[0] == made[1] != made[2]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_state_dict_is_loaded_strictly(nested: bool, run: Run, net_file: Path, tmp_path: Path) -> None:
+    state = {
+        "conv.weight": torch.rand(4, 3, 3, 3),
+        "conv.bias": torch.rand(4),
+        "fc.weight": torch.rand(3, 4),
+        "fc.bias": torch.rand(3),
+    }
+    torch.save({"state_dict": state, "epoch": 3} if nested else state, tmp_path / "weights.pt")
+    status, shown = run("--arch", f"{net_file}:Net", *OWN, "--state-dict", tmp_path / "weights.pt")
+    assert status == 0, shown
+    assert packed(tmp_path)["weights.pt"] == packing.weights(state)
+    torch.save(state | {"more": torch.zeros(1)}, tmp_path / "weights.pt")
+    status, shown = run("--arch", f"{net_file}:Net", *OWN, "--state-dict", tmp_path / "weights.pt")
+    assert status == 1
+    assert "do not fit" in shown
+    assert "more" in shown
+
+
+def test_a_pickled_model_is_refused_and_its_code_not_run(run: Run, net_file: Path, tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "sprung",)
+
+    for name, save in (("whole.pt", lambda path: torch.save(nn.Linear(2, 2), path)), ("trap.pt", None)):
+        path = tmp_path / name
+        save(path) if save else path.write_bytes(pickle.dumps(Trap()))
+        status, shown = run("--arch", f"{net_file}:Net", *OWN, "--state-dict", path)
+        assert status == 1
+        assert "torch.save(model.state_dict(), path)" in shown
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_missing_weights_file_is_an_error_in_words(run: Run, net_file: Path, tmp_path: Path) -> None:
+    status, shown = run("--arch", f"{net_file}:Net", *OWN, "--state-dict", tmp_path / "none.pt")
+    assert status == 1
+    assert "No such file" in shown
+
+
+def test_without_layers_what_there_is_gets_listed(run: Run, net_file: Path, tmp_path: Path) -> None:
+    status, shown = run("--arch", f"{net_file}:Net", "--name", "own", "--size", "16x16", *RANDOM)
+    assert status == 1
+    assert "say which layers to publish" in shown
+    assert "  conv  4×16×16" in shown
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["--layers", "a=conv,a=relu"], "every name once", id="layer twice"),
+        pytest.param(["--layers", "conv"], "NAME=NODE", id="layer without node"),
+        pytest.param(["--layers", "a=conv9"], "no node 'conv9'", id="unknown node"),
+        pytest.param(["--arguments", '{"classes": 0.5}'], "keyword arguments as JSON", id="bad argument"),
+        pytest.param(["--arguments", "{"], "not JSON", id="no JSON"),
+        pytest.param(["--arguments", "[1]"], "not a JSON object", id="JSON of another kind"),
+        pytest.param(["--size", "big"], "neither HEIGHTxWIDTH", id="size"),
+        pytest.param(["--mean", "0.5", "--std", "0.5"], "do not fit", id="mean of one channel"),
+        pytest.param(["--channels", "1"], "--channels", id="channels the network does not take"),
+        pytest.param(["--name", "two words"], "part of a URL", id="name"),
+        pytest.param(["--version", "1/2"], "part of a URL", id="version"),
+        pytest.param(["--state-dict", "x.pt"], "--random-weights", id="both weights"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_explained(
+    arguments: list[str], message: str, run: Run, net_file: Path, tmp_path: Path
+) -> None:
+    status, shown = run("--arch", f"{net_file}:Net", *OWN, *RANDOM, *arguments)
+    assert status != 0
+    assert message in shown
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        pytest.param("net.py", "no architecture", id="no name"),
+        pytest.param("missing.py:Net", "does not exist", id="no file"),
+        pytest.param("no_such_package.net:Net", "no module 'no_such_package.net'", id="no package"),
+        pytest.param("torchvision.models:resnet_eighteen", "has no 'resnet_eighteen'", id="no such builder"),
+        pytest.param("torchvision.models:get_model_builder", "failed", id="arguments missing"),
+        pytest.param("torch:zeros", "failed", id="not called with nothing"),
+        pytest.param("torch:get_default_dtype", "not a torch.nn.Module", id="no network"),
+        pytest.param("json.decoder:JSONDecoder", "not a network's module", id="standard library"),
+    ],
+)
+def test_an_architecture_that_is_none_is_explained(architecture: str, message: str, run: Run) -> None:
+    status, shown = run("--arch", architecture, *OWN, *RANDOM)
+    assert status == 1
+    assert message in shown
+
+
+@pytest.mark.parametrize("name", ["random.py", "yaml.py", "handlers.py", "ts.py", "pytest.py"])
+def test_a_file_that_would_hide_a_module_of_the_server_is_refused(name: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(NET)
+    status, shown = run("--arch", f"{tmp_path / name}:Net", *OWN, *RANDOM)
+    assert status == 1
+    assert "rename it" in shown
+
+
+@pytest.mark.parametrize("module", ["scipy", "neighbour", "training.archive"])
+def test_a_network_that_imports_what_the_server_lacks_is_refused(
+    module: str, run: Run, net_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (net_file.parent / "neighbour.py").write_text("")
+    monkeypatch.chdir(net_file.parent)
+    monkeypatch.syspath_prepend(net_file.parent)
+    net_file.write_text(f"import {module}\n{NET}")
+    status, shown = run("--arch", f"{net_file}:Net", *OWN, *RANDOM)
+    assert status == 1
+    assert f"needs the module {module.split('.')[0]!r}" in shown
+
+
+def test_an_import_that_a_network_can_do_without_is_none_of_our_business(run: Run, net_file: Path) -> None:
+    net_file.write_text(f"try:\n    import scipy\nexcept ImportError:\n    scipy = None\nassert scipy is None\n{NET}")
+    status, shown = run("--arch", f"{net_file}:Net", *OWN, *RANDOM)
+    assert status == 0, shown
+
+
+def test_an_import_made_only_in_the_forward_pass_is_found_out(run: Run, net_file: Path) -> None:
+    net_file.write_text(NET.replace("        return self.fc", "        import scipy\n        return self.fc"))
+    status, shown = run("--arch", f"{net_file}:Net", *OWN, *RANDOM)
+    assert status == 1
+    assert "No module named 'scipy'" in shown
+
+
+def test_a_file_that_fails_when_imported_says_how(run: Run, net_file: Path) -> None:
+    net_file.write_text("def Net(:\n")
+    status, shown = run("--arch", f"{net_file}:Net", *OWN, *RANDOM)
+    assert status == 1
+    assert "importing own_net failed: SyntaxError" in shown
+
+
+def test_weights_are_never_downloaded_by_a_server(run: Run) -> None:
+    options = ("--arguments", '{"weights": "DEFAULT"}')
+    status, shown = run("--arch", "torchvision.models:resnet18", *options, *OWN, *RANDOM)
+    assert status == 1
+    assert "must not download" in shown
+
+
+@pytest.mark.parametrize(("content", "message"), [("", "one label a line"), ("a\n\nb\n", "no empty line")])
+def test_a_class_list_with_holes_is_refused(
+    content: str, message: str, run: Run, net_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "classes.txt").write_text(content)
+    status, shown = run("--arch", f"{net_file}:Net", *OWN, *RANDOM, "--classes", tmp_path / "classes.txt")
+    assert status == 1
+    assert message in shown
+
+
+def test_options_of_ones_own_network_do_not_go_with_a_checkpoint(run: Run) -> None:
+    status, shown = run("--checkpoint", "x.pt", "--layers", "a=b")
+    assert status == 2
+    assert "--layers can only be given with --arch" in shown
+
+
+def test_the_process_is_what_it_was_afterwards(run: Run, net_file: Path) -> None:
+    torch.manual_seed(0)
+    before = (list(sys.path), set(sys.modules), builtins.__import__, torch.random.get_rng_state().tolist())
+    assert run("--arch", f"{net_file}:Net", *OWN, *RANDOM)[0] == 0
+    after = (list(sys.path), set(sys.modules), builtins.__import__, torch.random.get_rng_state().tolist())
+    assert after[0] == before[0]
+    assert "own_net" not in after[1]
+    assert after[2:] == before[2:]
