@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from server.configuration import Listeners, PrivateDirectory
-from server.management import Management
+from server.management import Management, ModelState
 from server.models import Archive
 from server.process import JavaProcess
 
@@ -46,7 +46,7 @@ class Traffic:
     ) -> None:
         self._process = process
         self._log = directory.jvm_log
-        self._management = Management(directory.management_socket, timeout_s=1.0)
+        self._management = Management(directory.management_socket)
         self._port = listeners.rest
         self._archives = archives
 
@@ -61,23 +61,28 @@ class Traffic:
             True if no request is in flight, False if that cannot be said.
         """
         idle_since: float | None = None
+        # A request that waits for its batch to fill does not show in a dump; it does once that time is over.
+        batch_delay_s = max((state.batch_delay_s for state in self._describe()), default=0.0)
         while not impatient():
             if self._process.poll() is not None:
                 return True
             started = time.monotonic()
-            states = self._management.describe_all(self._archives)
-            idle = states is not None and not any(state.pending for state in states) and not self._busy()
-            if not idle:
+            if self._busy():
                 idle_since = None
             elif idle_since is None:
                 idle_since = started
-            elif states and started - idle_since > max(state.batch_delay_s for state in states):
-                # A request that waited for its batch to fill would have shown by now.
-                return True
+            elif started - idle_since > batch_delay_s:
+                if not any(state.pending for state in self._describe()):
+                    return True
+                idle_since = None
             if time.monotonic() >= deadline:
                 return False
             time.sleep(PAUSE_S)
         return False
+
+    def _describe(self) -> list[ModelState]:
+        """Describe the models; few times, for TorchServe asks nvidia-smi each time about every worker."""
+        return self._management.describe_all(self._archives) or []
 
     def _busy(self) -> bool:
         dump = self._dump()

@@ -3,7 +3,9 @@
 import contextlib
 import os
 import signal
+import socket
 import threading
+import time
 
 import pytest
 
@@ -63,6 +65,25 @@ def test_a_request_in_flight_and_one_behind_it_are_answered_in_full_before_it_st
         assert server.end(20) == 0
         assert "still in flight" not in server.err
         assert_nothing_is_left(server)
+
+
+def test_a_reply_on_its_way_to_a_slow_caller_arrives_in_full(store, work):
+    size = 60_000_000  # Far more than the kernel buffers.
+    with launched(store, work, "--drain-s", "30") as server:
+        server.await_ready()
+        order = f"bytes:{size}".encode()
+        head = f"POST /predictions/alpha HTTP/1.1\r\nHost: x\r\nContent-Length: {len(order)}\r\n\r\n".encode()
+        with socket.create_connection(("127.0.0.1", server.port("REST"))) as caller:
+            caller.settimeout(20)
+            caller.sendall(head + order)
+            received = len(caller.recv(1000))
+            server.signal(signal.SIGTERM)
+            poll(lambda: "stopping" in server.err)
+            time.sleep(1)  # Three times what TorchServe would give it.
+            while received < size and (data := caller.recv(1_000_000)):
+                received += len(data)
+        assert received >= size
+        assert server.end(20) == 0
 
 
 def test_readiness_fails_first_while_requests_go_on(store, tmp_path, work):
