@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 PORT ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test lint format test-gpu archives proto lock clean
+.PHONY: help install demo stop serve test lint format test-gpu archives proto lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,7 +30,10 @@ install: .venv/installed .venv-proto/installed ## Set up everything in .venv: se
 demo: .venv/installed ## Serve, classify the pictures of samples/, draw their maps, say what next
 	$(BIN)/python samples/demo.py
 
-serve: .venv/installed ## Serve every archive of model_store/ until Ctrl-C
+stop: ## Stop the service that `make demo` left running
+	@test ! -e out/demo/server.pid || $(BIN)/python samples/demo.py --stop
+
+serve: .venv/installed stop ## Serve every archive of model_store/ until Ctrl-C
 	$(BIN)/python -m server --rest-port $(PORT)
 
 test: install lint ## Set up, lint, type-check, and run every test that needs no Docker and no GPU
