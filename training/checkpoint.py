@@ -17,7 +17,6 @@ A checkpoint is a dictionary of plain values and tensors, so it loads with `torc
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +45,7 @@ def describe(
         "classes": list(classes),
         "preprocessing": preprocessing.to_dict(),
         "description": model.description,
-        "state_dict": {key: value.detach().cpu() for key, value in model.state_dict().items()},
+        "state_dict": {key: value.detach().cpu().clone() for key, value in model.state_dict().items()},
         "training": training,
     }
 
@@ -56,7 +55,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     torch.save(checkpoint, partial)
-    os.replace(partial, path)  # noqa: PTH105  # Path.replace is the same; this one is known to be atomic.
+    partial.replace(path)
 
 
 def load(path: Path) -> Checkpoint:

@@ -63,7 +63,7 @@ class Corpus:
         digest = hashlib.sha256("\0".join(self.classes).encode())
         for tensor in (self.train.images, self.train.labels, self.test.images, self.test.labels):
             digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(memoryview(tensor.contiguous().numpy()).cast("B"))
+            digest.update(tensor.cpu().numpy().tobytes())
         return digest.hexdigest()
 
 

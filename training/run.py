@@ -50,7 +50,7 @@ class Run:
     """One network in training.
 
     The same plan, pictures, number of threads and versions give the same weights, bit for bit, whether or not the run
-    was put down and resumed in between.
+    was put down and resumed in between. (A plan whose epochs are changed on resuming is another plan.)
 
     Args:
         plan: How to train what.
@@ -72,7 +72,7 @@ class Run:
         torch.manual_seed(plan.seed)
         self.model = NETWORKS[plan.model](**{"classes": len(corpus.classes)}).to(device)
         self._optimizer = plan.recipe.optimizer(self.model.parameters())
-        self._order = torch.Generator().manual_seed(plan.seed)
+        self._draw = torch.Generator().manual_seed(plan.seed)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint of the same plan and pictures was written.
@@ -90,7 +90,7 @@ class Run:
             )
         self.model.load_state_dict(checkpoint["state_dict"])
         self._optimizer.load_state_dict(checkpoint["optimizer"])
-        self._order.set_state(checkpoint["rng"]["order"])
+        self._draw.set_state(checkpoint["rng"]["draw"])
         torch.set_rng_state(checkpoint["rng"]["cpu"])
         if self.device.type == "cuda" and "cuda" in checkpoint["rng"]:
             torch.cuda.set_rng_state(checkpoint["rng"]["cuda"], self.device)
@@ -110,9 +110,9 @@ class Run:
             self._train,
             self.preprocessing,
             self._optimizer,
-            batch_size=self.plan.recipe.batch_size,
-            order=self._order,
-            title=f"epoch {number}/{self.plan.recipe.epochs}",
+            recipe=self.plan.recipe,
+            epoch=number,
+            draw=self._draw,
         )
         test = evaluate(self.model, self._test, self.preprocessing)
         seconds = round(time.perf_counter() - started, 3)
@@ -141,7 +141,7 @@ class Run:
             "versions": machine.versions(),
         }
         described = checkpoints.describe(self.plan.model, self.model, self.preprocessing, self.corpus.classes, training)
-        rng = {"order": self._order.get_state(), "cpu": torch.get_rng_state()}
+        rng = {"draw": self._draw.get_state(), "cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
         plan = {

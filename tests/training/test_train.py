@@ -1,0 +1,231 @@
+"""A run can be repeated, put down and resumed, and leaves all that is promised."""
+
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from handlers.images import Preprocessing
+from handlers.networks import NETWORKS, Digits
+from training import checkpoint as checkpoints
+from training import run as runs
+from training.train import main
+
+
+def equal(first, second):
+    """Whether two checkpoints' nested values are the same bit for bit, whatever time they took."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        keys = first.keys() - {"seconds"}
+        return keys == second.keys() - {"seconds"} and all(equal(first[key], second[key]) for key in keys)
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(equal, first, second))
+    return first == second
+
+
+def load(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+@pytest.fixture
+def stop_in_epoch(monkeypatch):
+    """Return a function that makes Ctrl-C arrive in the given epoch."""
+    real = runs.train_epoch
+
+    def stop(number):
+        def interrupted(*arguments, epoch, **options):
+            if epoch == number:
+                raise KeyboardInterrupt
+            return real(*arguments, epoch=epoch, **options)
+
+        monkeypatch.setattr(runs, "train_epoch", interrupted)
+
+    yield stop
+    monkeypatch.undo()
+
+
+def test_a_run_leaves_a_checkpoint_that_rebuilds_the_network_and_says_what_it_reached(train, tmp_path):
+    assert train("--epochs", 2, "--seed", 3, "--data-name", "two greys") == 0
+    checkpoint = load(tmp_path / "run")
+    assert checkpoint["format"] == 1
+    assert checkpoint["model"] == "digits"
+    assert checkpoint["architecture"] == "handlers.networks.digits:Digits"
+    assert checkpoint["arguments"] == {"classes": 2}
+    assert checkpoint["layers"] == {"conv1": "conv1"}
+    assert checkpoint["classes"] == ["bright", "dark"]
+    preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
+    assert preprocessing.size == (28, 28)
+    assert 0.4 < preprocessing.mean[0] < 0.6
+    assert checkpoint["description"] == Digits.description
+    training = checkpoint["training"]
+    assert (training["data"], training["train_pictures"], training["test_pictures"]) == ("two greys", 40, 10)
+    assert (training["epochs"], training["seed"], len(training["history"])) == (2, 3, 2)
+    assert training["train_accuracy"] == training["test_accuracy"] == 1
+    assert "CPU cores" in training["machine"]
+    assert training["versions"]["torch"] == torch.__version__
+    assert training["seconds"] == pytest.approx(sum(epoch["seconds"] for epoch in training["history"]), abs=0.01)
+    assert set(training["history"][0]) == {
+        *("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
+    }
+    model = checkpoints.rebuild(checkpoint)
+    assert not model.training
+    assert all(torch.equal(value, checkpoint["state_dict"][key]) for key, value in model.state_dict().items())
+
+
+def test_a_run_prints_and_writes_the_epoch_table_and_draws_the_curves(train, tmp_path, capsys):
+    train("--epochs", 3)
+    printed = capsys.readouterr().out
+    table = (tmp_path / "run" / "epochs.txt").read_text()
+    header, *rows = table.splitlines()
+    assert header.split("  ") == ["epoch", "train loss", "train accuracy", "test loss", "test accuracy", "seconds"]
+    assert [int(row.split()[0]) for row in rows] == [1, 2, 3]
+    assert all(re.fullmatch(r"( +\d+\.\d+){5}", row[5:]) for row in rows)
+    assert table.strip() in printed
+    with Image.open(tmp_path / "run" / "curves.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > picture.height > 300
+        assert len(picture.convert("RGB").getcolors(1_000_000)) > 50
+
+
+def test_the_same_seed_gives_the_same_run_bit_for_bit(train, tmp_path):
+    for out in ("first", "second"):
+        train("--epochs", 2, "--seed", 5, out=out)
+    assert equal(load(tmp_path / "first"), load(tmp_path / "second"))
+
+
+def test_another_seed_gives_other_weights(train, tmp_path):
+    train("--epochs", 1, "--seed", 5, out="first")
+    train("--epochs", 1, "--seed", 6, out="second")
+    first, second = (load(tmp_path / out)["state_dict"]["conv1.weight"] for out in ("first", "second"))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("model", ["digits", "cifar"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(train, tmp_path, stop_in_epoch, model):
+    train("--epochs", 4, out="whole", model=model)
+    stop_in_epoch(3)
+    assert train("--epochs", 4, out="parts", model=model) == 130
+    assert load(tmp_path / "parts")["training"]["epochs"] == 2
+    stop_in_epoch(None)
+    assert train("--resume", out="parts", model=model) == 0
+    assert equal(load(tmp_path / "whole"), load(tmp_path / "parts"))
+
+
+def test_training_accuracy_is_not_claimed_before_the_planned_epochs_are_done(train, tmp_path, stop_in_epoch):
+    stop_in_epoch(2)
+    train("--epochs", 2)
+    assert load(tmp_path / "run")["training"]["train_accuracy"] is None
+
+
+def test_a_finished_run_can_be_made_longer(train, tmp_path):
+    train("--epochs", 1)
+    first = load(tmp_path / "run")["training"]["history"]
+    assert train("--epochs", 3, "--resume") == 0
+    history = load(tmp_path / "run")["training"]["history"]
+    assert history[:1] == first
+    assert [epoch["epoch"] for epoch in history] == [1, 2, 3]
+
+
+def test_a_finished_run_has_nothing_left_to_resume(train, tmp_path, capsys):
+    train("--epochs", 1)
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    assert train("--resume") == 0
+    assert "nothing left to do: 1 epochs are done, 1 were asked for" in capsys.readouterr().out
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+def test_edges_is_written_without_data(tmp_path):
+    assert main(["--model", "edges", "--out", str(tmp_path)]) == 0
+    checkpoint = load(tmp_path)
+    assert checkpoint["classes"] == []
+    assert checkpoint["arguments"] == {}
+    assert Preprocessing.from_dict(checkpoint["preprocessing"]) == Preprocessing(1, None, None)
+    assert checkpoint["state_dict"]["conv1.weight"].flatten().tolist() == [-1, -1, -1, 0, 0, 0, 1, 1, 1]
+    assert checkpoint["training"]["test_accuracy"] is None
+    assert torch.equal(checkpoints.rebuild(checkpoint).conv1.bias, torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed", 9], "the run to resume has --seed 0; leave --seed out"),
+        (["--batch-size", 7], "the run to resume has --batch-size 32; leave --batch-size out"),
+        (["--lr", 0.5], "the run to resume has --lr 0.003; leave --lr out"),
+    ],
+)
+def test_resuming_with_another_setting_is_refused(train, capsys, arguments, message):
+    train("--epochs", 1)
+    assert train("--resume", "--epochs", 2, *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_resuming_with_another_model_is_refused(train, capsys):
+    train("--epochs", 1)
+    assert train("--resume", model="cifar") == 2
+    assert re.search(r"checkpoint\.pt is of digits, not of cifar", capsys.readouterr().err)
+
+
+def test_resuming_with_other_pictures_is_refused(train, pictures, capsys):
+    train("--epochs", 1)
+    (pictures / "train" / "dark" / "000.png").unlink()
+    assert train("--resume", "--epochs", 2) == 2
+    assert "trained on other pictures ('bright and dark', 40 to learn from)" in capsys.readouterr().err
+
+
+def test_resuming_where_there_is_no_checkpoint_is_refused(train, capsys):
+    assert train("--resume") == 2
+    assert re.search(r"there is no checkpoint .*run/checkpoint\.pt", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
+def test_a_damaged_checkpoint_is_named(train, tmp_path, capsys, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(content)
+    assert train("--resume") == 2
+    assert re.search(r"run/checkpoint\.pt is damaged, or no checkpoint", capsys.readouterr().err)
+
+
+def test_a_file_of_something_else_is_no_checkpoint(train, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "run" / "checkpoint.pt")
+    assert train("--resume") == 2
+    assert "is not a checkpoint of format 1" in capsys.readouterr().err
+
+
+def test_a_loss_that_explodes_is_reported_and_leaves_no_checkpoint(train, tmp_path, capsys):
+    assert train("--lr", 1e36, "--epochs", 5) == 2
+    assert re.search(r"the loss became (nan|inf) in epoch \d+/5; try a smaller --lr", capsys.readouterr().err)
+
+
+def test_an_absent_device_is_refused_in_plain_words(train, capsys):
+    assert train("--device", "xpu:7") == 2
+    assert "there is no device 'xpu:7' here; try --device cpu" in capsys.readouterr().err
+
+
+def test_data_has_to_be_named(tmp_path, capsys):
+    assert main(["--model", "cifar", "--out", str(tmp_path)]) == 2
+    assert "--data is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--epochs", "0"], ["--batch-size", "-1"], ["--lr", "0"], ["--seed", "-1"], ["--model", "deep9"]]
+)
+def test_senseless_settings_are_refused_by_the_command_line(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--model", "cifar", "--data", "digits", *arguments])
+    assert stopped.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_torchs_settings_are_as_before_a_run(train):
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    train("--epochs", 1)
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+
+
+def test_a_network_without_a_recipe_takes_no_training():
+    from training.recipes import RECIPES
+
+    assert set(NETWORKS) - set(RECIPES) == {"edges"}
