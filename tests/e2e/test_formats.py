@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -21,8 +22,9 @@ SHIP = (ROOT / "samples/ship.png").read_bytes()
 
 
 @pytest.fixture
-def http(server: Launched) -> httpx.Client:
-    return httpx.Client(base_url=f"http://127.0.0.1:{server.port('REST')}", timeout=30)
+def http(server: Launched) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.port('REST')}", timeout=30) as client:
+        yield client
 
 
 @pytest.fixture
