@@ -105,6 +105,7 @@ class Service:
         """
         # One thread a worker unless told otherwise: TorchServe starts a worker per core.
         torch.set_num_threads(int(environment.get("CONVSCOPE_THREADS", 1)))
+        torch.backends.cudnn.allow_tf32 = False  # float32 maps are float32 on a GPU too; TF32 keeps 10 bits of 23.
         device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
         identity = reply.Identity(model, version, f"torch-{torch.__version__.partition('+')[0]}", str(device))
         drain_file = environment.get("CONVSCOPE_DRAIN_FILE")
