@@ -82,7 +82,7 @@ def test_a_test_class_that_train_does_not_have_is_named(pictures):
 def test_a_test_folder_without_classes_is_refused(pictures):
     (pictures / "test").rename(pictures / "old")
     (pictures / "test").mkdir()
-    with pytest.raises(DataError, match="there are no class folders in .*test"):
+    with pytest.raises(DataError, match=r"there are no class folders in .*test"):
         data.load(str(pictures), GREY)
 
 
@@ -103,7 +103,7 @@ def test_the_digits_are_split_evenly_the_same_way_each_time():
 
 
 def test_grey_digits_for_a_colour_network_are_refused():
-    with pytest.raises(DataError, match="MNIST digits .*1 channel in its last axis; this network takes 3"):
+    with pytest.raises(DataError, match=r"MNIST digits .*1 channel in its last axis; this network takes 3"):
         data.load("digits", COLOUR)
 
 
@@ -134,7 +134,7 @@ def test_cifar10_is_read_from_torchvisions_own_files(cifar_root):
 
 
 def test_cifar10_for_a_grey_network_is_refused(cifar_root):
-    with pytest.raises(DataError, match="CIFAR-10: .*3 channels in its last axis; this network takes 1"):
+    with pytest.raises(DataError, match=r"CIFAR-10: .*3 channels in its last axis; this network takes 1"):
         data.load("cifar10", GREY, root=cifar_root)
 
 
