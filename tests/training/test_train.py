@@ -1,5 +1,6 @@
 """A run can be repeated, put down and resumed, and leaves all that is promised."""
 
+import io
 import re
 
 import pytest
@@ -229,3 +230,23 @@ def test_a_network_without_a_recipe_takes_no_training():
     from training.recipes import RECIPES
 
     assert set(NETWORKS) - set(RECIPES) == {"edges"}
+
+
+class Terminal(io.StringIO):
+    """Standard error that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_sees_a_progress_bar(train, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    train("--epochs", 2)
+    assert "reading train" in terminal.getvalue()
+    assert re.search(r"epoch 2/2: .*/2 .*loss=\d\.\d+", terminal.getvalue())
+
+
+def test_a_log_file_sees_no_progress_bar(train, capsys):
+    train("--epochs", 1)
+    assert capsys.readouterr().err == ""
