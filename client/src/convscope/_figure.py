@@ -49,7 +49,8 @@ def draw_map(
     columns = min(columns, count)
     rows = -(-count // columns)
     tile_height = tile_inches * min(max(height / width, 0.25), 4.0) + 0.25  # Room for the number above.
-    figure = MapFigure(figsize=(columns * tile_inches, rows * tile_height + 0.4), layout="constrained")
+    width_inches = max(columns * tile_inches, 0.12 * len(title))  # A map of one channel must not cut its title.
+    figure = MapFigure(figsize=(width_inches, rows * tile_height + 0.4), layout="constrained")
     figure.suptitle(title)
     places = list(figure.subplots(rows, columns, squeeze=False).flat)
     for place in places:
