@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 PORT ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo stop serve test lint format test-gpu archives proto lock clean
+.PHONY: help install demo stop serve test lint format test-gpu bench archives proto lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ format: .venv/installed ## Put the code into the common format
 
 test-gpu: .venv/installed ## Run the tests that need an NVIDIA GPU
 	$(BIN)/pytest -m gpu
+
+bench: .venv/installed ## Measure what serving costs beside the same handler called in one process
+	$(BIN)/python -m benchmarks.overhead
 
 archives: .venv/installed ## Rebuild the archives of model_store/ from handlers/ and their own weights
 	$(BIN)/python -m training.archive --refresh

@@ -60,11 +60,6 @@ def request_headers(properties: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def transport(headers: Mapping[str, str]) -> str:
-    """Return `rest` or `grpc`: only HTTP requests arrive with headers (HTTP/1.1 demands at least Host)."""
-    return "rest" if headers else "grpc"
-
-
 def reply_type(row: Row, headers: Mapping[str, str]) -> str:
     """Return the media type to answer in.
 
