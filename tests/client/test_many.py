@@ -129,3 +129,59 @@ def test_an_asynchronous_iterable_is_read(url: str):
             return len([seen async for seen in client.predict_many(pictures(), model="cifar")])
 
     assert asyncio.run(ask()) == 5
+
+
+def test_a_stream_forsaken_without_closing_it_leaves_no_task(url: str, stand_in: StandIn):
+    async def ask() -> None:
+        async with AsyncClient(url) as client:
+            async for _ in client.predict_many(itertools.repeat(b"cat"), model="cifar"):
+                break
+            while [task for task in asyncio.all_tasks() if task.get_name() == "convscope"]:
+                await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(ask(), 20))
+
+
+def test_requests_on_their_way_are_cancelled_with_their_stream(url: str, stand_in: StandIn):
+    async def ask() -> None:
+        async with AsyncClient(url) as client:
+            found = client.predict_many(itertools.repeat(b"cat"), model="slow", concurrency=2)
+            first = asyncio.create_task(anext(found))
+            while len(stand_in.requests) < 2:
+                await asyncio.sleep(0.01)
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            assert not [task for task in asyncio.all_tasks() if task.get_name() == "convscope"]
+        assert len(stand_in.requests) == 2
+
+    stand_in.release.clear()
+    try:
+        asyncio.run(asyncio.wait_for(ask(), 20))
+    finally:
+        stand_in.release.set()
+
+
+def test_requests_go_side_by_side_up_to_the_concurrency(url: str, stand_in: StandIn):
+    stand_in.release.clear()
+    seen: list[Prediction] = []
+
+    def ask() -> None:
+        with Client(url) as client:
+            seen.extend(client.predict_many([b"cat"] * 6, model="slow", concurrency=3))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while len(stand_in.requests) < 3:
+        thread.join(0.01)
+    assert len(stand_in.requests) == 3  # None of them is answered yet.
+    stand_in.release.set()
+    thread.join(20)
+    assert len(seen) == 6
+
+
+def test_the_blocking_stream_works_inside_a_running_event_loop(client: Client):
+    async def ask() -> int:
+        return len(list(client.predict_many([b"one", b"two"], model="cifar")))
+
+    assert asyncio.run(ask()) == 2

@@ -86,6 +86,16 @@ def test_a_readiness_question_is_asked_once(url: str, stand_in: StandIn):
     assert stand_in.mishaps == ["full"]
 
 
+def test_waiting_for_readiness_leaves_the_budget_to_others(stand_in: StandIn):
+    stand_in.mishaps[:] = ["full"] * 100
+    with Client(stand_in.rest_url) as client:
+        while stand_in.mishaps:
+            assert client.ready("cifar") is False
+        stand_in.mishaps[:] = ["reset"]
+        assert client.predict(b"cat", model="cifar").top
+        assert client.retries_made == 1
+
+
 def attempts(retries: int = 3, deadline_s: float = 30, budget: RetryBudget | None = None) -> Attempts:
     return Attempts(
         retries, deadline_s=deadline_s, budget=budget or RetryBudget(), clock=lambda: 0.0, uniform=lambda _, most: most

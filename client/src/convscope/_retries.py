@@ -87,7 +87,7 @@ class Attempts:
             Seconds to wait before asking again; None if the error is final: it will not pass, the attempts or the
             budget are used up, or the deadline is before the time to come back.
         """
-        if not self._may_pass(error) or not self._budget.take() or self._left <= 0:
+        if not self._may_pass(error) or self._left <= 0 or not self._budget.take():
             return None
         wait_s = self._uniform(0.0, self._longest)  # Full jitter: callers who failed together come back apart.
         if isinstance(error, Overloaded) and error.retry_after_s is not None:
