@@ -103,4 +103,6 @@ class Attempts:
         if isinstance(error, ServerError) and str(error).startswith(WORKER_DIED) and not self._worker_died:
             self._worker_died = True  # Once only: if it was this request that killed it, the next worker is spared.
             return True
+        if isinstance(error, ConnectError) and "certificate" in str(error).lower():
+            return False  # Not trusted now, not trusted later; and gRPC's second answer no longer says why.
         return isinstance(error, ConnectError | Overloaded)
