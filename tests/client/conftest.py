@@ -27,6 +27,7 @@ def stand_in(running: StandIn) -> StandIn:
     running.requests.clear()
     running.keys.clear()
     running.connections.clear()
+    running.mishaps.clear()
     return running
 
 

@@ -169,6 +169,9 @@ class StandIn:
         self.keys: list[str | None] = []
         self.connections: set[tuple[str, int]] = set()
         self.release = threading.Event()
+        self.mishaps: list[
+            str
+        ] = []  # What befalls the next requests: "full [s]", "pushback ms", "died", "reset", "cut".
         self.rest_url = ""
         self.grpc_url = ""
 
@@ -190,6 +193,16 @@ def make_http_handler(stand_in: StandIn) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers["content-length"]))
             model, _, version = self.path.removeprefix("/predictions/").partition("/")
             model, version = unquote(model), unquote(version)
+            mishap = stand_in.mishaps.pop(0) if stand_in.mishaps else ""
+            if mishap in ("reset", "cut"):
+                if mishap == "cut":
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nhalf")
+                self.close_connection = True
+                return None
+            if mishap.startswith("full"):
+                return self.reply(503, "text/plain", b"no healthy upstream", {"retry-after": mishap[5:] or "0"})
+            if mishap == "died":
+                model = "died"
             if model in MISHAPS:
                 status, kind, message, *_ = MISHAPS[model]
                 error = json.dumps({"code": status, "type": kind, "message": message}, indent=2)
@@ -204,11 +217,13 @@ def make_http_handler(stand_in: StandIn) -> type[BaseHTTPRequestHandler]:
                 status = STATUS.get(reply.error.code, 400)
             return self.reply(status, "application/x-protobuf", reply.SerializeToString())
 
-        def reply(self, status: int, content_type: str, body: bytes) -> None:
+        def reply(self, status: int, content_type: str, body: bytes, more: dict[str, str] | None = None) -> None:
             with contextlib.suppress(ConnectionError):  # A client whose deadline passed is gone.
                 self.send_response(status)
                 self.send_header("content-type", content_type)
                 self.send_header("content-length", str(len(body)))
+                for name, value in (more or {}).items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -239,8 +254,18 @@ class GrpcHandler(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def predict(self, request: PredictionsRequest, context: grpc.ServicerContext) -> PredictionResponse:
         self.stand_in.connections.add((context.peer(), 0))
-        if request.model_name in MISHAPS:
-            *_, status, details = MISHAPS[request.model_name]
+        mishap = self.stand_in.mishaps.pop(0) if self.stand_in.mishaps else ""
+        if mishap in ("reset", "cut"):
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        if mishap.startswith("full"):
+            context.set_trailing_metadata((("retry-after", mishap[5:] or "0"),))
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "rate limit")
+        if mishap.startswith("pushback"):
+            context.set_trailing_metadata((("grpc-retry-pushback-ms", mishap[9:]),))
+            context.abort(grpc.StatusCode.UNAVAILABLE, "later")
+        name = "died" if mishap == "died" else request.model_name
+        if name in MISHAPS:
+            *_, status, details = MISHAPS[name]
             context.abort(status, details)
         if request.model_name in ("stranger", "babbler"):
             return PredictionResponse(prediction=b"\xff\xff\xff")

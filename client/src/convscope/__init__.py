@@ -36,6 +36,7 @@ from convscope._exceptions import (
 )
 
 if TYPE_CHECKING:
+    from convscope._async_client import AsyncClient
     from convscope._card import Input, Layer, Limits, ModelCard, Training
     from convscope._client import Client
     from convscope._prediction import ClassScore, Prediction
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncClient",
     "AuthenticationFailed",
     "BadImage",
     "BadRequest",
@@ -72,6 +74,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "AsyncClient": "_async_client",
     "ClassScore": "_prediction",
     "Client": "_client",
     "Input": "_card",

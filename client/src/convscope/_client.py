@@ -1,15 +1,17 @@
-"""The client: one picture or many in, predictions out, over whichever transport the URL names."""
+"""The blocking client: one picture or many in, predictions out, over whichever transport the URL names."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, overload
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Unpack, cast, overload
 
-from convscope._exceptions import ConnectError, DeadlineExceeded, Overloaded, ServerError
-from convscope._pictures import OnePicture, Picture, encode_pictures
-from convscope._reply import read_card, read_predictions
-from convscope._request import Channels, MapDtype, build_card_request, build_request
+from convscope._base import BaseClient, Options, finish
+from convscope._pictures import OnePicture, Picture
+from convscope._request import Channels, MapDtype
+from convscope._stream import Crew, Job
 from convscope._transport import open_transport
 
 if TYPE_CHECKING:
@@ -23,35 +25,26 @@ if TYPE_CHECKING:
     from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
 
 
-class Client:
+class Client(BaseClient):
     """Asks a convscope service. Safe to use from several threads; close it, or use it in a `with`.
 
     Nothing is connected before the first question. Proxies of the environment are used, except for this machine
-    itself (`localhost`, `127.0.0.1`, ...). Nothing is retried.
+    itself (`localhost`, `127.0.0.1`, ...).
 
     Args:
         url: `http://host:port`, `https://host`, `grpc://host:port` or `grpcs://host:port`.
         api_key: Sent with every request as `x-api-key`. Over `http` and `grpc` anybody on the way can read it.
         deadline_s: Seconds a question may take, unless it says otherwise itself.
         ca_file: PEM file of the certificates to trust instead of the usual ones, for `https` and `grpcs`.
+        retries: How often a question is asked again, within its deadline, when no connection came about or it broke,
+            the server takes no more work now, or its worker died; 0 for never. All questions of a client share a
+            budget, so that an outage is not met with several times the requests.
 
     Raises:
         OSError: `ca_file` cannot be read.
+        TypeError: `retries` is no whole number.
         ValueError: An argument cannot be used.
     """
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        api_key: str | None = None,
-        deadline_s: float = 30.0,
-        ca_file: str | os.PathLike[str] | None = None,
-    ) -> None:
-        self.url = url
-        self.deadline_s = _checked_deadline_s(deadline_s)
-        self._transport = open_transport(url, api_key=api_key, ca_file=None if ca_file is None else os.fspath(ca_file))
-        self._closed = False
 
     @overload  # A str is an iterable of str too, but as a path it is caught here.
     def predict(  # type: ignore[overload-overlap]
@@ -59,13 +52,7 @@ class Client:
         pictures: OnePicture,
         *,
         model: str,
-        version: str | None = ...,
-        layers: str | Iterable[str] = ...,
-        top_k: int = ...,
-        map_dtype: MapDtype = ...,
-        pool: int | None = ...,
-        channels: Channels | None = ...,
-        deadline_s: float | None = ...,
+        **options: Unpack[Options],
     ) -> Prediction: ...
 
     @overload  # The number of an array's axes says which it is; types cannot.
@@ -74,13 +61,7 @@ class Client:
         pictures: NDArray[Any],
         *,
         model: str,
-        version: str | None = ...,
-        layers: str | Iterable[str] = ...,
-        top_k: int = ...,
-        map_dtype: MapDtype = ...,
-        pool: int | None = ...,
-        channels: Channels | None = ...,
-        deadline_s: float | None = ...,
+        **options: Unpack[Options],
     ) -> Any: ...
 
     @overload
@@ -89,13 +70,7 @@ class Client:
         pictures: Iterable[Picture],
         *,
         model: str,
-        version: str | None = ...,
-        layers: str | Iterable[str] = ...,
-        top_k: int = ...,
-        map_dtype: MapDtype = ...,
-        pool: int | None = ...,
-        channels: Channels | None = ...,
-        deadline_s: float | None = ...,
+        **options: Unpack[Options],
     ) -> list[Prediction]: ...
 
     def predict(
@@ -137,17 +112,57 @@ class Client:
             TypeError: Something is no picture, or an option is of another type.
             ValueError: An array or an option is out of range.
         """
-        files, many = encode_pictures(pictures)
-        request = build_request(files, layers=layers, top_k=top_k, map_dtype=map_dtype, pool=pool, channels=channels)
-        if not files:
-            return []
-        predictions = read_predictions(self._send(request, model, version, deadline_s), len(files))
-        if many:
-            return predictions
-        [prediction] = predictions
-        if prediction.error is not None:
-            raise prediction.error
-        return prediction
+        return finish(
+            self._predict(
+                pictures,
+                model,
+                version=version,
+                layers=layers,
+                top_k=top_k,
+                map_dtype=map_dtype,
+                pool=pool,
+                channels=channels,
+                deadline_s=deadline_s,
+            )
+        )
+
+    def predict_many(
+        self,
+        pictures: Iterable[Picture],
+        *,
+        model: str,
+        concurrency: int = 8,
+        batch: int = 1,
+        progress: bool = False,
+        **options: Unpack[Options],
+    ) -> Generator[Prediction, None, None]:
+        """Ask about any number of pictures, several requests at a time.
+
+        Nothing is read or sent before the first prediction is asked for. At most 2 x `concurrency` x `batch` pictures
+        are read ahead of the predictions taken, so the iterable may be endless. Leaving the loop early (or closing the
+        generator) begins nothing more and waits for the requests on their way.
+
+        Args:
+            pictures: An iterable of pictures, as in `predict`; one that is several, an array (N, H, W, C), gives N
+                predictions.
+            model: The model's name.
+            concurrency: Requests on their way at a time.
+            batch: Items of the iterable that travel in one request.
+            progress: Whether to draw a progress bar, with tqdm.
+            **options: As in `predict`; `deadline_s` is for each request.
+
+        Returns:
+            A generator of predictions in the order of the pictures. One that failed holds its error, and so do all of
+            a request that failed as a whole; the others come nevertheless.
+
+        Raises:
+            ImportError: tqdm is not installed; says how to get it.
+            OSError: A path cannot be read; ends the generator, at that picture's place.
+            TypeError: As in `predict`, and where `pictures` is a single one.
+            ValueError: As in `predict`.
+        """
+        found = self._predict_many(pictures, model, concurrency=concurrency, batch=batch, progress=progress, **options)
+        return _blocking(found)
 
     def model_card(self, model: str, version: str | None = None, *, deadline_s: float | None = None) -> ModelCard:
         """Ask a model to describe itself; it runs one forward pass to do so.
@@ -163,10 +178,10 @@ class Client:
         Raises:
             ConvscopeError: No card came; see the tree in the README.
         """
-        return read_card(self._send(build_card_request(), model, version, deadline_s))
+        return finish(self._model_card(model, version, deadline_s))
 
     def ready(self, model: str, version: str | None = None, *, deadline_s: float | None = None) -> bool:
-        """Say whether a model answers now: one real forward pass came back.
+        """Say whether a model answers now: one real forward pass came back. Asks once.
 
         Args:
             model: The model's name.
@@ -182,24 +197,31 @@ class Client:
             ProtocolError: What answers is no convscope service.
             RequestRejected: The service refused, the API key for example.
         """
-        try:
-            self.model_card(model, version, deadline_s=deadline_s)
-        except (ConnectError, DeadlineExceeded, Overloaded, ServerError):
-            return False
-        return True
+        return finish(self._ready(model, version, deadline_s))
 
     def close(self) -> None:
         """Close the connections; the client cannot be used afterwards."""
         self._closed = True
         self._transport.close()
 
-    def _send(self, request: PredictRequest, model: str, version: str | None, deadline_s: float | None) -> PredictReply:
-        if self._closed:
-            raise RuntimeError("this client is closed")
-        if not model or version == "":
-            raise ValueError("model and version must not be empty")
-        deadline_s = self.deadline_s if deadline_s is None else _checked_deadline_s(deadline_s)
+    def _open(self, api_key: str | None, ca_file: str | None) -> None:
+        self._transport = open_transport(self.url, api_key=api_key, ca_file=ca_file)
+
+    async def _carry(
+        self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float
+    ) -> PredictReply:
         return self._transport.send(request, model=model, version=version, deadline_s=deadline_s)
+
+    async def _pause(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    @asynccontextmanager
+    async def _crew(self, concurrency: int) -> AsyncGenerator[Crew[list[Prediction]], None]:
+        executor = ThreadPoolExecutor(concurrency, thread_name_prefix="convscope")
+        try:
+            yield _Threads(executor)
+        finally:
+            executor.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Self:
         return self
@@ -209,12 +231,28 @@ class Client:
     ) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"Client({self.url!r})"
+
+class _Threads:
+    """A crew of threads."""
+
+    def __init__(self, executor: ThreadPoolExecutor) -> None:
+        self._executor = executor
+
+    def begin(self, work: Callable[[], Coroutine[Any, Any, list[Prediction]]]) -> Job[list[Prediction]]:
+        return self._executor.submit(lambda: finish(work()))
+
+    async def result(self, job: Job[list[Prediction]]) -> list[Prediction]:
+        return cast("Future[list[Prediction]]", job).result()
 
 
-def _checked_deadline_s(deadline_s: float) -> float:
-    """Return a deadline, once it is one."""
-    if not 0 < deadline_s < float("inf"):
-        raise ValueError(f"deadline_s must be a positive number of seconds, not {deadline_s!r}")
-    return deadline_s
+def _blocking(found: AsyncGenerator[Prediction, None]) -> Generator[Prediction, None, None]:
+    """Turn an asynchronous generator that never suspends into a plain one."""
+    try:
+        while True:
+            try:
+                prediction = finish(found.asend(None))
+            except StopAsyncIteration:
+                return
+            yield prediction
+    finally:
+        finish(found.aclose())

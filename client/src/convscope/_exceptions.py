@@ -153,7 +153,8 @@ class Overloaded(ConvscopeError):
 
     Args:
         message: For people.
-        retry_after_s: Seconds after which the server asks to be tried again, if it said so.
+        retry_after_s: Seconds after which the server asks to be tried again, if it said so;
+            infinite if it asked for no more tries.
         code: `overloaded`, or `draining` while the server shuts down.
     """
 

@@ -5,10 +5,13 @@ The only module that knows grpc. One channel, shared between threads.
 
 from __future__ import annotations
 
+import asyncio
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
+import grpc.aio
 
 from convscope._exceptions import (
     AuthenticationFailed,
@@ -61,8 +64,8 @@ _MESSAGES: dict[type[ConvscopeError], str] = {
 }
 
 
-class GrpcTransport:
-    """Sends requests over gRPC.
+class _Grpc:
+    """What both transports over gRPC are.
 
     Args:
         target: `host:port`.
@@ -81,7 +84,9 @@ class GrpcTransport:
         ca_file: str | None = None,
         use_proxies: bool = True,
     ) -> None:
-        options = [
+        self._target = target
+        self._metadata = () if api_key is None else ((API_KEY_HEADER, api_key),)
+        self._options = [
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.primary_user_agent", USER_AGENT),
@@ -91,29 +96,36 @@ class GrpcTransport:
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 2000),
         ]
+        self._credentials = None
         if secure:
             roots = Path(ca_file).read_bytes() if ca_file is not None else None
-            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(roots), options=options)
+            self._credentials = grpc.ssl_channel_credentials(roots)
+
+    def _connect(self, kind: Any) -> tuple[Any, Any]:
+        """Make a channel, of `grpc` or of `grpc.aio`, and its method."""
+        if self._credentials is None:
+            channel = kind.insecure_channel(self._target, options=self._options)
         else:
-            self._channel = grpc.insecure_channel(target, options=options)
-        self._target = target
-        self._metadata = () if api_key is None else ((API_KEY_HEADER, api_key),)
-        self._predictions = self._channel.unary_unary(
+            channel = kind.secure_channel(self._target, self._credentials, options=self._options)
+        method = channel.unary_unary(
             _METHOD,
             request_serializer=PredictionsRequest.SerializeToString,
             response_deserializer=PredictionResponse.FromString,
         )
+        return channel, method
+
+
+class GrpcTransport(_Grpc):
+    """Sends requests over gRPC; see `_Grpc` for its arguments."""
+
+    def __init__(self, target: str, **settings: Any) -> None:
+        super().__init__(target, **settings)
+        self._channel, self._predictions = self._connect(grpc)
 
     def send(self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float) -> PredictReply:
         """Send a request and return the reply; see `Transport.send`."""
         try:
-            response = self._predictions(
-                PredictionsRequest(
-                    model_name=model, model_version=version or "", input={"request": request.SerializeToString()}
-                ),
-                timeout=deadline_s,
-                metadata=self._metadata,
-            )
+            response = self._predictions(_wrap(request, model, version), timeout=deadline_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise translate(error, self._target) from error
         return parse_reply(response.prediction)
@@ -121,6 +133,45 @@ class GrpcTransport:
     def close(self) -> None:
         """Close the channel."""
         self._channel.close()
+
+
+class AsyncGrpcTransport(_Grpc):
+    """Sends requests over gRPC from asyncio; see `_Grpc` for its arguments."""
+
+    def __init__(self, target: str, **settings: Any) -> None:
+        super().__init__(target, **settings)
+        self._channel: Any = None  # Made in the event loop, which it needs.
+
+    async def send(
+        self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float
+    ) -> PredictReply:
+        """Send a request and return the reply; see `Transport.send`."""
+        if self._channel is None:
+            self._channel, self._predictions = self._connect(grpc.aio)
+        try:
+            response = await self._predictions(
+                _wrap(request, model, version), timeout=deadline_s, metadata=self._metadata
+            )
+        except grpc.RpcError as error:
+            raise translate(error, self._target) from error
+        except (asyncio.CancelledError, grpc.aio.UsageError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            raise ConnectError(f"no connection to {self._target}: channel closed") from error  # By another task.
+        return parse_reply(response.prediction)
+
+    async def close(self) -> None:
+        """Close the channel."""
+        if self._channel is not None:
+            await self._channel.close()
+
+
+def _wrap(request: PredictRequest, model: str, version: str | None) -> PredictionsRequest:
+    """Put a request into TorchServe's."""
+    return PredictionsRequest(
+        model_name=model, model_version=version or "", input={"request": request.SerializeToString()}
+    )
 
 
 def translate(error: grpc.RpcError, target: str) -> ConvscopeError:
@@ -139,12 +190,15 @@ def translate(error: grpc.RpcError, target: str) -> ConvscopeError:
     if known is not None:
         return known
     kind = _kind_by_words(status, details) or TRANSLATIONS.get(status, ServerError)
+    retry_after_s = _retry_after_s(error)
+    if kind is ConnectError and retry_after_s is not None:
+        kind = Overloaded  # It answered.
     if kind is ConnectError:
         return ConnectError(f"no connection to {target}: {details.rpartition('last error: ')[2] or status.name}")
     said = f"{status.name}: {details.splitlines()[0]}" if details else status.name
     message = f"{_MESSAGES[kind]} ({said})" if kind in _MESSAGES else said
     if kind is Overloaded:
-        return Overloaded(message, retry_after_s=_retry_after_s(error))
+        return Overloaded(message, retry_after_s=retry_after_s)
     return kind(message)
 
 
@@ -168,8 +222,10 @@ def _kind_by_words(status: grpc.StatusCode, details: str) -> type[ConvscopeError
 
 
 def _retry_after_s(error: grpc.RpcError) -> float | None:
-    """Return the seconds a server asked to wait, if its trailing metadata say so."""
-    for key, value in error.trailing_metadata() or ():
-        if key == "retry-after" and value.isdigit():
-            return float(value)
-    return None
+    """Return the seconds a server asked to wait, if its trailing metadata say so; infinite if it said not to retry."""
+    metadata = dict(error.trailing_metadata() or ())
+    if "grpc-retry-pushback-ms" in metadata:
+        pushback = str(metadata["grpc-retry-pushback-ms"])
+        return int(pushback) / 1000 if pushback.isascii() and pushback.isdigit() else math.inf
+    value = str(metadata.get("retry-after", ""))
+    return float(value) if value.isascii() and value.isdigit() else None

@@ -5,6 +5,7 @@ The only module that knows httpx. Connections are kept open and shared between t
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import ssl
@@ -52,8 +53,8 @@ TRANSLATIONS: dict[type[Exception], type[TransportError]] = {
 }
 
 
-class RestTransport:
-    """Sends requests over HTTP/1.1.
+class _Rest:
+    """What both transports over HTTP/1.1 are.
 
     Args:
         url: `http://` or `https://`, host, and a path if the service lies below one.
@@ -70,7 +71,7 @@ class RestTransport:
         api_key: str | None = None,
         ca_file: str | None = None,
         use_proxies: bool = True,
-        mount: httpx.BaseTransport | None = None,
+        mount: Any = None,
     ) -> None:
         headers = {"accept": _PROTOBUF, "content-type": _PROTOBUF, "user-agent": USER_AGENT}
         if api_key is not None:
@@ -80,7 +81,7 @@ class RestTransport:
         except httpx.InvalidURL as error:
             raise ValueError(f"url cannot be used: {error}") from error
         self._url = url
-        self._http = httpx.Client(
+        self._open(
             headers=headers,
             verify=ssl.create_default_context(cafile=ca_file) if ca_file is not None else True,
             trust_env=use_proxies,
@@ -88,6 +89,28 @@ class RestTransport:
         )
         for needless in ("accept-encoding", "connection"):  # TorchServe's worker pays for every header it reads.
             self._http.headers.pop(needless, None)
+
+    _http: httpx.Client | httpx.AsyncClient
+
+    def _open(self, **settings: Any) -> None:
+        raise NotImplementedError
+
+    def _build(
+        self, request: PredictRequest, model: str, version: str | None, extensions: dict[str, Any]
+    ) -> httpx.Request:
+        path = quote(model, safe="") if version is None else f"{quote(model, safe='')}/{quote(version, safe='')}"
+        return self._http.build_request(
+            "POST", f"{self._predictions}{path}", content=request.SerializeToString(), extensions=extensions
+        )
+
+
+class RestTransport(_Rest):
+    """Sends requests over HTTP/1.1; see `_Rest` for its arguments."""
+
+    _http: httpx.Client
+
+    def _open(self, **settings: Any) -> None:
+        self._http = httpx.Client(**settings)
 
     def send(self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float) -> PredictReply:
         """Send a request and return the reply; see `Transport.send`."""
@@ -98,28 +121,50 @@ class RestTransport:
             # httpx limits each step by itself; before each, leave it only what is left of the whole.
             waits.update(dict.fromkeys(_TIMEOUTS, max(ends - time.monotonic(), 0.001)))
 
-        path = quote(model, safe="") if version is None else f"{quote(model, safe='')}/{quote(version, safe='')}"
         with _translated(self._url):
-            response = self._http.send(
-                self._http.build_request(
-                    "POST",
-                    f"{self._predictions}{path}",
-                    content=request.SerializeToString(),
-                    extensions={"timeout": waits, "trace": shorten_waits},
-                ),
-                stream=True,
-            )
+            asked = self._build(request, model, version, {"timeout": waits, "trace": shorten_waits})
+            response = self._http.send(asked, stream=True)
             with contextlib.closing(response):
-                body = _read(response, ends)
-        if response.headers.get("content-type", "").startswith(_PROTOBUF):
-            reply = parse_reply(body)
-            if response.is_success or reply.HasField("error"):
-                return reply
-        raise _refusal(response, body)
+                body = _Body()
+                for chunk in response.iter_bytes():
+                    body.add(chunk)
+                    if time.monotonic() > ends:
+                        raise DeadlineExceeded("the deadline passed")
+        return _understand(response, body.data())
 
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+
+
+class AsyncRestTransport(_Rest):
+    """Sends requests over HTTP/1.1 from asyncio; see `_Rest` for its arguments."""
+
+    _http: httpx.AsyncClient
+
+    def _open(self, **settings: Any) -> None:
+        self._http = httpx.AsyncClient(**settings)
+
+    async def send(
+        self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float
+    ) -> PredictReply:
+        """Send a request and return the reply; see `Transport.send`."""
+        try:
+            with _translated(self._url):
+                async with asyncio.timeout(deadline_s):
+                    asked = self._build(request, model, version, {"timeout": dict.fromkeys(_TIMEOUTS)})
+                    response = await self._http.send(asked, stream=True)
+                    async with contextlib.aclosing(response):
+                        body = _Body()
+                        async for chunk in response.aiter_bytes():
+                            body.add(chunk)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the deadline passed") from error
+        return _understand(response, body.data())
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
 
 
 @contextlib.contextmanager
@@ -143,7 +188,7 @@ def translate(error: Exception, url: str) -> TransportError:
     """
     reason = str(error) or type(error).__name__
     ours: type[TransportError] = next(TRANSLATIONS[kind] for kind in type(error).__mro__ if kind in TRANSLATIONS)
-    if isinstance(error, httpx.RemoteProtocolError) and "disconnected" in reason:
+    if isinstance(error, httpx.RemoteProtocolError) and ("disconnected" in reason or "peer closed" in reason):
         ours = ConnectError
     if ours is ConnectError:
         return ConnectError(f"no connection to {url}: {reason}")
@@ -152,18 +197,30 @@ def translate(error: Exception, url: str) -> TransportError:
     )
 
 
-def _read(response: httpx.Response, ends: float) -> bytes:
-    """Read a body as it comes, until the deadline or the limit of size."""
-    chunks: list[bytes] = []
-    size = 0
-    for chunk in response.iter_bytes():
-        size += len(chunk)
-        if size > MAX_MESSAGE_BYTES:
+class _Body:
+    """A body as it comes, up to the limit of size."""
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []
+        self._size = 0
+
+    def add(self, chunk: bytes) -> None:
+        self._size += len(chunk)
+        if self._size > MAX_MESSAGE_BYTES:
             raise ReplyTooLarge(f"the reply is over this client's limit of {MAX_MESSAGE_BYTES} bytes")
-        if time.monotonic() > ends:
-            raise DeadlineExceeded("the deadline passed")
-        chunks.append(chunk)
-    return b"".join(chunks)
+        self._chunks.append(chunk)
+
+    def data(self) -> bytes:
+        return b"".join(self._chunks)
+
+
+def _understand(response: httpx.Response, body: bytes) -> PredictReply:
+    """Return the reply of the contract, or raise what the answer stands for otherwise."""
+    if response.headers.get("content-type", "").startswith(_PROTOBUF):
+        reply = parse_reply(body)
+        if response.is_success or reply.HasField("error"):
+            return reply
+    raise _refusal(response, body)
 
 
 def _refusal(response: httpx.Response, body: bytes) -> ConvscopeError:

@@ -7,7 +7,7 @@ only when a URL asks for it.
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict
 from urllib.parse import SplitResult, urlsplit
 
 from google.protobuf.message import DecodeError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MAX_MESSAGE_BYTES = 512 * 1024 * 1024  # Of a request or a reply; gRPC's own default of 4 MB is less than one large map.
 API_KEY_HEADER = "x-api-key"
 USER_AGENT = "convscope-python"
+WORKER_DIED = "Worker died"  # TorchServe's words.
 _SCHEMES = ("http", "https", "grpc", "grpcs")
 
 
@@ -47,6 +48,18 @@ class Transport(Protocol):
         """Close the connections."""
 
 
+class AsyncTransport(Protocol):
+    """A way to the server, for one event loop."""
+
+    async def send(
+        self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float
+    ) -> PredictReply:
+        """Send a request and return the reply; see `Transport.send`."""
+
+    async def close(self) -> None:
+        """Close the connections."""
+
+
 def open_transport(url: str, *, api_key: str | None, ca_file: str | None) -> Transport:
     """Make the transport a URL asks for; nothing is connected yet.
 
@@ -62,6 +75,36 @@ def open_transport(url: str, *, api_key: str | None, ca_file: str | None) -> Tra
         ValueError: The URL or the key cannot be used.
         OSError: `ca_file` cannot be read.
     """
+    parts, settings = _settings(url, api_key, ca_file)
+    if parts.scheme in ("http", "https"):
+        from convscope._rest import RestTransport
+
+        return RestTransport(url, **settings)
+    from convscope._grpc import GrpcTransport
+
+    return GrpcTransport(_grpc_target(parts, url), secure=parts.scheme == "grpcs", **settings)
+
+
+def open_async_transport(url: str, *, api_key: str | None, ca_file: str | None) -> AsyncTransport:
+    """Make the transport a URL asks for, for asyncio; see `open_transport`."""
+    parts, settings = _settings(url, api_key, ca_file)
+    if parts.scheme in ("http", "https"):
+        from convscope._rest import AsyncRestTransport
+
+        return AsyncRestTransport(url, **settings)
+    from convscope._grpc import AsyncGrpcTransport
+
+    return AsyncGrpcTransport(_grpc_target(parts, url), secure=parts.scheme == "grpcs", **settings)
+
+
+class _Settings(TypedDict):
+    api_key: str | None
+    ca_file: str | None
+    use_proxies: bool
+
+
+def _settings(url: str, api_key: str | None, ca_file: str | None) -> tuple[SplitResult, _Settings]:
+    """Check what a transport is opened with, and return the URL's parts and what is the same for all transports."""
     if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable()):
         raise ValueError("api_key must be printable ASCII text, without line breaks")
     parts = urlsplit(url)
@@ -72,20 +115,7 @@ def open_transport(url: str, *, api_key: str | None, ca_file: str | None) -> Tra
     if ca_file is not None and parts.scheme not in ("https", "grpcs"):
         raise ValueError(f"ca_file has no meaning for {parts.scheme}://")
     _ = parts.port  # Raises ValueError where it is no port.
-    use_proxies = not is_loopback(parts.hostname)
-    if parts.scheme in ("http", "https"):
-        from convscope._rest import RestTransport
-
-        return RestTransport(url, api_key=api_key, ca_file=ca_file, use_proxies=use_proxies)
-    from convscope._grpc import GrpcTransport
-
-    return GrpcTransport(
-        _grpc_target(parts, url),
-        secure=parts.scheme == "grpcs",
-        api_key=api_key,
-        ca_file=ca_file,
-        use_proxies=use_proxies,
-    )
+    return parts, {"api_key": api_key, "ca_file": ca_file, "use_proxies": not is_loopback(parts.hostname)}
 
 
 def _grpc_target(parts: SplitResult, url: str) -> str:
@@ -135,6 +165,6 @@ def torchserve_error(text: str) -> ConvscopeError | None:
         return ModelNotFound(message)
     if "has no worker to serve" in text:  # Its words for a full queue, too.
         return Overloaded(message)
-    if "Worker died" in text or "Prediction failed" in text:
+    if WORKER_DIED in text or "Prediction failed" in text:
         return ServerError(message)
     return None

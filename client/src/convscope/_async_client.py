@@ -1,0 +1,173 @@
+"""The client for asyncio: the surface of `Client`, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Unpack, cast, overload
+
+from convscope._base import BaseClient, Options
+from convscope._pictures import OnePicture, Picture
+from convscope._request import Channels, MapDtype
+from convscope._stream import Crew, Job
+from convscope._transport import open_async_transport
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from numpy.typing import NDArray
+
+    from convscope._card import ModelCard
+    from convscope._prediction import Prediction
+    from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
+
+
+class AsyncClient(BaseClient):
+    """Asks a convscope service from asyncio; close it, or use it in an `async with`.
+
+    Arguments, methods, results and exceptions are those of `Client`. It belongs to the event loop that it is first used
+    in. Paths are read, and PIL images and arrays encoded, in that loop: hand over bytes where that takes too long.
+    """
+
+    @overload  # A str is an iterable of str too, but as a path it is caught here.
+    async def predict(  # type: ignore[overload-overlap]
+        self,
+        pictures: OnePicture,
+        *,
+        model: str,
+        **options: Unpack[Options],
+    ) -> Prediction: ...
+
+    @overload  # The number of an array's axes says which it is; types cannot.
+    async def predict(
+        self,
+        pictures: NDArray[Any],
+        *,
+        model: str,
+        **options: Unpack[Options],
+    ) -> Any: ...
+
+    @overload
+    async def predict(
+        self,
+        pictures: Iterable[Picture],
+        *,
+        model: str,
+        **options: Unpack[Options],
+    ) -> list[Prediction]: ...
+
+    async def predict(
+        self,
+        pictures: Picture | Iterable[Picture],
+        *,
+        model: str,
+        version: str | None = None,
+        layers: str | Iterable[str] = (),
+        top_k: int = 5,
+        map_dtype: MapDtype = "float32",
+        pool: int | None = None,
+        channels: Channels | None = None,
+        deadline_s: float | None = None,
+    ) -> Prediction | list[Prediction]:
+        """Ask what a model sees in one picture or several; see `Client.predict`."""
+        return await self._predict(
+            pictures,
+            model,
+            version=version,
+            layers=layers,
+            top_k=top_k,
+            map_dtype=map_dtype,
+            pool=pool,
+            channels=channels,
+            deadline_s=deadline_s,
+        )
+
+    def predict_many(
+        self,
+        pictures: Iterable[Picture] | AsyncIterable[Picture],
+        *,
+        model: str,
+        concurrency: int = 8,
+        batch: int = 1,
+        progress: bool = False,
+        **options: Unpack[Options],
+    ) -> AsyncGenerator[Prediction, None]:
+        """Ask about any number of pictures, several requests at a time; see `Client.predict_many`.
+
+        The iterable may be an asynchronous one. Leaving the loop early cancels the requests on their way: at once under
+        `contextlib.aclosing`, else when the event loop finds the generator forsaken.
+        """
+        return self._predict_many(pictures, model, concurrency=concurrency, batch=batch, progress=progress, **options)
+
+    async def model_card(self, model: str, version: str | None = None, *, deadline_s: float | None = None) -> ModelCard:
+        """Ask a model to describe itself; see `Client.model_card`."""
+        return await self._model_card(model, version, deadline_s)
+
+    async def ready(self, model: str, version: str | None = None, *, deadline_s: float | None = None) -> bool:
+        """Say whether a model answers now; see `Client.ready`."""
+        return await self._ready(model, version, deadline_s)
+
+    async def close(self) -> None:
+        """Close the connections; the client cannot be used afterwards."""
+        self._closed = True
+        await self._transport.close()
+
+    def _open(self, api_key: str | None, ca_file: str | None) -> None:
+        self._transport = open_async_transport(self.url, api_key=api_key, ca_file=ca_file)
+
+    async def _carry(
+        self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float
+    ) -> PredictReply:
+        return await self._transport.send(request, model=model, version=version, deadline_s=deadline_s)
+
+    async def _pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    @asynccontextmanager
+    async def _crew(self, concurrency: int) -> AsyncGenerator[Crew[list[Prediction]], None]:
+        tasks = _Tasks(concurrency)
+        try:
+            yield tasks
+        finally:
+            await tasks.end()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class _Tasks:
+    """A crew of tasks."""
+
+    def __init__(self, concurrency: int) -> None:
+        self._hands = asyncio.Semaphore(concurrency)
+        self._tasks: set[asyncio.Task[list[Prediction]]] = set()
+
+    def begin(self, work: Callable[[], Coroutine[Any, Any, list[Prediction]]]) -> Job[list[Prediction]]:
+        task = asyncio.create_task(self._run(work), name="convscope")
+        self._tasks.add(task)
+        return task
+
+    async def result(self, job: Job[list[Prediction]]) -> list[Prediction]:
+        task = cast("asyncio.Task[list[Prediction]]", job)
+        try:
+            return await task
+        finally:
+            if task.done():
+                self._tasks.discard(task)
+
+    async def end(self) -> None:
+        """Cancel what is left, and wait until it is gone."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _run(self, work: Callable[[], Coroutine[Any, Any, list[Prediction]]]) -> list[Prediction]:
+        async with self._hands:
+            return await work()

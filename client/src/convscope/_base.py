@@ -1,0 +1,220 @@
+"""What both clients are: questions, retries and streams, written once, as coroutines.
+
+`AsyncClient` awaits them. `Client` runs them to their end at once, which works because what it puts in the few places
+left open - sending, pausing, working side by side - blocks instead of suspending.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+
+from convscope._exceptions import ConnectError, ConvscopeError, DeadlineExceeded, Overloaded, ServerError
+from convscope._pictures import Picture, encode_pictures
+from convscope._prediction import Prediction
+from convscope._reply import read_card, read_predictions
+from convscope._request import Channels, MapDtype, build_card_request, build_request
+from convscope._retries import Attempts, RetryBudget
+from convscope._stream import Crew, check_stream, open_progress, stream
+
+if TYPE_CHECKING:
+    from convscope._card import ModelCard
+    from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
+
+T = TypeVar("T")
+
+
+class Options(TypedDict, total=False):
+    """What a question asks for, as in `predict`."""
+
+    version: str | None
+    layers: str | Iterable[str]
+    top_k: int
+    map_dtype: MapDtype
+    pool: int | None
+    channels: Channels | None
+    deadline_s: float | None
+
+
+class BaseClient(ABC):
+    """The parts of a client that do not depend on how it waits. Its constructor is both clients'."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        deadline_s: float = 30.0,
+        ca_file: str | os.PathLike[str] | None = None,
+        retries: int = 3,
+    ) -> None:
+        if isinstance(retries, bool) or not isinstance(retries, int):
+            raise TypeError(f"retries must be a whole number, not {retries!r}")
+        if retries < 0:
+            raise ValueError(f"retries must be at least 0, not {retries}")
+        self.url = url
+        self.deadline_s = _checked_deadline_s(deadline_s)
+        self.retries = retries
+        self._budget = RetryBudget()
+        self._closed = False
+        self._open(api_key, None if ca_file is None else os.fspath(ca_file))
+
+    @property
+    def retries_made(self) -> int:
+        """How many requests this client has sent again so far."""
+        return self._budget.retries
+
+    @abstractmethod
+    def _open(self, api_key: str | None, ca_file: str | None) -> None:
+        """Make the transport for the url."""
+
+    @abstractmethod
+    async def _carry(
+        self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float
+    ) -> PredictReply:
+        """Send a request once; see `Transport.send`."""
+
+    @abstractmethod
+    async def _pause(self, seconds: float) -> None:
+        """Wait before a retry."""
+
+    @abstractmethod
+    def _crew(self, concurrency: int) -> AbstractAsyncContextManager[Crew[list[Prediction]]]:
+        """Open what works on several requests side by side."""
+
+    async def _send(
+        self,
+        request: PredictRequest,
+        model: str,
+        version: str | None,
+        deadline_s: float | None,
+        *,
+        retries: int | None = None,
+    ) -> PredictReply:
+        """Send a request until it is answered or the failure is final."""
+        deadline_s = self._check(model, version, deadline_s)
+        attempts = Attempts(self.retries if retries is None else retries, deadline_s=deadline_s, budget=self._budget)
+        while True:
+            try:
+                reply = await self._carry(request, model=model, version=version, deadline_s=attempts.left_s())
+            except ConvscopeError as error:
+                wait_s = None if self._closed else attempts.wait_s(error)
+                if wait_s is None:
+                    raise
+            else:
+                self._budget.put()
+                return reply
+            await self._pause(wait_s)
+            self._check(model, version, deadline_s)
+            self._budget.count()
+
+    async def _predict(
+        self,
+        pictures: Picture | Iterable[Picture],
+        model: str,
+        *,
+        version: str | None = None,
+        deadline_s: float | None = None,
+        **options: Any,
+    ) -> Prediction | list[Prediction]:
+        files, many = encode_pictures(pictures)
+        request = build_request(files, **options)
+        if not files:
+            return []
+        predictions = read_predictions(await self._send(request, model, version, deadline_s), len(files))
+        if many:
+            return predictions
+        [prediction] = predictions
+        if prediction.error is not None:
+            raise prediction.error
+        return prediction
+
+    async def _predict_group(
+        self, pictures: list[Picture], model: str, version: str | None, deadline_s: float | None, options: Any
+    ) -> list[Prediction]:
+        """Ask about the pictures of one request of a stream; where it fails as a whole, each holds the error."""
+        files = encode_pictures(pictures).files
+        try:
+            request = build_request(files, **options)
+            return read_predictions(await self._send(request, model, version, deadline_s), len(files))
+        except ConvscopeError as error:
+            return [Prediction(model=model, version=version or "", engine="", device="", error=error) for _ in files]
+
+    def _predict_many(
+        self,
+        pictures: Iterable[Picture] | AsyncIterable[Picture],
+        model: str,
+        *,
+        concurrency: int,
+        batch: int,
+        progress: bool,
+        version: str | None = None,
+        deadline_s: float | None = None,
+        **options: Any,
+    ) -> AsyncGenerator[Prediction, None]:
+        check_stream(pictures, concurrency=concurrency, batch=batch)
+        self._check(model, version, deadline_s)
+        if "layers" in options and not isinstance(options["layers"], str):
+            options["layers"] = list(options["layers"])  # An iterator would be used up by the first request.
+        build_request([], **options)  # What is wrong with the options is said before anything is read.
+
+        def job(group: list[Picture]) -> Coroutine[Any, Any, list[Prediction]]:
+            return self._predict_group(group, model, version, deadline_s, options)
+
+        return stream(
+            pictures, job, crew=self._crew, concurrency=concurrency, batch=batch, bar=open_progress(pictures, progress)
+        )
+
+    async def _model_card(
+        self, model: str, version: str | None, deadline_s: float | None, *, retries: int | None = None
+    ) -> ModelCard:
+        return read_card(await self._send(build_card_request(), model, version, deadline_s, retries=retries))
+
+    async def _ready(self, model: str, version: str | None, deadline_s: float | None) -> bool:
+        try:
+            await self._model_card(model, version, deadline_s, retries=0)
+        except (ConnectError, DeadlineExceeded, Overloaded, ServerError):
+            return False
+        return True
+
+    def _check(self, model: str, version: str | None, deadline_s: float | None) -> float:
+        """Return a question's deadline, once it can be asked."""
+        if self._closed:
+            raise RuntimeError("this client is closed")
+        if not model or version == "":
+            raise ValueError("model and version must not be empty")
+        return self.deadline_s if deadline_s is None else _checked_deadline_s(deadline_s)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+
+def finish(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never suspends.
+
+    Args:
+        coroutine: Of which everything awaited blocks instead.
+
+    Returns:
+        What it returns.
+
+    Raises:
+        RuntimeError: It did suspend.
+    """
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    coroutine.close()
+    raise RuntimeError("a blocking client's coroutine suspended")
+
+
+def _checked_deadline_s(deadline_s: float) -> float:
+    """Return a deadline, once it is one."""
+    if not 0 < deadline_s < float("inf"):
+        raise ValueError(f"deadline_s must be a positive number of seconds, not {deadline_s!r}")
+    return deadline_s

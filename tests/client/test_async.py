@@ -1,0 +1,102 @@
+"""AsyncClient: the surface of Client, over both transports, equal answers and errors."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import convscope
+import pytest
+from convscope import AsyncClient, Client
+
+from tests.client.stand_in import StandIn, serve
+from tests.client.test_congruence import FAILURES, QUESTIONS
+
+
+def in_async(url: str, question: Any) -> Any:
+    async def ask() -> Any:
+        async with AsyncClient(url, retries=0) as client:
+            return await question(client)
+
+    return asyncio.run(ask())
+
+
+def test_the_two_surfaces_are_equal():
+    def names(kind: type) -> set[str]:
+        return {name for name in dir(kind) if not name.startswith("_")}
+
+    assert names(Client) == names(AsyncClient)
+    assert inspect.signature(Client) == inspect.signature(AsyncClient)
+    for name in ("predict", "model_card", "ready", "close"):
+        assert inspect.signature(getattr(Client, name)) == inspect.signature(getattr(AsyncClient, name))
+    many, many_async = (inspect.signature(kind.predict_many).parameters for kind in (Client, AsyncClient))
+    assert list(many) == list(many_async)
+    assert [many[name].default for name in many] == [many_async[name].default for name in many_async]
+
+
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
+def test_both_clients_give_equal_answers(url: str, question):
+    with Client(url) as client:
+        assert question(client) == in_async(url, question)
+
+
+@pytest.mark.parametrize("question", FAILURES.values(), ids=FAILURES)
+def test_both_clients_raise_equal_errors(url: str, question):
+    with Client(url, retries=0) as client, pytest.raises(convscope.ConvscopeError) as blocking:
+        question(client)
+    with pytest.raises(convscope.ConvscopeError) as awaited:
+        in_async(url, question)
+    assert type(blocking.value) is type(awaited.value)
+    assert (blocking.value.code, str(blocking.value)) == (awaited.value.code, str(awaited.value))
+
+
+def test_the_deadline_ends_a_question(url: str, stand_in: StandIn):
+    stand_in.release.clear()
+    with pytest.raises(convscope.DeadlineExceeded):
+        in_async(url, lambda client: client.predict(b"cat", model="slow", deadline_s=0.2))
+    stand_in.release.set()
+
+
+def test_a_client_closed_meanwhile_is_a_connect_error_and_no_cancellation(stand_in: StandIn):
+    async def close_meanwhile() -> None:
+        client = AsyncClient(stand_in.grpc_url)
+        question = asyncio.create_task(client.predict(b"cat", model="slow"))
+        while not stand_in.requests:
+            await asyncio.sleep(0.01)
+        await client.close()
+        with pytest.raises(convscope.ConnectError):
+            await question
+        with pytest.raises(RuntimeError, match="closed"):
+            await client.ready("cifar")
+
+    stand_in.release.clear()
+    try:
+        asyncio.run(close_meanwhile())
+    finally:
+        stand_in.release.set()
+
+
+@pytest.mark.parametrize("transport", ["rest_url", "grpc_url"])
+def test_tls_and_the_key_work(tmp_path: Path, transport: str):
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+
+    async def ask(**settings: Any) -> Any:
+        async with AsyncClient(getattr(secure, transport), **settings) as client:
+            return await client.predict(b"cat", model="cifar")
+
+    with serve((str(certificate), str(key))) as secure:
+        assert asyncio.run(ask(ca_file=certificate, api_key="open-sesame")).top
+        assert secure.keys == ["open-sesame"]
+        with pytest.raises(convscope.ConnectError, match=r"(?i)certificate"):
+            asyncio.run(ask(retries=0))

@@ -1,0 +1,187 @@
+"""predict_many: order, bounds, errors, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import sys
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import convscope
+import numpy as np
+import pytest
+from convscope import AsyncClient, Client, Prediction
+
+from tests.client.stand_in import StandIn, fetch_maps
+
+
+def collect(
+    kind: type, url: str, pictures: Iterable[Any], count: int | None = None, **options: Any
+) -> list[Prediction]:
+    """Take so many predictions, then leave; check that no thread or task is left."""
+
+    async def collect_async() -> list[Prediction]:
+        async with AsyncClient(url, retries=0) as client:
+            seen: list[Prediction] = []
+            async with contextlib.aclosing(client.predict_many(pictures, model="cifar", **options)) as found:
+                async for prediction in found:
+                    seen.append(prediction)
+                    if len(seen) == count:
+                        break
+            assert not [task for task in asyncio.all_tasks() if task.get_name() == "convscope"]
+            return seen
+
+    if kind is AsyncClient:
+        return asyncio.run(collect_async())
+    with Client(url, retries=0) as client:
+        seen = list(itertools.islice(found := client.predict_many(pictures, model="cifar", **options), count))
+        found.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("convscope")]
+    return seen
+
+
+BOTH = pytest.mark.parametrize("kind", [Client, AsyncClient])
+
+
+@BOTH
+@pytest.mark.parametrize("batch", [1, 3])
+def test_predictions_come_in_order(kind: type, url: str, stand_in: StandIn, batch: int):
+    pictures = [b"%d" % number for number in range(20)]
+    seen = collect(kind, url, pictures, concurrency=3, batch=batch)
+    assert [prediction.top[0].logit for prediction in seen] == [fetch_maps(one, (10,)).max() for one in pictures]
+    assert len(stand_in.requests) == -(-20 // batch)
+
+
+@BOTH
+def test_an_endless_iterable_is_read_no_further_than_the_bound(kind: type, url: str):
+    read = []
+
+    def endless():
+        for number in itertools.count():
+            read.append(number)
+            yield b"%d" % number
+
+    assert len(collect(kind, url, endless(), 5, concurrency=2, batch=2)) == 5
+    assert len(read) <= 5 + 2 * 2 * 2 + 2
+
+
+@BOTH
+def test_one_failure_does_not_end_the_stream(kind: type, url: str, stand_in: StandIn):
+    stand_in.mishaps[:] = ["reset"]
+    seen = collect(kind, url, [b"one", b"bad", b"two"], concurrency=1)
+    assert [type(prediction.error) for prediction in seen] == [convscope.ConnectError, convscope.BadImage, type(None)]
+
+
+@BOTH
+def test_an_array_of_several_gives_several(kind: type, url: str):
+    assert len(collect(kind, url, [np.zeros((2, 4, 4, 3), np.uint8), b"cat"], batch=2)) == 3
+
+
+@BOTH
+def test_a_path_that_cannot_be_read_ends_the_stream(kind: type, url: str):
+    with pytest.raises(FileNotFoundError):
+        collect(kind, url, [b"cat", "absent.png", b"dog"])
+
+
+@pytest.mark.parametrize(
+    ("pictures", "options", "error"),
+    [
+        (b"cat", {}, TypeError),
+        ("cat.png", {}, TypeError),
+        (np.zeros((4, 4, 3), np.uint8), {}, TypeError),
+        ([], {"concurrency": 0}, ValueError),
+        ([], {"batch": 0}, ValueError),
+        ([], {"batch": 1.5}, TypeError),
+        ([], {"top_k": -1}, ValueError),
+        ([], {"deadline_s": 0}, ValueError),
+    ],
+)
+@BOTH
+def test_what_cannot_be_streamed_is_refused_at_the_call(kind: type, pictures: Any, options: dict[str, Any], error):
+    with pytest.raises(error):
+        kind("http://localhost:1").predict_many(pictures, model="cifar", **options)
+
+
+@BOTH
+def test_a_bar_counts_the_predictions(kind: type, url: str, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("tqdm")
+    collect(kind, url, [b"one", b"two"], progress=True)
+    assert "2/2" in capsys.readouterr().err
+
+
+@BOTH
+def test_without_tqdm_a_bar_names_the_extra(kind: type, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.raises(ImportError, match=r"convscope\[progress\]"):
+        kind("http://localhost:1").predict_many([], model="cifar", progress=True)
+
+
+def test_an_asynchronous_iterable_is_read(url: str):
+    async def pictures():
+        for number in range(5):
+            yield b"%d" % number
+
+    async def ask() -> int:
+        async with AsyncClient(url) as client:
+            return len([seen async for seen in client.predict_many(pictures(), model="cifar")])
+
+    assert asyncio.run(ask()) == 5
+
+
+def test_a_stream_forsaken_without_closing_it_leaves_no_task(url: str, stand_in: StandIn):
+    async def ask() -> None:
+        async with AsyncClient(url) as client:
+            async for _ in client.predict_many(itertools.repeat(b"cat"), model="cifar"):
+                break
+            while [task for task in asyncio.all_tasks() if task.get_name() == "convscope"]:
+                await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(ask(), 20))
+
+
+def test_requests_on_their_way_are_cancelled_with_their_stream(url: str, stand_in: StandIn):
+    async def ask() -> None:
+        async with AsyncClient(url) as client:
+            found = client.predict_many(itertools.repeat(b"cat"), model="slow", concurrency=2)
+            first = asyncio.create_task(anext(found))
+            while len(stand_in.requests) < 2:
+                await asyncio.sleep(0.01)
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            assert not [task for task in asyncio.all_tasks() if task.get_name() == "convscope"]
+        assert len(stand_in.requests) == 2
+
+    stand_in.release.clear()
+    try:
+        asyncio.run(asyncio.wait_for(ask(), 20))
+    finally:
+        stand_in.release.set()
+
+
+def test_requests_go_side_by_side_up_to_the_concurrency(url: str, stand_in: StandIn):
+    stand_in.release.clear()
+    seen: list[Prediction] = []
+
+    def ask() -> None:
+        with Client(url) as client:
+            seen.extend(client.predict_many([b"cat"] * 6, model="slow", concurrency=3))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while len(stand_in.requests) < 3:
+        thread.join(0.01)
+    assert len(stand_in.requests) == 3  # None of them is answered yet.
+    stand_in.release.set()
+    thread.join(20)
+    assert len(seen) == 6
+
+
+def test_the_blocking_stream_works_inside_a_running_event_loop(client: Client):
+    async def ask() -> int:
+        return len(list(client.predict_many([b"one", b"two"], model="cifar")))
+
+    assert asyncio.run(ask()) == 2

@@ -1,0 +1,143 @@
+"""What is asked again, when, and how often; the clock and the waits are not real."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import convscope
+import pytest
+from convscope import AsyncClient, Client
+from convscope._retries import BUDGET, Attempts, RetryBudget
+
+from tests.client.stand_in import StandIn
+
+
+def ask(kind: type, url: str, waits: list[float], **settings: Any) -> tuple[Any, int]:
+    """Ask one question with a client that notes its waits; return the answer or the error, and the retries made."""
+
+    async def pause(seconds: float) -> None:
+        waits.append(seconds)
+
+    async def ask_async() -> tuple[Any, int]:
+        async with AsyncClient(url, **settings) as client:
+            client._pause = pause
+            try:
+                return await client.predict(b"cat", model="cifar"), client.retries_made
+            except convscope.ConvscopeError as error:
+                return error, client.retries_made
+
+    if kind is AsyncClient:
+        return asyncio.run(ask_async())
+    with Client(url, **settings) as client:
+        client._pause = pause
+        try:
+            return client.predict(b"cat", model="cifar"), client.retries_made
+        except convscope.ConvscopeError as error:
+            return error, client.retries_made
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("mishaps", [["full"], ["died"], ["reset"], ["cut"], ["full", "reset", "died"]], ids=str)
+def test_what_may_pass_is_asked_again(kind: type, url: str, stand_in: StandIn, mishaps: list[str]):
+    stand_in.mishaps[:] = mishaps
+    waits: list[float] = []
+    answer, retries = ask(kind, url, waits)
+    assert answer.top
+    assert retries == len(waits) == len(mishaps)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_without_retries_the_first_failure_is_final(kind: type, url: str, stand_in: StandIn):
+    stand_in.mishaps[:] = ["full", "full"]
+    error, retries = ask(kind, url, [], retries=0)
+    assert isinstance(error, convscope.Overloaded)
+    assert (retries, stand_in.mishaps) == (0, ["full"])
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_server_says_when_to_come_back_and_is_heard_if_that_is_in_time(kind: type, url: str, stand_in: StandIn):
+    stand_in.mishaps[:] = ["full 7"]
+    waits: list[float] = []
+    assert ask(kind, url, waits, deadline_s=30)[0].top
+    assert 7 <= waits[0] <= 7.2
+    stand_in.mishaps[:] = ["full 31"]
+    error, retries = ask(kind, url, waits, deadline_s=30)
+    assert error.retry_after_s == 31
+    assert retries == 0
+
+
+def test_the_pushback_of_grpc_is_heard(stand_in: StandIn):
+    stand_in.mishaps[:] = ["pushback 2500"]
+    waits: list[float] = []
+    assert ask(Client, stand_in.grpc_url, waits)[0].top
+    assert 2.5 <= waits[0] <= 2.7
+    stand_in.mishaps[:] = ["pushback -1"]
+    error, retries = ask(Client, stand_in.grpc_url, waits)
+    assert isinstance(error, convscope.Overloaded)
+    assert retries == 0
+
+
+def test_a_readiness_question_is_asked_once(url: str, stand_in: StandIn):
+    stand_in.mishaps[:] = ["full", "full"]
+    with Client(url) as client:
+        assert client.ready("cifar") is False
+        assert client.retries_made == 0
+    assert stand_in.mishaps == ["full"]
+
+
+def test_waiting_for_readiness_leaves_the_budget_to_others(stand_in: StandIn):
+    stand_in.mishaps[:] = ["full"] * 100
+    with Client(stand_in.rest_url) as client:
+        while stand_in.mishaps:
+            assert client.ready("cifar") is False
+        stand_in.mishaps[:] = ["reset"]
+        assert client.predict(b"cat", model="cifar").top
+        assert client.retries_made == 1
+
+
+def attempts(retries: int = 3, deadline_s: float = 30, budget: RetryBudget | None = None) -> Attempts:
+    return Attempts(
+        retries, deadline_s=deadline_s, budget=budget or RetryBudget(), clock=lambda: 0.0, uniform=lambda _, most: most
+    )
+
+
+FINAL = [
+    getattr(convscope, name) for name in convscope._exceptions.__all__ if name not in ("ConnectError", "Overloaded")
+]
+
+
+@pytest.mark.parametrize("kind", FINAL)
+def test_what_will_not_pass_is_final(kind):
+    assert attempts().wait_s(kind("internal")) is None
+
+
+def test_waits_double_and_end():
+    tries = attempts(3)
+    assert [tries.wait_s(convscope.ConnectError()) for _ in range(4)] == [0.2, 0.4, 0.8, None]
+    assert [attempts(9).wait_s(convscope.ConnectError())] == [0.2]
+
+
+def test_a_wait_beyond_the_deadline_is_not_waited():
+    assert attempts(deadline_s=0.1).wait_s(convscope.ConnectError()) is None
+
+
+def test_a_request_that_kills_two_workers_kills_no_third():
+    tries = attempts()
+    assert tries.wait_s(convscope.ServerError("Worker died.")) == 0.2
+    assert tries.wait_s(convscope.ServerError("Worker died.")) is None
+
+
+def test_an_outage_empties_the_budget_and_answers_fill_it_slowly():
+    budget = RetryBudget()
+    failures = [attempts(budget=budget).wait_s(convscope.ConnectError()) for _ in range(int(BUDGET))]
+    assert sum(wait is not None for wait in failures) == BUDGET / 2 - 1
+    for _ in range(1000):
+        budget.put()
+    assert attempts(budget=budget).wait_s(convscope.ConnectError()) is not None
+
+
+@pytest.mark.parametrize(("retries", "error"), [(-1, ValueError), (True, TypeError), (1.5, TypeError)])
+def test_retries_that_are_no_number_are_refused(retries: Any, error: type[Exception]):
+    with pytest.raises(error, match="retries must be"):
+        Client("http://localhost:1", retries=retries)
