@@ -110,6 +110,11 @@ class Stack:
         """Return the ids, inside a replica, of the processes of a kind (`WORKER`, `JAVA`)."""
         return sorted(self.docker("exec", replica, "python", "-c", FIND, kind).split())
 
+    def healthy(self, replica: str) -> bool:
+        """Ask a replica as the image's HEALTHCHECK does, now."""
+        command = ["docker", "exec", replica, "python", "deploy/healthcheck.py"]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
     def kill(self, replica: str, kind: str) -> None:
         """Kill -9 the processes of a kind in a replica."""
         code = f"import os; [os.kill(pid, 9) for pid in ({','.join(self.processes(replica, kind))},)]"
@@ -124,9 +129,8 @@ class Stack:
 
     def admin(self, path: str) -> str:
         """Ask the gateway's admin interface, from inside its container."""
-        script = (
-            f"exec 3<>/dev/tcp/127.0.0.1/9901; printf 'GET {path} HTTP/1.1\\r\\nHost: a\\r\\nConnection: close\\r\\n\\r\\n' >&3; cat <&3"
-        )
+        request = f"GET {path} HTTP/1.1\\r\\nHost: a\\r\\nConnection: close\\r\\n\\r\\n"
+        script = f"exec 3<>/dev/tcp/127.0.0.1/9901; printf '{request}' >&3; cat <&3"
         return self.compose("exec", "-T", "gateway", "bash", "-c", script)
 
     def statistic(self, pattern: str) -> int:

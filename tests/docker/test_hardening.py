@@ -58,14 +58,16 @@ def test_the_launcher_is_process_1(stack: Stack) -> None:
 
 
 def test_the_root_cannot_be_written(stack: Stack) -> None:
-    code = "import os; print([p for p in ('/', '/srv/convscope', '/models', '/opt/convscope', '/var') if os.access(p, os.W_OK)])"
+    places = ["/", "/srv/convscope", "/models", "/opt/convscope", "/var"]
+    code = f"import os; print([place for place in {places} if os.access(place, os.W_OK)])"
     assert stack.docker("exec", stack.replicas()[0], "python", "-c", code).strip() == "[]"
 
 
 def test_the_image_holds_no_compiler_no_cache_no_secret_no_archive(stack: Stack) -> None:
     code = """
 import glob, shutil
-print([tool for tool in ("gcc", "cc", "g++", "make", "pip", "pip3", "git", "curl", "wget", "nvcc") if shutil.which(tool)]
+tools = ("gcc", "cc", "g++", "make", "pip", "pip3", "git", "curl", "wget", "nvcc")
+print([tool for tool in tools if shutil.which(tool)]
       + glob.glob("/root/.cache/*") + glob.glob("/var/lib/apt/lists/*") + glob.glob("/models/*")
       + glob.glob("/opt/convscope/**/pip", recursive=True) + glob.glob("/srv/**/*.pem", recursive=True)
       + glob.glob("/run/secrets/*"))
@@ -91,7 +93,14 @@ def test_a_change_of_code_rebuilds_in_seconds(stack: Stack) -> None:
 def test_a_gpu_that_is_not_there_is_refused(stack: Stack) -> None:
     image = stack.inspect("torchserve")["Config"]["Image"]
     said = stack.docker(
-        "run", "--rm", "--entrypoint", "sh", "-v", f"{stack.store}:/models:ro", image, "-c",
+        "run",
+        "--rm",
+        "--entrypoint",
+        "sh",
+        "-v",
+        f"{stack.store}:/models:ro",
+        image,
+        "-c",
         "python -m server --model-store /models --device cuda 2>&1; echo status $?",
     )
     assert "no GPU to serve on" in said

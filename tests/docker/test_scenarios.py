@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,16 +18,16 @@ from tests.docker.stack import JAVA, ROOT, WORKER, Stack, wait_until
 BEFORE_S, AFTER_S = 3.0, 3.0
 TABLE = ROOT / "out/docker/scenarios.md"
 HEAD = (
-    "| scenario | sent | answered | failed | sent again by the gateway | longest gap s | slowest answer s | whole again after s |\n"
+    "| scenario | sent | answered | failed | sent again by the gateway | longest gap s | slowest answer s "
+    "| whole again after s |\n"
     "|---|---|---|---|---|---|---|---|\n"
 )
 
 
 @pytest.fixture(scope="module", autouse=True)
-def table() -> Iterator[None]:
+def table() -> None:
     TABLE.parent.mkdir(parents=True, exist_ok=True)
     TABLE.write_text(HEAD)
-    yield
 
 
 def play(stack: Stack, name: str, event: Callable[[], object], whole: Callable[[], bool], timeout_s: float) -> Tally:
@@ -60,8 +60,13 @@ def restarts(stack: Stack, replica: str) -> int:
 
 def test_a_replica_is_stopped(stack: Stack) -> None:
     replica = stack.replicas()[0]
-    play(stack, "`docker stop` of one replica of three", lambda: stack.docker("stop", "-t", "45", replica),
-         lambda: stack.balanced() == 2, 60)
+    play(
+        stack,
+        "`docker stop` of one replica of three",
+        lambda: stack.docker("stop", "-t", "45", replica),
+        lambda: stack.balanced() == 2,
+        60,
+    )
     assert stack.docker("inspect", "-f", "{{.State.ExitCode}}", replica).strip() == "0"
 
 
@@ -74,7 +79,7 @@ def test_workers_are_killed(stack: Stack) -> None:
 
     def renewed(replica: str) -> bool:
         now = stack.processes(replica, WORKER)
-        return len(now) == len(workers[replica]) and not set(now) & set(workers[replica])
+        return len(now) == len(workers[replica]) and not set(now) & set(workers[replica]) and stack.healthy(replica)
 
     def event() -> None:
         for replica in workers:
@@ -87,8 +92,13 @@ def test_workers_are_killed(stack: Stack) -> None:
 def test_a_jvm_is_killed(stack: Stack) -> None:
     replica = stack.replicas()[0]
     before = restarts(stack, replica)
-    play(stack, "`kill -9` of a JVM", lambda: stack.kill(replica, JAVA),
-         lambda: restarts(stack, replica) > before and stack.balanced() == 3, 120)
+    play(
+        stack,
+        "`kill -9` of a JVM",
+        lambda: stack.kill(replica, JAVA),
+        lambda: restarts(stack, replica) > before and stack.balanced() == 3,
+        120,
+    )
 
 
 def test_a_container_is_killed(stack: Stack) -> None:

@@ -1,4 +1,4 @@
-"""Both transports through the gateway, as a client meets them: TLS, a key, the same answers, replicas, request ids, metrics."""
+"""Both transports through the gateway as callers meet them: TLS, keys, equal answers, limits, request ids, metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ PICTURE = (ROOT / "samples/cat.png").read_bytes()
 def http(stack: Stack, **options: object) -> httpx.Client:
     verify = ssl.create_default_context(cafile=str(stack.ca_file))
     headers = {"x-api-key": stack.key}
-    return httpx.Client(base_url=f"https://localhost:{stack.port}", verify=verify, headers=headers, timeout=30, **options)
+    return httpx.Client(
+        base_url=f"https://localhost:{stack.port}", verify=verify, headers=headers, timeout=30, **options
+    )
 
 
 def test_both_transports_answer_the_same(stack: Stack) -> None:
@@ -112,7 +114,12 @@ def test_a_request_id_is_made_or_kept_returned_and_logged(stack: Stack) -> None:
 
     wait_until(logged, 20)
     entry = lines[kept]
-    assert (entry["method"], entry["path"], entry["status"], entry["key"]) == ("GET", "/predictions/cifar", 200, "first")
+    assert (entry["method"], entry["path"], entry["status"], entry["key"]) == (
+        "GET",
+        "/predictions/cifar",
+        200,
+        "first",
+    )
 
 
 def test_the_key_does_not_reach_the_replica_and_no_replica_is_named(stack: Stack) -> None:
@@ -193,7 +200,7 @@ def test_the_door_speaks_no_old_tls_and_nothing_plain(stack: Stack) -> None:
         httpx.get(f"http://localhost:{stack.port}/predictions/cifar")
     old = ssl.create_default_context(cafile=str(stack.ca_file))
     old.set_ciphers("ALL:@SECLEVEL=0")
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
         old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
     with pytest.raises(httpx.TransportError):
         httpx.get(f"https://localhost:{stack.port}/predictions/cifar", verify=old)
