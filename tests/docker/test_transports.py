@@ -43,7 +43,7 @@ def test_large_requests_and_replies_pass(stack: Stack, transport: str) -> None:
 
 
 @pytest.mark.parametrize("transport", ["rest", "grpc"])
-@pytest.mark.parametrize("key", [None, "wrong", ""])
+@pytest.mark.parametrize("key", [None, "wrong"])
 def test_without_the_right_key_nobody_is_answered(stack: Stack, transport: str, key: str | None) -> None:
     with stack.client(transport, api_key=key) as client, pytest.raises(AuthenticationFailed):
         client.predict(PICTURE, model="cifar")
@@ -149,7 +149,8 @@ def test_too_many_requests_a_second_are_told_when_to_come_back(stack: Stack, tra
     finally:
         stack.reconfigure("http.yaml", small, bucket)
     assert refusals[0].retry_after_s == 1
-    wait_until(lambda: all(stack.client("rest").ready("cifar") for _ in range(10)), 20)
+    with stack.client(transport) as client:
+        wait_until(lambda: all(client.ready("cifar") for _ in range(10)), 20)
 
 
 def test_too_many_requests_at_once_are_told_when_to_come_back(stack: Stack) -> None:
