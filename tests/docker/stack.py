@@ -74,9 +74,9 @@ class Stack:
             "CONVSCOPE_GRAFANA_PASSWORD": str(self.secrets / "grafana-password"),
         }
 
-    def compose(self, *arguments: str) -> str:
-        """Run a `docker compose` command; return what it prints."""
-        return self._run("docker", "compose", *arguments)
+    def compose(self, *arguments: str, **settings: str) -> str:
+        """Run a `docker compose` command under further settings; return what it prints."""
+        return self._run("docker", "compose", *arguments, **settings)
 
     def docker(self, *arguments: str) -> str:
         """Run a `docker` command; return what it prints."""
@@ -143,9 +143,15 @@ class Stack:
         healthy = re.findall(r"^(rest|grpc)::[\d.]+:\d+::health_flags::healthy", self.admin("/clusters"), re.MULTILINE)
         return min(healthy.count("rest"), healthy.count("grpc"))
 
-    def _run(self, *command: str) -> str:
+    def _run(self, *command: str, **settings: str) -> str:
         answer = subprocess.run(
-            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, errors="replace", check=False
+            command,
+            cwd=ROOT,
+            env=self.environment | settings,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
         )
         assert answer.returncode == 0, f"{' '.join(command)}\n{answer.stdout}\n{answer.stderr}"
         return answer.stdout
