@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 PORT ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo stop serve test lint format test-gpu bench archives proto lock clean
+.PHONY: help install demo stop serve test lint format test-gpu test-docker secrets update bench archives proto lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,14 @@ test-gpu: .venv/installed ## Run the tests that need an NVIDIA GPU
 
 bench: .venv/installed ## Measure what serving costs beside the same handler called in one process
 	$(BIN)/python -m benchmarks.overhead
+test-docker: .venv/installed ## Build the image and test the compose file (needs a Docker engine with Compose)
+	$(BIN)/pytest -m docker tests/docker
+
+secrets: ## Make a test certificate, an API key and Grafana's password for `docker compose up`, in secrets/
+	deploy/secrets.sh
+
+update: ## Replace the running replicas one by one, by ones with the archives and the image of now
+	deploy/update.sh
 
 archives: .venv/installed ## Rebuild the archives of model_store/ from handlers/ and their own weights
 	$(BIN)/python -m training.archive --refresh
