@@ -53,6 +53,7 @@ test-gpu: .venv/installed ## Run the tests that need an NVIDIA GPU
 
 bench: .venv/installed ## Measure what serving costs beside the same handler called in one process
 	$(BIN)/python -m benchmarks.overhead
+
 test-docker: .venv/installed ## Build the image and test the compose file (needs a Docker engine with Compose)
 	$(BIN)/pytest -m docker tests/docker
 
