@@ -92,9 +92,14 @@ class Stack:
         self.compose("down", "-v", "-t", "2", "--remove-orphans")
 
     def client(self, transport: str, **options: Any) -> Client:
-        """Return a client of the gateway; `transport` is `rest` or `grpc`."""
+        """Return a client of the gateway that does not retry; `transport` is `rest` or `grpc`."""
         scheme = {"rest": "https", "grpc": "grpcs"}[transport]
-        settings: dict[str, Any] = {"api_key": self.key, "ca_file": self.ca_file, "deadline_s": 30} | options
+        settings: dict[str, Any] = {
+            "api_key": self.key,
+            "ca_file": self.ca_file,
+            "deadline_s": 30,
+            "retries": 0,
+        } | options
         return Client(f"{scheme}://localhost:{self.port}", **settings)
 
     def replicas(self) -> list[str]:

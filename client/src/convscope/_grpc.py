@@ -90,6 +90,8 @@ class _Grpc:
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.primary_user_agent", USER_AGENT),
+            # A connection of its own: gRPC would share one among all clients of an address.
+            ("grpc.use_local_subchannel_pool", 1),
             ("grpc.enable_http_proxy", int(use_proxies)),
             # After a refused connection gRPC answers from memory for a while; a caller that waits for a server to
             # come up must not wait the two minutes it may grow to.
