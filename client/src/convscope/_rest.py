@@ -10,6 +10,7 @@ import contextlib
 import json
 import ssl
 import time
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -53,7 +54,7 @@ TRANSLATIONS: dict[type[Exception], type[TransportError]] = {
 }
 
 
-class _Rest:
+class _Rest(ABC):
     """What both transports over HTTP/1.1 are.
 
     Args:
@@ -92,8 +93,9 @@ class _Rest:
 
     _http: httpx.Client | httpx.AsyncClient
 
+    @abstractmethod
     def _open(self, **settings: Any) -> None:
-        raise NotImplementedError
+        """Make `_http` out of httpx's settings."""
 
     def _build(
         self, request: PredictRequest, model: str, version: str | None, extensions: dict[str, Any]
