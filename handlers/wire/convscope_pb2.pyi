@@ -27,7 +27,7 @@ class ChannelSelection(_message.Message):
     def __init__(self, indexes: _Optional[_Iterable[int]] = ..., strongest: _Optional[int] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
-    __slots__ = ("pictures", "layers", "top_k", "map_dtype", "pool", "channels", "describe")
+    __slots__ = ("pictures", "layers", "top_k", "map_dtype", "pool", "channels", "describe", "request_id", "timing")
     PICTURES_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,8 @@ class PredictRequest(_message.Message):
     POOL_FIELD_NUMBER: _ClassVar[int]
     CHANNELS_FIELD_NUMBER: _ClassVar[int]
     DESCRIBE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
     pictures: _containers.RepeatedScalarFieldContainer[bytes]
     layers: _containers.RepeatedScalarFieldContainer[str]
     top_k: int
@@ -42,7 +44,9 @@ class PredictRequest(_message.Message):
     pool: int
     channels: ChannelSelection
     describe: bool
-    def __init__(self, pictures: _Optional[_Iterable[bytes]] = ..., layers: _Optional[_Iterable[str]] = ..., top_k: _Optional[int] = ..., map_dtype: _Optional[_Union[Dtype, str]] = ..., pool: _Optional[int] = ..., channels: _Optional[_Union[ChannelSelection, _Mapping]] = ..., describe: bool = ...) -> None: ...
+    request_id: str
+    timing: bool
+    def __init__(self, pictures: _Optional[_Iterable[bytes]] = ..., layers: _Optional[_Iterable[str]] = ..., top_k: _Optional[int] = ..., map_dtype: _Optional[_Union[Dtype, str]] = ..., pool: _Optional[int] = ..., channels: _Optional[_Union[ChannelSelection, _Mapping]] = ..., describe: bool = ..., request_id: _Optional[str] = ..., timing: bool = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("dtype", "shape", "data", "scale", "offset")
@@ -99,7 +103,7 @@ class Result(_message.Message):
     def __init__(self, top: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., maps: _Optional[_Iterable[_Union[FeatureMap, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class PredictReply(_message.Message):
-    __slots__ = ("model", "version", "engine", "device", "results", "error", "card")
+    __slots__ = ("model", "version", "engine", "device", "results", "error", "card", "request_id", "timing")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +111,8 @@ class PredictReply(_message.Message):
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     CARD_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     engine: str
@@ -114,7 +120,27 @@ class PredictReply(_message.Message):
     results: _containers.RepeatedCompositeFieldContainer[Result]
     error: Error
     card: ModelCard
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., card: _Optional[_Union[ModelCard, _Mapping]] = ...) -> None: ...
+    request_id: str
+    timing: Timing
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., card: _Optional[_Union[ModelCard, _Mapping]] = ..., request_id: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+
+class Timing(_message.Message):
+    __slots__ = ("read_s", "decode_s", "preprocess_s", "forward_s", "encode_s", "handler_s", "batch_requests")
+    READ_S_FIELD_NUMBER: _ClassVar[int]
+    DECODE_S_FIELD_NUMBER: _ClassVar[int]
+    PREPROCESS_S_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_S_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_S_FIELD_NUMBER: _ClassVar[int]
+    HANDLER_S_FIELD_NUMBER: _ClassVar[int]
+    BATCH_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    read_s: float
+    decode_s: float
+    preprocess_s: float
+    forward_s: float
+    encode_s: float
+    handler_s: float
+    batch_requests: int
+    def __init__(self, read_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., preprocess_s: _Optional[float] = ..., forward_s: _Optional[float] = ..., encode_s: _Optional[float] = ..., handler_s: _Optional[float] = ..., batch_requests: _Optional[int] = ...) -> None: ...
 
 class ModelCard(_message.Message):
     __slots__ = ("model", "version", "description", "architecture", "engine", "device", "classes", "input", "layers", "parameters", "training", "limits")
