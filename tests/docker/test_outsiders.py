@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import ssl
 import time
 from collections.abc import Iterator
 
@@ -13,6 +11,7 @@ import pytest
 from convscope import ImageTooLarge
 from convscope._wire.inference_pb2 import PredictionResponse, PredictionsRequest
 
+from tests.docker.bytewise import connect, head, receive
 from tests.docker.stack import ROOT, WORKER, Stack
 
 SERVICE = "/org.pytorch.serve.grpc.inference.InferenceAPIsService"
@@ -39,37 +38,12 @@ def unharmed(stack: Stack) -> Iterator[None]:
             assert client.predict(PICTURE, model="cifar").top[0].label == "cat"
 
 
-def connect(stack: Stack) -> ssl.SSLSocket:
-    context = ssl.create_default_context(cafile=str(stack.ca_file))
-    context.set_alpn_protocols(["http/1.1"])
-    return context.wrap_socket(
-        socket.create_connection(("localhost", stack.port), timeout=30), server_hostname="localhost"
-    )
-
-
-def receive(connection: ssl.SSLSocket) -> bytes:
-    """Read until the peer closes, or says nothing for a second after it has answered."""
-    received = b""
-    try:
-        while piece := connection.recv(65536):
-            received += piece
-            connection.settimeout(1)
-    except (TimeoutError, OSError):
-        pass
-    return received
-
-
 def raw(stack: Stack, request: bytes) -> tuple[list[int], str]:
     """Send bytes as they are; return the status of every answer that came, and all that came."""
     with connect(stack) as connection:
         connection.sendall(request)
         said = receive(connection).decode("latin-1")
     return [int(part.split(" ", 1)[0]) for part in said.split("HTTP/1.1 ")[1:]], said
-
-
-def head(stack: Stack, line: str, *headers: str, key: str | None = None) -> bytes:
-    lines = [f"{line} HTTP/1.1", "Host: localhost", f"x-api-key: {stack.key if key is None else key}", *headers]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
 def error_of(said: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import threading
 import time
 import zipfile
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.docker.bytewise import connect, head, receive
 from tests.docker.load import Tally, load
 from tests.docker.stack import JAVA, ROOT, WORKER, Stack, wait_until
 
@@ -122,6 +124,25 @@ def test_the_gateway_reads_its_configuration_again(stack: Stack) -> None:
 
     play(stack, "gateway configuration reload", event, lambda: reloads() > before, 20)
     stack.reconfigure("http.yaml", "max_tokens: 3000", "max_tokens: 2000")
+
+
+def test_the_gateway_finishes_what_is_in_flight_before_it_stops(stack: Stack) -> None:
+    picture = (ROOT / "samples/cat.png").read_bytes()
+    request = head(stack, "POST /predictions/cifar", f"Content-Length: {len(picture)}")
+    gateway = stack.inspect("gateway")["Id"]
+    connection = connect(stack)
+    connection.sendall(request + picture[:100])
+    wait_until(lambda: stack.statistic("http.public.downstream_rq_active") == 1, 10)
+    stopping = threading.Thread(target=stack.compose, args=("stop", "gateway"))
+    stopping.start()
+    wait_until(lambda: stack.statistic("listener_manager.total_listeners_draining") > 0, 10)
+    connection.sendall(picture[100:])
+    said = receive(connection).decode()
+    stopping.join(60)
+    assert "200 OK" in said
+    assert '"label": "cat"' in said
+    assert stack.docker("inspect", "-f", "{{.State.ExitCode}}", gateway).strip() == "0"
+    stack.up(3)
 
 
 def test_a_new_archive_is_rolled_out(stack: Stack) -> None:
