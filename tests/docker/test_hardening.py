@@ -80,18 +80,20 @@ print([tool for tool in tools if shutil.which(tool)]
 
 
 def test_a_change_of_code_rebuilds_the_last_layer_alone(stack: Stack, tmp_path: Path) -> None:
-    image = stack.inspect("torchserve")["Config"]["Image"]
     for folder in ("server", "deploy", "requirements"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     (tmp_path / "server/changed.txt").write_text("a change")
-    changed = stack.docker("build", "-q", "-f", str(tmp_path / "deploy/Dockerfile"), str(tmp_path)).strip()
+    changed = f"{stack.environment['COMPOSE_PROJECT_NAME']}:changed"
+    service = {"image": changed, "build": {"context": str(tmp_path), "dockerfile": "deploy/Dockerfile"}}
+    (tmp_path / "changed.json").write_text(json.dumps({"services": {"torchserve": service}}))
+    stack.compose("-f", "docker-compose.yml", "-f", str(tmp_path / "changed.json"), "build", "torchserve")
     try:
-        before, after = (layers(stack, name) for name in (image, changed))
-        assert len(before) == len(after)
-        assert before[:-1] == after[:-1]
-        assert before[-1] != after[-1]
+        before, after = (layers(stack, name) for name in (stack.inspect("torchserve")["Image"], changed))
     finally:
         stack.docker("rmi", changed)
+    assert len(before) == len(after)
+    assert before[:-1] == after[:-1]
+    assert before[-1] != after[-1]
 
 
 def layers(stack: Stack, image: str) -> list[str]:

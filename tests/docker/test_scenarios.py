@@ -52,7 +52,7 @@ def play(stack: Stack, name: str, event: Callable[[], object], whole: Callable[[
     print(row)
     assert not tally.failed, tally.failed[:5]
     assert tally.wrong == 0
-    assert tally.sent == tally.answered > 50
+    assert tally.sent == tally.answered > 20
     return tally
 
 
@@ -130,19 +130,26 @@ def test_the_gateway_finishes_what_is_in_flight_before_it_stops(stack: Stack) ->
     picture = (ROOT / "samples/cat.png").read_bytes()
     request = head(stack, "POST /predictions/cifar", f"Content-Length: {len(picture)}")
     gateway = stack.inspect("gateway")["Id"]
-    connection = connect(stack)
-    connection.sendall(request + picture[:100])
-    wait_until(lambda: stack.statistic("http.public.downstream_rq_active") == 1, 10)
-    stopping = threading.Thread(target=stack.compose, args=("stop", "gateway"))
-    stopping.start()
-    wait_until(lambda: stack.statistic("listener_manager.total_listeners_draining") > 0, 10)
-    connection.sendall(picture[100:])
-    said = receive(connection).decode()
+    with connect(stack) as connection:
+        connection.sendall(request + picture[:100])
+        wait_until(lambda: stack.statistic("http.public.downstream_rq_active") == 1, 10)
+        stopping = threading.Thread(target=stack.compose, args=("stop", "gateway"))
+        stopping.start()
+        wait_until(lambda: "connection: close" in ask(stack), 4)
+        connection.sendall(picture[100:])
+        said = receive(connection).decode()
     stopping.join(60)
     assert "200 OK" in said
     assert '"label": "cat"' in said
     assert stack.docker("inspect", "-f", "{{.State.ExitCode}}", gateway).strip() == "0"
     stack.up(3)
+
+
+def ask(stack: Stack) -> str:
+    """Ask for a card on a connection of its own."""
+    with connect(stack) as connection:
+        connection.sendall(head(stack, "GET /predictions/cifar"))
+        return connection.recv(65536).decode("latin-1").lower()
 
 
 def test_a_new_archive_is_rolled_out(stack: Stack) -> None:
