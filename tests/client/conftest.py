@@ -26,6 +26,7 @@ def running() -> Iterator[StandIn]:
 def stand_in(running: StandIn) -> StandIn:
     running.requests.clear()
     running.keys.clear()
+    running.request_ids.clear()
     running.connections.clear()
     running.mishaps.clear()
     return running

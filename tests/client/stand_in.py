@@ -29,6 +29,9 @@ CLASSES = [f"class {number}" for number in range(10)]
 STATUS = {"internal": 500, "draining": 503, "image_too_large": 413, "too_many_images": 413, "reply_too_large": 413}
 FULL = 'Model "full" Version 1.0 has no worker to serve inference request. Please use scale workers API to add workers.'
 
+STAGES_S = {"read_s": 0.001, "decode_s": 0.002, "preprocess_s": 0.003, "forward_s": 0.004, "encode_s": 0.005}
+HANDLER_S = 0.016
+
 # Model name: HTTP status, TorchServe's type and message on REST; status and details on gRPC.
 MISHAPS: dict[str, tuple[int, str, str, grpc.StatusCode, str]] = {
     "missing": (
@@ -143,7 +146,15 @@ def describe(model: str, version: str) -> wire.ModelCard:
 def answer(model: str, version: str, request: wire.PredictRequest) -> wire.PredictReply:
     """What the handler would answer."""
     version = version or "1.0"
-    reply = wire.PredictReply(model=model, version=version, engine="stand-in-1", device="cpu")
+    reply = wire.PredictReply(
+        model=model, version=version, engine="stand-in-1", device="cpu", request_id=request.request_id
+    )
+    if model == "renamed":  # As by a gateway that gives every request an id of its own.
+        reply.request_id = "from-the-gateway"
+    if model == "older":  # As by a service from before ids and timing.
+        reply.ClearField("request_id")
+    elif request.timing:
+        reply.timing.CopyFrom(wire.Timing(**STAGES_S, handler_s=HANDLER_S, batch_requests=2))
     unknown = set(request.layers) - set(LAYERS) - {"all"}
     if model.startswith("error-"):
         reply.error.CopyFrom(wire.Error(code=model.removeprefix("error-"), message="as asked for"))
@@ -167,6 +178,7 @@ class StandIn:
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, wire.PredictRequest]] = []
         self.keys: list[str | None] = []
+        self.request_ids: list[str | None] = []  # Of headers, and of requests that meet with a mishap too.
         self.connections: set[tuple[str, int]] = set()
         self.release = threading.Event()
         self.mishaps: list[
@@ -193,6 +205,7 @@ def make_http_handler(stand_in: StandIn) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers["content-length"]))
             model, _, version = self.path.removeprefix("/predictions/").partition("/")
             model, version = unquote(model), unquote(version)
+            stand_in.request_ids.append(self.headers.get("x-request-id"))
             mishap = stand_in.mishaps.pop(0) if stand_in.mishaps else ""
             if mishap in ("reset", "cut"):
                 if mishap == "cut":
@@ -254,6 +267,8 @@ class GrpcHandler(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def predict(self, request: PredictionsRequest, context: grpc.ServicerContext) -> PredictionResponse:
         self.stand_in.connections.add((context.peer(), 0))
+        metadata = dict(context.invocation_metadata())
+        self.stand_in.request_ids.append(metadata.get("x-request-id"))
         mishap = self.stand_in.mishaps.pop(0) if self.stand_in.mishaps else ""
         if mishap in ("reset", "cut"):
             context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
@@ -270,8 +285,8 @@ class GrpcHandler(grpc.GenericRpcHandler):  # type: ignore[misc]
         if request.model_name in ("stranger", "babbler"):
             return PredictionResponse(prediction=b"\xff\xff\xff")
         assert set(request.input) == {"request"}
-        key = dict(context.invocation_metadata()).get("x-api-key")
-        reply = self.stand_in.take(request.model_name, request.model_version, request.input["request"], key)
+        data, key = request.input["request"], metadata.get("x-api-key")
+        reply = self.stand_in.take(request.model_name, request.model_version, data, key)
         return PredictionResponse(prediction=reply.SerializeToString())
 
 

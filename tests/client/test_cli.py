@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,7 @@ def test_every_option_reaches_the_server(capsys, stand_in: StandIn, pictures: Pa
         map_dtype=wire.UINT8,
         pool=2,
         channels=wire.ChannelSelection(strongest=2),
+        request_id=request.request_id,
     )
     run(capsys, "predict", "cat.png", "--model", "cifar", "--channels", "2,", "--url", stand_in.grpc_url)
     assert list(stand_in.requests[-1][2].channels.indexes) == [2]
@@ -87,7 +89,9 @@ def test_a_picture_that_fails_shows_its_error_and_the_others_their_scores(capsys
         capsys, "predict", "cat.png", "torn.png", "gone.png", "dog.jpg", "--model", "cifar", "--url", url
     )
     assert (status, err) == (1, "")
-    rows = {line.split()[0]: line for line in out.splitlines()[3:] if not line.startswith(" ")}
+    table, _, request = out.rstrip().rpartition("\n\n")
+    assert re.fullmatch("request [0-9a-f]{32}", request)
+    rows = {line.split()[0]: line for line in table.splitlines()[3:] if not line.startswith(" ")}
     assert list(rows) == ["cat.png", "torn.png", "gone.png", "dog.jpg"]
     assert "bad_image: not a picture" in rows["torn.png"]
     assert "unreadable: No such file" in rows["gone.png"]
@@ -119,6 +123,45 @@ def test_json_holds_scores_errors_and_shapes(capsys, url: str, pictures: Path):
     assert cat["maps"]["conv2"]["shape"] == [3, 2, 2]
     assert cat["maps"]["conv2"]["max"] == fetch_maps(b"cat", LAYERS["conv2"]).max()
     assert torn == {"picture": "torn.png", "error": {"code": "bad_image", "message": "not a picture: b'bad'"}}
+    assert answer["timing"] is None
+    assert re.fullmatch("[0-9a-f]{32}", answer["request_id"])
+
+
+def test_the_request_goes_by_the_id_given_and_errors_name_it(capsys, url: str, stand_in: StandIn, pictures: Path):
+    command = ["--request-id", "ticket-7", "--url", url]
+    _, out, _ = run(capsys, "predict", "cat.png", "--model", "cifar", "--json", *command)
+    assert json.loads(out)["request_id"] == "ticket-7"
+    _, _, err = run(capsys, "predict", "cat.png", "--model", "missing", *command)
+    assert err == "convscope: model_not_found: Model not found: missing (request ticket-7)\n"
+    _, out, _ = run(capsys, "ready", "died", "--json", *command)
+    assert json.loads(out)["error"]["request_id"] == "ticket-7"
+    run(capsys, "card", "cifar", *command)
+    assert len(stand_in.request_ids) >= 4  # A worker that died is asked again.
+    assert set(stand_in.request_ids) == {"ticket-7"}
+    status, _, err = run(capsys, "predict", "cat.png", "--model", "cifar", "--request-id", "two words")
+    assert (status, err) == (1, "convscope: request_id must be 1 to 64 of A-Z a-z 0-9 . _ -, not 'two words'\n")
+
+
+def test_where_the_time_went_is_a_table_and_an_object(capsys, url: str, pictures: Path):
+    command = ["predict", "cat.png", "--model", "cifar", "--timing", "--url", url]
+    _, out, _ = run(capsys, *command)
+    rows = [line.rsplit(maxsplit=1) for line in out.rstrip().rpartition("\n\n")[2].splitlines()]
+    assert [name for name, _ in rows] == [
+        "time",
+        *("read", "decode", "preprocess", "forward", "encode"),
+        *("handler, 2 in the batch", "network and queue", "total"),
+    ]
+    assert [ms for _, ms in rows[:7]] == ["ms", "1.00", "2.00", "3.00", "4.00", "5.00", "16.00"]
+    _, out, _ = run(capsys, *command, "--json")
+    timing = json.loads(out)["timing"]
+    assert timing["total_s"] - timing["handler_s"] == timing["outside_s"]
+    assert timing["batch_requests"] == 2
+
+
+def test_retries_can_be_switched_off(capsys, url: str, stand_in: StandIn, pictures: Path):
+    stand_in.mishaps[:] = ["full", "full"]
+    status, *_ = run(capsys, "predict", "cat.png", "--model", "cifar", "--retries", "0", "--url", url)
+    assert (status, stand_in.mishaps) == (1, ["full"])
 
 
 def test_save_writes_a_folder_for_each_picture(capsys, url: str, pictures: Path):
@@ -195,7 +238,7 @@ def test_ready_in_json_says_why_not(capsys, url: str):
     assert json.loads(run(capsys, "ready", "cifar", "--url", url, "--json")[1])["ready"] is True
     status, out, err = run(capsys, "ready", "died", "--url", url, "--json")
     assert (status, err) == (1, "")
-    error = {"code": "internal", "message": "Worker died."}
+    error = {"code": "internal", "message": "Worker died.", "request_id": json.loads(out)["error"]["request_id"]}
     assert json.loads(out) == {"model": "died", "ready": False, "error": error}
 
 

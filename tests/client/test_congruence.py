@@ -69,7 +69,7 @@ def test_both_transports_raise_equal_errors(both: tuple[Client, Client], questio
     for client in both:
         with pytest.raises(ConvscopeError) as caught:
             question(client)
-        errors.append((type(caught.value), caught.value.code, str(caught.value)))
+        errors.append((type(caught.value), caught.value.code, caught.value.message))
     assert errors[0] == errors[1]
 
 

@@ -92,7 +92,7 @@ def test_a_bad_picture_among_others_is_raised_when_its_result_is_read(client: Cl
 
 def test_a_list_of_bad_pictures_is_still_a_list(client: Client):
     seen = client.predict([b"bad 1", b"bad 2"], model="cifar")
-    assert [str(prediction.error) for prediction in seen] == ["not a picture: b'bad 1'", "not a picture: b'bad 2'"]
+    assert [prediction.error.message for prediction in seen] == ["not a picture: b'bad 1'", "not a picture: b'bad 2'"]
 
 
 def test_a_reply_of_another_count_breaks_the_contract(client: Client):
@@ -141,6 +141,7 @@ def test_every_option_travels_as_the_contract_says(client: Client, stand_in: Sta
         map_dtype=wire.UINT8,
         pool=2,
         channels=wire.ChannelSelection(indexes=[0, 2]),
+        request_id=request.request_id,
     )
     assert request.HasField("top_k")
 

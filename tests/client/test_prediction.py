@@ -181,6 +181,7 @@ def test_a_saved_prediction_can_be_read_back(tmp_path: Path):
         "version": "1.0",
         "engine": "torch-2.15.0",
         "device": "cpu",
+        "request_id": "",
         "scores": [
             {"index": 3, "label": "cat", "probability": 0.75, "logit": 2.5},
             {"index": 5, "label": "<dog>", "probability": 0.25, "logit": 1.5},

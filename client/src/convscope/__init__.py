@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from convscope._card import Input, Layer, Limits, ModelCard, Training
     from convscope._client import Client
     from convscope._prediction import ClassScore, Prediction
+    from convscope._timing import Timing
 
 __version__ = "0.1.0"
 
@@ -65,6 +66,7 @@ __all__ = [
     "ReplyTooLarge",
     "RequestRejected",
     "ServerError",
+    "Timing",
     "TooManyImages",
     "Training",
     "TransportError",
@@ -82,6 +84,7 @@ _LAZY = {
     "Limits": "_card",
     "ModelCard": "_card",
     "Prediction": "_prediction",
+    "Timing": "_timing",
     "Training": "_card",
 }
 

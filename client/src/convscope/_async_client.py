@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, 
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Unpack, cast, overload
 
-from convscope._base import BaseClient, Options
+from convscope._base import BaseClient, Options, OwnOptions
 from convscope._pictures import OnePicture, Picture
 from convscope._request import Channels, MapDtype
 from convscope._stream import Crew, Job
@@ -37,7 +37,7 @@ class AsyncClient(BaseClient):
         pictures: OnePicture,
         *,
         model: str,
-        **options: Unpack[Options],
+        **options: Unpack[OwnOptions],
     ) -> Prediction: ...
 
     @overload  # The number of an array's axes says which it is; types cannot.
@@ -46,7 +46,7 @@ class AsyncClient(BaseClient):
         pictures: NDArray[Any],
         *,
         model: str,
-        **options: Unpack[Options],
+        **options: Unpack[OwnOptions],
     ) -> Any: ...
 
     @overload
@@ -55,7 +55,7 @@ class AsyncClient(BaseClient):
         pictures: Iterable[Picture],
         *,
         model: str,
-        **options: Unpack[Options],
+        **options: Unpack[OwnOptions],
     ) -> list[Prediction]: ...
 
     async def predict(
@@ -70,6 +70,8 @@ class AsyncClient(BaseClient):
         pool: int | None = None,
         channels: Channels | None = None,
         deadline_s: float | None = None,
+        timing: bool = False,
+        request_id: str | None = None,
     ) -> Prediction | list[Prediction]:
         """Ask what a model sees in one picture or several; see `Client.predict`."""
         return await self._predict(
@@ -82,6 +84,8 @@ class AsyncClient(BaseClient):
             pool=pool,
             channels=channels,
             deadline_s=deadline_s,
+            timing=timing,
+            request_id=request_id,
         )
 
     def predict_many(
@@ -101,13 +105,27 @@ class AsyncClient(BaseClient):
         """
         return self._predict_many(pictures, model, concurrency=concurrency, batch=batch, progress=progress, **options)
 
-    async def model_card(self, model: str, version: str | None = None, *, deadline_s: float | None = None) -> ModelCard:
+    async def model_card(
+        self,
+        model: str,
+        version: str | None = None,
+        *,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
+    ) -> ModelCard:
         """Ask a model to describe itself; see `Client.model_card`."""
-        return await self._model_card(model, version, deadline_s)
+        return await self._model_card(model, version, deadline_s, request_id)
 
-    async def ready(self, model: str, version: str | None = None, *, deadline_s: float | None = None) -> bool:
+    async def ready(
+        self,
+        model: str,
+        version: str | None = None,
+        *,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
+    ) -> bool:
         """Say whether a model answers now; see `Client.ready`."""
-        return await self._ready(model, version, deadline_s)
+        return await self._ready(model, version, deadline_s, request_id)
 
     async def close(self) -> None:
         """Close the connections; the client cannot be used afterwards."""

@@ -7,16 +7,24 @@ left open - sending, pausing, working side by side - blocks instead of suspendin
 from __future__ import annotations
 
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar
 
-from convscope._exceptions import ConnectError, ConvscopeError, DeadlineExceeded, Overloaded, ServerError
+from convscope._exceptions import (
+    ConnectError,
+    ConvscopeError,
+    DeadlineExceeded,
+    Overloaded,
+    ServerError,
+    belonging_to,
+)
 from convscope._pictures import Picture, encode_pictures
 from convscope._prediction import Prediction
 from convscope._reply import read_card, read_predictions
-from convscope._request import Channels, MapDtype, build_card_request, build_request
+from convscope._request import Channels, MapDtype, build_card_request, build_request, choose_request_id
 from convscope._retries import Attempts, RetryBudget
 from convscope._stream import Crew, check_stream, open_progress, stream
 
@@ -28,7 +36,7 @@ T = TypeVar("T")
 
 
 class Options(TypedDict, total=False):
-    """What a question asks for, as in `predict`."""
+    """What a question asks for, as in `predict`; of a stream, each of its questions."""
 
     version: str | None
     layers: str | Iterable[str]
@@ -37,6 +45,20 @@ class Options(TypedDict, total=False):
     pool: int | None
     channels: Channels | None
     deadline_s: float | None
+    timing: bool
+
+
+class OwnOptions(Options, total=False):
+    """And what only a single question can have."""
+
+    request_id: str | None
+
+
+class Answer(NamedTuple):
+    """What came back, and in how many seconds: of the attempt that was answered."""
+
+    reply: PredictReply
+    total_s: float
 
 
 class BaseClient(ABC):
@@ -93,11 +115,12 @@ class BaseClient(ABC):
         deadline_s: float | None,
         *,
         retries: int | None = None,
-    ) -> PredictReply:
+    ) -> Answer:
         """Send a request until it is answered or the failure is final."""
         deadline_s = self._check(model, version, deadline_s)
         attempts = Attempts(self.retries if retries is None else retries, deadline_s=deadline_s, budget=self._budget)
         while True:
+            began = time.perf_counter()
             try:
                 reply = await self._carry(request, model=model, version=version, deadline_s=attempts.left_s())
             except ConvscopeError as error:
@@ -106,10 +129,30 @@ class BaseClient(ABC):
                     raise
             else:
                 self._budget.put()
-                return reply
+                return Answer(reply, time.perf_counter() - began)
             await self._pause(wait_s)
             self._check(model, version, deadline_s)
             self._budget.count()
+
+    async def _ask(
+        self,
+        files: list[bytes],
+        model: str,
+        version: str | None,
+        deadline_s: float | None,
+        *,
+        request_id: str | None = None,
+        timing: bool = False,
+        **options: Any,
+    ) -> list[Prediction]:
+        """Ask about the picture files of one request."""
+        request_id = choose_request_id(request_id)
+        with belonging_to(request_id):
+            request = build_request(files, request_id=request_id, timing=timing, **options)
+            if not files:
+                return []
+            reply, total_s = await self._send(request, model, version, deadline_s)
+            return read_predictions(reply, len(files), request_id=request_id, total_s=total_s if timing else None)
 
     async def _predict(
         self,
@@ -121,10 +164,7 @@ class BaseClient(ABC):
         **options: Any,
     ) -> Prediction | list[Prediction]:
         files, many = encode_pictures(pictures)
-        request = build_request(files, **options)
-        if not files:
-            return []
-        predictions = read_predictions(await self._send(request, model, version, deadline_s), len(files))
+        predictions = await self._ask(files, model, version, deadline_s, **options)
         if many:
             return predictions
         [prediction] = predictions
@@ -138,10 +178,13 @@ class BaseClient(ABC):
         """Ask about the pictures of one request of a stream; where it fails as a whole, each holds the error."""
         files = encode_pictures(pictures).files
         try:
-            request = build_request(files, **options)
-            return read_predictions(await self._send(request, model, version, deadline_s), len(files))
+            return await self._ask(files, model, version, deadline_s, **options)
         except ConvscopeError as error:
-            return [Prediction(model=model, version=version or "", engine="", device="", error=error) for _ in files]
+            said, version = error.request_id or "", version or ""
+            return [
+                Prediction(model=model, version=version, engine="", device="", request_id=said, error=error)
+                for _ in files
+            ]
 
     def _predict_many(
         self,
@@ -156,6 +199,8 @@ class BaseClient(ABC):
         **options: Any,
     ) -> AsyncGenerator[Prediction, None]:
         check_stream(pictures, concurrency=concurrency, batch=batch)
+        if "request_id" in options:
+            raise TypeError("predict_many gives each request an id of its own; request_id is for a single one")
         self._check(model, version, deadline_s)
         if "layers" in options and not isinstance(options["layers"], str):
             options["layers"] = list(options["layers"])  # An iterator would be used up by the first request.
@@ -169,13 +214,23 @@ class BaseClient(ABC):
         )
 
     async def _model_card(
-        self, model: str, version: str | None, deadline_s: float | None, *, retries: int | None = None
+        self,
+        model: str,
+        version: str | None,
+        deadline_s: float | None,
+        request_id: str | None,
+        *,
+        retries: int | None = None,
     ) -> ModelCard:
-        return read_card(await self._send(build_card_request(), model, version, deadline_s, retries=retries))
+        request_id = choose_request_id(request_id)
+        with belonging_to(request_id):
+            request = build_card_request(request_id)
+            reply, _ = await self._send(request, model, version, deadline_s, retries=retries)
+            return read_card(reply, request_id=request_id)
 
-    async def _ready(self, model: str, version: str | None, deadline_s: float | None) -> bool:
+    async def _ready(self, model: str, version: str | None, deadline_s: float | None, request_id: str | None) -> bool:
         try:
-            await self._model_card(model, version, deadline_s, retries=0)
+            await self._model_card(model, version, deadline_s, request_id, retries=0)
         except (ConnectError, DeadlineExceeded, Overloaded, ServerError):
             return False
         return True
@@ -190,27 +245,6 @@ class BaseClient(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
-
-
-def finish(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that never suspends.
-
-    Args:
-        coroutine: Of which everything awaited blocks instead.
-
-    Returns:
-        What it returns.
-
-    Raises:
-        RuntimeError: It did suspend.
-    """
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
-    coroutine.close()
-    raise RuntimeError("a blocking client's coroutine suspended")
 
 
 def _checked_deadline_s(deadline_s: float) -> float:

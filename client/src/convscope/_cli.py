@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 api_key=os.environ.get(API_KEY_VARIABLE) or None,
                 deadline_s=options.deadline_s,
                 ca_file=options.ca_file,
+                retries=options.retries,
             )
         except ValueError as error:
             parser.error(str(error))
@@ -84,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--channels", type=_channels, metavar="N|A,B", help="the N strongest channels, or these (for one alone: 'A,')"
     )
+    predict.add_argument("--timing", action="store_true", help="show where the time went")
     predict.add_argument("--save", metavar="DIR", help="write scores and maps of each picture to DIR/<its name>")
     predict.set_defaults(run=_predict)
 
@@ -102,6 +104,8 @@ def build_parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--ca-file", metavar="FILE", help="PEM file of the certificates to trust")
         command.add_argument("--deadline-s", default=30.0, type=float, metavar="S", help="seconds it may take (30)")
+        command.add_argument("--retries", default=3, type=int, metavar="N", help="how often it is asked again (3)")
+        command.add_argument("--request-id", metavar="ID", help="what the service's log shall call it (default: made)")
         command.add_argument("--json", action="store_true", help="answer in JSON, for programs")
     return parser
 
@@ -121,6 +125,8 @@ def _predict(client: Client, options: argparse.Namespace) -> int:
         map_dtype=options.map_dtype,
         pool=options.pool,
         channels=options.channels,
+        timing=options.timing,
+        request_id=options.request_id,
     )
     print(_json(predictions_json(answers)) if options.json else predictions_text(answers))
     return 1 if any(answer.error is not None for answer in answers) else 0
@@ -128,9 +134,9 @@ def _predict(client: Client, options: argparse.Namespace) -> int:
 
 def _card(client: Client, options: argparse.Namespace) -> int:
     """Show a model's card."""
-    from convscope._report import card_text
+    from convscope._card_report import card_text
 
-    card = client.model_card(options.model, options.version)
+    card = client.model_card(options.model, options.version, request_id=options.request_id)
     print(_json(dataclasses.asdict(card)) if options.json else card_text(card))
     return 0
 
@@ -139,12 +145,14 @@ def _ready(client: Client, options: argparse.Namespace) -> int:
     """Say whether a model answers, and if not, why."""
     reason = None
     try:
-        client.model_card(options.model, options.version)
+        client.model_card(options.model, options.version, request_id=options.request_id)
     except ConvscopeError as error:
         reason = error
     if options.json:
-        error_json = None if reason is None else {"code": reason.code, "message": str(reason)}
-        print(_json({"model": options.model, "ready": reason is None, "error": error_json}))
+        answer: dict[str, object] = {"model": options.model, "ready": reason is None, "error": None}
+        if reason is not None:
+            answer["error"] = {"code": reason.code, "message": reason.message, "request_id": reason.request_id}
+        print(_json(answer))
     elif reason is None:
         print(f"{options.model} is ready")
     else:

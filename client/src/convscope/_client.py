@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Unpack, cast, overload
+from collections.abc import Generator, Iterable
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
-from convscope._base import BaseClient, Options, finish
+from convscope._base import BaseClient, Options, OwnOptions
+from convscope._blocking import drain, finish, open_threads
 from convscope._pictures import OnePicture, Picture
 from convscope._request import Channels, MapDtype
-from convscope._stream import Crew, Job
 from convscope._transport import open_transport
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Self
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from convscope._card import ModelCard
     from convscope._prediction import Prediction
+    from convscope._stream import Crew
     from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
 
 
@@ -52,7 +52,7 @@ class Client(BaseClient):
         pictures: OnePicture,
         *,
         model: str,
-        **options: Unpack[Options],
+        **options: Unpack[OwnOptions],
     ) -> Prediction: ...
 
     @overload  # The number of an array's axes says which it is; types cannot.
@@ -61,7 +61,7 @@ class Client(BaseClient):
         pictures: NDArray[Any],
         *,
         model: str,
-        **options: Unpack[Options],
+        **options: Unpack[OwnOptions],
     ) -> Any: ...
 
     @overload
@@ -70,7 +70,7 @@ class Client(BaseClient):
         pictures: Iterable[Picture],
         *,
         model: str,
-        **options: Unpack[Options],
+        **options: Unpack[OwnOptions],
     ) -> list[Prediction]: ...
 
     def predict(
@@ -85,6 +85,8 @@ class Client(BaseClient):
         pool: int | None = None,
         channels: Channels | None = None,
         deadline_s: float | None = None,
+        timing: bool = False,
+        request_id: str | None = None,
     ) -> Prediction | list[Prediction]:
         """Ask what a model sees in one picture or several.
 
@@ -101,6 +103,9 @@ class Client(BaseClient):
             pool: Average each map down to pool x pool cells; 1 gives one number a channel.
             channels: A sequence of channel numbers, or an int n for the n strongest; None for all.
             deadline_s: Seconds this question may take; None for the client's own.
+            timing: Whether to ask where the time goes: `Prediction.timing` then tells.
+            request_id: The id of the request, from which the service's log can tell it: 1 to 64 letters, digits,
+                `.`, `_` and `-`; None to make one. A retry has the same.
 
         Returns:
             A prediction for a picture, a list in the order given for several. In a list a picture that failed holds
@@ -123,6 +128,8 @@ class Client(BaseClient):
                 pool=pool,
                 channels=channels,
                 deadline_s=deadline_s,
+                timing=timing,
+                request_id=request_id,
             )
         )
 
@@ -149,7 +156,8 @@ class Client(BaseClient):
             concurrency: Requests on their way at a time.
             batch: Items of the iterable that travel in one request.
             progress: Whether to draw a progress bar, with tqdm.
-            **options: As in `predict`; `deadline_s` is for each request.
+            **options: As in `predict`, but for `request_id`: each request has one of its own. `deadline_s` is for each
+                request.
 
         Returns:
             A generator of predictions in the order of the pictures. One that failed holds its error, and so do all of
@@ -161,16 +169,25 @@ class Client(BaseClient):
             TypeError: As in `predict`, and where `pictures` is a single one.
             ValueError: As in `predict`.
         """
-        found = self._predict_many(pictures, model, concurrency=concurrency, batch=batch, progress=progress, **options)
-        return _blocking(found)
+        return drain(
+            self._predict_many(pictures, model, concurrency=concurrency, batch=batch, progress=progress, **options)
+        )
 
-    def model_card(self, model: str, version: str | None = None, *, deadline_s: float | None = None) -> ModelCard:
+    def model_card(
+        self,
+        model: str,
+        version: str | None = None,
+        *,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
+    ) -> ModelCard:
         """Ask a model to describe itself; it runs one forward pass to do so.
 
         Args:
             model: The model's name.
             version: Its version; None for the server's default.
             deadline_s: Seconds this question may take; None for the client's own.
+            request_id: The id of the request, as in `predict`.
 
         Returns:
             The card.
@@ -178,15 +195,23 @@ class Client(BaseClient):
         Raises:
             ConvscopeError: No card came; see the tree in the README.
         """
-        return finish(self._model_card(model, version, deadline_s))
+        return finish(self._model_card(model, version, deadline_s, request_id))
 
-    def ready(self, model: str, version: str | None = None, *, deadline_s: float | None = None) -> bool:
+    def ready(
+        self,
+        model: str,
+        version: str | None = None,
+        *,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
+    ) -> bool:
         """Say whether a model answers now: one real forward pass came back. Asks once.
 
         Args:
             model: The model's name.
             version: Its version; None for the server's default.
             deadline_s: Seconds this question may take; None for the client's own.
+            request_id: The id of the request, as in `predict`.
 
         Returns:
             True if it does. False where waiting may help: the server cannot be reached, does not answer in time, is
@@ -197,7 +222,7 @@ class Client(BaseClient):
             ProtocolError: What answers is no convscope service.
             RequestRejected: The service refused, the API key for example.
         """
-        return finish(self._ready(model, version, deadline_s))
+        return finish(self._ready(model, version, deadline_s, request_id))
 
     def close(self) -> None:
         """Close the connections; the client cannot be used afterwards."""
@@ -215,13 +240,8 @@ class Client(BaseClient):
     async def _pause(self, seconds: float) -> None:
         time.sleep(seconds)
 
-    @asynccontextmanager
-    async def _crew(self, concurrency: int) -> AsyncGenerator[Crew[list[Prediction]], None]:
-        executor = ThreadPoolExecutor(concurrency, thread_name_prefix="convscope")
-        try:
-            yield _Threads(executor)
-        finally:
-            executor.shutdown(cancel_futures=True)
+    def _crew(self, concurrency: int) -> AbstractAsyncContextManager[Crew[list[Prediction]]]:
+        return open_threads(concurrency)
 
     def __enter__(self) -> Self:
         return self
@@ -230,29 +250,3 @@ class Client(BaseClient):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _Threads:
-    """A crew of threads."""
-
-    def __init__(self, executor: ThreadPoolExecutor) -> None:
-        self._executor = executor
-
-    def begin(self, work: Callable[[], Coroutine[Any, Any, list[Prediction]]]) -> Job[list[Prediction]]:
-        return self._executor.submit(lambda: finish(work()))
-
-    async def result(self, job: Job[list[Prediction]]) -> list[Prediction]:
-        return cast("Future[list[Prediction]]", job).result()
-
-
-def _blocking(found: AsyncGenerator[Prediction, None]) -> Generator[Prediction, None, None]:
-    """Turn an asynchronous generator that never suspends into a plain one."""
-    try:
-        while True:
-            try:
-                prediction = finish(found.asend(None))
-            except StopAsyncIteration:
-                return
-            yield prediction
-    finally:
-        finish(found.aclose())

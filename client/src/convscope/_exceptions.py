@@ -2,7 +2,7 @@
 
 The same on REST and gRPC; what httpx or grpc raised is kept as `__cause__`.
 
-    ConvscopeError                    .code
+    ConvscopeError                    .code, .message, .request_id
     ├── TransportError                no answer of the service came back
     │   ├── ConnectError
     │   ├── DeadlineExceeded
@@ -22,6 +22,9 @@ The same on REST and gRPC; what httpx or grpc raised is kept as `__cause__`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 __all__ = [
     "AuthenticationFailed",
@@ -47,11 +50,23 @@ __all__ = [
 class ConvscopeError(Exception):
     """Anything that went wrong between this client and the service.
 
+    As text it ends with the request's id, by which the service's log tells the same failure.
+
     Attributes:
         code: What went wrong, for programs: snake case, stable.
+        request_id: The id of the request that it belongs to; None if it belongs to none.
     """
 
     code: str = "error"
+    request_id: str | None = None
+
+    @property
+    def message(self) -> str:
+        """What went wrong, for people, without the request's id."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return self.message if self.request_id is None else f"{self.message} (request {self.request_id})"
 
 
 class TransportError(ConvscopeError):
@@ -173,22 +188,42 @@ class ServerError(ConvscopeError):
     code = "internal"
 
 
-_REJECTIONS = {kind.code: kind for kind in RequestRejected.__subclasses__()}
+_REJECTIONS: dict[str, type[RequestRejected]] = {kind.code: kind for kind in RequestRejected.__subclasses__()}
 
 
-def error_from_code(code: str, message: str) -> ConvscopeError:
+@contextmanager
+def belonging_to(request_id: str) -> Iterator[None]:
+    """Give a request's id to the exceptions raised within, unless they have one.
+
+    Args:
+        request_id: The id.
+    """
+    try:
+        yield
+    except ConvscopeError as error:
+        error.request_id = error.request_id or request_id
+        raise
+
+
+def error_from_code(code: str, message: str, request_id: str | None = None) -> ConvscopeError:
     """Make the exception that stands for an `Error` of the contract.
 
     Args:
         code: The error's code; one this client does not know makes a plain `RequestRejected` of that code.
         message: The error's message.
+        request_id: The id of the request that was answered so.
 
     Returns:
         The exception, not raised.
     """
+    error: ConvscopeError
     if code == ServerError.code:
-        return ServerError(message)
-    if code == "draining":
-        return Overloaded(message, code=code)
-    kind = _REJECTIONS.get(code)
-    return RequestRejected(message, code=code) if kind is None else kind(message)
+        error = ServerError(message)
+    elif code == "draining":
+        error = Overloaded(message, code=code)
+    elif code in _REJECTIONS:
+        error = _REJECTIONS[code](message)
+    else:
+        error = RequestRejected(message, code=code)
+    error.request_id = request_id or None
+    return error

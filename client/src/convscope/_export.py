@@ -72,6 +72,7 @@ def _write(prediction: Prediction, folder: Path) -> None:
         "version": prediction.version,
         "engine": prediction.engine,
         "device": prediction.device,
+        "request_id": prediction.request_id,
         "scores": [dataclasses.asdict(score) for score in prediction.top],
         "maps": "maps.npz" if layers else None,
         "layers": layers,

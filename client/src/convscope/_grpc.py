@@ -26,7 +26,14 @@ from convscope._exceptions import (
     ReplyTooLarge,
     ServerError,
 )
-from convscope._transport import API_KEY_HEADER, MAX_MESSAGE_BYTES, USER_AGENT, parse_reply, torchserve_error
+from convscope._transport import (
+    API_KEY_HEADER,
+    MAX_MESSAGE_BYTES,
+    REQUEST_ID_HEADER,
+    USER_AGENT,
+    parse_reply,
+    torchserve_error,
+)
 from convscope._wire.inference_pb2 import PredictionResponse, PredictionsRequest
 
 if TYPE_CHECKING:
@@ -85,7 +92,7 @@ class _Grpc:
         use_proxies: bool = True,
     ) -> None:
         self._target = target
-        self._metadata = () if api_key is None else ((API_KEY_HEADER, api_key),)
+        self._key = () if api_key is None else ((API_KEY_HEADER, api_key),)
         self._options = [
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -102,6 +109,10 @@ class _Grpc:
         if secure:
             roots = Path(ca_file).read_bytes() if ca_file is not None else None
             self._credentials = grpc.ssl_channel_credentials(roots)
+
+    def _metadata(self, request: PredictRequest) -> tuple[tuple[str, str], ...]:
+        """Return what goes out beside a request."""
+        return (*self._key, (REQUEST_ID_HEADER, request.request_id))
 
     def _connect(self, kind: Any) -> tuple[Any, Any]:
         """Make a channel, of `grpc` or of `grpc.aio`, and its method."""
@@ -127,7 +138,9 @@ class GrpcTransport(_Grpc):
     def send(self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float) -> PredictReply:
         """Send a request and return the reply; see `Transport.send`."""
         try:
-            response = self._predictions(_wrap(request, model, version), timeout=deadline_s, metadata=self._metadata)
+            response = self._predictions(
+                _wrap(request, model, version), timeout=deadline_s, metadata=self._metadata(request)
+            )
         except grpc.RpcError as error:
             raise translate(error, self._target) from error
         return parse_reply(response.prediction)
@@ -152,7 +165,7 @@ class AsyncGrpcTransport(_Grpc):
             self._channel, self._predictions = self._connect(grpc.aio)
         try:
             response = await self._predictions(
-                _wrap(request, model, version), timeout=deadline_s, metadata=self._metadata
+                _wrap(request, model, version), timeout=deadline_s, metadata=self._metadata(request)
             )
         except grpc.RpcError as error:
             raise translate(error, self._target) from error

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from convscope._timing import Timing
+
 
 @dataclass(frozen=True, slots=True)
 class ClassScore:
@@ -43,13 +45,15 @@ class Prediction:
     """One picture's answer.
 
     Where the picture failed alone among others, reading `top`, `maps` or `channels` raises its error; `error` tells
-    without raising.
+    without raising. Two are equal when the same was seen: whose request it was, and how long it took, do not count.
 
     Attributes:
         model: Name of the model that answered.
         version: Its version.
         engine: What computed it, such as `torch-2.15.0`.
         device: Where, `cpu` or `cuda:0`.
+        request_id: The id of the request, as the service's log has it; that of all its pictures.
+        timing: Where the request's time went, if that was asked for and the service tells; else None.
         error: Why this picture has no result; None if it has one.
     """
 
@@ -63,12 +67,16 @@ class Prediction:
         top: Sequence[ClassScore] = (),
         maps: Mapping[str, NDArray[np.float32]] | None = None,
         channels: Mapping[str, tuple[int, ...]] | None = None,
+        request_id: str = "",
+        timing: Timing | None = None,
         error: ConvscopeError | None = None,
     ) -> None:
         self.model = model
         self.version = version
         self.engine = engine
         self.device = device
+        self.request_id = request_id
+        self.timing = timing
         self.error = error
         self._top = list(top)
         self._maps = dict(maps or {})
@@ -192,4 +200,4 @@ class Prediction:
 
 def _identity(error: ConvscopeError | None) -> tuple[type, str, str] | None:
     """Return what makes two errors the same."""
-    return None if error is None else (type(error), error.code, str(error))
+    return None if error is None else (type(error), error.code, error.message)

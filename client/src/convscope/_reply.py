@@ -10,6 +10,8 @@ import numpy as np
 from convscope._card import Input, Layer, Limits, ModelCard, Training
 from convscope._exceptions import ConvscopeError, ProtocolError, error_from_code
 from convscope._prediction import ClassScore, Prediction
+from convscope._request import is_request_id
+from convscope._timing import Timing
 from convscope._wire import convscope_pb2 as wire
 
 if TYPE_CHECKING:
@@ -22,12 +24,16 @@ _CELLS: dict[int, np.dtype[Any]] = {
 }
 
 
-def read_predictions(reply: wire.PredictReply, count: int) -> list[Prediction]:
+def read_predictions(
+    reply: wire.PredictReply, count: int, *, request_id: str = "", total_s: float | None = None
+) -> list[Prediction]:
     """Read one prediction a picture.
 
     Args:
         reply: What came.
         count: How many pictures were sent.
+        request_id: The id they were sent with; the reply's own, which is the one in the service's log, counts more.
+        total_s: Seconds it took, where the timing was asked for.
 
     Returns:
         Predictions in the order sent, some of which may hold an error instead of a result.
@@ -36,14 +42,35 @@ def read_predictions(reply: wire.PredictReply, count: int) -> list[Prediction]:
         ConvscopeError: The service refused the request as a whole.
         ProtocolError: The reply breaks the contract.
     """
+    request_id = _request_id(reply, request_id)
     if reply.HasField("error") and not reply.results:
-        raise error_from_code(reply.error.code, reply.error.message)
+        raise error_from_code(reply.error.code, reply.error.message, request_id)
     if len(reply.results) != count:
         raise ProtocolError(f"{count} pictures were sent and {len(reply.results)} results came back")
-    return [_prediction(reply, result) for result in reply.results]
+    timing = _timing(reply.timing, total_s) if total_s is not None and reply.HasField("timing") else None
+    return [_prediction(reply, result, request_id, timing) for result in reply.results]
 
 
-def _prediction(reply: wire.PredictReply, result: wire.Result) -> Prediction:
+def _request_id(reply: wire.PredictReply, sent: str) -> str:
+    """Return the id that the service knows a request by."""
+    return reply.request_id if is_request_id(reply.request_id) else sent
+
+
+def _timing(timing: wire.Timing, total_s: float) -> Timing:
+    """Read where the time went."""
+    return Timing(
+        read_s=timing.read_s,
+        decode_s=timing.decode_s,
+        preprocess_s=timing.preprocess_s,
+        forward_s=timing.forward_s,
+        encode_s=timing.encode_s,
+        handler_s=timing.handler_s,
+        batch_requests=timing.batch_requests,
+        total_s=total_s,
+    )
+
+
+def _prediction(reply: wire.PredictReply, result: wire.Result, request_id: str, timing: Timing | None) -> Prediction:
     """Read one picture's result."""
     maps: dict[str, NDArray[np.float32]] = {}
     channels: dict[str, tuple[int, ...]] = {}
@@ -55,7 +82,7 @@ def _prediction(reply: wire.PredictReply, result: wire.Result) -> Prediction:
         channels[feature_map.layer] = tuple(feature_map.channels) or tuple(range(cells.shape[0]))
     error: ConvscopeError | None = None
     if result.HasField("error"):
-        error = error_from_code(result.error.code, result.error.message)
+        error = error_from_code(result.error.code, result.error.message, request_id)
     return Prediction(
         model=reply.model,
         version=reply.version,
@@ -64,6 +91,8 @@ def _prediction(reply: wire.PredictReply, result: wire.Result) -> Prediction:
         top=[ClassScore(score.index, score.label, score.probability, score.logit) for score in result.top],
         maps=maps,
         channels=channels,
+        request_id=request_id,
+        timing=timing,
         error=error,
     )
 
@@ -100,11 +129,12 @@ def read_tensor(tensor: wire.Tensor) -> NDArray[np.float32]:
     return cells
 
 
-def read_card(reply: wire.PredictReply) -> ModelCard:
+def read_card(reply: wire.PredictReply, *, request_id: str = "") -> ModelCard:
     """Read a model card.
 
     Args:
         reply: What came.
+        request_id: The id it was asked for with; the reply's own counts more.
 
     Returns:
         The card.
@@ -114,7 +144,7 @@ def read_card(reply: wire.PredictReply) -> ModelCard:
         ProtocolError: There is no card in the reply.
     """
     if reply.HasField("error"):
-        raise error_from_code(reply.error.code, reply.error.message)
+        raise error_from_code(reply.error.code, reply.error.message, _request_id(reply, request_id))
     if not reply.HasField("card"):
         raise ProtocolError("the model card was asked for and none came back")
     card = reply.card

@@ -14,9 +14,9 @@ from convscope._table import format_table, printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from convscope._card import ModelCard
     from convscope._client import Client
     from convscope._prediction import Prediction
+    from convscope._timing import Timing
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def answer_pictures(client: Client, paths: Sequence[str], *, save: str | None, *
             continue
         prediction = next(predictions)
         if prediction.error is not None:
-            answers.append(Answer(name, prediction, (prediction.error.code, str(prediction.error))))
+            answers.append(Answer(name, prediction, (prediction.error.code, prediction.error.message)))
             continue
         saved = None
         if save is not None:
@@ -94,7 +94,14 @@ def _free_folder(below: Path, name: str, taken: set[Path]) -> Path:
 
 
 def predictions_text(answers: Sequence[Answer]) -> str:
-    """Return answers as tables: scores, then maps, then where they were saved."""
+    """Return answers as text.
+
+    Args:
+        answers: Of one request.
+
+    Returns:
+        Tables of scores, of maps and of where the time went; where they were saved; the request's id, if one failed.
+    """
     scores: list[list[str]] = []
     maps: list[list[str]] = []
     saved: list[str] = []
@@ -118,18 +125,43 @@ def predictions_text(answers: Sequence[Answer]) -> str:
         maps += [[answer.picture, *map(str, row.values())] for row in _maps(answer.prediction)]
         if answer.saved is not None:
             saved.append(f"saved {answer.saved}")
-    parts = [_heading(answers)] if any(answer.prediction for answer in answers) else []
+    first = _first(answers)
+    parts = []
+    if first is not None:
+        parts.append(printable(f"{first.model} {first.version} ({first.engine}, {first.device})"))
     parts.append(format_table(["picture", "class", "index", "probability", "logit"], scores, right=(2, 3, 4)))
     if maps:
         parts.append(
             format_table(["picture", "layer", "shape", "channels", "min", "mean", "max"], maps, right=(3, 4, 5, 6))
         )
-    return "\n\n".join(parts + (["\n".join(saved)] if saved else []))
+    if first is not None and first.timing is not None:
+        parts.append(_timing_text(first.timing))
+    if saved:
+        parts.append("\n".join(saved))
+    if first is not None and any(answer.prediction and answer.error for answer in answers):
+        parts.append(f"request {printable(first.request_id)}")
+    return "\n\n".join(parts)
 
 
-def _heading(answers: Sequence[Answer]) -> str:
-    prediction = next(answer.prediction for answer in answers if answer.prediction is not None)
-    return printable(f"{prediction.model} {prediction.version} ({prediction.engine}, {prediction.device})")
+def _first(answers: Sequence[Answer]) -> Prediction | None:
+    """Return a prediction that holds what all of the request have in common."""
+    return next((answer.prediction for answer in answers if answer.prediction is not None), None)
+
+
+def _timing_text(timing: Timing) -> str:
+    """Return where the time of the request went as a table."""
+    seconds = {
+        "read": timing.read_s,
+        "decode": timing.decode_s,
+        "preprocess": timing.preprocess_s,
+        "forward": timing.forward_s,
+        "encode": timing.encode_s,
+        f"handler, {timing.batch_requests} in the batch": timing.handler_s,
+        "network and queue": timing.outside_s,
+        "total": timing.total_s,
+    }
+    rows = [[name, f"{1000 * value:.2f}"] for name, value in seconds.items()]
+    return format_table(["time", "ms"], rows, right=(1,))
 
 
 def _maps(prediction: Prediction) -> list[dict[str, Any]]:
@@ -149,14 +181,20 @@ def _maps(prediction: Prediction) -> list[dict[str, Any]]:
 
 def predictions_json(answers: Sequence[Answer]) -> dict[str, Any]:
     """Return answers for programs: scores in full, maps by shape, channels and range."""
-    first = next((answer.prediction for answer in answers if answer.prediction is not None), None)
+    first = _first(answers)
     return {
         "model": first and first.model,
         "version": first and first.version,
         "engine": first and first.engine,
         "device": first and first.device,
+        "request_id": first and first.request_id,
+        "timing": None if first is None or first.timing is None else _timing_json(first.timing),
         "results": [_answer_json(answer) for answer in answers],
     }
+
+
+def _timing_json(timing: Timing) -> dict[str, float]:
+    return dataclasses.asdict(timing) | {"outside_s": timing.outside_s}
 
 
 def _answer_json(answer: Answer) -> dict[str, Any]:
@@ -179,62 +217,3 @@ def _answer_json(answer: Answer) -> dict[str, Any]:
         },
         "saved": None if answer.saved is None else str(answer.saved),
     }
-
-
-def card_text(card: ModelCard) -> str:
-    """Return a model card as text."""
-    size = "any size" if card.input.height is None else f"{card.input.height}×{card.input.width}"
-    facts = [
-        ("model", f"{card.model} {card.version}"),
-        ("description", card.description),
-        ("network", f"{card.architecture}, {card.parameters:,} parameters"),
-        ("runs on", f"{card.device} ({card.engine})"),
-        ("input", f"{card.input.channels} channel{'s' * (card.input.channels != 1)}, {size}"),
-        ("normalised", _normalisation(card)),
-        ("classes", ", ".join(card.classes) or "none"),
-        ("limits", f"{card.limits.max_images} pictures a request, {card.limits.max_image_bytes:,} bytes and"
-         f" {card.limits.max_image_pixels:,} pixels a picture, {card.limits.max_reply_bytes:,} bytes a reply"),
-    ]  # fmt: skip
-    if card.training is not None:
-        training = card.training
-        facts += [
-            ("trained", f"on {training.data}: {training.train_pictures:,} pictures, {training.epochs} epochs,"
-             f" {training.seconds:.0f} s on {training.machine}"),
-            ("accuracy", f"train {_percent(training.train_accuracy)}, test {_percent(training.test_accuracy)}"
-             f" (n = {training.test_pictures:,})"),
-        ]  # fmt: skip
-    layers = [
-        [
-            layer.name,
-            layer.module,
-            "×".join(map(str, layer.shape)),
-            _pair(layer.stride),
-            _pair(layer.receptive_field),
-            "–" if layer.receptive_field_start is None else ", ".join(map(str, layer.receptive_field_start)),
-            f"{layer.parameters:,}",
-            f"{layer.bytes['float32']:,}" if "float32" in layer.bytes else "–",
-        ]
-        for layer in card.layers
-    ]
-    header = ["layer", "module", "map", "stride", "sees", "from", "parameters", "bytes (float32)"]
-    width = max(len(name) for name, _ in facts)
-    lines = [f"{name:<{width}}  {printable(value)}" for name, value in facts if value]
-    return "\n".join(lines) + "\n\n" + format_table(header, layers, right=(6, 7))
-
-
-def _normalisation(card: ModelCard) -> str:
-    if not card.input.mean:
-        return "no"
-    return f"mean {_numbers(card.input.mean)}, std {_numbers(card.input.std)}"
-
-
-def _pair(pair: tuple[int, ...] | None) -> str:
-    return "–" if pair is None else "×".join(map(str, pair))
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return " ".join(f"{value:.4g}" for value in values)
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.2%}"

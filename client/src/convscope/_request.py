@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import uuid
 from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias
 
@@ -14,6 +16,7 @@ Channels: TypeAlias = int | Sequence[int]
 
 _MAP_DTYPES: dict[str, Dtype] = {"float32": FLOAT32, "float16": FLOAT16, "uint8": UINT8}
 _UINT32_MAX = 2**32 - 1
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def build_request(
@@ -24,6 +27,8 @@ def build_request(
     map_dtype: MapDtype = "float32",
     pool: int | None = None,
     channels: Channels | None = None,
+    timing: bool = False,
+    request_id: str = "",
 ) -> PredictRequest:
     """Build the request for some pictures.
 
@@ -34,6 +39,8 @@ def build_request(
         map_dtype: What the maps travel as.
         pool: Average each map down to pool x pool cells; 1 for one number a channel.
         channels: An int n for the n strongest channels, a sequence for those channels.
+        timing: Whether the reply is to say where its time went.
+        request_id: The request's id.
 
     Returns:
         The request.
@@ -47,6 +54,8 @@ def build_request(
         raise ImageTooLarge(f"the pictures together are over this client's limit of {MAX_MESSAGE_BYTES} bytes")
     if map_dtype not in _MAP_DTYPES:
         raise ValueError(f"map_dtype must be one of {', '.join(_MAP_DTYPES)}, not {map_dtype!r}")
+    if not isinstance(timing, bool):
+        raise TypeError(f"timing must be True or False, not {timing!r}")
     return PredictRequest(
         pictures=files,
         layers=[layers] if isinstance(layers, str) else list(layers),
@@ -54,12 +63,48 @@ def build_request(
         map_dtype=_MAP_DTYPES[map_dtype],
         pool=None if pool is None else _number("pool", pool, least=1),
         channels=None if channels is None else _selection(channels),
+        timing=timing,
+        request_id=request_id,
     )
 
 
-def build_card_request() -> PredictRequest:
-    """Build the request for a model's card."""
-    return PredictRequest(describe=True)
+def build_card_request(request_id: str) -> PredictRequest:
+    """Build the request for a model's card.
+
+    Args:
+        request_id: The request's id.
+
+    Returns:
+        The request.
+    """
+    return PredictRequest(describe=True, request_id=request_id)
+
+
+def choose_request_id(request_id: str | None) -> str:
+    """Choose the id by which a request is known to the gateway, to the service's log and in the reply.
+
+    Args:
+        request_id: The caller's own; None to make one.
+
+    Returns:
+        The id.
+
+    Raises:
+        TypeError: It is no text.
+        ValueError: It is not 1 to 64 letters, digits, `.`, `_` and `-`.
+    """
+    if request_id is None:
+        return uuid.uuid4().hex
+    if not isinstance(request_id, str):
+        raise TypeError(f"request_id must be text, not {request_id!r}")
+    if not is_request_id(request_id):
+        raise ValueError(f"request_id must be 1 to 64 of A-Z a-z 0-9 . _ -, not {request_id!r}")
+    return request_id
+
+
+def is_request_id(text: str) -> bool:
+    """Say whether a text can be a request's id."""
+    return _REQUEST_ID.fullmatch(text) is not None
 
 
 def _selection(channels: Channels) -> ChannelSelection:

@@ -29,7 +29,14 @@ from convscope._exceptions import (
     ServerError,
     TransportError,
 )
-from convscope._transport import API_KEY_HEADER, MAX_MESSAGE_BYTES, USER_AGENT, parse_reply, torchserve_error
+from convscope._transport import (
+    API_KEY_HEADER,
+    MAX_MESSAGE_BYTES,
+    REQUEST_ID_HEADER,
+    USER_AGENT,
+    parse_reply,
+    torchserve_error,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,7 +109,11 @@ class _Rest(ABC):
     ) -> httpx.Request:
         path = quote(model, safe="") if version is None else f"{quote(model, safe='')}/{quote(version, safe='')}"
         return self._http.build_request(
-            "POST", f"{self._predictions}{path}", content=request.SerializeToString(), extensions=extensions
+            "POST",
+            f"{self._predictions}{path}",
+            headers={REQUEST_ID_HEADER: request.request_id},
+            content=request.SerializeToString(),
+            extensions=extensions,
         )
 
 

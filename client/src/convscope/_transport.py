@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE_BYTES = 512 * 1024 * 1024  # Of a request or a reply; gRPC's own default of 4 MB is less than one large map.
 API_KEY_HEADER = "x-api-key"
+REQUEST_ID_HEADER = "x-request-id"
 USER_AGENT = "convscope-python"
 WORKER_DIED = "Worker died"  # TorchServe's words.
 _SCHEMES = ("http", "https", "grpc", "grpcs")
@@ -32,7 +33,7 @@ class Transport(Protocol):
         """Send a request and return the reply, which may hold errors of the contract.
 
         Args:
-            request: What to ask.
+            request: What to ask; its `request_id` goes out as `x-request-id`, too.
             model: The model's name.
             version: Its version; None for the server's default.
             deadline_s: Seconds from now until the reply must be complete.
