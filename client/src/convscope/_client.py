@@ -6,10 +6,10 @@ import time
 from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
-from convscope._base import BaseClient, Options, OwnOptions
+from convscope._base import BaseClient
 from convscope._blocking import drain, finish, open_threads
 from convscope._pictures import OnePicture, Picture
-from convscope._request import Channels, MapDtype
+from convscope._request import Channels, MapDtype, Options, OwnOptions
 from convscope._transport import open_transport
 
 if TYPE_CHECKING:
@@ -39,10 +39,13 @@ class Client(BaseClient):
         retries: How often a question is asked again, within its deadline, when no connection came about or it broke,
             the server takes no more work now, or its worker died; 0 for never. All questions of a client share a
             budget, so that an outage is not met with several times the requests.
+        metrics: Whether to keep Prometheus metrics of the predictions: True in prometheus_client's own registry, or a
+            `CollectorRegistry`. Every reply is then asked for its timing.
 
     Raises:
+        ImportError: `metrics` without prometheus_client; says how to get it.
         OSError: `ca_file` cannot be read.
-        TypeError: `retries` is no whole number.
+        TypeError: `retries` is no whole number, or `metrics` no registry.
         ValueError: An argument cannot be used.
     """
 

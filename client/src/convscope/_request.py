@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypedDict
 
 from convscope._exceptions import ImageTooLarge
 from convscope._transport import MAX_MESSAGE_BYTES
@@ -17,6 +17,25 @@ Channels: TypeAlias = int | Sequence[int]
 _MAP_DTYPES: dict[str, Dtype] = {"float32": FLOAT32, "float16": FLOAT16, "uint8": UINT8}
 _UINT32_MAX = 2**32 - 1
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Options(TypedDict, total=False):
+    """What a question asks for, as in `predict`; of a stream, each of its questions."""
+
+    version: str | None
+    layers: str | Iterable[str]
+    top_k: int
+    map_dtype: MapDtype
+    pool: int | None
+    channels: Channels | None
+    deadline_s: float | None
+    timing: bool
+
+
+class OwnOptions(Options, total=False):
+    """And what only a single question can have."""
+
+    request_id: str | None
 
 
 def build_request(
