@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import convscope
+import httpx
 import pytest
 from convscope import Client
+from convscope._rest import _environment_proxy
 from convscope._transport import is_loopback
 
 from tests.client.stand_in import StandIn, serve
@@ -117,6 +119,27 @@ def test_other_machines_are_reached_through_the_proxies_of_the_environment(url: 
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     with Client(url) as client, pytest.raises(convscope.ConnectError, match=r"127\.0\.0\.1|refused"):
         client.predict(b"cat", model="cifar")
+
+
+@pytest.mark.parametrize(
+    ("environment", "url", "proxy"),
+    [
+        ({"http_proxy": "http://p:1"}, "http://a.example/", "http://p:1"),
+        ({"http_proxy": "p:1"}, "http://a.example/", "http://p:1"),
+        ({"http_proxy": "http://p:1"}, "https://a.example/", None),
+        ({"https_proxy": "http://p:1"}, "https://a.example:8443/", "http://p:1"),
+        ({"all_proxy": "http://p:1"}, "https://a.example/", "http://p:1"),
+        ({"all_proxy": "http://p:1", "no_proxy": "b.example,.a.example"}, "http://x.a.example:80/", None),
+        ({"all_proxy": "http://p:1", "no_proxy": "*"}, "http://a.example/", None),
+        ({}, "http://a.example/", None),
+    ],
+)
+def test_the_environment_names_the_proxy(
+    environment: dict[str, str], url: str, proxy: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert _environment_proxy(httpx.URL(url)) == proxy
 
 
 @pytest.mark.parametrize(

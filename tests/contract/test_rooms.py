@@ -55,7 +55,7 @@ def test_the_client_declares_what_it_imports() -> None:
 
     project = tomllib.loads((ROOT / "client/pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {item.partition(">")[0] for item in project["dependencies"]}
-    assert declared == {"grpcio", "httpx", "numpy", "protobuf"}
+    assert declared == {"grpcio", "httpx", "numpy", "protobuf", "sniffio"}  # The last is for httpcore.
 
 
 def test_lock_files_pin_with_hashes_and_name_no_host() -> None:
