@@ -128,7 +128,7 @@ class Launcher:
         try:
             while True:
                 self._check(process, starting=True)
-                if unscaled and (state := management.describe(unscaled[-1])):
+                if unscaled and (state := management.describe(unscaled[-1].name, unscaled[-1].version)):
                     archive = unscaled.pop()
                     if state.workers != self._settings.workers:
                         management.scale(archive, self._settings.workers or 1)
