@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from server.configuration import PrivateDirectory
 from server.logs import Follower, Record
 from server.models import Archive
-from server.worker_log import FailedRequest, parse
+from server.worker_log import Complaint, parse
 
 MISSING = re.compile(r"^ModuleNotFoundError: No module named '(?P<module>[^']+)'")
 LAST_LINE = re.compile(r"^(?P<error>[A-Za-z_][\w.]*)(: |$)")
@@ -42,12 +42,12 @@ class News:
     Attributes:
         failures: Sentences, one per archive that cannot be loaded or whose worker died.
         warnings: First lines of TorchServe's other warnings.
-        requests: Requests that failed in a worker.
+        complaints: What workers complain of, requests that failed above all.
     """
 
     failures: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    requests: list[FailedRequest] = field(default_factory=list)
+    complaints: list[Complaint] = field(default_factory=list)
 
 
 class Diagnosis:
@@ -68,7 +68,7 @@ class Diagnosis:
     def read(self) -> News:
         """Read on in the logs.
 
-        What workers say about failed requests is kept apart from their other output.
+        What workers complain of is kept apart from their other output.
         """
         news = News()
         now = time.monotonic()
@@ -81,8 +81,8 @@ class Diagnosis:
             elif record.level in ("WARN", "ERROR", "FATAL"):
                 news.warnings.append(record.text)
         for record in self._models.read():
-            if request := parse(record.text):
-                news.requests.append(request)
+            if complaint := parse(record.text):
+                news.complaints.append(complaint)
             elif record.label is not None:
                 lines = self._said[record.label]
                 lines.extend([record.text, *record.more])

@@ -134,7 +134,7 @@ class Launcher:
         finally:
             process.kill()
             self._exporter.stop()
-            self._relay.pass_on(self._diagnosis.read().requests, time.monotonic())
+            self._relay.pass_on(self._diagnosis.read().complaints, time.monotonic())
             self._relay.close()
 
     def _announce(self, java: Java) -> None:
@@ -197,10 +197,10 @@ class Launcher:
                 self._say(f"TorchServe warns: {warning}", level="warning", source="torchserve")
 
     def _tend(self) -> News:
-        """Look after the exporter, read the logs and pass on which requests failed; return the rest of the news."""
+        """Look after the exporter, read the logs and pass on what workers complain of; return the rest of the news."""
         self._exporter.check()
         news = self._diagnosis.read()
-        self._relay.pass_on(news.requests, time.monotonic())
+        self._relay.pass_on(news.complaints, time.monotonic())
         return news
 
     def _killed(self) -> bool:
@@ -226,9 +226,7 @@ class Launcher:
 
     def _tell_rest(self, count: int) -> None:
         log = self._directory.models_log
-        self._say(
-            f"{count} more requests failed, in the same second; all are in {log}", level="warning", source="worker"
-        )
+        self._say(f"{count} more such lines in the same second; all are in {log}", level="warning", source="worker")
 
     def _java_output(self) -> list[str]:
         with self._directory.jvm_log.open("rb") as file:

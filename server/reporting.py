@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any, TextIO
 
-from server.worker_log import FailedRequest
+from server.worker_log import Complaint
 
 
 class Reporter:
@@ -39,9 +39,9 @@ class Reporter:
             for line in message.splitlines():
                 self._write(f"server: {line}")
 
-    def relay(self, request: FailedRequest) -> None:
-        """Pass on what a worker says about a request that failed."""
-        self._write(request.line if self.as_json else f"worker: {request.describe()}")
+    def relay(self, complaint: Complaint) -> None:
+        """Pass on what a worker complains of."""
+        self._write(complaint.line if self.as_json else f"worker: {complaint.describe()}")
 
     def _write(self, line: str) -> None:
         print(line, file=self._stream, flush=True)

@@ -261,13 +261,13 @@ def test_failed_requests_reach_standard_error_in_either_format_and_a_flood_does_
     with launched(tmp_path / "store", work, "--log-format", "json") as server:
         server.await_ready()
         server.rest("alpha", "1000")
-        poll(lambda: "more requests failed" in server.err)
+        poll(lambda: "more such lines" in server.err)
         server.signal(signal.SIGTERM)
         assert server.end(20) == 0
         assert server.out == ""
         entries = [json.loads(line) for line in server.err.splitlines()]
     relayed = [entry for entry in entries if entry.get("code") == "bad_image"]
-    counted = sum(int(entry["message"].split()[0]) for entry in entries if "more requests failed" in entry["message"])
+    counted = sum(int(entry["message"].split()[0]) for entry in entries if "more such lines" in entry["message"])
     assert len(relayed) + counted == 1000
     assert len(relayed) < 500
     assert all({"time", "level", "message"} <= set(entry) for entry in entries)

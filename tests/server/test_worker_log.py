@@ -1,4 +1,4 @@
-"""What workers say about failed requests, and how much of it reaches standard error."""
+"""What workers complain of, and how much of it reaches standard error."""
 
 import io
 import json
@@ -35,6 +35,12 @@ def test_a_failed_request_is_one_readable_line():
     assert request.describe() == "cifar 1.0 request 3f2a: internal: the network failed"
 
 
+def test_a_complaint_that_is_about_no_request_is_told_without_one():
+    complaint = parse(json.dumps({key: ENTRY[key] for key in ("time", "level", "model", "version", "message")}))
+    assert complaint is not None
+    assert complaint.describe() == "cifar 1.0: the network failed"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -43,12 +49,13 @@ def test_a_failed_request_is_one_readable_line():
         "{}",
         "[1]",
         '{"message": "of some library"}',
+        '{"level": "error", "message": "of some library"}',
         "[METRICS]PredictionTime.ms:1|#ModelName:cifar",
-        line(code=None),
-        line(request_id=7),
+        line(level="info"),
+        line(message=None),
     ],
 )
-def test_other_lines_are_no_failed_requests(text):
+def test_other_lines_are_no_complaints(text):
     assert parse(text) is None
 
 
@@ -115,8 +122,8 @@ def test_failed_requests_are_read_from_the_log_and_do_not_hide_a_workers_last_wo
         words = ["Traceback (most recent call last):", "ValueError: too bad", *[line()] * 1000]
         directory.models_log.write_text("".join(f"{head}{said}\n" for said in words))
         news = diagnosis.read()
-        assert len(news.requests) == 1000
-        assert news.requests[0].line == line()
+        assert len(news.complaints) == 1000
+        assert news.complaints[0].line == line()
         death = (
             "2026-01-01T00:00:00,000 [INFO ] W-9000-cifar_1.0 o.p.s.w.WorkerThread - Retry worker: 9000 in 1 seconds."
         )
