@@ -13,20 +13,21 @@ from collections.abc import Sequence
 
 from server.arguments import parse
 from server.failures import Failure, Interrupted
-from server.launcher import Launcher, Signals, say
+from server.launcher import Launcher, Signals
+from server.reporting import Reporter
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the server and return the exit status."""
     settings = parse(arguments)
-    signals = Signals()
+    signals, reporter = Signals(), Reporter(as_json=settings.log_format == "json")
     try:
-        Launcher(settings, signals).run()
+        Launcher(settings, signals, reporter).run()
     except Failure as failure:
-        say(str(failure))
+        reporter.say(str(failure), level="error")
         return failure.exit_code
     except Interrupted:
-        say("stopped before it was ready")
+        reporter.say("stopped before it was ready")
         return 0
     return 1 if signals.kill() else 0
 

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from server.configuration import Listeners
 from server.java import Java
 from server.models import Archive
 from server.ports import reachable
+
+
+def list_listeners(
+    listeners: Listeners, archives: Sequence[Archive], java: Java, seconds: float, logs: Path
+) -> dict[str, Any]:
+    """Say what `describe_listeners` says as values for a log collector."""
+    host = reachable(listeners.host)
+    return {
+        "rest": f"http://{host}:{listeners.rest}",
+        "grpc": f"{host}:{listeners.grpc}",
+        "metrics": f"http://{host}:{listeners.metrics}/metrics",
+        "models": [f"{archive.name}/{archive.version}" for archive in archives],
+        "seconds": round(seconds, 3),
+        "java": f"{java.version} ({java.source})",
+        "logs": str(logs),
+    }
 
 
 def describe_listeners(

@@ -36,6 +36,7 @@ class Settings:
         heap_mb: Largest heap of the Java front end, in MiB.
         work_dir: Folder in which the server makes its private directory; None for the system's temporary folder.
         log_dir: Folder for the logs; None keeps them in the private directory.
+        log_format: `text` for people or `json` for log collectors, on standard error.
     """
 
     model_store: Path
@@ -54,6 +55,7 @@ class Settings:
     heap_mb: int
     work_dir: Path | None
     log_dir: Path | None
+    log_format: str
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -98,6 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where the logs go and stay (default: the private directory; kept after a failure only)",
     )
+    add("--log-format", choices=("text", "json"), default="text", help="what standard error says")
     return parser
 
 
@@ -132,6 +135,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         heap_mb=given.heap_mb,
         work_dir=getattr(given, "work_dir", None),
         log_dir=getattr(given, "log_dir", None),
+        log_format=given.log_format,
     )
 
 

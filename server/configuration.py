@@ -27,6 +27,8 @@ LONGEST_SOCKET_PATH = 107  # What the kernel takes, in bytes.
 # Variables that would redirect TorchServe or its workers behind our back: TS_CONFIG_FILE overrides the file we wrote,
 # PYTHONPATH comes before the archive on a worker's path.
 UNWANTED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "TS_CONFIG_FILE", "TS_MODEL_SERVER_HOME", "LOG_LOCATION")
+# Where prometheus_client writes its files, and the name of old.
+METRICS_VARIABLES = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Listeners:
         rest: REST port.
         grpc: gRPC port.
         metrics: Port of `/metrics`.
+        torchserve_metrics: Port of TorchServe's own metrics, on loopback whatever `host` is.
         grpc_management: Port of the management service, on loopback whatever `host` is.
         first_worker: First of the neighbouring ports the workers are numbered by.
     """
@@ -46,6 +49,7 @@ class Listeners:
     rest: int
     grpc: int
     metrics: int
+    torchserve_metrics: int
     grpc_management: int
     first_worker: int
 
@@ -70,6 +74,7 @@ class PrivateDirectory:
             self.logs = self._log_dir.resolve() if self._log_dir else self.path / "logs"
             self.logs.mkdir(parents=True, exist_ok=True)
             (self.path / "tmp").mkdir()
+            self.metrics.mkdir()
         except OSError as error:
             raise Failure(f"cannot write to {error.filename}: {error.strerror}") from error
         if len(os.fsencode(self.management_socket)) > LONGEST_SOCKET_PATH:
@@ -91,6 +96,16 @@ class PrivateDirectory:
     def drain_file(self) -> Path:
         """The file whose existence makes readiness fail."""
         return self.path / "draining"
+
+    @property
+    def metrics(self) -> Path:
+        """Where the workers write their metrics; empty at every start, as the directory is new."""
+        return self.path / "metrics"
+
+    @property
+    def exporter_log(self) -> Path:
+        """What the exporter prints: nothing, as a rule."""
+        return self.logs / "exporter.log"
 
     @property
     def jvm_log(self) -> Path:
@@ -130,7 +145,7 @@ def write_configuration(
         "host": listeners.host,
         "rest_port": listeners.rest,
         "grpc_port": listeners.grpc,
-        "metrics_port": listeners.metrics,
+        "metrics_port": listeners.torchserve_metrics,
         "management_socket": directory.management_socket,
         "grpc_management_port": listeners.grpc_management,
         "model_store_pattern": re.escape(str(store)).replace(",", "."),
@@ -160,11 +175,12 @@ def worker_environment(
         environment: Variables to start from; thread counts set there are kept.
     """
     threads = str(max(1, cores // workers))
-    result = {key: value for key, value in environment.items() if key not in UNWANTED}
+    result = {key: value for key, value in environment.items() if key not in UNWANTED + METRICS_VARIABLES}
     for key in ("CONVSCOPE_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         result.setdefault(key, threads)
     result["TMPDIR"] = str(directory.path / "tmp")
     result["PYTHONUNBUFFERED"] = "1"
+    result["PROMETHEUS_MULTIPROC_DIR"] = str(directory.metrics)
     result["CONVSCOPE_MAX_RESPONSE_BYTES"] = str(settings.max_reply_mb * MEGABYTE)
     result["CONVSCOPE_DRAIN_FILE"] = str(directory.drain_file)
     if settings.device == "cpu":

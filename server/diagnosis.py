@@ -10,10 +10,12 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from server.configuration import PrivateDirectory
 from server.logs import Follower, Record
 from server.models import Archive
+from server.worker_log import Complaint, parse
 
 MISSING = re.compile(r"^ModuleNotFoundError: No module named '(?P<module>[^']+)'")
 LAST_LINE = re.compile(r"^(?P<error>[A-Za-z_][\w.]*)(: |$)")
@@ -33,6 +35,21 @@ PACKAGES = {
 }
 
 
+@dataclass
+class News:
+    """What the logs say that was not known before.
+
+    Attributes:
+        failures: Sentences, one per archive that cannot be loaded or whose worker died.
+        warnings: First lines of TorchServe's other warnings.
+        complaints: What workers complain of, requests that failed above all.
+    """
+
+    failures: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    complaints: list[Complaint] = field(default_factory=list)
+
+
 class Diagnosis:
     """What the logs say has gone wrong so far.
 
@@ -48,32 +65,32 @@ class Diagnosis:
         self._said: defaultdict[str, list[str]] = defaultdict(list)
         self._dead: dict[str, float] = {}  # Labels whose worker died, and when we read so (monotonic seconds).
 
-    def read(self) -> tuple[list[str], list[str]]:
+    def read(self) -> News:
         """Read on in the logs.
 
-        Returns:
-            Failures (sentences, one per archive that cannot be loaded or whose worker died), and the first lines of all
-            other warnings.
+        What workers complain of is kept apart from their other output.
         """
-        failures, warnings = [], []
+        news = News()
         now = time.monotonic()
         for record in self._torchserve.read():
             if record.label in self._archives:
                 if _is_death(record):
                     self._dead.setdefault(record.label, now)
             elif record.text.startswith("Failed to load model: "):
-                failures.append(_explain_loading(record))
+                news.failures.append(_explain_loading(record))
             elif record.level in ("WARN", "ERROR", "FATAL"):
-                warnings.append(record.text)
+                news.warnings.append(record.text)
         for record in self._models.read():
-            if record.label is not None:
+            if complaint := parse(record.text):
+                news.complaints.append(complaint)
+            elif record.label is not None:
                 lines = self._said[record.label]
                 lines.extend([record.text, *record.more])
                 del lines[:-KEPT_LINES]
         for label in [label for label, died in self._dead.items() if now - died >= LAST_WORDS_S]:
             del self._dead[label]
-            failures.append(explain_worker(self._archives[label], self._said.pop(label, [])))
-        return failures, warnings
+            news.failures.append(explain_worker(self._archives[label], self._said.pop(label, [])))
+        return news
 
 
 def explain_worker(archive: Archive, lines: Sequence[str]) -> str:

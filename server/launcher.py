@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from pathlib import Path
 from types import FrameType
 
 from server import configuration, devices, ports
-from server.announcement import describe_listeners
+from server.announcement import describe_listeners, list_listeners
 from server.arguments import Settings
+from server.children import describe_ending
 from server.configuration import Listeners, PrivateDirectory
-from server.diagnosis import Diagnosis, explain_java
+from server.diagnosis import Diagnosis, News, explain_java
 from server.draining import Traffic
+from server.exporting import Exporter
 from server.failures import Failure, Interrupted
 from server.java import Java, find_java
 from server.management import Management
 from server.models import find_archives
 from server.process import JavaProcess, build_command, find_torchserve
 from server.readiness import Readiness
+from server.reporting import Reporter
+from server.worker_log import Relay
 
 PAUSE_S = 0.1
 STOP_S = 5.0  # What Java gets between SIGTERM and SIGKILL, once no request is in flight.
-
-
-def say(text: str) -> None:
-    """Tell the person at the terminal, line by line."""
-    for line in text.splitlines():
-        print(f"server: {line}", file=sys.stderr, flush=True)
 
 
 class Signals:
@@ -59,11 +56,14 @@ class Launcher:
     Args:
         settings: What was asked for.
         signals: What comes meanwhile.
+        reporter: Whom it tells what happens.
     """
 
-    def __init__(self, settings: Settings, signals: Signals) -> None:
+    def __init__(self, settings: Settings, signals: Signals, reporter: Reporter) -> None:
         self._settings = settings
         self._signals = signals
+        self._say = reporter.say
+        self._reporter = reporter
         self._started = time.monotonic()
 
     def run(self) -> None:
@@ -78,10 +78,10 @@ class Launcher:
         home, java = find_torchserve(), find_java()
         self._gpus = devices.count_gpus(settings.device)
         self._listeners = self._claim_ports()
-        with PrivateDirectory(settings.work_dir, settings.log_dir) as directory:
+        with self._metrics_listener, PrivateDirectory(settings.work_dir, settings.log_dir) as directory:
             self._directory = directory
             try:
-                self._serve(java, self._start(java, home))
+                self._serve(java, home)
             except Failure as failure:
                 kept = directory.keep_logs()
                 raise type(failure)(f"{failure}\nthe full logs are in {kept}" if kept else str(failure)) from failure
@@ -90,11 +90,13 @@ class Launcher:
         settings = self._settings
         host = ports.resolve_host(settings.host)
         workers = sum(configuration.count_workers(archive, settings, self._gpus) for archive in self._archives)
+        self._metrics_listener = ports.listen(host, settings.metrics_port, "--metrics-port")
         return Listeners(
             host=host,
             rest=ports.claim_port(host, settings.rest_port, "--rest-port"),
             grpc=ports.claim_port(host, settings.grpc_port, "--grpc-port"),
-            metrics=ports.claim_port(host, settings.metrics_port, "--metrics-port"),
+            metrics=self._metrics_listener.getsockname()[1],
+            torchserve_metrics=ports.claim_port("127.0.0.1", 0, "--metrics-port"),
             grpc_management=ports.claim_port("127.0.0.1", 0, "--grpc-port"),
             first_worker=ports.free_worker_ports(workers),
         )
@@ -103,23 +105,44 @@ class Launcher:
         settings, directory = self._settings, self._directory
         most = max(configuration.count_workers(archive, settings, self._gpus) for archive in self._archives)
         file = configuration.write_configuration(directory, settings, self._listeners, self._archives, self._gpus)
-        environment = configuration.worker_environment(
-            directory, settings, most, devices.count_cores(), configuration.own_environment()
-        )
+        own = configuration.own_environment()
+        environment = configuration.worker_environment(directory, settings, most, devices.count_cores(), own)
         command = build_command(java, home, directory, file, settings.model_store.resolve(), settings.heap_mb)
         self._diagnosis = Diagnosis(directory, self._archives)
+        self._relay = Relay(self._reporter.relay, self._tell_rest)
         self._java_log_start = directory.jvm_log.stat().st_size if directory.jvm_log.exists() else 0
-        return JavaProcess(command, directory, environment)
+        process = JavaProcess(command, directory, environment)
+        started = time.time() - (time.monotonic() - self._started)
+        self._exporter = Exporter(
+            self._metrics_listener,
+            self._listeners.torchserve_metrics,
+            directory,
+            self._archives,
+            started,
+            own,
+            self._reporter,
+        )
+        return process
 
-    def _serve(self, java: Java, process: JavaProcess) -> None:
+    def _serve(self, java: Java, home: Path) -> None:
+        process = self._start(java, home)
         try:
             self._await_ready(process)
-            seconds = time.monotonic() - self._started
-            print(describe_listeners(self._listeners, self._archives, java, seconds, self._directory.logs), flush=True)
+            self._announce(java)
             self._watch(process)
             self._drain(process)
         finally:
             process.kill()
+            self._exporter.stop()
+            self._relay.pass_on(self._diagnosis.read().complaints, time.monotonic())
+            self._relay.close()
+
+    def _announce(self, java: Java) -> None:
+        facts = (self._listeners, self._archives, java, time.monotonic() - self._started, self._directory.logs)
+        if self._reporter.as_json:
+            self._say("ready", **list_listeners(*facts))
+        else:
+            print(describe_listeners(*facts), flush=True)
 
     def _await_ready(self, process: JavaProcess) -> None:
         management = Management(self._directory.management_socket)
@@ -128,7 +151,7 @@ class Launcher:
         try:
             while True:
                 self._check(process, starting=True)
-                if unscaled and (state := management.describe(unscaled[-1])):
+                if unscaled and (state := management.describe(unscaled[-1].name, unscaled[-1].version)):
                     archive = unscaled.pop()
                     if state.workers != self._settings.workers:
                         management.scale(archive, self._settings.workers or 1)
@@ -161,38 +184,51 @@ class Launcher:
         if starting and self._signals.stop():
             raise Interrupted
         status = process.poll()
-        failures, warnings = self._diagnosis.read()
-        if starting and failures:
-            raise Failure("\n".join(failures))
+        news = self._tend()
+        if starting and news.failures:
+            raise Failure("\n".join(news.failures))
         if status is not None:
-            raise Failure(f"TorchServe ended by itself ({_ending(status)}): {explain_java(self._java_output())}")
-        for failure in failures:
-            say(f"{failure}; TorchServe starts it again")
+            ending = describe_ending(status)
+            raise Failure(f"TorchServe ended by itself ({ending}): {explain_java(self._java_output())}")
+        for failure in news.failures:
+            self._say(f"{failure}; TorchServe starts it again", level="error", source="worker")
         if not starting:
-            for warning in warnings:
-                say(f"TorchServe warns: {warning}")
+            for warning in news.warnings:
+                self._say(f"TorchServe warns: {warning}", level="warning", source="torchserve")
+
+    def _tend(self) -> News:
+        """Look after the exporter, read the logs and pass on what workers complain of; return the rest of the news."""
+        self._exporter.check()
+        news = self._diagnosis.read()
+        self._relay.pass_on(news.complaints, time.monotonic())
+        return news
+
+    def _killed(self) -> bool:
+        """Tell whether to stop at once, asked all the time while the server drains."""
+        self._tend()
+        return self._signals.kill()
 
     def _drain(self, process: JavaProcess) -> None:
-        settings, signals = self._settings, self._signals
+        settings = self._settings
         self._directory.drain_file.touch()
-        say(f"stopping: requests in flight get {settings.drain_s:g} s; again stops at once")
+        self._say(f"stopping: requests in flight get {settings.drain_s:g} s; again stops at once")
         unready_until = time.monotonic() + settings.unready_s
-        while time.monotonic() < unready_until and not signals.kill() and process.poll() is None:
+        while time.monotonic() < unready_until and not self._killed() and process.poll() is None:
             time.sleep(PAUSE_S)
         traffic = Traffic(process, self._directory, self._listeners, self._archives)
-        if not traffic.wait_until_idle(time.monotonic() + settings.drain_s, signals.kill) and not signals.kill():
-            say(f"requests were still in flight after {settings.drain_s:g} s (--drain-s)")
+        if not traffic.wait_until_idle(time.monotonic() + settings.drain_s, self._killed) and not self._killed():
+            self._say(f"requests were still in flight after {settings.drain_s:g} s (--drain-s)", level="warning")
         process.signal(signal.SIGTERM)
         give_up = time.monotonic() + STOP_S
-        while process.poll() is None and time.monotonic() < give_up and not signals.kill():
+        while process.poll() is None and time.monotonic() < give_up and not self._killed():
             time.sleep(PAUSE_S / 2)
-        say("stopped" if not signals.kill() else "killed")
+        self._say("stopped" if not self._killed() else "killed")
+
+    def _tell_rest(self, count: int) -> None:
+        log = self._directory.models_log
+        self._say(f"{count} more such lines in the same second; all are in {log}", level="warning", source="worker")
 
     def _java_output(self) -> list[str]:
         with self._directory.jvm_log.open("rb") as file:
             file.seek(self._java_log_start)
             return file.read().decode("utf-8", "replace").splitlines()
-
-
-def _ending(status: int) -> str:
-    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"

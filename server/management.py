@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server.fetching import fetch
 from server.models import Archive
 
 
@@ -19,12 +20,14 @@ class ModelState:
 
     Attributes:
         workers: Workers it is meant to have.
+        started: Workers it has, loaded or not.
         loaded: Workers that have loaded it.
         pending: Requests that wait for a worker; those a worker has taken are not among them.
         batch_delay_s: Longest time a request waits for others to join its batch, in seconds.
     """
 
     workers: int
+    started: int
     loaded: int
     pending: int
     batch_delay_s: float
@@ -49,20 +52,22 @@ class Management:
 
     Args:
         path: Its unix socket.
+        timeout_s: Longest time that one answer takes, in seconds.
     """
 
     def __init__(self, path: Path, timeout_s: float = 5.0) -> None:
         self._path = path
         self._timeout_s = timeout_s
 
-    def describe(self, archive: Archive) -> ModelState | None:
+    def describe(self, name: str, version: str) -> ModelState | None:
         """Describe one version of a model; None while TorchServe does not answer."""
-        answer = self._ask("GET", f"/models/{archive.name}/{archive.version}")
+        answer = self._ask("GET", f"/models/{name}/{version}")
         if not isinstance(answer, list) or not answer:
             return None
         model = answer[0]
         return ModelState(
             workers=model["minWorkers"],
+            started=len(model["workers"]),
             loaded=sum(worker["status"] == "READY" for worker in model["workers"]),
             pending=model["jobQueueStatus"]["pendingRequests"],
             batch_delay_s=model["maxBatchDelay"] / 1000,
@@ -74,18 +79,13 @@ class Management:
 
     def describe_all(self, archives: Sequence[Archive]) -> list[ModelState] | None:
         """Describe several models; None if any of them is not described."""
-        states = [self.describe(archive) for archive in archives]
+        states = [self.describe(archive.name, archive.version) for archive in archives]
         described = [state for state in states if state is not None]
         return described if len(described) == len(states) else None
 
     def _ask(self, method: str, path: str) -> Any:
-        connection = UnixConnection(self._path, self._timeout_s)
         try:
-            connection.request(method, path)
-            response = connection.getresponse()
-            body = response.read()
-            return json.loads(body) if response.status < 300 else None
-        except (OSError, http.client.HTTPException, ValueError):
+            status, body = fetch(UnixConnection(self._path, self._timeout_s), path, self._timeout_s, method=method)
+            return json.loads(body) if status < 300 else None
+        except (OSError, ValueError):
             return None
-        finally:
-            connection.close()

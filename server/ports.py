@@ -28,7 +28,13 @@ def reachable(address: str) -> str:
 
 
 def claim_port(address: str, port: int, option: str) -> int:
-    """Check that a port can be listened on, and choose one where none was named.
+    """Check that a port can be listened on, and choose one where none was named; arguments and errors: `listen`."""
+    with listen(address, port, option) as probe:
+        return int(probe.getsockname()[1])
+
+
+def listen(address: str, port: int, option: str) -> socket.socket:
+    """Return a socket that listens on a port.
 
     Args:
         address: IPv4 address to listen on.
@@ -38,27 +44,24 @@ def claim_port(address: str, port: int, option: str) -> int:
     Raises:
         Failure: The port is taken or may not be used.
     """
-    with socket.socket() as probe:
+    listener = socket.socket()
+    try:
         # As Java does: a port whose last connections are still winding down is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-            probe.listen(1)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise Failure(
-                    f"port {port} on {address} is in use by another program: stop that, or choose another with {option}"
-                ) from error
-            if error.errno == errno.EACCES:
-                raise Failure(
-                    f"port {port} may not be used by this user: choose one above 1023 with {option}"
-                ) from error
-            if error.errno == errno.EADDRNOTAVAIL:
-                raise UsageFailure(
-                    f"{address} is not an address of this machine: choose another with --host"
-                ) from error
-            raise Failure(f"port {port} on {address} cannot be used ({error.strerror}): see {option}") from error
-        return int(probe.getsockname()[1])
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise Failure(
+                f"port {port} on {address} is in use by another program: stop that, or choose another with {option}"
+            ) from error
+        if error.errno == errno.EACCES:
+            raise Failure(f"port {port} may not be used by this user: choose one above 1023 with {option}") from error
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UsageFailure(f"{address} is not an address of this machine: choose another with --host") from error
+        raise Failure(f"port {port} on {address} cannot be used ({error.strerror}): see {option}") from error
+    return listener
 
 
 def free_worker_ports(count: int) -> int:

@@ -1,13 +1,8 @@
-"""The Java process: started, watched, stopped, with everything it started in turn.
-
-It runs in a session of its own, so that Ctrl-C in the terminal reaches the launcher alone and requests can finish. If
-the launcher is killed outright, the kernel kills Java (Linux), and workers leave when Java is gone.
-"""
+"""The Java process: started, watched, stopped, with everything it started in turn. Workers leave when Java is gone."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import os
 import signal
@@ -17,11 +12,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from server import children
 from server.configuration import LOGGING, PrivateDirectory
 from server.failures import Failure
 from server.java import Java
-
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
 def find_torchserve() -> Path:
@@ -73,19 +67,15 @@ class JavaProcess:
     """
 
     def __init__(self, command: list[str], directory: PrivateDirectory, environment: Mapping[str, str]) -> None:
-        _adopt_orphans()
+        children.adopt_orphans()
         launcher = os.getpid()
-        with directory.jvm_log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                cwd=directory.path,
-                env=dict(environment),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=lambda: _die_with(launcher),
-            )
+        self._process = children.start(
+            command,
+            environment=environment,
+            log=directory.jvm_log,
+            folder=directory.path,
+            before=lambda: children.die_with(launcher),  # Java cannot ask the kernel itself.
+        )
 
     @property
     def pid(self) -> int:
@@ -94,7 +84,7 @@ class JavaProcess:
 
     def poll(self) -> int | None:
         """Return the exit status once Java has ended; reap what else has ended meanwhile."""
-        _reap_others(self.pid)
+        children.reap()
         return self._process.poll()
 
     def signal(self, number: int) -> None:
@@ -117,7 +107,7 @@ class JavaProcess:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
             self._process.wait()
-            _reap_others(self.pid)
+            children.reap()
             try:
                 os.killpg(self.pid, 0)
             except (ProcessLookupError, PermissionError):
@@ -125,33 +115,3 @@ class JavaProcess:
             if time.monotonic() > deadline:
                 return
             time.sleep(0.02)
-
-
-def _prctl(option: int, value: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
-
-
-def _die_with(launcher: int) -> None:
-    """Have the kernel kill this process, about to become Java, when its launcher ends in whatever way."""
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != launcher:  # It ended before the kernel was told.
-        os._exit(1)
-
-
-def _adopt_orphans() -> None:
-    """Become the parent of Java's workers when Java dies, as process 1 of a container is anyway."""
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)
-
-
-def _reap_others(java: int) -> None:
-    """Reap adopted children that have ended; Java's own status is left to its `Popen`."""
-    while True:
-        try:
-            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return
-        if ended is None or ended.si_pid == java:
-            return
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(ended.si_pid, os.WNOHANG)

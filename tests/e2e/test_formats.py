@@ -95,8 +95,8 @@ def test_an_empty_get_is_the_card_and_readiness(http: httpx.Client) -> None:
 def test_the_metrics_count_both_transports(server: Launched, rest: Client, grpc: Client) -> None:
     def count() -> float:
         text = httpx.get(f"http://127.0.0.1:{server.port('metrics')}/metrics").text
-        lines = [line for line in text.splitlines() if line.startswith("ts_inference_requests_total{")]
-        return sum(float(line.rpartition(" ")[2]) for line in lines if 'model_name="digits"' in line)
+        lines = [line for line in text.splitlines() if line.startswith("convscope_torchserve_requests_total{")]
+        return sum(float(line.rpartition(" ")[2]) for line in lines if 'model="digits"' in line)
 
     before = count()
     rest.predict(ROOT / "samples/digit-3.png", model="digits")

@@ -139,7 +139,7 @@ class Launched:
         return "".join(self._said["err"])
 
     def await_ready(self) -> Launched:
-        poll(lambda: "Ctrl-C stops it." in self.out or self.process.poll() is not None, 90)
+        poll(lambda: "Ctrl-C stops it." in self.out or self._ready_entry() or self.process.poll() is not None, 90)
         assert self.process.poll() is None, self.err
         return self
 
@@ -154,7 +154,7 @@ class Launched:
         self.process.send_signal(number)
 
     def descendants(self) -> list[int]:
-        """Return Java and the workers: their command lines name the private directory."""
+        """Return Java, the workers and the exporter: their command lines name the private directory."""
         return [pid for pid in processes(str(self.work)) if pid != self.process.pid]
 
     def java(self) -> int:
@@ -162,9 +162,16 @@ class Launched:
         return pid
 
     def port(self, what: str) -> int:
+        if entry := self._ready_entry():
+            return int(re.findall(r":(\d+)", entry[what.lower()])[0])
         match = re.search(rf"{what} +(?:http://)?[\d.]+:(\d+)", self.out)
         assert match, self.out
         return int(match[1])
+
+    def _ready_entry(self) -> dict[str, str] | None:
+        """Return what it says with --log-format json once it is ready."""
+        lines = [line for line in list(self._said["err"]) if '"message": "ready"' in line]
+        return json.loads(lines[0]) if lines else None
 
     def rest(self, model: str, order: str = "") -> bytes:
         """Ask over REST; raises AssertionError unless the answer is 200."""

@@ -12,7 +12,7 @@ from server.failures import Failure, UsageFailure
 from server.models import find_archives
 from tests.server.harness import write_archive
 
-LISTENERS = Listeners("127.0.0.1", 8080, 7070, 8082, 7071, 9000)
+LISTENERS = Listeners("127.0.0.1", 8080, 7070, 8082, 8083, 7071, 9000)
 
 
 @pytest.fixture

@@ -1,15 +1,17 @@
 """From the first signal to the last process gone, with a real TorchServe."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.server.harness import launched, poll, write_archive
+from tests.server.harness import launched, poll, processes, write_archive
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +152,123 @@ def test_when_java_dies_by_itself_it_says_so_and_leaves_no_worker_and_no_zombie(
 def test_when_the_launcher_is_killed_java_and_its_workers_go_too(store, tmp_path, work):
     with launched(store, work) as server:
         server.await_ready()
-        assert len(server.descendants()) == 2
+        assert len(server.descendants()) == 3, "Java, a worker, the exporter"
         server.process.kill()
         server.end()
         poll(lambda: not server.descendants(), 20)
+
+
+def exporter(server) -> int:
+    """Return the exporter's process."""
+    (pid,) = [pid for pid in processes(str(server.work)) if pid in processes("-m server.exporter")]
+    return pid
+
+
+def connect(port: int) -> socket.socket | None:
+    with contextlib.suppress(ConnectionRefusedError):
+        return socket.create_connection(("127.0.0.1", port), timeout=60)
+    return None
+
+
+def draining(server) -> bool:
+    status, body = server.ask("GET", "/metrics", what="metrics")
+    assert status == 200
+    return b"convscope_draining 1.0\n" in body
+
+
+def test_an_exporter_that_is_killed_is_started_again_and_told_once(store, work):
+    with launched(store, work) as server:
+        server.await_ready()
+        for _ in range(2):
+            killed = exporter(server)
+            os.kill(killed, signal.SIGKILL)
+            assert server.ask("GET", "/metrics", what="metrics")[0] == 200, "a scrape waits for the next one"
+            assert exporter(server) != killed
+        assert server.rest("alpha") == b"alpha 1.0"
+        server.signal(signal.SIGTERM)
+        assert server.end(20) == 0
+        assert server.err.count("the metrics exporter ended (killed by SIGKILL) and is started again") == 1
+        assert_nothing_is_left(server)
+
+
+def test_metrics_are_there_while_it_starts_and_while_it_drains(store, tmp_path, work):
+    started = tmp_path / "started"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with launched(store, work, "--metrics-port", str(port), "--drain-s", "60") as server:
+        with poll(lambda: connect(port)) as caller:
+            caller.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            answer = b"".join(iter(lambda: caller.recv(65536), b""))
+            assert b"convscope_torchserve_up" in answer
+            assert "Ready" not in server.out
+        server.await_ready()
+        thread = threading.Thread(target=server.rest, args=("alpha", f"sleep:{started},5"))
+        thread.start()
+        poll(started.exists)
+        assert not draining(server)
+        assert os.getpgid(exporter(server)) != os.getpgid(server.process.pid), "Ctrl-C in the terminal is not for it"
+        server.signal(signal.SIGINT)
+        poll(lambda: "stopping" in server.err)
+        assert draining(server)
+        os.kill(exporter(server), signal.SIGKILL)
+        assert draining(server), "started again during the drain too"
+        thread.join(60)
+        assert server.end(20) == 0
+        assert_nothing_is_left(server)
+
+
+def test_the_metrics_directory_is_another_and_empty_at_each_start(store, work):
+    seen = []
+    for _ in range(2):
+        with launched(store, work) as server:
+            server.await_ready()
+            folder = Path(server.rest("alpha", "environment:PROMETHEUS_MULTIPROC_DIR").decode().strip("'"))
+            assert list(folder.iterdir()) == []
+            assert folder not in seen
+            seen.append(folder)
+            (folder / "counter_9000.db").write_bytes(b"left behind")
+            server.process.kill()
+            server.end()
+            poll(lambda server=server: not server.descendants(), 20)
+    assert all((folder / "counter_9000.db").exists() for folder in seen)
+
+
+FAILING = """
+import json
+
+ENTRY = {"time": "now", "level": "warning", "model": "alpha", "version": "1.0", "transport": "rest", "message": "no"}
+
+class Handler:
+    def initialize(self, context):
+        pass
+
+    def handle(self, rows, context):
+        for row in rows:
+            for number in range(int(bytes(row.get("body") or b"0"))):
+                print(json.dumps({**ENTRY, "request_id": str(number), "code": "bad_image"}))
+        return [b"" for _ in rows]
+"""
+
+
+def test_failed_requests_reach_standard_error_in_either_format_and_a_flood_does_not(tmp_path, work):
+    write_archive(tmp_path / "store", "alpha", FAILING)
+    with launched(tmp_path / "store", work) as server:
+        server.await_ready()
+        server.rest("alpha", "2")
+        poll(lambda: server.err.count("worker: ") == 2)
+        assert "worker: alpha 1.0 request 1: bad_image: no\n" in server.err
+    with launched(tmp_path / "store", work, "--log-format", "json") as server:
+        server.await_ready()
+        server.rest("alpha", "1000")
+        poll(lambda: "more such lines" in server.err)
+        server.signal(signal.SIGTERM)
+        assert server.end(20) == 0
+        assert server.out == ""
+        entries = [json.loads(line) for line in server.err.splitlines()]
+    relayed = [entry for entry in entries if entry.get("code") == "bad_image"]
+    counted = sum(int(entry["message"].split()[0]) for entry in entries if "more such lines" in entry["message"])
+    assert len(relayed) + counted == 1000
+    assert len(relayed) < 500
+    assert all({"time", "level", "message"} <= set(entry) for entry in entries)
+    assert entries[-1]["message"] == "stopped"

@@ -1,12 +1,19 @@
 """A real TorchServe with three models, two versions of one, and two workers of another."""
 
 import sys
+import threading
+import time
 
 import pytest
 
 from tests.server.harness import launched, poll, processes, write_archive
 
-ENVIRONMENT = {"PYTHONPATH": "/nonexistent/leak", "CUDA_VISIBLE_DEVICES": "0"}
+ENVIRONMENT = {
+    "PYTHONPATH": "/nonexistent/leak",
+    "CUDA_VISIBLE_DEVICES": "0",
+    "PROMETHEUS_MULTIPROC_DIR": "/nonexistent/stale",
+    "prometheus_multiproc_dir": "/nonexistent/older",
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +57,63 @@ def test_workers_see_the_archive_and_the_settings_but_nothing_of_ours(server):
     assert str(server.work) in server.rest("beta", "environment:CONVSCOPE_DRAIN_FILE").decode()
 
 
-def test_the_metrics_count_requests_of_both_transports_and_keep_what_the_worker_measures(server):
-    def count() -> float:
-        _, body = server.ask("GET", "/metrics", what="metrics")
-        lines = [line for line in body.decode().splitlines() if line.startswith("ts_inference_requests_total")]
-        return sum(float(line.split()[-1]) for line in lines if 'model_name="beta"' in line)
+def metrics(server) -> dict[str, float]:
+    status, body = server.ask("GET", "/metrics", what="metrics")
+    assert status == 200
+    lines = [line for line in body.decode().splitlines() if not line.startswith("#")]
+    return {series: float(value) for series, _, value in (line.rpartition(" ") for line in lines)}
 
-    before = count()
-    server.rest("beta")
-    server.grpc("beta")
-    assert count() == before + 2
-    poll(lambda: b'PredictionTime{ModelName="beta"' in server.ask("GET", "/metrics", what="metrics")[1])
+
+def test_the_metrics_count_requests_of_both_transports_by_the_version_that_answered(server):
+    before = metrics(server)
+    server.rest("alpha")
+    server.grpc("alpha")
+    server.rest("alpha/1.0")
+    after = metrics(server)
+    for version, more in (("2.0", 2), ("1.0", 1)):
+        series = f'convscope_torchserve_requests_total{{model="alpha",version="{version}"}}'
+        assert after[series] == before[series] + more
+
+
+def test_the_metrics_show_workers_queues_and_the_server_itself(server):
+    found = metrics(server)
+    assert found["convscope_torchserve_up"] == 1
+    assert found["convscope_draining"] == 0
+    assert found['convscope_workers{model="beta",state="ready",version="1.0"}'] == 2
+    assert found['convscope_workers_wanted{model="alpha",version="1.0"}'] == 2
+    assert found['convscope_queue_requests{model="beta",version="1.0"}'] == 0
+    assert 0 < time.time() - found["convscope_server_start_time_seconds"] < 3600
+    assert not [series for series in found if series.startswith("ts_")]
+
+
+def test_waiting_is_counted_for_rest_alone(server, tmp_path):
+    waited = 'convscope_queue_wait_seconds_total{model="alpha",version="2.0"}'
+    growth = []
+    for ask in (server.grpc, server.rest):
+        before = metrics(server)[waited]
+        threads = [threading.Thread(target=ask, args=("alpha", f"sleep:{tmp_path}/{n},1")) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        growth.append(metrics(server)[waited] - before)
+    over_grpc, over_rest = growth
+    assert over_grpc == 0
+    assert over_rest > 1  # Two workers, four requests of a second each.
+
+
+def test_torchserves_own_metrics_listen_on_loopback_alone(server):
+    (written,) = server.work.glob("convscope-*/config.properties")
+    (address,) = [line for line in written.read_text().splitlines() if line.startswith("metrics_address=")]
+    assert address.startswith("metrics_address=http://127.0.0.1:")
+    assert not address.endswith(f":{server.port('metrics')}")
+
+
+def test_workers_write_their_metrics_into_the_private_directory_whatever_was_inherited(server):
+    (private,) = server.work.glob("convscope-*/metrics")
+    assert server.rest("beta", "environment:PROMETHEUS_MULTIPROC_DIR").decode() == repr(str(private))
+    assert server.rest("beta", "environment:prometheus_multiproc_dir") == b"None"
+    assert list(private.iterdir()) == [], "nobody wrote metrics yet, the exporter least of all"
 
 
 def test_the_logs_grow_by_nothing_per_request(server):

@@ -1,0 +1,97 @@
+"""The processes that the launcher starts: in sessions of their own, gone when it is gone, reaped when they end.
+
+A session of its own keeps Ctrl-C in the terminal away from a child, so that requests can finish. If the launcher is
+killed outright, the kernel kills its children (Linux).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+
+_started: dict[int, subprocess.Popen[bytes]] = {}
+
+
+def start(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    log: Path,
+    folder: Path | None = None,
+    descriptors: Sequence[int] = (),
+    before: Callable[[], None] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a child process.
+
+    Args:
+        command: Its command line.
+        environment: Its environment.
+        log: File that its output is added to.
+        folder: Its working directory; None for the launcher's own.
+        descriptors: Open files it inherits.
+        before: Called in the child before the program is loaded; only while the launcher has no other thread.
+    """
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=tuple(descriptors),
+            preexec_fn=before,
+        )
+    _started[process.pid] = process
+    return process
+
+
+def reap() -> None:
+    """Reap every child that has ended, adopted ones included; what `start` returned keeps its exit status."""
+    while True:
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if ended is None:
+            return
+        if own := _started.pop(ended.si_pid, None):
+            own.poll()
+        else:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(ended.si_pid, os.WNOHANG)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of a child's children when it dies, as process 1 of a container is anyway."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with(launcher: int) -> None:
+    """Have the kernel kill this process when its parent, the launcher, ends in whatever way.
+
+    Args:
+        launcher: Process id of the launcher.
+    """
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != launcher:  # It ended before the kernel was told.
+        os._exit(1)
+
+
+def describe_ending(status: int) -> str:
+    """Describe an exit status as `subprocess` gives it."""
+    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)

@@ -1,0 +1,47 @@
+"""What the person or the log collector at standard error reads: plain lines, or a JSON object a line."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from typing import Any, TextIO
+
+from server.worker_log import Complaint
+
+
+class Reporter:
+    """Writes to standard error.
+
+    Args:
+        as_json: JSON objects rather than text.
+        stream: Where to; None for standard error.
+    """
+
+    def __init__(self, *, as_json: bool, stream: TextIO | None = None) -> None:
+        self.as_json = as_json
+        self._stream = stream or sys.stderr
+
+    def say(self, message: str, *, level: str = "info", source: str = "server", **fields: Any) -> None:
+        """Tell something.
+
+        Args:
+            message: What; as text every line of it gets a line of its own.
+            level: `info`, `warning` or `error`.
+            source: Whom it is about: `server`, `worker` or `torchserve`.
+            fields: More to say in JSON.
+        """
+        if self.as_json:
+            time = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+            entry = {"time": time, "level": level, "source": source, "message": message, **fields}
+            self._write(json.dumps(entry, ensure_ascii=False))
+        else:
+            for line in message.splitlines():
+                self._write(f"server: {line}")
+
+    def relay(self, complaint: Complaint) -> None:
+        """Pass on what a worker complains of."""
+        self._write(complaint.line if self.as_json else f"worker: {complaint.describe()}")
+
+    def _write(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)

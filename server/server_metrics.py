@@ -1,0 +1,158 @@
+"""What only the server knows: its workers, its queues, TorchServe's own counters, the drain, the GPUs.
+
+TorchServe calls the version that callers get who name none `default`; it is counted under its own name here. Only the
+models served have series: what callers invent has none.
+"""
+
+from __future__ import annotations
+
+import http.client
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+from server.fetching import fetch
+from server.gpu_metrics import Gpus, gpu_families
+from server.management import Management, ModelState
+from server.sources import Source
+
+WAIT_S = 2.0  # For all questions together: Prometheus gives a scrape 4 s.
+FETCH_TIMEOUT_S, DESCRIBE_TIMEOUT_S = 2.0, 10.0
+KEEP_S = 60.0  # On a GPU TorchServe runs nvidia-smi for every worker it describes: seconds, now and then.
+
+Model = tuple[str, str]  # Name, version.
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]  # By name and labels.
+
+REQUESTS, WAITED = "ts_inference_requests", "ts_queue_latency_microseconds"
+RESPONSES = {"2xx": "Requests2XX", "4xx": "Requests4XX", "5xx": "Requests5XX"}
+
+
+class ServerMetrics(Collector):
+    """Asks TorchServe and the driver at every scrape; what does not answer in time is left out.
+
+    Args:
+        models: The models served; of several versions the first is the one callers get who name none.
+        metrics_port: Port of TorchServe's own metrics, on 127.0.0.1.
+        management_socket: TorchServe's management API.
+        drain_file: The file that exists while the server drains.
+        started: When the server was started, unix time.
+    """
+
+    def __init__(
+        self, models: Sequence[Model], metrics_port: int, management_socket: Path, drain_file: Path, started: float
+    ) -> None:
+        self._models = models
+        self._metrics_port = metrics_port
+        self._management = Management(management_socket, DESCRIBE_TIMEOUT_S)
+        self._drain_file = drain_file
+        self._started = started
+        self._counters: Source[Samples] = Source(self._read_counters)
+        self._states: Source[dict[Model, ModelState]] = Source(self._describe, keep_s=KEEP_S)
+        self._gpus = Source(Gpus().read)
+
+    def collect(self) -> Iterable[Metric]:
+        """Ask everybody at once and return what was answered in time."""
+        deadline = time.monotonic() + WAIT_S
+        for source in (self._counters, self._states, self._gpus):
+            source.start()
+        counters, states = self._counters.answer(deadline), self._states.answer(deadline)
+        up = counters is not None and states is not None
+        yield GaugeMetricFamily(
+            "convscope_torchserve_up", "1 if TorchServe's own metrics and its management API answered.", value=up
+        )
+        yield GaugeMetricFamily(
+            "convscope_draining", "1 while the server drains: readiness fails.", value=self._drain_file.exists()
+        )
+        yield GaugeMetricFamily(
+            "convscope_server_start_time_seconds", "When the server was started, unix time.", value=self._started
+        )
+        if states is not None:
+            yield from _state_families(states)
+        if counters is not None:
+            yield from self._counter_families(counters)
+        yield from gpu_families(self._gpus.answer(deadline) or [])
+
+    def _describe(self) -> dict[Model, ModelState]:
+        states = {}
+        for model in self._models:
+            state = self._management.describe(*model)
+            if state is None:
+                raise OSError(f"TorchServe does not describe {model[0]} {model[1]}")
+            states[model] = state
+        return states
+
+    def _read_counters(self) -> Samples:
+        connection = http.client.HTTPConnection("127.0.0.1", self._metrics_port)
+        status, body = fetch(connection, "/metrics", FETCH_TIMEOUT_S)
+        if status != 200:
+            raise OSError(f"TorchServe's metrics answered {status}")
+        families = text_string_to_metric_families(body.decode())
+        samples = [sample for family in families for sample in family.samples]
+        # The parser gives every counter the suffix that TorchServe gives only some.
+        return {
+            (sample.name.removesuffix("_total"), frozenset(sample.labels.items())): sample.value for sample in samples
+        }
+
+    def _counter_families(self, counters: Samples) -> Iterable[Metric]:
+        requests = CounterMetricFamily(
+            "convscope_torchserve_requests",
+            "Requests that TorchServe took over REST and gRPC, model cards and those that reached no worker included.",
+            labels=["model", "version"],
+        )
+        waits = CounterMetricFamily(
+            "convscope_queue_wait_seconds",
+            "Time that requests over REST waited for a worker, added up once they are answered. REST only.",
+            labels=["model", "version"],
+        )
+        requested, waited = self._by_model(counters, REQUESTS), self._by_model(counters, WAITED)
+        for model in self._models:
+            requests.add_metric(model, requested[model])
+            waits.add_metric(model, waited[model] / 1e6)
+        responses = CounterMetricFamily(
+            "convscope_torchserve_responses",
+            "TorchServe's HTTP answers by status, REST only; 2xx counts those to this server's own questions too.",
+            labels=["status"],
+        )
+        for status, name in RESPONSES.items():
+            responses.add_metric([status], sum(value for (sample, _), value in counters.items() if sample == name))
+        return requests, waits, responses
+
+    def _by_model(self, counters: Samples, name: str) -> dict[Model, float]:
+        """Add up a counter of TorchServe for each model served."""
+        totals = dict.fromkeys(self._models, 0.0)
+        for (sample, labels), value in counters.items():
+            if sample == name:
+                told = dict(labels)
+                model = self._served(told.get("model_name", ""), told.get("model_version", ""))
+                if model is not None:
+                    totals[model] += value
+        return totals
+
+    def _served(self, name: str, version: str) -> Model | None:
+        matches = (model for model in self._models if model[0] == name and version in (model[1], "default"))
+        return next(matches, None)
+
+
+def _state_families(states: dict[Model, ModelState]) -> Iterable[Metric]:
+    workers = GaugeMetricFamily(
+        "convscope_workers",
+        "Workers by what they are at: ready, or loading (starting, restarting, or given up by TorchServe).",
+        labels=["model", "version", "state"],
+    )
+    wanted = GaugeMetricFamily(
+        "convscope_workers_wanted", "Workers the model is meant to have.", labels=["model", "version"]
+    )
+    waiting = GaugeMetricFamily(
+        "convscope_queue_requests", "Requests that wait for a worker now.", labels=["model", "version"]
+    )
+    for model, state in states.items():
+        workers.add_metric([*model, "ready"], state.loaded)
+        workers.add_metric([*model, "loading"], state.started - state.loaded)
+        wanted.add_metric(model, state.workers)
+        waiting.add_metric(model, state.pending)
+    return workers, wanted, waiting

@@ -1,0 +1,62 @@
+"""Something that is asked for at every scrape and may hang: asked once at a time, waited for a limited time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+SLOW_S, REST = 0.25, 20  # Whoever takes longer than this to answer is left alone for so many times as long.
+
+
+class Source(Generic[T]):
+    """A question and its last answer.
+
+    Args:
+        ask: The question; raises where there is no answer. Called in a thread of its own.
+        keep_s: How long an answer holds while no newer one is there, in seconds; 0 where every scrape needs its own.
+    """
+
+    def __init__(self, ask: Callable[[], T], *, keep_s: float = 0.0) -> None:
+        self._ask = ask
+        self._keep_s = keep_s
+        self._lock = threading.Lock()
+        self._answered = threading.Event()
+        self._answered.set()
+        self._answer: T | None = None
+        self._answered_at = self._due = float("-inf")
+
+    def start(self) -> None:
+        """Ask, unless the last question is open still or was a burden a moment ago."""
+        with self._lock:
+            if not self._answered.is_set() or time.monotonic() < self._due:
+                return
+            self._answered.clear()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def answer(self, deadline: float) -> T | None:
+        """Return the answer to the last question; to the one before it while that holds; None if there is neither.
+
+        Args:
+            deadline: When to stop waiting (`time.monotonic()`).
+        """
+        self._answered.wait(max(0.0, deadline - time.monotonic()))
+        with self._lock:
+            holds = self._answered.is_set() or time.monotonic() - self._answered_at < self._keep_s
+            return self._answer if holds else None
+
+    def _run(self) -> None:
+        started = time.monotonic()
+        try:
+            answer = self._ask()
+        except Exception:  # Whatever it is: the others are to be served.
+            answer = None
+        with self._lock:
+            self._answer, self._answered_at = answer, time.monotonic()
+            took_s = self._answered_at - started
+            if self._keep_s and took_s > SLOW_S:
+                self._due = self._answered_at + min(took_s * REST, self._keep_s / 2)
+            self._answered.set()

@@ -1,0 +1,90 @@
+"""What workers complain of, requests that failed above all: one JSON object a line, among their other output."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+MOST_A_SECOND = 50
+LONGEST = 500  # Characters of a line for a person.
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """A request that failed, or something else that is not as it should be.
+
+    Attributes:
+        line: The worker's line as it is, a JSON object.
+        model: Name of the model.
+        version: Its version.
+        message: What it is, for people.
+        request_id: Of the request that failed, as in its reply; None if it is not about one.
+        code: The error's code; None likewise.
+    """
+
+    line: str
+    model: str
+    version: str
+    message: str
+    request_id: str | None = None
+    code: str | None = None
+
+    def describe(self) -> str:
+        """Describe it in one line that is safe to show on a terminal."""
+        about = f" request {self.request_id}: {self.code}" if self.request_id else ""
+        text = f"{self.model} {self.version}{about}: {self.message}"
+        text = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+        return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def parse(line: str) -> Complaint | None:
+    """Read a line of a worker's output; None if it is no complaint."""
+    if not line.startswith("{"):
+        return None
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    said = {key: value for key, value in entry.items() if isinstance(value, str)}
+    if not {"model", "version", "message"} <= set(said) or said.get("level") not in ("warning", "error", "critical"):
+        return None
+    return Complaint(line, said["model"], said["version"], said["message"], said.get("request_id"), said.get("code"))
+
+
+class Relay:
+    """Passes complaints on, a bounded number each second, and counts the rest.
+
+    Args:
+        tell: Takes a complaint.
+        tell_rest: Takes the number of those that were not passed on, once their second is over.
+    """
+
+    def __init__(self, tell: Callable[[Complaint], None], tell_rest: Callable[[int], None]) -> None:
+        self._tell = tell
+        self._tell_rest = tell_rest
+        self._since = 0.0
+        self._told = self._untold = 0
+
+    def pass_on(self, complaints: Iterable[Complaint], now: float) -> None:
+        """Pass on what there is; to be called again and again.
+
+        Args:
+            complaints: New ones.
+            now: `time.monotonic()`.
+        """
+        if now - self._since >= 1:
+            self.close()
+            self._since, self._told = now, 0
+        for complaint in complaints:
+            if self._told < MOST_A_SECOND:
+                self._told += 1
+                self._tell(complaint)
+            else:
+                self._untold += 1
+
+    def close(self) -> None:
+        """Tell how many were not passed on since this was last said."""
+        if self._untold:
+            self._tell_rest(self._untold)
+            self._untold = 0

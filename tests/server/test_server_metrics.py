@@ -1,0 +1,228 @@
+"""What the exporter asks TorchServe and the driver, and what it leaves out when they do not answer."""
+
+import itertools
+import sys
+import threading
+import time
+import types
+
+import pytest
+
+from server.fetching import fetch
+from server.gpu_metrics import Gpus, gpu_families
+from server.management import UnixConnection
+from server.server_metrics import ServerMetrics
+from server.sources import Source
+from tests.server.harness import poll
+from tests.server.standins import COUNTERS, describe, dripping, saying, serving, silent
+
+MODELS = [("cifar", "2.0"), ("cifar", "1.0")]
+SCRAPE_TIMEOUT_S = 4.0
+LOOPBACK = ("127.0.0.1", 0)
+
+
+@pytest.fixture
+def stop():
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def collect(work, port, models=MODELS) -> dict[tuple, float]:
+    """Collect once; samples by name and label values."""
+    server = ServerMetrics(models, port, work / "m.sock", work / "draining", 1234.5)
+    return samples(server)
+
+
+def samples(server) -> dict[tuple, float]:
+    return {
+        (sample.name.removeprefix("convscope_"), *sorted(sample.labels.values())): sample.value
+        for metric in server.collect()
+        for sample in metric.samples
+    }
+
+
+def test_what_torchserve_says_comes_under_our_names_with_the_default_version_under_its_own(work):
+    with serving(LOOPBACK, saying(COUNTERS)) as port, serving(work / "m.sock", saying(describe(3, 1, 2, 5))):
+        found = collect(work, port)
+    assert found[("torchserve_up",)] == 1
+    assert found[("torchserve_requests_total", "2.0", "cifar")] == 10
+    assert found[("torchserve_requests_total", "1.0", "cifar")] == 1
+    assert found[("queue_wait_seconds_total", "2.0", "cifar")] == 1.5
+    assert found[("queue_wait_seconds_total", "1.0", "cifar")] == 0
+    assert [found[("torchserve_responses_total", status)] for status in ("2xx", "4xx", "5xx")] == [10, 0, 2]
+    assert found[("workers", "2.0", "cifar", "ready")] == 1
+    assert found[("workers", "2.0", "cifar", "loading")] == 2
+    assert found[("workers_wanted", "2.0", "cifar")] == 2
+    assert found[("queue_requests", "2.0", "cifar")] == 5
+    assert not [key for key in found if "invented" in key]
+    assert found[("server_start_time_seconds",)] == 1234.5
+
+
+def test_the_drain_shows(work):
+    server = ServerMetrics(MODELS, 1, work / "m.sock", work / "draining", 0)
+    assert samples(server)[("draining",)] == 0
+    (work / "draining").touch()
+    assert samples(server)[("draining",)] == 1
+
+
+def test_without_torchserve_its_series_are_left_out_and_up_is_0(work):
+    found = collect(work, port=1)
+    assert set(found) >= {("torchserve_up",), ("draining",), ("server_start_time_seconds",)}
+    assert found[("torchserve_up",)] == 0
+    assert not [key for key in found if key[0].startswith(("workers", "queue", "torchserve_re"))]
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [saying("{", "200 OK"), saying(COUNTERS, "500 Oops"), saying("\x00 nonsense {"), lambda caller, path: None],
+    ids=["half", "500", "nonsense", "hangs up"],
+)
+def test_broken_metrics_leave_the_workers_shown(metrics, work):
+    with serving(LOOPBACK, metrics) as port, serving(work / "m.sock", saying(describe(1, 1))):
+        found = collect(work, port)
+    assert found[("torchserve_up",)] == 0
+    assert found[("workers", "1.0", "cifar", "ready")] == 1
+    assert not [key for key in found if key[0].startswith("torchserve_re")]
+
+
+@pytest.mark.parametrize("management", [saying("[]"), saying("[{}]"), saying("no", "404 Not Found"), saying("{")])
+def test_a_broken_management_api_leaves_the_counters_shown(management, work):
+    with serving(LOOPBACK, saying(COUNTERS)) as port, serving(work / "m.sock", management):
+        found = collect(work, port)
+    assert found[("torchserve_up",)] == 0
+    assert found[("torchserve_requests_total", "1.0", "cifar")] == 1
+    assert not [key for key in found if key[0].startswith(("workers", "queue_requests"))]
+
+
+@pytest.mark.parametrize("slow", [dripping, silent])
+def test_a_torchserve_that_drips_or_hangs_does_not_hold_up_a_scrape(slow, work, stop):
+    with serving(LOOPBACK, slow(stop)) as port, serving(work / "m.sock", slow(stop)):
+        server = ServerMetrics(MODELS, port, work / "m.sock", work / "draining", 0)
+        for _ in range(2):
+            started = time.monotonic()
+            found = samples(server)
+            assert time.monotonic() - started < SCRAPE_TIMEOUT_S
+            assert found[("torchserve_up",)] == 0
+        stop.set()
+
+
+def test_an_answer_is_given_up_when_its_time_is_over_however_it_drips(work, stop):
+    with serving(work / "m.sock", dripping(stop)):
+        started = time.monotonic()
+        with pytest.raises(OSError, match=r"no whole answer in 0\.5 s|no HTTP answer"):
+            fetch(UnixConnection(work / "m.sock", 0.5), "/x", 0.5)
+        assert 0.4 < time.monotonic() - started < SCRAPE_TIMEOUT_S
+        stop.set()
+
+
+def test_an_answer_cut_short_is_an_error(work):
+    def cut(connection, path):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+
+    with serving(work / "m.sock", cut), pytest.raises(OSError, match="cut short"):
+        fetch(UnixConnection(work / "m.sock", 5), "/x", 5)
+
+
+def test_a_question_is_open_once_and_its_last_answer_holds_as_long_as_it_may():
+    go, calls = threading.Semaphore(1), itertools.count()
+
+    def ask() -> int:
+        number = next(calls)
+        go.acquire()
+        return number
+
+    kept = Source(ask, keep_s=60)
+    kept.start()
+    assert kept.answer(time.monotonic() + 60) == 0
+    for _ in range(3):
+        kept.start()
+        assert kept.answer(time.monotonic()) == 0, "the last answer, while the next is not there"
+    go.release()
+    assert poll(lambda: kept.answer(time.monotonic()) == 1)
+    assert next(calls) == 2, "three starts, one question"
+
+
+def test_a_question_that_is_a_burden_is_not_asked_again_at_once():
+    calls = []
+
+    def ask() -> str:
+        calls.append(time.sleep(0.3))
+        return "answer"
+
+    burden, fresh = Source(ask, keep_s=60), Source(ask)
+    for source in (burden, fresh):
+        calls.clear()
+        for _ in range(2):
+            source.start()
+            assert source.answer(time.monotonic() + 60) == "answer"
+        assert len(calls) == (1 if source is burden else 2)
+
+
+def test_a_failure_is_no_answer_even_where_an_older_one_would_hold():
+    answers = iter(["good"])
+    source = Source(lambda: next(answers), keep_s=60)
+    for expected in ("good", None):
+        source.start()
+        assert source.answer(time.monotonic() + 60) == expected
+
+
+def fake_driver(monkeypatch, **functions) -> None:
+    module = types.ModuleType("pynvml")
+    module.NVMLError = type("NVMLError", (Exception,), {})
+    vars(module).update({"nvmlInit": lambda: None, "nvmlDeviceGetHandleByIndex": lambda index: index, **functions})
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+
+
+def gpu_samples() -> dict[tuple[str, str], float]:
+    return {
+        (sample.name, sample.labels["gpu"]): sample.value
+        for metric in gpu_families(Gpus().read())
+        for sample in metric.samples
+    }
+
+
+def test_a_gpus_memory_and_load_are_shown(monkeypatch):
+    fake_driver(
+        monkeypatch,
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetMemoryInfo=lambda gpu: types.SimpleNamespace(used=100 * (gpu + 1), total=1000),
+        nvmlDeviceGetUtilizationRates=lambda gpu: types.SimpleNamespace(gpu=25),
+    )
+    assert gpu_samples() == {
+        ("convscope_gpu_memory_used_bytes", "0"): 100,
+        ("convscope_gpu_memory_used_bytes", "1"): 200,
+        ("convscope_gpu_memory_total_bytes", "0"): 1000,
+        ("convscope_gpu_memory_total_bytes", "1"): 1000,
+        ("convscope_gpu_utilization_ratio", "0"): 0.25,
+        ("convscope_gpu_utilization_ratio", "1"): 0.25,
+    }
+
+
+def test_what_a_driver_does_not_tell_is_left_out(monkeypatch):
+    def refuse(gpu):
+        raise sys.modules["pynvml"].NVMLError
+
+    fake_driver(
+        monkeypatch,
+        nvmlDeviceGetCount=lambda: 1,
+        nvmlDeviceGetMemoryInfo=lambda gpu: types.SimpleNamespace(used=1, total=2),
+        nvmlDeviceGetUtilizationRates=refuse,
+    )
+    assert [name for name, _ in gpu_samples()] == [
+        "convscope_gpu_memory_used_bytes",
+        "convscope_gpu_memory_total_bytes",
+    ]
+
+
+@pytest.mark.parametrize("package", [None, "no driver"])
+def test_without_package_or_driver_there_are_no_gpu_series(package, monkeypatch):
+    if package:
+
+        def refuse():
+            raise sys.modules["pynvml"].NVMLError
+
+        fake_driver(monkeypatch, nvmlInit=refuse)
+    else:
+        monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert gpu_samples() == {}
