@@ -66,6 +66,8 @@ class Network:
             asked for. All on the CPU.
         """
         wanted = self._extractor(layers)(images.to(self.device))
+        if self.device.type == "cuda":  # Where nothing is copied back, nothing else waits for the network to be done.
+            torch.cuda.synchronize(self.device)
         maps = {name: wanted[name].float().cpu() for name in layers}
         return (wanted[_SCORES].float().cpu() if self.has_scores else None), maps
 

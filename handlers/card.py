@@ -10,6 +10,7 @@ from typing import Any
 
 from handlers import media
 from handlers.bundle import Bundle, Limits
+from handlers.formats import Encoded
 from handlers.networks.geometry import LayerGeometry
 from handlers.reply import Identity
 from handlers.wire import convscope_pb2 as wire
@@ -50,16 +51,13 @@ def describe(
     }
 
 
-def encode(card: Mapping[str, Any], media_type: str) -> tuple[bytes, str]:
-    """Encode a card; what has no card form (npz, PNG) goes out as JSON.
-
-    Returns:
-        The body and its media type.
-    """
+def encode(card: Mapping[str, Any], media_type: str, request_id: str = "") -> Encoded:
+    """Encode a card; what has no card form (npz, PNG) goes out as JSON, which is the card alone, without an id."""
     if media_type == media.PROTOBUF:
         identity = {name: card[name] for name in Identity.__dataclass_fields__}
-        return wire.PredictReply(card=wire.ModelCard(**card), **identity).SerializeToString(), media_type
-    return json.dumps(card, indent=2, ensure_ascii=False).encode() + b"\n", media.JSON
+        reply = wire.PredictReply(card=wire.ModelCard(**card), **identity, request_id=request_id)
+        return Encoded(reply.SerializeToString(), media_type)
+    return Encoded(json.dumps(card, indent=2, ensure_ascii=False).encode() + b"\n", media.JSON)
 
 
 def _layer(name: str, module: str, layer: LayerGeometry) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from handlers import parts
+from handlers import journal, parts
 from handlers.service import Service
 
 
@@ -26,13 +26,15 @@ class ConvscopeHandler:
             Exception: Whatever keeps the network from answering; TorchServe reports it and tries again.
         """
         parts.keep_repeated()
+        version = str(context.manifest["model"]["modelVersion"])
+        journal.write_to_standard_output(context.model_name, version)
         properties = context.system_properties
         config = context.model_yaml_config or {}
         gpu = properties.get("gpu_id") if config.get("deviceType") != "cpu" else None
         self._service = Service.load(
             Path(properties["model_dir"]),
             model=context.model_name,
-            version=str(context.manifest["model"]["modelVersion"]),
+            version=version,
             config=config,
             batch_size=int(properties.get("batch_size") or 1),
             gpu=None if gpu is None else int(gpu),
@@ -49,7 +51,7 @@ class ConvscopeHandler:
             One body a request, in order. Media type and status are set in the context.
         """
         properties = [context.get_all_request_header(index) for index in range(len(data))]
-        answers = self._service.answer(data, properties)
+        answers = self._service.answer(data, properties, [context.get_request_id(index) for index in range(len(data))])
         for index, answer in enumerate(answers):
             context.set_response_content_type(index, answer.media_type)
             context.set_response_status(answer.status, HTTPStatus(answer.status).phrase, index)

@@ -16,10 +16,19 @@ from typing import ClassVar
 
 
 class RequestError(Exception):
-    """A request, or one picture of it, that gets an error instead of a result."""
+    """A request, or one picture of it, that gets an error instead of a result.
+
+    Args:
+        message: For the caller.
+        unexpected: The exception behind it, where that is ours to look into: the log gets its traceback.
+    """
 
     code: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
+
+    def __init__(self, message: str, *, unexpected: Exception | None = None) -> None:
+        super().__init__(message)
+        self.unexpected = unexpected
 
     @property
     def message(self) -> str:
@@ -88,3 +97,6 @@ class Internal(RequestError):
 
     code = "internal"
     status = 500
+
+
+CODES = tuple(kind.code for kind in RequestError.__subclasses__())

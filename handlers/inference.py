@@ -6,9 +6,9 @@ It knows pictures and options, and nothing of where they came from or how result
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from dataclasses import dataclass, field
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -20,8 +20,7 @@ from handlers.images import Picture, Preprocessing, stack
 from handlers.maps import prepare
 from handlers.options import Options
 from handlers.reply import ClassScore, Result
-
-logger = logging.getLogger(__name__)
+from handlers.trace import Trace
 
 ANY_SIZE = (32, 32)  # (H, W) of the warm-up picture of a network that takes any size.
 
@@ -32,6 +31,7 @@ _MAX_INPUT_BYTES = 8 * 2**20  # Of one forward pass: activations are many times 
 class Job:
     """One row on its way: its request, and for each picture first the picture, then its result."""
 
+    trace: Trace
     options: Options
     layers: tuple[str, ...]
     media_type: str
@@ -100,26 +100,38 @@ class Inference:
                 self._run_together(places[start : start + step], height, width)
 
     def _run_together(self, places: list[tuple[Job, int]], height: int, width: int) -> None:
-        """Run pictures of one size in one forward pass."""
+        """Run pictures of one size in one forward pass; all of its time counts for every request in it."""
+        traces = {job.trace for job, _ in places}
         wanted = frozenset(name for job, _ in places for name in job.layers)
         pictures = [job.pictures[index] for job, index in places]
         try:
+            began = perf_counter()
             images = stack(pictures, self._preprocessing)  # type: ignore[arg-type]  # (N, C, H, W)
+            stacked = perf_counter()
+            for trace in traces:
+                trace.add("preprocess", stacked - began)
             logits, maps = self._network.forward(images, wanted)
             scores = self._score(logits, places)
-        except Exception:
-            logger.exception("the forward pass of %d pictures of %d×%d failed", len(places), width, height)
-            error: RequestError = Internal("the network failed on this picture; the server's log has the reason")
+            forward_s = perf_counter() - stacked
+            for trace in traces:
+                trace.add("forward", forward_s)
+        except Exception as failure:
+            error: RequestError = Internal(
+                "the network failed on this picture; the server's log has the reason", unexpected=failure
+            )
             if self._preprocessing.size is None:
-                error = BadImage(f"the network cannot take a picture of {width}×{height} pixels")
+                message = f"the network cannot take a picture of {width}×{height} pixels"
+                error = BadImage(message, unexpected=failure)
             for job, index in places:
                 job.results[index] = error
             return
         for number, (job, index) in enumerate(places):
+            job.trace.resume()
             try:
                 job.results[index] = self._result(job, scores[number], maps, number)
             except RequestError as failure:
                 job.results[index] = failure
+            job.trace.lap("encode")
 
     def _score(
         self, logits: Tensor | None, places: list[tuple[Job, int]]

@@ -12,7 +12,8 @@ PNG = "image/png"
 REST_DEFAULT = JSON
 GRPC_DEFAULT = PROTOBUF
 
-_OFFERED = (JSON, PROTOBUF, NPZ, PNG)
+FORMATS = {JSON: "json", PROTOBUF: "protobuf", NPZ: "npz", PNG: "png"}
+"""What we offer, and what metrics call it."""
 
 
 def choose(accept: str, *, default: str) -> str:
@@ -28,14 +29,14 @@ def choose(accept: str, *, default: str) -> str:
     best, best_quality = None, 0.0
     for item in accept.split(","):
         name, *parameters = (part.strip().lower() for part in item.split(";"))
-        match = name if name in _OFFERED else default if name in ("", "*/*", "application/*") else None
+        match = name if name in FORMATS else default if name in ("", "*/*", "application/*") else None
         if name == "application/protobuf":
             match = PROTOBUF
         quality = _quality(parameters)
         if match is not None and quality > best_quality:
             best, best_quality = match, quality
     if best is None:
-        raise BadRequest(f"no accepted reply format is offered; there are {', '.join(_OFFERED)}")
+        raise BadRequest(f"no accepted reply format is offered; there are {', '.join(FORMATS)}")
     return best
 
 

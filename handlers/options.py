@@ -10,8 +10,10 @@ from typing import Any
 from handlers.errors import BadRequest
 from handlers.wire import convscope_pb2 as wire
 
-OPTION_NAMES = ("layers", "top_k", "map_dtype", "pool", "channels")
+OPTION_NAMES = ("layers", "top_k", "map_dtype", "pool", "channels", "timing")
 DTYPES = ("float32", "float16", "uint8")
+
+_SWITCH = {"1": True, "true": True, "0": False, "false": False}
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Options:
         map_dtype: What the maps travel as: `float32`, `float16` or `uint8`.
         pool: Average each map down to pool × pool cells; None for whole maps.
         channels: Which channels: their indexes in the order asked for, or how many of the strongest; None for all.
+        timing: Say in the reply where the time went.
     """
 
     layers: tuple[str, ...] = ()
@@ -31,6 +34,7 @@ class Options:
     map_dtype: str = "float32"
     pool: int | None = None
     channels: tuple[int, ...] | int | None = None
+    timing: bool = False
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Options:
@@ -47,6 +51,9 @@ class Options:
         map_dtype = values.get("map_dtype", "float32")
         if map_dtype not in DTYPES:
             raise BadRequest(f"map_dtype must be one of {', '.join(DTYPES)}")
+        timing = values.get("timing", False)
+        if not isinstance(timing, bool):
+            raise BadRequest("timing must be true or false; as text 1 or 0 will do")
         pool, channels = values.get("pool"), values.get("channels")
         if isinstance(channels, (list, tuple)):
             channels = tuple(dict.fromkeys(_whole(index, "a channel", least=0) for index in channels))
@@ -60,6 +67,7 @@ class Options:
             map_dtype=map_dtype,
             pool=None if pool is None else _whole(pool, "pool", least=1),
             channels=channels,
+            timing=timing,
         )
 
     @classmethod
@@ -83,7 +91,7 @@ class Options:
         Raises:
             BadRequest: As `from_values`.
         """
-        values: dict[str, Any] = {"layers": tuple(message.layers)}
+        values: dict[str, Any] = {"layers": tuple(message.layers), "timing": message.timing}
         if message.HasField("top_k"):
             values["top_k"] = message.top_k
         if message.HasField("pool"):
@@ -111,6 +119,8 @@ def _from_text(name: str, text: str) -> Any:
         return parts
     if name == "channels" and "," in text:
         return [_number(part) for part in parts]
+    if name == "timing":
+        return _SWITCH.get(text.lower(), text)
     return text if name == "map_dtype" else _number(text)
 
 

@@ -19,9 +19,10 @@ from google.protobuf.message import DecodeError
 from handlers.errors import BadRequest, TooManyImages
 from handlers.media import GRPC_DEFAULT, REST_DEFAULT, choose
 from handlers.options import OPTION_NAMES, Options
+from handlers.trace import Trace
 from handlers.wire import convscope_pb2 as wire
 
-_PLAIN_KEYS = ("data", *OPTION_NAMES, "describe", "accept")
+_PLAIN_KEYS = ("data", *OPTION_NAMES, "describe", "accept", "request_id")
 _HEADER_PREFIX = "x-convscope-"
 _PROTOBUF_TYPES = ("application/x-protobuf", "application/protobuf")
 
@@ -71,13 +72,14 @@ def reply_type(row: Row, headers: Mapping[str, str]) -> str:
     return choose(_text(row.get("accept", ""), "accept"), default=GRPC_DEFAULT)
 
 
-def parse(row: Row, headers: Mapping[str, str], *, max_images: int) -> Request:
+def parse(row: Row, headers: Mapping[str, str], trace: Trace, *, max_images: int) -> Request:
     """Read one row.
 
     Args:
         row: TorchServe's parameters of one request: values are bytearray, str, parsed JSON, or, for a repeated form
             field, a list of these.
         headers: HTTP headers, lower-case; empty on gRPC.
+        trace: Told the request's id as soon as it is read, since a request that is refused has one too.
         max_images: Largest accepted number of pictures.
 
     Raises:
@@ -89,14 +91,14 @@ def parse(row: Row, headers: Mapping[str, str], *, max_images: int) -> Request:
         return Request((), Options(), media_type, describe=True)
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if "request" in row:
-        return _from_protobuf(row["request"], media_type, max_images)
+        return _from_protobuf(row["request"], trace, media_type, max_images)
     if "body" not in row:
-        return _from_fields(row, headers, media_type, max_images)
+        return _from_fields(row, headers, trace, media_type, max_images)
     body = row["body"]
     if content_type in _PROTOBUF_TYPES:
-        return _from_protobuf(body, media_type, max_images)
+        return _from_protobuf(body, trace, media_type, max_images)
     if content_type == "application/json":
-        return _from_json(body, headers, media_type, max_images)
+        return _from_json(body, headers, trace, media_type, max_images)
     if isinstance(body, str):  # TorchServe decodes text/*; whatever it was, it is looked at as a picture.
         body = body.encode()
     return Request((body,), Options.from_text(_header_options(headers)), media_type)
@@ -108,20 +110,22 @@ def _asks_nothing(row: Row, headers: Mapping[str, str]) -> bool:
     return empty and bool(headers) and "content-length" not in headers
 
 
-def _from_protobuf(body: Any, media_type: str, max_images: int) -> Request:
+def _from_protobuf(body: Any, trace: Trace, media_type: str, max_images: int) -> Request:
     try:
         message = wire.PredictRequest.FromString(bytes(body))
     except (DecodeError, TypeError, ValueError) as err:
         raise BadRequest("the body is not a convscope.v1.PredictRequest; see proto/convscope.proto") from err
+    trace.identify(message.request_id)
     if message.describe:
         return Request((), Options(), media_type, describe=True)
     check_count(len(message.pictures), max_images)
     return Request(tuple(message.pictures), Options.from_message(message), media_type)
 
 
-def _from_json(body: Any, headers: Mapping[str, str], media_type: str, max_images: int) -> Request:
+def _from_json(body: Any, headers: Mapping[str, str], trace: Trace, media_type: str, max_images: int) -> Request:
     if not isinstance(body, dict):
         raise BadRequest('the body is not a JSON object; send {"data": "<base64 of a picture>", "layers": [...]}')
+    trace.identify(body.get("request_id"))
     _check_keys(body, _PLAIN_KEYS)
     if body.get("describe") is True:
         return Request((), Options(), media_type, describe=True)
@@ -145,11 +149,12 @@ def _from_base64(item: Any) -> bytes:
         raise BadRequest("a picture in data is not valid base64") from err
 
 
-def _from_fields(row: Row, headers: Mapping[str, str], media_type: str, max_images: int) -> Request:
+def _from_fields(row: Row, headers: Mapping[str, str], trace: Trace, media_type: str, max_images: int) -> Request:
     if "data" not in row and headers.get("content-type") == "application/x-www-form-urlencoded":
         raise BadRequest(
             "the body came as a web form, curl's way with -d; send a picture with curl -T or curl -F data=@"
         )
+    trace.identify(row.get("request_id"))
     _check_keys(row, _PLAIN_KEYS)
     if "describe" in row and _text(row["describe"], "describe").lower() not in ("0", "false"):
         return Request((), Options(), media_type, describe=True)

@@ -6,35 +6,25 @@ nothing of TorchServe's context; `entry.py` does.
 
 from __future__ import annotations
 
-import logging
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
 
-from handlers import bundle, card, media, reply, request
+from handlers import bundle, card, formats, media, reply, request, sizes
 from handlers.activations import Network
 from handlers.bundle import Bundle, Limits
-from handlers.errors import Draining, Internal, ReplyTooLarge, RequestError, TooManyImages, UnknownLayer
+from handlers.errors import Draining, Internal, RequestError, TooManyImages, UnknownLayer
+from handlers.formats import Encoded
 from handlers.images import Picture, decode
 from handlers.inference import ANY_SIZE, Inference, Job
 from handlers.networks.geometry import layer_geometry
-from handlers.options import Options
-
-logger = logging.getLogger(__name__)
-
-_MAX_INPUT_BYTES = (
-    8 * 2**20
-)  # Of one forward pass: activations are many times their input, and callers send many pictures.
-_ITEM_BYTES = {"float32": 4, "float16": 2, "uint8": 1}
-_TOO_LARGE = (
-    "the reply would have {size:,} bytes, at most {limit:,} can be sent; ask for fewer layers or channels, "
-    "for pool, for map_dtype uint8 or float16, or send fewer pictures in a request"
-)
+from handlers.telemetry import Telemetry
+from handlers.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -55,6 +45,7 @@ class Service:
         limits: In force.
         device: Where the network runs.
         drain_file: While this file exists, readiness says no.
+        telemetry: Told of every request.
 
     Raises:
         RuntimeError: The network does not survive its first forward pass, or its graph computes something else.
@@ -68,11 +59,13 @@ class Service:
         *,
         device: torch.device | str = "cpu",
         drain_file: Path | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._preprocessing = archive.preprocessing
         self._identity = identity
         self._limits = limits
         self._drain_file = drain_file
+        self._telemetry = telemetry or Telemetry()
         shape = (archive.preprocessing.channels, *(archive.preprocessing.size or ANY_SIZE))
         self._geometry = layer_geometry(archive.module, archive.layers, shape)
         network = Network(archive.module, archive.layers, has_scores=bool(archive.classes), device=device)
@@ -103,53 +96,85 @@ class Service:
             gpu: Index of the GPU given to this worker, None for the CPU.
             environment: `CONVSCOPE_MAX_RESPONSE_BYTES`, `CONVSCOPE_DRAIN_FILE`, `CONVSCOPE_THREADS`.
         """
+        began = perf_counter()
         # One thread a worker unless told otherwise: TorchServe starts a worker per core.
         torch.set_num_threads(int(environment.get("CONVSCOPE_THREADS", 1)))
         torch.backends.cudnn.allow_tf32 = False  # float32 maps are float32 on a GPU too; TF32 keeps 10 bits of 23.
         device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
         identity = reply.Identity(model, version, f"torch-{torch.__version__.partition('+')[0]}", str(device))
         drain_file = environment.get("CONVSCOPE_DRAIN_FILE")
-        return cls(
-            bundle.load(directory),
+        archive = bundle.load(directory)
+        telemetry = Telemetry.of(identity, tuple(archive.layers), archive.classes)
+        service = cls(
+            archive,
             identity,
             Limits.of(config, batch_size=batch_size, environment=environment),
             device=device,
             drain_file=Path(drain_file) if drain_file else None,
+            telemetry=telemetry,
         )
+        telemetry.loaded(perf_counter() - began)
+        return service
 
-    def answer(self, rows: Sequence[request.Row], properties: Sequence[Mapping[str, Any]]) -> list[Answer]:
+    def answer(
+        self,
+        rows: Sequence[request.Row],
+        properties: Sequence[Mapping[str, Any]],
+        request_ids: Sequence[str | None] | None = None,
+    ) -> list[Answer]:
         """Answer every row of a call.
 
         Args:
             rows: TorchServe's parameters of each request.
             properties: TorchServe's request properties of each, headers among them.
+            request_ids: TorchServe's id of each, for requests that name none.
 
         Returns:
             One answer a row, in order. Nothing is raised: an error is an answer too.
         """
-        headers = [request.request_headers(values) for values in properties]
-        admitted = [self._admit(row, head) for row, head in zip(rows, headers, strict=True)]
-        self._inference.run([job for job in admitted if isinstance(job, Job)])
-        return [self._finish(job) if isinstance(job, Job) else job for job in admitted]
+        began = perf_counter()
+        self._telemetry.in_flight(len(rows))
+        try:
+            traces: list[Trace] = []
+            admitted: list[Job | Encoded] = []
+            for row, values, given in zip(rows, properties, request_ids or [None] * len(rows), strict=True):
+                headers = request.request_headers(values)
+                traces.append(Trace(headers, given))
+                admitted.append(self._admit(row, headers, traces[-1]))
+            self._inference.run([job for job in admitted if isinstance(job, Job)])
+            encoded = [self._finish(job) if isinstance(job, Job) else job for job in admitted]
+            handler_s = perf_counter() - began
+            timings = [trace.timing(handler_s, len(rows)) if trace.wants_timing else None for trace in traces]
+            answers = [self._close(*one) for one in zip(encoded, traces, timings, strict=True)]
+            self._telemetry.record(traces, handler_s)
+        finally:
+            self._telemetry.in_flight(0)
+        return answers
 
-    def _admit(self, row: request.Row, headers: Mapping[str, str]) -> Job | Answer:
-        """Parse a row and decode its pictures; a model card or a refusal is an answer already."""
+    def _admit(self, row: request.Row, headers: Mapping[str, str], trace: Trace) -> Job | Encoded:
+        """Parse a row and decode its pictures; a model card or a refusal is encoded already."""
         media_type = media.REST_DEFAULT if headers else media.GRPC_DEFAULT
         try:
             media_type = request.reply_type(row, headers)
-            asked = request.parse(row, headers, max_images=self._limits.max_images)
+            asked = request.parse(row, headers, trace, max_images=self._limits.max_images)
             media_type = asked.media_type
             if asked.describe:
-                return self._describe(media_type)
-            layers = self._resolve(asked.options.layers)
+                return self._describe(trace, media_type)
+            trace.wants_timing = asked.options.timing
+            layers = trace.layers = self._resolve(asked.options.layers)
+            trace.lap("read")
             pictures = self._decode(asked.pictures)
-            self._check_reply_size(len(pictures), layers, asked.options, media_type)
+            trace.pictures = len(pictures)
+            trace.lap("decode")
+            if self._preprocessing.size is not None and media_type != media.PNG:  # Else the reply itself is judged.
+                foreseen = sizes.foresee(len(pictures), layers, self._geometry, asked.options, media_type)
+                sizes.check(foreseen, self._limits.max_reply_bytes)
         except RequestError as error:
-            return self._refuse(error, media_type)
-        except Exception:
-            logger.exception("a request could not be read")
-            return self._refuse(Internal("the request could not be read; the server's log has the reason"), media_type)
-        return Job(asked.options, layers, media_type, pictures, [None] * len(pictures))
+            return self._refuse(trace, error, media_type)
+        except Exception as failure:
+            message = "the request could not be read; the server's log has the reason"
+            return self._refuse(trace, Internal(message, unexpected=failure), media_type)
+        return Job(trace, asked.options, layers, media_type, pictures, [None] * len(pictures))
 
     def _resolve(self, layers: tuple[str, ...]) -> tuple[str, ...]:
         if "all" in layers:
@@ -179,49 +204,46 @@ class Service:
             request.check_count(len(pictures), self._limits.max_images)
         return pictures
 
-    def _check_reply_size(self, count: int, layers: tuple[str, ...], options: Options, media_type: str) -> None:
-        """Refuse before the forward pass what could not be sent; a network of any size is judged by its reply."""
-        if self._preprocessing.size is None or media_type == media.PNG:
-            return
-        cells = 0
-        for name in layers:
-            channels, *area = self._geometry[name].shape
-            if isinstance(options.channels, int):
-                channels = min(channels, options.channels)
-            elif options.channels is not None:
-                channels = len(options.channels)
-            cells += channels * (math.prod(area) if options.pool is None else options.pool**2)
-        size = count * cells * _ITEM_BYTES[options.map_dtype]
-        size = size * 4 // 3 if media_type == media.JSON else size
-        self._check_size(size)
-
-    def _check_size(self, size: int) -> None:
-        limit = self._limits.max_reply_bytes
-        if size > limit:
-            raise ReplyTooLarge(_TOO_LARGE.format(size=size, limit=limit))
-
-    def _finish(self, job: Job) -> Answer:
+    def _finish(self, job: Job) -> Encoded:
         """Encode a job's reply, or say why it cannot be."""
+        trace = job.trace
+        trace.resume()
         try:
             results = tuple(result for result in job.results if result is not None)
-            outcome = reply.Reply.of(self._identity, results)
-            body, media_type = reply.encode(outcome, job.media_type)
-            self._check_size(len(body))
+            outcome = reply.Reply.of(self._identity, results, trace.request_id)
+            encoded = formats.encode(outcome, job.media_type, awaits_timing=trace.wants_timing)
+            sizes.check(encoded.size, self._limits.max_reply_bytes)
         except RequestError as error:
-            return self._refuse(error, job.media_type)
-        except Exception:
-            logger.exception("a reply could not be encoded")
-            return self._refuse(Internal("the reply could not be encoded; the server's log says why"), job.media_type)
-        return Answer(body, media_type, outcome.refusal.status if outcome.refusal else 200)
+            return self._refuse(trace, error, job.media_type)
+        except Exception as failure:
+            message = "the reply could not be encoded; the server's log says why"
+            return self._refuse(trace, Internal(message, unexpected=failure), job.media_type)
+        trace.lap("encode")
+        trace.results, trace.error = results, outcome.refusal
+        return encoded
 
-    def _refuse(self, error: RequestError, media_type: str) -> Answer:
-        body, media_type = reply.encode(reply.Reply(self._identity, (), error), media_type)
-        return Answer(body, media_type, error.status)
+    def _refuse(self, trace: Trace, error: RequestError, media_type: str) -> Encoded:
+        trace.error = error
+        trace.seconds.pop("encode", None)  # Maps may have been converted, but it did not get through.
+        outcome = reply.Reply(self._identity, (), error, trace.request_id)
+        return formats.encode(outcome, media_type)
 
-    def _describe(self, media_type: str) -> Answer:
+    def _describe(self, trace: Trace, media_type: str) -> Encoded:
         """Answer the card after one real forward pass: the readiness probe."""
+        trace.is_card = True
         if self._drain_file is not None and self._drain_file.exists():
             raise Draining("the server is stopping; requests in flight finish, new ones go elsewhere")
         self._inference.warm_up()
-        body, media_type = card.encode(self._card, media_type)
-        return Answer(body, media_type)
+        return card.encode(self._card, media_type, trace.request_id)
+
+    def _close(self, encoded: Encoded, trace: Trace, timing: reply.Timing | None) -> Answer:
+        """Finish an answer, and note in the trace what goes back."""
+        try:
+            body = encoded.close(timing)
+        except Exception as failure:
+            trace.results = ()
+            error = Internal("the reply could not be encoded; the server's log says why", unexpected=failure)
+            encoded = self._refuse(trace, error, encoded.media_type)
+            body = encoded.body
+        trace.media_type, trace.reply_bytes = encoded.media_type, len(body)
+        return Answer(body, encoded.media_type, encoded.status)

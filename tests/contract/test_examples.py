@@ -16,9 +16,11 @@ from convscope._wire import inference_pb2
 
 from handlers import card, request
 from handlers.errors import BadImage, UnknownLayer
+from handlers.formats import to_json, to_protobuf
 from handlers.maps import FeatureMap
 from handlers.media import PROTOBUF
-from handlers.reply import ClassScore, Identity, Reply, Result, to_json, to_protobuf
+from handlers.reply import ClassScore, Identity, Reply, Result
+from handlers.trace import Trace
 from handlers.wire import convscope_pb2 as wire
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "proto/examples"
@@ -57,7 +59,7 @@ def test_the_client_writes_the_golden_request() -> None:
 
 
 def test_the_handler_reads_the_golden_request() -> None:
-    asked = request.parse({"request": bytearray(golden("request"))}, {}, max_images=2)
+    asked = request.parse({"request": bytearray(golden("request"))}, {}, Trace({}), max_images=2)
     assert asked.pictures == PICTURES
     assert asked.media_type == PROTOBUF
     assert asked.options == request.Options(("conv1", "conv2"), 3, "uint8", 2, (5, 0))
@@ -110,8 +112,8 @@ def test_the_handler_writes_the_golden_card() -> None:
     for layer in values["layers"]:
         layer |= {"parameters": int(layer["parameters"])}
         layer["bytes"] = {dtype: int(size) for dtype, size in layer["bytes"].items()}
-    body, _ = card.encode(values, PROTOBUF)
-    assert wire.PredictReply.FromString(body) == expected
+    encoded = card.encode(values, PROTOBUF)
+    assert wire.PredictReply.FromString(encoded.close()) == expected
 
 
 def test_torchserves_service_is_spelt_as_torchserve_spells_it() -> None:

@@ -15,6 +15,7 @@ from handlers.service import Answer, Service
 from handlers.wire import convscope_pb2 as wire
 
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+REQUEST_ID = "26b2c1a8-9b8a-4f7d-8c61-0d6a3f1d2e10"  # As TorchServe gives one to each request.
 CIFAR_INPUT = Preprocessing(3, 32, 32, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
 
 
@@ -30,14 +31,14 @@ def make_service(
 
 def ask_message(service: Service, message: wire.PredictRequest) -> wire.PredictReply:
     """Ask as gRPC does."""
-    [answer] = service.answer([{"request": bytearray(message.SerializeToString())}], [{}])
+    [answer] = service.answer([{"request": bytearray(message.SerializeToString())}], [{}], [REQUEST_ID])
     return wire.PredictReply.FromString(answer.body)
 
 
 def ask_rest(service: Service, row: dict[str, Any], **headers: str) -> Answer:
     """Ask as REST does, header names written with underscores."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    [answer] = service.answer([row], [{"Host": "localhost", **named}])
+    [answer] = service.answer([row], [{"Host": "localhost", **named}], [REQUEST_ID])
     return answer
 
 

@@ -23,6 +23,7 @@ from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import (
     CIFAR_CLASSES,
     CIFAR_INPUT,
+    REQUEST_ID,
     ask_json,
     ask_message,
     ask_rest,
@@ -369,7 +370,7 @@ class TestEveryBody:
 
     def test_plain_keys_on_grpc_give_the_same(self, service: Service, expected: dict[str, Any]) -> None:
         row = {"data": GOOD, "layers": b"conv1", "top_k": b"2", "accept": b"application/json"}
-        [answer] = service.answer([{key: bytearray(value) for key, value in row.items()}], [{}])
+        [answer] = service.answer([{key: bytearray(value) for key, value in row.items()}], [{}], [REQUEST_ID])
         assert json.loads(answer.body) == expected
 
 

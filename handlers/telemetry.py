@@ -1,0 +1,86 @@
+"""Telemetry: what the service tells those who operate it, metrics and log, and never at the cost of a request."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from handlers import journal
+from handlers.reply import Identity
+from handlers.trace import Trace
+
+logger = logging.getLogger(__name__)
+
+
+class Recorder(Protocol):
+    """What keeps metrics; `handlers.metrics.Metrics` says what its methods mean."""
+
+    def loaded(self, seconds: float) -> None: ...  # noqa: D102
+    def in_flight(self, requests: int) -> None: ...  # noqa: D102
+    def record(self, traces: Sequence[Trace], handler_s: float) -> None: ...  # noqa: D102
+
+
+class Silence:
+    """Keeps no metrics."""
+
+    def loaded(self, seconds: float) -> None:
+        """Do nothing."""
+
+    def in_flight(self, requests: int) -> None:
+        """Do nothing."""
+
+    def record(self, traces: Sequence[Trace], handler_s: float) -> None:
+        """Do nothing."""
+
+
+class Telemetry:
+    """The way to metrics and log. A recorder that fails is given up, with one line in the log.
+
+    Args:
+        recorder: Keeps the metrics.
+    """
+
+    def __init__(self, recorder: Recorder | None = None) -> None:
+        self._recorder: Recorder = recorder or Silence()
+
+    @classmethod
+    def of(cls, identity: Identity, layers: Sequence[str], classes: Sequence[str]) -> Telemetry:
+        """Keep metrics if `PROMETHEUS_MULTIPROC_DIR` is set and prometheus_client installed, else none.
+
+        Args:
+            identity: Who answers.
+            layers: The published ones.
+            classes: Labels by index.
+        """
+        if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            return cls()
+        try:
+            from handlers.metrics import Metrics  # Needs prometheus_client, which a stock TorchServe may not have.
+
+            return cls(Metrics(identity, layers, classes))
+        except Exception:
+            logger.warning("no metrics are kept, as they could not be set up", exc_info=True)
+            return cls()
+
+    def loaded(self, seconds: float) -> None:
+        """Note that the archive is loaded, and how long that took."""
+        self._attempt(self._recorder.loaded, seconds)
+
+    def in_flight(self, requests: int) -> None:
+        """Say how many requests this worker holds now."""
+        self._attempt(self._recorder.in_flight, requests)
+
+    def record(self, traces: Sequence[Trace], handler_s: float) -> None:
+        """Count the requests of a batch, all answered, and log those that failed."""
+        self._attempt(self._recorder.record, traces, handler_s)
+        for trace in traces:
+            journal.write_failure(trace)
+
+    def _attempt(self, action: Callable[..., None], *arguments: Any) -> None:
+        try:
+            action(*arguments)
+        except Exception:
+            self._recorder = Silence()
+            logger.warning("no metrics are kept from here on, as recording failed", exc_info=True)
