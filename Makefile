@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 PORT ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo stop serve test lint format test-gpu test-docker secrets update bench archives proto lock clean
+.PHONY: help install demo stop serve test prometheus lint format test-gpu test-docker secrets update bench archives proto lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,8 +36,11 @@ stop: ## Stop the service that `make demo` left running
 serve: .venv/installed stop ## Serve every archive of model_store/ until Ctrl-C
 	$(BIN)/python -m server --rest-port $(PORT)
 
-test: install lint ## Set up, lint, type-check, and run every test that needs no Docker and no GPU
+test: install prometheus lint ## Set up, lint, type-check, and run every test that needs no Docker and no GPU
 	$(BIN)/pytest -m "not docker and not gpu"
+
+prometheus: ## Fetch Debian's Prometheus into .tools/ for the tests of rules and dashboards, if there is none
+	tests/watching/fetch.sh
 
 lint: .venv/installed ## Check style and types
 	$(BIN)/ruff check .
@@ -75,4 +78,4 @@ lock: ## Pin requirements/*.txt anew (needs uv)
 	uv pip compile requirements/proto.in --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/proto.txt
 
 clean: ## Remove what the other targets made
-	rm -rf .venv .venv-proto out runs
+	rm -rf .venv .venv-proto .tools out runs

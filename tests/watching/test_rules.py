@@ -1,0 +1,93 @@
+"""Rules and alerts: sound, tested both ways, and each with words for the person it wakes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.watching.promql import OF_PROMETHEUS, OPERATIONS, ROOT, RULES, alerts, documented, names, recorded, rules
+from tests.watching.tools import promtool
+
+CASES = sorted((Path(__file__).parent / "rules").glob("*.yaml"))
+GROUPS = [group["name"] for path in RULES.glob("*.yml") for group in yaml.safe_load(path.read_text())["groups"]]
+
+
+@pytest.mark.usefixtures("prometheus_installed")
+def test_promtool_finds_no_fault_with_the_configuration() -> None:
+    said = promtool("check", "config", ROOT / "deploy/prometheus/prometheus.yml")
+    assert said.count("SUCCESS") > len(list(RULES.glob("*.yml")))
+
+
+@pytest.mark.usefixtures("prometheus_installed")
+def test_promtool_finds_no_fault_with_the_rules() -> None:
+    said = promtool("check", "rules", "--lint=all", "--lint-fatal", *RULES.glob("*.yml"))
+    assert sum(map(int, re.findall(r"(\d+) rules found", said))) == len(rules())
+
+
+@pytest.mark.usefixtures("prometheus_installed")
+@pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
+def test_rules_compute_and_alerts_fire_as_told(case: Path) -> None:
+    promtool("test", "rules", case)
+
+
+def expectations(alert: str) -> list[bool]:
+    """Return, for each check that names an alert, whether it is expected to fire for something."""
+    found = []
+    for path in CASES:
+        for test in yaml.safe_load(path.read_text())["tests"]:
+            for check in test.get("promql_expr_test", []):
+                pattern = re.search(r'ALERTS(?:\{alertname(=~?)"([^"]+)")?', check["expr"])
+                if pattern and re.fullmatch(pattern[2] or ".*", alert):
+                    samples = [sample["labels"] for sample in check["exp_samples"]]
+                    named = [labels for labels in samples if f'alertname="{alert}"' in labels]
+                    found.append(bool(named or (samples and pattern[1] == "=")))
+            for check in test.get("alert_rule_test", []):
+                if check["alertname"] == alert:
+                    found.append(bool(check["exp_alerts"]))
+    return found
+
+
+@pytest.mark.parametrize("alert", alerts())
+def test_every_alert_is_seen_to_fire(alert: str) -> None:
+    assert True in expectations(alert)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
+def test_cases_evaluate_every_group_in_the_order_rules_build_on_each_other(case: Path) -> None:
+    assert sorted(yaml.safe_load(case.read_text())["group_eval_order"]) == sorted(GROUPS)
+
+
+@pytest.mark.parametrize("name", recorded())
+def test_every_recorded_series_is_read_by_somebody(name: str) -> None:
+    dashboards = "".join(path.read_text() for path in (ROOT / "deploy/grafana").glob("*.yml"))
+    readers = [rule["expr"] for rule in rules()] + [dashboards, OPERATIONS.read_text(encoding="utf-8")]
+    assert any(re.search(rf"(?<![\w:]){re.escape(name)}(?![\w:])", text) for text in readers)
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.get("alert") or rule["record"])
+def test_a_rule_reads_only_metrics_that_there_are(rule: dict[str, str]) -> None:
+    known = {series for metric in documented().values() for series in metric.series} | OF_PROMETHEUS | set(recorded())
+    assert names(rule["expr"]) <= known
+
+
+@pytest.mark.parametrize("alert", alerts())
+def test_an_alert_says_what_it_means_and_what_to_do(alert: str) -> None:
+    rule = alerts()[alert]
+    assert rule["labels"]["severity"] in ("page", "ticket")
+    for part in ("summary", "description", "action"):
+        assert len(rule["annotations"][part]) > 20, part
+    page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+    assert page == str(OPERATIONS.relative_to(ROOT))
+    assert anchor == alert.lower()
+    section = re.search(rf"^### {alert}\n(.*?)(?=^#)", OPERATIONS.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert section
+    assert section[1].lower().startswith(rule["labels"]["severity"])
+    assert "**First:**" in section[1]
+
+
+def test_operations_describe_no_alert_that_is_gone() -> None:
+    part = OPERATIONS.read_text(encoding="utf-8").partition("\n## Alerts\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^### (\w+)$", part, re.MULTILINE) == sorted(alerts(), key=list(alerts()).index)
