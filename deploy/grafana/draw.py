@@ -39,7 +39,7 @@ LONGEST_S = (("d", 86400.0), ("h", 3600.0), ("min", 60.0))
 
 def _engineering(unit: str) -> Any:
     form = EngFormatter(unit, sep=" ")
-    return lambda value, _=None: form.format_eng(float(f"{value:.3g}")) + unit
+    return lambda value, _=None: form.format_eng(float(f"{value:.3g}"))
 
 
 def _seconds(value: float, _: int | None = None) -> str:
