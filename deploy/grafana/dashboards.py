@@ -136,7 +136,14 @@ def _panel(described: dict[str, Any]) -> dict[str, Any]:
 
 def _options(kind: str, unit: str) -> dict[str, Any]:
     if kind == "timeseries":
-        legend = {"showLegend": True, "displayMode": "table", "placement": "bottom", "calcs": ["lastNotNull", "max"]}
+        legend = {
+            "showLegend": True,
+            "displayMode": "table",
+            "placement": "bottom",
+            "calcs": ["lastNotNull", "max"],
+            "sortBy": "Max",
+            "sortDesc": True,
+        }
         return {"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}}
     if kind == "stat":
         return {"reduceOptions": {"calcs": ["lastNotNull"]}, "colorMode": "none", "textMode": "value_and_name"}

@@ -26,7 +26,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.dates import ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter
 
 HERE = Path(__file__).parent
 DASHBOARDS = HERE / "provisioning/dashboards"
@@ -34,11 +34,26 @@ PICTURES = HERE.parents[1] / "docs/pictures"
 WINDOW = "1m"  # Grafana's smallest $__rate_interval.
 COLUMN_IN, ROW_IN = 0.75, 0.42  # Inches of the dashboard's grid.
 MOST_LINES = 9  # In a legend.
+LONGEST_S = (("d", 86400.0), ("h", 3600.0), ("min", 60.0))
+
+
+def _engineering(unit: str) -> Any:
+    form = EngFormatter(unit, sep=" ")
+    return lambda value, _=None: form.format_eng(float(f"{value:.3g}"))
+
+
+def _seconds(value: float, _: int | None = None) -> str:
+    for unit, length in LONGEST_S:
+        if abs(value) >= 2 * length:
+            return f"{value / length:.3g} {unit}"
+    return str(_engineering("s")(value))
+
+
 UNITS: dict[str, Any] = {
-    "s": EngFormatter("s", places=3, sep=" "),
-    "bytes": EngFormatter("B", sep=" "),
-    "percentunit": PercentFormatter(1),
-    "percent": PercentFormatter(100),
+    "s": FuncFormatter(_seconds),
+    "bytes": FuncFormatter(_engineering("B")),
+    "percentunit": FuncFormatter(lambda value, _: f"{100 * value:.3g} %"),
+    "percent": FuncFormatter(lambda value, _: f"{value:.3g} %"),
     "reqps": FuncFormatter(lambda value, _: f"{value:.3g}/s"),
     "cps": FuncFormatter(lambda value, _: f"{value:.3g}/s"),
     "short": FuncFormatter(lambda value, _: f"{value:.4g}"),
@@ -100,7 +115,10 @@ def draw(dashboard: dict[str, Any], source: Source) -> Figure:
 def _lines(axes: Axes, panel: dict[str, Any], answers: list[tuple[str, Series]]) -> None:
     defaults = panel["fieldConfig"]["defaults"]
     drawn = [(_name(legend, series["metric"]), *_points(series)) for legend, series in answers]
-    drawn = [(name, times, values) for name, times, values in drawn if np.isfinite(values).any()]
+    drawn = [line for line in drawn if np.isfinite(line[2]).any()]
+    drawn = [line for line in drawn if np.nanmax(np.abs(line[2])) > 0] or drawn[
+        :MOST_LINES
+    ]  # Zeros beside others hide them.
     drawn.sort(key=lambda line: -np.nanmax(line[2]))
     if defaults["custom"]["stacking"]["mode"] == "normal" and drawn:
         moments = np.unique(np.concatenate([times for _, times, _ in drawn]))
@@ -115,14 +133,17 @@ def _lines(axes: Axes, panel: dict[str, Any], answers: list[tuple[str, Series]])
         axes.legend(handles[:MOST_LINES], names[:MOST_LINES], fontsize=6, loc="upper left", framealpha=0.7)
     else:
         _say(axes, "no data")
-    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    low, high = axes.dataLim.intervaly
+    axes.set_ylim(min(0, low), 1.05 * high if drawn and high > 0 else 1)
 
 
 def _stat(axes: Axes, panel: dict[str, Any], answers: list[tuple[str, Series]]) -> None:
     axes.axis("off")
     form = UNITS[panel["fieldConfig"]["defaults"]["unit"]]
     values = [(_name(legend, series["metric"]), float(series["value"][1])) for legend, series in answers]
-    told = [f"{form(value)}\n{name}" if len(values) == 1 else f"{form(value)} {name}" for name, value in values]
+    told = [
+        f"{form(value, None)}\n{name}" if len(values) == 1 else f"{form(value, None)} {name}" for name, value in values
+    ]
     axes.text(0.5, 0.45, "\n".join(told) or "no data", ha="center", va="center", fontsize=14 if len(told) < 2 else 9)
 
 
@@ -130,7 +151,10 @@ def _table(axes: Axes, panel: dict[str, Any], answers: list[tuple[str, Series]])
     axes.axis("off")
     form = UNITS[panel["fieldConfig"]["defaults"]["unit"]]
     columns = sorted({label for _, series in answers for label in series["metric"]})
-    rows = [[series["metric"].get(c, "") for c in columns] + [form(float(series["value"][1]))] for _, series in answers]
+    rows = [
+        [series["metric"].get(c, "") for c in columns] + [form(float(series["value"][1]), None)]
+        for _, series in answers
+    ]
     if not rows:
         _say(axes, "nothing")
         return
