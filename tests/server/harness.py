@@ -139,7 +139,7 @@ class Launched:
         return "".join(self._said["err"])
 
     def await_ready(self) -> Launched:
-        poll(lambda: "Ctrl-C stops it." in self.out or self._ready_entry() or self.process.poll() is not None, 90)
+        poll(lambda: "Ctrl-C stops it." in self.out or self._ready_entry() or self.process.poll() is not None, 240)
         assert self.process.poll() is None, self.err
         return self
 
