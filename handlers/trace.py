@@ -15,8 +15,8 @@ from typing import Any
 from handlers.errors import RequestError
 from handlers.reply import Result, Timing
 
-STAGES = ("read", "decode", "preprocess", "forward", "encode")
-TRANSPORTS = ("rest", "grpc")
+STAGES: tuple[str, ...] = ("read", "decode", "preprocess", "forward", "encode")
+TRANSPORTS: tuple[str, ...] = ("rest", "grpc")
 OK = "ok"  # The code of a request that was answered.
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")

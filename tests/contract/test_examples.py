@@ -16,10 +16,10 @@ from convscope._wire import inference_pb2
 
 from handlers import card, request
 from handlers.errors import BadImage, UnknownLayer
-from handlers.formats import to_json, to_protobuf
+from handlers.formats import encode
 from handlers.maps import FeatureMap
-from handlers.media import PROTOBUF
-from handlers.reply import ClassScore, Identity, Reply, Result
+from handlers.media import JSON, PROTOBUF
+from handlers.reply import ClassScore, Identity, Reply, Result, Timing
 from handlers.trace import Trace
 from handlers.wire import convscope_pb2 as wire
 
@@ -45,7 +45,9 @@ REPLY = Reply.of(
         ),
         BadImage("the JPEG file is truncated or damaged"),
     ),
+    "0af7651916cd43dd8448eb211c80319c",
 )
+TIMING = Timing(0.125, 0.25, 0.5, 2, 0.0625, 3, 4)
 REFUSAL = Reply(IDENTITY, (), UnknownLayer("there is no layer 'nose'; this model publishes conv1, conv2"))
 
 
@@ -65,13 +67,14 @@ def test_the_handler_reads_the_golden_request() -> None:
     assert asked.options == request.Options(("conv1", "conv2"), 3, "uint8", 2, (5, 0))
 
 
-@pytest.mark.parametrize(("reply", "name"), [(REPLY, "reply"), (REFUSAL, "refusal")])
-def test_the_handler_writes_the_golden_replies(reply: Reply, name: str) -> None:
-    assert to_protobuf(reply) == golden(name)
+@pytest.mark.parametrize(("reply", "timing", "name"), [(REPLY, TIMING, "reply"), (REFUSAL, None, "refusal")])
+def test_the_handler_writes_the_golden_replies(reply: Reply, timing: Timing | None, name: str) -> None:
+    assert encode(reply, PROTOBUF).close(timing) == golden(name)
 
 
 def test_the_handler_writes_the_golden_json() -> None:
-    assert json.loads(to_json(REPLY)) == json.loads((EXAMPLES / "reply.json").read_text(encoding="utf-8"))
+    body = encode(REPLY, JSON).close(TIMING)
+    assert json.loads(body) == json.loads((EXAMPLES / "reply.json").read_text(encoding="utf-8"))
 
 
 def test_the_client_reads_the_golden_reply() -> None:

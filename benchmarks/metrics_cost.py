@@ -1,0 +1,109 @@
+"""What keeping metrics costs: the same request answered with and without a recorder, in turns, in this process.
+
+Type: python -m benchmarks.metrics_cost --pairs 3000
+
+A pair is one call of each, the order turning from pair to pair, so that a machine whose speed drifts drifts for both.
+Times are the thread's own on the CPU, so that what else runs on the machine is not counted. The cost is the median of
+the pairs' differences, with their quartiles. Beside it stands its share of a handler call, and, where `make bench`
+has left out/overhead.json, of what a request takes of the service then: one over its rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from time import thread_time
+from typing import Any
+
+import torch
+import yaml
+
+from handlers.metrics import Metrics
+from handlers.service import Service
+from handlers.telemetry import Silence
+from handlers.wire import convscope_pb2 as wire
+
+ROOT = Path(__file__).resolve().parents[1]
+ASKED: dict[str, dict[str, Any]] = {  # Named as the workloads of `benchmarks.overhead`.
+    "scores": {},
+    "scores, maps float32": {"layers": ["all"]},
+    "scores, maps uint8": {"layers": ["all"], "map_dtype": wire.UINT8},
+}
+WAYS = ("REST c=1", "REST c=8", "gRPC c=1", "gRPC c=8")
+WARM_UP = 200  # Calls.
+
+
+def main() -> int:
+    """Measure, and print the table with its circumstances."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--pairs", type=int, default=3000, help="of each workload")
+    parser.add_argument("--overhead", type=Path, default=ROOT / "out/overhead.json", help="written by make bench")
+    options = parser.parse_args()
+    rates = json.loads(options.overhead.read_text())["pictures_per_s"] if options.overhead.exists() else {}
+    print("| workload | handler call, µs | recording, µs | of the call | " + " | ".join(WAYS) + " |")
+    print("|---|" + "---|" * (3 + len(WAYS)))
+    picture = (ROOT / "samples/cat.png").read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        service = load(Path(folder))
+        for name, asked in ASKED.items():
+            quiet, costs = measure(service, wire.PredictRequest(pictures=[picture], **asked), options.pairs)
+            call, cost = statistics.median(quiet), statistics.median(costs)
+            low, _, high = statistics.quantiles(costs, n=4)
+            whole = [statistics.median(rates[name][way]) if way in rates.get(name, {}) else None for way in WAYS]
+            shares = [f"{cost * rate:.1%}" if rate else "–" for rate in whole]
+            cells = [name, f"{call * 1e6:,.0f}", f"{cost * 1e6:.0f} ({low * 1e6:.0f}–{high * 1e6:.0f})"]
+            print("| " + " | ".join([*cells, f"{cost / call:.1%}", *shares]) + " |")
+    circumstances = {
+        "pairs": options.pairs,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "machine": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    print(f"\n{json.dumps(circumstances)}")
+    return 0
+
+
+def load(folder: Path) -> Service:
+    """Load the archive's handler as a worker has it, on one thread, its metrics in `folder`."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    unpacked = folder / "archive"
+    with zipfile.ZipFile(ROOT / "model_store/cifar.mar") as archive:
+        archive.extractall(unpacked)
+    config = yaml.safe_load((unpacked / "model-config.yaml").read_text())
+    environment = {"CONVSCOPE_THREADS": "1", "CONVSCOPE_MAX_RESPONSE_BYTES": str(2**28)}
+    service = Service.load(
+        unpacked, model="cifar", version="1.0", config=config, batch_size=1, gpu=None, environment=environment
+    )
+    if not isinstance(service._telemetry._recorder, Metrics):
+        raise SystemExit("benchmarks: the handler keeps no metrics here")
+    return service
+
+
+def measure(service: Service, message: wire.PredictRequest, pairs: int) -> tuple[list[float], list[float]]:
+    """Return the seconds of each pair's call without a recorder, and what the one with it took more."""
+    rows = [{"request": message.SerializeToString()}]
+    kept = service._telemetry._recorder
+    recorders = (Silence(), kept)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for number in range(WARM_UP + pairs):
+        for which in (0, 1) if number % 2 else (1, 0):
+            service._telemetry._recorder = recorders[which]
+            began = thread_time()
+            service.answer(rows, [{}], ["0af7651916cd43dd8448eb211c80319c"])
+            seconds[which].append(thread_time() - began)
+    service._telemetry._recorder = kept
+    quiet, counted = (taken[WARM_UP:] for taken in seconds)
+    return quiet, [more - less for less, more in zip(quiet, counted, strict=True)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
