@@ -23,7 +23,8 @@ SHIP = (ROOT / "samples/ship.png").read_bytes()
 
 @pytest.fixture
 def http(server: Launched) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.port('REST')}", timeout=30) as client:
+    same = {"X-Request-Id": "the-same"}  # Or each reply would have an id of its own.
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.port('REST')}", timeout=30, headers=same) as client:
         yield client
 
 

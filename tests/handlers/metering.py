@@ -10,20 +10,32 @@ from prometheus_client.multiprocess import MultiProcessCollector
 WHO = {"model": "cifar", "version": "1.0"}
 
 
-def scrape(directory: Path) -> dict[str, list[tuple[dict[str, str], float]]]:
-    """Read every sample that is not 0: name → its labels without model and version, value."""
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
-    found: dict[str, list[tuple[dict[str, str], float]]] = {}
-    for family in registry.collect():
-        for sample in family.samples:
-            labels = dict(sample.labels)
-            assert {name: labels.pop(name) for name in WHO} == WHO
-            if sample.value:
-                found.setdefault(sample.name, []).append((labels, sample.value))
-    return found
+Samples = list[tuple[dict[str, str], float]]
+
+
+def every(directory: Path, name: str) -> Samples:
+    """Read every sample of one name: its labels without model and version, value."""
+    return _read(directory).get(name, [])
+
+
+def scrape(directory: Path) -> dict[str, Samples]:
+    """Read every sample that is not 0, by name."""
+    kept = {name: [(labels, value) for labels, value in samples if value] for name, samples in _read(directory).items()}
+    return {name: samples for name, samples in kept.items() if samples}
 
 
 def value(directory: Path, name: str) -> float:
     """Return the value of a metric without labels of its own, 0 for none."""
-    return next((number for labels, number in scrape(directory).get(name, []) if not labels), 0.0)
+    return next((number for labels, number in every(directory, name) if not labels), 0.0)
+
+
+def _read(directory: Path) -> dict[str, Samples]:
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
+    found: dict[str, Samples] = {}
+    for family in registry.collect():
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            assert {name: labels.pop(name) for name in WHO} == WHO
+            found.setdefault(sample.name, []).append((labels, sample.value))
+    return found

@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from prometheus_client import Histogram
 from torch import nn
 
 from handlers import errors
 from handlers.metrics import MOST_CLASSES, Metrics
 from handlers.networks.cifar import Cifar
 from handlers.service import Service
-from handlers.slots import slot_name
+from handlers.slots import Slot, slot_name
 from handlers.telemetry import Silence, Telemetry
 from handlers.wire import convscope_pb2 as wire
-from tests.handlers.metering import scrape, value
+from tests.handlers.metering import every, scrape, value
 from tests.handlers.support import CIFAR_CLASSES, ask_message, ask_rest
 from tests.handlers.worker import IDENTITY, metered
 from tests.pictures import colours, npy, png
@@ -193,6 +194,32 @@ def test_every_code_there_is_can_be_counted() -> None:
     assert all(f"| `{code}` |" in listed for code in errors.CODES)
 
 
+def test_buckets_are_filled_as_prometheus_client_fills_them(directory: Path) -> None:
+    bounds = (0.1, 0.5, 1.0, 30.0)
+    amounts = [0, 0.05, 0.1, 0.10001, 0.5, 0.7, 1, 29, 30, 30.5, 1e9]
+    slot = Slot(directory, "slot1", {"model": "cifar", "version": "1.0"})
+    ours = slot.histograms("ours", "Text.", {}, bounds)[()]
+    slot.open()
+    theirs = Histogram("ours", "Text.", registry=None, buckets=bounds)
+    for amount in amounts:
+        ours.observe(amount)
+        theirs.observe(amount)
+    [family] = theirs.collect()
+    expected = {(sample.name, sample.labels.get("le")): sample.value for sample in family.samples}
+    found = {(name, labels.get("le")): number for name, all_ in scrape(directory).items() for labels, number in all_}
+    assert found == {key: number for key, number in expected.items() if key[0] != "ours_created"}
+
+
+def test_latencies_fall_into_the_buckets_that_every_part_of_the_system_shares(
+    service: Service, directory: Path
+) -> None:
+    ask_message(service, wire.PredictRequest(pictures=[GOOD]))
+    ends = [float(labels["le"]) for labels, _ in every(directory, "convscope_handler_seconds_bucket")]
+    shared = "0.0001 0.00025 0.0005 0.00075 0.001 0.0015 0.002 0.003 0.005 0.0075 0.01 0.015 0.02 0.03 0.05 0.075 0.1 "
+    shared += "0.15 0.2 0.3 0.5 0.75 1 1.5 2 3 5 7.5 10 30 inf"
+    assert sorted(set(ends)) == [float(end) for end in shared.split()]
+
+
 def test_services_of_one_process_add_up(directory: Path) -> None:
     network = Cifar()
     for service in (metered(network), metered(network), metered(network)):
@@ -227,6 +254,12 @@ class TestSlots:
         assert counts(tmp_path, "convscope_handler_seconds_count") == {("grpc",): 5}
         assert value(tmp_path, "convscope_worker_starts_total") == 2
         assert {path.name for path in tmp_path.iterdir()} == {path.name for path in left.iterdir()}
+
+    def test_nothing_is_in_flight_as_soon_as_the_successor_has_loaded(self, left: Path, directory: Path) -> None:
+        shutil.copytree(left, directory, dirs_exist_ok=True)
+        assert value(directory, "convscope_in_flight") == 1
+        metered()
+        assert value(directory, "convscope_in_flight") == 0
 
     def test_two_workers_add_up(self, service: Service, directory: Path) -> None:
         service._telemetry.loaded(0.25)
