@@ -170,7 +170,7 @@ def worker_environment(
     Args:
         directory: The private directory.
         settings: What was asked for.
-        workers: The most workers that any one model has.
+        workers: Of all models together: on cores that they fight for, the threads of one pass wait for each other.
         cores: Cores to share among them.
         environment: Variables to start from; thread counts set there are kept.
     """

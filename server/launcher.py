@@ -103,10 +103,10 @@ class Launcher:
 
     def _start(self, java: Java, home: Path) -> JavaProcess:
         settings, directory = self._settings, self._directory
-        most = max(configuration.count_workers(archive, settings, self._gpus) for archive in self._archives)
+        workers = sum(configuration.count_workers(archive, settings, self._gpus) for archive in self._archives)
         file = configuration.write_configuration(directory, settings, self._listeners, self._archives, self._gpus)
         own = configuration.own_environment()
-        environment = configuration.worker_environment(directory, settings, most, devices.count_cores(), own)
+        environment = configuration.worker_environment(directory, settings, workers, devices.count_cores(), own)
         command = build_command(java, home, directory, file, settings.model_store.resolve(), settings.heap_mb)
         self._diagnosis = Diagnosis(directory, self._archives)
         self._relay = Relay(self._reporter.relay, self._tell_rest)
