@@ -1,7 +1,7 @@
 """Bundles: what an unpacked archive holds, loaded and checked.
 
 `card.json` names the network and its meaning, `weights.pt` is a state dict read without running any code of its own,
-and `model-config.yaml` holds the limits under `convscope:`.
+`graph.onnx` is there where the network could be exported, and `model-config.yaml` holds the limits under `convscope:`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from handlers.engines.session import Graph
 from handlers.images import DEFAULT_MAX_BYTES, DEFAULT_MAX_IMAGES, DEFAULT_MAX_PIXELS, Preprocessing
 
 STOCK_MAX_RESPONSE_BYTES = 6_553_500  # TorchServe's default max_response_size; a longer reply kills the worker.
@@ -65,6 +66,7 @@ class Bundle:
         layers: Public name → node.
         classes: Labels by index; empty for a network without classes.
         card: The content of card.json.
+        graph: The network once more, for ONNX Runtime; None where the archive has none.
     """
 
     module: nn.Module
@@ -72,6 +74,7 @@ class Bundle:
     layers: dict[str, str]
     classes: tuple[str, ...]
     card: dict[str, Any]
+    graph: Graph | None = None
 
 
 def load(directory: Path) -> Bundle:
@@ -98,7 +101,13 @@ def load(directory: Path) -> Bundle:
         layers=dict(card["layers"]),
         classes=tuple(card["classes"]),
         card=card,
+        graph=_load_graph(directory, card),
     )
+
+
+def _load_graph(directory: Path, card: Mapping[str, Any]) -> Graph | None:
+    path = directory / "graph.onnx"
+    return Graph(path.read_bytes(), tuple(card["graph"]["weights"])) if path.exists() else None
 
 
 def build(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:

@@ -1,6 +1,6 @@
 """The errors a caller can meet, as exceptions that carry their code.
 
-bytes ──request──► options, pictures ──images──► tensor ──activations──► logits, maps ──reply──► bytes
+bytes ──request──► options, pictures ──images──► tensor ──engines──► logits, maps ──reply──► bytes
         BadRequest          BadImage                 Internal                    ReplyTooLarge
         UnknownLayer        ImageTooLarge
         TooManyImages       WrongChannels

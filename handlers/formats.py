@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from handlers import media
+from handlers.assembly import assemble
 from handlers.errors import BadRequest, RequestError
 from handlers.maps import FeatureMap
 from handlers.reply import Reply, Result, Timing
@@ -87,19 +88,11 @@ def to_json(reply: Reply) -> bytes:
 
 def to_protobuf(reply: Reply) -> bytes:
     """Encode as a serialized `convscope.v1.PredictReply`."""
-    message = wire.PredictReply(**vars(reply.identity), request_id=reply.request_id)
-    for result in reply.results:
-        item = message.results.add()
-        if isinstance(result, RequestError):
-            item.error.code, item.error.message = result.code, result.message
-            continue
-        for score in result.top:
-            item.top.add(**vars(score))
-        for feature_map in result.maps:
-            _fill_map(item.maps.add(), feature_map)
+    head = wire.PredictReply(**vars(reply.identity))
+    tail = wire.PredictReply(request_id=reply.request_id)
     if reply.refusal is not None:
-        message.error.code, message.error.message = reply.refusal.code, reply.refusal.message
-    return message.SerializeToString()
+        tail.error.code, tail.error.message = reply.refusal.code, reply.refusal.message
+    return b"".join([head.SerializeToString(), *assemble(reply.results), tail.SerializeToString()])
 
 
 def _to_npz(reply: Reply) -> bytes:
@@ -161,8 +154,6 @@ def tile(cells: NDArray[np.float32]) -> NDArray[np.uint8]:
     return grid
 
 
-_DTYPES = {"float32": wire.FLOAT32, "float16": wire.FLOAT16, "uint8": wire.UINT8}
-
 _ENCODERS: dict[str, Callable[[Reply], bytes]] = {
     media.JSON: to_json,
     media.PROTOBUF: to_protobuf,
@@ -204,18 +195,6 @@ def _tensor_values(feature_map: FeatureMap) -> dict[str, Any]:
     if feature_map.channels is not None:
         values["channels"] = feature_map.channels
     return values
-
-
-def _fill_map(message: wire.FeatureMap, feature_map: FeatureMap) -> None:
-    message.layer = feature_map.layer
-    message.tensor.dtype = _DTYPES[feature_map.dtype]
-    message.tensor.shape.extend(feature_map.cells.shape)
-    message.tensor.data = _little(feature_map.cells).tobytes()
-    if feature_map.scale is not None and feature_map.offset is not None:
-        message.tensor.scale.extend(feature_map.scale.tolist())
-        message.tensor.offset.extend(feature_map.offset.tolist())
-    if feature_map.channels is not None:
-        message.channels.extend(feature_map.channels)
 
 
 def _result_arrays(result: Result) -> dict[str, NDArray[Any]]:

@@ -8,29 +8,27 @@ from __future__ import annotations
 
 import io
 import math
-import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from handlers.errors import BadImage, ImageTooLarge, TooManyImages, WrongChannels
-
-# The limit on pixels is per model and checked below before a pixel is decoded, so Pillow's own would only warn twice.
-Image.MAX_IMAGE_PIXELS = None
+from handlers.files import ACCEPTED, check_pixels, decode_file
 
 DEFAULT_MAX_IMAGES = 64
 DEFAULT_MAX_BYTES = 16 * 2**20
 DEFAULT_MAX_PIXELS = 16_000_000
+ANY_SIZE = (32, 32)  # (H, W) of the picture that a network of any size is tried on.
 
 _NPY_MAGIC = b"\x93NUMPY"
-_ACCEPTED = "a PNG, JPEG or WebP file, or a .npy array"
-_GREY_16_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+_WHITE = np.float32(255)
 
 Picture = NDArray[np.uint8] | NDArray[np.float32]
 """One picture, (H, W, C): uint8 in 0..255, or float32 on the 0..1 scale."""
@@ -69,6 +67,24 @@ class Preprocessing:
     def size(self) -> tuple[int, int] | None:
         """(H, W) in pixels, or None for any size."""
         return None if self.height is None or self.width is None else (self.height, self.width)
+
+    def normalise(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Subtract `mean` and divide by `std`, in place.
+
+        Args:
+            values: (N, C, H, W) on the 0..1 scale.
+        """
+        if self.mean:
+            mean, std = self._statistics
+            values -= mean
+            values /= std
+        return values
+
+    @cached_property
+    def _statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """`mean` and `std`, each (C, 1, 1)."""
+        shape = (self.channels, 1, 1)
+        return np.array(self.mean, np.float32).reshape(shape), np.array(self.std, np.float32).reshape(shape)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON or a checkpoint."""
@@ -109,12 +125,12 @@ def decode(
         WrongChannels: An array without the network's channels.
     """
     if not data:
-        raise BadImage(f"the picture is empty; send {_ACCEPTED}")
+        raise BadImage(f"the picture is empty; send {ACCEPTED}")
     if len(data) > max_bytes:
         raise ImageTooLarge(f"the picture has {len(data):,} bytes; at most {max_bytes:,} are accepted")
     if data[:6] == _NPY_MAGIC:
         return _decode_array(data, preprocessing, max_pixels=max_pixels, max_images=max_images)
-    return [_resize(_decode_file(data, preprocessing.channels, max_pixels=max_pixels), preprocessing.size)]
+    return [_resize(decode_file(data, preprocessing.channels, max_pixels=max_pixels), preprocessing.size)]
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -138,7 +154,7 @@ def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def stack(pictures: Sequence[Picture], preprocessing: Preprocessing) -> Tensor:
-    """Make the tensor the network takes out of pictures of one size.
+    """Make the tensor the network takes out of pictures of one size: `normalise`, bit for bit, without tensors between.
 
     Args:
         pictures: N pictures (H, W, C) of the same H and W, uint8 and float32 in any mixture.
@@ -147,66 +163,34 @@ def stack(pictures: Sequence[Picture], preprocessing: Preprocessing) -> Tensor:
     Returns:
         (N, C, H, W), float32, normalised, contiguous, on the CPU.
     """
+    height, width, channels = pictures[0].shape
+    values = np.empty((len(pictures), channels, height, width), np.float32)
+    for number, picture in enumerate(pictures):
+        values[number] = picture.transpose(2, 0, 1)
     if all(picture.dtype == np.uint8 for picture in pictures):
-        return normalise(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), preprocessing)
-    scaled = [picture if picture.dtype == np.float32 else picture.astype(np.float32) / 255 for picture in pictures]
-    return normalise(torch.from_numpy(np.stack(scaled)).permute(0, 3, 1, 2), preprocessing)
+        values /= _WHITE
+        return torch.from_numpy(preprocessing.normalise(values))
+    for number, picture in enumerate(pictures):
+        if picture.dtype == np.uint8:
+            values[number] /= _WHITE
+    with np.errstate(over="ignore"):  # A caller's float32 may be anything finite; the scores will show it.
+        return torch.from_numpy(preprocessing.normalise(values))
 
 
-def _sniff(data: bytes | bytearray | memoryview) -> str:
-    """Return Pillow's name of the format that the first bytes announce."""
-    head = bytes(data[:12])
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head[:4] == b"RIFF" and head[8:] == b"WEBP":
-        return "WEBP"
-    raise BadImage(f"the first bytes are not those of a picture; send {_ACCEPTED}")
+def noise(preprocessing: Preprocessing, count: int = 1) -> Tensor:
+    """Return pictures to try a network on.
 
+    Args:
+        preprocessing: The network's input.
+        count: N.
 
-def _decode_file(data: bytes | bytearray | memoryview, channels: int, *, max_pixels: int) -> Picture:
-    """Decode an upright picture of 1 or 3 channels, (H, W, C) uint8."""
-    if channels not in (1, 3):
-        raise WrongChannels(f"encoded pictures are grey or RGB, this network takes {channels} channels; send an array")
-    name = _sniff(data)
-    if name == "PNG" and data[12:16] == b"IHDR" and len(data) >= 24:  # Pillow tells no size before pixel data.
-        width, height = struct.unpack(">II", data[16:24])
-        _check_pixels(height, width, max_pixels)
-    try:
-        with Image.open(io.BytesIO(data), formats=[name]) as image:
-            _check_pixels(image.height, image.width, max_pixels)
-            image.load()
-            return _to_array(_upright(image), channels)
-    except ImageTooLarge:
-        raise
-    except Exception as err:  # Pillow raises nearly anything on a damaged file; its texts hold addresses, so use ours.
-        raise BadImage(f"the {name} file is truncated or damaged") from err
-
-
-def _check_pixels(height: int, width: int, max_pixels: int) -> None:
-    if height * width > max_pixels:
-        raise ImageTooLarge(f"the picture has {width:,}×{height:,} pixels; at most {max_pixels:,} are accepted")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn the picture as its EXIF orientation says; one without a readable orientation stays as it is."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # Damaged EXIF beside good pixels: every viewer shows such a picture, unturned.
-        return image
-
-
-def _to_array(image: Image.Image, channels: int) -> NDArray[np.uint8]:
-    """Bring any Pillow mode to (H, W, C) uint8: transparency over white, 16-bit grey scaled to 8 bit."""
-    if image.mode in _GREY_16_BIT:  # Pillow's own conversion clips at 255 instead of scaling.
-        grey = np.asarray(image.convert("I"), dtype=np.float64).clip(0, 65535)
-        image = Image.fromarray(np.rint(grey / 257).astype(np.uint8))
-    elif image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    return array[:, :, np.newaxis] if channels == 1 else array
+    Returns:
+        (N, C, H, W), float32, normalised, contiguous, on the CPU: the same noise every time, 32×32 for any size.
+    """
+    height, width = preprocessing.size or ANY_SIZE
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand((count, height, width, preprocessing.channels), generator=generator)
+    return stack(list(pixels.numpy()), preprocessing)
 
 
 def _decode_array(
@@ -229,7 +213,7 @@ def _decode_array(
             f"the array of shape {shape} has {channels} channel{'s' if channels > 1 else ''} in its last axis; "
             f"this network takes {preprocessing.channels}"
         )
-    _check_pixels(height, width, max_pixels)
+    check_pixels(height, width, max_pixels)
     if array.dtype == np.float32 and not np.isfinite(array).all():
         raise BadImage("the array holds NaN or infinity; send finite values on the 0..1 scale")
     return [_resize(picture, preprocessing.size) for picture in array]
@@ -263,6 +247,8 @@ def _resize(picture: Picture, size: tuple[int, int] | None) -> Picture:
     if size is None or picture.shape[:2] == size:
         return picture
     height, width = size
+    if picture.dtype == np.uint8 and picture.shape[2] == 3:  # Pillow has no other image of several channels.
+        return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
     channels = [
         np.asarray(Image.fromarray(channel).resize((width, height), Image.Resampling.BILINEAR))
         for channel in np.ascontiguousarray(picture.transpose(2, 0, 1))

@@ -6,23 +6,23 @@ It knows pictures and options, and nothing of where they came from or how result
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import groupby
 from time import perf_counter
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from handlers.activations import Maps, Network
+from handlers.engines.engine import Engine, Maps
 from handlers.errors import BadImage, Internal, RequestError
-from handlers.images import Picture, Preprocessing, stack
+from handlers.images import ANY_SIZE, Picture, Preprocessing, stack
 from handlers.maps import prepare
 from handlers.options import Options
 from handlers.reply import ClassScore, Result
 from handlers.trace import Trace
-
-ANY_SIZE = (32, 32)  # (H, W) of the warm-up picture of a network that takes any size.
 
 _MAX_INPUT_BYTES = 8 * 2**20  # Of one forward pass: activations are many times their input.
 
@@ -43,12 +43,12 @@ class Inference:
     """A network together with what it takes and what its outputs mean.
 
     Args:
-        network: The loaded network.
+        network: The loaded network, in its engine.
         preprocessing: What it takes.
         classes: Labels by index; empty for a network without classes.
     """
 
-    def __init__(self, network: Network, preprocessing: Preprocessing, classes: tuple[str, ...]) -> None:
+    def __init__(self, network: Engine, preprocessing: Preprocessing, classes: tuple[str, ...]) -> None:
         self._network = network
         self._preprocessing = preprocessing
         self._classes = classes
@@ -125,12 +125,16 @@ class Inference:
             for job, index in places:
                 job.results[index] = error
             return
-        for number, (job, index) in enumerate(places):
+        start = 0
+        for _, together in groupby(places, key=lambda place: id(place[0])):  # A job's pictures stand side by side.
+            members = list(together)
+            job, indexes = members[0][0], [index for _, index in members]
+            rows = slice(start, start + len(indexes))
+            start = rows.stop
             job.trace.resume()
-            try:
-                job.results[index] = self._result(job, scores[number], maps, number)
-            except RequestError as failure:
-                job.results[index] = failure
+            found = self._results(job, scores[rows], {name: maps[name][rows] for name in job.layers})
+            for index, result in zip(indexes, found, strict=True):
+                job.results[index] = result
             job.trace.lap("encode")
 
     def _score(
@@ -140,23 +144,36 @@ class Inference:
         if logits is None:
             return [()] * len(places)
         count = len(self._classes)
-        wanted = [min(job.options.top_k or count, count) for job, _ in places]
-        top = logits.topk(max(wanted), dim=1)  # (N, k)
-        probabilities = logits.softmax(dim=1).gather(1, top.indices)
-        finite = torch.isfinite(logits).all(dim=1)
-        scores: list[tuple[ClassScore, ...] | RequestError] = []
-        rows = (finite.tolist(), top.indices.tolist(), probabilities.tolist(), top.values.tolist())
-        for k, fine, indexes, shares, values in zip(wanted, *rows, strict=True):
-            if not fine:
-                scores.append(BadImage("the scores are not finite; send values on the 0..1 scale"))
-                continue
-            found = zip(indexes[:k], shares, values, strict=False)
-            scores.append(tuple(ClassScore(index, self._classes[index], share, value) for index, share, value in found))
-        return scores
+        # Row by row in Python: between two forward passes a call into torch or numpy is cold, and costs more than ten
+        # classes do. A thousand classes take a tenth of a millisecond.
+        rows = zip(logits.tolist(), places, strict=True)
+        return [self._top(values, job.options.top_k or count) for values, (job, _) in rows]
 
-    def _result(
-        self, job: Job, scores: tuple[ClassScore, ...] | RequestError, maps: Maps, number: int
-    ) -> Result | RequestError:
-        if isinstance(scores, RequestError):
-            return scores
-        return Result(scores, tuple(prepare(name, maps[name][number], job.options) for name in job.layers))
+    def _top(self, values: list[float], count: int) -> tuple[ClassScore, ...] | RequestError:
+        """Return the most probable classes of one picture from its K logits; of equally probable ones the first."""
+        if not math.isfinite(sum(values)):  # One value that is not finite makes the sum so; float32's cannot overflow.
+            return BadImage("the scores are not finite; send values on the 0..1 scale")
+        largest = max(values)
+        shares = [math.exp(value - largest) for value in values]
+        total = sum(shares)
+        best = sorted(range(len(values)), key=values.__getitem__, reverse=True)[:count]
+        return tuple(ClassScore(index, self._classes[index], shares[index] / total, values[index]) for index in best)
+
+    def _results(
+        self, job: Job, scores: list[tuple[ClassScore, ...] | RequestError], maps: Maps
+    ) -> list[Result | RequestError]:
+        """Return the results of those of a job's pictures that ran together."""
+        try:
+            layers = [prepare(name, maps[name], job.options) for name in job.layers]
+        except RequestError as error:
+            return [score if isinstance(score, RequestError) else error for score in scores]
+        results: list[Result | RequestError] = []
+        for number, score in enumerate(scores):
+            if isinstance(score, RequestError):
+                results.append(score)
+                continue
+            found = [maps_of_layer[number] for maps_of_layer in layers]
+            failure = next((item for item in found if isinstance(item, RequestError)), None)
+            carried = tuple(item for item in found if not isinstance(item, RequestError))
+            results.append(failure or Result(score, carried))
+        return results

@@ -1,10 +1,11 @@
 """Feature maps: choosing channels, pooling, and the cells they travel as.
 
-It knows tensors and nothing of requests or formats. Axes: `C` channels, `h, w` map cells.
+It knows tensors and nothing of requests or formats. Axes: `N` batch, `C` channels, `h, w` map cells.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,10 @@ from torch.nn import functional
 
 from handlers.errors import BadImage, BadRequest
 from handlers.options import Options
+
+_NAMES = {np.dtype(name): name for name in ("float32", "float16", "uint8")}  # numpy takes 4 µs to spell one.
+_HALF_MAGNITUDE = np.uint16(0x7FFF)  # float16's bits but for the sign.
+_HALF_INFINITY = np.uint16(0x7C00)  # Above it is what is not a number.
 
 
 @dataclass(frozen=True)
@@ -39,71 +44,87 @@ class FeatureMap:
     @property
     def dtype(self) -> str:
         """`float32`, `float16` or `uint8`."""
-        return str(self.cells.dtype)
+        return _NAMES[self.cells.dtype]
 
 
-def prepare(layer: str, values: Tensor, options: Options) -> FeatureMap:
-    """Turn one picture's map into what was asked for.
+def prepare(layer: str, values: Tensor, options: Options) -> list[FeatureMap | BadImage]:
+    """Turn the maps of several pictures into what was asked for, all of them at once.
 
     Args:
         layer: Public name.
-        values: (C, h, w), float32, on the CPU. Another shape passes as it is, unless an option needs channels.
-        options: The caller's.
+        values: (N, C, h, w), float32, contiguous, on any device. Maps of another shape pass as they are, unless an
+            option needs channels.
+        options: The caller's, of all N pictures.
+
+    Returns:
+        For each picture its map, or why the asked-for dtype cannot carry that map's values. Cells of maps that nothing
+        was done to are a view of `values`.
 
     Raises:
-        BadRequest: An option does not fit this map.
-        BadImage: The map holds values that the asked-for dtype cannot carry.
+        BadRequest: An option does not fit these maps.
     """
-    chosen: tuple[int, ...] | None = None
+    chosen: Sequence[tuple[int, ...] | None] = [None] * len(values)
     if options.channels is not None:
         _need_channels(layer, values, "channels")
-        chosen = _choose(layer, values, options.channels)
-        values = values[list(chosen)]
+        values, chosen = _choose(layer, values, options.channels)
     if options.pool is not None:
         _need_channels(layer, values, "pool")
         values = _pool(layer, values, options.pool)
-    if options.map_dtype == "uint8":
-        cells, scale, offset = _quantise(layer, values)
-        return FeatureMap(layer, cells, scale, offset, chosen)
     if options.map_dtype == "float16":
-        values = values.half()
-        if not torch.isfinite(values).all():
-            raise BadImage(f"the map of {layer} holds values beyond float16's ±65504; ask for float32")
-    return FeatureMap(layer, values.contiguous().numpy(), channels=chosen)
+        values = values.half()  # In torch, twenty times as fast as numpy's.
+    cells = values.contiguous().cpu().numpy()
+    if options.map_dtype == "uint8":
+        return _quantise(layer, cells, chosen)
+    found = [FeatureMap(layer, item, channels=selected) for item, selected in zip(cells, chosen, strict=True)]
+    if options.map_dtype == "float16":
+        bits = cells.reshape(len(cells), -1).view(np.uint16)
+        carried = (bits & _HALF_MAGNITUDE).max(axis=1) < _HALF_INFINITY
+        return _carried(found, carried, f"the map of {layer} holds values beyond float16's ±65504; ask for float32")
+    return list(found)
+
+
+def _carried(found: list[FeatureMap], carried: NDArray[np.bool_], failure: str) -> list[FeatureMap | BadImage]:
+    return [item if fine else BadImage(failure) for item, fine in zip(found, carried.tolist(), strict=True)]
 
 
 def _need_channels(layer: str, values: Tensor, option: str) -> None:
-    if values.ndim != 3:
-        raise BadRequest(f"{option} needs a map of shape (C, h, w); {layer} has {tuple(values.shape)}")
+    if values.ndim != 4:
+        raise BadRequest(f"{option} needs a map of shape (C, h, w); {layer} has {tuple(values.shape[1:])}")
 
 
-def _choose(layer: str, values: Tensor, channels: tuple[int, ...] | int) -> tuple[int, ...]:
-    """Return the indexes of the channels asked for: as listed, or the n of largest mean activation."""
-    count = values.shape[0]
+def _choose(layer: str, values: Tensor, channels: tuple[int, ...] | int) -> tuple[Tensor, list[tuple[int, ...]]]:
+    """Return the channels asked for, as listed or the n of largest mean activation, and each picture's indexes."""
+    count = values.shape[1]
     if isinstance(channels, int):
-        strongest = values.mean(dim=(1, 2)).sort(descending=True, stable=True).indices
-        return tuple(strongest[:channels].tolist())
+        order = values.mean(dim=(2, 3)).sort(dim=1, descending=True, stable=True).indices[:, :channels]
+        picked = values[torch.arange(len(values), device=values.device)[:, None], order]
+        return picked, [tuple(indexes) for indexes in order.tolist()]
     if max(channels) >= count:
         raise BadRequest(f"layer {layer} has channels 0 to {count - 1}, not {max(channels)}")
-    return channels
+    return values[:, list(channels)], [channels] * len(values)
 
 
 def _pool(layer: str, values: Tensor, pool: int) -> Tensor:
-    """Average (C, h, w) down to (C, pool, pool), or (C,) for 1, as torch's adaptive average pooling cuts it."""
-    height, width = values.shape[1:]
+    """Average (N, C, h, w) down to (N, C, pool, pool), or (N, C) for 1, as torch's adaptive average pooling cuts it."""
+    height, width = values.shape[2:]
     if pool > min(height, width):
         raise BadRequest(f"pool is {pool}, but the map of {layer} has only {height}×{width} cells")
     pooled = functional.adaptive_avg_pool2d(values, pool)
-    return pooled[:, 0, 0] if pool == 1 else pooled
+    return pooled[:, :, 0, 0] if pool == 1 else pooled
 
 
-def _quantise(layer: str, values: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+def _quantise(
+    layer: str, cells: NDArray[np.float32], chosen: Sequence[tuple[int, ...] | None]
+) -> list[FeatureMap | BadImage]:
     """Map each channel's own range onto 0..255; the error of a cell is at most half a step, scale[c] / 2."""
-    flat = values.reshape(values.shape[0], -1)
-    offset, largest = flat.aminmax(dim=1)
-    scale = (largest - offset) / 255
-    if not torch.isfinite(scale).all():
-        raise BadImage(f"the map of {layer} holds values that are not finite; uint8 cannot carry them")
-    step = torch.where(scale > 0, scale, 1)  # A constant channel is its offset.
-    cells = ((flat - offset[:, None]) / step[:, None]).round_().clamp_(0, 255).to(torch.uint8)
-    return cells.reshape(values.shape).numpy(), scale.numpy(), offset.numpy()
+    flat = cells.reshape(*cells.shape[:2], -1)  # (N, C, h·w)
+    offset = flat.min(axis=2)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale = (flat.max(axis=2) - offset) / np.float32(255)
+        steps = flat - offset[:, :, np.newaxis]
+        steps /= np.where(scale > 0, scale, np.float32(1))[:, :, np.newaxis]  # A constant channel is its offset.
+        np.minimum(np.rint(steps, out=steps), np.float32(255), out=steps)  # A scale of 1e-44 is hardly a number.
+        whole = steps.astype(np.uint8).reshape(cells.shape)
+    found = [FeatureMap(layer, *item) for item in zip(whole, scale, offset, chosen, strict=True)]
+    failure = f"the map of {layer} holds values that are not finite; uint8 cannot carry them"
+    return _carried(found, np.isfinite(scale).all(axis=1), failure)

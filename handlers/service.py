@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 
-from handlers import bundle, card, formats, media, reply, request, sizes
-from handlers.activations import Network
+from handlers import bundle, card, formats, media, memory, reply, request, sizes
 from handlers.bundle import Bundle, Limits
+from handlers.engines.choice import choose
+from handlers.engines.eager import Eager
+from handlers.engines.engine import Engine
 from handlers.errors import Draining, Internal, RequestError, TooManyImages, UnknownLayer
 from handlers.formats import Encoded
-from handlers.images import Picture, decode
-from handlers.inference import ANY_SIZE, Inference, Job
+from handlers.images import ANY_SIZE, Picture, decode, noise
+from handlers.inference import Inference, Job
 from handlers.networks.geometry import layer_geometry
 from handlers.telemetry import Telemetry
 from handlers.trace import Trace
@@ -43,7 +45,8 @@ class Service:
         archive: The loaded archive.
         identity: Who answers.
         limits: In force.
-        device: Where the network runs.
+        engine: What runs the network; None for torch on `device`.
+        device: Where the network runs, unless there is an engine.
         drain_file: While this file exists, readiness says no.
         telemetry: Told of every request.
 
@@ -57,6 +60,7 @@ class Service:
         identity: reply.Identity,
         limits: Limits,
         *,
+        engine: Engine | None = None,
         device: torch.device | str = "cpu",
         drain_file: Path | None = None,
         telemetry: Telemetry | None = None,
@@ -68,8 +72,9 @@ class Service:
         self._telemetry = telemetry or Telemetry()
         shape = (archive.preprocessing.channels, *(archive.preprocessing.size or ANY_SIZE))
         self._geometry = layer_geometry(archive.module, archive.layers, shape)
-        network = Network(archive.module, archive.layers, has_scores=bool(archive.classes), device=device)
-        self._inference = Inference(network, archive.preprocessing, archive.classes)
+        if engine is None:
+            engine = Eager(archive.module, archive.layers, has_scores=bool(archive.classes), device=device)
+        self._inference = Inference(engine, archive.preprocessing, archive.classes)
         self._inference.check_graph()
         self._card = card.describe(archive, identity, limits, self._geometry)
 
@@ -94,26 +99,33 @@ class Service:
             config: Content of model-config.yaml.
             batch_size: Most rows in one call.
             gpu: Index of the GPU given to this worker, None for the CPU.
-            environment: `CONVSCOPE_MAX_RESPONSE_BYTES`, `CONVSCOPE_DRAIN_FILE`, `CONVSCOPE_THREADS`.
+            environment: `CONVSCOPE_MAX_RESPONSE_BYTES`, `CONVSCOPE_DRAIN_FILE`, `CONVSCOPE_THREADS`, and
+                `CONVSCOPE_ENGINE`: `auto`, `torch` or `onnxruntime`.
         """
         began = perf_counter()
+        memory.keep()
         # One thread a worker unless told otherwise: TorchServe starts a worker per core.
-        torch.set_num_threads(int(environment.get("CONVSCOPE_THREADS", 1)))
+        threads = int(environment.get("CONVSCOPE_THREADS", 1))
+        torch.set_num_threads(threads)
         torch.backends.cudnn.allow_tf32 = False  # float32 maps are float32 on a GPU too; TF32 keeps 10 bits of 23.
         device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
-        identity = reply.Identity(model, version, f"torch-{torch.__version__.partition('+')[0]}", str(device))
-        drain_file = environment.get("CONVSCOPE_DRAIN_FILE")
         archive = bundle.load(directory)
+        eager = Eager(archive.module, archive.layers, has_scores=bool(archive.classes), device=device)
+        wanted = environment.get("CONVSCOPE_ENGINE", "auto")
+        engine = choose(eager, archive.graph, noise(archive.preprocessing, 2), wanted=wanted, threads=threads)
+        identity = reply.Identity(model, version, engine.name, str(device))
+        drain_file = environment.get("CONVSCOPE_DRAIN_FILE")
         telemetry = Telemetry.of(identity, tuple(archive.layers), archive.classes)
         service = cls(
             archive,
             identity,
             Limits.of(config, batch_size=batch_size, environment=environment),
-            device=device,
+            engine=engine,
             drain_file=Path(drain_file) if drain_file else None,
             telemetry=telemetry,
         )
         telemetry.loaded(perf_counter() - began)
+        memory.settle()
         return service
 
     def answer(

@@ -6,7 +6,8 @@
         --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
     python -m training.archive --arch path/to/net.py:Net --name mine ...    # without --layers: what there is
     python -m training.archive --check      # do the archives of model_store/ hold today's handlers/?
-    python -m training.archive --refresh    # put today's handlers/ into them; weights and card stay
+    python -m training.archive --refresh    # put today's handlers/ into them; weights, card and graph stay
+    python -m training.archive --refresh --engine onnx    # and export their graphs for ONNX Runtime anew
 
 The same input gives the same bytes, in every process and checkout. The source of your own network travels in the
 archive: the one file, or all Python files of its package.
@@ -24,6 +25,7 @@ from handlers.images import Preprocessing
 from training import packing
 from training.contents import Contents, from_checkpoint, from_files
 from training.custom import from_network, read_classes
+from training.engine import ENGINES, with_engine
 from training.packing import ArchiveError
 
 STORE = packing.HANDLERS.parent / "model_store"
@@ -48,13 +50,18 @@ def build(contents: Contents, store: Path = STORE) -> Path:
     return path
 
 
-def refreshed(path: Path) -> bytes:
+def refreshed(path: Path, engine: str | None = None) -> bytes:
     """Return the archive as a fresh build would make it from its own weights and card and today's handlers.
+
+    Args:
+        path: The archive.
+        engine: One of `ENGINES`; None keeps the graph it has, if any.
 
     Raises:
         ArchiveError: It is no archive of ours, or its weights no longer fit.
     """
-    return packing.pack(from_files(packing.unpack(path)).files())
+    contents = from_files(packing.unpack(path))
+    return packing.pack((with_engine(contents, engine)[0] if engine else contents).files())
 
 
 def differences(path: Path) -> list[str]:
@@ -131,6 +138,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     action.add_argument("--refresh", action="store_true", help="put today's handlers/ into the archives of the store")
     parser.add_argument("--store", type=Path, default=STORE, metavar="DIR", help="the archives' folder: model_store")
     parser.add_argument("--version", default="1.0", help="the model's version (default: 1.0)")
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="onnx: with a graph for ONNX Runtime, torch: without, auto: with one if it can be exported here (default; "
+        "--refresh: what the archive has)",
+    )
     own = parser.add_argument_group("with --arch")
     own.add_argument("--name", help="name to serve the model under")
     own.add_argument("--description", default="", help="one sentence for the model card")
@@ -174,15 +187,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.check:
             return _check(arguments.store)
         if arguments.refresh:
-            return _refresh(arguments.store)
-        if arguments.checkpoint:
-            path = build(from_checkpoint(arguments.checkpoint, arguments.version), arguments.store)
-        else:
-            path = build(_own(arguments), arguments.store)
+            return _refresh(arguments.store, arguments.engine)
+        own = arguments.checkpoint is None
+        contents = _own(arguments) if own else from_checkpoint(arguments.checkpoint, arguments.version)
+        contents, engine = with_engine(contents, arguments.engine or "auto")
+        path = build(contents, arguments.store)
     except ArchiveError as err:
         print(f"error: {err}", file=sys.stderr)
         return 1
-    print(_summary(path, packing.unpack(path)))
+    print(f"{_summary(path, packing.unpack(path))}\nserved by: {engine}")
     return 0
 
 
@@ -214,12 +227,12 @@ def _check(store: Path) -> int:
     return 1 if lines else 0
 
 
-def _refresh(store: Path) -> int:
+def _refresh(store: Path, engine: str | None) -> int:
     archives = sorted(store.glob("*.mar"))
     if not archives:
         raise ArchiveError(f"{store} holds no archive; build one from a checkpoint first")
     for path in archives:
-        fresh = refreshed(path)
+        fresh = refreshed(path, engine)
         changed = fresh != path.read_bytes()
         if changed:
             packing.write(path, fresh)

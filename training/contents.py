@@ -11,7 +11,8 @@ import json
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from handlers.images import Preprocessing, stack
+from handlers.images import Preprocessing, noise
 from training import packing
 from training.architecture import Architecture, find
+from training.graph import prove
 from training.packing import ArchiveError
 from training.survey import Shape, batch_size, check_layers, check_scores, survey
 
 FORMAT = 1
-ANY_SIZE = (32, 32)  # (H, W) of the picture a network of any size is tried on; the handler warms up with the same.
 
 _CHECKPOINT_KEYS = (
     "model",
@@ -64,11 +65,13 @@ class Contents:
         card: The content of card.json.
         weights: The content of weights.pt.
         architecture: The constructor, with the sources that travel.
+        graph: The content of graph.onnx; None without. What it came from and needs is in the card, under `graph`.
     """
 
     card: Mapping[str, Any]
     weights: bytes
     architecture: Architecture
+    graph: bytes | None = None
 
     def files(self) -> dict[str, bytes]:
         """Return every file of the archive, after proving that they make a model.
@@ -76,8 +79,8 @@ class Contents:
         Raises:
             ArchiveError: They do not; the message says why.
         """
-        preprocessing = Preprocessing.from_dict(self.card["preprocessing"])
-        batch = batch_size(self.prove(), any_size=preprocessing.size is None)
+        batch = batch_size(self.prove(), any_size=self.preprocessing.size is None)
+        graph = {} if self.graph is None else {packing.GRAPH: self.graph}
         return {
             **packing.handler_files(),
             **self.architecture.sources,
@@ -85,7 +88,25 @@ class Contents:
             packing.CARD: packing.to_json(self.card),
             packing.CONFIG: packing.model_config(batch),
             packing.WEIGHTS: self.weights,
+            **graph,
         }
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the network takes."""
+        return Preprocessing.from_dict(self.card["preprocessing"])
+
+    @contextmanager
+    def network(self) -> Iterator[nn.Module]:
+        """Build the network from what will be packed; use it inside the context, its own imports work nowhere else.
+
+        Raises:
+            ArchiveError: It cannot be built, or the weights do not fit.
+        """
+        with self.architecture.importable(), torch.random.fork_rng(devices=[]):
+            network = self.architecture.build(self.card["arguments"])
+            load_strictly(network, torch.load(io.BytesIO(self.weights), map_location="cpu", weights_only=True))
+            yield network.eval()
 
     def prove(self) -> dict[str, Shape]:
         """Build the network from what will be packed and run one picture of noise.
@@ -94,16 +115,16 @@ class Contents:
             (C, h, w) of every published layer, by public name.
 
         Raises:
-            ArchiveError: It cannot be built, the weights do not fit, or layers or classes do not match what it does.
+            ArchiveError: It cannot be built, the weights do not fit, or layers, classes or graph do not match what it
+                does.
         """
         check_names(self.card)
-        picture = noise(Preprocessing.from_dict(self.card["preprocessing"]))
-        with self.architecture.importable(), torch.random.fork_rng(devices=[]):
-            network = self.architecture.build(self.card["arguments"])
-            load_strictly(network, torch.load(io.BytesIO(self.weights), map_location="cpu", weights_only=True))
-            found = survey(network.eval(), picture)
-        shapes = check_layers(found, self.card["layers"])
-        check_scores(found, len(self.card["classes"]))
+        with self.network() as network:
+            found = survey(network, noise(self.preprocessing))
+            shapes = check_layers(found, self.card["layers"])
+            check_scores(found, len(self.card["classes"]))
+            if self.graph is not None:
+                prove(self.graph, self.card, network, self.preprocessing)
         return shapes
 
 
@@ -148,15 +169,10 @@ def from_files(files: Mapping[str, bytes]) -> Contents:
     if card.get("format") != FORMAT:
         raise ArchiveError(f"its card.json has format {card.get('format')!r}, not {FORMAT}")
     sources = {name: content for name, content in files.items() if not packing.is_ours(name)}
-    return Contents(card, files[packing.WEIGHTS], Architecture(card["architecture"], sources))
-
-
-def noise(preprocessing: Preprocessing) -> Tensor:
-    """Return a picture (1, C, H, W), float32, normalised: the same noise every time, 32×32 for any size."""
-    height, width = preprocessing.size or ANY_SIZE
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.rand((height, width, preprocessing.channels), generator=generator)
-    return stack([pixels.numpy()], preprocessing)
+    if ("graph" in card) != (packing.GRAPH in files):
+        raise ArchiveError(f"its card.json and its files disagree on whether there is a {packing.GRAPH}")
+    architecture = Architecture(card["architecture"], sources)
+    return Contents(card, files[packing.WEIGHTS], architecture, files.get(packing.GRAPH))
 
 
 def load_tensors(path: Path) -> Any:

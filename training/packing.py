@@ -25,6 +25,7 @@ HANDLERS = Path(__file__).resolve().parents[1] / "handlers"
 CARD = "card.json"
 CONFIG = "model-config.yaml"
 ENTRY = "convscope_entry.py"
+GRAPH = "graph.onnx"
 MANIFEST = "MAR-INF/MANIFEST.json"
 WEIGHTS = "weights.pt"
 
@@ -91,7 +92,7 @@ def handler_files(handlers: Path = HANDLERS) -> dict[str, bytes]:
 
 def is_ours(name: str) -> bool:
     """Tell whether a file of an archive is written by us; the others are the source of a user's network."""
-    return name in (MANIFEST, ENTRY, CARD, WEIGHTS, CONFIG) or name.startswith("handlers/")
+    return name in (MANIFEST, ENTRY, CARD, WEIGHTS, CONFIG, GRAPH) or name.startswith("handlers/")
 
 
 def manifest(model: str, version: str) -> bytes:

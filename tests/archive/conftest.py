@@ -8,6 +8,7 @@ import torch
 
 from handlers.images import Preprocessing
 from handlers.networks import NETWORKS, architecture
+from training import engine
 
 NET = """
 import torch
@@ -24,6 +25,12 @@ class Net(nn.Module):
     def forward(self, images):
         return self.fc(self.relu(self.conv(images)).mean((2, 3)))
 """
+
+
+@pytest.fixture(autouse=True)
+def _no_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build archives without a graph, as where its packages are missing: exporting takes seconds."""
+    monkeypatch.setattr(engine, "missing_packages", lambda: ["onnx"])
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import yaml
 
 from training import packing
 from training.archive import STORE, build, check, main, refreshed
-from training.contents import ANY_SIZE, from_checkpoint
+from training.contents import from_checkpoint
 from training.packing import ArchiveError
 
 ROOT = packing.HANDLERS.parent
@@ -73,12 +73,6 @@ def test_the_handler_loads_what_was_packed(archive: Path, checkpoint: Checkpoint
     assert all(torch.equal(loaded[name], trained[name]) for name in trained)
 
 
-def test_a_network_of_any_size_is_tried_on_the_picture_the_handler_warms_up_with() -> None:
-    from handlers.inference import ANY_SIZE as WARM_UP
-
-    assert ANY_SIZE == WARM_UP
-
-
 @pytest.mark.parametrize(("model", "expected"), [("edges", 1), ("digits", 8), ("simple", 8), ("cifar", 7)])
 def test_the_batch_size_is_chosen_from_the_maps(
     model: str, expected: int, checkpoint: Checkpoint, tmp_path: Path
@@ -99,7 +93,9 @@ def test_two_checkouts_processes_folders_and_umasks_give_the_same_bytes(
         path.chmod(0o700)
     source = checkpoint("simple")
     elsewhere = shutil.copy(source, tmp_path / "renamed.pt")
-    command = f"umask 077; exec '{sys.executable}' -m training.archive --checkpoint {elsewhere} --store here"
+    command = (
+        f"umask 077; exec '{sys.executable}' -m training.archive --checkpoint {elsewhere} --engine torch --store here"
+    )
     environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
     (tmp_path / "cwd").mkdir()
     subprocess.run(["sh", "-c", command], cwd=tmp_path / "cwd", env=environment, check=True, capture_output=True)

@@ -15,7 +15,7 @@ from tests.archive.conftest import NET
 from training.archive import STORE, main
 
 OURS = ("convscope", "handlers", "training", "server")
-UNNEEDED = ("prometheus_client", "httpx", "grpc", "matplotlib", "tqdm", "mlxtend", "pytest")
+UNNEEDED = ("onnxruntime", "prometheus_client", "httpx", "grpc", "matplotlib", "tqdm", "mlxtend", "pytest")
 COMMITTED = {"edges": {"conv1": 1}, "digits": {"conv1": 16}, "simple": {"conv1": 6, "conv2": 12}} | {
     "cifar": {"conv1": 16, "conv2": 32}
 }

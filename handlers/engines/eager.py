@@ -1,4 +1,4 @@
-"""Activations: one forward pass, the scores and the maps that were asked for.
+"""Eager torch: the engine that is always there, and the reference for every other.
 
 Maps come from torchvision's feature extraction, which keeps the graph's named nodes as further outputs; a network that
 cannot be traced gets forward hooks instead. Either way a layer nobody asked for is neither kept nor copied. Axes:
@@ -16,17 +16,18 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from handlers.engines.engine import Maps
+
 logger = logging.getLogger(__name__)
 
-Maps = dict[str, Tensor]
 _Forward = Callable[[Tensor], Mapping[str, Tensor]]
 
 _SCORES = "//scores"  # No public layer name can hold a slash, so no clash.
 _EXTRACTORS_KEPT = 32  # One per set of layers ever asked for; they share the network's weights.
 
 
-class Network:
-    """A loaded network that answers scores and maps.
+class Eager:
+    """A network run by torch, operation by operation.
 
     Args:
         module: The network, weights loaded. It is put into evaluation mode, and its in-place activations made to write
@@ -36,6 +37,11 @@ class Network:
         has_scores: Whether the network's output is logits (N, K).
         device: Where it runs.
 
+    Attributes:
+        name, layers, has_scores: As `Engine` says.
+        module: The network; what needs gradients runs it itself.
+        device: Where it runs.
+
     Raises:
         ValueError: A layer is bound to a node that the network does not have.
     """
@@ -43,11 +49,12 @@ class Network:
     def __init__(
         self, module: nn.Module, layers: Mapping[str, str], *, has_scores: bool, device: torch.device | str = "cpu"
     ) -> None:
+        self.name = f"torch-{torch.__version__.partition('+')[0]}"
         self.device = torch.device(device)
         self.layers = dict(layers)
         self.has_scores = has_scores
-        self._module = module.to(self.device).eval().requires_grad_(False)
-        for part in self._module.modules():
+        self.module = module.to(self.device).eval().requires_grad_(False)
+        for part in self.module.modules():
             if getattr(part, "inplace", False) is True:
                 part.inplace = False  # type: ignore[assignment]
         self._output_node = self._trace()
@@ -55,29 +62,22 @@ class Network:
 
     @torch.inference_mode()
     def forward(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor | None, Maps]:
-        """Run the network once.
-
-        Args:
-            images: (N, C, H, W), float32, normalised, on any device.
-            layers: Public names of the maps wanted.
-
-        Returns:
-            Logits (N, K) float32, or None for a network without classes; and a map (N, C, h, w) float32 for each layer
-            asked for. All on the CPU.
-        """
-        wanted = self._extractor(layers)(images.to(self.device))
+        """Run the network once; see `Engine.forward`. Maps stay on the device until they have the cells asked for."""
+        if self.device.type == "cuda":  # Not run here, for want of a GPU: pinned, the copy need not be waited for.
+            images = images.pin_memory().to(self.device, non_blocking=True)
+        wanted = self._extractor(layers)(images)
         if self.device.type == "cuda":  # Where nothing is copied back, nothing else waits for the network to be done.
             torch.cuda.synchronize(self.device)
-        maps = {name: wanted[name].float().cpu() for name in layers}
+        maps = {name: wanted[name].float().contiguous() for name in layers}
         return (wanted[_SCORES].float().cpu() if self.has_scores else None), maps
 
     def _trace(self) -> str | None:
         """Return the name of the node that makes the output, or None where hooks are needed."""
         try:
-            nodes = get_graph_node_names(self._module)[1]
+            nodes = get_graph_node_names(self.module)[1]
         except Exception as err:  # Tracing runs the network's own Python, which may raise anything.
             logger.info("network cannot be traced (%s), maps are taken by hooks", type(err).__name__)
-            nodes = [name for name, _ in self._module.named_modules() if name]
+            nodes = [name for name, _ in self.module.named_modules() if name]
             self._check_nodes(nodes)
             return None
         self._check_nodes(nodes)
@@ -99,7 +99,7 @@ class Network:
 
     def _build(self, layers: frozenset[str]) -> _Forward:
         if not layers:
-            return lambda images: {_SCORES: self._module(images)}
+            return lambda images: {_SCORES: self.module(images)}
         if self._output_node is None:
             return lambda images: self._forward_with_hooks(images, layers)
         # One node may go out under several names (a last layer that is also the scores), which torchvision's dict of
@@ -107,7 +107,7 @@ class Network:
         names = {name: self.layers[name] for name in layers}
         if self.has_scores:
             names[_SCORES] = self._output_node
-        extractor = create_feature_extractor(self._module, return_nodes=sorted(set(names.values())))
+        extractor = create_feature_extractor(self.module, return_nodes=sorted(set(names.values())))
         extractor.eval()
 
         def forward(images: Tensor) -> Mapping[str, Tensor]:
@@ -126,9 +126,9 @@ class Network:
 
             return hook
 
-        handles = [self._module.get_submodule(self.layers[name]).register_forward_hook(keep(name)) for name in layers]
+        handles = [self.module.get_submodule(self.layers[name]).register_forward_hook(keep(name)) for name in layers]
         try:
-            taken[_SCORES] = self._module(images)
+            taken[_SCORES] = self.module(images)
         finally:
             for handle in handles:
                 handle.remove()

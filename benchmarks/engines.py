@@ -1,0 +1,241 @@
+"""Which engine: one forward pass by every way there is to run it on the CPU, on one thread, in alternation.
+
+Type: python -m benchmarks.engines --rounds 20
+
+Every round times every engine once, in an order that turns from round to round, so that a machine whose speed drifts
+drifts for all; given are the least and the median of the rounds, in microseconds of this thread's own CPU time a
+picture, which other work on the machine disturbs less than a clock. What is not installed is left out. `maps` are the
+scores and all layers below; `difference` is the largest from eager, as a share of the largest value of that output.
+`ready` is what making the engine took: export, compilation and loading, in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from handlers.networks import Cifar, Digits, Simple
+
+Run = Callable[[Tensor], tuple[Any, ...]]
+
+NETWORKS: Mapping[str, tuple[Callable[[], nn.Module], Mapping[str, str], tuple[int, int, int]]] = {
+    "digits": (Digits, Digits.layers, (1, 28, 28)),
+    "cifar": (Cifar, Cifar.layers, (3, 32, 32)),
+    "simple": (Simple, Simple.layers, (3, 32, 32)),
+    # conv1 and layer4.1.conv2 are taken before normalisation and activation: outputs that stand in a fusion's way.
+    "resnet18": (resnet18, {"conv1": "conv1", "relu": "relu", "l4": "layer4.1.conv2"}, (3, 224, 224)),
+}
+BATCHES = (1, 8, 32)
+
+
+class Outputs(nn.Module):
+    """A network that returns its scores and the maps of `layers`, as a tuple in that order."""
+
+    def __init__(self, network: nn.Module, layers: Mapping[str, str]) -> None:
+        super().__init__()
+        scores = get_graph_node_names(network)[1][-1]
+        self.nodes = [scores, *layers.values()]
+        self.extractor = create_feature_extractor(network, return_nodes=sorted(set(self.nodes)))
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return (N, K) and a map (N, C, h, w) a layer."""
+        outputs = self.extractor(images)
+        return tuple(outputs[node] for node in self.nodes)
+
+
+def eager(network: Outputs, example: Tensor) -> Run:
+    """Torch as it is."""
+    return network
+
+
+def channels_last(network: Outputs, example: Tensor) -> Run:
+    """Torch with its tensors in the order that its kernels like; maps are put back into C order, as replies need."""
+    inner = network.to(memory_format=torch.channels_last)
+    return lambda images: tuple(
+        output.contiguous() for output in inner(images.contiguous(memory_format=torch.channels_last))
+    )
+
+
+def frozen(network: Outputs, example: Tensor) -> Run:
+    """TorchScript, frozen and optimised for inference."""
+    traced = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.trace(network, example)))
+    return lambda images: traced(images)
+
+
+def onednn(network: Outputs, example: Tensor) -> Run:
+    """Torch with oneDNN's own tensors from end to end, where it has the operations."""
+    from torch.utils.mkldnn import to_mkldnn
+
+    inner = to_mkldnn(network)
+    return lambda images: tuple(output.to_dense() for output in inner(images.to_mkldnn()))
+
+
+def compiled(network: Outputs, example: Tensor) -> Run:
+    """torch.compile: compiles where it serves, which needs a C++ compiler there."""
+    return torch.compile(network, dynamic=True)
+
+
+def inductor(network: Outputs, example: Tensor) -> Run:
+    """AOTInductor: a shared object for this machine's instructions, compiled when the archive is made."""
+    program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("N", max=64)},))
+    path = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(tempfile.mkdtemp()) / "network.pt2"))
+    return torch._inductor.aoti_load_package(path)
+
+
+def onnx_runtime(network: Outputs, example: Tensor) -> Run:
+    """ONNX Runtime with all outputs in one session, those asked for being returned."""
+    import onnxruntime
+
+    names = [str(number) for number in range(len(network.nodes))]
+    program = torch.onnx.export(
+        network,
+        (example,),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("N")},),
+        input_names=["images"],
+        output_names=names,
+        verbose=False,
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), options)
+    return lambda images: session.run(names, {"images": images.numpy()})
+
+
+ENGINES = {
+    "eager": eager,
+    "channels_last": channels_last,
+    "jit frozen": frozen,
+    "oneDNN": onednn,
+    "compile": compiled,
+    "AOTInductor": inductor,
+    "ONNX Runtime": onnx_runtime,
+}
+
+
+def alternate(
+    ways: Mapping[str, Callable[[], object]], rounds: int, seconds: float = 0.02
+) -> dict[str, tuple[float, float]]:
+    """Time every way once a round, in turning order.
+
+    Returns:
+        By name: the least and the median of the rounds, in microseconds of CPU time a call.
+    """
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        way()
+    for number in range(rounds):
+        for name, way in list(ways.items())[:: 1 if number % 2 else -1]:
+            began, calls, taken = time.thread_time(), 0, 0.0
+            while taken < seconds:
+                way()
+                calls += 1
+                taken = time.thread_time() - began
+            times[name].append(taken / calls * 1e6)
+    return {name: (min(found), statistics.median(found)) for name, found in times.items()}
+
+
+def difference(found: tuple[Any, ...], expected: tuple[Tensor, ...]) -> float:
+    """Return the largest difference of any output, as a share of that output's largest value."""
+    pairs = [(np.asarray(one), np.asarray(other)) for one, other in zip(found, expected, strict=True)]
+    return max(float(np.abs(one - other).max() / np.abs(other).max()) for one, other in pairs)
+
+
+def measure(name: str, rounds: int, wanted: list[str]) -> list[dict[str, Any]]:
+    """Measure one network by every engine, and return a record for each engine, batch and set of outputs."""
+    make, layers, shape = NETWORKS[name]
+    torch.manual_seed(0)
+    example = torch.rand(2, *shape)
+    records: list[dict[str, Any]] = []
+    for maps in (False, True):
+        runs: dict[str, Run] = {}
+        ready: dict[str, float] = {}
+        for engine in wanted:
+            torch.manual_seed(0)
+            began = time.perf_counter()
+            try:
+                with torch.inference_mode() if engine == "eager" else torch.no_grad():
+                    runs[engine] = ENGINES[engine](Outputs(make().eval(), layers if maps else {}), example)
+                    runs[engine](example)
+            except Exception as err:  # Whatever an engine cannot do, it is left out and said so.
+                print(f"{name}: {engine} does not run: {type(err).__name__}: {str(err).splitlines()[0][:120]}")
+                runs.pop(engine, None)
+            ready[engine] = time.perf_counter() - began
+        for batch in BATCHES:
+            images = torch.rand(batch, *shape)
+            with torch.inference_mode():
+                expected = runs["eager"](images)
+                ways = {engine: partial(run, images) for engine, run in runs.items()}
+                found = alternate(ways, rounds)
+                for engine, (least, median) in found.items():
+                    share = difference(runs[engine](images), expected)
+                    records.append(
+                        {
+                            "network": name,
+                            "maps": maps,
+                            "batch": batch,
+                            "engine": engine,
+                            "least_us": least / batch,
+                            "median_us": median / batch,
+                            "difference": share,
+                            "ready_s": ready[engine],
+                        }
+                    )
+    return records
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Lay out microseconds a picture, least / median, an engine a column."""
+    engines = list(dict.fromkeys(record["engine"] for record in records))
+    lines = ["| network | batch | outputs | " + " | ".join(engines) + " |", "|---|---|---|" + "---|" * len(engines)]
+    cells = {(r["network"], r["batch"], r["maps"], r["engine"]): r for r in records}
+    for network, batch, maps in dict.fromkeys((r["network"], r["batch"], r["maps"]) for r in records):
+        row = [cells.get((network, batch, maps, engine)) for engine in engines]
+        shown = [f"{r['least_us']:,.0f} / {r['median_us']:,.0f}" if r else "–" for r in row]
+        lines.append(f"| {network} | {batch} | {'maps' if maps else 'scores'} | " + " | ".join(shown) + " |")
+    for engine in engines:
+        own = [record for record in records if record["engine"] == engine]
+        worst, slowest = max(r["difference"] for r in own), max(r["ready_s"] for r in own)
+        lines.append(f"\n{engine}: difference up to {worst:.1e}, ready after up to {slowest:.1f} s")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print the table and write every record."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--engines", default=",".join(ENGINES))
+    parser.add_argument("--out", type=Path, default=Path("out/engines.json"))
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    records = []
+    for name in options.networks.split(","):
+        records += measure(name, options.rounds, options.engines.split(","))
+    print(table(records))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps({"torch": torch.__version__, "rounds": options.rounds, "records": records}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Choosing: the fastest engine that is installed, that the archive has a graph for, and that computes the same.
+
+`torch` is always there. On the CPU `onnxruntime` goes first; what keeps it from running is logged and torch runs
+instead, unless it was asked for by name. On a GPU torch runs: that is the only engine there is one for.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from handlers.engines.eager import Eager
+from handlers.engines.engine import Engine
+from handlers.engines.session import Graph, Session
+
+logger = logging.getLogger(__name__)
+
+ENGINES = ("auto", "torch", "onnxruntime")
+TOLERANCE = 1e-5
+"""How far an engine's output may be from eager torch's: the largest difference of any cell, as a share of the largest
+absolute value in that map or in those logits. float32 itself rounds by 6e-8 an operation."""
+
+
+def choose(eager: Eager, graph: Graph | None, images: Tensor, *, wanted: str = "auto", threads: int = 1) -> Engine:
+    """Choose an engine for a loaded network.
+
+    Args:
+        eager: The network in torch, on the device it is to run on.
+        graph: The archive's, None where it has none.
+        images: (N, C, H, W), float32, on the CPU: what a graph is tried on. Noise tells more than black.
+        wanted: One of `ENGINES`; `auto` takes the fastest that works.
+        threads: Of one run.
+
+    Raises:
+        ValueError: `wanted` is no engine.
+        RuntimeError: The engine asked for by name cannot run this network here; the text says why.
+    """
+    if wanted not in ENGINES:
+        raise ValueError(f"CONVSCOPE_ENGINE is {wanted!r}; there are {', '.join(ENGINES)}")
+    if wanted == "torch":
+        return eager
+    reason = _hindrance(eager, graph)
+    if reason is None and graph is not None:
+        try:
+            session = Session(graph, eager.module, eager.layers, has_scores=eager.has_scores, threads=threads)
+            check(session, eager, images)
+        except Exception as err:  # ONNX Runtime raises what it likes; torch can do without it.
+            reason = f"{type(err).__name__}: {err}"
+            logger.warning("the archive's graph is not used, torch runs instead: %s", reason)
+        else:
+            return session
+    if wanted == "onnxruntime":
+        raise RuntimeError(f"the engine onnxruntime was asked for and cannot run: {reason}")
+    return eager
+
+
+def check(engine: Engine, eager: Engine, images: Tensor) -> None:
+    """Prove that an engine computes what eager torch does: scores and every published map.
+
+    Args:
+        engine: To be proven.
+        eager: The same network in torch.
+        images: (N, C, H, W), float32, on the CPU.
+
+    Raises:
+        RuntimeError: An output has another shape, or is further off than `TOLERANCE`.
+    """
+    layers = frozenset(engine.layers)
+    found, found_maps = engine.forward(images, layers)
+    expected, expected_maps = eager.forward(images, layers)
+    pairs = {f"the maps of {name}": (found_maps[name], expected_maps[name]) for name in layers}
+    if found is not None and expected is not None:
+        pairs["the scores"] = (found, expected)
+    for what, (one, other) in pairs.items():
+        other = other.cpu()
+        if one.shape != other.shape:
+            raise RuntimeError(f"{what} have shape {tuple(one.shape)} and not {tuple(other.shape)}")
+        off = difference(one, other)
+        if not off <= TOLERANCE:
+            raise RuntimeError(f"{what} differ from torch's by {off:.1e} of its largest value")
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference of any cell, as a share of the largest absolute value expected; NaN if any is."""
+    largest = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    return float((found - expected).abs().max() / largest)
+
+
+def _hindrance(eager: Eager, graph: Graph | None) -> str | None:
+    """Return why ONNX Runtime is out of the question, None if it is not."""
+    if eager.device.type != "cpu":
+        return f"it runs on the CPU, and this worker on {eager.device}"
+    if graph is None:
+        return "the archive holds no graph; build it with training.archive --engine onnx"
+    if find_spec("onnxruntime") is None:
+        return "the package onnxruntime is not installed"
+    return None

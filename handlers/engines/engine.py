@@ -1,0 +1,42 @@
+"""Engines: what runs a network. Every engine takes the same tensors, gives the same outputs, and says its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+Maps = dict[str, Tensor]
+
+
+class Engine(Protocol):
+    """A loaded network that answers scores and maps.
+
+    Attributes:
+        name: Which engine it is, with its version: `torch-2.15.0`, `onnxruntime-1.31.1`.
+        layers: Public name of each published layer → node of the network.
+        has_scores: Whether the network's output is logits (N, K).
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def layers(self) -> Mapping[str, str]: ...  # noqa: D102
+
+    @property
+    def has_scores(self) -> bool: ...  # noqa: D102
+
+    def forward(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor | None, Maps]:
+        """Run the network once.
+
+        Args:
+            images: (N, C, H, W), float32, normalised, contiguous, on the CPU.
+            layers: Public names of the maps wanted; no other map is kept or copied.
+
+        Returns:
+            Logits (N, K) float32 on the CPU, or None for a network without classes; and a map (N, C, h, w) float32 for
+            each layer asked for, contiguous, on the device of the engine. Nobody else writes to any of them.
+        """
+        ...

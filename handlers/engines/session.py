@@ -1,0 +1,81 @@
+"""ONNX Runtime: the same network as a graph, exported when the archive was made.
+
+The graph file holds no large weights: they are handed over by name from the loaded torch network, whichever precision
+they were stored in. One session has every published map as an output; a run computes what the asked-for outputs need
+and no more, and what it returns is ONNX Runtime's own memory, new each time, so that no map is copied.
+
+The package is used if it is installed; an archive serves without it. Axes: `N` batch, `C` channels, `K` classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from handlers.engines.engine import Maps
+
+_IMAGES = "images"
+_ERRORS = 3  # Severity: ONNX Runtime's warnings are about the graph, which nobody who serves can change.
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network's graph in an archive.
+
+    Attributes:
+        content: An ONNX model. Its input is `images`; an output is `/maps/<node>`, the first being the scores where
+            there are any.
+        weights: The entries of the network's state dict that it leaves out and wants handed over.
+    """
+
+    content: bytes
+    weights: tuple[str, ...]
+
+
+class Session:
+    """A network run by ONNX Runtime on the CPU.
+
+    Args:
+        graph: As `training.graph` exports it.
+        module: The network, weights loaded, on the CPU.
+        layers: Public name of each layer → node.
+        has_scores: Whether the network's output is logits (N, K).
+        threads: Of one run.
+
+    Raises:
+        ImportError: onnxruntime is not installed.
+        Exception: The graph cannot be run; ONNX Runtime's classes are many.
+    """
+
+    def __init__(
+        self, graph: Graph, module: nn.Module, layers: Mapping[str, str], *, has_scores: bool, threads: int = 1
+    ) -> None:
+        import onnxruntime
+
+        self.name = f"onnxruntime-{onnxruntime.__version__}"
+        self.layers = dict(layers)
+        self.has_scores = has_scores
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _ERRORS
+        state = module.state_dict()
+        arrays = [state[name].detach().contiguous().numpy() for name in graph.weights]
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
+        options.add_external_initializers(list(graph.weights), values)
+        self._session = onnxruntime.InferenceSession(graph.content, options, providers=["CPUExecutionProvider"])
+        self._weights = values  # They may share memory with the module, which the session reads for as long as it runs.
+        self._scores = [self._session.get_outputs()[0].name] if has_scores else []
+        self._maps = {name: f"/maps/{node}" for name, node in self.layers.items()}
+        self._run_options = onnxruntime.RunOptions()
+        self._run_options.only_execute_path_to_fetches = True
+
+    def forward(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor | None, Maps]:
+        """Run the network once; see `Engine.forward`."""
+        names = list(dict.fromkeys([*self._scores, *(self._maps[name] for name in layers)]))
+        arrays = self._session.run(names, {_IMAGES: images.numpy()}, self._run_options)
+        outputs = {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
+        return (outputs[names[0]] if self.has_scores else None), {name: outputs[self._maps[name]] for name in layers}

@@ -1,0 +1,152 @@
+"""Archives with a graph for ONNX Runtime: small, the same each time, proven, kept, or left out with a reason."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.archive.conftest import NET
+from training import engine, packing
+from training.archive import STORE, main
+from training.contents import from_checkpoint, from_files
+from training.engine import with_engine
+from training.graph import PACKAGES, missing_packages
+from training.packing import ArchiveError
+
+Checkpoint = Callable[..., Path]
+
+ABSENT = [name for name in PACKAGES if name in missing_packages()]
+exporting = pytest.mark.skipif(bool(ABSENT), reason=f"not installed: {', '.join(ABSENT)}")
+
+
+@pytest.fixture
+def _exporter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export where that is installed; tests of other things are spared the time."""
+    monkeypatch.setattr(engine, "missing_packages", lambda: [])
+
+
+def test_the_committed_archives_have_a_graph_that_is_small() -> None:
+    for path in STORE.glob("*.mar"):
+        files = packing.unpack(path)
+        assert packing.GRAPH in files, f"{path.name}: training.archive --refresh --engine onnx"
+        assert len(files[packing.GRAPH]) < 10_000 + len(files[packing.WEIGHTS]) // 20
+
+
+def test_without_the_packages_there_is_no_graph_and_a_reason(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = checkpoint("simple")
+    assert main(["--checkpoint", str(source), "--store", str(tmp_path)]) == 0
+    assert "torch alone" in capsys.readouterr().out
+    files = packing.unpack(tmp_path / "simple.mar")
+    assert packing.GRAPH not in files
+    assert "graph" not in json.loads(files[packing.CARD])
+    assert main(["--checkpoint", str(source), "--store", str(tmp_path), "--engine", "onnx"]) == 1
+    assert "not installed here" in capsys.readouterr().err
+
+
+def test_an_archive_whose_card_and_files_disagree_is_refused() -> None:
+    files = packing.unpack(next(STORE.glob("*.mar")))
+    with pytest.raises(ArchiveError, match="disagree"):
+        from_files({name: content for name, content in files.items() if name != packing.GRAPH})
+
+
+def test_leaving_the_graph_out_leaves_no_trace(checkpoint: Checkpoint) -> None:
+    contents = from_checkpoint(checkpoint("simple"), "1.0")
+    assert with_engine(contents, "torch")[0] == contents
+    kept = from_files(packing.unpack(STORE / "simple.mar"))
+    bare = with_engine(kept, "torch")[0]
+    assert (bare.graph, "graph" in bare.card) == (None, False)
+    assert bare.weights == kept.weights
+
+
+@exporting
+@pytest.mark.usefixtures("_exporter")
+class TestExporting:
+    def test_other_processes_and_folders_give_the_same_bytes(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+        source = checkpoint("simple")
+        assert main(["--checkpoint", str(source), "--engine", "onnx", "--store", str(tmp_path / "here")]) == 0
+        command = [sys.executable, "-m", "training.archive", "--checkpoint", str(source), "--engine", "onnx"]
+        environment = os.environ | {"PYTHONPATH": str(packing.HANDLERS.parent), "PYTHONHASHSEED": "7"}
+        subprocess.run([*command, "--store", "there"], cwd=tmp_path, env=environment, check=True, capture_output=True)
+        digests = {
+            hashlib.sha256((tmp_path / where / "simple.mar").read_bytes()).digest() for where in ("here", "there")
+        }
+        assert len(digests) == 1
+
+    def test_nothing_of_this_machine_is_in_it(self, checkpoint: Checkpoint) -> None:
+        contents, said = with_engine(from_checkpoint(checkpoint("digits"), "1.0"), "onnx")
+        assert contents.graph is not None
+        assert said.startswith("ONNX Runtime")
+        assert str(packing.HANDLERS.parent).encode() not in contents.graph
+        assert b".py" not in contents.graph
+
+    def test_refreshing_keeps_it_and_drops_or_exports_it_when_told(
+        self, checkpoint: Checkpoint, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "simple.mar"
+        assert main(["--checkpoint", str(checkpoint("simple")), "--engine", "onnx", "--store", str(tmp_path)]) == 0
+        fresh = path.read_bytes()
+        path.write_bytes(packing.pack(packing.unpack(path) | {"handlers/errors.py": b""}))
+        assert main(["--refresh", "--store", str(tmp_path)]) == 0
+        assert path.read_bytes() == fresh
+        assert main(["--refresh", "--engine", "torch", "--store", str(tmp_path)]) == 0
+        assert packing.GRAPH not in packing.unpack(path)
+        assert main(["--check", "--store", str(tmp_path)]) == 0
+        assert main(["--refresh", "--engine", "onnx", "--store", str(tmp_path)]) == 0
+        assert path.read_bytes() == fresh
+
+    def test_a_graph_that_does_something_else_is_found_out(self, checkpoint: Checkpoint) -> None:
+        contents, _ = with_engine(from_checkpoint(checkpoint("simple"), "1.0"), "onnx")
+        assert contents.graph is not None
+        files = contents.files()
+        assert files[packing.GRAPH].count(b"MaxPool") == 2
+        other = files | {packing.GRAPH: contents.graph.replace(b"MaxPool", b"LpPool_")}
+        with pytest.raises(ArchiveError, match="does not do what the network does"):
+            from_files(other).files()
+
+    @pytest.mark.parametrize(
+        ("arch", "options"),
+        [
+            pytest.param("torchvision.models:resnet18", ["--layers", "a=relu,b=layer4.1.add,c=bn1"], id="resnet18"),
+            pytest.param("torchvision.models:mobilenet_v3_small", ["--layers", "a=features.3.add"], id="mobilenet"),
+        ],
+    )
+    def test_torchvisions_networks_have_one_of_kilobytes(
+        self, arch: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        common = ["--name", "own", "--random-weights", "3", "--size", "64x64", "--engine", "onnx"]
+        assert main(["--arch", arch, *common, *options, "--store", str(tmp_path)]) == 0, capsys.readouterr().err
+        files = packing.unpack(tmp_path / "own.mar")
+        assert len(files[packing.GRAPH]) < len(files[packing.WEIGHTS]) / 50
+
+    def test_one_node_under_two_names_and_as_the_scores(self, net_file: Path, tmp_path: Path) -> None:
+        classes = tmp_path / "classes.txt"
+        classes.write_text("a\nb\nc\n")
+        layers = ["--layers", "one=relu,two=relu,raw=conv"]
+        options = ["--arch", f"{net_file}:Net", "--name", "own", "--random-weights", "3", "--size", "16x16", *layers]
+        options += ["--engine", "onnx", "--classes", str(classes), "--store", str(tmp_path)]
+        assert main(options) == 0
+
+    def test_a_network_of_any_size_is_proven_on_two(self, checkpoint: Checkpoint) -> None:
+        contents, _ = with_engine(from_checkpoint(checkpoint("edges"), "1.0"), "onnx")
+        assert contents.graph is not None
+
+    def test_what_cannot_be_exported_is_served_by_torch_and_said_so(
+        self, net_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        net_file.write_text(NET.replace(".mean((2, 3))", ".mean((2, 3)) * float(images.numpy().size > 0)"))
+        options = ["--arch", f"{net_file}:Net", "--name", "own", "--random-weights", "3", "--size", "16x16"]
+        options += ["--layers", "conv1=relu", "--store", str(tmp_path)]
+        assert main(options) == 0
+        assert "torch alone: the network cannot be exported" in capsys.readouterr().out
+        assert packing.GRAPH not in packing.unpack(tmp_path / "own.mar")
+        assert main([*options, "--engine", "onnx"]) == 1
+        assert "cannot be exported" in capsys.readouterr().err

@@ -1,0 +1,229 @@
+"""Engines: the faster one where it can run, torch where it cannot, and the same answers from both."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from handlers.engines import choice
+from handlers.engines.choice import TOLERANCE, check, choose, difference
+from handlers.engines.eager import Eager
+from handlers.engines.session import Graph
+from handlers.images import noise
+from handlers.networks.cifar import Cifar
+from handlers.service import Service
+from handlers.wire import convscope_pb2 as wire
+from tests.handlers.support import CIFAR_INPUT, ask_json, ask_message, ask_rest, cells
+from tests.pictures import colours, png
+
+STORE = Path(__file__).resolve().parents[2] / "model_store"
+MODELS = sorted(path.stem for path in STORE.glob("*.mar"))
+
+
+def load(model: str, folder: Path, engine: str) -> Service:
+    with zipfile.ZipFile(STORE / f"{model}.mar") as archive:
+        archive.extractall(folder)
+    environment = {"CONVSCOPE_ENGINE": engine, "CONVSCOPE_MAX_RESPONSE_BYTES": str(2**28)}
+    return Service.load(folder, model=model, version="1.0", config={}, batch_size=1, gpu=None, environment=environment)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Service, Service]:
+    """A committed archive in torch and in ONNX Runtime."""
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path_factory.mktemp(request.param)
+    return load(request.param, folder, "torch"), load(request.param, folder, "onnxruntime")
+
+
+def close(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> bool:
+    """Within the contract's tolerance."""
+    return found.shape == expected.shape and bool(np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max())
+
+
+PICTURES = [png(colours(seed, 40, 36)) for seed in range(5)]
+
+
+class TestTheSameAnswers:
+    @pytest.mark.parametrize("count", [1, 2, 5])
+    def test_of_float32(self, both: tuple[Service, Service], count: int) -> None:
+        message = wire.PredictRequest(pictures=PICTURES[:count], layers=["all"], top_k=0)
+        torch_reply, fast_reply = (ask_message(service, message) for service in both)
+        assert torch_reply.engine.startswith("torch-")
+        assert fast_reply.engine.startswith("onnxruntime-")
+        for expected, found in zip(torch_reply.results, fast_reply.results, strict=True):
+            assert [score.index for score in found.top] == [score.index for score in expected.top]
+            logits = [np.array([score.logit for score in result.top]) for result in (found, expected)]
+            assert not len(logits[0]) or close(*logits)
+            assert [one.layer for one in found.maps] == [one.layer for one in expected.maps]
+            assert all(close(cells(one), cells(other)) for one, other in zip(found.maps, expected.maps, strict=True))
+
+    def test_of_float16(self, both: tuple[Service, Service]) -> None:
+        """Rounding may go the other way: two neighbours of float16 apart, at most."""
+        message = wire.PredictRequest(pictures=PICTURES, layers=["all"], map_dtype=wire.FLOAT16)
+        expected, found = (ask_message(service, message) for service in both)
+        for one, other in self.pairs(found, expected):
+            largest = np.abs(cells(other).astype(np.float32)).max()
+            apart = np.abs(cells(one).astype(np.float32) - cells(other).astype(np.float32))
+            assert (apart <= np.abs(cells(other).astype(np.float32)) * 2**-10 + TOLERANCE * largest).all()
+
+    def test_of_uint8(self, both: tuple[Service, Service]) -> None:
+        message = wire.PredictRequest(pictures=PICTURES, layers=["all"], map_dtype=wire.UINT8)
+        expected, found = (ask_message(service, message) for service in both)
+        for one, other in self.pairs(found, expected):
+            assert np.abs(cells(one).astype(int) - cells(other).astype(int)).max() <= 1
+            for values in ("scale", "offset"):
+                largest = np.abs(np.array(other.tensor.scale)).max() * 255 + np.abs(np.array(other.tensor.offset)).max()
+                apart = np.array(getattr(one.tensor, values)) - np.array(getattr(other.tensor, values))
+                assert np.abs(apart).max() <= 2 * TOLERANCE * largest
+
+    @pytest.mark.parametrize("options", [{"pool": 1}, {"pool": 3}, {"channels": {"indexes": [0]}}])
+    def test_of_selections(self, both: tuple[Service, Service], options: dict[str, Any]) -> None:
+        message = wire.PredictRequest(pictures=PICTURES, layers=["all"], **options)
+        expected, found = (ask_message(service, message) for service in both)
+        for one, other in self.pairs(found, expected):
+            assert np.allclose(cells(one), cells(other), rtol=1e-4, atol=1e-4)
+
+    def test_in_every_format(self, both: tuple[Service, Service]) -> None:
+        row, asked = {"body": bytearray(PICTURES[0])}, {"x_convscope_layers": "conv1"}
+        one, other = (ask_json(service, row, **asked)["results"][0]["maps"]["conv1"] for service in both)
+        assert (one["dtype"], one["shape"]) == (other["dtype"], other["shape"])
+        archives = [ask_rest(service, row, accept="application/x-npz", **asked).body for service in both]
+        arrays = [np.load(io.BytesIO(body), allow_pickle=False)["conv1"] for body in archives]
+        assert close(arrays[1], arrays[0])
+        pictures = [ask_rest(service, row, accept="image/png", **asked).body for service in both]
+        assert all(body.startswith(b"\x89PNG") for body in pictures)
+
+    @staticmethod
+    def pairs(found: wire.PredictReply, expected: wire.PredictReply) -> list[tuple[wire.FeatureMap, wire.FeatureMap]]:
+        results = zip(found.results, expected.results, strict=True)
+        pairs = [pair for one, other in results for pair in zip(one.maps, other.maps, strict=True)]
+        assert pairs
+        return pairs
+
+
+def test_one_layer_alone_is_the_same_as_among_all(both: tuple[Service, Service]) -> None:
+    _, fast = both
+    together = ask_message(fast, wire.PredictRequest(pictures=PICTURES[:1], layers=["all"])).results[0]
+    for item in together.maps:
+        alone = ask_message(fast, wire.PredictRequest(pictures=PICTURES[:1], layers=[item.layer])).results[0]
+        assert [one.layer for one in alone.maps] == [item.layer]
+        assert np.array_equal(cells(alone.maps[0]), cells(item))
+        assert alone.top == together.top
+
+
+def test_maps_stay_what_they_were_when_more_pictures_run(both: tuple[Service, Service]) -> None:
+    for service in both:
+        engine = service._inference._network
+        images = noise(service._preprocessing, 4)
+        layers = frozenset(engine.layers)
+        _, maps = engine.forward(images, layers)
+        kept = {name: values.clone() for name, values in maps.items()}
+        for _ in range(5):
+            engine.forward(images * -3, layers)
+        assert all(torch.equal(maps[name], kept[name]) for name in layers)
+
+
+def test_the_card_says_which_engine_runs(both: tuple[Service, Service]) -> None:
+    for service, name in zip(both, ("torch-", "onnxruntime-"), strict=True):
+        assert ask_json(service, {"body": bytearray()})["engine"].startswith(name)
+
+
+class TestWithoutIt:
+    """Whatever keeps ONNX Runtime from running, torch does."""
+
+    @pytest.fixture
+    def eager(self) -> Eager:
+        torch.manual_seed(0)
+        return Eager(Cifar(), Cifar.layers, has_scores=True)
+
+    @pytest.fixture
+    def graph(self) -> Graph:
+        with zipfile.ZipFile(STORE / "cifar.mar") as archive:
+            card = json.loads(archive.read("card.json"))
+            return Graph(archive.read("graph.onnx"), tuple(card["graph"]["weights"]))
+
+    def test_the_package_missing(self, eager: Eager, graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(choice, "find_spec", lambda name: None)
+        assert choose(eager, graph, noise(CIFAR_INPUT)) is eager
+        with pytest.raises(RuntimeError, match="not installed"):
+            choose(eager, graph, noise(CIFAR_INPUT), wanted="onnxruntime")
+
+    def test_the_graph_missing(self, eager: Eager) -> None:
+        assert choose(eager, None, noise(CIFAR_INPUT)) is eager
+        with pytest.raises(RuntimeError, match="holds no graph"):
+            choose(eager, None, noise(CIFAR_INPUT), wanted="onnxruntime")
+
+    def test_torch_asked_for(self, eager: Eager, graph: Graph) -> None:
+        assert choose(eager, graph, noise(CIFAR_INPUT), wanted="torch") is eager
+
+    def test_an_engine_there_is_not(self, eager: Eager) -> None:
+        with pytest.raises(ValueError, match="auto, torch, onnxruntime"):
+            choose(eager, None, noise(CIFAR_INPUT), wanted="tensorrt")
+
+    def test_the_graph_damaged(self, eager: Eager, graph: Graph, caplog: pytest.LogCaptureFixture) -> None:
+        pytest.importorskip("onnxruntime")
+        damaged = Graph(graph.content[: len(graph.content) // 2], graph.weights)
+        with caplog.at_level(logging.WARNING):
+            assert choose(eager, damaged, noise(CIFAR_INPUT)) is eager
+        assert "torch runs instead" in caplog.text
+        with pytest.raises(RuntimeError, match="cannot run"):
+            choose(eager, damaged, noise(CIFAR_INPUT), wanted="onnxruntime")
+
+    def test_the_graph_of_another_network(self, graph: Graph, caplog: pytest.LogCaptureFixture) -> None:
+        pytest.importorskip("onnxruntime")
+
+        class Negated(Cifar):
+            def forward(self, images: Tensor) -> Tensor:
+                return super().forward(-images)
+
+        eager = Eager(Negated(), Cifar.layers, has_scores=True)
+        with caplog.at_level(logging.WARNING):
+            assert choose(eager, graph, noise(CIFAR_INPUT)) is eager
+        assert "differ from torch's" in caplog.text
+
+    def test_nothing(self, eager: Eager, graph: Graph) -> None:
+        """The weights come from the loaded network, so any of the same kind will do."""
+        pytest.importorskip("onnxruntime")
+        engine = choose(eager, graph, noise(CIFAR_INPUT, 3), wanted="onnxruntime")
+        assert engine is not eager
+
+
+class Shifted(nn.Module):
+    """The network, off by a share of its largest score."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.inner = Cifar()
+        self.share = share
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.inner(images)
+        return scores + self.share * scores.abs().max()
+
+
+@pytest.mark.parametrize(("share", "passes"), [(0.0, True), (0.5 * TOLERANCE, True), (3 * TOLERANCE, False)])
+def test_an_engine_passes_within_the_tolerance_only(share: float, passes: bool) -> None:
+    torch.manual_seed(0)
+    shifted = Shifted(share)
+    layers = {"conv2": "inner.conv2"}
+    eager = Eager(shifted.inner, {"conv2": "conv2"}, has_scores=True)
+    off = Eager(shifted, layers, has_scores=True)
+    if passes:
+        check(off, eager, noise(CIFAR_INPUT, 2))
+    else:
+        with pytest.raises(RuntimeError, match="the scores differ"):
+            check(off, eager, noise(CIFAR_INPUT, 2))
+
+
+def test_a_value_that_is_no_number_is_a_difference() -> None:
+    assert not difference(torch.tensor([1.0, float("nan")]), torch.tensor([1.0, 1.0])) <= TOLERANCE
+    assert difference(torch.zeros(3), torch.zeros(3)) == 0

@@ -1,0 +1,187 @@
+"""Graphs: a network exported for ONNX Runtime, without its weights.
+
+Every published map is an output of the graph beside the scores. The weights stay in `weights.pt` and are handed to ONNX
+Runtime by name when the archive is loaded, so that an archive grows by kilobytes. Of the exporter's optimisations only
+the folding of small constants is used: ONNX Runtime does the rest itself, for the machine that it runs on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, MutableSequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from handlers.engines.choice import check
+from handlers.engines.eager import Eager
+from handlers.engines.session import Graph, Session
+from handlers.images import Preprocessing, noise
+from training.packing import ArchiveError
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+_IMAGES = "images"
+_MAX_FOLDED = 4096  # Cells: the vectors of a normalisation are folded and stored, kernels never are.
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A graph for an archive.
+
+    Attributes:
+        content: Of graph.onnx. Outputs are `/maps/<node>`; where there are scores, they are the first.
+        weights: The entries of the state dict that it wants handed over.
+        versions: Of what exported it.
+    """
+
+    content: bytes
+    weights: tuple[str, ...]
+    versions: Mapping[str, str]
+
+
+def missing_packages() -> list[str]:
+    """Return what exporting and proving need and this environment lacks."""
+    return [name for name in PACKAGES if find_spec(name) is None]
+
+
+def prove(content: bytes, card: Mapping[str, Any], network: nn.Module, preprocessing: Preprocessing) -> None:
+    """Compare a graph with the network in torch, if ONNX Runtime is installed here; the handler does so once more.
+
+    Args:
+        content: Of graph.onnx.
+        card: Of the archive.
+        network: In evaluation mode, on the CPU, weights loaded.
+        preprocessing: What it takes. A network of any size is tried on two.
+
+    Raises:
+        ArchiveError: ONNX Runtime cannot run it, or computes something else.
+    """
+    if find_spec("onnxruntime") is None:
+        return
+    try:
+        eager = Eager(network, card["layers"], has_scores=bool(card["classes"]))
+        graph = Graph(content, tuple(card["graph"]["weights"]))
+        session = Session(graph, network, eager.layers, has_scores=eager.has_scores)
+        check(session, eager, noise(preprocessing, 3))
+        if preprocessing.size is None:
+            check(session, eager, noise(replace(preprocessing, height=41, width=56)))
+    except Exception as err:  # ONNX Runtime raises what it likes.
+        raise ArchiveError(f"the graph for ONNX Runtime does not do what the network does: {err}") from err
+
+
+def export(
+    network: nn.Module, layers: Mapping[str, str], picture: Tensor, *, has_scores: bool, any_size: bool
+) -> Exported:
+    """Export a network.
+
+    Args:
+        network: In evaluation mode, on the CPU, weights loaded; nothing in it works in place.
+        layers: Public name → node.
+        picture: (1, C, H, W), float32, normalised: what it is traced with.
+        has_scores: Whether its output is logits.
+        any_size: Whether H and W may change, as N always may.
+
+    Returns:
+        The same bytes for the same network and versions.
+
+    Raises:
+        ArchiveError: It cannot be exported; the text says what the exporter said.
+    """
+    import onnxscript.optimizer
+
+    try:
+        extractor, nodes = _extractor(network, layers, has_scores=has_scores)
+        dimensions = {0: torch.export.Dim("N")}
+        if any_size:
+            dimensions |= {2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
+        with _quiet():
+            program = torch.onnx.export(
+                extractor,
+                (torch.cat([picture, picture]),),  # A single picture would be taken for a constant.
+                dynamo=True,
+                optimize=False,
+                dynamic_shapes=(dimensions,),
+                input_names=[_IMAGES],
+                output_names=[f"/maps/{node}" for node in nodes],
+                verbose=False,
+            )
+            if program is None:
+                raise ValueError("the exporter gave nothing")
+            onnxscript.optimizer.inline(program.model)
+            onnxscript.optimizer.fold_constants(
+                program.model,
+                input_size_limit=_MAX_FOLDED,
+                output_size_limit=_MAX_FOLDED,
+                # However large they are, it would fold these, and a turned weight is no entry of the state dict.
+                should_fold=lambda node: False if node.op_type == "Transpose" else None,
+            )
+            onnxscript.optimizer.remove_unused_nodes(program.model)
+        model = program.model_proto
+        weights = _take_out(model.graph.initializer, network.state_dict())
+    except Exception as err:  # Exporting runs the network's own code, and an exporter that raises what it likes.
+        reason = next((line for line in str(err).splitlines() if line.strip()), "")
+        raise ArchiveError(f"the network cannot be exported: {type(err).__name__}: {reason[:300]}") from err
+    _forget(model)
+    versions = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
+    return Exported(model.SerializeToString(deterministic=True), weights, versions)
+
+
+def _extractor(network: nn.Module, layers: Mapping[str, str], *, has_scores: bool) -> tuple[nn.Module, list[str]]:
+    """Return the network with a tuple of outputs, the scores first, and the nodes that these are."""
+    scores = [str(get_graph_node_names(network)[1][-1])] if has_scores else []
+    nodes = list(dict.fromkeys([*scores, *sorted(layers.values())]))
+    extractor = create_feature_extractor(network, return_nodes=nodes).eval()
+    (output,) = (node for node in extractor.graph.nodes if node.op == "output")
+    output.args = (tuple(output.args[0][node] for node in nodes),)
+    extractor.recompile()
+    return extractor, nodes
+
+
+def _take_out(initializers: MutableSequence[Any], state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Replace the content of weights that the state dict has, value for value, by a reference; return their names."""
+    from onnx import TensorProto, numpy_helper
+
+    names = []
+    for item in initializers:
+        weight = state.get(item.name)
+        if weight is None or not np.array_equal(numpy_helper.to_array(item), weight.numpy()):
+            continue
+        item.ClearField("raw_data")
+        item.data_location = TensorProto.EXTERNAL
+        item.external_data.add(key="location", value="weights.pt")
+        names.append(item.name)
+    return tuple(sorted(names))
+
+
+def _forget(message: Any) -> None:
+    """Remove what tells where and by what code a graph was made: paths of this machine, stack traces."""
+    for field, value in message.ListFields():
+        if field.name in ("metadata_props", "doc_string"):
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                _forget(part)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress, warnings and advice to itself: what matters becomes an ArchiveError."""
+    logger = logging.getLogger()
+    level = logger.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
