@@ -63,12 +63,12 @@ def run(name: str, workloads: list[Workload], options: argparse.Namespace) -> di
     with contextlib.ExitStack() as stack:
         running = []
         for server in servers:
-            one = stack.enter_context(Running(server, model, work))
-            for workload in workloads:
-                if server.kind != "floor" and one.can(workload):
-                    for asked in workload.asked:
-                        one.check(asked, workload.wire)
-            one.warm_up()
+            try:
+                one = stack.enter_context(Running(server, model, work))
+            except RuntimeError as error:
+                say(f"{error}\nIt is left out.")
+                continue
+            one.warm_up(workloads)
             running.append(one)
             starts[server.name] = {"kind": server.kind, "first_answer_s": one.first_answer_s, "coldest": one.coldest}
             say(f"{server.name} answers, {one.first_answer_s:.1f} s after its start")

@@ -44,17 +44,19 @@ def markdown(found: dict[str, Any]) -> str:
     for workload, summaries in found["summaries"].items():
         lines += [f"## {workload}", "", *_workload(summaries, found["servers"])]
     lines += ["## Start and memory", "", *_servers(found["servers"])]
-    lines += ["## Stages of our service, one caller, median µs", ""]
-    names = list(next(iter(found["stages"].values()), {}))
-    lines += _table(
-        ("request", *(name.removesuffix("_s") for name in names)),
-        [[what, *(f"{seconds[name] * 1e6:,.0f}" for name in names)] for what, seconds in found["stages"].items()],
-    )
-    lines += ["## Bytes of a reply to one picture", ""]
-    lines += _table(
-        ("reply", *next(iter(found["formats"].values()), {})),
-        [[want, *(f"{size:,}" for size in sizes.values())] for want, sizes in found["formats"].items()],
-    )
+    if stages := found["stages"]:
+        names = list(next(iter(stages.values())))
+        lines += ["## Stages of our service, one caller, median µs", ""]
+        lines += _table(
+            ("request", *(name.removesuffix("_s") for name in names)),
+            [[what, *(f"{seconds[name] * 1e6:,.0f}" for name in names)] for what, seconds in stages.items()],
+        )
+    if formats := found["formats"]:
+        lines += ["## Bytes of a reply to one picture", ""]
+        lines += _table(
+            ("reply", *next(iter(formats.values()))),
+            [[want, *(f"{size:,}" for size in sizes.values())] for want, sizes in formats.items()],
+        )
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from array import array
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -63,8 +64,8 @@ class Running:
             )
         try:
             self._await_answer()
-        except BaseException:
-            self.__exit__(None, None, None)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
             raise
         self.first_answer_s = time.perf_counter() - began
         return self
@@ -106,22 +107,32 @@ class Running:
         if self.server.kind == "ours" and wire == "REST":
             (self.place.model.folder / f"reply-{asked.want}-{asked.pictures}.size").write_text(str(len(body)))
 
-    def ask(self, message: bytes, wire: Wire) -> Reply:
+    def ask(self, message: bytes, wire: Wire, timeout_s: float = 60.0) -> Reply:
         """Ask once, on a connection of its own."""
         caller: Http | Grpc
         caller = Http(("127.0.0.1", self.place.rest)) if wire == "REST" else Grpc(("127.0.0.1", self.place.grpc))
+        caller.socket.settimeout(timeout_s)
         with caller.socket:
             return ask_on(caller, message)
 
-    def warm_up(self) -> None:
-        """See how slow the first requests are, then run until the server is at its own speed."""
+    def warm_up(self, workloads: Iterable[Workload]) -> None:
+        """See how slow the first requests are, check every kind, then run each until the server is at its own speed.
+
+        Raises:
+            AssertionError: A reply is not right.
+        """
         if self.server.kind == "floor":
             return
-        asked = Asked("float32")
-        self.check(asked, "REST")
-        cold = self.load(Workload("cold", (asked,), 1), _COLD_S).latencies
+        first = Asked("float32")
+        self.check(first, "REST")
+        cold = self.load(Workload("cold", (first,), 1), _COLD_S).latencies
         self.coldest = max(cold) / sorted(cold)[len(cold) // 2]
-        self.load(Workload("warm-up", (asked,), 8), self.server.warm_up_s)
+        kinds = dict.fromkeys((asked, one.wire) for one in workloads if self.can(one) for asked in one.asked)
+        for asked, wire in kinds:
+            self.check(asked, wire)
+        for asked, wire in kinds:  # A JVM compiles the code of each kind anew.
+            seconds = max(2.0, self.server.warm_up_s / len(kinds))
+            self.load(Workload("warm-up", (asked,), 8 if asked.pictures == 1 else 2, wire), seconds)
 
     def take(self, workload: Workload, seconds: float) -> dict[str, Any]:
         """Measure a workload once."""
@@ -201,7 +212,7 @@ class Running:
             if self.process.poll() is not None or time.perf_counter() > deadline:
                 raise RuntimeError(f"{self.server.name} did not start:\n{self._log()}")
             try:
-                if self.ask(steps[0], "REST").status == 200:
+                if self.ask(steps[0], "REST", timeout_s=5.0).status == 200:
                     steps.pop(0)
                     continue
             except OSError:

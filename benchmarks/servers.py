@@ -17,6 +17,8 @@ from benchmarks.models import Model, null_archive, write_archive
 PYTHON = str(ROOT / ".venv/bin/python") if (ROOT / ".venv").exists() else sys.executable  # Has torchserve, no rivals.
 BENCH_BIN = Path(sys.executable).parent
 
+JVM_S = 20.0  # Of a busy pair of cores it compiles for more than ten seconds, and costs three times as much meanwhile.
+
 Kind = Literal["ours", "documented", "tuned", "wall", "floor"]
 
 
@@ -33,7 +35,7 @@ class Server:
         read: A reply's values for (model, body, want, pictures, wire): probabilities, then each map; None where there
             are none.
         environment: Variables added to ours.
-        warm_up_s: A cold JVM is two to three times slower.
+        warm_up_s: Seconds of requests before the first round.
         probe: What to ask until it answers; None for a prediction.
     """
 
@@ -123,10 +125,10 @@ def _floor(network: str) -> Server:
 
 
 SERVERS = (
-    Server("convscope", "ours", _start_ours(1), ask_ours, read_ours, warm_up_s=10.0, probe=card),
-    Server("convscope, 2 workers", "ours", _start_ours(2), ask_ours, read_ours, warm_up_s=10.0, probe=card),
-    Server("TorchServe, null", "wall", _start_null, ask_null, lambda *_: None, warm_up_s=10.0, probe=card),
-    Server("TorchServe", "documented", _start_stock, ask_binary("/predictions/{1}"), read_rival, warm_up_s=10.0),
+    Server("convscope", "ours", _start_ours(1), ask_ours, read_ours, warm_up_s=JVM_S, probe=card),
+    Server("convscope, 2 workers", "ours", _start_ours(2), ask_ours, read_ours, warm_up_s=JVM_S, probe=card),
+    Server("TorchServe, null", "wall", _start_null, ask_null, lambda *_: None, warm_up_s=JVM_S, probe=card),
+    Server("TorchServe", "documented", _start_stock, ask_binary("/predictions/{1}"), read_rival, warm_up_s=JVM_S),
     Server("FastAPI", "documented", _uvicorn("fastapi"), ask_binary("/{0}"), read_rival),
     Server("LitServe", "documented", _start_litserve(1), ask_litserve, read_rival),
     Server("LitServe, batching", "documented", _start_litserve(32), ask_litserve, read_rival),

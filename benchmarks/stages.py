@@ -21,6 +21,8 @@ _STAGES = ("read_s", "decode_s", "preprocess_s", "forward_s", "encode_s", "handl
 def measure(running: Running, count: int = 200) -> dict[str, dict[str, float]]:
     """Ask `count` times, one at a time, and return median seconds per stage.
 
+    Empty where the service does not tell its times.
+
     `caller` is what the caller waited; `elsewhere` the part of it outside the handler, in TorchServe and on the wire.
     """
     found: dict[str, dict[str, float]] = {}
@@ -36,7 +38,10 @@ def measure(running: Running, count: int = 200) -> dict[str, dict[str, float]]:
                 waited = time.perf_counter() - began
                 if wire == "gRPC":
                     body = torchserve.PredictionResponse.FromString(body).prediction
-                timing = ours.PredictReply.FromString(body).timing
+                reply = ours.PredictReply.FromString(body)
+                if not reply.HasField("timing"):
+                    return {}
+                timing = reply.timing
                 for name in _STAGES:
                     seen[name].append(getattr(timing, name))
                 seen["caller"].append(waited)
@@ -44,6 +49,7 @@ def measure(running: Running, count: int = 200) -> dict[str, dict[str, float]]:
             found[f"{asked.want}, {asked.pictures} pictures, {wire}"] = {
                 name: statistics.median(values) for name, values in seen.items()
             }
+        caller.socket.close()
     return found
 
 
