@@ -45,7 +45,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--servers", default="*", metavar="A|B", help="servers of these names; * stands for anything")
     parser.add_argument("--models", default="cifar", metavar="A,B", help=f"of {', '.join(models.SAMPLES)}")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=0.8, help="of each measurement")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="folder for the results")
     return parser.parse_args()
 

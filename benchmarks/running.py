@@ -131,7 +131,7 @@ class Running:
         for asked, wire in kinds:
             self.check(asked, wire)
         for asked, wire in kinds:  # A JVM compiles the code of each kind anew.
-            seconds = max(2.0, self.server.warm_up_s / len(kinds))
+            seconds = max(1.0, self.server.warm_up_s / len(kinds))
             self.load(Workload("warm-up", (asked,), 8 if asked.pictures == 1 else 2, wire), seconds)
 
     def take(self, workload: Workload, seconds: float) -> dict[str, Any]:
