@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 PORT ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo stop serve test prometheus lint format test-gpu test-docker secrets update bench archives proto lock clean
+.PHONY: help install demo stop serve test prometheus lint format test-gpu test-docker secrets update bench bench-full archives proto lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,8 +54,19 @@ format: .venv/installed ## Put the code into the common format
 test-gpu: .venv/installed ## Run the tests that need an NVIDIA GPU
 	$(BIN)/pytest -m gpu
 
-bench: .venv/installed ## Measure what serving costs beside the same handler called in one process
-	$(BIN)/python -m benchmarks.overhead
+# The rivals are kept apart from what we ship; they see .venv's torch and torchserve behind their own packages.
+.venv-bench/installed: .venv/installed benchmarks/requirements.txt
+	$(BIN)/python -m venv .venv-bench
+	.venv-bench/bin/pip --disable-pip-version-check -q install --require-hashes --no-deps -r benchmarks/requirements.txt
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > $$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/convscope.pth
+	@touch $@
+
+bench: .venv-bench/installed ## Measure our service beside its rivals: the standard set, about 15 minutes
+	.venv-bench/bin/python -m benchmarks
+
+bench-full: .venv-bench/installed ## Measure every workload on every network: hours
+	.venv-bench/bin/python -m benchmarks --full --models cifar,digits,resnet18
 
 test-docker: .venv/installed ## Build the image and test the compose file (needs a Docker engine with Compose)
 	$(BIN)/pytest -m docker tests/docker
@@ -76,6 +87,7 @@ lock: ## Pin requirements/*.txt anew (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --fork-strategy fewest --no-header -q -o requirements/service.txt
 	uv pip compile pyproject.toml --all-extras -c requirements/service.txt --universal --python-version 3.11 --generate-hashes --fork-strategy fewest --no-header -q -o requirements/dev.txt
 	uv pip compile requirements/proto.in --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/proto.txt
+	uv pip compile benchmarks/requirements.in -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-header -q -o benchmarks/requirements.txt
 
 clean: ## Remove what the other targets made
-	rm -rf .venv .venv-proto .tools out runs
+	rm -rf .venv .venv-proto .venv-bench .tools out runs

@@ -4,8 +4,8 @@ Type: python -m benchmarks.metrics_cost --pairs 3000
 
 A pair is one call of each, the order turning from pair to pair, so that a machine whose speed drifts drifts for both.
 Times are the thread's own on the CPU, so that what else runs on the machine is not counted. The cost is the median of
-the pairs' differences, with their quartiles. Beside it stands its share of a handler call, and, where `make bench`
-has left out/overhead.json, of what a request takes of the service then: one over its rate.
+the pairs' differences, with their quartiles. Beside it stands its share of a handler call, and of the processor time
+that the service spends on such a request with eight callers, front end included, as `make bench` last measured it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from handlers.telemetry import Silence
 from handlers.wire import convscope_pb2 as wire
 
 ROOT = Path(__file__).resolve().parents[1]
-ASKED: dict[str, dict[str, Any]] = {  # Named as the workloads of `benchmarks.overhead`.
-    "scores": {},
-    "scores, maps float32": {"layers": ["all"]},
-    "scores, maps uint8": {"layers": ["all"], "map_dtype": wire.UINT8},
+RESULTS = ROOT / "benchmarks/results/cifar.json"
+ASKED: dict[str, dict[str, Any]] = {  # By the names of `benchmarks.workloads`.
+    "scores, c=8": {},
+    "float32, c=8": {"layers": ["all"]},
+    "uint8, c=8": {"layers": ["all"], "map_dtype": wire.UINT8},
 }
-WAYS = ("REST c=1", "REST c=8", "gRPC c=1", "gRPC c=8")
 WARM_UP = 200  # Calls.
 
 
@@ -44,11 +44,10 @@ def main() -> int:
     """Measure, and print the table with its circumstances."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pairs", type=int, default=3000, help="of each workload")
-    parser.add_argument("--overhead", type=Path, default=ROOT / "out/overhead.json", help="written by make bench")
     options = parser.parse_args()
-    rates = json.loads(options.overhead.read_text())["pictures_per_s"] if options.overhead.exists() else {}
-    print("| workload | handler call, µs | recording, µs | of the call | " + " | ".join(WAYS) + " |")
-    print("|---|" + "---|" * (3 + len(WAYS)))
+    measured = json.loads(RESULTS.read_text())["summaries"]
+    print("| workload | handler call, µs | recording, µs | of the call | of the request, front end included |")
+    print("|---|---|---|---|---|")
     picture = (ROOT / "samples/cat.png").read_bytes()
     with tempfile.TemporaryDirectory() as folder:
         service = load(Path(folder))
@@ -56,10 +55,9 @@ def main() -> int:
             quiet, costs = measure(service, wire.PredictRequest(pictures=[picture], **asked), options.pairs)
             call, cost = statistics.median(quiet), statistics.median(costs)
             low, _, high = statistics.quantiles(costs, n=4)
-            whole = [statistics.median(rates[name][way]) if way in rates.get(name, {}) else None for way in WAYS]
-            shares = [f"{cost * rate:.1%}" if rate else "–" for rate in whole]
+            whole = sum(measured[name]["convscope"]["cpu_us"].values()) / 1e6
             cells = [name, f"{call * 1e6:,.0f}", f"{cost * 1e6:.0f} ({low * 1e6:.0f}–{high * 1e6:.0f})"]
-            print("| " + " | ".join([*cells, f"{cost / call:.1%}", *shares]) + " |")
+            print("| " + " | ".join([*cells, f"{cost / call:.1%}", f"{cost / whole:.1%}"]) + " |")
     circumstances = {
         "pairs": options.pairs,
         "cores": os.cpu_count(),

@@ -1,0 +1,1 @@
+"""What is measured, how, against whom; `benchmarks/README.md` has the method and the figures."""

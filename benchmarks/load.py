@@ -1,0 +1,223 @@
+"""The load: one process that asks a server in a closed or an open loop and notes when each reply came.
+
+In a closed loop every connection asks again once it is answered. In an open loop requests are due at a constant rate,
+whatever the server does, and a latency counts from when its request was due: a server that stalls cannot make the load
+wait with it (coordinated omission). Every reply's status and size are checked; some are kept for their content.
+
+    python -m benchmarks.load       # its own ceiling, against a server that does nothing
+"""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import random
+import resource
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from array import array
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.wires import Address, Grpc, Http, Reply
+
+Wire = Literal["REST", "gRPC"]
+ROOT = Path(__file__).resolve().parents[1]
+
+_WIRES: dict[str, type[Http] | type[Grpc]] = {"REST": Http, "gRPC": Grpc}
+_KEPT = 8  # Replies kept for their content.
+_LAST_CALL_S = 20.0  # How long replies may be late at the end.
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prepared request.
+
+    Attributes:
+        message: What goes over the wire: a whole HTTP request, or a serialized gRPC message.
+        size: Bytes its reply's body must have; None for any.
+        slack: How many more or fewer are right too: numbers in JSON differ in length.
+        weight: How often it is asked, beside the others of a mixture.
+    """
+
+    message: bytes
+    size: int | None = None
+    slack: int = 0
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """What to ask, whom, and how.
+
+    Attributes:
+        address: The server's.
+        wire: What it speaks.
+        requests: What to ask, in a random order that is the same every time.
+        connections: Callers; in an open loop, the most requests in flight.
+        seconds: How long new requests are sent.
+        rate: Requests a second of an open loop; None for a closed one.
+    """
+
+    address: Address
+    wire: Wire
+    requests: tuple[Request, ...]
+    connections: int
+    seconds: float
+    rate: float | None = None
+
+
+@dataclass
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        latencies: Seconds, of good replies, in the order they came.
+        wall_s: From the first request to the last reply.
+        cpu_s: Processor time of the load itself.
+        body_bytes: Of good replies together.
+        errors: What went wrong, counted.
+        kept: Number of the request, and body: replies spread over the run.
+    """
+
+    latencies: array[float] = field(default_factory=lambda: array("d"))
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    body_bytes: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    kept: list[tuple[int, bytes]] = field(default_factory=list)
+
+
+def measure(load: Load) -> Outcome:
+    """Run a load in a process of its own."""
+    command = [sys.executable, "-c", "from benchmarks.load import answer; answer()"]
+    done = subprocess.run(command, input=pickle.dumps(load), stdout=subprocess.PIPE, cwd=ROOT, check=True)
+    outcome = pickle.loads(done.stdout)  # noqa: S301 (from our own process)
+    assert isinstance(outcome, Outcome)
+    return outcome
+
+
+def run(load: Load) -> Outcome:
+    """Run a load here."""
+    outcome = Outcome()
+    order = _order(load.requests)
+    wire = _WIRES[load.wire]
+    free = [wire(load.address) for _ in range(load.connections)]
+    busy: dict[socket.socket, tuple[Http | Grpc, int, float]] = {}
+    clock = time.perf_counter
+    cpu_before = _cpu_s()
+    asked = 0
+    began = now = due = clock()
+    end = began + load.seconds
+    waiting: deque[float] = deque()  # When requests were due that found no free connection.
+    while busy or due < end:
+        now = clock()
+        if load.rate is None:
+            due = now
+            waiting.extend([now] * len(free) if now < end else ())
+        else:
+            while due <= min(now, end):
+                waiting.append(due)
+                due += 1 / load.rate
+        while waiting and free:
+            caller, number, since = free.pop(), order[asked % len(order)], waiting.popleft()
+            asked += 1
+            caller.send(load.requests[number].message)
+            busy[caller.socket] = (caller, number, since)
+        if now > end + _LAST_CALL_S:
+            outcome.errors["no answer"] += len(busy) + len(waiting)
+            break
+        if load.rate is None and not busy:
+            continue
+        wait = max(0.0, min(due, end) - clock()) if load.rate and now < end else 1.0
+        for ready in select.select(list(busy), (), (), wait)[0]:
+            caller, number, since = busy[ready]
+            try:
+                reply = caller.receive()
+                if reply is None:
+                    continue
+                _note(outcome, load.requests[number], number, reply, clock() - since, asked)
+                broken = reply.status != 200
+            except OSError as error:
+                outcome.errors[type(error).__name__] += 1
+                broken = True
+            del busy[ready]
+            if broken:
+                ready.close()
+            free.append(wire(load.address) if broken else caller)
+    outcome.wall_s = clock() - began
+    outcome.cpu_s = _cpu_s() - cpu_before
+    for caller in (*free, *(caller for caller, _, _ in busy.values())):
+        caller.socket.close()
+    return outcome
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _note(outcome: Outcome, request: Request, number: int, reply: Reply, latency: float, asked: int) -> None:
+    if reply.status != 200:
+        outcome.errors[f"status {reply.status}"] += 1
+    elif request.size is not None and abs(len(reply.body) - request.size) > request.slack:
+        outcome.errors[f"{len(reply.body)} bytes instead of {request.size}"] += 1
+    else:
+        outcome.latencies.append(latency)
+        outcome.body_bytes += len(reply.body)
+        if len(outcome.kept) < _KEPT and asked >= 25 * 4 ** len(outcome.kept):
+            outcome.kept.append((number, bytes(reply.body)))
+
+
+def _order(requests: tuple[Request, ...]) -> list[int]:
+    if len(requests) == 1:
+        return [0]
+    weights = [request.weight for request in requests]
+    return random.Random(0).choices(range(len(requests)), weights, k=1009)  # noqa: S311 (an order, no secret)
+
+
+def ceiling(size: int, connections: int, seconds: float = 3.0) -> Outcome:
+    """Measure the load against a server in this process's child that answers `size` bytes and does nothing else."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size + bytes(size)
+
+    def serve(caller: socket.socket) -> None:
+        while caller.recv(65536):
+            caller.sendall(answer)
+
+    def accept() -> None:
+        while True:
+            threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    message = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2331\r\n\r\n" + bytes(2331)
+    return measure(Load(listener.getsockname(), "REST", (Request(message, size),), connections, seconds))
+
+
+def answer() -> None:
+    """Run the pickled load on standard input; write the outcome likewise."""
+    load = pickle.load(sys.stdin.buffer)  # noqa: S301 (from our own process)
+    gc.disable()
+    sys.stdout.buffer.write(pickle.dumps(run(load)))
+
+
+def main() -> None:
+    """Tell the ceiling."""
+    for size in (1_000, 25_000, 98_344):
+        for connections in (1, 8, 32):
+            found = ceiling(size, connections)
+            count = len(found.latencies)
+            print(
+                f"{size:,} bytes, {connections} connections: {count / found.wall_s:,.0f}/s; the load's own cost "
+                f"{found.cpu_s / count * 1e6:.0f} µs a request, so at most {count / found.cpu_s:,.0f}/s"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The rivals: the same network behind other servers, each written as its own documentation advises."""

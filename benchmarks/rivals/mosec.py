@@ -1,0 +1,66 @@
+"""mosec: raw bytes in and out, with its dynamic batching or without, on the plain network or the tuned one.
+
+python -m benchmarks.rivals.mosec --port PORT      # BENCH_NETWORK=plain|tuned, BENCH_BATCH=1|32
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from mosec import Runtime, Server, Worker
+
+from benchmarks.rivals.network import Plain, Tuned, encode, run_batch, unpack
+
+Asked = tuple[str, list[Any]]
+BATCH = int(os.environ.get("BENCH_BATCH", "1"))
+
+
+class Binary(Worker):
+    """Answers raw bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = Tuned() if os.environ.get("BENCH_NETWORK") == "tuned" else Plain()
+
+    def deserialize(self, data: bytes) -> Asked:
+        """Decode the pictures of one request."""
+        want, files = unpack(data)
+        return want, [self.network.decode(file) for file in files]
+
+    def forward(self, data: Any) -> Any:
+        """Run one request, or a batch of requests of one picture, each kind of reply together."""
+        if BATCH == 1:
+            want, images = data
+            return self.network.forward(images, want)
+        return run_batch(self.network, [(want, images[0]) for want, images in data])
+
+    def serialize(self, data: Any) -> bytes:
+        """Write one reply."""
+        return encode(data)
+
+
+class Lists(Worker):
+    """Answers nested lists in mosec's own JSON."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = Plain()
+
+    def deserialize(self, data: bytes) -> Any:
+        """Decode the picture of one request."""
+        return self.network.decode(unpack(data)[1][0])
+
+    def forward(self, data: Any) -> Any:
+        """Run one request, or a batch."""
+        return self.network.lists([data])[0] if BATCH == 1 else self.network.lists(data)
+
+
+if __name__ == "__main__":
+    wait_ms = 2 if BATCH > 1 else 0
+    routes = {"/predict": [Runtime(Binary, max_batch_size=BATCH, max_wait_time=wait_ms)]}
+    if os.environ.get("BENCH_NETWORK") != "tuned":
+        routes["/lists"] = [Runtime(Lists, max_batch_size=BATCH, max_wait_time=wait_ms)]
+    server = Server()
+    server.register_runtime(routes)
+    server.run()

@@ -1,0 +1,238 @@
+"""Running servers: started, checked against eager torch, warmed up, measured, stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import select
+import socket
+import subprocess
+import time
+from array import array
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from benchmarks import machine, models
+from benchmarks.asking import Place
+from benchmarks.load import ROOT, Load, Outcome, Request, Wire, measure
+from benchmarks.models import Model
+from benchmarks.servers import Server, clean, environment
+from benchmarks.wires import Grpc, Http, Reply
+from benchmarks.workloads import Asked, Workload
+
+_START_S = 120.0
+_PAUSE_S = 0.02
+_COLD_S = 2.0
+
+
+class Running:
+    """A server that runs, as a context manager.
+
+    Args:
+        server: Its row of the table.
+        model: What it serves.
+        work: Folder for its own.
+    """
+
+    def __init__(self, server: Server, model: Model, work: Path) -> None:
+        self.server = server
+        ports = tuple(free_port() for _ in range(5))
+        name = "".join(character if character.isalnum() else "-" for character in server.name)
+        self.place = Place(model, work / f"run-{name}", ports[0], ports[1], ports[2:])
+        self.first_answer_s = self.coldest = float("nan")
+        self._sizes: dict[tuple[Asked, Wire], int] = {}
+        self._slack = 64 if server.kind == "ours" else 0
+
+    def __enter__(self) -> Running:
+        clean(self.place)
+        self.place.folder.mkdir(parents=True)
+        began = time.perf_counter()
+        with (self.place.folder / "log").open("w") as log:
+            self.process = subprocess.Popen(
+                self.server.command(self.place),
+                cwd=ROOT,
+                env=environment(self.server, self.place),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE if self.server.kind == "floor" else log,
+                stderr=log,
+                text=True,
+            )
+        try:
+            self._await_answer()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        self.first_answer_s = time.perf_counter() - began
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            tree = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+            self.process.terminate()
+            _, alive = psutil.wait_procs(tree, timeout=15)
+            for process in alive:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self.process.wait()
+        if error is None:
+            clean(self.place)
+
+    def can(self, workload: Workload) -> bool:
+        """Tell whether it takes part in a workload."""
+        if self.server.kind == "floor":
+            return workload.share is None and len(workload.asked) == 1 and workload.asked[0].want != "lists"
+        return all(self.server.ask(self.place, one.want, one.pictures, workload.wire) for one in workload.asked)
+
+    def check(self, asked: Asked, wire: Wire) -> None:
+        """Ask once, hold the values to eager torch's, and remember the size.
+
+        Raises:
+            AssertionError: The reply is not right.
+        """
+        message = self.server.ask(self.place, asked.want, asked.pictures, wire)
+        if message is None or (asked, wire) in self._sizes:
+            return
+        reply = self.ask(message, wire)
+        assert reply.status == 200, f"{self.server.name}: {reply.status} {bytes(reply.body[:300])!r}"
+        body = bytes(reply.body)
+        self._compare(body, asked, wire)
+        self._sizes[asked, wire] = len(body)
+        if self.server.kind == "ours" and wire == "REST":
+            (self.place.model.folder / f"reply-{asked.want}-{asked.pictures}.size").write_text(str(len(body)))
+
+    def ask(self, message: bytes, wire: Wire, timeout_s: float = 60.0) -> Reply:
+        """Ask once, on a connection of its own."""
+        caller: Http | Grpc
+        caller = Http(("127.0.0.1", self.place.rest)) if wire == "REST" else Grpc(("127.0.0.1", self.place.grpc))
+        caller.socket.settimeout(timeout_s)
+        with caller.socket:
+            return ask_on(caller, message)
+
+    def warm_up(self, workloads: Iterable[Workload]) -> None:
+        """See how slow the first requests are, check every kind, then run each until the server is at its own speed.
+
+        Raises:
+            AssertionError: A reply is not right.
+        """
+        if self.server.kind == "floor":
+            return
+        first = Asked("float32")
+        self.check(first, "REST")
+        cold = self.load(Workload("cold", (first,), 1), _COLD_S).latencies
+        self.coldest = max(cold) / sorted(cold)[len(cold) // 2]
+        kinds = dict.fromkeys((asked, one.wire) for one in workloads if self.can(one) for asked in one.asked)
+        for asked, wire in kinds:
+            self.check(asked, wire)
+        for asked, wire in kinds:  # A JVM compiles the code of each kind anew.
+            seconds = max(1.0, self.server.warm_up_s / len(kinds))
+            self.load(Workload("warm-up", (asked,), 8 if asked.pictures == 1 else 2, wire), seconds)
+
+    def take(self, workload: Workload, seconds: float) -> dict[str, Any]:
+        """Measure a workload once."""
+        rate = None
+        if workload.share is not None:
+            pilot = self.load(replace(workload, callers=32, share=None), max(1.0, seconds / 2))
+            rate = workload.share * len(pilot.latencies) / pilot.wall_s
+        others = machine.Interval()
+        before = machine.cpu_s(self.process.pid)
+        if self.server.kind == "floor":
+            outcome = self._run_floor(workload.asked[0], seconds)
+        else:
+            outcome = self.load(workload, seconds, rate)
+        used = {name: spent - before.get(name, 0.0) for name, spent in machine.cpu_s(self.process.pid).items()}
+        steal, foreign = others.end(sum(used.values()) + outcome.cpu_s)
+        return {
+            "server": self.server.name,
+            "workload": workload.name,
+            "latencies": outcome.latencies,
+            "pictures": workload.asked[0].pictures,
+            "wall_s": outcome.wall_s,
+            "rate": rate,
+            "cpu_s": used,
+            "load_cpu_s": outcome.cpu_s,
+            "body_bytes": outcome.body_bytes,
+            "errors": dict(outcome.errors),
+            "steal": steal,
+            "foreign": foreign,
+        }
+
+    def load(self, workload: Workload, seconds: float, rate: float | None = None) -> Outcome:
+        """Run a workload's load against this server, and check the replies that were kept."""
+        requests = []
+        for one in workload.asked:
+            message = self.server.ask(self.place, one.want, one.pictures, workload.wire)
+            assert message is not None
+            slack = 4096 if one.want == "lists" else self._slack
+            requests.append(Request(message, self._sizes.get((one, workload.wire)), slack, one.weight))
+        port = self.place.grpc if workload.wire == "gRPC" else self.place.rest
+        load = Load(("127.0.0.1", port), workload.wire, tuple(requests), workload.callers, seconds, rate)
+        outcome = measure(load)
+        for number, body in outcome.kept:
+            try:
+                self._compare(body, workload.asked[number], workload.wire)
+            except AssertionError as error:
+                outcome.errors[f"wrong content: {error}"] += 1
+        outcome.kept.clear()
+        return outcome
+
+    def _compare(self, body: bytes, asked: Asked, wire: Wire) -> None:
+        found = self.server.read(self.place.model, body, asked.want, asked.pictures, wire)
+        if found is not None:
+            models.check(found, models.expect(self.place.model, asked.want, asked.pictures), asked.want)
+
+    def _run_floor(self, asked: Asked, seconds: float) -> Outcome:
+        self._write({"want": asked.want, "pictures": asked.pictures, "seconds": seconds})
+        assert self.process.stdout
+        said = json.loads(self.process.stdout.readline())
+        return Outcome(array("d", said["latencies"]), said["wall_s"])
+
+    def _write(self, value: Any) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(value) + "\n")
+        self.process.stdin.flush()
+
+    def _await_answer(self) -> None:
+        deadline = time.perf_counter() + _START_S
+        if self.server.kind == "floor":
+            assert self.process.stdout
+            select.select([self.process.stdout], (), (), _START_S)
+            assert self.process.stdout.readline() == "ready\n", self._log()
+            return
+        message = self.server.ask(self.place, "scores", 1, "REST") or b""
+        steps = [self.server.probe(self.place)] if self.server.probe else []
+        steps += [message] if message else []
+        while steps:
+            if self.process.poll() is not None or time.perf_counter() > deadline:
+                raise RuntimeError(f"{self.server.name} did not start:\n{self._log()}")
+            try:
+                if self.ask(steps[0], "REST", timeout_s=5.0).status == 200:
+                    steps.pop(0)
+                    continue
+            except OSError:
+                pass
+            time.sleep(_PAUSE_S)
+
+    def _log(self) -> str:
+        return (self.place.folder / "log").read_text(errors="replace")[-3000:]
+
+
+def ask_on(wire: Http | Grpc, message: bytes) -> Reply:
+    """Ask on a connection and wait for the whole reply."""
+    wire.send(message)
+    while (reply := wire.receive()) is None:
+        pass
+    return reply
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
