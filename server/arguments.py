@@ -36,6 +36,7 @@ class Settings:
         heap_mb: Largest heap of the Java front end, in MiB.
         work_dir: Folder in which the server makes its private directory; None for the system's temporary folder.
         log_dir: Folder for the logs; None keeps them in the private directory.
+        engine: What runs the networks: `auto`, `torch` or `onnxruntime`.
         log_format: `text` for people or `json` for log collectors, on standard error.
     """
 
@@ -55,6 +56,7 @@ class Settings:
     heap_mb: int
     work_dir: Path | None
     log_dir: Path | None
+    engine: str
     log_format: str
 
 
@@ -100,6 +102,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where the logs go and stay (default: the private directory; kept after a failure only)",
     )
+    add(
+        "--engine",
+        choices=("auto", "torch", "onnxruntime"),
+        default="auto",
+        help="what runs the networks; auto: the fastest that works, archive by archive",
+    )
     add("--log-format", choices=("text", "json"), default="text", help="what standard error says")
     return parser
 
@@ -135,6 +143,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         heap_mb=given.heap_mb,
         work_dir=getattr(given, "work_dir", None),
         log_dir=getattr(given, "log_dir", None),
+        engine=given.engine,
         log_format=given.log_format,
     )
 

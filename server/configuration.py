@@ -183,6 +183,7 @@ def worker_environment(
     result["PROMETHEUS_MULTIPROC_DIR"] = str(directory.metrics)
     result["CONVSCOPE_MAX_RESPONSE_BYTES"] = str(settings.max_reply_mb * MEGABYTE)
     result["CONVSCOPE_DRAIN_FILE"] = str(directory.drain_file)
+    result["CONVSCOPE_ENGINE"] = settings.engine
     if settings.device == "cpu":
         result["CUDA_VISIBLE_DEVICES"] = ""
     return result

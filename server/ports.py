@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import random
 import socket
+from pathlib import Path
 
 from server.failures import Failure, UsageFailure
 
 FIRST_WORKER_PORT, LAST_WORKER_PORT = 9000, 60000
+LOWEST_CHOSEN_PORT = 20000
+GIVEN_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")  # To outgoing connections.
 
 
 def resolve_host(host: str) -> str:
@@ -48,7 +52,7 @@ def listen(address: str, port: int, option: str) -> socket.socket:
     try:
         # As Java does: a port whose last connections are still winding down is free.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address, port))
+        listener.bind((address, port or _choose(address)))
         listener.listen()
     except OSError as error:
         listener.close()
@@ -64,6 +68,16 @@ def listen(address: str, port: int, option: str) -> socket.socket:
     return listener
 
 
+def _choose(address: str) -> int:
+    """Return a free port that the kernel gives to no outgoing connection meanwhile; 0 where it finds none."""
+    try:
+        first_given = int(GIVEN_PORTS.read_text().split()[0])
+    except OSError:  # Not Linux.
+        return 0
+    candidates = range(LOWEST_CHOSEN_PORT, first_given)
+    return next((port for port in random.sample(candidates, min(50, len(candidates))) if _is_free(port, address)), 0)
+
+
 def free_worker_ports(count: int) -> int:
     """Return the first of `count` neighbouring ports that are free on 127.0.0.1.
 
@@ -75,10 +89,10 @@ def free_worker_ports(count: int) -> int:
     raise Failure(f"no {count} neighbouring ports are free on 127.0.0.1 for the workers")
 
 
-def _is_free(port: int) -> bool:
+def _is_free(port: int, address: str = "127.0.0.1") -> bool:
     with socket.socket() as probe:
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((address, port))
         except OSError:
             return False
     return True

@@ -88,6 +88,7 @@ def test_the_workers_environment_is_ours_and_free_of_what_would_redirect_them(di
     assert environment["CONVSCOPE_THREADS"] == environment["OMP_NUM_THREADS"] == "4"
     assert environment["CONVSCOPE_MAX_RESPONSE_BYTES"] == str(2 * 1024 * 1024)
     assert environment["CONVSCOPE_DRAIN_FILE"] == str(directory.drain_file)
+    assert environment["CONVSCOPE_ENGINE"] == "auto"
 
 
 def test_thread_counts_of_the_users_own_are_kept_and_there_is_always_one(directory):
