@@ -96,19 +96,19 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             shift_px=2,  # 82,000 weights read the map cell by cell: moved pictures are not so soon known by heart.
         ),
         "deep": Recipe(
-            epochs=24,
-            batch_size=256,
-            learning_rate=0.25,
+            epochs=16,  # 7.5e14 operations forward and backward: about an hour and a half of one core.
+            batch_size=256,  # 196 steps an epoch of CIFAR-10.
+            learning_rate=0.25,  # What published fast recipes for residual networks come to at this batch: 0.2 to 0.25.
             momentum=0.9,
-            weight_decay=5e-4,
-            warm_up=0.2,
+            weight_decay=5e-4,  # Usual, with this momentum, for residual networks on CIFAR-10.
+            warm_up=0.2,  # The first steps at the full rate would throw the fresh network off.
             decay=True,
-            smoothing=0.1,
-            bfloat16=True,
+            smoothing=0.1,  # A network that knows its training pictures by heart need not grow ever surer of them.
+            bfloat16=True,  # Twice the operations a second of float32 (190 and 95 GFLOP/s a core, AVX-512 BF16).
             mirrored=True,
             shift_px=4,
-            reflect=True,
-            cover_px=8,
+            reflect=True,  # No served picture has black edges.
+            cover_px=8,  # A sixteenth of the picture: no class may rest on one detail.
         ),
     }
 )
