@@ -138,6 +138,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     action.add_argument("--refresh", action="store_true", help="put today's handlers/ into the archives of the store")
     parser.add_argument("--store", type=Path, default=STORE, metavar="DIR", help="the archives' folder: model_store")
     parser.add_argument("--version", default="1.0", help="the model's version (default: 1.0)")
+    parser.add_argument("--half", action="store_true", help="with --checkpoint: keep the weights as float16")
     parser.add_argument(
         "--engine",
         choices=ENGINES,
@@ -159,6 +160,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     own.add_argument("--mean", type=_numbers, default=(), metavar="R,G,B", help="subtracted from values in 0..1")
     own.add_argument("--std", type=_numbers, default=(), metavar="R,G,B", help="divided by after that")
     arguments = parser.parse_args(argv)
+    if arguments.half and arguments.checkpoint is None:
+        parser.error("--half can only be given with --checkpoint")
     if arguments.arch is None:
         stray = [option.option_strings[0] for option in own._group_actions if _is_set(arguments, option)]
         if stray:
@@ -188,8 +191,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _check(arguments.store)
         if arguments.refresh:
             return _refresh(arguments.store, arguments.engine)
-        own = arguments.checkpoint is None
-        contents = _own(arguments) if own else from_checkpoint(arguments.checkpoint, arguments.version)
+        if arguments.checkpoint:
+            contents = from_checkpoint(arguments.checkpoint, arguments.version, half=arguments.half)
+        else:
+            contents = _own(arguments)
         contents, engine = with_engine(contents, arguments.engine or "auto")
         path = build(contents, arguments.store)
     except ArchiveError as err:

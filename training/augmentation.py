@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+_GREY = 128  # Near the mean of natural pictures, so that a covered place says nothing.
+
 
 def mirror(images: Tensor, draw: torch.Generator) -> Tensor:
     """Turn left and right around in half of the pictures.
@@ -25,13 +27,14 @@ def mirror(images: Tensor, draw: torch.Generator) -> Tensor:
     return torch.where(chosen[:, None, None, None], images.flip(3), images)
 
 
-def shift(images: Tensor, pixels: int, draw: torch.Generator) -> Tensor:
-    """Move each picture by up to so many pixels up or down and left or right; what is uncovered is 0.
+def shift(images: Tensor, pixels: int, draw: torch.Generator, *, reflect: bool = False) -> Tensor:
+    """Move each picture by up to so many pixels up or down and left or right.
 
     Args:
         images: (N, C, H, W), uint8, 0..255, on any device.
         pixels: The largest move along each axis; every move is equally likely.
         draw: A CPU generator.
+        reflect: Continue the picture beyond its edge as in a mirror; otherwise what is uncovered is 0.
 
     Returns:
         The same shape and dtype, on the same device.
@@ -40,6 +43,29 @@ def shift(images: Tensor, pixels: int, draw: torch.Generator) -> Tensor:
     moves = torch.randint(0, 2 * pixels + 1, (2, count, 1), generator=draw).to(images.device)
     rows = moves[0] + torch.arange(height, device=images.device)  # (N, H), in the padded picture
     columns = moves[1] + torch.arange(width, device=images.device)  # (N, W)
-    padded = pad(images, (pixels, pixels, pixels, pixels)).permute(0, 2, 3, 1)  # (N, H+2p, W+2p, C)
+    padded = pad(images, (pixels, pixels, pixels, pixels), mode="reflect" if reflect else "constant")
+    padded = padded.permute(0, 2, 3, 1)  # (N, H+2p, W+2p, C)
     numbers = torch.arange(count, device=images.device)[:, None, None]
     return padded[numbers, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def cover(images: Tensor, pixels: int, draw: torch.Generator) -> Tensor:
+    """Cover a square of each picture with grey, anywhere inside it.
+
+    Args:
+        images: (N, C, H, W), uint8, 0..255, on any device.
+        pixels: Side of the square; every place is equally likely.
+        draw: A CPU generator.
+
+    Returns:
+        The same shape and dtype, on the same device.
+    """
+    count, _, height, width = images.shape
+    covered = [_stretch(count, side, pixels, draw).to(images.device) for side in (height, width)]
+    return images.masked_fill((covered[0][:, :, None] & covered[1][:, None, :])[:, None], _GREY)
+
+
+def _stretch(count: int, side: int, pixels: int, draw: torch.Generator) -> Tensor:
+    """Return (N, side), bool: a row of so many pixels somewhere in each."""
+    place = torch.arange(side) - torch.randint(0, side - pixels + 1, (count, 1), generator=draw)
+    return (place >= 0) & (place < pixels)

@@ -128,8 +128,13 @@ class Contents:
         return shapes
 
 
-def from_checkpoint(path: Path, version: str) -> Contents:
+def from_checkpoint(path: Path, version: str, *, half: bool = False) -> Contents:
     """Read a checkpoint of `training.train`.
+
+    Args:
+        path: The checkpoint.
+        version: Of the model.
+        half: Keep the weights as float16.
 
     Raises:
         ArchiveError: `path` is no checkpoint of format 1.
@@ -153,7 +158,8 @@ def from_checkpoint(path: Path, version: str) -> Contents:
         "layers": dict(checkpoint["layers"]),
         "training": training,
     }
-    return Contents(card, packing.weights(checkpoint["state_dict"]), find(checkpoint["architecture"]))
+    state = packing.halved(checkpoint["state_dict"]) if half else checkpoint["state_dict"]
+    return Contents(card, packing.weights(state), find(checkpoint["architecture"]))
 
 
 def from_files(files: Mapping[str, bytes]) -> Contents:

@@ -75,12 +75,13 @@ def train_epoch(
             group["lr"] = recipe.rate((epoch - 1 + step / steps) / recipe.epochs)
         labels = split.labels[batch]
         images = recipe.augment(split.images[batch], draw)  # (N, C, H, W), uint8
-        logits = model(normalise(images, preprocessing))  # (N, K)
-        loss = cross_entropy(logits, labels)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.bfloat16):
+            logits = model(normalise(images, preprocessing)).float()  # (N, K)
+        loss = cross_entropy(logits, labels, label_smoothing=recipe.smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        sums += _sums(loss.detach() * len(batch), logits.detach(), labels)
+        sums += _sums(logits.detach(), labels)
         seen += len(batch)
         if step % _SHOWN_EVERY == 0:
             bar.set_postfix(loss=f"{sums[0].item() / seen:.3f}", accuracy=f"{sums[1].item() / seen:.3f}")
@@ -107,7 +108,7 @@ def evaluate(model: nn.Module, split: Split, preprocessing: Preprocessing) -> Fi
     for batch in _batches(torch.arange(len(split), device=split.images.device), _MEASURING_BATCH):
         labels = split.labels[batch]
         logits = model(normalise(split.images[batch], preprocessing))  # (N, K)
-        sums += _sums(cross_entropy(logits, labels, reduction="sum"), logits, labels)
+        sums += _sums(logits, labels)
     return _means(sums, len(split))
 
 
@@ -115,7 +116,8 @@ def _batches(rows: Tensor, size: int) -> Iterator[Tensor]:
     yield from torch.split(rows, size)
 
 
-def _sums(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+def _sums(logits: Tensor, labels: Tensor) -> Tensor:
+    loss = cross_entropy(logits, labels, reduction="sum")  # Never smoothed: figures of all recipes compare.
     return torch.stack([loss.double(), (logits.argmax(1) == labels).sum().double()])
 
 

@@ -115,6 +115,17 @@ def model_config(batch_size: int, handlers: Path = HANDLERS) -> bytes:
     return text.encode()
 
 
+def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Round the float32 tensors of two or more axes to float16, nearly all there is to store; a network loads either.
+
+    Vectors stay: a running variance can lie outside what float16 holds.
+    """
+    return {
+        name: value.half() if value.dtype == torch.float32 and value.ndim > 1 else value
+        for name, value in state.items()
+    }
+
+
 def weights(state: Mapping[str, object]) -> bytes:
     """Return weights.pt: the state dict and nothing else, the same bytes for the same numbers.
 

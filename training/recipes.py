@@ -3,48 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn, optim
 
-from training.augmentation import mirror, shift
+from training.augmentation import cover, mirror, shift
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one network is trained: Adam on the cross-entropy.
+    """How one network is trained, by gradient descent on the cross-entropy.
 
     Attributes:
         epochs: Times every training picture is seen.
         batch_size: Pictures a step.
-        learning_rate: Adam's first step size.
+        learning_rate: The largest step size.
+        momentum: Nesterov's, 0..1, of plain gradient descent; None for Adam.
+        weight_decay: Share of each weight, times the rate, that a step takes away; with momentum only.
+        warm_up: Share of all planned steps in which the rate climbs in a straight line from 0, 0..1.
         decay: Let the rate fall in a straight line to 0 at the last planned step, instead of keeping it.
+        smoothing: Probability that the loss takes from the right class and spreads evenly over all, 0..1.
+        bfloat16: Compute convolutions in bfloat16, as torch's autocast does, with the channels last in memory; the
+            weights and every measurement stay float32.
         mirrored: Turn left and right around in half of the pictures.
         shift_px: Move the pictures by up to so many pixels along each axis.
+        reflect: Fill what a move uncovers with the picture's mirror image instead of 0.
+        cover_px: Cover a grey square of such a side in each picture.
     """
 
     epochs: int
     batch_size: int
     learning_rate: float
+    momentum: float | None = None
+    weight_decay: float = 0
+    warm_up: float = 0
     decay: bool = False
+    smoothing: float = 0
+    bfloat16: bool = False
     mirrored: bool = False
     shift_px: int = 0
+    reflect: bool = False
+    cover_px: int = 0
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
         """Return a fresh optimizer for a network's parameters."""
-        return optim.Adam(parameters, lr=self.learning_rate)
+        if self.momentum is None:
+            return optim.Adam(parameters, lr=self.learning_rate)
+        return optim.SGD(
+            parameters, self.learning_rate, momentum=self.momentum, nesterov=True, weight_decay=self.weight_decay
+        )
 
     def rate(self, progress: float) -> float:
         """Return the learning rate at 0 (the first step) ≤ progress < 1 of all planned steps."""
-        return self.learning_rate * (1 - progress) if self.decay else self.learning_rate
+        if progress < self.warm_up:
+            return self.learning_rate * progress / self.warm_up
+        return self.learning_rate * (1 - progress) / (1 - self.warm_up) if self.decay else self.learning_rate
 
     def augment(self, images: Tensor, draw: torch.Generator) -> Tensor:
         """Return the batch (N, C, H, W), uint8, as the network is to see it this time; choices come from `draw`."""
         if self.mirrored:
             images = mirror(images, draw)
-        return shift(images, self.shift_px, draw) if self.shift_px else images
+        if self.shift_px:
+            images = shift(images, self.shift_px, draw, reflect=self.reflect)
+        return cover(images, self.cover_px, draw) if self.cover_px else images
+
+    def unaugmented(self) -> Recipe:
+        """Return the same recipe for pictures as they are."""
+        return replace(self, mirrored=False, shift_px=0, reflect=False, cover_px=0)
 
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
@@ -67,6 +94,21 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             decay=True,  # 0.64 instead of 0.62 after five epochs, on 5,000 pictures held out of training.
             mirrored=True,  # A car faces left as often as right; digits do not.
             shift_px=2,  # 82,000 weights read the map cell by cell: moved pictures are not so soon known by heart.
+        ),
+        "deep": Recipe(
+            epochs=16,  # 7.5e14 operations forward and backward: about an hour and a half of one core.
+            batch_size=256,  # 196 steps an epoch of CIFAR-10.
+            learning_rate=0.25,  # What published fast recipes for residual networks come to at this batch: 0.2 to 0.25.
+            momentum=0.9,
+            weight_decay=5e-4,  # Usual, with this momentum, for residual networks on CIFAR-10.
+            warm_up=0.2,  # The first steps at the full rate would throw the fresh network off.
+            decay=True,
+            smoothing=0.1,  # A network that knows its training pictures by heart need not grow ever surer of them.
+            bfloat16=True,  # Twice the operations a second of float32 (190 and 95 GFLOP/s a core, AVX-512 BF16).
+            mirrored=True,
+            shift_px=4,
+            reflect=True,  # No served picture has black edges.
+            cover_px=8,  # A sixteenth of the picture: no class may rest on one detail.
         ),
     }
 )

@@ -71,6 +71,8 @@ class Run:
         self._train, self._test = corpus.train.to(device), corpus.test.to(device)
         torch.manual_seed(plan.seed)
         self.model = NETWORKS[plan.model](**{"classes": len(corpus.classes)}).to(device)
+        if plan.recipe.bfloat16:
+            self.model.to(memory_format=torch.channels_last)
         self._optimizer = plan.recipe.optimizer(self.model.parameters())
         self._draw = torch.Generator().manual_seed(plan.seed)
 

@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--epochs", type=_at_least_one)
     options.add_argument("--batch-size", type=_at_least_one)
     options.add_argument("--lr", type=_positive, help="learning rate")
+    options.add_argument("--no-augmentation", action="store_true", help="show the pictures as they are")
     options.add_argument("--seed", type=_seed, help="of the first weights and the pictures' order (default: 0)")
     options.add_argument("--out", type=Path, help="default: runs/<model>")
     options.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
@@ -122,6 +123,7 @@ def _plan(options: argparse.Namespace, former: Checkpoint | None) -> Plan:
     """
     if former is None:
         recipe, seed = RECIPES[options.model], 0 if options.seed is None else options.seed
+        recipe = recipe.unaugmented() if options.no_augmentation else recipe
     else:
         if former["model"] != options.model:
             raise CheckpointError(f"{options.out / CHECKPOINT} is of {former['model']}, not of {options.model}")
@@ -132,6 +134,8 @@ def _plan(options: argparse.Namespace, former: Checkpoint | None) -> Plan:
             if getattr(options, option) not in (None, value):
                 flag = "--" + option.replace("_", "-")
                 raise CheckpointError(f"the run to resume has {flag} {value}; leave {flag} out")
+        if options.no_augmentation and recipe != recipe.unaugmented():
+            raise CheckpointError("the run to resume augments its pictures; leave --no-augmentation out")
     given = {"epochs": options.epochs, "batch_size": options.batch_size, "learning_rate": options.lr}
     return Plan(options.model, replace(recipe, **{key: value for key, value in given.items() if value}), seed)
 

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from handlers.networks.cifar import Cifar
+from handlers.networks.deep import Deep
 from handlers.networks.digits import Digits
 from handlers.networks.edges import Edges
 from handlers.networks.network import Network
 from handlers.networks.simple import Simple
 
-__all__ = ["NETWORKS", "Cifar", "Digits", "Edges", "Network", "Simple", "architecture"]
+__all__ = ["NETWORKS", "Cifar", "Deep", "Digits", "Edges", "Network", "Simple", "architecture"]
 
 NETWORKS: Mapping[str, type[Network]] = MappingProxyType(
-    {"edges": Edges, "digits": Digits, "simple": Simple, "cifar": Cifar}
+    {"edges": Edges, "digits": Digits, "simple": Simple, "cifar": Cifar, "deep": Deep}
 )
 
 

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
-from handlers.networks import NETWORKS, Cifar, Digits, Edges, Simple, architecture
+from handlers.networks import NETWORKS, Cifar, Deep, Digits, Edges, Simple, architecture
 
 STAGES = {
     "digits": {"conv1": (16, 26, 26), "pool1": (16, 13, 13), "flatten": (2704,), "fc": (10,)},
@@ -28,6 +29,21 @@ STAGES = {
         "pool1": (16, 16, 16),
         "conv2": (32, 16, 16),
         "flatten": (8192,),
+        "fc": (10,),
+    },
+    "deep": {
+        "block1": (32, 32, 32),
+        "block2": (64, 32, 32),
+        "pool2": (64, 16, 16),
+        "block3": (64, 16, 16),
+        "block4": (192, 16, 16),
+        "pool4": (192, 8, 8),
+        "block5": (192, 8, 8),
+        "block6": (256, 8, 8),
+        "pool6": (256, 4, 4),
+        "block7": (256, 4, 4),
+        "mean": (256, 1, 1),
+        "flatten": (256,),
         "fc": (10,),
     },
 }
@@ -71,12 +87,12 @@ def test_edges_has_nothing_to_train():
     assert not any(parameter.requires_grad for parameter in Edges().parameters())
 
 
-@pytest.mark.parametrize("network", [Digits, Simple, Cifar])
+@pytest.mark.parametrize("network", [Digits, Simple, Cifar, Deep])
 def test_the_number_of_classes_can_be_chosen(network):
     assert network(classes=3)(torch.zeros(1, *network.pictures)).shape == (1, 3)
 
 
-@pytest.mark.parametrize(("network", "channels"), [(Digits, 3), (Simple, 1), (Cifar, 1), (Edges, 3)])
+@pytest.mark.parametrize(("network", "channels"), [(Digits, 3), (Simple, 1), (Cifar, 1), (Deep, 1), (Edges, 3)])
 def test_wrong_channels_are_an_error_that_says_so(network, channels):
     height, width = network.pictures[1:] if network.pictures[1] else (5, 5)
     with pytest.raises(RuntimeError, match=rf"to have {network.pictures[0]} channels, but got {channels} channels"):
@@ -89,7 +105,32 @@ def test_the_published_maps_are_the_documents():
         "digits": {"conv1": "conv1"},
         "simple": {"conv1": "relu1", "conv2": "relu2"},
         "cifar": {"conv1": "relu1", "conv2": "conv2"},
+        "deep": {f"block{number}": f"block{number}.relu" for number in range(1, 8)},
     }
+
+
+def test_deeps_published_maps_are_its_blocks_outputs_and_never_negative():
+    torch.manual_seed(0)
+    model, images = Deep().eval(), torch.randn(2, 3, 32, 32)
+    outputs = {}
+    for name in model.layers:
+        model.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, out, name=name: outputs.update({name: out})
+        )
+    maps = create_feature_extractor(model, {node: name for name, node in model.layers.items()})(images)
+    model(images)
+    assert list(maps) == list(outputs) == [f"block{number}" for number in range(1, 8)]
+    for name, value in maps.items():
+        assert torch.equal(value, outputs[name])
+        assert value.min() >= 0 < value.max()
+
+
+def test_deeps_scores_are_a_sum_over_the_last_maps_cells_so_class_activation_maps_are_exact():
+    torch.manual_seed(0)
+    model, images = Deep().eval(), torch.randn(2, 3, 32, 32)
+    last = create_feature_extractor(model, {model.layers["block7"]: "map"})(images)["map"]
+    activation = torch.einsum("kc,nchw->nkhw", model.fc.weight, last)
+    torch.testing.assert_close(activation.mean((2, 3)) + model.fc.bias, model(images))
 
 
 def test_an_architecture_names_where_the_network_is_imported_from():

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from handlers.images import Preprocessing
 from handlers.networks import NETWORKS, Digits
 from training import checkpoint as checkpoints
 from training import run as runs
+from training.recipes import RECIPES, Recipe
 from training.train import main
 
 
@@ -103,7 +105,7 @@ def test_another_seed_gives_other_weights(train, tmp_path):
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("model", ["digits", "cifar"])
+@pytest.mark.parametrize("model", ["digits", "cifar", "deep"])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(train, tmp_path, stop_in_epoch, model):
     train("--epochs", 4, out="whole", model=model)
     stop_in_epoch(3)
@@ -112,6 +114,36 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(train, tmp_path, 
     stop_in_epoch(None)
     assert train("--resume", out="parts", model=model) == 0
     assert equal(load(tmp_path / "whole"), load(tmp_path / "parts"))
+
+
+def test_deep_learns_computing_in_bfloat16_and_keeps_float32(train, tmp_path, monkeypatch):
+    seen = set()
+    real = runs.train_epoch
+
+    def watched(model, *arguments, **options):
+        model.block1.conv.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
+        return real(model, *arguments, **options)
+
+    monkeypatch.setattr(runs, "train_epoch", watched)
+    assert train("--epochs", 8, "--batch-size", 8, "--lr", 0.02, model="deep") == 0
+    checkpoint = load(tmp_path / "run")
+    assert seen == {torch.bfloat16, torch.float32}  # While learning, and while measuring.
+    assert {value.dtype for value in checkpoint["state_dict"].values()} == {torch.float32, torch.int64}
+    assert checkpoint["training"]["train_accuracy"] > 0.9
+    assert checkpoint["training"]["test_accuracy"] > 0.9
+
+
+def test_a_twin_without_augmentation_differs_in_nothing_else_and_can_be_resumed(train, tmp_path):
+    train("--epochs", 1, "--no-augmentation", model="cifar", out="twin")
+    assert train("--epochs", 2, "--resume", "--no-augmentation", model="cifar", out="twin") == 0
+    recipe = load(tmp_path / "twin")["plan"]["recipe"]
+    assert Recipe(**recipe) == replace(RECIPES["cifar"].unaugmented(), epochs=2)
+
+
+def test_a_run_that_augments_is_not_resumed_without(train, capsys):
+    train("--epochs", 1, model="cifar")
+    assert train("--epochs", 2, "--resume", "--no-augmentation", model="cifar") == 2
+    assert "the run to resume augments its pictures; leave --no-augmentation out" in capsys.readouterr().err
 
 
 def test_training_accuracy_is_not_claimed_before_the_planned_epochs_are_done(train, tmp_path, stop_in_epoch):
@@ -227,8 +259,6 @@ def test_torchs_settings_are_as_before_a_run(train):
 
 
 def test_a_network_without_a_recipe_takes_no_training():
-    from training.recipes import RECIPES
-
     assert set(NETWORKS) - set(RECIPES) == {"edges"}
 
 
