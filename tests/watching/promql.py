@@ -60,10 +60,14 @@ def documented() -> dict[str, Metric]:
     return {name: Metric(name, kind, frozenset(filter(None, labels.split(", ")))) for name, kind, labels in rows}
 
 
+def groups() -> list[dict[str, Any]]:
+    """Return the groups of rules."""
+    return [group for path in sorted(RULES.glob("*.yml")) for group in yaml.safe_load(path.read_text())["groups"]]
+
+
 def rules() -> list[dict[str, Any]]:
     """Return every rule, recording and alerting."""
-    groups = [group for path in sorted(RULES.glob("*.yml")) for group in yaml.safe_load(path.read_text())["groups"]]
-    return [rule for group in groups for rule in group["rules"]]
+    return [rule for group in groups() for rule in group["rules"]]
 
 
 def recorded() -> dict[str, list[str]]:

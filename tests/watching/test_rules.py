@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from tests.watching.promql import OF_PROMETHEUS, OPERATIONS, ROOT, RULES, alerts, documented, names, recorded, rules
+from tests.watching.promql import (
+    OF_PROMETHEUS,
+    OPERATIONS,
+    ROOT,
+    RULES,
+    alerts,
+    documented,
+    groups,
+    names,
+    recorded,
+    rules,
+)
 from tests.watching.tools import promtool
 
 CASES = sorted((Path(__file__).parent / "rules").glob("*.yaml"))
@@ -91,3 +103,12 @@ def test_an_alert_says_what_it_means_and_what_to_do(alert: str) -> None:
 def test_operations_describe_no_alert_that_is_gone() -> None:
     part = OPERATIONS.read_text(encoding="utf-8").partition("\n## Alerts\n")[2].partition("\n## ")[0]
     assert re.findall(r"^### (\w+)$", part, re.MULTILINE) == sorted(alerts(), key=list(alerts()).index)
+
+
+@pytest.mark.parametrize("group", groups(), ids=lambda group: str(group["name"]))
+def test_a_difference_is_of_series_recorded_at_the_same_moment(group: dict[str, Any]) -> None:
+    """Groups are evaluated seconds apart: while traffic rises, two moments differ by requests that nobody sent."""
+    here = {rule.get("record") for rule in group["rules"]}
+    for rule in group["rules"]:
+        for pair in re.findall(r"(\w+:[\w:]+) - (\w+:[\w:]+)", rule["expr"] if "record" in rule else ""):
+            assert set(pair) <= here, rule["record"]
