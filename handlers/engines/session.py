@@ -80,5 +80,9 @@ class Session:
         """Run the network once; see `Engine.forward`."""
         names = list(dict.fromkeys([*self._scores, *(self._maps[name] for name in layers)]))
         arrays = self._session.run(names, {_IMAGES: images.numpy()}, self._run_options)
+        if (
+            not names
+        ):  # Of a network without scores no map was asked for: it ran, which may have failed, and that is all.
+            return None, {}
         outputs = {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
         return (outputs[names[0]] if self.has_scores else None), {name: outputs[self._maps[name]] for name in layers}

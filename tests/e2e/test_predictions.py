@@ -128,3 +128,9 @@ def test_one_bad_request_among_many_at_once_fails_alone(rest: Client, grpc: Clie
             assert isinstance(outcome, Prediction)
             assert [score.label for score in outcome.top] == [score.label for score in alone.top]
             assert np.allclose(outcome.maps["conv1"], alone.maps["conv1"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_without_classes_answers_a_request_that_names_no_layer(client: Client) -> None:
+    seen = client.predict(FIVE_BY_FIVE, model="edges")
+    assert seen.top == []
+    assert dict(seen.maps) == {}
