@@ -16,9 +16,11 @@ if [[ ! -e $folder/certificate/tls.key ]]; then
   echo "$folder/certificate: a certificate for localhost that signs itself, good for 90 days; put your own in its place"
 fi
 if [[ ! -e $folder/api-keys/keys.yaml ]]; then
-  key=$(openssl rand -hex 32)
+  key=$(openssl rand -hex 24)  # 192 bits, and short enough for one block of SHA-256.
+  digest=$(printf %s "$key" | openssl dgst -sha256 -r | cut -d ' ' -f 1)
   cat >"$folder/api-keys/keys.yaml" <<YAML
-# Who may ask. Add and remove keys under \`credentials\`, then rename the new file over this one: read again at once.
+# Who may ask. A \`key\` is the SHA-256 digest of what the caller sends: printf %s "\$KEY" | sha256sum
+# Add and remove keys under \`credentials\`, then rename the new file over this one: read again at once.
 resources:
   - "@type": type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig
     name: api_keys
@@ -27,7 +29,7 @@ resources:
       key_sources: [{header: x-api-key}]
       forwarding: {header: x-convscope-caller, hide_credentials: true}
       credentials:
-        - {client: first, key: $key}
+        - {client: first, key: $digest}
 YAML
   printf '%s\n' "$key" >"$folder/api-key"
   chmod 0600 "$folder/api-key"

@@ -17,13 +17,9 @@ from training import engine, packing
 from training.archive import STORE, main
 from training.contents import from_checkpoint, from_files
 from training.engine import with_engine
-from training.graph import PACKAGES, missing_packages
 from training.packing import ArchiveError
 
 Checkpoint = Callable[..., Path]
-
-ABSENT = [name for name in PACKAGES if name in missing_packages()]
-exporting = pytest.mark.skipif(bool(ABSENT), reason=f"not installed: {', '.join(ABSENT)}")
 
 
 @pytest.fixture
@@ -67,7 +63,6 @@ def test_leaving_the_graph_out_leaves_no_trace(checkpoint: Checkpoint) -> None:
     assert bare.weights == kept.weights
 
 
-@exporting
 @pytest.mark.usefixtures("_exporter")
 class TestExporting:
     def test_other_processes_and_folders_give_the_same_bytes(self, checkpoint: Checkpoint, tmp_path: Path) -> None:

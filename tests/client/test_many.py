@@ -107,7 +107,6 @@ def test_what_cannot_be_streamed_is_refused_at_the_call(kind: type, pictures: An
 
 @BOTH
 def test_a_bar_counts_the_predictions(kind: type, url: str, capsys: pytest.CaptureFixture[str]):
-    pytest.importorskip("tqdm")
     collect(kind, url, [b"one", b"two"], progress=True)
     assert "2/2" in capsys.readouterr().err
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import secrets
 import ssl
 
 import httpx
 import numpy as np
 import pytest
-from convscope import AuthenticationFailed, ModelNotFound, Overloaded
+from convscope import AuthenticationFailed, BadImage, ModelNotFound, Overloaded
 
 from tests.docker.stack import ROOT, Stack, replace, wait_until
 
 PICTURE = (ROOT / "samples/cat.png").read_bytes()
+PATHS = {
+    "rest": "/predictions/cifar",
+    "grpc": "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions",
+}
 
 
 def http(stack: Stack, **options: object) -> httpx.Client:
@@ -83,8 +89,9 @@ def test_keys_are_read_again_when_they_change(stack: Stack) -> None:
             return True
 
     assert not accepted(second)
-    replace(path, text + f"        - {{client: second, key: {second}}}\n")
+    replace(path, text + f"        - {{client: second, key: {hashlib.sha256(second.encode()).hexdigest()}}}\n")
     wait_until(lambda: accepted(second), 10)
+    assert not accepted(hashlib.sha256(second.encode()).hexdigest())  # What the file holds is no key.
     assert accepted(stack.key)
     replace(path, text)
     wait_until(lambda: not accepted(second), 10)
@@ -94,6 +101,22 @@ def test_keys_are_read_again_when_they_change(stack: Stack) -> None:
     log = stack.compose("logs", "gateway")
     assert second not in log
     assert stack.key not in log
+
+
+def test_keys_of_any_length_are_compared_by_their_digests(stack: Stack) -> None:
+    path = stack.secrets / "api-keys/keys.yaml"
+    text = path.read_text()
+    keys = [secrets.token_hex(129)[:length] for length in (1, 55, 56, 63, 64, 65, 119, 120, 128, 256, 257)]
+    digests = [hashlib.sha256(key.encode()).hexdigest() for key in keys]
+    replace(path, text + "".join(f"        - {{client: c{n}, key: {one}}}\n" for n, one in enumerate(digests)))
+
+    def statuses() -> list[int]:
+        with http(stack) as client:
+            return [client.get("/predictions/cifar", headers={"x-api-key": key}).status_code for key in keys]
+
+    wait_until(lambda: statuses() == [200] * 10 + [401], 20)  # The last is longer than a key may be.
+    replace(path, text)
+    wait_until(lambda: statuses() == [401] * 11, 20)
 
 
 def test_a_request_id_is_made_or_kept_returned_and_logged(stack: Stack) -> None:
@@ -119,6 +142,23 @@ def test_a_request_id_is_made_or_kept_returned_and_logged(stack: Stack) -> None:
         200,
         "first",
     )
+
+
+@pytest.mark.parametrize("transport", ["rest", "grpc"])
+def test_a_failed_request_has_one_id_in_reply_and_logs(stack: Stack, transport: str) -> None:
+    with stack.client(transport) as client, pytest.raises(BadImage) as refused:
+        client.predict(b"no picture", model="cifar")
+    wanted = refused.value.request_id
+    assert wanted
+
+    def lines(service: str) -> list[dict[str, object]]:
+        said = stack.compose("logs", "--no-log-prefix", service).splitlines()
+        found = [json.loads(line) for line in said if line.startswith("{") and wanted in line]
+        return [line for line in found if line["request_id"] == wanted]
+
+    wait_until(lambda: bool(lines("gateway") and lines("torchserve")), 20)
+    assert lines("gateway")[0]["path"] == PATHS[transport]
+    assert [line["code"] for line in lines("torchserve")] == ["bad_image"]
 
 
 def test_the_key_does_not_reach_the_replica_and_no_replica_is_named(stack: Stack) -> None:

@@ -39,7 +39,6 @@ def load(model: str, folder: Path, engine: str) -> Service:
 @pytest.fixture(scope="module", params=MODELS)
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Service, Service]:
     """A committed archive in torch and in ONNX Runtime."""
-    pytest.importorskip("onnxruntime")
     folder = tmp_path_factory.mktemp(request.param)
     return load(request.param, folder, "torch"), load(request.param, folder, "onnxruntime")
 
@@ -170,7 +169,6 @@ class TestWithoutIt:
             choose(eager, None, noise(CIFAR_INPUT), wanted="tensorrt")
 
     def test_the_graph_damaged(self, eager: Eager, graph: Graph, caplog: pytest.LogCaptureFixture) -> None:
-        pytest.importorskip("onnxruntime")
         damaged = Graph(graph.content[: len(graph.content) // 2], graph.weights)
         with caplog.at_level(logging.WARNING):
             assert choose(eager, damaged, noise(CIFAR_INPUT)) is eager
@@ -179,8 +177,6 @@ class TestWithoutIt:
             choose(eager, damaged, noise(CIFAR_INPUT), wanted="onnxruntime")
 
     def test_the_graph_of_another_network(self, graph: Graph, caplog: pytest.LogCaptureFixture) -> None:
-        pytest.importorskip("onnxruntime")
-
         class Negated(Cifar):
             def forward(self, images: Tensor) -> Tensor:
                 return super().forward(-images)
@@ -192,7 +188,6 @@ class TestWithoutIt:
 
     def test_nothing(self, eager: Eager, graph: Graph) -> None:
         """The weights come from the loaded network, so any of the same kind will do."""
-        pytest.importorskip("onnxruntime")
         engine = choose(eager, graph, noise(CIFAR_INPUT, 3), wanted="onnxruntime")
         assert engine is not eager
 
