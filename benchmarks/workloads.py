@@ -60,17 +60,20 @@ MIXED = (
 )
 
 STANDARD = (
-    _closed("scores", 8),
-    _closed("float32", 1),
-    _closed("float32", 8),
-    _closed("float32", 32),
+    *(_closed(want, callers) for want in ("scores", "float32", "uint8") for callers in (1, 8, 32)),
     _closed("float16", 32),
-    _closed("uint8", 8),
+    _closed("pool", 8),
     _closed("lists", 8),
     _closed("float16", 1, pictures=32),
     _closed("float16", 4, pictures=32),
     _closed("float32", 8, wire="gRPC"),
+    Workload("mixed, c=8", MIXED, 8),
     _open("float32"),
+)
+
+GROWTH = (
+    *(_closed(want, 2, pictures=count) for want in ("scores", "float16", "float32") for count in (1, 2, 4, 8, 16, 32)),
+    *(_closed(want, 8) for want in ("scores", "pool", "uint8", "float16", "float32")),
 )
 
 FULL = (
