@@ -122,10 +122,10 @@ class TestAsCaptumSays:
         found = array(explain(service, method="input_gradient", target=2).heat)
         assert np.allclose(found, expected[0].detach(), **CLOSE)
 
-    @pytest.mark.parametrize("steps", [None, 7, 200])
+    @pytest.mark.parametrize("steps", [None, 7, 100])
     def test_integrated_gradients(self, deep: Service, deep_network: Deep, steps: int | None) -> None:
         method = IntegratedGradients(deep_network)
-        expected, delta = method.attribute(IMAGE, target=5, n_steps=steps or 50, return_convergence_delta=True)
+        expected, delta = method.attribute(IMAGE, target=5, n_steps=steps or 32, return_convergence_delta=True)
         found = explain(deep, method="integrated_gradients", target=5, steps=steps)
         assert np.allclose(array(found.heat), expected[0].detach(), rtol=1e-3, atol=1e-6)
         assert found.delta == pytest.approx(delta.item(), abs=1e-4)
@@ -231,10 +231,10 @@ class TestDefaults:
         service = make_service(network, CIFAR_INPUT, CIFAR_CLASSES, layers={"maps": "1", "mean": "2"})
         assert explain(service).layer == "maps"
 
-    def test_occlusion_covers_an_eighth_and_gradients_take_fifty_steps(self, service: Service) -> None:
-        assert explain(service, method="occlusion") == explain(service, method="occlusion", window=4, step=2)
+    def test_occlusion_covers_a_quarter_and_gradients_take_thirty_two_steps(self, service: Service) -> None:
+        assert explain(service, method="occlusion") == explain(service, method="occlusion", window=8, step=4)
         method = "integrated_gradients"
-        assert explain(service, method=method) == explain(service, method=method, steps=50)
+        assert explain(service, method=method) == explain(service, method=method, steps=32)
 
 
 class TestRefused:

@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     explain.add_argument("--target", type=int, metavar="K", help="index of the class (default: the most probable)")
     explain.add_argument("--window", type=int, metavar="P", help="occlusion: pixels of the square, each way")
     explain.add_argument("--step", type=int, metavar="P", help="occlusion: pixels from one square to the next")
-    explain.add_argument("--steps", type=int, metavar="N", help="integrated_gradients: points (default 50)")
+    explain.add_argument("--steps", type=int, metavar="N", help="integrated_gradients: points (default 32)")
     explain.add_argument("--save", metavar="DIR", help="write heat and overlay of each picture to DIR/<its name>")
     explain.set_defaults(run=_explain)
 

@@ -235,9 +235,9 @@ class Client(BaseClient):
                 the picture as the network saw it.
             layer: grad_cam, cam: whose map to look at; None for the last one of more than one row and column.
             target: Index of the class to explain; None for each picture's most probable one.
-            window: occlusion: pixels of the square that is covered, each way; None for an eighth of the picture.
+            window: occlusion: pixels of the square that is covered, each way; None for a quarter of the picture.
             step: occlusion: pixels from one square to the next; None for half a square.
-            steps: integrated_gradients: points between the baseline and the picture; None for 50.
+            steps: integrated_gradients: points between the baseline and the picture; None for 32.
             picture: Whether the picture comes along, as the network saw it; `overlay` needs it.
             top_k: Classes to return, as in `predict`.
             map_dtype: What the heat travels as, as maps do in `predict`.
