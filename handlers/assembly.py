@@ -20,13 +20,16 @@ from handlers.maps import FeatureMap
 from handlers.wire import convscope_pb2 as wire
 
 if TYPE_CHECKING:
-    from handlers.reply import Result
+    from handlers.reply import Explanation, Result
 
 Piece = bytes | memoryview
 
 _BYTES = 2  # The wire type of whatever has a length before it.
 _RESULTS = wire.PredictReply.RESULTS_FIELD_NUMBER
 _MAPS = wire.Result.MAPS_FIELD_NUMBER
+_EXPLANATION = wire.Result.EXPLANATION_FIELD_NUMBER
+_HEAT = wire.Explanation.HEAT_FIELD_NUMBER
+_PICTURE = wire.Explanation.PICTURE_FIELD_NUMBER
 _TENSOR = wire.FeatureMap.TENSOR_FIELD_NUMBER
 _DATA = wire.Tensor.DATA_FIELD_NUMBER
 _DTYPES = {"float32": wire.FLOAT32, "float16": wire.FLOAT16, "uint8": wire.UINT8}
@@ -46,18 +49,36 @@ def assemble(results: Iterable[Result | RequestError]) -> list[Piece]:
             inner = [wire.Result(top=[wire.ClassScore(**vars(score)) for score in result.top]).SerializeToString()]
             for feature_map in result.maps:
                 inner += _frame(_MAPS, _feature_map(feature_map))
+            if result.explanation is not None:
+                inner += _frame(_EXPLANATION, _explanation(result.explanation))
         pieces += _frame(_RESULTS, inner)
     return pieces
 
 
 def _feature_map(item: FeatureMap) -> list[Piece]:
-    cells = _little(item.cells).reshape(-1).view(np.uint8).data
-    tensor: list[Piece] = [_tensor_head(item.dtype, item.cells.shape), *_frame(_DATA, [cells])]
-    if item.scale is not None and item.offset is not None:
-        tensor.append(wire.Tensor(scale=item.scale.tolist(), offset=item.offset.tolist()).SerializeToString())
-    pieces = [_map_head(item.layer), *_frame(_TENSOR, tensor)]
+    pieces = [_map_head(item.layer), *_frame(_TENSOR, _tensor(item))]
     if item.channels is not None:
         pieces.append(wire.FeatureMap(channels=item.channels).SerializeToString())
+    return pieces
+
+
+def _explanation(item: Explanation) -> list[Piece]:
+    head = wire.Explanation(method=item.method, layer=item.layer, target=item.target or 0, label=item.label)
+    pieces: list[Piece] = [head.SerializeToString()]
+    if item.heat is not None:
+        pieces += _frame(_HEAT, _tensor(item.heat))
+    if item.delta is not None:
+        pieces.append(wire.Explanation(delta=item.delta).SerializeToString())
+    if item.picture is not None:
+        pieces += _frame(_PICTURE, _tensor(item.picture))
+    return pieces
+
+
+def _tensor(item: FeatureMap) -> list[Piece]:
+    cells = _little(item.cells).reshape(-1).view(np.uint8).data
+    pieces: list[Piece] = [_tensor_head(item.dtype, item.cells.shape), *_frame(_DATA, [cells])]
+    if item.scale is not None and item.offset is not None:
+        pieces.append(wire.Tensor(scale=item.scale.tolist(), offset=item.offset.tolist()).SerializeToString())
     return pieces
 
 

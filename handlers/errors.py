@@ -12,7 +12,8 @@ lists the codes.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterable
+from typing import ClassVar, Self
 
 
 class RequestError(Exception):
@@ -48,6 +49,11 @@ class UnknownLayer(RequestError):
 
     code = "unknown_layer"
     status = 400
+
+    @classmethod
+    def of(cls, name: str, published: Iterable[str]) -> Self:
+        """Name the layer that is not there, and those that are."""
+        return cls(f"there is no layer {name[:40]!r}; this model publishes {', '.join(published)}")
 
 
 class BadImage(RequestError):

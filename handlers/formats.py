@@ -18,8 +18,9 @@ from PIL import Image
 from handlers import media
 from handlers.assembly import assemble
 from handlers.errors import BadRequest, RequestError
+from handlers.explanations.painting import paint
 from handlers.maps import FeatureMap
-from handlers.reply import Reply, Result, Timing
+from handlers.reply import Explanation, Reply, Result, Timing
 from handlers.wire import convscope_pb2 as wire
 
 _TILE_PIXELS = 64  # A tile of the PNG grid is enlarged by a whole factor to at least this.
@@ -115,18 +116,37 @@ def _to_npz(reply: Reply) -> bytes:
 def to_png(reply: Reply) -> bytes:
     """Draw one layer of one picture as a grid of grey tiles, one a channel, each scaled by its own least and largest.
 
+    Where an explanation was asked for, draw that.
+
     Raises:
-        BadRequest: The reply is not one picture with one layer of shape (C, h, w).
+        BadRequest: The reply is not one picture with one layer of shape (C, h, w), or with an explanation.
     """
     result = reply.results[0] if len(reply.results) == 1 else None
+    if isinstance(result, Result) and result.explanation is not None:
+        return _draw(Image.fromarray(_painted(result.explanation)))
     if not isinstance(result, Result) or len(result.maps) != 1:
         raise BadRequest("image/png shows one layer of one picture; name exactly one in layers")
     cells = result.maps[0].cells.astype(np.float32)
     if cells.ndim != 3:
         raise BadRequest("image/png shows maps of shape (C, h, w); leave out pool, or ask for at least 2")
+    return _draw(Image.fromarray(tile(cells)))
+
+
+def _draw(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(tile(cells)).save(buffer, format="PNG", compress_level=1)
+    image.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def _painted(explanation: Explanation) -> NDArray[np.uint8]:
+    """Return an explanation as a picture (H, W, 3); it comes with the picture explained."""
+    if explanation.picture is None:
+        raise BadRequest("image/png shows an explanation over its picture, which is not there")
+    picture = explanation.picture.values()
+    size = picture.shape[1], picture.shape[2]
+    if explanation.heat is None:
+        return paint(np.zeros((1, *size), np.float32), size, picture)
+    return paint(explanation.heat.values(), size, None if explanation.view == "heat" else picture)
 
 
 def tile(cells: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -178,9 +198,25 @@ def _to_values(reply: Reply, tensor: Callable[[FeatureMap], Any]) -> dict[str, A
         else {
             "top": [vars(score) for score in result.top],
             "maps": {feature_map.layer: tensor(feature_map) for feature_map in result.maps},
+            **({} if result.explanation is None else {"explanation": _explanation_values(result.explanation, tensor)}),
         }
         for result in reply.results
     ]
+    return values
+
+
+def _explanation_values(explanation: Explanation, tensor: Callable[[FeatureMap], Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {"method": explanation.method}
+    if explanation.layer:
+        values["layer"] = explanation.layer
+    if explanation.target is not None:
+        values |= {"target": explanation.target, "label": explanation.label}
+    if explanation.heat is not None:
+        values["heat"] = tensor(explanation.heat)
+    if explanation.delta is not None:
+        values["delta"] = explanation.delta
+    if explanation.picture is not None:
+        values["picture"] = tensor(explanation.picture)
     return values
 
 
@@ -204,13 +240,17 @@ def _result_arrays(result: Result) -> dict[str, NDArray[Any]]:
         "probability": np.array([score.probability for score in result.top], np.float32),
         "logit": np.array([score.logit for score in result.top], np.float32),
     }
-    for feature_map in result.maps:
-        arrays[feature_map.layer] = feature_map.cells
+    maps = [(feature_map.layer, feature_map) for feature_map in result.maps]
+    if result.explanation is not None:
+        found = (("/heat", result.explanation.heat), ("/picture", result.explanation.picture))
+        maps += [(f"explanation{name}", item) for name, item in found if item is not None]
+    for name, feature_map in maps:
+        arrays[name] = feature_map.cells
         if feature_map.scale is not None and feature_map.offset is not None:
-            arrays[f"{feature_map.layer}.scale"] = feature_map.scale
-            arrays[f"{feature_map.layer}.offset"] = feature_map.offset
+            arrays[f"{name}.scale"] = feature_map.scale
+            arrays[f"{name}.offset"] = feature_map.offset
         if feature_map.channels is not None:
-            arrays[f"{feature_map.layer}.channels"] = np.array(feature_map.channels, np.int64)
+            arrays[f"{name}.channels"] = np.array(feature_map.channels, np.int64)
     return arrays
 
 

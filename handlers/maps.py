@@ -46,6 +46,14 @@ class FeatureMap:
         """`float32`, `float16` or `uint8`."""
         return _NAMES[self.cells.dtype]
 
+    def values(self) -> NDArray[np.float32]:
+        """Return what the cells stand for, float32."""
+        if self.scale is None or self.offset is None:
+            return self.cells.astype(np.float32)
+        shape = (-1, *(1 for _ in self.cells.shape[1:]))  # (C, 1, 1)
+        values: NDArray[np.float32] = self.offset.reshape(shape) + self.scale.reshape(shape) * self.cells
+        return values
+
 
 def prepare(layer: str, values: Tensor, options: Options) -> list[FeatureMap | BadImage]:
     """Turn the maps of several pictures into what was asked for, all of them at once.

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from handlers.errors import BadRequest
+from handlers.explanations.asked import Explain
 from handlers.wire import convscope_pb2 as wire
 
-OPTION_NAMES = ("layers", "top_k", "map_dtype", "pool", "channels", "timing")
+OPTION_NAMES = ("layers", "top_k", "map_dtype", "pool", "channels", "timing", "explain")
 DTYPES = ("float32", "float16", "uint8")
 
 _SWITCH = {"1": True, "true": True, "0": False, "false": False}
@@ -27,6 +28,7 @@ class Options:
         pool: Average each map down to pool × pool cells; None for whole maps.
         channels: Which channels: their indexes in the order asked for, or how many of the strongest; None for all.
         timing: Say in the reply where the time went.
+        explain: Say which part of each picture a class's score rests on, and how to find out; None for not.
     """
 
     layers: tuple[str, ...] = ()
@@ -35,6 +37,7 @@ class Options:
     pool: int | None = None
     channels: tuple[int, ...] | int | None = None
     timing: bool = False
+    explain: Explain | None = None
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Options:
@@ -68,6 +71,7 @@ class Options:
             pool=None if pool is None else _whole(pool, "pool", least=1),
             channels=channels,
             timing=timing,
+            explain=_explain(values.get("explain")),
         )
 
     @classmethod
@@ -105,7 +109,13 @@ class Options:
             values["channels"] = tuple(message.channels.indexes)
         elif message.channels.strongest:
             values["channels"] = message.channels.strongest
+        if message.HasField("explain"):
+            values["explain"] = Explain.from_message(message.explain)
         return cls.from_values(values)
+
+
+def _explain(value: Any) -> Explain | None:
+    return value if value is None or isinstance(value, Explain) else Explain.from_value(value)
 
 
 def _from_text(name: str, text: str) -> Any:
@@ -114,6 +124,8 @@ def _from_text(name: str, text: str) -> Any:
             return json.loads(text)
         except (ValueError, RecursionError) as err:
             raise BadRequest(f"{name} is neither a comma-separated list nor valid JSON") from err
+    if name == "explain":
+        return Explain.from_text(text)
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if name == "layers":
         return parts

@@ -22,11 +22,37 @@ class ClassScore:
 
 
 @dataclass(frozen=True)
+class Explanation:
+    """Which part of a picture a class's score rests on.
+
+    Attributes:
+        method: How it was found out.
+        layer: Public name of the layer whose map was looked at; empty where none was.
+        target: The class's index; None where nothing is explained but the picture shown.
+        label: The class's name.
+        heat: (C, h, w), and of what the method says; None where nothing is explained.
+        delta: By how much the sum of the heat misses what it should be, where the method promises a sum.
+        picture: (C, H, W), as the network saw it, where that was asked for.
+        view: What a PNG of it shows.
+    """
+
+    method: str
+    layer: str
+    target: int | None
+    label: str
+    heat: FeatureMap | None
+    delta: float | None = None
+    picture: FeatureMap | None = None
+    view: str = ""
+
+
+@dataclass(frozen=True)
 class Result:
-    """One picture's answer: its most probable classes and the maps asked for."""
+    """One picture's answer: its most probable classes, the maps asked for, and the explanation."""
 
     top: tuple[ClassScore, ...] = ()
     maps: tuple[FeatureMap, ...] = ()
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from handlers.errors import BadRequest, TooManyImages
+from handlers.explanations.asked import Explain
 from handlers.media import GRPC_DEFAULT, REST_DEFAULT, choose
 from handlers.options import OPTION_NAMES, Options
 from handlers.trace import Trace
@@ -86,6 +87,14 @@ def parse(row: Row, headers: Mapping[str, str], trace: Trace, *, max_images: int
         BadRequest: The body or an option cannot be read.
         TooManyImages: More pictures than `max_images`.
     """
+    asked = _read(row, headers, trace, max_images)
+    # TorchServe adds this header to what came to /explanations; a row from there need not say it once more.
+    if headers.get("explain", "").lower() == "true" and asked.options.explain is None:
+        return replace(asked, options=replace(asked.options, explain=Explain()))
+    return asked
+
+
+def _read(row: Row, headers: Mapping[str, str], trace: Trace, max_images: int) -> Request:
     media_type = reply_type(row, headers)
     if headers.get("describe", "").lower() == "true" or _asks_nothing(row, headers):
         return Request((), Options(), media_type, describe=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,6 +21,7 @@ from handlers.engines.choice import choose
 from handlers.engines.eager import Eager
 from handlers.engines.engine import Engine
 from handlers.errors import Draining, Internal, RequestError, TooManyImages, UnknownLayer
+from handlers.explanations.explainer import Explainer
 from handlers.formats import Encoded
 from handlers.images import ANY_SIZE, Picture, decode, noise
 from handlers.inference import Inference, Job
@@ -45,8 +46,9 @@ class Service:
         archive: The loaded archive.
         identity: Who answers.
         limits: In force.
-        engine: What runs the network; None for torch on `device`.
-        device: Where the network runs, unless there is an engine.
+        network: In torch; None for one on `device`.
+        engine: What predicts; None for `network`.
+        device: Where the network runs, unless it is given.
         drain_file: While this file exists, readiness says no.
         telemetry: Told of every request.
 
@@ -60,6 +62,7 @@ class Service:
         identity: reply.Identity,
         limits: Limits,
         *,
+        network: Eager | None = None,
         engine: Engine | None = None,
         device: torch.device | str = "cpu",
         drain_file: Path | None = None,
@@ -72,8 +75,10 @@ class Service:
         self._telemetry = telemetry or Telemetry()
         shape = (archive.preprocessing.channels, *(archive.preprocessing.size or ANY_SIZE))
         self._geometry = layer_geometry(archive.module, archive.layers, shape)
-        if engine is None:
-            engine = Eager(archive.module, archive.layers, has_scores=bool(archive.classes), device=device)
+        if network is None:
+            network = Eager(archive.module, archive.layers, has_scores=bool(archive.classes), device=device)
+        engine = engine or network
+        self._explainer = Explainer(network, engine, archive.preprocessing, archive.classes, self._geometry)
         self._inference = Inference(engine, archive.preprocessing, archive.classes)
         self._inference.check_graph()
         self._card = card.describe(archive, identity, limits, self._geometry)
@@ -120,6 +125,7 @@ class Service:
             archive,
             identity,
             Limits.of(config, batch_size=batch_size, environment=environment),
+            network=eager,
             engine=engine,
             drain_file=Path(drain_file) if drain_file else None,
             telemetry=telemetry,
@@ -153,7 +159,9 @@ class Service:
                 headers = request.request_headers(values)
                 traces.append(Trace(headers, given))
                 admitted.append(self._admit(row, headers, traces[-1]))
-            self._inference.run([job for job in admitted if isinstance(job, Job)])
+            jobs = [job for job in admitted if isinstance(job, Job)]
+            self._inference.run(jobs)
+            self._explainer.run(jobs)
             encoded = [self._finish(job) if isinstance(job, Job) else job for job in admitted]
             handler_s = perf_counter() - began
             timings = [trace.timing(handler_s, len(rows)) if trace.wants_timing else None for trace in traces]
@@ -174,27 +182,34 @@ class Service:
                 return self._describe(trace, media_type)
             trace.wants_timing = asked.options.timing
             layers = trace.layers = self._resolve(asked.options.layers)
+            options, explain = asked.options, asked.options.explain
+            if explain is not None:
+                explain = self._explainer.settle(explain)
+                options = replace(options, explain=explain)
             trace.lap("read")
             pictures = self._decode(asked.pictures)
             trace.pictures = len(pictures)
             trace.lap("decode")
+            if explain is not None:
+                self._explainer.check_work(explain, pictures)
             if self._preprocessing.size is not None and media_type != media.PNG:  # Else the reply itself is judged.
-                foreseen = sizes.foresee(len(pictures), layers, self._geometry, asked.options, media_type)
+                foreseen = sizes.foresee(len(pictures), layers, self._geometry, options, media_type)
+                if explain is not None:
+                    foreseen += self._explainer.foresee(explain, len(pictures), options)
                 sizes.check(foreseen, self._limits.max_reply_bytes)
         except RequestError as error:
             return self._refuse(trace, error, media_type)
         except Exception as failure:
             message = "the request could not be read; the server's log has the reason"
             return self._refuse(trace, Internal(message, unexpected=failure), media_type)
-        return Job(trace, asked.options, layers, media_type, pictures, [None] * len(pictures))
+        return Job(trace, options, layers, media_type, pictures, [None] * len(pictures))
 
     def _resolve(self, layers: tuple[str, ...]) -> tuple[str, ...]:
         if "all" in layers:
             return tuple(self._geometry)
         unknown = [name for name in layers if name not in self._geometry]
         if unknown:
-            published = ", ".join(self._geometry)
-            raise UnknownLayer(f"there is no layer {unknown[0][:40]!r}; this model publishes {published}")
+            raise UnknownLayer.of(unknown[0], self._geometry)
         return layers
 
     def _decode(self, files: Iterable[request.Bytes]) -> list[Picture | RequestError]:

@@ -19,7 +19,14 @@ GENERATED = {
     Path("handlers/wire"): ("convscope.proto",),
     Path("client/src/convscope/_wire"): ("convscope.proto", "inference.proto"),
 }
-EXAMPLES = {"request": "PredictRequest", "reply": "PredictReply", "refusal": "PredictReply", "card": "PredictReply"}
+EXAMPLES = {
+    "request": "PredictRequest",
+    "reply": "PredictReply",
+    "refusal": "PredictReply",
+    "card": "PredictReply",
+    "explain": "PredictRequest",
+    "explanation": "PredictReply",
+}
 
 
 def generate(root: Path) -> list[Path]:

@@ -71,6 +71,21 @@ class Eager:
         maps = {name: wanted[name].float().contiguous() for name in layers}
         return (wanted[_SCORES].float().cpu() if self.has_scores else None), maps
 
+    def forward_with_gradients(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor, Maps]:
+        """Run the network once and keep the graph of what was computed; gradients must be enabled.
+
+        Args:
+            images: (N, C, H, W), float32, normalised, on the device.
+            layers: Public names of the maps wanted.
+
+        Returns:
+            Logits (N, K), and for each layer its map (N, C, h, w), which the logits were computed from.
+        """
+        if not images.requires_grad:  # No weight requires gradients, so the picture must.
+            images = images.clone().requires_grad_(True).clone()  # A network may change its input, but not a leaf.
+        outputs = self._extractor(layers)(images)
+        return outputs[_SCORES], {name: outputs[name] for name in layers}
+
     def _trace(self) -> str | None:
         """Return the name of the node that makes the output, or None where hooks are needed."""
         try:
@@ -97,6 +112,7 @@ class Eager:
                 self._extractors.popitem(last=False)
         return self._extractors[layers]
 
+    @torch.inference_mode(False)  # Constants that tracing makes must serve gradients too.
     def _build(self, layers: frozenset[str]) -> _Forward:
         if not layers:
             return lambda images: {_SCORES: self.module(images)}

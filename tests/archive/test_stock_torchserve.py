@@ -91,6 +91,16 @@ def test_a_users_own_network_answers_a_picture_with_classes_and_maps(address: st
     assert result["maps"]["conv1"]["shape"] == [4, 36, 40]
 
 
+@pytest.mark.parametrize("model", ["cifar", "own"])
+def test_an_explanation_needs_nothing_more(model: str, address: str) -> None:
+    headers = {"Content-Type": "image/png"}
+    (result,) = stock.ask(f"{address}/explanations/{model}", picture(), headers)["results"]
+    assert result["explanation"]["method"] == "grad_cam"
+    assert len(base64.b64decode(result["explanation"]["heat"]["data"])) == 4 * math.prod(
+        result["explanation"]["heat"]["shape"]
+    )
+
+
 def check_maps(maps: dict, channels: dict[str, int]) -> None:
     assert {name: tensor["shape"][0] for name, tensor in maps.items()} == channels
     for tensor in maps.values():

@@ -25,6 +25,7 @@ from convscope._wire import convscope_pb2 as wire
 from convscope._wire.inference_pb2 import PredictionResponse, PredictionsRequest
 
 LAYERS = {"conv1": (4, 6, 5), "conv2": (3, 2, 2)}
+PIXELS = (3, 12, 10)  # Of the picture as the network saw it.
 CLASSES = [f"class {number}" for number in range(10)]
 STATUS = {"internal": 500, "draining": 503, "image_too_large": 413, "too_many_images": 413, "reply_too_large": 413}
 FULL = 'Model "full" Version 1.0 has no worker to serve inference request. Please use scale workers API to add workers.'
@@ -109,7 +110,30 @@ def answer_picture(picture: bytes, request: wire.PredictRequest) -> wire.Result:
             cells = cells.mean(axis=(1, 2)) if request.pool == 1 else cells[:, : request.pool, : request.pool]
         tensor = encode_tensor(np.ascontiguousarray(cells), request.map_dtype)
         result.maps.add(layer=layer, tensor=tensor, channels=chosen)
+    if request.HasField("explain"):
+        result.explanation.CopyFrom(answer_explain(picture, request, result.top[0].index))
     return result
+
+
+def answer_explain(picture: bytes, request: wire.PredictRequest, most_probable: int) -> wire.Explanation:
+    asked = request.explain
+    explanation = wire.Explanation(method=asked.method)
+    if asked.picture:
+        pixels = (np.abs(fetch_maps(b"pixels" + picture, PIXELS)) * 60).clip(0, 255).astype("u1")
+        explanation.picture.CopyFrom(
+            wire.Tensor(dtype=wire.UINT8, shape=PIXELS, data=pixels.tobytes(), scale=[1 / 255] * 3, offset=[0] * 3)
+        )
+    if asked.method == "picture":
+        return explanation
+    explanation.target = asked.target if asked.HasField("target") else most_probable
+    explanation.label = CLASSES[explanation.target]
+    explanation.layer = asked.layer or ("conv1" if asked.method == "grad_cam" else "")
+    shape = PIXELS if "gradient" in asked.method else (1, 6, 5)
+    settings = asked.SerializeToString(deterministic=True)  # Other settings, other heat.
+    explanation.heat.CopyFrom(encode_tensor(fetch_maps(settings + picture, shape), request.map_dtype))
+    if asked.method == "integrated_gradients":
+        explanation.delta = 0.0
+    return explanation
 
 
 def describe(model: str, version: str) -> wire.ModelCard:
@@ -155,6 +179,8 @@ def answer(model: str, version: str, request: wire.PredictRequest) -> wire.Predi
         reply.ClearField("request_id")
     elif request.timing:
         reply.timing.CopyFrom(wire.Timing(**STAGES_S, handler_s=HANDLER_S, batch_requests=2))
+    if model == "older":
+        request.ClearField("explain")
     unknown = set(request.layers) - set(LAYERS) - {"all"}
     if model.startswith("error-"):
         reply.error.CopyFrom(wire.Error(code=model.removeprefix("error-"), message="as asked for"))

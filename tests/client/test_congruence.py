@@ -42,12 +42,17 @@ QUESTIONS: dict[str, Callable[[Client], Any]] = {
     "many, one bad": lambda client: client.predict([b"one", b"bad", b"two"], model="cifar", layers="conv1"),
     "many, all bad": lambda client: client.predict([b"bad 1", b"bad 2"], model="cifar"),
     "arrays": lambda client: client.predict(np.zeros((3, 8, 8, 3), np.float32), model="cifar"),
+    "explanation": lambda client: client.explain(b"cat", model="cifar"),
+    "explanations, one bad": lambda client: client.explain([b"one", b"bad"], model="cifar", method="input_gradient"),
     "card": lambda client: client.model_card("cifar", "3"),
     "ready": lambda client: client.ready("cifar"),
 }
 FAILURES: dict[str, Callable[[Client], Any]] = {
     "a bad picture": lambda client: client.predict(b"bad", model="cifar"),
     "an unknown layer": lambda client: client.predict(b"cat", model="cifar", layers="conv7"),
+    "a bad picture to explain": lambda client: client.explain(b"bad", model="cifar"),
+    "a layer there is not": lambda client: client.explain(b"cat", model="error-unknown_layer", layer="nose"),
+    "too old to explain": lambda client: client.explain(b"cat", model="older"),
     "babble": lambda client: client.predict(b"cat", model="babbler"),
     **{code: lambda client, code=code: client.predict(b"cat", model=f"error-{code}") for code in CODES},
     **{f"card, {code}": lambda client, code=code: client.model_card(f"error-{code}") for code in CODES},

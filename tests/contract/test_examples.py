@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 from convscope._exceptions import BadImage as ClientBadImage
 from convscope._exceptions import UnknownLayer as ClientUnknownLayer
-from convscope._reply import read_card, read_predictions
-from convscope._request import build_request
+from convscope._reply import read_card, read_explanations, read_predictions
+from convscope._request import build_explain, build_request
 from convscope._wire import convscope_pb2 as client_wire
 from convscope._wire import inference_pb2
 
 from handlers import card, request
 from handlers.errors import BadImage, UnknownLayer
+from handlers.explanations.asked import Explain
 from handlers.formats import encode
 from handlers.maps import FeatureMap
 from handlers.media import JSON, PROTOBUF
-from handlers.reply import ClassScore, Identity, Reply, Result, Timing
+from handlers.reply import ClassScore, Explanation, Identity, Reply, Result, Timing
 from handlers.trace import Trace
 from handlers.wire import convscope_pb2 as wire
 
@@ -50,6 +51,28 @@ REPLY = Reply.of(
 TIMING = Timing(0.125, 0.25, 0.5, 2, 0.0625, 3, 4)
 REFUSAL = Reply(IDENTITY, (), UnknownLayer("there is no layer 'nose'; this model publishes conv1, conv2"))
 
+EXPLAINED = Reply.of(
+    IDENTITY,
+    (
+        Result(
+            (ClassScore(3, "cat", 0.75, 2.5),),
+            explanation=Explanation(
+                "integrated_gradients",
+                "",
+                3,
+                "cat",
+                FeatureMap("explanation", np.array([[[0.5, -1.25]]], np.float32)),
+                0.0625,
+                FeatureMap(
+                    "picture", np.array([[[0, 255]]], np.uint8), np.array([0.5], np.float32), np.array([0], np.float32)
+                ),
+                "overlay",
+            ),
+        ),
+    ),
+    "0af7651916cd43dd8448eb211c80319c",
+)
+
 
 def golden(name: str) -> bytes:
     return (EXAMPLES / f"{name}.binpb").read_bytes()
@@ -67,7 +90,10 @@ def test_the_handler_reads_the_golden_request() -> None:
     assert asked.options == request.Options(("conv1", "conv2"), 3, "uint8", 2, (5, 0))
 
 
-@pytest.mark.parametrize(("reply", "timing", "name"), [(REPLY, TIMING, "reply"), (REFUSAL, None, "refusal")])
+@pytest.mark.parametrize(
+    ("reply", "timing", "name"),
+    [(REPLY, TIMING, "reply"), (REFUSAL, None, "refusal"), (EXPLAINED, None, "explanation")],
+)
 def test_the_handler_writes_the_golden_replies(reply: Reply, timing: Timing | None, name: str) -> None:
     assert encode(reply, PROTOBUF).close(timing) == golden(name)
 
@@ -89,6 +115,23 @@ def test_the_client_reads_the_golden_reply() -> None:
     assert seen.channels["conv2"] == (7, 2)
     assert (seen.model, seen.version, seen.engine, seen.device) == ("cifar", "1.0", "torch-2.15.0", "cpu")
     assert isinstance(failed.error, ClientBadImage)
+
+
+def test_both_sides_know_the_golden_explanation() -> None:
+    message = build_request(PICTURES[:1], top_k=1)
+    message.explain.CopyFrom(build_explain(method="integrated_gradients", target=3, steps=20))
+    assert message.SerializeToString() == golden("explain")
+    asked = request.parse({"request": bytearray(golden("explain"))}, {}, Trace({}), max_images=2)
+    assert asked.options.explain == Explain("integrated_gradients", target=3, steps=20, picture=True)
+    [seen] = read_explanations(client_wire.PredictReply.FromString(golden("explanation")), 1)
+    assert (seen.method, seen.layer, seen.target, seen.label, seen.delta) == (
+        "integrated_gradients",
+        "",
+        3,
+        "cat",
+        0.0625,
+    )
+    assert (seen.heat.tolist(), seen.picture.tolist()) == ([[[0.5, -1.25]]], [[[0, 127.5]]])
 
 
 def test_the_client_raises_the_golden_refusal() -> None:

@@ -161,6 +161,17 @@ def test_a_failed_request_has_one_id_in_reply_and_logs(stack: Stack, transport: 
     assert [line["code"] for line in lines("torchserve")] == ["bad_image"]
 
 
+def test_explanations_come_through_as_predictions_do(stack: Stack) -> None:
+    with http(stack) as client:
+        for path in ("/explanations/cifar", "/explanations/cifar/1.0"):
+            answer = client.post(path, content=PICTURE)
+            assert answer.status_code == 200
+            assert answer.json()["results"][0]["explanation"]["method"] == "grad_cam"
+    for transport in ("rest", "grpc"):
+        with stack.client(transport) as asking:
+            assert asking.explain(PICTURE, model="cifar", method="occlusion").heat.shape == (1, 32, 32)
+
+
 def test_the_key_does_not_reach_the_replica_and_no_replica_is_named(stack: Stack) -> None:
     with http(stack) as client:
         headers = client.get("/predictions/cifar").headers

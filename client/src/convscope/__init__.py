@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from convscope._async_client import AsyncClient
     from convscope._card import Input, Layer, Limits, ModelCard, Training
     from convscope._client import Client
+    from convscope._explanation import Explanation
+    from convscope._patches import Patch
     from convscope._prediction import ClassScore, Prediction
     from convscope._timing import Timing
 
@@ -54,6 +56,7 @@ __all__ = [
     "ConnectError",
     "ConvscopeError",
     "DeadlineExceeded",
+    "Explanation",
     "ImageTooLarge",
     "Input",
     "Layer",
@@ -61,6 +64,7 @@ __all__ = [
     "ModelCard",
     "ModelNotFound",
     "Overloaded",
+    "Patch",
     "Prediction",
     "ProtocolError",
     "ReplyTooLarge",
@@ -79,10 +83,12 @@ _LAZY = {
     "AsyncClient": "_async_client",
     "ClassScore": "_prediction",
     "Client": "_client",
+    "Explanation": "_explanation",
     "Input": "_card",
     "Layer": "_card",
     "Limits": "_card",
     "ModelCard": "_card",
+    "Patch": "_patches",
     "Prediction": "_prediction",
     "Timing": "_timing",
     "Training": "_card",

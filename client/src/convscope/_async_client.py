@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack, cast, overload
 
 from convscope._base import BaseClient
 from convscope._pictures import OnePicture, Picture
-from convscope._request import Channels, MapDtype, Options, OwnOptions
+from convscope._request import Channels, ExplainOptions, MapDtype, Method, Options, OwnOptions
 from convscope._stream import Crew, Job
 from convscope._transport import open_async_transport
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from convscope._card import ModelCard
+    from convscope._explanation import Explanation
+    from convscope._patches import Patch
     from convscope._prediction import Prediction
     from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
 
@@ -104,6 +106,95 @@ class AsyncClient(BaseClient):
         `contextlib.aclosing`, else when the event loop finds the generator forsaken.
         """
         return self._predict_many(pictures, model, concurrency=concurrency, batch=batch, progress=progress, **options)
+
+    @overload  # A str is an iterable of str too, but as a path it is caught here.
+    async def explain(  # type: ignore[overload-overlap]
+        self,
+        pictures: OnePicture,
+        *,
+        model: str,
+        **options: Unpack[ExplainOptions],
+    ) -> Explanation: ...
+
+    @overload  # The number of an array's axes says which it is; types cannot.
+    async def explain(
+        self,
+        pictures: NDArray[Any],
+        *,
+        model: str,
+        **options: Unpack[ExplainOptions],
+    ) -> Any: ...
+
+    @overload
+    async def explain(
+        self,
+        pictures: Iterable[Picture],
+        *,
+        model: str,
+        **options: Unpack[ExplainOptions],
+    ) -> list[Explanation]: ...
+
+    async def explain(
+        self,
+        pictures: Picture | Iterable[Picture],
+        *,
+        model: str,
+        version: str | None = None,
+        method: Method = "grad_cam",
+        layer: str | None = None,
+        target: int | None = None,
+        window: int | None = None,
+        step: int | None = None,
+        steps: int | None = None,
+        picture: bool = True,
+        top_k: int = 5,
+        map_dtype: MapDtype = "float32",
+        deadline_s: float | None = None,
+        timing: bool = False,
+        request_id: str | None = None,
+    ) -> Explanation | list[Explanation]:
+        """Ask which part of a picture a class's score rests on; see `Client.explain`."""
+        return await self._explain(
+            pictures,
+            model,
+            version=version,
+            method=method,
+            layer=layer,
+            target=target,
+            window=window,
+            step=step,
+            steps=steps,
+            picture=picture,
+            top_k=top_k,
+            map_dtype=map_dtype,
+            deadline_s=deadline_s,
+            timing=timing,
+            request_id=request_id,
+        )
+
+    async def strongest(
+        self,
+        pictures: Iterable[Picture],
+        *,
+        model: str,
+        layer: str,
+        channel: int,
+        n: int = 9,
+        per_picture: int = 1,
+        version: str | None = None,
+        deadline_s: float | None = None,
+    ) -> list[Patch]:
+        """Look for what a channel answers to most; see `Client.strongest`."""
+        return await self._strongest(
+            pictures,
+            model,
+            layer=layer,
+            channel=channel,
+            n=n,
+            per_picture=per_picture,
+            version=version,
+            deadline_s=deadline_s,
+        )
 
     async def model_card(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +22,7 @@ from convscope._exceptions import (
     ServerError,
     belonging_to,
 )
+from convscope._explaining import Explaining
 from convscope._pictures import Picture, encode_pictures
 from convscope._prediction import Prediction
 from convscope._reply import read_card, read_predictions
@@ -44,7 +45,7 @@ class Answer(NamedTuple):
     total_s: float
 
 
-class BaseClient(ABC):
+class BaseClient(Explaining):
     """The parts of a client that do not depend on how it waits. Its constructor is both clients'."""
 
     def __init__(

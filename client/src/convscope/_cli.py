@@ -1,6 +1,8 @@
-"""The command line: `convscope predict|card|ready`.
+"""The command line: `convscope predict|explain|strongest|card|ready`.
 
     convscope predict cat.png dog.jpg --model cifar --layers conv1,conv2 --save maps
+    convscope explain cat.png --model cifar --method occlusion --save why
+    convscope strongest samples/*.png --model cifar --layer conv2 --channel 3 --save patches
     convscope card cifar --url grpc://localhost:7070
     convscope ready cifar
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from convscope._client import Client
 
 API_KEY_VARIABLE = "CONVSCOPE_API_KEY"
+METHODS = ("grad_cam", "cam", "occlusion", "input_gradient", "integrated_gradients")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,6 +92,28 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--save", metavar="DIR", help="write scores and maps of each picture to DIR/<its name>")
     predict.set_defaults(run=_predict)
 
+    explain = commands.add_parser("explain", help="which part of a picture a class's score rests on")
+    explain.add_argument("pictures", nargs="+", metavar="PICTURE", help="a PNG, JPEG, WebP or .npy file")
+    explain.add_argument("--model", required=True)
+    explain.add_argument("--method", default="grad_cam", choices=METHODS, help="how to find out (default %(default)s)")
+    explain.add_argument("--layer", help="grad_cam, cam: whose map to look at (default: the last of several cells)")
+    explain.add_argument("--target", type=int, metavar="K", help="index of the class (default: the most probable)")
+    explain.add_argument("--window", type=int, metavar="P", help="occlusion: pixels of the square, each way")
+    explain.add_argument("--step", type=int, metavar="P", help="occlusion: pixels from one square to the next")
+    explain.add_argument("--steps", type=int, metavar="N", help="integrated_gradients: points (default 32)")
+    explain.add_argument("--save", metavar="DIR", help="write heat and overlay of each picture to DIR/<its name>")
+    explain.set_defaults(run=_explain)
+
+    strongest = commands.add_parser("strongest", help="what a channel answers to most, in pictures")
+    strongest.add_argument("pictures", nargs="+", metavar="PICTURE", help="a PNG, JPEG, WebP or .npy file")
+    strongest.add_argument("--model", required=True)
+    strongest.add_argument("--layer", required=True)
+    strongest.add_argument("--channel", required=True, type=int, metavar="C")
+    strongest.add_argument("-n", default=9, type=int, help="how many cells (default %(default)s)")
+    strongest.add_argument("--per-picture", default=1, type=int, metavar="N", help="at most so many of one picture (1)")
+    strongest.add_argument("--save", metavar="DIR", help="write each patch as a PNG to a new directory")
+    strongest.set_defaults(run=_strongest)
+
     card = commands.add_parser("card", help="what a model is, takes and publishes")
     card.add_argument("model")
     card.set_defaults(run=_card)
@@ -97,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     ready.add_argument("model")
     ready.set_defaults(run=_ready)
 
-    for command in (predict, card, ready):
+    for command in (predict, explain, strongest, card, ready):
         command.add_argument("--version", help="version of the model (default: the server's default)")
         command.add_argument(
             "--url", default="http://localhost:8080", help="http(s):// or grpc(s)://host:port (default %(default)s)"
@@ -130,6 +155,29 @@ def _predict(client: Client, options: argparse.Namespace) -> int:
     )
     print(_json(predictions_json(answers)) if options.json else predictions_text(answers))
     return 1 if any(answer.error is not None for answer in answers) else 0
+
+
+def _explain(client: Client, options: argparse.Namespace) -> int:
+    """Ask what scores rest on; show, and save if asked."""
+    from convscope._explain_report import explain_pictures, explanations_json, explanations_text
+
+    names = ("model", "version", "method", "layer", "target", "window", "step", "steps", "request_id")
+    rows = explain_pictures(
+        client, options.pictures, save=options.save, **{name: getattr(options, name) for name in names}
+    )
+    print(_json(explanations_json(rows)) if options.json else explanations_text(rows))
+    return 1 if any(row.error is not None for row in rows) else 0
+
+
+def _strongest(client: Client, options: argparse.Namespace) -> int:
+    """Look for what a channel answers to; show, and save if asked."""
+    from convscope._explain_report import find_strongest, patches_json, patches_text, save_patches
+
+    names = ("model", "version", "layer", "channel", "n", "per_picture")
+    found = find_strongest(client, options.pictures, **{name: getattr(options, name) for name in names})
+    saved = [] if options.save is None else save_patches(found, options.save)
+    print(_json(patches_json(found, saved)) if options.json else patches_text(found, saved))
+    return 0
 
 
 def _card(client: Client, options: argparse.Namespace) -> int:

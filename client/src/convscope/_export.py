@@ -1,4 +1,4 @@
-"""A prediction as a directory: manifest.json, maps.npz, and a PNG of grey tiles for each layer."""
+"""A prediction or an explanation as a directory: manifest.json, the arrays, and pictures to look at."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import platform
 import re
 import shutil
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,9 @@ from convscope._tiles import encode_png, tile_grid
 if TYPE_CHECKING:
     import os
 
+    from numpy.typing import NDArray
+
+    from convscope._explanation import Explanation
     from convscope._prediction import Prediction
 
 SCHEMA_VERSION = 1  # Of manifest.json: raised when a field changes its meaning or goes.
@@ -38,14 +43,57 @@ def save_prediction(prediction: Prediction, directory: str | os.PathLike[str]) -
         FileExistsError: It exists.
         OSError: It cannot be written.
     """
+    with _new_folder(directory) as folder:
+        _write(prediction, folder)
+    return folder
+
+
+def save_explanation(explanation: Explanation, directory: str | os.PathLike[str]) -> Path:
+    """Write an explanation into a new directory; leave none behind if that fails.
+
+    Args:
+        explanation: One with heat and picture.
+        directory: Must not exist; its parents are made.
+
+    Returns:
+        The directory.
+
+    Raises:
+        FileExistsError: It exists.
+        OSError: It cannot be written.
+    """
+    arrays = {"heat": explanation.heat, "picture": explanation.picture}
+    pictures = {"heat": explanation.heatmap(), "overlay": explanation.overlay()}
+    with _new_folder(directory) as folder:
+        for name, pixels in pictures.items():
+            (folder / f"{name}.png").write_bytes(encode_png(pixels))
+        _write_arrays(folder / "explanation.npz", arrays)
+        manifest = {
+            **_origin(explanation.prediction),
+            "method": explanation.method,
+            "layer": explanation.layer or None,
+            "target": explanation.target,
+            "label": explanation.label,
+            "delta": explanation.delta,
+            "arrays": "explanation.npz",
+            "heat": "heat.png",
+            "overlay": "overlay.png",
+            "versions": _versions(),
+        }
+        _write_manifest(folder, manifest)
+    return folder
+
+
+@contextmanager
+def _new_folder(directory: str | os.PathLike[str]) -> Iterator[Path]:
+    """Make a folder; remove it again if what is done in the context fails."""
     folder = Path(directory)
     folder.mkdir(parents=True)
     try:
-        _write(prediction, folder)
+        yield folder
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return folder
 
 
 def _write(prediction: Prediction, folder: Path) -> None:
@@ -62,11 +110,19 @@ def _write(prediction: Prediction, folder: Path) -> None:
             "grid": grid,
         }
     if layers:
-        with zipfile.ZipFile(folder / "maps.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, cells in prediction.maps.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, cells, allow_pickle=False)
+        _write_arrays(folder / "maps.npz", prediction.maps)
     manifest = {
+        **_origin(prediction),
+        "maps": "maps.npz" if layers else None,
+        "layers": layers,
+        "versions": _versions(),
+    }
+    _write_manifest(folder, manifest)
+
+
+def _origin(prediction: Prediction) -> dict[str, Any]:
+    """Return what every manifest says first: who answered, and the scores."""
+    return {
         "schema_version": SCHEMA_VERSION,
         "model": prediction.model,
         "version": prediction.version,
@@ -74,10 +130,21 @@ def _write(prediction: Prediction, folder: Path) -> None:
         "device": prediction.device,
         "request_id": prediction.request_id,
         "scores": [dataclasses.asdict(score) for score in prediction.top],
-        "maps": "maps.npz" if layers else None,
-        "layers": layers,
-        "versions": {"convscope": __version__, "numpy": np.__version__, "python": platform.python_version()},
     }
+
+
+def _versions() -> dict[str, str]:
+    return {"convscope": __version__, "numpy": np.__version__, "python": platform.python_version()}
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, cells in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, cells, allow_pickle=False)
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 

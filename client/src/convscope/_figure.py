@@ -1,4 +1,4 @@
-"""A layer's map as a matplotlib figure. The only module that knows matplotlib."""
+"""A layer's map, or an explanation, as a matplotlib figure. The only module that knows matplotlib."""
 
 from __future__ import annotations
 
@@ -58,4 +58,33 @@ def draw_map(
     for place, tile, channel in zip(places, cells, channels, strict=False):
         place.imshow(tile, cmap="gray", interpolation="nearest")  # Scales to the tile's own range by itself.
         place.set_title(str(channel), fontsize="small")
+    return figure
+
+
+def draw_explanation(
+    picture: NDArray[np.float32], heat: NDArray[np.float32], overlay: NDArray[np.uint8], *, title: str
+) -> Figure:
+    """Draw a picture, its heat map with the scale, and both in one, side by side.
+
+    Args:
+        picture: (C, H, W), 0..1; grey, or of three channels.
+        heat: (h, w), any range; white is nothing, red is for and blue against.
+        overlay: (H', W', 3).
+        title: Stands above all.
+
+    Returns:
+        The figure.
+    """
+    figure = MapFigure(figsize=(9, 3.2), layout="constrained")
+    figure.suptitle(title)
+    places = figure.subplots(1, 3)
+    for place in places:
+        place.set_axis_off()
+    shown = np.clip(picture, 0, 1)
+    colour = {"X": shown.transpose(1, 2, 0)} if len(shown) == 3 else {"X": shown.mean(axis=0), "cmap": "gray"}
+    places[0].imshow(**colour, interpolation="nearest")
+    most = float(np.abs(heat).max()) or 1.0
+    drawn = places[1].imshow(heat, cmap="bwr", vmin=-most, vmax=most, interpolation="nearest")
+    figure.colorbar(drawn, ax=places[1], shrink=0.8)
+    places[2].imshow(overlay, interpolation="nearest")
     return figure

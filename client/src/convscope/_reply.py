@@ -9,6 +9,7 @@ import numpy as np
 
 from convscope._card import Input, Layer, Limits, ModelCard, Training
 from convscope._exceptions import ConvscopeError, ProtocolError, error_from_code
+from convscope._explanation import Explanation
 from convscope._prediction import ClassScore, Prediction
 from convscope._request import is_request_id
 from convscope._timing import Timing
@@ -49,6 +50,42 @@ def read_predictions(
         raise ProtocolError(f"{count} pictures were sent and {len(reply.results)} results came back")
     timing = _timing(reply.timing, total_s) if total_s is not None and reply.HasField("timing") else None
     return [_prediction(reply, result, request_id, timing) for result in reply.results]
+
+
+def read_explanations(
+    reply: wire.PredictReply, count: int, *, request_id: str = "", total_s: float | None = None
+) -> list[Explanation]:
+    """Read one explanation a picture; see `read_predictions`.
+
+    Raises:
+        ConvscopeError: The service refused the request as a whole.
+        ProtocolError: The reply breaks the contract, or the service is too old to explain.
+    """
+    predictions = read_predictions(reply, count, request_id=request_id, total_s=total_s)
+    return [_explanation(prediction, result) for prediction, result in zip(predictions, reply.results, strict=True)]
+
+
+def _explanation(prediction: Prediction, result: wire.Result) -> Explanation:
+    """Read one picture's explanation."""
+    if prediction.error is not None:
+        return Explanation(prediction)
+    if not result.HasField("explanation"):
+        raise ProtocolError("an explanation was asked for and none came back: is the service older than this client?")
+    found = result.explanation
+    heat = read_tensor(found.heat) if found.HasField("heat") else None
+    picture = read_tensor(found.picture) if found.HasField("picture") else None
+    if any(cells is not None and (cells.ndim != 3 or not cells.size) for cells in (heat, picture)):
+        raise ProtocolError("an explanation came whose tensors have no channels, rows and columns")
+    return Explanation(
+        prediction,
+        method=found.method,
+        layer=found.layer,
+        target=None if heat is None else found.target,
+        label=found.label,
+        heat=heat,
+        delta=found.delta if found.HasField("delta") else None,
+        picture=picture,
+    )
 
 
 def _request_id(reply: wire.PredictReply, sent: str) -> str:

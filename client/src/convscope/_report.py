@@ -78,13 +78,13 @@ def answer_pictures(client: Client, paths: Sequence[str], *, save: str | None, *
             continue
         saved = None
         if save is not None:
-            saved = _free_folder(Path(save), name, folders)
+            saved = free_folder(Path(save), name, folders)
             prediction.save(saved)
         answers.append(Answer(name, prediction, None, saved))
     return answers
 
 
-def _free_folder(below: Path, name: str, taken: set[Path]) -> Path:
+def free_folder(below: Path, name: str, taken: set[Path]) -> Path:
     """Return a folder named after a picture that no other picture of this command has."""
     stem = Path(name).stem + (name[name.rindex("[") :] if name.endswith("]") and "[" in name else "")
     candidates = itertools.chain([below / stem], (below / f"{stem}-{number}" for number in itertools.count(2)))

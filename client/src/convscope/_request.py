@@ -9,10 +9,11 @@ from typing import Literal, TypeAlias, TypedDict
 
 from convscope._exceptions import ImageTooLarge
 from convscope._transport import MAX_MESSAGE_BYTES
-from convscope._wire.convscope_pb2 import FLOAT16, FLOAT32, UINT8, ChannelSelection, Dtype, PredictRequest
+from convscope._wire.convscope_pb2 import FLOAT16, FLOAT32, UINT8, ChannelSelection, Dtype, Explain, PredictRequest
 
 MapDtype: TypeAlias = Literal["float32", "float16", "uint8"]
 Channels: TypeAlias = int | Sequence[int]
+Method: TypeAlias = Literal["grad_cam", "cam", "occlusion", "input_gradient", "integrated_gradients", "picture"]
 
 _MAP_DTYPES: dict[str, Dtype] = {"float32": FLOAT32, "float16": FLOAT16, "uint8": UINT8}
 _UINT32_MAX = 2**32 - 1
@@ -35,6 +36,24 @@ class Options(TypedDict, total=False):
 class OwnOptions(Options, total=False):
     """And what only a single question can have."""
 
+    request_id: str | None
+
+
+class ExplainOptions(TypedDict, total=False):
+    """What a question for an explanation asks for, as in `explain`."""
+
+    version: str | None
+    method: Method
+    layer: str | None
+    target: int | None
+    window: int | None
+    step: int | None
+    steps: int | None
+    picture: bool
+    top_k: int
+    map_dtype: MapDtype
+    deadline_s: float | None
+    timing: bool
     request_id: str | None
 
 
@@ -85,6 +104,43 @@ def build_request(
         timing=timing,
         request_id=request_id,
     )
+
+
+def build_explain(
+    *,
+    method: str = "grad_cam",
+    layer: str | None = None,
+    target: int | None = None,
+    window: int | None = None,
+    step: int | None = None,
+    steps: int | None = None,
+    picture: bool = True,
+) -> Explain:
+    """Build the part of a request that asks for an explanation.
+
+    Args:
+        method: How to find out; the service knows which there are.
+        layer: Whose map to look at; None for the service's choice.
+        target: Index of the class to explain; None for the most probable one.
+        window: occlusion: pixels of the square that is covered, each way.
+        step: occlusion: pixels from one square to the next.
+        steps: integrated_gradients: points between the baseline and the picture.
+        picture: Whether the picture is to come along.
+
+    Returns:
+        That part.
+
+    Raises:
+        TypeError: An option is of another type.
+        ValueError: An option is out of range.
+    """
+    explain = Explain(method=method, layer=layer or "", picture=picture)
+    if target is not None:
+        explain.target = _number("target", target, least=0)
+    for name, number in (("window", window), ("step", step), ("steps", steps)):
+        if number is not None:
+            setattr(explain, name, _number(name, number, least=1))
+    return explain
 
 
 def build_card_request(request_id: str) -> PredictRequest:

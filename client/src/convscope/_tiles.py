@@ -60,19 +60,21 @@ def tile_grid(cells: NDArray[np.float32], *, columns: int = 8) -> NDArray[np.uin
     return grid
 
 
-def encode_png(grey: NDArray[np.uint8]) -> bytes:
-    """Encode a grey picture as PNG.
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Encode a picture as PNG.
 
     Args:
-        grey: (H, W), uint8.
+        pixels: (H, W) or (H, W, 1), grey, or (H, W, 3), red, green and blue; uint8.
 
     Returns:
         The file's bytes.
     """
-    height, width = grey.shape
-    unfiltered = np.zeros((height, width + 1), np.uint8)  # A row's first byte names its filter: 0, none.
-    unfiltered[:, 1:] = grey
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)  # 8 bits, grey, not interlaced.
+    height, width = pixels.shape[:2]
+    rows = pixels.reshape(height, -1)
+    unfiltered = np.zeros((height, rows.shape[1] + 1), np.uint8)  # A row's first byte names its filter: 0, none.
+    unfiltered[:, 1:] = rows
+    kind = 2 if rows.shape[1] == 3 * width and pixels.ndim == 3 else 0  # Colour or grey.
+    header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)  # 8 bits, not interlaced.
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(unfiltered.tobytes())), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks

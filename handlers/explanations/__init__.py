@@ -1,0 +1,1 @@
+"""Explanations: which part of a picture a class's score rests on."""

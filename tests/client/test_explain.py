@@ -1,0 +1,285 @@
+"""Questions for explanations and patches: what is sent, what comes back, and what can be done with it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from convscope import AsyncClient, BadImage, Client, Explanation, ProtocolError
+from convscope._card import Layer
+from convscope._cli import main
+from convscope._patches import cut_patch
+from convscope._reply import read_tensor
+
+from tests.client.stand_in import PIXELS, StandIn, fetch_maps
+
+
+def pixels_of(path: Path) -> np.ndarray[Any, Any]:
+    """Read a PNG as this package writes it."""
+    data = path.read_bytes()
+    width, height, _, kind = struct.unpack(">IIBB", data[16:26])
+    start = data.index(b"IDAT") + 4
+    rows = np.frombuffer(zlib.decompress(data[start:]), np.uint8).reshape(height, -1)
+    return rows[:, 1:].reshape(height, width, 3 if kind == 2 else 1)
+
+
+def test_every_setting_is_sent(stand_in: StandIn, client: Client) -> None:
+    client.explain(b"cat", model="cifar", version="2", layer="conv1", target=0, picture=False, map_dtype="float16")
+    client.explain(b"cat", model="cifar", method="occlusion", window=4, step=2, top_k=1)
+    client.explain(b"cat", model="cifar", method="integrated_gradients", steps=9)
+    first, second, third = (request for *_, request in stand_in.requests)
+    assert [version for _, version, _ in stand_in.requests] == ["2", "", ""]
+    assert (first.explain.method, first.explain.layer, first.explain.picture) == ("grad_cam", "conv1", False)
+    assert first.explain.HasField("target")
+    assert (second.explain.method, second.explain.window, second.explain.step) == ("occlusion", 4, 2)
+    assert not second.explain.HasField("target")
+    assert (second.top_k, second.explain.picture) == (1, True)
+    assert third.explain.steps == 9
+
+
+@pytest.mark.parametrize("map_dtype", ["float32", "float16", "uint8"])
+def test_an_explanation_holds_what_came(client: Client, map_dtype: Any) -> None:
+    found = client.explain(b"cat", model="cifar", target=4, layer="conv2", map_dtype=map_dtype)
+    assert (found.method, found.layer, found.target, found.label) == ("grad_cam", "conv2", 4, "class 4")
+    assert (found.heat.shape, found.heat.dtype, found.picture.shape) == ((1, 6, 5), np.float32, PIXELS)
+    assert (found.delta, found.error) == (None, None)
+    assert found.top == client.predict(b"cat", model="cifar").top
+    assert found.prediction.request_id
+    assert not found.heat.flags.writeable
+    assert 0 <= found.picture.min() < found.picture.max() <= 1
+
+
+def test_the_most_probable_class_is_explained_unless_said_otherwise(client: Client) -> None:
+    found = client.explain(b"cat", model="cifar", method="integrated_gradients")
+    assert found.target == found.top[0].index
+    assert found.delta == 0.0
+
+
+def test_a_list_comes_in_order_and_a_bad_picture_fails_when_it_is_read(client: Client) -> None:
+    one, bad, two = client.explain([b"one", b"bad", b"two"], model="cifar")
+    assert (one, two) == (client.explain(b"one", model="cifar"), client.explain(b"two", model="cifar"))
+    assert one != two
+    assert isinstance(bad.error, BadImage)
+    for read in (lambda: bad.heat, lambda: bad.picture, lambda: bad.top, bad.overlay):
+        with pytest.raises(BadImage):
+            read()
+    assert client.explain([], model="cifar") == []
+
+
+def test_one_bad_picture_is_raised(client: Client) -> None:
+    with pytest.raises(BadImage):
+        client.explain(b"bad", model="cifar")
+
+
+def test_a_service_too_old_to_explain_is_found_out(client: Client) -> None:
+    with pytest.raises(ProtocolError, match="older"):
+        client.explain(b"cat", model="older")
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"target": -1}, ValueError),
+        ({"target": "cat"}, TypeError),
+        ({"window": 0}, ValueError),
+        ({"top_k": -1}, ValueError),
+    ],
+)
+def test_settings_out_of_range_are_refused_before_anything_is_sent(
+    stand_in: StandIn, client: Client, options: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        client.explain(b"cat", model="cifar", **options)
+    assert not stand_in.requests
+
+
+def test_what_was_not_asked_for_says_so(client: Client) -> None:
+    bare = client.explain(b"cat", model="cifar", picture=False)
+    with pytest.raises(ValueError, match="picture=True"):
+        bare.overlay()
+    assert bare.heatmap().shape[2] == 3
+    alone = client.explain(b"cat", model="cifar", method="picture")
+    with pytest.raises(ValueError, match="explains nothing"):
+        _ = alone.heat
+    assert alone.target is None
+
+
+def test_the_asynchronous_client_answers_the_same(url: str) -> None:
+    async def ask() -> tuple[Any, Any]:
+        async with AsyncClient(url) as client:
+            return (
+                await client.explain([b"one", b"two"], model="cifar"),
+                await client.strongest([b"one", b"two"], model="cifar", layer="conv1", channel=2),
+            )
+
+    explanations, patches = asyncio.run(ask())
+    with Client(url) as client:
+        assert explanations == client.explain([b"one", b"two"], model="cifar")
+        again = client.strongest([b"one", b"two"], model="cifar", layer="conv1", channel=2)
+    assert [(patch.value, patch.box, patch.picture) for patch in patches] == [
+        (patch.value, patch.box, patch.picture) for patch in again
+    ]
+
+
+def test_the_overlay_is_large_and_red_where_the_heat_is(client: Client) -> None:
+    found = client.explain(b"cat", model="cifar", method="occlusion")
+    painted = found.overlay()
+    assert painted.dtype == np.uint8
+    assert painted.shape == (12 * 22, 10 * 22, 3)
+    row, column = np.unravel_index(found.heat[0].argmax(), found.heat[0].shape)
+    least = np.unravel_index(found.heat[0].argmin(), found.heat[0].shape)
+    middle = painted[int((row + 0.5) * 44), int((column + 0.5) * 44)].astype(int)
+    cold = painted[int((least[0] + 0.5) * 44), int((least[1] + 0.5) * 44)].astype(int)
+    assert middle[0] > middle[2]
+    assert cold[2] > cold[0]
+
+
+def test_a_figure_shows_picture_heat_and_overlay(client: Client) -> None:
+    figure = client.explain(b"cat", model="cifar", method="input_gradient").figure()
+    assert len(figure.axes) == 4  # One is the heat's scale.
+    assert figure.get_suptitle().endswith("input_gradient")
+
+
+def test_saving_leaves_arrays_pictures_and_a_manifest(client: Client, tmp_path: Path) -> None:
+    found = client.explain(b"cat", model="cifar", method="integrated_gradients")
+    folder = found.save(tmp_path / "a" / "why")
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "explanation.npz", "heat.png", "overlay.png"}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["method"], manifest["target"], manifest["delta"]) == (found.method, found.target, 0.0)
+    with np.load(folder / "explanation.npz") as arrays:
+        assert np.array_equal(arrays["heat"], found.heat)
+        assert np.array_equal(arrays["picture"], found.picture)
+    assert np.array_equal(pixels_of(folder / "overlay.png"), found.overlay())
+    assert np.array_equal(pixels_of(folder / "heat.png"), found.heatmap())
+    with pytest.raises(FileExistsError):
+        found.save(folder)
+
+
+def test_explanations_of_different_heat_are_not_equal(client: Client) -> None:
+    one = client.explain(b"cat", model="cifar", target=1)
+    assert one != client.explain(b"cat", model="cifar", target=2)
+    assert isinstance(one, Explanation)
+    assert one != "something else"
+    assert "grad_cam" in repr(one)
+
+
+LAYER = Layer("conv2", "conv2", (4, 5, 5), (2, 2), (5, 5), (-2, -2), 1, {})
+
+
+class TestPatch:
+    PICTURE = np.arange(3 * 12 * 10, dtype=np.float32).reshape(3, 12, 10) / 360
+
+    def test_is_what_the_cell_answers_to(self) -> None:
+        patch = cut_patch(self.PICTURE, LAYER, (2, 3))
+        assert patch.box == (2, 4, 7, 9)
+        assert np.array_equal(patch.pixels, self.PICTURE[:, 2:7, 4:9].transpose(1, 2, 0))
+
+    def test_ends_at_the_border_while_its_box_goes_on(self) -> None:
+        patch = cut_patch(self.PICTURE, LAYER, (0, 5))
+        assert patch.box == (-2, 8, 3, 13)
+        assert np.array_equal(patch.pixels, self.PICTURE[:, 0:3, 8:10].transpose(1, 2, 0))
+
+    @pytest.mark.parametrize("cell", [(-1, 0), (7, 0), (0, 9)])
+    def test_of_a_cell_that_is_not_there_is_refused(self, cell: tuple[int, int]) -> None:
+        with pytest.raises(ValueError, match="no cell"):
+            cut_patch(self.PICTURE, LAYER, cell)
+
+    def test_of_a_layer_of_unknown_geometry_is_refused(self) -> None:
+        unknown = Layer("fc", "fc", (10,), None, None, None, 1, {})
+        with pytest.raises(ValueError, match="card does not say"):
+            cut_patch(self.PICTURE, unknown, (0, 0))
+
+    def test_can_be_looked_at(self) -> None:
+        image = cut_patch(self.PICTURE, LAYER, (2, 3)).image()
+        assert (image.shape, image.dtype) == ((260, 260, 3), np.uint8)
+
+
+class TestStrongest:
+    PICTURES = (b"one", b"two", b"three", b"four")
+
+    def test_cells_come_in_falling_order_with_their_pictures(self, client: Client) -> None:
+        found = client.strongest(self.PICTURES, model="cifar", layer="conv1", channel=1, n=5, per_picture=2)
+        maps = [fetch_maps(picture, (4, 6, 5))[1] for picture in self.PICTURES]
+        best = [(value, number) for number, cells in enumerate(maps) for value in np.sort(cells, axis=None)[-2:]]
+        assert [(patch.value, patch.picture) for patch in found] == sorted(best, reverse=True)[:5]
+        for patch in found:
+            assert maps[patch.picture][patch.cell] == patch.value
+            assert patch.box == (patch.cell[0] - 1, patch.cell[1] - 1, patch.cell[0] + 2, patch.cell[1] + 2)
+            assert (patch.layer, patch.channel) == ("conv1", 1)
+
+    def test_one_of_a_picture_at_most_unless_said_otherwise(self, client: Client) -> None:
+        found = client.strongest(self.PICTURES, model="cifar", layer="conv1", channel=0)
+        assert sorted(patch.picture for patch in found) == [0, 1, 2, 3]
+
+    def test_as_many_requests_are_made_as_replies_have_room(self, stand_in: StandIn, client: Client) -> None:
+        """The stand-in's card says 3,000 bytes: one picture of 32×32 is more than that already."""
+        client.strongest(self.PICTURES, model="cifar", layer="conv1", channel=0)
+        sizes = [len(request.pictures) for *_, request in stand_in.requests if not request.describe]
+        assert sizes == [1, 1, 1, 1]
+
+    def test_no_pictures_have_no_cells(self, client: Client) -> None:
+        assert client.strongest([], model="cifar", layer="conv1", channel=0) == []
+
+    def test_what_cannot_be_found_says_so(self, client: Client) -> None:
+        with pytest.raises(ValueError, match="conv1, conv2"):
+            client.strongest([b"one"], model="cifar", layer="nose", channel=0)
+        with pytest.raises(ValueError, match="card does not say"):
+            client.strongest([b"one"], model="cifar", layer="conv2", channel=0)
+        with pytest.raises(ValueError, match="at least 1"):
+            client.strongest([b"one"], model="cifar", layer="conv1", channel=0, n=0)
+        with pytest.raises(BadImage):
+            client.strongest([b"one", b"bad"], model="cifar", layer="conv1", channel=0)
+
+
+class TestCommandLine:
+    @pytest.fixture
+    def pictures(self, tmp_path: Path) -> list[str]:
+        for name in ("cat", "bad", "dog"):
+            (tmp_path / f"{name}.png").write_bytes(name.encode())
+        return [str(tmp_path / f"{name}.png") for name in ("cat", "bad", "dog")]
+
+    def test_explain_shows_and_saves(
+        self, url: str, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = ["explain", *pictures, "--model", "cifar", "--target", "3", "--layer", "conv2", "--url", url]
+        assert main([*arguments, "--save", str(tmp_path / "why")]) == 1
+        shown = capsys.readouterr().out
+        assert "class 3" in shown
+        assert "bad_image" in shown
+        assert sorted(path.parent.name for path in tmp_path.rglob("overlay.png")) == ["cat", "dog"]
+
+    def test_explain_answers_programs(self, url: str, pictures: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        arguments = ["explain", *pictures[:2], "--model", "cifar", "--method", "occlusion", "--url", url, "--json"]
+        assert main(arguments) == 1
+        good, bad = json.loads(capsys.readouterr().out)["results"]
+        assert (good["method"], good["shape"], good["layer"]) == ("occlusion", [1, 6, 5], None)
+        assert bad["error"]["code"] == "bad_image"
+
+    def test_strongest_shows_and_saves(
+        self, url: str, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = tmp_path / "patches"
+        files = [pictures[0], pictures[2]]
+        arguments = ["strongest", *files, "--model", "cifar", "--layer", "conv1", "--channel", "2", "--url", url]
+        assert main([*arguments, "--save", str(folder), "--json"]) == 0
+        patches = json.loads(capsys.readouterr().out)["patches"]
+        assert sorted(patch["picture"] for patch in patches) == sorted(files)
+        assert [Path(patch["saved"]).name for patch in patches] == ["001.png", "002.png"]
+        with Client(url) as client:
+            [best, _] = client.strongest(files, model="cifar", layer="conv1", channel=2)
+        assert np.array_equal(pixels_of(folder / "001.png"), best.image())
+        assert main(arguments) == 0
+        assert "pixels (rows, columns)" in capsys.readouterr().out
+
+
+def test_a_picture_of_uint8_comes_on_the_scale_of_one() -> None:
+    from convscope._wire import convscope_pb2 as wire
+
+    tensor = wire.Tensor(dtype=wire.UINT8, shape=[1, 1, 2], data=b"\x00\xff", scale=[1 / 255], offset=[0])
+    assert read_tensor(tensor).ravel().tolist() == pytest.approx([0, 1])
