@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from convscope._base import BaseClient
-from convscope._blocking import drain, finish, open_threads
+from convscope._blocking import SharedThreads, drain, finish, open_threads
 from convscope._pictures import OnePicture, Picture
 from convscope._request import Channels, MapDtype, Options, OwnOptions
 from convscope._transport import open_transport
@@ -230,10 +230,15 @@ class Client(BaseClient):
     def close(self) -> None:
         """Close the connections; the client cannot be used afterwards."""
         self._closed = True
+        self._shared.close()
         self._transport.close()
 
     def _open(self, api_key: str | None, ca_file: str | None) -> None:
         self._transport = open_transport(self.url, api_key=api_key, ca_file=ca_file)
+        self._shared = SharedThreads()
+
+    def _hands(self) -> SharedThreads:
+        return self._shared
 
     async def _carry(
         self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float
