@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 Coalesce: TypeAlias = Literal["auto", "on", "off"]
 
-AT_ONCE = 4  # Requests on their way beside which nobody waits: for few callers this module is as if it were not there.
+AT_ONCE = 2  # Requests on their way beside which nobody waits: for few callers this module is as if it were not there.
 DELAY_S = 0.005  # The longest that a question waits for others.
 MOST_PICTURES = 32  # In a shared request; half of what a server takes unless it is told otherwise.
 MOST_REQUEST_BYTES = 2 * 2**20  # TorchServe refuses 6.5 MB unless it is told otherwise,
 MOST_REPLY_BYTES = 2 * 2**20  # and reads a reply again from its start for every 64 KB of it.
-LONGEST_S = 0.05  # What neighbours may add: where a picture takes long, sharing saves little and keeps workers idle.
+LONGEST_S = 0.1  # What neighbours may add: where a picture takes long, sharing saves little and keeps workers idle.
 FIRST_MOST = 8  # Pictures together while nothing is known of what they take.
 LANES = 64
 _CELL_BYTES = {FLOAT16: 2, UINT8: 1}  # Else 4.
@@ -191,7 +191,8 @@ class Lane:
         if pictures == 1:
             self._alone_s = min(self._alone_s, total_s)
         else:
-            more_s = max(total_s - min(self._alone_s, total_s / pictures), 0.0) / (pictures - 1)
+            one_s = self._alone_s if self._alone_s < math.inf else total_s / pictures
+            more_s = max(total_s - one_s, 0.0) / (pictures - 1)
             self._more_s = more_s if self._more_s is None else (self._more_s + more_s) / 2
             if self._limit <= pictures < MOST_PICTURES:
                 self._limit += 1
