@@ -41,12 +41,15 @@ class Client(BaseClient):
             budget, so that an outage is not met with several times the requests.
         metrics: Whether to keep Prometheus metrics of the predictions: True in prometheus_client's own registry, or a
             `CollectorRegistry`. Every reply is then asked for its timing.
+        coalesce: Whether questions in flight together, that ask the same of other pictures, travel in one request:
+            `"auto"`, where two requests are on their way already; `"on"`, always, after a few milliseconds of waiting
+            for others; `"off"`.
 
     Raises:
         ImportError: `metrics` without prometheus_client; says how to get it.
         OSError: `ca_file` cannot be read.
         TypeError: `retries` is no whole number, or `metrics` no registry.
-        ValueError: An argument cannot be used.
+        ValueError: An argument cannot be used, or `coalesce` is none of the three.
     """
 
     @overload  # A str is an iterable of str too, but as a path it is caught here.
