@@ -32,6 +32,7 @@ FULL = 'Model "full" Version 1.0 has no worker to serve inference request. Pleas
 
 STAGES_S = {"read_s": 0.001, "decode_s": 0.002, "preprocess_s": 0.003, "forward_s": 0.004, "encode_s": 0.005}
 HANDLER_S = 0.016
+NARROW = 3  # Pictures in a request to the model `slow-narrow`.
 
 # Model name: HTTP status, TorchServe's type and message on REST; status and details on gRPC.
 MISHAPS: dict[str, tuple[int, str, str, grpc.StatusCode, str]] = {
@@ -184,6 +185,10 @@ def answer(model: str, version: str, request: wire.PredictRequest) -> wire.Predi
     unknown = set(request.layers) - set(LAYERS) - {"all"}
     if model.startswith("error-"):
         reply.error.CopyFrom(wire.Error(code=model.removeprefix("error-"), message="as asked for"))
+    elif model == "slow-narrow" and len(request.pictures) > NARROW:
+        reply.error.CopyFrom(wire.Error(code="too_many_images", message=f"at most {NARROW}"))
+    elif b"poison" in request.pictures:
+        reply.error.CopyFrom(wire.Error(code="internal", message="it was too much"))
     elif request.describe:
         reply.card.CopyFrom(describe(model, version))
     elif unknown:
@@ -217,7 +222,7 @@ class StandIn:
         request = wire.PredictRequest.FromString(data)
         self.requests.append((model, version, request))
         self.keys.append(key)
-        if model == "slow":
+        if model.startswith("slow"):
             self.release.wait(30)
         return answer(model, version, request)
 

@@ -222,9 +222,14 @@ class AsyncClient(BaseClient):
         """Close the connections; the client cannot be used afterwards."""
         self._closed = True
         await self._transport.close()
+        await self._shared.end()
 
     def _open(self, api_key: str | None, ca_file: str | None) -> None:
         self._transport = open_async_transport(self.url, api_key=api_key, ca_file=ca_file)
+        self._shared = _SharedTasks()
+
+    def _hands(self) -> _SharedTasks:
+        return self._shared
 
     async def _carry(
         self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float
@@ -280,3 +285,31 @@ class _Tasks:
     async def _run(self, work: Callable[[], Coroutine[Any, Any, list[Prediction]]]) -> list[Prediction]:
         async with self._hands:
             return await work()
+
+
+class _SharedTasks:
+    """Works on shared requests, in tasks."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ended = False
+
+    def mailbox(self) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().create_future()
+
+    async def wait(self, mailbox: asyncio.Future[Any], seconds: float) -> bool:
+        return bool((await asyncio.wait((mailbox,), timeout=seconds))[0])
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._ended:
+            raise RuntimeError("this client is closed")
+        task = asyncio.create_task(work, name="convscope-shared")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def end(self) -> None:
+        """Begin nothing more; cancel what is left, and wait until it is gone."""
+        self._ended = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -11,9 +11,10 @@ import time
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from convscope._coalescing import Coalesce, check_coalesce
 from convscope._exceptions import (
     ConnectError,
     ConvscopeError,
@@ -25,9 +26,10 @@ from convscope._exceptions import (
 from convscope._explaining import Explaining
 from convscope._pictures import Picture, encode_pictures
 from convscope._prediction import Prediction
-from convscope._reply import read_card, read_predictions
-from convscope._request import build_card_request, build_request, choose_request_id
+from convscope._reply import Answer, read_card, read_predictions
+from convscope._request import build_card_request, build_options, choose_request_id, fill_request
 from convscope._retries import Attempts, RetryBudget
+from convscope._sharing import Hands, Sharing
 from convscope._stream import Crew, check_stream, open_progress, stream
 
 if TYPE_CHECKING:
@@ -36,13 +38,6 @@ if TYPE_CHECKING:
     from convscope._card import ModelCard
     from convscope._metrics import Metrics
     from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
-
-
-class Answer(NamedTuple):
-    """What came back, and in how many seconds: of the attempt that was answered."""
-
-    reply: PredictReply
-    total_s: float
 
 
 class BaseClient(Explaining):
@@ -57,6 +52,7 @@ class BaseClient(Explaining):
         ca_file: str | os.PathLike[str] | None = None,
         retries: int = 3,
         metrics: bool | CollectorRegistry = False,
+        coalesce: Coalesce = "auto",
     ) -> None:
         if isinstance(retries, bool) or not isinstance(retries, int):
             raise TypeError(f"retries must be a whole number, not {retries!r}")
@@ -65,10 +61,12 @@ class BaseClient(Explaining):
         self.url = url
         self.deadline_s = _checked_deadline_s(deadline_s)
         self.retries = retries
+        check_coalesce(coalesce)
         self._budget = RetryBudget()
         self._closed = False
         self._metrics = None if metrics is False else _open_metrics(metrics, url)
         self._open(api_key, None if ca_file is None else os.fspath(ca_file))
+        self._sharing = None if coalesce == "off" else Sharing(coalesce, self._send, self._hands())
 
     @property
     def retries_made(self) -> int:
@@ -78,6 +76,10 @@ class BaseClient(Explaining):
     @abstractmethod
     def _open(self, api_key: str | None, ca_file: str | None) -> None:
         """Make the transport for the url."""
+
+    @abstractmethod
+    def _hands(self) -> Hands:
+        """Return what works on shared requests."""
 
     @abstractmethod
     async def _carry(
@@ -101,8 +103,9 @@ class BaseClient(Explaining):
         deadline_s: float | None,
         *,
         retries: int | None = None,
+        shared: bool = False,
     ) -> Answer:
-        """Send a request until it is answered or the failure is final."""
+        """Send a request until it is answered or the failure is final; a worker's is, to a request that is shared."""
         deadline_s = self._check(model, version, deadline_s)
         attempts = Attempts(self.retries if retries is None else retries, deadline_s=deadline_s, budget=self._budget)
         while True:
@@ -110,12 +113,13 @@ class BaseClient(Explaining):
             try:
                 reply = await self._carry(request, model=model, version=version, deadline_s=attempts.left_s())
             except ConvscopeError as error:
-                wait_s = None if self._closed else attempts.wait_s(error)
+                final = self._closed or (shared and isinstance(error, ServerError))
+                wait_s = None if final else attempts.wait_s(error)
                 if wait_s is None:
                     raise
             else:
                 self._budget.put()
-                return Answer(reply, time.perf_counter() - began)
+                return Answer(reply, time.perf_counter() - began, request.request_id, len(request.pictures))
             await self._pause(wait_s)
             self._check(model, version, deadline_s)
             self._budget.count()
@@ -133,18 +137,22 @@ class BaseClient(Explaining):
         timing: bool = False,
         **options: Any,
     ) -> list[Prediction]:
-        """Ask about the picture files of one request."""
+        """Ask about the picture files of one question."""
+        sharing = self._sharing if request_id is None else None  # Who names a request looks for it in the logs.
         request_id = choose_request_id(request_id)
         with belonging_to(request_id):
-            request = build_request(files, request_id=request_id, timing=timing, **options)
+            asked = build_options(timing=timing or self._metrics is not None, **options)
+            request = fill_request(asked, files, request_id)
             if not files:
                 return []
-            if self._metrics is None:
-                reply, total_s = await self._send(request, model, version, deadline_s)
+            deadline_s = self._check(model, version, deadline_s)
+            if sharing is None:
+                asking = self._send(request, model, version, deadline_s)
             else:
-                request.timing = True
-                reply, total_s = await self._metrics.watch(self._send(request, model, version, deadline_s), model)
-            return read_predictions(reply, len(files), request_id=request_id, total_s=total_s if timing else None)
+                asking = sharing.ask(request, asked, files, model, version, deadline_s)
+            answer = await (asking if self._metrics is None else self._metrics.watch(asking, model))
+            reply, total_s, request_id, sent, own = answer
+            return read_predictions(reply, sent, request_id=request_id, total_s=total_s if timing else None, own=own)
 
     async def _predict(
         self,
@@ -196,7 +204,7 @@ class BaseClient(Explaining):
         self._check(model, version, deadline_s)
         if "layers" in options and not isinstance(options["layers"], str):
             options["layers"] = list(options["layers"])  # An iterator would be used up by the first request.
-        build_request([], **options)  # What is wrong with the options is said before anything is read.
+        build_options(**options)  # What is wrong with the options is said before anything is read.
 
         def job(group: list[Picture]) -> Coroutine[Any, Any, list[Prediction]]:
             return self._predict_group(group, model, version, deadline_s, options)
@@ -217,8 +225,8 @@ class BaseClient(Explaining):
         request_id = choose_request_id(request_id)
         with belonging_to(request_id):
             request = build_card_request(request_id)
-            reply, _ = await self._send(request, model, version, deadline_s, retries=retries)
-            return read_card(reply, request_id=request_id)
+            answer = await self._send(request, model, version, deadline_s, retries=retries)
+            return read_card(answer.reply, request_id=request_id)
 
     async def _ready(self, model: str, version: str | None, deadline_s: float | None, request_id: str | None) -> bool:
         try:

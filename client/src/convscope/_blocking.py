@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
 from convscope._stream import Crew, Job
+
+SHARED_AT_ONCE = 32  # Threads for shared requests; more wait for one of them.
 
 T = TypeVar("T")
 
@@ -68,6 +71,31 @@ async def open_threads(concurrency: int) -> AsyncGenerator[Crew[Any], None]:
         yield _Threads(executor)
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+class SharedThreads:
+    """Works on shared requests, in threads that are begun when the first one needs them."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(SHARED_AT_ONCE, thread_name_prefix="convscope-shared")
+
+    def mailbox(self) -> Future[Any]:
+        """Make a future."""
+        return Future()
+
+    async def wait(self, mailbox: Future[Any], seconds: float) -> bool:
+        """Wait for a future for so long; say whether it is done."""
+        with contextlib.suppress(TimeoutError):
+            mailbox.result(seconds)
+        return mailbox.done()
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Begin a piece of work; RuntimeError once closed."""
+        self._executor.submit(finish, work)
+
+    def close(self) -> None:
+        """Begin nothing more; what was begun goes on to its end."""
+        self._executor.shutdown(wait=False)
 
 
 class _Threads:

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from convscope._base import BaseClient
-from convscope._blocking import drain, finish, open_threads
+from convscope._blocking import SharedThreads, drain, finish, open_threads
 from convscope._pictures import OnePicture, Picture
 from convscope._request import Channels, ExplainOptions, MapDtype, Method, Options, OwnOptions
 from convscope._transport import open_transport
@@ -43,12 +43,15 @@ class Client(BaseClient):
             budget, so that an outage is not met with several times the requests.
         metrics: Whether to keep Prometheus metrics of the predictions: True in prometheus_client's own registry, or a
             `CollectorRegistry`. Every reply is then asked for its timing.
+        coalesce: Whether questions in flight together, that ask the same of other pictures, travel in one request:
+            `"auto"`, where two requests are on their way already; `"on"`, always, after a few milliseconds of waiting
+            for others; `"off"`.
 
     Raises:
         ImportError: `metrics` without prometheus_client; says how to get it.
         OSError: `ca_file` cannot be read.
         TypeError: `retries` is no whole number, or `metrics` no registry.
-        ValueError: An argument cannot be used.
+        ValueError: An argument cannot be used, or `coalesce` is none of the three.
     """
 
     @overload  # A str is an iterable of str too, but as a path it is caught here.
@@ -376,10 +379,15 @@ class Client(BaseClient):
     def close(self) -> None:
         """Close the connections; the client cannot be used afterwards."""
         self._closed = True
+        self._shared.close()
         self._transport.close()
 
     def _open(self, api_key: str | None, ca_file: str | None) -> None:
         self._transport = open_transport(self.url, api_key=api_key, ca_file=ca_file)
+        self._shared = SharedThreads()
+
+    def _hands(self) -> SharedThreads:
+        return self._shared
 
     async def _carry(
         self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float

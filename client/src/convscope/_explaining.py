@@ -20,10 +20,10 @@ from convscope._reply import read_explanations
 from convscope._request import build_explain, build_request, choose_request_id
 
 if TYPE_CHECKING:
-    from convscope._base import Answer
     from convscope._card import Layer, ModelCard
     from convscope._explanation import Explanation
     from convscope._metrics import Metrics
+    from convscope._reply import Answer
     from convscope._wire.convscope_pb2 import Explain, PredictRequest
 
 
@@ -97,8 +97,9 @@ class Explaining(ABC):
             if self._metrics is not None:
                 request.timing = True
                 asking = self._metrics.watch(asking, model)
-            reply, total_s = await asking
-            return read_explanations(reply, len(files), request_id=request_id, total_s=total_s if timing else None)
+            answer = await asking
+            total_s = answer.total_s if timing else None
+            return read_explanations(answer.reply, len(files), request_id=request_id, total_s=total_s)
 
     async def _strongest(
         self,

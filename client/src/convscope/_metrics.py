@@ -18,7 +18,7 @@ from convscope import _exceptions
 from convscope._exceptions import ConvscopeError
 
 if TYPE_CHECKING:
-    from convscope._base import Answer
+    from convscope._reply import Answer
 
 # As in the workers' histograms, so that one can be laid over the other: a network may answer in 1 ms or in 10 s.
 BUCKETS_S = (
@@ -114,7 +114,7 @@ class Metrics:
         code: str | None = None
         try:
             answer = await asking
-            code = answer.reply.error.code if answer.reply.HasField("error") else "ok"
+            code = answer.code
         except ConvscopeError as error:
             code = error.code
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,42 @@ _CELLS: dict[int, np.dtype[Any]] = {
 }
 
 
+_ALL = slice(None)
+
+
+class Answer(NamedTuple):
+    """What came back to a question.
+
+    Attributes:
+        reply: To the request that it was asked in.
+        total_s: In how many seconds: of the attempt that was answered.
+        request_id: What that request was sent with.
+        sent: How many pictures it was about.
+        own: Which of them are the question's.
+    """
+
+    reply: wire.PredictReply
+    total_s: float
+    request_id: str
+    sent: int
+    own: slice = _ALL
+
+    @property
+    def code(self) -> str:
+        """The code of its error where none of its pictures has a result, else `ok`."""
+        results = self.reply.results[self.own]
+        if not results:
+            return self.reply.error.code if self.reply.HasField("error") else "ok"
+        return results[0].error.code if all(result.HasField("error") for result in results) else "ok"
+
+
 def read_predictions(
-    reply: wire.PredictReply, count: int, *, request_id: str = "", total_s: float | None = None
+    reply: wire.PredictReply,
+    count: int,
+    *,
+    request_id: str = "",
+    total_s: float | None = None,
+    own: slice = _ALL,
 ) -> list[Prediction]:
     """Read one prediction a picture.
 
@@ -35,6 +69,7 @@ def read_predictions(
         count: How many pictures were sent.
         request_id: The id they were sent with; the reply's own, which is the one in the service's log, counts more.
         total_s: Seconds it took, where the timing was asked for.
+        own: Which of the pictures to read about.
 
     Returns:
         Predictions in the order sent, some of which may hold an error instead of a result.
@@ -44,12 +79,27 @@ def read_predictions(
         ProtocolError: The reply breaks the contract.
     """
     request_id = _request_id(reply, request_id)
+    check_reply(reply, count, request_id)
+    timing = _timing(reply.timing, total_s) if total_s is not None and reply.HasField("timing") else None
+    return [_prediction(reply, result, request_id, timing) for result in reply.results[own]]
+
+
+def check_reply(reply: wire.PredictReply, count: int, request_id: str) -> None:
+    """Check that a reply holds results.
+
+    Args:
+        reply: What came.
+        count: How many pictures were sent.
+        request_id: The id they were sent with.
+
+    Raises:
+        ConvscopeError: The service refused the request as a whole.
+        ProtocolError: The reply breaks the contract.
+    """
     if reply.HasField("error") and not reply.results:
-        raise error_from_code(reply.error.code, reply.error.message, request_id)
+        raise error_from_code(reply.error.code, reply.error.message, _request_id(reply, request_id))
     if len(reply.results) != count:
         raise ProtocolError(f"{count} pictures were sent and {len(reply.results)} results came back")
-    timing = _timing(reply.timing, total_s) if total_s is not None and reply.HasField("timing") else None
-    return [_prediction(reply, result, request_id, timing) for result in reply.results]
 
 
 def read_explanations(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from convscope._exceptions import ImageTooLarge
 from convscope._transport import MAX_MESSAGE_BYTES
@@ -57,27 +57,17 @@ class ExplainOptions(TypedDict, total=False):
     request_id: str | None
 
 
-def build_request(
-    files: Sequence[bytes],
-    *,
-    layers: str | Iterable[str] = (),
-    top_k: int = 5,
-    map_dtype: MapDtype = "float32",
-    pool: int | None = None,
-    channels: Channels | None = None,
-    timing: bool = False,
-    request_id: str = "",
-) -> PredictRequest:
+def build_request(files: Sequence[bytes], *, request_id: str = "", **options: Any) -> PredictRequest:
+    """Build the request for some pictures; see `fill_request` and, for what may be asked, `build_options`."""
+    return fill_request(build_options(**options), files, request_id)
+
+
+def fill_request(options: PredictRequest, files: Sequence[bytes], request_id: str) -> PredictRequest:
     """Build the request for some pictures.
 
     Args:
+        options: What to ask about them.
         files: Picture files.
-        layers: Public layer names, a single one, or `"all"`; none for scores only.
-        top_k: Classes to return; 0 for all.
-        map_dtype: What the maps travel as.
-        pool: Average each map down to pool x pool cells; 1 for one number a channel.
-        channels: An int n for the n strongest channels, a sequence for those channels.
-        timing: Whether the reply is to say where its time went.
         request_id: The request's id.
 
     Returns:
@@ -85,24 +75,51 @@ def build_request(
 
     Raises:
         ImageTooLarge: The files together are over what this client sends at once.
-        TypeError: An option is of another type.
-        ValueError: An option is out of range.
     """
     if sum(map(len, files)) > MAX_MESSAGE_BYTES - 65536:  # What is left is for the options and the framing.
         raise ImageTooLarge(f"the pictures together are over this client's limit of {MAX_MESSAGE_BYTES} bytes")
+    request = PredictRequest(pictures=files, request_id=request_id)
+    request.MergeFrom(options)
+    return request
+
+
+def build_options(
+    *,
+    layers: str | Iterable[str] = (),
+    top_k: int = 5,
+    map_dtype: MapDtype = "float32",
+    pool: int | None = None,
+    channels: Channels | None = None,
+    timing: bool = False,
+) -> PredictRequest:
+    """Build what is asked about pictures: a request without any.
+
+    Args:
+        layers: Public layer names, a single one, or `"all"`; none for scores only.
+        top_k: Classes to return; 0 for all.
+        map_dtype: What the maps travel as.
+        pool: Average each map down to pool x pool cells; 1 for one number a channel.
+        channels: An int n for the n strongest channels, a sequence for those channels.
+        timing: Whether the reply is to say where its time went.
+
+    Returns:
+        The request.
+
+    Raises:
+        TypeError: An option is of another type.
+        ValueError: An option is out of range.
+    """
     if map_dtype not in _MAP_DTYPES:
         raise ValueError(f"map_dtype must be one of {', '.join(_MAP_DTYPES)}, not {map_dtype!r}")
     if not isinstance(timing, bool):
         raise TypeError(f"timing must be True or False, not {timing!r}")
     return PredictRequest(
-        pictures=files,
         layers=[layers] if isinstance(layers, str) else list(layers),
         top_k=_number("top_k", top_k, least=0),
         map_dtype=_MAP_DTYPES[map_dtype],
         pool=None if pool is None else _number("pool", pool, least=1),
         channels=None if channels is None else _selection(channels),
         timing=timing,
-        request_id=request_id,
     )
 
 
