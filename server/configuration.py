@@ -93,6 +93,11 @@ class PrivateDirectory:
         return self.path / "management.sock"
 
     @property
+    def starting_file(self) -> Path:
+        """The file that is there until the server has warmed up; as long, readiness fails."""
+        return self.path / "starting"
+
+    @property
     def drain_file(self) -> Path:
         """The file whose existence makes readiness fail."""
         return self.path / "draining"
@@ -183,6 +188,7 @@ def worker_environment(
     result["PROMETHEUS_MULTIPROC_DIR"] = str(directory.metrics)
     result["CONVSCOPE_MAX_RESPONSE_BYTES"] = str(settings.max_reply_mb * MEGABYTE)
     result["CONVSCOPE_DRAIN_FILE"] = str(directory.drain_file)
+    result["CONVSCOPE_STARTING_FILE"] = str(directory.starting_file)
     result["CONVSCOPE_ENGINE"] = settings.engine
     if settings.device == "cpu":
         result["CUDA_VISIBLE_DEVICES"] = ""
