@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ class ConvscopeHandler:
         parts.keep_repeated()
         version = str(context.manifest["model"]["modelVersion"])
         journal.write_to_standard_output(context.model_name, version)
+        if os.environ.get("CONVSCOPE_HUSH"):
+            journal.hush_torchserve()
         properties = context.system_properties
         config = context.model_yaml_config or {}
         gpu = properties.get("gpu_id") if config.get("deviceType") != "cpu" else None

@@ -1,7 +1,7 @@
 """Rehearsal: every kind of request once, in this process, so that no caller is the first to ask for it.
 
-What is loaded, compiled or allocated on first use (decoders, the encoders of each format, the network's memory for a batch)
-costs a first caller up to a hundred times a later one's time. A worker that TorchServe restarts rehearses too.
+What is loaded, compiled or allocated on first use (decoders, encoders, the network's memory for a batch) costs a first
+caller up to a hundred times a later one's time. A worker that TorchServe restarts rehearses too.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Service:
         engine: What runs the network; None for torch on `device`.
         device: Where the network runs, unless there is an engine.
         drain_file: While this file exists, readiness says no.
-        starting_file: While this file exists, readiness says no and nobody is told of requests: they warm the server up.
+        starting_file: While this file exists, readiness says no and nobody is told of requests.
         telemetry: Told of every request.
 
     Raises:

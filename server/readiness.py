@@ -1,7 +1,7 @@
 """Readiness as a caller would find it: every model answers its card over REST, and the gRPC port is open.
 
-TorchServe's own /ping says "healthy" before a model is loaded and while it fails in a loop; it is not asked. While the server
-warms up, handlers refuse the card as while it drains.
+TorchServe's own /ping says "healthy" before a model is loaded and while it fails in a loop; it is not asked. While
+the server warms up, handlers refuse the card as while it drains.
 """
 
 from __future__ import annotations
