@@ -1,12 +1,12 @@
-"""What batchSize, maxBatchDelay and workers do to requests: the curves behind the rule in `training.survey`.
+"""What batchSize and workers do to requests, with TorchServe's own queue and the mended one (`server.mending`).
 
 Type: python -m benchmarks.batching --rounds 5
 
-One TorchServe serves the same archive under many names, each with other settings and workers of its own, so that all
-share one warm JVM. The load goes from one to the next, in an order that turns from round to round; a ratio compares
-within a round with the first setting (batchSize 1, one worker), and tables give the medians. A delay of 0, by which a
-worker takes what waits and waits for nothing, but at most two requests, cannot be said in an archive; here it is said
-in a snapshot, which TorchServe takes literally.
+Two servers, one mended and one not, serve the same archive under many names, each with other settings and workers of
+its own, so that the settings of a server share one warm JVM. The load goes from one to the next, in an order that turns
+from round to round; a ratio compares within a round with the first setting (TorchServe's own queue, batchSize 1), and
+the table gives medians: ratio of requests a second (requests a second, median
+latency, the server's processor time a request).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,31 +39,38 @@ ASKED: tuple[tuple[str, wire.PredictRequest, int, tuple[int, ...]], ...] = (
     ("maps uint8", wire.PredictRequest(layers=["all"], map_dtype=wire.UINT8), 1, (8, 32)),
     (*PICTURES, 32, (1, 4, 8)),
 )
-STARTER = (
-    "import sys; from pathlib import Path; from server import configuration; "
-    "configuration.TEMPLATE = Path(sys.argv.pop(1)); from server.__main__ import main; sys.exit(main())"
+OWN = (
+    "import sys; from server import process; process.mend = lambda home, folder: False; "
+    "from server.__main__ import main; sys.exit(main())"
 )
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to serve an archive: requests in a batch, milliseconds that one waits for others, worker processes."""
+    """One way to serve an archive: requests in a batch, worker processes, and whether TorchServe is mended."""
 
     batch: int
-    delay_ms: int
     workers: int
+    mended: bool
 
     @property
-    def name(self) -> str:
-        """The model that is served so."""
-        return f"b{self.batch}-d{self.delay_ms}-w{self.workers}"
+    def model(self) -> str:
+        """The name of the model that is served so."""
+        return f"b{self.batch}-w{self.workers}"
+
+    @property
+    def title(self) -> str:
+        """As in the table."""
+        workers = f", {self.workers} workers" if self.workers > 1 else ""
+        return f"{'mended' if self.mended else 'own'}, {self.batch}{workers}"
 
 
 SETTINGS = (
-    *(Setting(1, 1, workers) for workers in (1, 2)),
-    *(Setting(2, delay, workers) for delay in (0, 1) for workers in (1, 2)),
-    *(Setting(batch, 1, workers) for batch in (4, 8) for workers in (1, 2)),
+    *(Setting(batch, 1, mended=False) for batch in (1, 2, 4, 8)),
+    *(Setting(batch, 1, mended=True) for batch in (1, 2, 4, 8, 16)),
+    *(Setting(batch, 2, mended=True) for batch in (1, 8)),
 )
+Servers = dict[bool, tuple[subprocess.Popen[bytes], int]]
 
 
 def main() -> int:
@@ -74,61 +81,51 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     options = parser.parse_args()
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        rest = free_port()
-        command = [sys.executable, "-c", STARTER, str(write_template(folder, options.archive))]
-        command += ["--model-store", str(folder / "store"), "--rest-port", str(rest), "--grpc-port", "0"]
-        command += ["--metrics-port", "0", "--device", "cpu", "--work-dir", str(folder)]
-        log = stack.enter_context((folder / "log").open("wb"))
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "CONVSCOPE_THREADS"), "1")
-        server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | threads)
-        stack.callback(server.wait)
-        stack.callback(server.terminate)
+        servers = {mended: start(stack, options.archive, mended=mended) for mended in (False, True)}
         for setting in SETTINGS:
-            await_answer(server, f"http://127.0.0.1:{rest}/predictions/{setting.name}")
-        report(options, server.pid, rest)
+            server, port = servers[setting.mended]
+            await_answer(server, f"http://127.0.0.1:{port}/predictions/{setting.model}")
+        report(options, servers)
     return 0
 
 
-def write_template(folder: Path, archive: Path) -> Path:
-    """Write the archive once a setting, and a configuration that serves them so."""
-    (folder / "store").mkdir()
+def start(stack: ExitStack, archive: Path, *, mended: bool) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a server of the archive under every setting; return it and its REST port."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    write_store(folder / "store", archive, [one for one in SETTINGS if one.mended == mended])
+    rest = free_port()
+    command = [sys.executable, "-m", "server"] if mended else [sys.executable, "-c", OWN]
+    command += ["--model-store", str(folder / "store"), "--rest-port", str(rest), "--grpc-port", "0"]
+    command += ["--metrics-port", "0", "--device", "cpu", "--work-dir", str(folder)]
+    log = stack.enter_context((folder / "log").open("wb"))
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "CONVSCOPE_THREADS"), "1")
+    server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | threads)
+    stack.callback(server.wait)
+    stack.callback(server.terminate)
+    return server, rest
+
+
+def write_store(store: Path, archive: Path, settings: Sequence[Setting]) -> None:
+    """Write the archive once a setting."""
+    store.mkdir()
     with zipfile.ZipFile(archive) as source:
         files = {name: source.read(name) for name in source.namelist()}
     manifest, config = json.loads(files["MAR-INF/MANIFEST.json"]), yaml.safe_load(files["model-config.yaml"])
-    version = manifest["model"]["modelVersion"]
-    models = {}
-    for one in SETTINGS:
-        manifest["model"]["modelName"] = one.name
+    for one in settings:
+        manifest["model"]["modelName"] = one.model
         config |= {"batchSize": one.batch, "minWorkers": one.workers, "maxWorkers": one.workers}
         files["MAR-INF/MANIFEST.json"] = json.dumps(manifest).encode()
         files["model-config.yaml"] = yaml.safe_dump(config).encode()
-        with zipfile.ZipFile(folder / f"store/{one.name}.mar", "w") as copy:
+        with zipfile.ZipFile(store / f"{one.model}.mar", "w") as copy:
             for name, content in files.items():
                 copy.writestr(name, content)
-        models[one.name] = {
-            version: {
-                "defaultVersion": True,
-                "marName": f"{one.name}.mar",
-                "minWorkers": one.workers,
-                "maxWorkers": one.workers,
-                "batchSize": one.batch,
-                "maxBatchDelay": one.delay_ms,
-                "responseTimeout": 120,
-            }
-        }
-    snapshot = json.dumps({"name": "batching", "modelCount": len(models), "models": models})
-    lines = (ROOT / "server/config.properties").read_text().splitlines()
-    template = folder / "template.properties"
-    template.write_text("\n".join([*lines, f"model_snapshot={snapshot}", ""]))
-    return template
 
 
-def report(options: argparse.Namespace, pid: int, port: int) -> None:
+def report(options: argparse.Namespace, servers: Servers) -> None:
     """Measure every kind of request under every setting in turns, and print the rows."""
     picture = (ROOT / "samples/cat.png").read_bytes()
     loads = {
-        (name, callers): build(port, message, [picture] * pictures, callers)
+        (name, callers): build(servers, message, [picture] * pictures, callers)
         for name, message, pictures, every in ASKED
         for callers in every
     }
@@ -140,12 +137,13 @@ def report(options: argparse.Namespace, pid: int, port: int) -> None:
         order = SETTINGS[turn % len(SETTINGS) :] + SETTINGS[: turn % len(SETTINGS)]
         for key, load in loads.items():
             for setting in order:
+                pid = servers[setting.mended][0].pid
                 before = sum(machine.cpu_s(pid).values())
                 outcome = measure(load(setting, options.seconds))
                 assert not outcome.errors, outcome.errors
                 used = sum(machine.cpu_s(pid).values()) - before
                 found.setdefault(key, {}).setdefault(setting, []).append(summarise(outcome, used))
-    print("| asked | callers | " + " | ".join(setting.name for setting in SETTINGS) + " |")
+    print("| asked | callers | " + " | ".join(setting.title for setting in SETTINGS) + " |")
     print("|---|---|" + "---|" * len(SETTINGS))
     for (name, callers), settings in found.items():
         first = settings[SETTINGS[0]]
@@ -165,7 +163,7 @@ def summarise(outcome: Outcome, used_s: float) -> tuple[float, float, float]:
 
 
 def build(
-    port: int, asked: wire.PredictRequest, pictures: list[bytes], callers: int
+    servers: Servers, asked: wire.PredictRequest, pictures: list[bytes], callers: int
 ) -> Callable[[Setting, float], Load]:
     """Return a function that makes the load of a kind of request from a setting and its seconds."""
     request = wire.PredictRequest(pictures=pictures)
@@ -175,10 +173,12 @@ def build(
 
     def load(setting: Setting, seconds: float) -> Load:
         head = (
-            f"POST /predictions/{setting.name} HTTP/1.1\r\nhost: localhost\r\naccept: {media}\r\n"
+            f"POST /predictions/{setting.model} HTTP/1.1\r\nhost: localhost\r\naccept: {media}\r\n"
             f"content-type: {media}\r\ncontent-length: {len(body)}\r\n\r\n"
         )
-        return Load(("127.0.0.1", port), "REST", (Request(head.encode() + body),), callers, seconds)
+        return Load(
+            ("127.0.0.1", servers[setting.mended][1]), "REST", (Request(head.encode() + body),), callers, seconds
+        )
 
     return load
 
