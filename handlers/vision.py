@@ -1,8 +1,8 @@
 """The parts of torchvision that are used here, imported without torch's compiler.
 
 Importing torchvision 0.29 imports all of `torch._dynamo`, which nothing here uses, for one question that `roi_align`
-asks when it is called: 1.4 of 3.4 s of processor time until a worker is loaded, and 140 of 760 MB (n = 3, torch 2.15). So
-a stand-in is there meanwhile, which answers that nothing can be compiled.
+asks when it is called: 1.4 of 3.4 s of processor time until a worker is loaded, and 140 of 760 MB (n = 3, torch 2.15).
+So a stand-in is there meanwhile, which answers that nothing can be compiled.
 """
 
 from __future__ import annotations
