@@ -22,6 +22,7 @@ from server.models import Archive
 from server.ports import reachable
 
 SIDE_PX = 64  # Small to decode, and large enough for a network of any size.
+LIGHT = 4  # Kinds of request to go on with, at least.
 MANY = 8  # Pictures in one request, as a form.
 PATIENCE_S = 5.0  # For the last answers: a large network may be at many pictures.
 PROTOBUF = "application/x-protobuf"
@@ -33,7 +34,7 @@ MAPS: tuple[dict[str, str], ...] = (
     {"layers": "all", "map_dtype": "float16"},
     {"layers": "all", "pool": "1"},
 )
-ACCEPTED = (PROTOBUF, PROTOBUF, "application/json", "application/x-npz")
+ACCEPTED = (PROTOBUF, "application/json", "application/x-npz")
 
 Ask = Callable[[], bool]  # Asks once; False if it is no use to ask so again.
 
@@ -71,9 +72,17 @@ class WarmUp:
 
     def _run(self, caller: _Rest | _Grpc) -> None:
         with contextlib.closing(caller):
-            asks = caller.asks()
-            while asks and time.monotonic() < self._end and not self._given_up.is_set():
-                asks = [ask for ask in asks if time.monotonic() > self._end or self._given_up.is_set() or ask()]
+            asks = list(filter(self._attempt, caller.asks()))  # Every kind once;
+            light = asks[: max(LIGHT, len(asks) // 4)]  # then the light ones, of which there can be most.
+            while light and not self._over():
+                light = list(filter(self._attempt, light))
+
+    def _attempt(self, ask: Ask) -> bool:
+        """Ask, unless the time is over; False if it is no use to ask so again."""
+        return not self._over() and ask()
+
+    def _over(self) -> bool:
+        return time.monotonic() > self._end or self._given_up.is_set()
 
 
 class _Rest:
@@ -150,13 +159,14 @@ class _Grpc:
 def _rest_requests() -> Iterator[tuple[bytes, dict[str, str]]]:
     """Yield body and headers of each kind of request."""
     picture = _picture()
-    for options, accepted in itertools.product(MAPS, ACCEPTED):
+    head = b'--picture\r\nContent-Disposition: form-data; name="data"; filename="a.png"\r\n\r\n'
+    form = (head + picture + b"\r\n") * MANY + b"--picture--\r\n"
+    for accepted, options in itertools.product(ACCEPTED, MAPS):
         headers = {f"X-Convscope-{name.replace('_', '-').title()}": value for name, value in options.items()}
         yield picture, headers | {"Accept": accepted, "Content-Type": "image/png"}
-        if accepted == PROTOBUF:
-            head = b'--picture\r\nContent-Disposition: form-data; name="data"; filename="a.png"\r\n\r\n'
-            form = (head + picture + b"\r\n") * MANY + b"--picture--\r\n"
-            yield form, headers | {"Accept": accepted, "Content-Type": "multipart/form-data; boundary=picture"}
+    for options in MAPS:
+        headers = {f"X-Convscope-{name.replace('_', '-').title()}": value for name, value in options.items()}
+        yield form, headers | {"Accept": PROTOBUF, "Content-Type": "multipart/form-data; boundary=picture"}
 
 
 def _grpc_request(archive: Archive, options: dict[str, str]) -> bytes:
