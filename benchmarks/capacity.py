@@ -86,7 +86,7 @@ def report(options: argparse.Namespace, rest: int, metrics: int) -> None:
     print(f"\n{options.rounds} rounds of {options.seconds:g} s, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
 
 
-def build(name: str, model: str, port: int) -> Callable[[float], Load]:
+def build(name: str, model: str, port: int, *, callers: int | None = None) -> Callable[[float], Load]:
     """Return a function that makes the load of a kind of request from its seconds."""
     request = wire.PredictRequest()
     request.CopyFrom(ASKED[name])
@@ -99,7 +99,7 @@ def build(name: str, model: str, port: int) -> Callable[[float], Load]:
         f"content-length: {len(body)}\r\n\r\n"
     )
     asked = (Request(head.encode() + body),)
-    return lambda seconds: Load(("127.0.0.1", port), "REST", asked, CALLERS.get(name, 8), seconds)
+    return lambda seconds: Load(("127.0.0.1", port), "REST", asked, callers or CALLERS.get(name, 8), seconds)
 
 
 def read(port: int) -> tuple[float, float, float]:

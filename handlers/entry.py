@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from handlers import journal, parts
 from handlers.service import Service
+
+_REPLY_BUFFER_BYTES = 4 * 2**20  # The kernel grants net.core.wmem_max of it.
 
 
 class ConvscopeHandler:
@@ -28,6 +33,9 @@ class ConvscopeHandler:
         parts.keep_repeated()
         version = str(context.manifest["model"]["modelVersion"])
         journal.write_to_standard_output(context.model_name, version)
+        if os.environ.get("CONVSCOPE_HUSH"):
+            journal.hush_torchserve()
+        self._socket: socket.socket | None = None  # To TorchServe; known from the first batch on.
         properties = context.system_properties
         config = context.model_yaml_config or {}
         gpu = properties.get("gpu_id") if config.get("deviceType") != "cpu" else None
@@ -50,9 +58,19 @@ class ConvscopeHandler:
         Returns:
             One body a request, in order. Media type and status are set in the context.
         """
+        connection: socket.socket | None = getattr(context, "cl_socket", None)
+        if connection is not None and connection is not self._socket:
+            self._socket = connection
+            _widen(connection)
         properties = [context.get_all_request_header(index) for index in range(len(data))]
         answers = self._service.answer(data, properties, [context.get_request_id(index) for index in range(len(data))])
         for index, answer in enumerate(answers):
             context.set_response_content_type(index, answer.media_type)
             context.set_response_status(answer.status, HTTPStatus(answer.status).phrase, index)
         return [answer.body for answer in answers]
+
+
+def _widen(connection: socket.socket) -> None:
+    """Let a large reply go out at once: Java parses a batch's reply again at each piece that it gets."""
+    with suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _REPLY_BUFFER_BYTES)

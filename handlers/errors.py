@@ -92,7 +92,7 @@ class ReplyTooLarge(RequestError):
 
 
 class Draining(RequestError):
-    """The server is stopping; asked for readiness, it says no."""
+    """The server is stopping, or still warming up; asked for readiness, it says no."""
 
     code = "draining"
     status = 503

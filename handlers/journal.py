@@ -57,6 +57,14 @@ def write_to_standard_output(model: str, version: str) -> None:
     package.propagate = False
 
 
+def hush_torchserve() -> None:
+    """Switch off the two lines that TorchServe's worker prints for every batch: when it came, and what it took.
+
+    Java reads each, and matches it against expressions; nobody reads them where this package keeps metrics of its own.
+    """
+    logging.getLogger().setLevel(logging.WARNING)
+
+
 def write_failure(trace: Trace) -> None:
     """Log a request that failed, or one picture of which met something unexpected; of a good one say nothing.
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torchvision
 
+from handlers import vision
 from handlers.errors import CODES, Draining, Internal, RequestError
 from handlers.media import FORMATS
 from handlers.reply import Identity
@@ -102,7 +102,7 @@ class Metrics:
         text = "Workers that have loaded the archive."
         self._worker_starts = slot.counters("convscope_worker_starts_total", text, {})[()]
         computes = {"engine": [identity.engine], "device": [identity.device]}
-        versions = {"torch": [torch.__version__], "torchvision": [torchvision.__version__]}
+        versions = {"torch": [torch.__version__], "torchvision": [vision.__version__]}
         [self._info] = slot.gauges(
             "convscope_model_info", "What answers; always 1.", computes | versions, "max"
         ).values()

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from handlers import bundle, card, formats, media, memory, reply, request, sizes
+from handlers import bundle, card, formats, media, memory, rehearsal, reply, request, sizes
 from handlers.bundle import Bundle, Limits
 from handlers.engines.choice import choose
 from handlers.engines.eager import Eager
@@ -26,7 +26,7 @@ from handlers.formats import Encoded
 from handlers.images import ANY_SIZE, Picture, decode, noise
 from handlers.inference import Inference, Job
 from handlers.networks.geometry import layer_geometry
-from handlers.telemetry import Telemetry
+from handlers.telemetry import Nobody, Telemetry
 from handlers.trace import Trace
 
 
@@ -50,6 +50,7 @@ class Service:
         engine: What predicts; None for `network`.
         device: Where the network runs, unless it is given.
         drain_file: While this file exists, readiness says no.
+        starting_file: While this file exists, readiness says no and nobody is told of requests.
         telemetry: Told of every request.
 
     Raises:
@@ -66,12 +67,14 @@ class Service:
         engine: Engine | None = None,
         device: torch.device | str = "cpu",
         drain_file: Path | None = None,
+        starting_file: Path | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
         self._preprocessing = archive.preprocessing
         self._identity = identity
         self._limits = limits
         self._drain_file = drain_file
+        self._starting_file = starting_file
         self._telemetry = telemetry or Telemetry()
         shape = (archive.preprocessing.channels, *(archive.preprocessing.size or ANY_SIZE))
         self._geometry = layer_geometry(archive.module, archive.layers, shape)
@@ -104,8 +107,8 @@ class Service:
             config: Content of model-config.yaml.
             batch_size: Most rows in one call.
             gpu: Index of the GPU given to this worker, None for the CPU.
-            environment: `CONVSCOPE_MAX_RESPONSE_BYTES`, `CONVSCOPE_DRAIN_FILE`, `CONVSCOPE_THREADS`, and
-                `CONVSCOPE_ENGINE`: `auto`, `torch` or `onnxruntime`.
+            environment: `CONVSCOPE_MAX_RESPONSE_BYTES`, `CONVSCOPE_DRAIN_FILE`, `CONVSCOPE_STARTING_FILE`,
+                `CONVSCOPE_THREADS`, and `CONVSCOPE_ENGINE`: `auto`, `torch` or `onnxruntime`.
         """
         began = perf_counter()
         memory.keep()
@@ -119,7 +122,7 @@ class Service:
         wanted = environment.get("CONVSCOPE_ENGINE", "auto")
         engine = choose(eager, archive.graph, noise(archive.preprocessing, 2), wanted=wanted, threads=threads)
         identity = reply.Identity(model, version, engine.name, str(device))
-        drain_file = environment.get("CONVSCOPE_DRAIN_FILE")
+        drain_file, starting_file = (environment.get(f"CONVSCOPE_{what}_FILE") for what in ("DRAIN", "STARTING"))
         telemetry = Telemetry.of(identity, tuple(archive.layers), archive.classes)
         service = cls(
             archive,
@@ -128,11 +131,21 @@ class Service:
             network=eager,
             engine=engine,
             drain_file=Path(drain_file) if drain_file else None,
+            starting_file=Path(starting_file) if starting_file else None,
             telemetry=telemetry,
         )
+        service.rehearse()
         telemetry.loaded(perf_counter() - began)
         memory.settle()
         return service
+
+    def rehearse(self) -> None:
+        """Ask itself every kind of request once, of which nobody is told."""
+        telemetry, self._telemetry = self._telemetry, Nobody()
+        try:
+            rehearsal.rehearse(self.answer, self._preprocessing, tuple(self._geometry), self._limits.max_images)
+        finally:
+            self._telemetry = telemetry
 
     def answer(
         self,
@@ -166,7 +179,8 @@ class Service:
             handler_s = perf_counter() - began
             timings = [trace.timing(handler_s, len(rows)) if trace.wants_timing else None for trace in traces]
             answers = [self._close(*one) for one in zip(encoded, traces, timings, strict=True)]
-            self._telemetry.record(traces, handler_s)
+            if not self._is_starting():
+                self._telemetry.record(traces, handler_s)
         finally:
             self._telemetry.in_flight(0)
         return answers
@@ -260,8 +274,16 @@ class Service:
         trace.is_card = True
         if self._drain_file is not None and self._drain_file.exists():
             raise Draining("the server is stopping; requests in flight finish, new ones go elsewhere")
+        if self._is_starting():
+            raise Draining("the server is starting and warms up; ask again in a moment")
         self._inference.warm_up()
         return card.encode(self._card, media_type, trace.request_id)
+
+    def _is_starting(self) -> bool:
+        """Tell whether the server has still to be ready; once it is, no file is looked for any more."""
+        if self._starting_file is not None and not self._starting_file.exists():
+            self._starting_file = None
+        return self._starting_file is not None
 
     def _close(self, encoded: Encoded, trace: Trace, timing: reply.Timing | None) -> Answer:
         """Finish an answer, and note in the trace what goes back."""

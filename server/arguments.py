@@ -29,6 +29,7 @@ class Settings:
         workers: Worker processes per model; None leaves it to the archive.
         device: `auto`, `cpu` or `cuda`.
         startup_timeout_s: Seconds until every model must have answered.
+        warm_up_s: Seconds of requests of its own before the server is ready; 0 for none.
         drain_s: Seconds that requests in flight get after a signal to stop.
         unready_s: Seconds to go on serving while readiness already fails.
         max_request_mb: Largest request, in MiB.
@@ -49,6 +50,7 @@ class Settings:
     workers: int | None
     device: str
     startup_timeout_s: float
+    warm_up_s: float
     drain_s: float
     unready_s: float
     max_request_mb: int
@@ -83,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the networks run")
     add("--startup-timeout-s", type=_seconds, default=300.0, metavar="S", help="until every model must have answered")
+    add("--warm-up-s", type=_seconds, default=2.0, metavar="S", help="of requests of its own before it is ready")
     add("--drain-s", type=_seconds, default=10.0, metavar="S", help="for requests in flight once told to stop")
     add("--unready-s", type=_seconds, default=0.0, metavar="S", help="go on serving while readiness already fails")
     add("--max-request-mb", type=_megabytes, default=64, metavar="MB", help="largest request")
@@ -136,6 +139,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         workers=getattr(given, "workers", None),
         device=given.device,
         startup_timeout_s=given.startup_timeout_s,
+        warm_up_s=given.warm_up_s,
         drain_s=given.drain_s,
         unready_s=given.unready_s,
         max_request_mb=given.max_request_mb,

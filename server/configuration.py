@@ -93,6 +93,16 @@ class PrivateDirectory:
         return self.path / "management.sock"
 
     @property
+    def starting_file(self) -> Path:
+        """The file that is there until the server has warmed up; as long, readiness fails."""
+        return self.path / "starting"
+
+    @property
+    def classes(self) -> Path:
+        """Folder of Java classes that go before TorchServe's own."""
+        return self.path / "classes"
+
+    @property
     def drain_file(self) -> Path:
         """The file whose existence makes readiness fail."""
         return self.path / "draining"
@@ -183,6 +193,8 @@ def worker_environment(
     result["PROMETHEUS_MULTIPROC_DIR"] = str(directory.metrics)
     result["CONVSCOPE_MAX_RESPONSE_BYTES"] = str(settings.max_reply_mb * MEGABYTE)
     result["CONVSCOPE_DRAIN_FILE"] = str(directory.drain_file)
+    result["CONVSCOPE_STARTING_FILE"] = str(directory.starting_file)
+    result["CONVSCOPE_HUSH"] = "1"  # Of TorchServe's workers' own metrics none is read (server/server_metrics.py).
     result["CONVSCOPE_ENGINE"] = settings.engine
     if settings.device == "cpu":
         result["CUDA_VISIBLE_DEVICES"] = ""

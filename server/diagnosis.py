@@ -21,7 +21,7 @@ MISSING = re.compile(r"^ModuleNotFoundError: No module named '(?P<module>[^']+)'
 LAST_LINE = re.compile(r"^(?P<error>[A-Za-z_][\w.]*)(: |$)")
 KEPT_LINES = 400  # of each worker's output; a traceback is far shorter
 LAST_WORDS_S = (
-    0.3  # Another thread copies a worker's output: the report of its death may be written before its last words.
+    1.0  # Another thread copies a worker's output: the report of its death may be written before its last words.
 )
 
 # The import name differs from the name to install.

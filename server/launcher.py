@@ -22,6 +22,7 @@ from server.models import find_archives
 from server.process import JavaProcess, build_command, find_torchserve
 from server.readiness import Readiness
 from server.reporting import Reporter
+from server.warming import WarmUp
 from server.worker_log import Relay
 
 PAUSE_S = 0.1
@@ -103,6 +104,7 @@ class Launcher:
 
     def _start(self, java: Java, home: Path) -> JavaProcess:
         settings, directory = self._settings, self._directory
+        directory.starting_file.touch()
         workers = sum(configuration.count_workers(archive, settings, self._gpus) for archive in self._archives)
         file = configuration.write_configuration(directory, settings, self._listeners, self._archives, self._gpus)
         own = configuration.own_environment()
@@ -148,6 +150,7 @@ class Launcher:
         management = Management(self._directory.management_socket)
         readiness = Readiness(self._listeners, self._archives, self._settings.startup_timeout_s)
         unscaled = list(self._archives) if self._settings.workers else []
+        warm_up: WarmUp | None = None
         try:
             while True:
                 self._check(process, starting=True)
@@ -155,12 +158,19 @@ class Launcher:
                     archive = unscaled.pop()
                     if state.workers != self._settings.workers:
                         management.scale(archive, self._settings.workers or 1)
-                elif readiness.ready() and not unscaled:
-                    states = management.describe_all(self._archives)
-                    if states and all(state.loaded >= state.workers for state in states):
+                elif unscaled:
+                    pass
+                elif warm_up is None:
+                    if readiness.answered() and self._all_loaded(management):
+                        warm_up = WarmUp(self._listeners, self._archives, self._settings.warm_up_s)
+                elif warm_up.done():
+                    self._directory.starting_file.unlink(missing_ok=True)
+                    if readiness.ready():
                         break
                 time.sleep(PAUSE_S)
         finally:
+            if warm_up is not None:
+                warm_up.give_up()
             readiness.give_up()
         if self._settings.device == "cuda":
             slow = [
@@ -168,6 +178,10 @@ class Launcher:
             ]
             if slow:
                 raise Failure("\n".join(slow) + "\n--device cuda needs a torch that was built with CUDA")
+
+    def _all_loaded(self, management: Management) -> bool:
+        states = management.describe_all(self._archives)
+        return states is not None and all(state.loaded >= state.workers for state in states)
 
     def _watch(self, process: JavaProcess) -> None:
         while not self._signals.stop():

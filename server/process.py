@@ -16,6 +16,7 @@ from server import children
 from server.configuration import LOGGING, PrivateDirectory
 from server.failures import Failure
 from server.java import Java
+from server.mending import mend
 
 
 def find_torchserve() -> Path:
@@ -34,6 +35,7 @@ def build_command(
     java: Java, home: Path, directory: PrivateDirectory, configuration: Path, store: Path, heap_mb: int
 ) -> list[str]:
     """Build the command line that starts TorchServe in the foreground."""
+    mended = [str(directory.classes)] if mend(home, directory.classes) else []
     return [
         str(java.executable),
         "-Xms512m",
@@ -45,7 +47,7 @@ def build_command(
         f"-Dconvscope.logs={directory.logs}",
         f"-Dlog4j.configurationFile={LOGGING.as_uri()}",
         "-cp",
-        f"{home}/ts/frontend/*",
+        os.pathsep.join([*mended, f"{home}/ts/frontend/*"]),
         "org.pytorch.serve.ModelServer",
         "--python",
         sys.executable,

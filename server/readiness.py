@@ -1,6 +1,7 @@
 """Readiness as a caller would find it: every model answers its card over REST, and the gRPC port is open.
 
-TorchServe's own /ping says "healthy" before a model is loaded and while it fails in a loop; it is not asked.
+TorchServe's own /ping says "healthy" before a model is loaded and while it fails in a loop; it is not asked. While
+the server warms up, handlers refuse the card as while it drains.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ class _Probe:
 
     archive: Archive
     ready: bool = False
+    draining: bool = False
     refused: str | None = None
     answer: str = "no answer yet"
     card: Any = None
@@ -53,16 +55,27 @@ class Readiness:
         for probe in self._probes:
             threading.Thread(target=self._ask, args=(probe,), daemon=True).start()
 
+    def answered(self) -> bool:
+        """Tell whether every model's handler has answered, be it that the server is starting.
+
+        Raises:
+            Failure: As `ready`.
+        """
+        return self._all(lambda probe: probe.ready or probe.draining)
+
     def ready(self) -> bool:
-        """Tell whether every model has answered and the gRPC port is open.
+        """Tell whether every model has answered its card and the gRPC port is open.
 
         Raises:
             Failure: A model refuses to describe itself, or the time is up.
         """
+        return self._all(lambda probe: probe.ready)
+
+    def _all(self, good: Callable[[_Probe], bool]) -> bool:
         refused = [probe for probe in self._probes if probe.refused]
         if refused:
             raise Failure("\n".join(f"archive {probe.archive.path.name}: {probe.refused}" for probe in refused))
-        waiting = [probe for probe in self._probes if not probe.ready]
+        waiting = [probe for probe in self._probes if not good(probe)]
         if not waiting and self._grpc_open():
             return True
         if time.monotonic() > self._deadline:
@@ -99,7 +112,8 @@ class Readiness:
             probe.answer = f"its last answer was {status} {_message(said, body)}"
             # TorchServe's own errors ({"code": 503, ...}) pass; the handler's do not, a drain apart.
             error = said.get("error") if isinstance(said, dict) else None
-            if isinstance(error, dict) and error.get("code") != "draining":
+            probe.draining = isinstance(error, dict) and error.get("code") == "draining"
+            if isinstance(error, dict) and not probe.draining:
                 probe.refused = f"its model card fails with {error.get('code')}: {error.get('message')}"
                 return
             self._given_up.wait(PAUSE_S)

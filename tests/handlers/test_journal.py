@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from torch import nn
 
 from handlers.images import Preprocessing
-from handlers.journal import JsonLines, write_to_standard_output
+from handlers.journal import JsonLines, hush_torchserve, write_to_standard_output
 from handlers.networks.cifar import Cifar
 from handlers.service import Service
 from handlers.wire import convscope_pb2 as wire
@@ -48,6 +49,32 @@ def lines(output: io.StringIO) -> list[dict[str, Any]]:
     text = output.getvalue()
     assert text.isascii()
     return [json.loads(line) for line in text.splitlines()]
+
+
+def test_what_is_asked_to_warm_the_server_up_is_not_logged(tmp_path: Path, output: io.StringIO) -> None:
+    flag = tmp_path / "starting"
+    flag.touch()
+    service = make_service(Cifar(), CIFAR_INPUT, CIFAR_CLASSES, starting_file=flag)
+    ask_json(service, {"body": bytearray(b"text")})
+    ask_json(service, {"body": bytearray()})
+    service.rehearse()
+    assert not output.getvalue()
+    flag.unlink()
+    ask_json(service, {"body": bytearray(b"text")})
+    assert len(lines(output)) == 1
+
+
+def test_torchserves_lines_of_every_batch_can_be_switched_off() -> None:
+    before = logging.getLogger().level
+    try:
+        logging.getLogger().setLevel(logging.INFO)
+        hush_torchserve()
+        metrics = logging.getLogger("ts.metrics.caching_metric")
+        assert not logging.getLogger().isEnabledFor(logging.INFO)
+        assert not metrics.isEnabledFor(logging.INFO)
+        assert metrics.isEnabledFor(logging.WARNING)
+    finally:
+        logging.getLogger().setLevel(before)
 
 
 def test_a_failed_request_is_one_line(service: Service, output: io.StringIO) -> None:

@@ -146,6 +146,21 @@ def test_cards_that_are_refused_are_cards(directory: Path, tmp_path: Path) -> No
     assert not counts(directory, "convscope_handler_seconds_count")
 
 
+def test_what_warms_the_server_up_is_not_counted(directory: Path, tmp_path: Path) -> None:
+    flag = tmp_path / "starting"
+    flag.touch()
+    service = metered(Cifar(), starting_file=flag)
+    service.answer([message(GOOD)], [GRPC])
+    service.rehearse()
+    assert not counts(directory, "convscope_requests_total")
+    flag.unlink()
+    service.rehearse()
+    service.answer([message(GOOD)], [GRPC])
+    assert counts(directory, "convscope_requests_total") == {("ok", "protobuf", "grpc"): 1}
+    assert value(directory, "convscope_batch_requests_count") == 1
+    assert value(directory, "convscope_in_flight") == 0
+
+
 def test_requests_are_in_flight_while_they_are_answered(service: Service, directory: Path) -> None:
     seen: list[float] = []
     run = service._inference.run

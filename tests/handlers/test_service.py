@@ -304,6 +304,17 @@ class TestModelCard:
         assert json.loads(answer.body)["error"]["code"] == "draining"
         assert not ask_message(service, wire.PredictRequest(pictures=[GOOD])).HasField("error")
 
+    def test_until_the_server_is_warm_readiness_says_no_and_predictions_go_on(self, tmp_path: Path) -> None:
+        flag = tmp_path / "starting"
+        flag.touch()
+        service = make_service(Cifar(), CIFAR_INPUT, CIFAR_CLASSES, starting_file=flag)
+        answer = ask_rest(service, {"body": bytearray()})
+        assert answer.status == 503
+        assert json.loads(answer.body)["error"]["code"] == "draining"
+        assert not ask_message(service, wire.PredictRequest(pictures=[GOOD])).HasField("error")
+        flag.unlink()
+        assert ask_rest(service, {"body": bytearray()}).status == 200
+
     def test_it_is_refused_when_the_network_no_longer_works(self) -> None:
         network = Cifar()
         service = make_service(network, CIFAR_INPUT, CIFAR_CLASSES)
