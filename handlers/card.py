@@ -58,7 +58,8 @@ def encode(card: Mapping[str, Any], media_type: str, request_id: str = "") -> En
     """Encode a card; what has no card form (npz, PNG) goes out as JSON, which is the card alone, without an id."""
     if media_type == media.PROTOBUF:
         identity = {name: card[name] for name in Identity.__dataclass_fields__}
-        reply = wire.PredictReply(card=wire.ModelCard(**card), **identity, request_id=request_id)
+        known = {name: value for name, value in card.items() if value or name != "training"}  # Else it is not set.
+        reply = wire.PredictReply(card=wire.ModelCard(**known), **identity, request_id=request_id)
         return Encoded(reply.SerializeToString(), media_type)
     return Encoded(json.dumps(card, indent=2, ensure_ascii=False).encode() + b"\n", media.JSON)
 

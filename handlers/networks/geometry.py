@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torchvision import ops
 from torchvision.models.feature_extraction import NodePathTracer
 
-from handlers.networks.fields import CONSTANT, Answer, Field, follow
+from handlers.networks.fields import CONSTANT, MAP_AXES, Answer, Field, follow
 from handlers.networks.operations import Operation, of_function, watched
 
 # What torchvision's feature extraction traces with unless told otherwise: the node names depend on it.
@@ -118,7 +118,7 @@ class _Step:
 
 
 def _describe(step: _Step) -> LayerGeometry:
-    field = step.field if isinstance(step.field, Field) else None
+    field = step.field if isinstance(step.field, Field) and step.field.axes == MAP_AXES else None
     return LayerGeometry(
         shape=step.shape,
         stride=field.stride if field else None,

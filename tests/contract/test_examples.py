@@ -112,7 +112,9 @@ def test_the_handler_writes_the_golden_card() -> None:
     for name in ("max_image_bytes", "max_image_pixels", "max_reply_bytes"):  # JSON writes 64-bit numbers as text.
         values["limits"][name] = int(values["limits"][name])
     for place in (values, *values["layers"]):
-        place |= {name: int(place[name]) for name in ("parameters", "multiply_adds", "dense_parameters") if name in place}
+        place |= {
+            name: int(place[name]) for name in ("parameters", "multiply_adds", "dense_parameters") if name in place
+        }
     for layer in values["layers"]:
         layer["bytes"] = {dtype: int(size) for dtype, size in layer["bytes"].items()}
     encoded = card.encode(values, PROTOBUF)
