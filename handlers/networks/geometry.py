@@ -34,7 +34,8 @@ class LayerGeometry:
         stride: Input pixels from one cell to the next, (y, x); None where not defined (as are the two below).
         receptive_field: Input pixels that one cell answers to, (height, width): the rectangle that bounds them.
         receptive_field_start: The first input pixel of cell (0, 0), (y, x); negative: padding.
-        operation: The convolution or linear layer that makes the map; None where there is none.
+        operation: The convolution or linear layer that makes the map: the last one, where branches meet the last one
+            of the branch with the most of them. None where there is none.
     """
 
     shape: tuple[int, ...]
@@ -108,12 +109,13 @@ def blank(model: nn.Module, picture_shape: tuple[int, int, int]) -> Tensor:
 class _Step:
     """One operation's result: its shape, its field, and the operation with weights behind it.
 
-    A constant, such as a weight, has the number of learned cells in it.
+    `depth` counts such operations, one after the other. A constant, such as a weight, has the number of learned cells.
     """
 
     shape: tuple[int, ...]
     field: Answer
     operation: Operation | None
+    depth: int = 0
     learned: int = 0
 
 
@@ -141,9 +143,11 @@ class _Walk(fx.Interpreter):
         result = super().run_node(node)
         if isinstance(result, Tensor) and node.op != "output":
             own = self._operations[-1] if len(self._operations) > before else self._function(node, result)
-            self.steps[node.name] = _Step(
-                tuple(result.shape[1:]), self._field(node, result), own or self._inherited(node), self._learned(node)
-            )
+            shape, field = tuple(result.shape[1:]), self._field(node, result)
+            deepest = max(self._inputs(node), key=lambda step: step.depth, default=None)
+            depth = deepest.depth if deepest else 0
+            inherited = deepest.operation if deepest else None
+            self.steps[node.name] = _Step(shape, field, own or inherited, depth + bool(own), self._learned(node))
         return result
 
     def _inputs(self, node: fx.Node) -> list[_Step]:
@@ -176,10 +180,6 @@ class _Walk(fx.Interpreter):
             return None
         weights = sum(step.learned for step in self._inputs(node))
         return of_function(node.target, *self.fetch_args_kwargs_from_env(node), result, weights)
-
-    def _inherited(self, node: fx.Node) -> Operation | None:
-        """Return the operation behind the first input that holds pixels."""
-        return next((step.operation for step in self._inputs(node) if step.field is not CONSTANT), None)
 
     def _learned(self, node: fx.Node) -> int:
         if node.op == "get_attr":
