@@ -71,7 +71,8 @@ def survey(network: nn.Module, picture: Tensor) -> Survey:
         extractor = create_feature_extractor(
             network, train_return_nodes=train_nodes[-1:], eval_return_nodes=list(nodes)
         ).eval()
-    except Exception:  # Tracing too.
+    except Exception:  # Tracing too. torchvision does so in training mode as well, and a failure leaves it there.
+        network.eval()
         return _survey_modules(network, picture)
     (returned,) = (node.args[0] for node in extractor.graph.nodes if node.op == "output")
     watch = _Watch(extractor, {node: name for name, node in returned.items()})

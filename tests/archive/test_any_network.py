@@ -1,4 +1,4 @@
-"""Other people's networks: archived with the layers proposed, loaded as a server does, and run by hand beside."""
+"""Other people's networks: archived with the layers proposed, loaded as a server does, run by hand beside."""
 
 from __future__ import annotations
 
