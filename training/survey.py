@@ -68,11 +68,12 @@ def survey(network: nn.Module, picture: Tensor) -> Survey:
             part.inplace = False  # type: ignore[assignment]
     try:
         with torch.no_grad():
+            network(torch.zeros_like(picture))  # Loading and readiness try a black one.
             output = network(picture)
     except Exception as err:  # The forward pass is the user's code, which may raise anything.
         raise ArchiveError(
-            f"the network fails on a picture of shape {tuple(picture.shape[1:])}: {type(err).__name__}: {err}; "
-            "--channels and --size say what it takes (a network of any size is tried on 32×32)"
+            f"the network fails on a picture of shape {tuple(picture.shape[1:])}, black or noise: "
+            f"{type(err).__name__}: {err}; --channels and --size say what it takes (of any size: tried on 32×32)"
         ) from err
     try:
         train_nodes, nodes = get_graph_node_names(network)
@@ -246,5 +247,4 @@ def _survey_modules(network: nn.Module, picture: Tensor, hindrance: str) -> Surv
 
 
 def _shape(value: Tensor) -> Shape:
-    _, channels, height, width = value.shape
-    return channels, height, width
+    return value.shape[1], value.shape[2], value.shape[3]
