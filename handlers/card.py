@@ -12,6 +12,7 @@ from handlers import media
 from handlers.bundle import Bundle, Limits
 from handlers.formats import Encoded
 from handlers.networks.geometry import LayerGeometry
+from handlers.networks.operations import Operation
 from handlers.reply import Identity
 from handlers.wire import convscope_pb2 as wire
 
@@ -20,7 +21,7 @@ _TRAINING_FIELDS = tuple(wire.Training.DESCRIPTOR.fields_by_name)
 
 
 def describe(
-    bundle: Bundle, identity: Identity, limits: Limits, geometry: Mapping[str, LayerGeometry]
+    bundle: Bundle, identity: Identity, limits: Limits, geometry: Mapping[str, LayerGeometry], multiply_adds: int
 ) -> dict[str, Any]:
     """Gather the card, in the field names of `convscope.v1.ModelCard`.
 
@@ -29,6 +30,7 @@ def describe(
         identity: Who serves it, on what.
         limits: In force here.
         geometry: Of each published layer, in the order of the forward pass.
+        multiply_adds: Of the whole network for one picture.
     """
     preprocessing = bundle.preprocessing
     training = {name: bundle.card.get("training", {}).get(name) for name in _TRAINING_FIELDS}
@@ -48,6 +50,7 @@ def describe(
         "parameters": sum(parameter.numel() for parameter in bundle.module.parameters()),
         "training": {name: value for name, value in training.items() if value is not None},
         "limits": asdict(limits),
+        "multiply_adds": multiply_adds,
     }
 
 
@@ -55,7 +58,8 @@ def encode(card: Mapping[str, Any], media_type: str, request_id: str = "") -> En
     """Encode a card; what has no card form (npz, PNG) goes out as JSON, which is the card alone, without an id."""
     if media_type == media.PROTOBUF:
         identity = {name: card[name] for name in Identity.__dataclass_fields__}
-        reply = wire.PredictReply(card=wire.ModelCard(**card), **identity, request_id=request_id)
+        known = {name: value for name, value in card.items() if value or name != "training"}  # Else it is not set.
+        reply = wire.PredictReply(card=wire.ModelCard(**known), **identity, request_id=request_id)
         return Encoded(reply.SerializeToString(), media_type)
     return Encoded(json.dumps(card, indent=2, ensure_ascii=False).encode() + b"\n", media.JSON)
 
@@ -71,4 +75,22 @@ def _layer(name: str, module: str, layer: LayerGeometry) -> dict[str, Any]:
         "receptive_field_start": list(layer.receptive_field_start or ()),
         "parameters": layer.parameters,
         "bytes": {dtype: cells * size for dtype, size in _BYTES_PER_CELL.items()},
+        **_operation(layer.operation),
+    }
+
+
+def _operation(operation: Operation | None) -> dict[str, Any]:
+    """Return the fields of the operation that makes a map; none where no operation with weights does."""
+    if operation is None:
+        return {}
+    return {
+        "input_shape": list(operation.input_shape),
+        "operation": operation.kind,
+        "kernel": list(operation.kernel),
+        "step": list(operation.step),
+        "padding": list(operation.padding),
+        "dilation": list(operation.dilation),
+        "groups": operation.groups,
+        "multiply_adds": operation.multiply_adds,
+        "dense_parameters": operation.dense_parameters,
     }

@@ -25,7 +25,8 @@ from handlers.explanations.explainer import Explainer
 from handlers.formats import Encoded
 from handlers.images import ANY_SIZE, Picture, decode, noise
 from handlers.inference import Inference, Job
-from handlers.networks.geometry import layer_geometry
+from handlers.networks.geometry import blank, layer_geometry
+from handlers.networks.operations import count_multiply_adds
 from handlers.telemetry import Nobody, Telemetry
 from handlers.trace import Trace
 
@@ -78,13 +79,14 @@ class Service:
         self._telemetry = telemetry or Telemetry()
         shape = (archive.preprocessing.channels, *(archive.preprocessing.size or ANY_SIZE))
         self._geometry = layer_geometry(archive.module, archive.layers, shape)
+        multiply_adds = count_multiply_adds(archive.module, blank(archive.module, shape))
         if network is None:
             network = Eager(archive.module, archive.layers, has_scores=bool(archive.classes), device=device)
         engine = engine or network
         self._explainer = Explainer(network, engine, archive.preprocessing, archive.classes, self._geometry)
         self._inference = Inference(engine, archive.preprocessing, archive.classes)
         self._inference.check_graph()
-        self._card = card.describe(archive, identity, limits, self._geometry)
+        self._card = card.describe(archive, identity, limits, self._geometry, multiply_adds)
 
     @classmethod
     def load(

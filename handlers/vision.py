@@ -32,6 +32,14 @@ def _without_compiler() -> Iterator[None]:
 
 with _without_compiler():
     from torchvision import __version__, ops
+    from torchvision.models.convnext import LayerNorm2d
     from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor, get_graph_node_names
 
-__all__ = ["NodePathTracer", "__version__", "create_feature_extractor", "get_graph_node_names", "ops"]
+__all__ = [
+    "LayerNorm2d",
+    "NodePathTracer",
+    "__version__",
+    "create_feature_extractor",
+    "get_graph_node_names",
+    "ops",
+]

@@ -4,6 +4,7 @@
     python -m training.archive --arch torchvision.models:resnet18 --arguments '{"num_classes": 10}' --name pets \
         --state-dict weights.pt --classes classes.txt --layers conv1=relu,deep=layer4.1.add --size 224x224 \
         --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+    python -m training.archive --torchvision resnet18 --state-dict resnet18-f37072fd.pth --layers auto
     python -m training.archive --arch path/to/net.py:Net --name mine ...    # without --layers: what there is
     python -m training.archive --check      # do the archives of model_store/ hold today's handlers/?
     python -m training.archive --refresh    # put today's handlers/ into them; weights, card and graph stay
@@ -21,14 +22,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from handlers.images import Preprocessing
 from training import packing
+from training.arguments import STORE, parse
 from training.contents import Contents, from_checkpoint, from_files
 from training.custom import from_network, read_classes
-from training.engine import ENGINES, with_engine
+from training.engine import with_engine
 from training.packing import ArchiveError
-
-STORE = packing.HANDLERS.parent / "model_store"
 
 
 def build(contents: Contents, store: Path = STORE) -> Path:
@@ -92,100 +91,13 @@ def check(store: Path = STORE) -> list[str]:
     return lines
 
 
-def _keyword_arguments(text: str) -> dict[str, object]:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as err:
-        raise argparse.ArgumentTypeError(f"not JSON: {err}") from err
-    if not isinstance(values, dict):
-        raise argparse.ArgumentTypeError('not a JSON object such as {"num_classes": 10}')
-    return values
-
-
-def _layers(text: str) -> dict[str, str]:
-    pairs = [part.partition("=") for part in text.split(",")]
-    names = [name.strip() for name, _, _ in pairs]
-    if not all(equals and node.strip() for _, equals, node in pairs) or len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NODE,NAME=NODE with every name once")
-    return {name.strip(): node.strip() for name, _, node in pairs}
-
-
-def _size(text: str) -> tuple[int | None, int | None]:
-    if text == "any":
-        return None, None
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither HEIGHTxWIDTH, such as 224x224, nor any")
-    return int(height), int(width)
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(number) for number in text.split(","))
-    except ValueError as err:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0.485,0.456,0.406") from err
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; on a mistake in it, say so and exit with status 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.archive", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--checkpoint", type=Path, metavar="FILE", help="archive what training.train wrote")
-    action.add_argument("--arch", metavar="WHERE:NAME", help="archive path/to/net.py:Net or package.module:Net")
-    action.add_argument("--check", action="store_true", help="exit 1 when an archive of the store is out of date")
-    action.add_argument("--refresh", action="store_true", help="put today's handlers/ into the archives of the store")
-    parser.add_argument("--store", type=Path, default=STORE, metavar="DIR", help="the archives' folder: model_store")
-    parser.add_argument("--version", default="1.0", help="the model's version (default: 1.0)")
-    parser.add_argument("--half", action="store_true", help="with --checkpoint: keep the weights as float16")
-    parser.add_argument(
-        "--engine",
-        choices=ENGINES,
-        help="onnx: with a graph for ONNX Runtime, torch: without, auto: with one if it can be exported here (default; "
-        "--refresh: what the archive has)",
-    )
-    own = parser.add_argument_group("with --arch")
-    own.add_argument("--name", help="name to serve the model under")
-    own.add_argument("--description", default="", help="one sentence for the model card")
-    own.add_argument(
-        "--arguments", type=_keyword_arguments, default={}, metavar="JSON", help="the constructor's keyword arguments"
-    )
-    own.add_argument("--state-dict", type=Path, metavar="FILE", help="weights: torch.save(model.state_dict(), FILE)")
-    own.add_argument("--random-weights", type=int, metavar="SEED", help="no weights: fresh ones from this seed")
-    own.add_argument("--classes", type=Path, metavar="FILE", help="one label a line; without it there are no scores")
-    own.add_argument("--layers", type=_layers, default={}, metavar="NAME=NODE,...", help="the maps to publish")
-    own.add_argument("--size", type=_size, default=(224, 224), metavar="HxW", help="pixels, or any (default: 224x224)")
-    own.add_argument("--channels", type=int, default=3, help="3 for colour (default), 1 for grey")
-    own.add_argument("--mean", type=_numbers, default=(), metavar="R,G,B", help="subtracted from values in 0..1")
-    own.add_argument("--std", type=_numbers, default=(), metavar="R,G,B", help="divided by after that")
-    arguments = parser.parse_args(argv)
-    if arguments.half and arguments.checkpoint is None:
-        parser.error("--half can only be given with --checkpoint")
-    if arguments.arch is None:
-        stray = [option.option_strings[0] for option in own._group_actions if _is_set(arguments, option)]
-        if stray:
-            parser.error(f"{', '.join(stray)} can only be given with --arch")
-        return arguments
-    if not arguments.name:
-        parser.error("--arch needs --name, under which the model will be served")
-    if (arguments.state_dict is None) == (arguments.random_weights is None):
-        parser.error("give the weights with --state-dict FILE, or ask for none with --random-weights SEED")
-    try:
-        height, width = arguments.size
-        arguments.preprocessing = Preprocessing(arguments.channels, height, width, arguments.mean, arguments.std)
-    except ValueError as err:
-        parser.error(f"--channels, --size, --mean and --std do not fit: {err}")
-    return arguments
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
         Exit status: 0 done, 1 out of date or not possible.
     """
-    arguments = parse(argv)
+    arguments = parse(argv, __doc__ or "")
     try:
         if arguments.check:
             return _check(arguments.store)
@@ -201,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {err}", file=sys.stderr)
         return 1
     print(f"{_summary(path, packing.unpack(path))}\nserved by: {engine}")
+    print(f"try it: python -m server --model-store {arguments.store} --models {contents.card['model']}")
     return 0
 
 
@@ -213,14 +126,10 @@ def _own(arguments: argparse.Namespace) -> Contents:
         arguments=arguments.arguments,
         state_dict=arguments.state_dict,
         seed=arguments.random_weights,
-        classes=read_classes(arguments.classes) if arguments.classes else [],
+        classes=read_classes(arguments.classes) if arguments.classes else arguments.labels,
         layers=arguments.layers,
         preprocessing=arguments.preprocessing,
     )
-
-
-def _is_set(arguments: argparse.Namespace, option: argparse.Action) -> bool:
-    return bool(getattr(arguments, option.dest) != option.default)
 
 
 def _check(store: Path) -> int:
@@ -248,7 +157,11 @@ def _refresh(store: Path, engine: str | None) -> int:
 def _summary(path: Path, files: Mapping[str, bytes]) -> str:
     card = json.loads(files[packing.CARD])
     layers = ", ".join(f"{name} = {node}" for name, node in card["layers"].items())
-    return f"{path}  {path.stat().st_size:,} bytes, version {card['version']}\nlayers: {layers}"
+    classes = card["classes"]
+    return (
+        f"{path}  {path.stat().st_size:,} bytes, version {card['version']}\nlayers: {layers}\n"
+        f"classes: {len(classes) or 'none, so maps and no scores; --classes FILE names them'}"
+    )
 
 
 if __name__ == "__main__":

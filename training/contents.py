@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from handlers.images import Preprocessing, noise
 from training import packing
@@ -26,6 +24,7 @@ from training.architecture import Architecture, find
 from training.graph import prove
 from training.packing import ArchiveError
 from training.survey import Shape, batch_size, check_layers, check_scores, survey
+from training.weights import load_strictly, load_tensors
 
 FORMAT = 1
 
@@ -179,43 +178,6 @@ def from_files(files: Mapping[str, bytes]) -> Contents:
         raise ArchiveError(f"its card.json and its files disagree on whether there is a {packing.GRAPH}")
     architecture = Architecture(card["architecture"], sources)
     return Contents(card, files[packing.WEIGHTS], architecture, files.get(packing.GRAPH))
-
-
-def load_tensors(path: Path) -> Any:
-    """Read what `torch.save` wrote, without running any code it may hold.
-
-    Raises:
-        ArchiveError: It is missing, damaged, or holds code.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Of an unusual pickle protocol: either it can be read, or we say so.
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as err:
-        raise ArchiveError(f"{path} cannot be read: {err.strerror}") from err
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as err:
-        raise ArchiveError(
-            f"{path} is not a file of tensors: it is damaged, or it holds code (a whole model, TorchScript), which is "
-            "never run here. Write the tensors alone: torch.save(model.state_dict(), path)"
-        ) from err
-
-
-def load_strictly(network: nn.Module, state: Any) -> None:
-    """Load weights, none missing and none left over.
-
-    Args:
-        network: Takes the weights.
-        state: Tensors by name.
-
-    Raises:
-        ArchiveError: `state` is something else, or does not fit.
-    """
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ArchiveError("the file holds no state dict; write one with torch.save(model.state_dict(), path)")
-    try:
-        network.load_state_dict(dict(state), strict=True)
-    except RuntimeError as err:
-        raise ArchiveError(f"the weights do not fit the network (or --arguments are wrong): {err}") from err
 
 
 def check_names(card: Mapping[str, Any]) -> None:

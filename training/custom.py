@@ -6,19 +6,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from handlers.images import Preprocessing
+from handlers.images import Preprocessing, noise
 from training import packing
 from training.architecture import find
-from training.contents import FORMAT, Contents, load_strictly, load_tensors
+from training.contents import FORMAT, Contents
 from training.packing import ArchiveError
+from training.proposal import propose, table
+from training.survey import listing, survey
+from training.weights import find_state, load_strictly, load_tensors
+
+AUTO = "auto"
+"""Instead of layers: those that `propose` chooses."""
 
 
 def from_network(
     architecture: str,
     *,
     name: str,
-    layers: Mapping[str, str],
+    layers: Mapping[str, str] | str,
     preprocessing: Preprocessing,
     state_dict: Path | None = None,
     seed: int | None = None,
@@ -32,9 +39,9 @@ def from_network(
     Args:
         architecture: `path/to/net.py:Name`, `package.module:Name`, or a builder such as `torchvision.models:resnet18`.
         name: What the model is served under.
-        layers: Public name → node of torchvision's feature extraction.
+        layers: Public name → node of torchvision's feature extraction; `AUTO` for those that are proposed.
         preprocessing: What the network takes.
-        state_dict: The weights' file, a state dict or a dict with one under "state_dict".
+        state_dict: The weights' file: a state dict, alone or in a checkpoint, or safetensors.
         seed: Without a file: initialise the network from this seed.
         arguments: The constructor's keyword arguments, plain JSON values.
         classes: Labels in the order of the outputs; none for a network whose output is no scores.
@@ -42,7 +49,8 @@ def from_network(
         description: One sentence for the model card.
 
     Raises:
-        ArchiveError: The network cannot be built, or the weights do not fit it.
+        ArchiveError: The network cannot be built, the weights do not fit it, or no layers were asked for: the text then
+            lists those there are and those proposed.
     """
     constructor = dict(arguments or {})
     if architecture.startswith("torchvision.") and constructor.get("weights"):
@@ -52,10 +60,10 @@ def from_network(
         torch.manual_seed(seed or 0)
         network = found.build(constructor)
         if state_dict is not None:
-            state = load_tensors(state_dict)
-            nested = state.get("state_dict") if isinstance(state, dict) else None
-            load_strictly(network, state if nested is None else nested)
+            load_strictly(network, find_state(load_tensors(state_dict)))
         weights = packing.weights(network.state_dict())
+        if not isinstance(layers, Mapping) or not layers:
+            layers = _proposed(network.eval(), preprocessing, take=layers == AUTO)
     card = {
         "format": FORMAT,
         "model": name,
@@ -69,6 +77,24 @@ def from_network(
         "training": {},
     }
     return Contents(card, weights, found)
+
+
+def _proposed(network: nn.Module, preprocessing: Preprocessing, *, take: bool) -> dict[str, str]:
+    """Return the layers that are proposed, or raise them for the user to choose from."""
+    picture = noise(preprocessing)
+    found = survey(network, picture)
+    _, channels, height, width = picture.shape
+    proposals = propose(network, found, (channels, height, width))
+    if take and proposals:
+        return {one.name: one.node for one in proposals if one.chosen}
+    if not proposals:
+        raise ArchiveError(f"no layers can be proposed; name some with --layers NAME=NODE\n{listing(found)}")
+    chosen = ",".join(f"{one.name}={one.node}" for one in proposals if one.chosen)
+    raise ArchiveError(
+        f"say which layers to publish; nothing was written\n\n{listing(found)}\n\nproposed (stride: input pixels from "
+        f"cell to cell; sees: input pixels that a cell answers to):\n{table(proposals)}\n\n"
+        f"--layers {AUTO} publishes those marked *, which is the same as\n--layers {chosen}"
+    )
 
 
 def read_classes(path: Path) -> list[str]:

@@ -6,11 +6,14 @@ paths of its modules. Axes: `N` batch, `C` channels, `h, w` map cells, `K` class
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
@@ -31,14 +34,19 @@ class Survey:
         shapes: (C, h, w) of every node that makes a map, in the order of the pass.
         nodes: Every node there is, whatever it makes.
         overwritten: Nodes whose map a later operation changed in place, by the node that did it ("" where unknown).
-        traced: Whether the network's graph could be traced.
+        hindrance: Why the network's graph cannot be traced; empty if it can.
     """
 
     output: Any
     shapes: dict[str, Shape] = field(default_factory=dict)
     nodes: list[str] = field(default_factory=list)
     overwritten: dict[str, str] = field(default_factory=dict)
-    traced: bool = True
+    hindrance: str = ""
+
+    @property
+    def traced(self) -> bool:
+        """Whether the network's graph could be traced."""
+        return not self.hindrance
 
 
 def survey(network: nn.Module, picture: Tensor) -> Survey:
@@ -60,19 +68,21 @@ def survey(network: nn.Module, picture: Tensor) -> Survey:
             part.inplace = False  # type: ignore[assignment]
     try:
         with torch.no_grad():
+            network(torch.zeros_like(picture))  # Loading and readiness try a black one.
             output = network(picture)
     except Exception as err:  # The forward pass is the user's code, which may raise anything.
         raise ArchiveError(
-            f"the network fails on a picture of shape {tuple(picture.shape[1:])}: {type(err).__name__}: {err}; "
-            "--channels and --size say what it takes (a network of any size is tried on 32×32)"
+            f"the network fails on a picture of shape {tuple(picture.shape[1:])}, black or noise: "
+            f"{type(err).__name__}: {err}; --channels and --size say what it takes (of any size: tried on 32×32)"
         ) from err
     try:
         train_nodes, nodes = get_graph_node_names(network)
         extractor = create_feature_extractor(
             network, train_return_nodes=train_nodes[-1:], eval_return_nodes=list(nodes)
         ).eval()
-    except Exception:  # Tracing too.
-        return _survey_modules(network, picture)
+    except Exception as err:  # Tracing too. torchvision does so in training mode as well; a failure leaves it there.
+        network.eval()
+        return _survey_modules(network, picture, _reason(err))
     (returned,) = (node.args[0] for node in extractor.graph.nodes if node.op == "output")
     watch = _Watch(extractor, {node: name for name, node in returned.items()})
     with torch.no_grad():
@@ -119,13 +129,12 @@ def check_layers(found: Survey, layers: Mapping[str, str]) -> dict[str, Shape]:
 
 def listing(found: Survey) -> str:
     """Return the nodes that can be published, one a line with the shape of their maps."""
-    kind = "nodes" if found.traced else "modules (the network cannot be traced)"
-    lines = [
-        f"  {name}  {'×'.join(map(str, shape))}"
-        for name, shape in found.shapes.items()
-        if name not in found.overwritten
-    ]
-    return "\n".join([f"{kind} that make maps:", *lines]) if lines else f"no {kind} make maps (1, C, h, w)"
+    kind, why = "nodes", ""
+    if not found.traced:
+        kind, why = "modules", f"the network cannot be traced, so no receptive fields are known: {found.hindrance}\n"
+    maps = {name: shape for name, shape in found.shapes.items() if name not in found.overwritten}
+    lines = [f"  {name}  {'×'.join(map(str, shape))}" for name, shape in maps.items()]
+    return why + ("\n".join([f"{kind} that make maps:", *lines]) if lines else f"no {kind} make maps (1, C, h, w)")
 
 
 def check_scores(found: Survey, classes: int) -> None:
@@ -203,7 +212,15 @@ class _Watch(fx.Interpreter):
         return found
 
 
-def _survey_modules(network: nn.Module, picture: Tensor) -> Survey:
+def _reason(err: Exception) -> str:
+    """Return what went wrong, and the last line outside of torch's own code and this file that led there."""
+    ours = (*torch.__path__, *torchvision.__path__, __file__, "<")  # Generated code has names such as <string>.
+    frames = [frame for frame in traceback.extract_tb(err.__traceback__) if not frame.filename.startswith(ours)]
+    place = f"; line {frames[-1].lineno} of {Path(frames[-1].filename).name}: {frames[-1].line}" if frames else ""
+    return f"{type(err).__name__}: {str(err).partition(chr(10))[0]}{place}"
+
+
+def _survey_modules(network: nn.Module, picture: Tensor, hindrance: str) -> Survey:
     """Look at the modules of a network that cannot be traced, with hooks that are gone afterwards."""
     taken: dict[str, tuple[Tensor, Tensor, int]] = {}
 
@@ -218,7 +235,7 @@ def _survey_modules(network: nn.Module, picture: Tensor) -> Survey:
     handles = [module.register_forward_hook(keep(name)) for name, module in modules]
     try:
         with torch.no_grad():
-            found = Survey(network(picture), nodes=[name for name, _ in modules], traced=False)
+            found = Survey(network(picture), nodes=[name for name, _ in modules], hindrance=hindrance)
     finally:
         for handle in handles:
             handle.remove()
@@ -230,5 +247,4 @@ def _survey_modules(network: nn.Module, picture: Tensor) -> Survey:
 
 
 def _shape(value: Tensor) -> Shape:
-    _, channels, height, width = value.shape
-    return channels, height, width
+    return value.shape[1], value.shape[2], value.shape[3]

@@ -92,6 +92,7 @@ class Eager:
             nodes = get_graph_node_names(self.module)[1]
         except Exception as err:  # Tracing runs the network's own Python, which may raise anything.
             logger.info("network cannot be traced (%s), maps are taken by hooks", type(err).__name__)
+            self.module.eval()  # torchvision traces in training mode too, and a failure leaves it there.
             nodes = [name for name, _ in self.module.named_modules() if name]
             self._check_nodes(nodes)
             return None

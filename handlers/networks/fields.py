@@ -10,16 +10,20 @@ An operation's inputs are a `Field`, `CONSTANT` (weights, numbers: no pixel in i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from handlers.vision import ops
+from handlers.vision import LayerNorm2d, ops
 
 Pair = tuple[int, int]
+
+
+MAP_AXES: Final = (2, 3)
+"""Of (N, C, h, w)."""
 
 
 class Constant:
@@ -37,11 +41,13 @@ class Field:
         size: Input pixels, (height, width).
         stride: Input pixels from one cell to the next.
         start: The first input pixel of cell (0, 0); negative in the padding.
+        axes: Where the map's rows and columns are among the axes of its tensor.
     """
 
     size: Pair = (1, 1)
     stride: Pair = (1, 1)
     start: Pair = (0, 0)
+    axes: Pair = MAP_AXES
 
     def slide(self, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Field:
         """Return the field after a window slides over this map: a convolution or a pool."""
@@ -52,11 +58,16 @@ class Field:
 
     def join(self, other: Field) -> Field | None:
         """Return the field of two maps combined cell by cell; None where their cells do not go together."""
-        if self.stride != other.stride:
+        if (self.stride, self.axes) != (other.stride, other.axes):
             return None
         start = [min(pair) for pair in zip(self.start, other.start, strict=True)]
         ends = [max(a + m, b + n) for a, m, b, n in zip(self.start, self.size, other.start, other.size, strict=True)]
-        return Field((ends[0] - start[0], ends[1] - start[1]), self.stride, (start[0], start[1]))
+        return Field((ends[0] - start[0], ends[1] - start[1]), self.stride, (start[0], start[1]), self.axes)
+
+    def turn(self, order: Sequence[int]) -> Field:
+        """Return the field after the tensor's axes were put in another order, each named by where it was."""
+        places = [axis % len(order) for axis in order]
+        return replace(self, axes=(places.index(self.axes[0]), places.index(self.axes[1])))
 
 
 Answer = Field | Constant | None
@@ -74,6 +85,7 @@ _POINTWISE_MODULES = (
     *(nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Softplus, nn.Softsign),
     *(nn.Softshrink, nn.Hardshrink, nn.Tanhshrink, nn.Threshold, nn.LocalResponseNorm),
     *(ops.FrozenBatchNorm2d, ops.StochasticDepth),
+    LayerNorm2d,  # Over the channels of each cell.
 )
 # Functions, operators and tensor methods, by the name without underscores.
 _POINTWISE_NAMES = """
@@ -102,6 +114,14 @@ def follow(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], field
         return CONSTANT
     if isinstance(operation, nn.Sequential):  # torchvision's own blocks are not taken apart by its tracing.
         return _chain(operation, moving)
+    if isinstance(moving[0], Field) and len(moving) == 1:
+        turned = _turn(operation, moving[0], args, kwargs)
+        if turned is not None:
+            return turned
+        if _is_of_last_axis(operation, args, kwargs) and 3 not in moving[0].axes:
+            return moving[0]
+    if any(isinstance(field, Field) and field.axes != MAP_AXES for field in moving) and not is_pointwise(operation):
+        return None
     if isinstance(operation, _WINDOW_MODULES):
         return _slide(moving[0], vars(operation)) if len(moving) == 1 else None
     names = _WINDOW_FUNCTIONS.get(operation) if isinstance(operation, Callable) else None  # type: ignore[arg-type]
@@ -109,7 +129,7 @@ def follow(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], field
         return _slide(moving[0], _window(dict(zip(names, args, strict=False)) | dict(kwargs)))
     if operation is torch.cat and _dimension(args, kwargs) not in (1, -3):
         return None
-    return _join(moving) if operation is torch.cat or _is_pointwise(operation) else None
+    return _join(moving) if operation is torch.cat or is_pointwise(operation) else None
 
 
 def _chain(parts: nn.Sequential, fields: Sequence[Answer]) -> Answer:
@@ -119,7 +139,27 @@ def _chain(parts: nn.Sequential, fields: Sequence[Answer]) -> Answer:
     return field
 
 
-def _is_pointwise(operation: Any) -> bool:
+def _turn(operation: Any, field: Field, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Field | None:
+    """Return the field after a permutation of axes; None for any other operation."""
+    if isinstance(operation, ops.Permute):
+        return field.turn(operation.dims)
+    if operation == "permute" or operation is torch.permute:
+        order = kwargs.get("dims", args[1:])
+        return field.turn(order[0] if len(order) == 1 else order)
+    return None
+
+
+def _is_of_last_axis(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operation mixes the cells along the tensor's last axis and no others."""
+    if operation is functional.layer_norm:
+        return len(kwargs.get("normalized_shape", args[1] if len(args) > 1 else ())) == 1
+    if isinstance(operation, nn.LayerNorm):
+        return len(operation.normalized_shape) == 1
+    return isinstance(operation, nn.Linear) or operation is functional.linear
+
+
+def is_pointwise(operation: Any) -> bool:
+    """Tell whether an operation makes each cell of the same cell of its inputs: an activation, a norm, an addition."""
     if isinstance(operation, nn.Module):
         return isinstance(operation, _POINTWISE_MODULES)
     if isinstance(operation, str):

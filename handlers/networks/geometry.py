@@ -1,4 +1,4 @@
-"""Where the maps come from: each published layer's shape, receptive field, stride and parameters.
+"""Where the maps come from: each published layer's shape, receptive field, stride, and the operation that makes it.
 
 The network is traced and run once on an empty picture, and every operation says what it does to the rectangle of input
 pixels that a cell answers to (`fields`). Axes: `N` batch, `C` channels, `H, W` picture pixels, `h, w` map cells.
@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from handlers.networks.fields import CONSTANT, Answer, Field, follow
+from handlers.networks.fields import CONSTANT, MAP_AXES, Answer, Field, follow
+from handlers.networks.operations import Operation, of_function, watched
 from handlers.vision import NodePathTracer, ops
 
-_WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding)
 # What torchvision's feature extraction traces with unless told otherwise: the node names depend on it.
 _LEAVES = [part for part in vars(ops).values() if inspect.isclass(part) and issubclass(part, nn.Module)]
 
@@ -33,14 +33,20 @@ class LayerGeometry:
         stride: Input pixels from one cell to the next, (y, x); None where not defined (as are the two below).
         receptive_field: Input pixels that one cell answers to, (height, width): the rectangle that bounds them.
         receptive_field_start: The first input pixel of cell (0, 0), (y, x); negative: padding.
-        parameters: Of the convolution, or other operation with weights, that makes the map.
+        operation: The convolution or linear layer that makes the map: the last one, where branches meet the last one
+            of the branch with the most of them. None where there is none.
     """
 
     shape: tuple[int, ...]
     stride: tuple[int, int] | None
     receptive_field: tuple[int, int] | None
     receptive_field_start: tuple[int, int] | None
-    parameters: int
+    operation: Operation | None
+
+    @property
+    def parameters(self) -> int:
+        """Of the operation that makes the map."""
+        return self.operation.parameters if self.operation else 0
 
 
 def layer_geometry(
@@ -51,7 +57,7 @@ def layer_geometry(
     The model is run in evaluation mode and comes back in the modes it had.
 
     Args:
-        model: The network. One that cannot be traced gets shapes and parameters, and None for the rest.
+        model: The network. One that cannot be traced gets shapes and operations, and None for the rest.
         layers: Public name to node name of `torchvision.models.feature_extraction`, or to module path for a network
             that cannot be traced.
         picture_shape: (C, H, W) of the picture to run it on.
@@ -62,20 +68,17 @@ def layer_geometry(
     Raises:
         ValueError: A layer is bound to a node that is not there, or whose output is not one tensor.
     """
-    weight = next(model.parameters(), torch.empty(0))
-    dtype = weight.dtype if weight.is_floating_point() else torch.float32
-    images = torch.zeros(1, *picture_shape, device=weight.device, dtype=dtype)
+    images = blank(model, picture_shape)
     with _evaluating(model), torch.no_grad():
         try:
-            tracer = NodePathTracer(autowrap_modules=(math, ops), leaf_modules=_LEAVES)
-            graph = tracer.trace(model)
+            graph, names = trace(model)
         except Exception:  # Tracing runs the network's own Python, which may raise anything.
             found = _run_with_hooks(model, layers, images)
         else:
-            names = {node.name: path for node, path in tracer.node_to_qualname.items()}
             _check(layers, names.values())
-            walk = _Walk(fx.GraphModule(tracer.root, graph))
-            walk.run(images)
+            with watched(model) as operations:
+                walk = _Walk(graph, operations)
+                walk.run(images)
             found = {names[node]: step for node, step in walk.steps.items() if node in names}
     _check(layers, found)
     order = list(found)
@@ -83,37 +86,67 @@ def layer_geometry(
     return {name: _describe(found[node]) for name, node in by_position}
 
 
+def trace(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
+    """Trace a network as torchvision's feature extraction does, which may raise anything.
+
+    Returns:
+        Its graph, and the published name of each of the graph's nodes.
+    """
+    tracer = NodePathTracer(autowrap_modules=(math, ops), leaf_modules=_LEAVES)
+    graph = tracer.trace(model)
+    return fx.GraphModule(tracer.root, graph), {node.name: path for node, path in tracer.node_to_qualname.items()}
+
+
+def blank(model: nn.Module, picture_shape: tuple[int, int, int]) -> Tensor:
+    """Return an empty picture (1, C, H, W) of the model's dtype, on its device."""
+    weight = next(model.parameters(), torch.empty(0))
+    dtype = weight.dtype if weight.is_floating_point() else torch.float32
+    return torch.zeros(1, *picture_shape, device=weight.device, dtype=dtype)
+
+
 @dataclass(frozen=True)
 class _Step:
-    """One operation's result: its shape, its field, and the parameters of the weighted operation behind it."""
+    """One operation's result: its shape, its field, and the operation with weights behind it.
+
+    `depth` counts such operations, one after the other. A constant, such as a weight, has the number of learned cells.
+    """
 
     shape: tuple[int, ...]
     field: Answer
-    parameters: int
+    operation: Operation | None
+    depth: int = 0
+    learned: int = 0
 
 
 def _describe(step: _Step) -> LayerGeometry:
-    field = step.field if isinstance(step.field, Field) else None
+    field = step.field if isinstance(step.field, Field) and step.field.axes == MAP_AXES else None
     return LayerGeometry(
         shape=step.shape,
         stride=field.stride if field else None,
         receptive_field=field.size if field else None,
         receptive_field_start=field.start if field else None,
-        parameters=step.parameters,
+        operation=step.operation,
     )
 
 
 class _Walk(fx.Interpreter):
     """Runs a traced network and keeps, for every node by name, the step it made."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, operations: list[Operation]) -> None:
         super().__init__(module)
+        self._operations = operations  # Those of modules, as they run.
         self.steps: dict[str, _Step] = {}
 
     def run_node(self, node: fx.Node) -> Any:
+        before = len(self._operations)
         result = super().run_node(node)
         if isinstance(result, Tensor) and node.op != "output":
-            self.steps[node.name] = _Step(tuple(result.shape[1:]), self._field(node, result), self._parameters(node))
+            own = self._operations[-1] if len(self._operations) > before else self._function(node, result)
+            shape, field = tuple(result.shape[1:]), self._field(node, result)
+            deepest = max(self._inputs(node), key=lambda step: step.depth, default=None)
+            depth = deepest.depth if deepest else 0
+            inherited = deepest.operation if deepest else None
+            self.steps[node.name] = _Step(shape, field, own or inherited, depth + bool(own), self._learned(node))
         return result
 
     def _inputs(self, node: fx.Node) -> list[_Step]:
@@ -141,20 +174,18 @@ class _Walk(fx.Interpreter):
         """Whether all inputs that hold pixels are maps of one size."""
         return len({step.shape[1:] for step in inputs if step.field is not CONSTANT}) == 1
 
-    def _parameters(self, node: fx.Node) -> int:
-        module = self.fetch_attr(str(node.target)) if node.op == "call_module" else None
-        weighted = [part for part in module.modules() if isinstance(part, _WEIGHTED)] if module else []
-        if weighted:
-            return _count(weighted[-1])
-        inputs = self._inputs(node)
+    def _function(self, node: fx.Node, result: Tensor) -> Operation | None:
+        if node.op != "call_function":
+            return None
+        weights = sum(step.learned for step in self._inputs(node))
+        return of_function(node.target, *self.fetch_args_kwargs_from_env(node), result, weights)
+
+    def _learned(self, node: fx.Node) -> int:
         if node.op == "get_attr":
             value = self.fetch_attr(str(node.target))
             return value.numel() if isinstance(value, nn.Parameter) else 0
-        own = sum(step.parameters for step in inputs if step.field is CONSTANT)
-        moving = [step for step in inputs if step.field is not CONSTANT]
-        if own and getattr(node.target, "__name__", "").startswith(("conv", "linear")):
-            return own
-        return moving[0].parameters if moving else own
+        inputs = self._inputs(node)
+        return sum(step.learned for step in inputs) if all(step.field is CONSTANT for step in inputs) else 0
 
 
 def _run_with_hooks(model: nn.Module, layers: Mapping[str, str], images: Tensor) -> dict[str, _Step]:
@@ -162,24 +193,22 @@ def _run_with_hooks(model: nn.Module, layers: Mapping[str, str], images: Tensor)
     modules = {name: module for name, module in model.named_modules() if name}
     _check(layers, modules)
     found: dict[str, _Step] = {}
-    parameters = 0
 
-    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            nonlocal parameters
-            if isinstance(module, _WEIGHTED):
-                parameters = _count(module)
-            if isinstance(output, Tensor):
-                found[name] = _Step(tuple(output.shape[1:]), None, parameters)
+    with watched(model) as operations:
 
-        return hook
+        def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+                if isinstance(output, Tensor):
+                    found[name] = _Step(tuple(output.shape[1:]), None, operations[-1] if operations else None)
 
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    try:
-        model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+            return hook
+
+        handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+        try:
+            model(images)
+        finally:
+            for handle in handles:
+                handle.remove()
     return found
 
 
@@ -193,10 +222,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters(recurse=False))
 
 
 def _check(layers: Mapping[str, str], nodes: Any) -> None:

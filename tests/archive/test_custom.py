@@ -14,10 +14,17 @@ from torch import nn
 from tests.archive.conftest import NET
 from training import packing
 from training.archive import main
+from training.zoo import look_up
 
 Run = Callable[..., tuple[int, str]]
 OWN = ("--name", "own", "--layers", "conv1=relu", "--size", "16x16")
 RANDOM = ("--random-weights", "3")
+STATE = {
+    "conv.weight": torch.rand(4, 3, 3, 3),
+    "conv.bias": torch.rand(4),
+    "fc.weight": torch.rand(3, 4),
+    "fc.bias": torch.rand(3),
+}
 
 
 @pytest.fixture
@@ -119,17 +126,11 @@ def test_random_weights_come_from_the_seed(run: Run, net_file: Path, tmp_path: P
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_state_dict_is_loaded_strictly(nested: bool, run: Run, net_file: Path, tmp_path: Path) -> None:
-    state = {
-        "conv.weight": torch.rand(4, 3, 3, 3),
-        "conv.bias": torch.rand(4),
-        "fc.weight": torch.rand(3, 4),
-        "fc.bias": torch.rand(3),
-    }
-    torch.save({"state_dict": state, "epoch": 3} if nested else state, tmp_path / "weights.pt")
+    torch.save({"state_dict": STATE, "epoch": 3} if nested else STATE, tmp_path / "weights.pt")
     status, shown = run("--arch", f"{net_file}:Net", *OWN, "--state-dict", tmp_path / "weights.pt")
     assert status == 0, shown
-    assert packed(tmp_path)["weights.pt"] == packing.weights(state)
-    torch.save(state | {"more": torch.zeros(1)}, tmp_path / "weights.pt")
+    assert packed(tmp_path)["weights.pt"] == packing.weights(STATE)
+    torch.save(STATE | {"more": torch.zeros(1)}, tmp_path / "weights.pt")
     status, shown = run("--arch", f"{net_file}:Net", *OWN, "--state-dict", tmp_path / "weights.pt")
     assert status == 1
     assert "do not fit" in shown
@@ -281,3 +282,124 @@ def test_the_process_is_what_it_was_afterwards(run: Run, net_file: Path) -> None
     assert after[0] == before[0]
     assert "own_net" not in after[1]
     assert after[2:] == before[2:]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        pytest.param(lambda state: {"model_state_dict": state, "optimizer": {"lr": 0.1}, "epoch": 3}, id="checkpoint"),
+        pytest.param(lambda state: {"model": state}, id="under model"),
+        pytest.param(lambda state: {f"module.{name}": value for name, value in state.items()}, id="DataParallel"),
+        pytest.param(lambda state: {f"_orig_mod.{name}": value for name, value in state.items()}, id="torch.compile"),
+    ],
+)
+def test_a_state_dict_is_found_where_training_loops_put_it(
+    wrap: Callable[[dict[str, torch.Tensor]], object], run: Run, net_file: Path, tmp_path: Path
+) -> None:
+    torch.save(wrap(STATE), tmp_path / "weights.pt")
+    status, shown = run("--arch", f"{net_file}:Net", *OWN, "--state-dict", tmp_path / "weights.pt")
+    assert status == 0, shown
+    assert packed(tmp_path)["weights.pt"] == packing.weights(STATE)
+
+
+def test_safetensors_are_read(run: Run, net_file: Path, tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "weights.safetensors"
+    safetensors.save_file(STATE, path)
+    status, shown = run("--arch", f"{net_file}:Net", *OWN, "--state-dict", path)
+    assert status == 0, shown
+    assert packed(tmp_path)["weights.pt"] == packing.weights(STATE)
+    path.write_bytes(path.read_bytes()[:50])
+    status, shown = run("--arch", f"{net_file}:Net", *OWN, "--state-dict", path)
+    assert (status, "is not a safetensors file" in shown) == (1, True)
+    status, shown = run("--arch", f"{net_file}:Net", *OWN, "--state-dict", tmp_path / "none.safetensors")
+    assert (status, "cannot be read" in shown) == (1, True)
+
+
+def test_safetensors_without_their_package_say_what_is_missing(
+    run: Run, net_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    status, shown = run("--arch", f"{net_file}:Net", *OWN, "--state-dict", tmp_path / "weights.safetensors")
+    assert status == 1
+    assert "needs the package safetensors" in shown
+
+
+def test_what_a_refused_file_asks_for_is_named(run: Run, net_file: Path, tmp_path: Path) -> None:
+    torch.save({"state_dict": STATE, "where": Path("here")}, tmp_path / "weights.pt")
+    status, shown = run("--arch", f"{net_file}:Net", *OWN, "--state-dict", tmp_path / "weights.pt")
+    assert status == 1
+    assert "it asks for pathlib" in shown
+
+
+def test_auto_takes_the_layers_that_are_proposed_without_it(run: Run, net_file: Path, tmp_path: Path) -> None:
+    options = ("--arch", f"{net_file}:Net", "--name", "own", "--size", "16x16", *RANDOM)
+    status, shown = run(*options)
+    assert status == 1
+    assert "* conv1  relu  4×16×16  1×1     3×3   112" in shown
+    assert "--layers conv1=relu" in shown
+    status, shown = run(*options, "--layers", "auto")
+    assert status == 0, shown
+    assert json.loads(packed(tmp_path)["card.json"])["layers"] == {"conv1": "relu"}
+    assert "--models own" in shown
+
+
+def test_without_maps_nothing_can_be_proposed(run: Run) -> None:
+    flat = ("--arch", "torchvision.ops:Permute", "--arguments", '{"dims": [0, 2, 3, 1]}')
+    status, shown = run(*flat, "--name", "flat", "--layers", "auto", *RANDOM)
+    assert status == 1
+    assert "no layers can be proposed" in shown
+
+
+def test_a_network_that_cannot_be_traced_says_where_and_proposes_its_modules(run: Run, net_file: Path) -> None:
+    net_file.write_text(
+        NET.replace("        return self.fc", "        assert images.sum() >= 0\n        return self.fc")
+    )
+    status, shown = run("--arch", f"{net_file}:Net", "--name", "own", "--size", "16x16", *RANDOM)
+    assert status == 1
+    assert "cannot be traced" in shown
+    assert "of own_net.py: assert images.sum() >= 0" in shown
+    assert "* conv1  relu  4×16×16  –" in shown
+
+
+def test_a_network_that_fails_on_black_is_refused_here_and_not_by_the_server(run: Run, net_file: Path) -> None:
+    net_file.write_text(
+        NET.replace("        return self.fc", "        assert images.sum() > 0\n        return self.fc")
+    )
+    status, shown = run("--arch", f"{net_file}:Net", *OWN, *RANDOM)
+    assert status == 1
+    assert "black or noise: AssertionError" in shown
+
+
+class TestTorchvision:
+    def test_a_name_brings_preprocessing_and_classes(self, run: Run, tmp_path: Path) -> None:
+        status, shown = run("--torchvision", "squeezenet1_1", "--layers", "auto", "--size", "64x64", *RANDOM)
+        assert status == 0, shown
+        card = json.loads(packed(tmp_path, "squeezenet1_1")["card.json"])
+        assert card["architecture"] == "torchvision.models:squeezenet1_1"
+        assert (len(card["classes"]), card["classes"][1]) == (1000, "goldfish")
+        assert card["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
+        assert card["preprocessing"]["height"] == 64
+
+    def test_another_head_has_classes_of_its_own(self, run: Run, tmp_path: Path) -> None:
+        options = ("--arguments", '{"num_classes": 2}', "--layers", "a=features.1", "--name", "pets", *RANDOM)
+        status, shown = run("--torchvision", "squeezenet1_1", "--size", "64x64", *options)
+        assert status == 0, shown
+        assert "classes: none" in shown
+        assert json.loads(packed(tmp_path, "pets")["card.json"])["classes"] == []
+
+    def test_a_weights_file_tells_which_weights_it_is_by_its_published_name(self) -> None:
+        assert look_up("efficientnet_b1").weights == "IMAGENET1K_V2"
+        older = look_up("efficientnet_b1", Path("somewhere/efficientnet_b1_rwightman-bac287d4.pth"))
+        assert older.weights == "IMAGENET1K_V1"
+        assert older.preprocessing.size == (240, 240)
+
+    def test_the_size_is_that_of_the_weights(self) -> None:
+        assert look_up("inception_v3").preprocessing.size == (299, 299)
+
+    @pytest.mark.parametrize("name", ["resnet_18", "fcn_resnet50"])
+    def test_a_name_that_is_none_is_explained(self, name: str, run: Run) -> None:
+        status, shown = run("--torchvision", name, "--layers", "auto", *RANDOM)
+        assert status != 0
+        assert "has no classifier" in shown
+        assert "resnet" in shown.rpartition("has no classifier")[2].replace(repr(name), "")

@@ -119,6 +119,14 @@ def test_a_network_that_cannot_be_traced_publishes_its_modules() -> None:
     assert check_layers(found, {"x": "act"}) == {"x": (4, 16, 16)}
 
 
+def test_a_network_that_cannot_be_traced_stays_in_evaluation_mode() -> None:
+    network = nn.Sequential(Untraceable(), nn.BatchNorm1d(2))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert not look(network).traced
+    assert not any(module.training for module in network.modules())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
 def test_an_addition_in_place_in_a_network_that_cannot_be_traced_is_refused() -> None:
     with pytest.raises(ArchiveError, match="'act' is overwritten in place"):
         check_layers(look(UntraceableInPlace()), {"x": "act"})

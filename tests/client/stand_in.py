@@ -157,6 +157,15 @@ def describe(model: str, version: str) -> wire.ModelCard:
                 receptive_field_start=[-1, -1],
                 parameters=448,
                 bytes={"float32": 480, "uint8": 120},
+                input_shape=[8, 6, 5],
+                operation="Conv2d",
+                kernel=[3, 3],
+                step=[1, 1],
+                padding=[1, 1],
+                dilation=[1, 1],
+                groups=2,
+                multiply_adds=4320,
+                dense_parameters=28920,
             ),
             wire.Layer(name="conv2", module="conv2", shape=LAYERS["conv2"], parameters=12),
         ],
@@ -165,6 +174,7 @@ def describe(model: str, version: str) -> wire.ModelCard:
             data="pictures", train_pictures=50, test_pictures=10, epochs=5, test_accuracy=0.75, seconds=1.5, machine="m"
         ),
         limits=wire.Limits(max_images=64, max_image_bytes=1000, max_image_pixels=2000, max_reply_bytes=3000),
+        multiply_adds=12345,
     )
 
 

@@ -24,12 +24,16 @@ def test_a_card_says_all_that_the_service_said(client: Client):
         classes=tuple(CLASSES),
         input=convscope.Input(3, 32, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
         layers=(
-            convscope.Layer("conv1", "relu1", (4, 6, 5), (1, 1), (3, 3), (-1, -1), 448, {"float32": 480, "uint8": 120}),
+            convscope.Layer(
+                *("conv1", "relu1", (4, 6, 5), (1, 1), (3, 3), (-1, -1), 448, {"float32": 480, "uint8": 120}),
+                *((8, 6, 5), "Conv2d", (3, 3), (1, 1), (1, 1), (1, 1), 2, 4320, 28920),
+            ),
             convscope.Layer("conv2", "conv2", (3, 2, 2), None, None, None, 12, {}),
         ),
         parameters=1000,
         training=convscope.Training("pictures", 50, 10, 5, None, 0.75, 1.5, "m", {}),
         limits=convscope.Limits(64, 1000, 2000, 3000),
+        multiply_adds=12345,
     )
 
 

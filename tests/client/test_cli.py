@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 import convscope
 import numpy as np
 import pytest
+from convscope import Client
+from convscope._card_report import card_text
 from convscope._cli import main
 from convscope._table import format_table
 from convscope._wire import convscope_pb2 as wire
@@ -247,10 +250,49 @@ def test_a_card_is_shown_with_its_layers(capsys, url: str):
     assert status == 0
     assert "input        3 channels, 32×32" in out
     assert "accuracy     train –, test 75.00% (n = 10)" in out
-    lines = out.splitlines()
-    assert lines[-3].split() == ["layer", "module", "map", "stride", "sees", "from", "parameters", "bytes", "(float32)"]
-    assert lines[-2].split() == ["conv1", "relu1", "4×6×5", "1×1", "3×3", "-1,", "-1", "448", "480"]
-    assert lines[-1].split() == ["conv2", "conv2", "3×2×2", "–", "–", "–", "12", "–"]
+    assert "network      somewhere:Network, 1,000 parameters, 12,345 multiply-adds a picture" in out
+    flow, costs = (table.splitlines() for table in out.split("\n\n")[1:])
+    assert [line.split() for line in flow] == [
+        [*("layer", "made", "by", "in", "out", "kernel", "stride", "padding", "dilation", "sees", "jump", "from")],
+        [*("conv1", "Conv2d,", "2", "groups", "8×6×5", "4×6×5", "3×3", "1×1", "1×1", "1×1", "3×3", "1×1", "-1,", "-1")],
+        ["conv2", "–", "–", "3×2×2", *"–––––––"],
+    ]
+    assert [line.split() for line in costs] == [
+        [
+            *(
+                "layer",
+                "node",
+                "parameters",
+                "fully",
+                "connected",
+                "multiply-adds",
+                "float32",
+                "float16",
+                "uint8",
+                "bytes",
+            )
+        ],
+        [*("conv1", "relu1", "448", "28,920", "4,320", "480", "–", "120")],
+        [*("conv2", "conv2", "12", "–", "–", "–", "–", "–")],
+    ]
+
+
+def test_a_card_of_large_numbers_and_many_classes_fits_a_terminal(client: Client):
+    card = client.model_card("cifar")
+    layer = dataclasses.replace(
+        card.layers[0],
+        **dict.fromkeys(["input_shape", "shape"], (2048, 224, 224)),
+        **dict.fromkeys(["parameters", "multiply_adds"], 10**10),
+        dense_parameters=10**13,
+        receptive_field=(1688, 1688),
+        receptive_field_start=(-828, -828),
+        bytes=dict.fromkeys(["float32", "float16", "uint8"], 10**8),
+    )
+    large = dataclasses.replace(card, layers=(layer,), classes=("quite a long label",) * 1000)
+    lines = card_text(large).splitlines()
+    assert max(map(len, lines)) <= 120
+    assert [line for line in lines if line.startswith("classes      1,000: quite a long label")]
+    assert len(lines) < 20
 
 
 def test_a_card_in_json_is_the_whole_card(capsys, url: str):

@@ -154,9 +154,11 @@ def test_the_handler_writes_the_golden_card() -> None:
     values = MessageToDict(expected.card, preserving_proto_field_name=True)
     for name in ("max_image_bytes", "max_image_pixels", "max_reply_bytes"):  # JSON writes 64-bit numbers as text.
         values["limits"][name] = int(values["limits"][name])
-    values["parameters"] = int(values["parameters"])
+    for place in (values, *values["layers"]):
+        place |= {
+            name: int(place[name]) for name in ("parameters", "multiply_adds", "dense_parameters") if name in place
+        }
     for layer in values["layers"]:
-        layer |= {"parameters": int(layer["parameters"])}
         layer["bytes"] = {dtype: int(size) for dtype, size in layer["bytes"].items()}
     encoded = card.encode(values, PROTOBUF)
     assert wire.PredictReply.FromString(encoded.close()) == expected

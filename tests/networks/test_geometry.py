@@ -8,7 +8,8 @@ from torch.nn import functional
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from handlers.networks import NETWORKS
-from handlers.networks.geometry import LayerGeometry, layer_geometry
+from handlers.networks.geometry import layer_geometry
+from handlers.networks.operations import Operation
 
 
 class Residual(nn.Module):
@@ -58,21 +59,35 @@ STACKS = {
 }
 
 
-def gradient_rows(model, node, shape, cell):
-    """Return the rectangle of pixels (top, left, bottom, right; inclusive) that one cell's gradient reaches."""
-    images = torch.rand(1, *shape, dtype=torch.float64, requires_grad=True)
-    maps = create_feature_extractor(model.double().eval(), {node: "map"})(images)["map"]
+def reached(model, node, shape, cell, dtype=torch.float64):
+    """Return which pixels (H, W) have a part in a cell: those with a gradient."""
+    images = torch.rand(1, *shape, dtype=dtype, requires_grad=True)
+    maps = create_feature_extractor(model.to(dtype).eval(), {node: "map"})(images)["map"]
     maps[0, :, cell[0], cell[1]].abs().sum().backward()
-    ys, xs = torch.nonzero(images.grad[0].abs().sum(0), as_tuple=True)
-    return ys.min().item(), xs.min().item(), ys.max().item(), xs.max().item()
+    return images.grad[0].abs().sum(0) > 0
 
 
-def stated_rows(geometry, cell):
-    """Return the same rectangle as the geometry states it."""
-    corners = zip(geometry.receptive_field_start, cell, geometry.stride, strict=True)
-    tops = [first + i * step for first, i, step in corners]
-    ends = [top + size - 1 for top, size in zip(tops, geometry.receptive_field, strict=True)]
-    return (*tops, *ends)
+def stated(geometry, cell, size):
+    """Return the same pixels (H, W) as the geometry states them."""
+    pixels = torch.zeros(size, dtype=torch.bool)
+    corners = zip(geometry.receptive_field_start, cell, geometry.stride, geometry.receptive_field, strict=True)
+    rows, columns = (slice(max(0, first + i * step), first + i * step + length) for first, i, step, length in corners)
+    pixels[rows, columns] = True
+    return pixels
+
+
+def box(pixels):
+    """Return the rectangle that bounds some pixels, as pixels."""
+    rows, columns = (torch.nonzero(pixels.any(axis)).flatten() for axis in (1, 0))
+    filled = torch.zeros_like(pixels)
+    filled[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+    return filled
+
+
+def plain(geometry):
+    """Return what a geometry says of its map, and its operation's parameters."""
+    field = (geometry.stride, geometry.receptive_field, geometry.receptive_field_start)
+    return geometry.shape, *field, geometry.parameters
 
 
 def positive(model):
@@ -86,6 +101,16 @@ def positive(model):
     return model
 
 
+def averaging(model):
+    """Put averages where the model takes maxima, whose gradient reaches one of their inputs only."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.MaxPool2d):
+            owner, _, attribute = name.rpartition(".")
+            pool = nn.AvgPool2d(module.kernel_size, module.stride, module.padding)
+            setattr(model.get_submodule(owner), attribute, pool)
+    return model
+
+
 @pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")
 @pytest.mark.parametrize("name", STACKS)
 @pytest.mark.parametrize("step", [0, 1], ids=["centre", "beside"])
@@ -94,7 +119,11 @@ def test_the_pixels_with_a_gradient_are_exactly_those_stated(name, step):
     node = str(len(model) - 1)
     geometry = layer_geometry(model.float(), {"last": node}, (1, 31, 33))["last"]
     cell = (geometry.shape[1] // 2 + step, geometry.shape[2] // 2 + step)
-    assert gradient_rows(model, node, (1, 31, 33), cell) == stated_rows(geometry, cell)
+    found = reached(model, node, (1, 31, 33), cell)
+    if name == "dilated":
+        assert not torch.equal(found, box(found)), "dilation leaves holes; what is stated bounds them"
+        found = box(found)
+    assert torch.equal(found, stated(geometry, cell, (31, 33)))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -107,10 +136,46 @@ def test_the_served_networks_state_exactly_the_pixels_with_a_gradient(name):
         model = network() if name == "edges" else positive(network())
         geometry = layer_geometry(model, network.layers, shape)[public]
         cell = (geometry.shape[1] // 2, geometry.shape[2] // 2)
-        for part, module in model.named_children():
-            if isinstance(module, nn.MaxPool2d):
-                setattr(model, part, nn.AvgPool2d(2))  # A maximum's gradient reaches one of its four inputs only.
-        assert gradient_rows(model, node, shape, cell) == stated_rows(geometry, cell)
+        found = reached(averaging(model), node, shape, cell)
+        if name == "edges":
+            found = box(found)  # The middle row of its kernel is zero.
+        assert torch.equal(found, stated(geometry, cell, shape[1:]))
+        assert found.sum() == geometry.receptive_field[0] * geometry.receptive_field[1], "some of it lies outside"
+
+
+RESNET18 = {"conv1": "relu", "pool": "maxpool"} | {
+    f"block{2 * stage + block - 1}": f"layer{stage}.{block}.relu_1" for stage in (1, 2, 3, 4) for block in (0, 1)
+}
+
+
+def shrunk(model):
+    """Make every weight positive, and each operation an average at most, so that no number overflows."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.uniform_(module.weight, 0.5, 1)
+            module.weight.data /= module.weight[0].numel()
+    return model
+
+
+@pytest.mark.parametrize("name", RESNET18)
+def test_resnet18_states_exactly_the_pixels_with_a_gradient(name):
+    model = shrunk(torchvision.models.resnet18(weights=None))
+    geometry = layer_geometry(model, RESNET18, (3, 480, 480))[name]
+    cell = (geometry.shape[1] // 2, geometry.shape[2] // 2)
+    found = reached(averaging(model), RESNET18[name], (3, 480, 480), cell, torch.float32)
+    assert torch.equal(found, stated(geometry, cell, (480, 480)))
+    assert found.sum() == geometry.receptive_field[0] ** 2, "some of it lies outside"
+
+
+def test_convnext_states_exactly_the_pixels_with_a_gradient():
+    """Its blocks turn their maps' axes, normalise each cell's channels and mix them with linear layers."""
+    model = shrunk(torchvision.models.convnext_tiny(weights=None, stochastic_depth_prob=0.0))
+    layers = {"conv1": "features.0", "block1": "features.1.0.add", "block4": "features.3.0.add"}
+    for name, geometry in layer_geometry(model, layers, (3, 200, 200)).items():
+        cell = (geometry.shape[1] // 2, geometry.shape[2] // 2)
+        found = reached(model, layers[name], (3, 200, 200), cell)
+        assert torch.equal(found, stated(geometry, cell, (200, 200)))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +216,7 @@ def test_the_served_networks_state_exactly_the_pixels_with_a_gradient(name):
 )
 def test_the_served_networks_geometry_by_hand(network, shape, expected):
     found = layer_geometry(NETWORKS[network](), NETWORKS[network].layers, shape)
-    assert found == {name: LayerGeometry(*values) for name, values in expected.items()}
+    assert {name: plain(geometry) for name, geometry in found.items()} == expected
 
 
 def test_added_branches_answer_to_the_larger_and_global_stages_to_no_patch():
@@ -159,12 +224,13 @@ def test_added_branches_answer_to_the_larger_and_global_stages_to_no_patch():
     layers = {"last": "last", "sum": "add", "scores": "head", "pooled": "adaptive_avg_pool2d", "half": "avg_pool2d"}
     found = layer_geometry(model, layers, (3, 20, 20))
     assert list(found) == ["sum", "half", "last", "pooled", "scores"]
-    assert found["sum"] == LayerGeometry((4, 20, 20), (1, 1), (5, 5), (-2, -2), 3 * 4 * 9 + 4)
+    assert plain(found["sum"]) == ((4, 20, 20), (1, 1), (5, 5), (-2, -2), 3 * 4 * 9 + 4)
     assert found["half"].receptive_field == (6, 6)
-    assert found["last"] == LayerGeometry((4, 4, 4), (4, 4), (10, 10), (-2, -2), 4 * 4 * 9)
-    assert found["pooled"] == LayerGeometry((4, 1, 1), None, None, None, 4 * 4 * 9)
-    assert found["scores"] == LayerGeometry((2,), None, None, None, 4 * 2 + 2)
-    assert gradient_rows(model, "last", (3, 20, 20), (2, 2)) == stated_rows(found["last"], (2, 2))
+    assert plain(found["last"]) == ((4, 4, 4), (4, 4), (10, 10), (-2, -2), 4 * 4 * 9)
+    assert plain(found["pooled"]) == ((4, 1, 1), None, None, None, 4 * 4 * 9)
+    assert plain(found["scores"]) == ((2,), None, None, None, 4 * 2 + 2)
+    last = reached(model, "last", (3, 20, 20), (2, 2))
+    assert torch.equal(last, stated(found["last"], (2, 2), (20, 20)))
 
 
 def test_a_residual_network_of_torchvision_has_the_fields_its_papers_give():
@@ -182,7 +248,7 @@ def test_a_residual_network_of_torchvision_has_the_fields_its_papers_give():
 def test_blocks_that_torchvision_does_not_take_apart_are_followed_inside():
     model = torchvision.models.mobilenet_v2(weights=None)
     found = layer_geometry(model, {"first": "features.0", "last": "features.18"}, (3, 64, 64))
-    assert found["first"] == LayerGeometry((32, 32, 32), (2, 2), (3, 3), (-1, -1), 3 * 32 * 9)
+    assert plain(found["first"]) == ((32, 32, 32), (2, 2), (3, 3), (-1, -1), 3 * 32 * 9)
     assert found["last"].receptive_field == (491, 491)
 
 
@@ -197,10 +263,11 @@ def test_channel_attention_answers_to_all_pixels():
 def test_a_network_that_cannot_be_traced_gets_shapes_and_parameters_but_no_patch():
     model = Branching()
     found = layer_geometry(model, {"scores": "fc", "map": "relu"}, (1, 8, 9))
-    assert found == {
-        "map": LayerGeometry((2, 6, 7), None, None, None, 20),
-        "scores": LayerGeometry((3,), None, None, None, 9),
+    assert {name: plain(geometry) for name, geometry in found.items()} == {
+        "map": ((2, 6, 7), None, None, None, 20),
+        "scores": ((3,), None, None, None, 9),
     }
+    assert found["map"].operation == Operation("Conv2d", (1, 8, 9), (2, 6, 7), 20, (3, 3), (1, 1), (0, 0), (1, 1), 1)
     assert list(found) == ["map", "scores"]
     assert not any(module._forward_hooks for module in model.modules())
 

@@ -36,8 +36,18 @@ class Layer:
         receptive_field: Input pixels one cell answers to, (height, width); None where not defined.
         receptive_field_start: First input pixel of cell (0, 0), (y, x), negative in the padding; None where not
             defined.
-        parameters: Of the operation that makes the map.
+        parameters: Of the operation with weights that makes the map, which is what all below but `bytes` are of.
         bytes: Size of the whole map by dtype name.
+        input_shape: (C, h, w) of what it takes; empty where there is none.
+        operation: `Conv2d`, `Linear`, ...; empty where there is none.
+        kernel: Cells of its window, (height, width); empty for a linear layer, as are the next three.
+        step: Its own stride in cells of its input, (y, x).
+        padding: Cells added before the first one, (y, x).
+        dilation: Input cells from one cell of the window to the next, (y, x).
+        groups: Groups of channels that do not mix; 0 for a linear layer.
+        multiply_adds: For one picture; a multiplication and its addition count as one.
+        dense_parameters: What a fully connected layer between the same shapes would have: a weight for each pair of
+            cells and a bias for each output cell.
     """
 
     name: str
@@ -48,6 +58,15 @@ class Layer:
     receptive_field_start: tuple[int, ...] | None
     parameters: int
     bytes: dict[str, int]
+    input_shape: tuple[int, ...] = ()
+    operation: str = ""
+    kernel: tuple[int, ...] = ()
+    step: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 0
+    multiply_adds: int = 0
+    dense_parameters: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,6 +130,7 @@ class ModelCard:
         parameters: Of the whole network.
         training: None for a network that was not trained.
         limits: Of a request and a reply.
+        multiply_adds: Of the whole network for one picture; 0 from a service that does not say.
     """
 
     model: str
@@ -125,3 +145,4 @@ class ModelCard:
     parameters: int
     training: Training | None
     limits: Limits
+    multiply_adds: int = 0

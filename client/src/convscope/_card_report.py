@@ -1,26 +1,36 @@
-"""What the command line says of a model card."""
+"""What the command line says of a model card: facts, how pictures flow through the network, and what that costs."""
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 from convscope._table import format_table, printable
 
 if TYPE_CHECKING:
-    from convscope._card import ModelCard
+    from convscope._card import Layer, ModelCard
+
+_COLUMNS = 120  # Of a terminal.
+_NONE = "–"
 
 
 def card_text(card: ModelCard) -> str:
-    """Return a model card as text."""
+    """Return a model card as text, at most 120 columns wide unless a name is very long.
+
+    The first table follows the data: what each map's convolution takes, how it looks at it, and which input pixels
+    ("sees", "jump" from cell to cell, "from" where in the picture) a cell then answers to. The second one says what the
+    same convolution costs, beside a fully connected layer between the same shapes, and what the map weighs.
+    """
     size = "any size" if card.input.height is None else f"{card.input.height}×{card.input.width}"
     facts = [
         ("model", f"{card.model} {card.version}"),
         ("description", card.description),
-        ("network", f"{card.architecture}, {card.parameters:,} parameters"),
+        ("network", f"{card.architecture}, {card.parameters:,} parameters,"
+         f" {_count(card.multiply_adds)} multiply-adds a picture"),
         ("runs on", f"{card.device} ({card.engine})"),
         ("input", f"{card.input.channels} channel{'s' * (card.input.channels != 1)}, {size}"),
         ("normalised", _normalisation(card)),
-        ("classes", ", ".join(card.classes) or "none"),
+        ("classes", f"{len(card.classes):,}: {', '.join(card.classes)}" if card.classes else "none"),
         ("limits", f"{card.limits.max_images} pictures a request, {card.limits.max_image_bytes:,} bytes and"
          f" {card.limits.max_image_pixels:,} pixels a picture, {card.limits.max_reply_bytes:,} bytes a reply"),
     ]  # fmt: skip
@@ -32,23 +42,52 @@ def card_text(card: ModelCard) -> str:
             ("accuracy", f"train {_percent(training.train_accuracy)}, test {_percent(training.test_accuracy)}"
              f" (n = {training.test_pictures:,})"),
         ]  # fmt: skip
-    layers = [
+    width = max(len(name) for name, _ in facts) + 2
+    lines = [_fact(name.ljust(width), printable(value)) for name, value in facts if value]
+    return "\n".join(lines) + "\n\n" + _flow(card) + "\n\n" + _costs(card)
+
+
+def _flow(card: ModelCard) -> str:
+    """Return the table of what happens to a picture on its way."""
+    header = ["layer", "made by", "in", "out", "kernel", "stride", "padding", "dilation", "sees", "jump", "from"]
+    return format_table(header, [_flow_row(layer) for layer in card.layers])
+
+
+def _flow_row(layer: Layer) -> list[str]:
+    made_by = layer.operation or _NONE
+    if layer.groups > 1:
+        made_by += f", {layer.groups} groups"
+    return [
+        layer.name,
+        made_by,
+        _product(layer.input_shape),
+        _product(layer.shape),
+        *map(_product, (layer.kernel, layer.step, layer.padding, layer.dilation)),
+        _product(layer.receptive_field),
+        _product(layer.stride),
+        _NONE if layer.receptive_field_start is None else ", ".join(map(str, layer.receptive_field_start)),
+    ]
+
+
+def _costs(card: ModelCard) -> str:
+    """Return the table of what each layer costs."""
+    header = ["layer", "node", "parameters", "fully connected", "multiply-adds", "float32", "float16", "uint8 bytes"]
+    rows = [
         [
             layer.name,
             layer.module,
-            "×".join(map(str, layer.shape)),
-            _pair(layer.stride),
-            _pair(layer.receptive_field),
-            "–" if layer.receptive_field_start is None else ", ".join(map(str, layer.receptive_field_start)),
-            f"{layer.parameters:,}",
-            f"{layer.bytes['float32']:,}" if "float32" in layer.bytes else "–",
+            *map(_count, (layer.parameters, layer.dense_parameters, layer.multiply_adds)),
+            *(_count(layer.bytes.get(dtype, 0)) for dtype in ("float32", "float16", "uint8")),
         ]
         for layer in card.layers
     ]
-    header = ["layer", "module", "map", "stride", "sees", "from", "parameters", "bytes (float32)"]
-    width = max(len(name) for name, _ in facts)
-    lines = [f"{name:<{width}}  {printable(value)}" for name, value in facts if value]
-    return "\n".join(lines) + "\n\n" + format_table(header, layers, right=(6, 7))
+    return format_table(header, rows, right=range(2, 8))
+
+
+def _fact(name: str, value: str) -> str:
+    """Return a fact in lines of the terminal's width, three at most."""
+    lines = textwrap.wrap(value, _COLUMNS - len(name), max_lines=3, placeholder=" ...", break_on_hyphens=False)
+    return name + ("\n" + " " * len(name)).join(lines)
 
 
 def _normalisation(card: ModelCard) -> str:
@@ -57,8 +96,12 @@ def _normalisation(card: ModelCard) -> str:
     return f"mean {_numbers(card.input.mean)}, std {_numbers(card.input.std)}"
 
 
-def _pair(pair: tuple[int, ...] | None) -> str:
-    return "–" if pair is None else "×".join(map(str, pair))
+def _product(numbers: tuple[int, ...] | None) -> str:
+    return "×".join(map(str, numbers)) if numbers else _NONE
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number else _NONE
 
 
 def _numbers(values: tuple[float, ...]) -> str:
@@ -66,4 +109,4 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.2%}"
+    return _NONE if share is None else f"{share:.2%}"

@@ -259,6 +259,7 @@ def read_card(reply: wire.PredictReply, *, request_id: str = "") -> ModelCard:
             max_image_pixels=card.limits.max_image_pixels,
             max_reply_bytes=card.limits.max_reply_bytes,
         ),
+        multiply_adds=card.multiply_adds,
     )
 
 
@@ -273,6 +274,15 @@ def _layer(layer: wire.Layer) -> Layer:
         receptive_field_start=tuple(layer.receptive_field_start) or None,
         parameters=layer.parameters,
         bytes=dict(sorted(layer.bytes.items())),
+        input_shape=tuple(layer.input_shape),
+        operation=layer.operation,
+        kernel=tuple(layer.kernel),
+        step=tuple(layer.step),
+        padding=tuple(layer.padding),
+        dilation=tuple(layer.dilation),
+        groups=layer.groups,
+        multiply_adds=layer.multiply_adds,
+        dense_parameters=layer.dense_parameters,
     )
 
 

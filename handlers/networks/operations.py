@@ -1,0 +1,166 @@
+"""Operations with weights: what a convolution or a linear layer does, and what it costs for one picture.
+
+Multiply-adds count one multiplication and the addition that goes with it as one; biases, normalisations, activations
+and pools are not counted.
+
+    convolution              output cells · (input channels / groups) · kernel cells
+    transposed convolution   input cells · (output channels / groups) · kernel cells
+    linear                   output cells · input features
+
+Axes: `C` channels, `h, w` map cells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+Numbers = tuple[int, ...]
+_Convolution = nn.modules.conv._ConvNd
+
+CONVOLUTIONS: Mapping[Any, Sequence[str]] = {
+    functional.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+}
+"""Convolutions that are functions, with the names of their arguments in order."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation with weights, as it worked on one picture.
+
+    Attributes:
+        kind: `Conv2d`, `Linear`, ...: the name of torch's module for it.
+        input_shape: Of what it took, without the batch: (C, h, w).
+        output_shape: Of what it made, likewise.
+        parameters: Its weights and biases.
+        kernel: Cells of its window, (height, width); empty where there is no window (as are the three below).
+        step: Input cells from one window to the next, (y, x): its own stride.
+        padding: Cells added before the first one, (y, x).
+        dilation: Input cells from one cell of the window to the next, (y, x).
+        groups: Into how many groups its channels fall that do not mix; 0 where there is no window.
+    """
+
+    kind: str
+    input_shape: Numbers
+    output_shape: Numbers
+    parameters: int
+    kernel: Numbers = ()
+    step: Numbers = ()
+    padding: Numbers = ()
+    dilation: Numbers = ()
+    groups: int = 0
+
+    @property
+    def multiply_adds(self) -> int:
+        """For one picture; this module says how they are counted."""
+        if not self.groups:
+            return math.prod(self.output_shape) * self.input_shape[-1]
+        cells, channels = self.output_shape, self.input_shape[0]
+        if self.kind.startswith("ConvTranspose"):
+            cells, channels = self.input_shape, self.output_shape[0]
+        return math.prod(cells) * (channels // self.groups) * math.prod(self.kernel)
+
+    @property
+    def dense_parameters(self) -> int:
+        """What a fully connected layer between the same shapes has: a weight a pair of cells, a bias an output cell."""
+        cells = math.prod(self.output_shape)
+        return math.prod(self.input_shape) * cells + cells
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[list[Operation]]:
+    """Note every convolution and linear layer that runs as a module, in the order of running.
+
+    The hooks are gone afterwards, also after a failure.
+    """
+    found: list[Operation] = []
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        found.append(_of_module(module, inputs[0], output))
+
+    weighted = [module for module in model.modules() if isinstance(module, _Convolution | nn.Linear)]
+    handles = [module.register_forward_hook(note) for module in weighted]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def of_function(
+    function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor, parameters: int
+) -> Operation | None:
+    """Return what a functional convolution or linear layer did; None for any other function.
+
+    Args:
+        function: That was called.
+        args: Its positional arguments, as values.
+        kwargs: Its arguments by name, as values.
+        output: (1, ...), what it made.
+        parameters: Cells of its weights that the network learned.
+    """
+    if function is functional.linear:
+        images = kwargs.get("input", args[0] if args else None)
+        return Operation("Linear", _shape(images), _shape(output), parameters)
+    if function not in CONVOLUTIONS:
+        return None
+    named = dict(zip(CONVOLUTIONS[function], args, strict=False)) | dict(kwargs)
+    settings = named | {"kernel_size": tuple(named["weight"].shape[2:])}
+    return _convolution("Conv2d", named["input"], output, parameters, settings)
+
+
+def count_multiply_adds(model: nn.Module, images: Tensor) -> int:
+    """Return the multiply-adds of the whole network: those above and every other product of matrices, as torch counts.
+
+    Args:
+        model: In evaluation mode.
+        images: (1, C, H, W), what it takes.
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(images)
+    return int(counter.get_total_flops()) // 2  # Torch counts a multiplication and an addition as two.
+
+
+def _of_module(module: nn.Module, images: Tensor, output: Tensor) -> Operation:
+    parameters = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+    if isinstance(module, nn.Linear):
+        return Operation("Linear", _shape(images), _shape(output), parameters)
+    bases = (kind.__name__ for kind in type(module).__mro__ if kind.__module__ == nn.modules.conv.__name__)
+    return _convolution(next(bases), images, output, parameters, vars(module))
+
+
+def _convolution(kind: str, images: Tensor, output: Tensor, parameters: int, settings: Mapping[str, Any]) -> Operation:
+    kernel = tuple(settings["kernel_size"])
+    dilation = _each(settings.get("dilation", 1), kernel)
+    padding = settings.get("padding", 0)
+    if padding == "same":  # An even kernel adds one cell more after the last one.
+        padding = tuple(step * (size - 1) // 2 for step, size in zip(dilation, kernel, strict=True))
+    return Operation(
+        kind,
+        _shape(images),
+        _shape(output),
+        parameters,
+        kernel,
+        _each(settings.get("stride", 1), kernel),
+        _each(0 if padding == "valid" else padding, kernel),
+        dilation,
+        settings.get("groups", 1),
+    )
+
+
+def _each(value: Any, kernel: Numbers) -> Numbers:
+    """Return a setting with a number an axis, however it was given."""
+    numbers = (value,) if isinstance(value, int) else tuple(int(number) for number in value)
+    return numbers * len(kernel) if len(numbers) == 1 else numbers
+
+
+def _shape(value: Tensor | None) -> Numbers:
+    return () if value is None else tuple(value.shape[1:])
