@@ -35,7 +35,7 @@ def kernels(network: nn.Module, node: str, layer: str) -> NDArray[np.float32]:
     were added, the first of them, to the first operation with weights of its own.
 
     Args:
-        network: The network.
+        network: The network, in evaluation mode.
         node: The map's node, as `torchvision.models.feature_extraction` names it, or its module path in a network that
             cannot be traced.
         layer: The layer's public name, for the message.
@@ -81,7 +81,7 @@ def encode(
 def _weight_behind(network: nn.Module, name: str) -> Tensor | None:
     """Return the weight of the convolution behind a node."""
     try:
-        graph = create_feature_extractor(network, {name: "map"}).eval()
+        graph = create_feature_extractor(network, {name: "map"})
     except Exception:  # Tracing runs the network's own Python, which may raise anything.
         return _last_convolution(dict(network.named_modules()).get(name))
     sources = next(node for node in graph.graph.nodes if node.op == "output").all_input_nodes

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from convscope._wire import convscope_pb2 as wire
+
 from handlers.service import Service
 from tests.client.stand_in import StandIn, serve
-from convscope._wire import convscope_pb2 as wire
 
 
 @contextmanager

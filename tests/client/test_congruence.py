@@ -43,12 +43,14 @@ QUESTIONS: dict[str, Callable[[Client], Any]] = {
     "many, all bad": lambda client: client.predict([b"bad 1", b"bad 2"], model="cifar"),
     "arrays": lambda client: client.predict(np.zeros((3, 8, 8, 3), np.float32), model="cifar"),
     "card": lambda client: client.model_card("cifar", "3"),
+    "filters": lambda client: client.filters("cifar", "conv1").tolist(),
     "ready": lambda client: client.ready("cifar"),
 }
 FAILURES: dict[str, Callable[[Client], Any]] = {
     "a bad picture": lambda client: client.predict(b"bad", model="cifar"),
     "an unknown layer": lambda client: client.predict(b"cat", model="cifar", layers="conv7"),
     "babble": lambda client: client.predict(b"cat", model="babbler"),
+    "filters refused": lambda client: client.filters("error-bad_request", "conv1"),
     **{code: lambda client, code=code: client.predict(b"cat", model=f"error-{code}") for code in CODES},
     **{f"card, {code}": lambda client, code=code: client.model_card(f"error-{code}") for code in CODES},
     **{name: lambda client, name=name: client.predict([b"cat"], model=name) for name in ("missing", "old", "full")},

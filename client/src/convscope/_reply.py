@@ -146,7 +146,7 @@ def read_filters(reply: wire.PredictReply, *, request_id: str = "") -> NDArray[n
     if reply.HasField("error"):
         raise error_from_code(reply.error.code, reply.error.message, _request_id(reply, request_id))
     if not reply.HasField("filters"):
-        raise ProtocolError("filters were asked for and none came back; the service may be too old to know them")
+        raise ProtocolError("filters were asked for and none came back")
     filters = read_tensor(reply.filters)
     if filters.ndim != 4:
         raise ProtocolError(f"filters have four axes, not the shape {filters.shape}")

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from convscope.probes._probe import Probe
 
+_QUANTITIES = {"scores": "share", "energy": "share of the energy"}  # All other measures are relative distances.
 _MARKS = "osD^vP*X"  # So that lines are told apart without colour.
 
 
@@ -29,7 +30,7 @@ def draw_probe(probe: Probe) -> Figure:
     for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for number, (name, curve) in enumerate(curves.items()):
             axes.plot(probe.steps, curve, marker=_MARKS[number % len(_MARKS)], markersize=4, label=name)
-        axes.set(title=title, xlabel=probe.unit)
+        axes.set(title=title, xlabel=probe.unit, ylabel=_QUANTITIES.get(title, "relative distance"))
         axes.set_ylim(bottom=0, top=1.02 if title == "scores" else None)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
