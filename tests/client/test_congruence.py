@@ -43,7 +43,6 @@ QUESTIONS: dict[str, Callable[[Client], Any]] = {
     "many, all bad": lambda client: client.predict([b"bad 1", b"bad 2"], model="cifar"),
     "arrays": lambda client: client.predict(np.zeros((3, 8, 8, 3), np.float32), model="cifar"),
     "card": lambda client: client.model_card("cifar", "3"),
-    "filters": lambda client: client.filters("cifar", "conv1").tolist(),
     "ready": lambda client: client.ready("cifar"),
 }
 FAILURES: dict[str, Callable[[Client], Any]] = {

@@ -64,6 +64,7 @@ def draw_spectra(kernels: NDArray[np.float32], *, title: str) -> Figure:
         place.imshow(tile, cmap="gray", vmin=0, extent=extent, interpolation="nearest")
         place.set_xticks([-0.5, 0, 0.5])
         place.set_yticks([-0.5, 0, 0.5])
+        place.set(xlim=extent[:2], ylim=extent[2:])  # Ticks at 0.5 would widen them.
         place.tick_params(labelsize="xx-small")
         place.set_title(name, fontsize="small")
     return figure
