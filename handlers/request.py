@@ -23,7 +23,7 @@ from handlers.options import OPTION_NAMES, Options
 from handlers.trace import Trace
 from handlers.wire import convscope_pb2 as wire
 
-_PLAIN_KEYS = ("data", *OPTION_NAMES, "describe", "accept", "request_id")
+_PLAIN_KEYS = ("data", *OPTION_NAMES, "describe", "filters", "accept", "request_id")
 _HEADER_PREFIX = "x-convscope-"
 _PROTOBUF_TYPES = ("application/x-protobuf", "application/protobuf")
 
@@ -40,12 +40,14 @@ class Request:
         options: What to answer about them.
         media_type: What to answer in.
         describe: Answer the model card instead.
+        filters: Answer the kernels behind this layer instead; empty for no such question.
     """
 
     pictures: tuple[Bytes, ...]
     options: Options
     media_type: str
     describe: bool = False
+    filters: str = ""
 
 
 def request_headers(properties: Mapping[str, Any]) -> dict[str, str]:
@@ -127,6 +129,8 @@ def _from_protobuf(body: Any, trace: Trace, media_type: str, max_images: int) ->
     trace.identify(message.request_id)
     if message.describe:
         return Request((), Options(), media_type, describe=True)
+    if message.filters:
+        return Request((), Options(), media_type, filters=message.filters)
     check_count(len(message.pictures), max_images)
     return Request(tuple(message.pictures), Options.from_message(message), media_type)
 
@@ -138,6 +142,12 @@ def _from_json(body: Any, headers: Mapping[str, str], trace: Trace, media_type: 
     _check_keys(body, _PLAIN_KEYS)
     if body.get("describe") is True:
         return Request((), Options(), media_type, describe=True)
+    if isinstance(body.get("accept"), str):
+        media_type = choose(body["accept"], default=media_type)
+    if body.get("filters") is not None:
+        if not isinstance(body["filters"], str):
+            raise BadRequest("filters must be the name of one layer")
+        return Request((), Options(), media_type, filters=body["filters"])
     data = body.get("data", [])
     encoded = data if isinstance(data, list) else [data]
     check_count(len(encoded), max_images)
@@ -145,7 +155,7 @@ def _from_json(body: Any, headers: Mapping[str, str], trace: Trace, media_type: 
     return Request(
         tuple(_from_base64(item) for item in encoded),
         Options.from_values(Options.parse_text(_header_options(headers)) | options),
-        choose(body["accept"], default=media_type) if isinstance(body.get("accept"), str) else media_type,
+        media_type,
     )
 
 
@@ -167,6 +177,10 @@ def _from_fields(row: Row, headers: Mapping[str, str], trace: Trace, media_type:
     _check_keys(row, _PLAIN_KEYS)
     if "describe" in row and _text(row["describe"], "describe").lower() not in ("0", "false"):
         return Request((), Options(), media_type, describe=True)
+    if "accept" in row:
+        media_type = choose(_text(row["accept"], "accept"), default=media_type)
+    if "filters" in row:
+        return Request((), Options(), media_type, filters=_text(row["filters"], "filters").strip())
     data = row.get("data", [])
     parts = data if isinstance(data, list) else [data]
     check_count(len(parts), max_images)
@@ -174,7 +188,7 @@ def _from_fields(row: Row, headers: Mapping[str, str], trace: Trace, media_type:
     return Request(
         tuple(part.encode() if isinstance(part, str) else _picture_part(part) for part in parts),
         Options.from_text(_header_options(headers) | fields),
-        choose(_text(row["accept"], "accept"), default=media_type) if "accept" in row else media_type,
+        media_type,
     )
 
 

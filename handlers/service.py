@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from handlers import bundle, card, formats, media, memory, rehearsal, reply, request, sizes
+from handlers import bundle, card, filters, formats, media, memory, rehearsal, reply, request, sizes
 from handlers.bundle import Bundle, Limits
 from handlers.engines.choice import choose
 from handlers.engines.eager import Eager
 from handlers.engines.engine import Engine
-from handlers.errors import Draining, Internal, RequestError, TooManyImages, UnknownLayer
+from handlers.errors import BadRequest, Draining, Internal, RequestError, TooManyImages, UnknownLayer
 from handlers.explanations.explainer import Explainer
 from handlers.formats import Encoded
 from handlers.images import ANY_SIZE, Picture, decode, noise
@@ -71,6 +71,7 @@ class Service:
         starting_file: Path | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
+        self._module, self._layers = archive.module, archive.layers
         self._preprocessing = archive.preprocessing
         self._identity = identity
         self._limits = limits
@@ -196,6 +197,8 @@ class Service:
             media_type = asked.media_type
             if asked.describe:
                 return self._describe(trace, media_type)
+            if asked.filters:
+                return self._filters(trace, asked.filters, media_type)
             trace.wants_timing = asked.options.timing
             layers = trace.layers = self._resolve(asked.options.layers)
             options, explain = asked.options, asked.options.explain
@@ -286,6 +289,17 @@ class Service:
         if self._starting_file is not None and not self._starting_file.exists():
             self._starting_file = None
         return self._starting_file is not None
+
+    def _filters(self, trace: Trace, layer: str, media_type: str) -> Encoded:
+        """Answer the kernels behind a layer; as a card, it is no prediction and not counted among them."""
+        trace.is_card = True
+        layers = self._resolve((layer,))
+        if len(layers) != 1:
+            raise BadRequest("filters are those of one layer; name it")
+        kernels = filters.kernels(self._module, self._layers[layers[0]], layers[0])
+        encoded = filters.encode(kernels, layers[0], self._identity, media_type, trace.request_id)
+        sizes.check(encoded.size, self._limits.max_reply_bytes)
+        return encoded
 
     def _close(self, encoded: Encoded, trace: Trace, timing: reply.Timing | None) -> Answer:
         """Finish an answer, and note in the trace what goes back."""

@@ -32,7 +32,7 @@ class Trace:
     Attributes:
         transport: `rest` or `grpc`.
         request_id: 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'.
-        is_card: The model card was asked for, nothing was predicted.
+        is_card: The model card, or a layer's filters, was asked for: nothing was predicted.
         wants_timing: The reply is to have a `Timing`.
         layers: Published layers asked for.
         seconds: Stage → what it took, of the stages that this request got through.

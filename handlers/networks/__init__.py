@@ -9,13 +9,14 @@ from handlers.networks.cifar import Cifar
 from handlers.networks.deep import Deep
 from handlers.networks.digits import Digits
 from handlers.networks.edges import Edges
+from handlers.networks.flat import Flat
 from handlers.networks.network import Network
 from handlers.networks.simple import Simple
 
-__all__ = ["NETWORKS", "Cifar", "Deep", "Digits", "Edges", "Network", "Simple", "architecture"]
+__all__ = ["NETWORKS", "Cifar", "Deep", "Digits", "Edges", "Flat", "Network", "Simple", "architecture"]
 
 NETWORKS: Mapping[str, type[Network]] = MappingProxyType(
-    {"edges": Edges, "digits": Digits, "simple": Simple, "cifar": Cifar, "deep": Deep}
+    {"edges": Edges, "digits": Digits, "simple": Simple, "cifar": Cifar, "flat": Flat, "deep": Deep}
 )
 
 

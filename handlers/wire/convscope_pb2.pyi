@@ -27,7 +27,7 @@ class ChannelSelection(_message.Message):
     def __init__(self, indexes: _Optional[_Iterable[int]] = ..., strongest: _Optional[int] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
-    __slots__ = ("pictures", "layers", "top_k", "map_dtype", "pool", "channels", "describe", "request_id", "timing", "explain")
+    __slots__ = ("pictures", "layers", "top_k", "map_dtype", "pool", "channels", "describe", "request_id", "timing", "explain", "filters")
     PICTURES_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,7 @@ class PredictRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
+    FILTERS_FIELD_NUMBER: _ClassVar[int]
     pictures: _containers.RepeatedScalarFieldContainer[bytes]
     layers: _containers.RepeatedScalarFieldContainer[str]
     top_k: int
@@ -48,7 +49,8 @@ class PredictRequest(_message.Message):
     request_id: str
     timing: bool
     explain: Explain
-    def __init__(self, pictures: _Optional[_Iterable[bytes]] = ..., layers: _Optional[_Iterable[str]] = ..., top_k: _Optional[int] = ..., map_dtype: _Optional[_Union[Dtype, str]] = ..., pool: _Optional[int] = ..., channels: _Optional[_Union[ChannelSelection, _Mapping]] = ..., describe: bool = ..., request_id: _Optional[str] = ..., timing: bool = ..., explain: _Optional[_Union[Explain, _Mapping]] = ...) -> None: ...
+    filters: str
+    def __init__(self, pictures: _Optional[_Iterable[bytes]] = ..., layers: _Optional[_Iterable[str]] = ..., top_k: _Optional[int] = ..., map_dtype: _Optional[_Union[Dtype, str]] = ..., pool: _Optional[int] = ..., channels: _Optional[_Union[ChannelSelection, _Mapping]] = ..., describe: bool = ..., request_id: _Optional[str] = ..., timing: bool = ..., explain: _Optional[_Union[Explain, _Mapping]] = ..., filters: _Optional[str] = ...) -> None: ...
 
 class Explain(_message.Message):
     __slots__ = ("method", "layer", "target", "window", "step", "steps", "view", "picture")
@@ -145,7 +147,7 @@ class Explanation(_message.Message):
     def __init__(self, method: _Optional[str] = ..., layer: _Optional[str] = ..., target: _Optional[int] = ..., label: _Optional[str] = ..., heat: _Optional[_Union[Tensor, _Mapping]] = ..., delta: _Optional[float] = ..., picture: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class PredictReply(_message.Message):
-    __slots__ = ("model", "version", "engine", "device", "results", "error", "card", "request_id", "timing")
+    __slots__ = ("model", "version", "engine", "device", "results", "error", "card", "request_id", "timing", "filters")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
@@ -155,6 +157,7 @@ class PredictReply(_message.Message):
     CARD_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    FILTERS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     engine: str
@@ -164,7 +167,8 @@ class PredictReply(_message.Message):
     card: ModelCard
     request_id: str
     timing: Timing
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., card: _Optional[_Union[ModelCard, _Mapping]] = ..., request_id: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    filters: Tensor
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., card: _Optional[_Union[ModelCard, _Mapping]] = ..., request_id: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., filters: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("read_s", "decode_s", "preprocess_s", "forward_s", "encode_s", "handler_s", "batch_requests")

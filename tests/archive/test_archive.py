@@ -39,7 +39,7 @@ def test_the_committed_archives_hold_todays_handlers() -> None:
 
 
 def test_the_four_networks_are_committed() -> None:
-    assert {"edges", "digits", "simple", "cifar"} <= {path.stem for path in STORE.glob("*.mar")}
+    assert {"edges", "digits", "simple", "cifar", "flat"} <= {path.stem for path in STORE.glob("*.mar")}
 
 
 def test_an_archive_holds_code_card_weights_settings_and_manifest_and_nothing_else(archive: Path) -> None:
@@ -73,7 +73,7 @@ def test_the_handler_loads_what_was_packed(archive: Path, checkpoint: Checkpoint
     assert all(torch.equal(loaded[name], trained[name]) for name in trained)
 
 
-@pytest.mark.parametrize(("model", "expected"), [("edges", 1), ("digits", 8), ("simple", 8), ("cifar", 7)])
+@pytest.mark.parametrize(("model", "expected"), [("edges", 1), ("digits", 8), ("simple", 8), ("cifar", 7), ("flat", 8)])
 def test_the_batch_size_is_chosen_from_the_maps(
     model: str, expected: int, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

@@ -17,7 +17,8 @@ from training.archive import STORE, main
 OURS = ("convscope", "handlers", "training", "server")
 UNNEEDED = ("onnxruntime", "prometheus_client", "httpx", "grpc", "matplotlib", "tqdm", "mlxtend", "pytest")
 COMMITTED = {"edges": {"conv1": 1}, "digits": {"conv1": 16}, "simple": {"conv1": 6, "conv2": 12}} | {
-    "cifar": {"conv1": 16, "conv2": 32}
+    "cifar": {"conv1": 16, "conv2": 32},
+    "flat": {"fc1": 28, "fc2": 28},
 }
 
 

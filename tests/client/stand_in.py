@@ -201,6 +201,9 @@ def answer(model: str, version: str, request: wire.PredictRequest) -> wire.Predi
         reply.error.CopyFrom(wire.Error(code="internal", message="it was too much"))
     elif request.describe:
         reply.card.CopyFrom(describe(model, version))
+    elif request.filters in LAYERS:
+        cells = fetch_maps(request.filters.encode(), (LAYERS[request.filters][0], 3, 3, 3))
+        reply.filters.CopyFrom(encode_tensor(cells, wire.FLOAT32))
     elif unknown:
         message = f"no layer {unknown.pop()!r}; there are: conv1, conv2"
         reply.error.CopyFrom(wire.Error(code="unknown_layer", message=message))

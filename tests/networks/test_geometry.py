@@ -126,7 +126,7 @@ def test_the_pixels_with_a_gradient_are_exactly_those_stated(name, step):
     assert torch.equal(found, stated(geometry, cell, (31, 33)))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "flat"])
 def test_the_served_networks_state_exactly_the_pixels_with_a_gradient(name):
     network = NETWORKS[name]
     shape = tuple(size or 9 for size in network.pictures)
@@ -197,6 +197,14 @@ def test_convnext_states_exactly_the_pixels_with_a_gradient():
             {
                 "conv1": ((16, 32, 32), (1, 1), (3, 3), (-1, -1), 448),
                 "conv2": ((32, 16, 16), (2, 2), (8, 8), (-3, -3), 4640),
+            },
+        ),
+        (
+            "flat",
+            (3, 32, 32),
+            {
+                "fc1": ((28, 1, 1), None, None, None, 86_044),
+                "fc2": ((28, 1, 1), None, None, None, 812),
             },
         ),
         (

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from handlers.networks import NETWORKS, Cifar, Deep, Digits, Edges, Simple, architecture
+from handlers.networks import NETWORKS, Cifar, Deep, Digits, Edges, Flat, Simple, architecture
 
 STAGES = {
     "digits": {"conv1": (16, 26, 26), "pool1": (16, 13, 13), "flatten": (2704,), "fc": (10,)},
@@ -30,6 +30,16 @@ STAGES = {
         "conv2": (32, 16, 16),
         "flatten": (8192,),
         "fc": (10,),
+    },
+    "flat": {
+        "flatten": (3072,),
+        "fc1": (28,),
+        "relu1": (28,),
+        "cell1": (28, 1, 1),
+        "fc2": (28,),
+        "relu2": (28,),
+        "cell2": (28, 1, 1),
+        "fc3": (10,),
     },
     "deep": {
         "block1": (32, 32, 32),
@@ -87,7 +97,7 @@ def test_edges_has_nothing_to_train():
     assert not any(parameter.requires_grad for parameter in Edges().parameters())
 
 
-@pytest.mark.parametrize("network", [Digits, Simple, Cifar, Deep])
+@pytest.mark.parametrize("network", [Digits, Simple, Cifar, Flat, Deep])
 def test_the_number_of_classes_can_be_chosen(network):
     assert network(classes=3)(torch.zeros(1, *network.pictures)).shape == (1, 3)
 
@@ -105,8 +115,32 @@ def test_the_published_maps_are_the_documents():
         "digits": {"conv1": "conv1"},
         "simple": {"conv1": "relu1", "conv2": "relu2"},
         "cifar": {"conv1": "relu1", "conv2": "conv2"},
+        "flat": {"fc1": "cell1", "fc2": "cell2"},
         "deep": {f"block{number}": f"block{number}.relu" for number in range(1, 8)},
     }
+
+
+def test_flat_has_about_as_many_parameters_as_its_twin():
+    flat, cifar = (sum(value.numel() for value in network().parameters()) for network in (Flat, Cifar))
+    assert (flat, cifar) == (87_146, 87_018)
+
+
+def test_flat_learns_pictures_of_shuffled_pixels_exactly_as_it_learns_pictures():
+    torch.manual_seed(0)
+    order, images, labels = torch.randperm(32 * 32), torch.randn(24, 3, 32, 32), torch.arange(24) % 10
+    plain, shuffled = Flat(), Flat()
+    shuffled.load_state_dict(plain.state_dict())
+    with torch.no_grad():  # The same first weights, each at its own pixel: as likely a start as any other.
+        shuffled.fc1.weight.copy_(plain.fc1.weight.view(28, 3, -1)[:, :, order].flatten(1))
+    moved = images.flatten(2)[:, :, order].view_as(images)
+    for network, pictures in ((plain, images), (shuffled, moved)):
+        adam = torch.optim.Adam(network.parameters(), lr=0.002)
+        for _ in range(20):
+            adam.zero_grad()
+            nn.functional.cross_entropy(network(pictures), labels).backward()
+            adam.step()
+    torch.testing.assert_close(shuffled(moved), plain(images), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(plain(moved), plain(images), rtol=0.1, atol=0.1)
 
 
 def test_deeps_published_maps_are_its_blocks_outputs_and_never_negative():

@@ -105,7 +105,7 @@ def test_another_seed_gives_other_weights(train, tmp_path):
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("model", ["digits", "cifar", "deep"])
+@pytest.mark.parametrize("model", ["digits", "cifar", "flat", "deep"])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(train, tmp_path, stop_in_epoch, model):
     train("--epochs", 4, out="whole", model=model)
     stop_in_epoch(3)

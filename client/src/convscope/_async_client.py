@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from convscope._card import ModelCard
@@ -206,6 +207,18 @@ class AsyncClient(BaseClient):
     ) -> ModelCard:
         """Ask a model to describe itself; see `Client.model_card`."""
         return await self._model_card(model, version, deadline_s, request_id)
+
+    async def filters(
+        self,
+        model: str,
+        layer: str,
+        version: str | None = None,
+        *,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
+    ) -> NDArray[np.float32]:
+        """Ask for the kernels of the convolution that makes a layer's map; see `Client.filters`."""
+        return await self._filters(model, layer, version, deadline_s, request_id)
 
     async def ready(
         self,

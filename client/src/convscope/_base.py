@@ -26,13 +26,21 @@ from convscope._exceptions import (
 from convscope._explaining import Explaining
 from convscope._pictures import Picture, encode_pictures
 from convscope._prediction import Prediction
-from convscope._reply import Answer, read_card, read_predictions
-from convscope._request import build_card_request, build_options, choose_request_id, fill_request
+from convscope._reply import Answer, read_card, read_filters, read_predictions
+from convscope._request import (
+    build_card_request,
+    build_filters_request,
+    build_options,
+    choose_request_id,
+    fill_request,
+)
 from convscope._retries import Attempts, RetryBudget
 from convscope._sharing import Hands, Sharing
 from convscope._stream import Crew, check_stream, open_progress, stream
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from prometheus_client import CollectorRegistry
 
     from convscope._card import ModelCard
@@ -227,6 +235,14 @@ class BaseClient(Explaining):
             request = build_card_request(request_id)
             answer = await self._send(request, model, version, deadline_s, retries=retries)
             return read_card(answer.reply, request_id=request_id)
+
+    async def _filters(
+        self, model: str, layer: str, version: str | None, deadline_s: float | None, request_id: str | None
+    ) -> NDArray[np.float32]:
+        request_id = choose_request_id(request_id)
+        with belonging_to(request_id):
+            answer = await self._send(build_filters_request(layer, request_id), model, version, deadline_s)
+            return read_filters(answer.reply, request_id=request_id)
 
     async def _ready(self, model: str, version: str | None, deadline_s: float | None, request_id: str | None) -> bool:
         try:

@@ -1,8 +1,10 @@
-"""The command line: `convscope predict|explain|strongest|card|ready`.
+"""The command line: `convscope predict|explain|strongest|card|ready|probe|filters`.
 
     convscope predict cat.png dog.jpg --model cifar --layers conv1,conv2 --save maps
     convscope explain cat.png --model cifar --method occlusion --save why
     convscope strongest samples/*.png --model cifar --layer conv2 --channel 3 --save patches
+    convscope probe shift pictures/ --model cifar --save probes
+    convscope filters cifar --save filters
     convscope card cifar --url grpc://localhost:7070
     convscope ready cifar
 
@@ -20,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from convscope import __version__
+from convscope import __version__, _cli_filters, _cli_probe
 from convscope._exceptions import ConvscopeError
 from convscope._table import printable
 
@@ -122,7 +124,9 @@ def build_parser() -> argparse.ArgumentParser:
     ready.add_argument("model")
     ready.set_defaults(run=_ready)
 
-    for command in (predict, explain, strongest, card, ready):
+    probe, filters = _cli_probe.add(commands), _cli_filters.add(commands)
+
+    for command in (predict, explain, strongest, card, ready, probe, filters):
         command.add_argument("--version", help="version of the model (default: the server's default)")
         command.add_argument(
             "--url", default="http://localhost:8080", help="http(s):// or grpc(s)://host:port (default %(default)s)"
@@ -130,7 +134,8 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--ca-file", metavar="FILE", help="PEM file of the certificates to trust")
         command.add_argument("--deadline-s", default=30.0, type=float, metavar="S", help="seconds it may take (30)")
         command.add_argument("--retries", default=3, type=int, metavar="N", help="how often it is asked again (3)")
-        command.add_argument("--request-id", metavar="ID", help="what the service's log shall call it (default: made)")
+        if command is not probe:  # Whose requests are many.
+            command.add_argument("--request-id", metavar="ID", help="what the service's log calls it (default: made)")
         command.add_argument("--json", action="store_true", help="answer in JSON, for programs")
     return parser
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from convscope._card import ModelCard
@@ -348,6 +349,36 @@ class Client(BaseClient):
             ConvscopeError: No card came; see the tree in the README.
         """
         return finish(self._model_card(model, version, deadline_s, request_id))
+
+    def filters(
+        self,
+        model: str,
+        layer: str,
+        version: str | None = None,
+        *,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
+    ) -> NDArray[np.float32]:
+        """Ask for the kernels of the convolution that makes a layer's map.
+
+        Args:
+            model: The model's name.
+            layer: The layer's public name.
+            version: The model's version; None for the server's default.
+            deadline_s: Seconds this question may take; None for the client's own.
+            request_id: The id of the request, as in `predict`.
+
+        Returns:
+            (C_out, C_in, kernel height, kernel width), float32, read-only: the weights as the network holds them; C_in
+            is that of one group. They act on pictures after the card's normalisation; a batch normalisation after the
+            convolution is not folded in.
+
+        Raises:
+            BadRequest: No two-dimensional convolution makes this layer's map.
+            UnknownLayer: The model has no such layer.
+            ConvscopeError: No filters came; see the tree in the README.
+        """
+        return finish(self._filters(model, layer, version, deadline_s, request_id))
 
     def ready(
         self,

@@ -216,6 +216,30 @@ def read_tensor(tensor: wire.Tensor) -> NDArray[np.float32]:
     return cells
 
 
+def read_filters(reply: wire.PredictReply, *, request_id: str = "") -> NDArray[np.float32]:
+    """Read the kernels of a convolution.
+
+    Args:
+        reply: What came.
+        request_id: The id they were asked for with; the reply's own counts more.
+
+    Returns:
+        (C_out, C_in, kernel height, kernel width), float32, read-only.
+
+    Raises:
+        ConvscopeError: The service answered with an error.
+        ProtocolError: There are no filters in the reply.
+    """
+    if reply.HasField("error"):
+        raise error_from_code(reply.error.code, reply.error.message, _request_id(reply, request_id))
+    if not reply.HasField("filters"):
+        raise ProtocolError("filters were asked for and none came back")
+    filters = read_tensor(reply.filters)
+    if filters.ndim != 4:
+        raise ProtocolError(f"filters have four axes, not the shape {filters.shape}")
+    return filters
+
+
 def read_card(reply: wire.PredictReply, *, request_id: str = "") -> ModelCard:
     """Read a model card.
 

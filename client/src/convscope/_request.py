@@ -172,6 +172,27 @@ def build_card_request(request_id: str) -> PredictRequest:
     return PredictRequest(describe=True, request_id=request_id)
 
 
+def build_filters_request(layer: str, request_id: str) -> PredictRequest:
+    """Build the request for the filters of a layer.
+
+    Args:
+        layer: Its public name.
+        request_id: The request's id.
+
+    Returns:
+        The request.
+
+    Raises:
+        TypeError: The name is no text.
+        ValueError: It is empty.
+    """
+    if not isinstance(layer, str):
+        raise TypeError(f"layer must be the name of one layer, not {layer!r}")
+    if not layer:
+        raise ValueError("layer must not be empty")
+    return PredictRequest(filters=layer, request_id=request_id)
+
+
 def choose_request_id(request_id: str | None) -> str:
     """Choose the id by which a request is known to the gateway, to the service's log and in the reply.
 
