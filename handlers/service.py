@@ -124,6 +124,10 @@ class Service:
         eager = Eager(archive.module, archive.layers, has_scores=bool(archive.classes), device=device)
         wanted = environment.get("CONVSCOPE_ENGINE", "auto")
         engine = choose(eager, archive.graph, noise(archive.preprocessing, 2), wanted=wanted, threads=threads)
+        if (
+            engine is not eager
+        ):  # What is left to torch is converting maps: too little for threads to wait for each other.
+            torch.set_num_threads(1)
         identity = reply.Identity(model, version, engine.name, str(device))
         drain_file, starting_file = (environment.get(f"CONVSCOPE_{what}_FILE") for what in ("DRAIN", "STARTING"))
         telemetry = Telemetry.of(identity, tuple(archive.layers), archive.classes)

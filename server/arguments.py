@@ -38,6 +38,7 @@ class Settings:
         work_dir: Folder in which the server makes its private directory; None for the system's temporary folder.
         log_dir: Folder for the logs; None keeps them in the private directory.
         engine: What runs the networks: `auto`, `torch` or `onnxruntime`.
+        mend: Change what makes requests wait in TorchServe's own classes; see `mending`.
         log_format: `text` for people or `json` for log collectors, on standard error.
     """
 
@@ -59,6 +60,7 @@ class Settings:
     work_dir: Path | None
     log_dir: Path | None
     engine: str
+    mend: bool
     log_format: str
 
 
@@ -111,6 +113,13 @@ def build_parser() -> argparse.ArgumentParser:
         default="auto",
         help="what runs the networks; auto: the fastest that works, archive by archive",
     )
+    add(
+        "--no-mend",
+        dest="mend",
+        action="store_false",
+        default=argparse.SUPPRESS,
+        help="run TorchServe's queue as it came: a request then waits a millisecond for others",
+    )
     add("--log-format", choices=("text", "json"), default="text", help="what standard error says")
     return parser
 
@@ -148,6 +157,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         work_dir=getattr(given, "work_dir", None),
         log_dir=getattr(given, "log_dir", None),
         engine=given.engine,
+        mend=getattr(given, "mend", True),
         log_format=given.log_format,
     )
 

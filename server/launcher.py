@@ -109,7 +109,7 @@ class Launcher:
         file = configuration.write_configuration(directory, settings, self._listeners, self._archives, self._gpus)
         own = configuration.own_environment()
         environment = configuration.worker_environment(directory, settings, workers, devices.count_cores(), own)
-        command = build_command(java, home, directory, file, settings.model_store.resolve(), settings.heap_mb)
+        command = build_command(java, home, directory, file, settings)
         self._diagnosis = Diagnosis(directory, self._archives)
         self._relay = Relay(self._reporter.relay, self._tell_rest)
         self._java_log_start = directory.jvm_log.stat().st_size if directory.jvm_log.exists() else 0

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from server import children
+from server.arguments import Settings
 from server.configuration import LOGGING, PrivateDirectory
 from server.failures import Failure
 from server.java import Java
@@ -32,14 +33,14 @@ def find_torchserve() -> Path:
 
 
 def build_command(
-    java: Java, home: Path, directory: PrivateDirectory, configuration: Path, store: Path, heap_mb: int
+    java: Java, home: Path, directory: PrivateDirectory, configuration: Path, settings: Settings
 ) -> list[str]:
     """Build the command line that starts TorchServe in the foreground."""
-    mended = [str(directory.classes)] if mend(home, directory.classes) else []
+    mended = [str(directory.classes)] if settings.mend and mend(home, directory.classes) else []
     return [
         str(java.executable),
         "-Xms512m",
-        f"-Xmx{heap_mb}m",
+        f"-Xmx{settings.heap_mb}m",
         "-Xmn384m",  # Large replies die young: with the parallel collector 25 to 30 % faster than G1.
         "-XX:+UseParallelGC",
         f"-Dmodel_server_home={home}",
@@ -54,7 +55,7 @@ def build_command(
         "-f",
         str(configuration),
         "-s",
-        str(store),
+        str(settings.model_store.resolve()),
         "-ncs",
     ]
 

@@ -41,6 +41,7 @@ class Eager:
         name, layers, has_scores: As `Engine` says.
         module: The network; what needs gradients runs it itself.
         device: Where it runs.
+        threads: What torch had to run it on when it was made.
 
     Raises:
         ValueError: A layer is bound to a node that the network does not have.
@@ -51,6 +52,7 @@ class Eager:
     ) -> None:
         self.name = f"torch-{torch.__version__.partition('+')[0]}"
         self.device = torch.device(device)
+        self.threads = torch.get_num_threads()
         self.layers = dict(layers)
         self.has_scores = has_scores
         self.module = module.to(self.device).eval().requires_grad_(False)

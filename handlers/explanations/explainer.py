@@ -129,13 +129,23 @@ class Explainer:
     def run(self, jobs: Sequence[Job]) -> None:
         """Add to every result its explanation, where one was asked for; one that fails takes its picture's place."""
         asking = [job for job in jobs if job.options.explain is not None]
-        for job in asking:
-            job.trace.resume()
-            ends = perf_counter() + self._max_seconds / len(asking)
-            for index, (picture, result) in enumerate(zip(job.pictures, job.results, strict=True)):
-                if isinstance(result, Result) and not isinstance(picture, RequestError):
-                    job.results[index] = self._attempt(job, picture, result, ends)
-            job.trace.lap("forward")
+        if not asking:
+            return
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self._network.threads)
+        try:
+            for job in asking:
+                self._run(job, self._max_seconds / len(asking))
+        finally:
+            torch.set_num_threads(threads)
+
+    def _run(self, job: Job, seconds: float) -> None:
+        job.trace.resume()
+        ends = perf_counter() + seconds
+        for index, (picture, result) in enumerate(zip(job.pictures, job.results, strict=True)):
+            if isinstance(result, Result) and not isinstance(picture, RequestError):
+                job.results[index] = self._attempt(job, picture, result, ends)
+        job.trace.lap("forward")
 
     def _attempt(self, job: Job, picture: Picture, result: Result, ends: float) -> Result | RequestError:
         def check() -> None:

@@ -29,10 +29,10 @@ STORE = Path(__file__).resolve().parents[2] / "model_store"
 MODELS = sorted(path.stem for path in STORE.glob("*.mar"))
 
 
-def load(model: str, folder: Path, engine: str) -> Service:
+def load(model: str, folder: Path, engine: str, **more: str) -> Service:
     with zipfile.ZipFile(STORE / f"{model}.mar") as archive:
         archive.extractall(folder)
-    environment = {"CONVSCOPE_ENGINE": engine, "CONVSCOPE_MAX_RESPONSE_BYTES": str(2**28)}
+    environment = {"CONVSCOPE_ENGINE": engine, "CONVSCOPE_MAX_RESPONSE_BYTES": str(2**28), **more}
     return Service.load(folder, model=model, version="1.0", config={}, batch_size=1, gpu=None, environment=environment)
 
 
@@ -139,6 +139,28 @@ def test_maps_stay_what_they_were_when_more_pictures_run(both: tuple[Service, Se
 def test_the_card_says_which_engine_runs(both: tuple[Service, Service]) -> None:
     for service, name in zip(both, ("torch-", "onnxruntime-"), strict=True):
         assert ask_json(service, {"body": bytearray()})["engine"].startswith(name)
+
+
+def test_torch_has_the_workers_threads_for_the_network_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Converting maps is too little for threads to share out."""
+    before, seen = torch.get_num_threads(), []
+    forward = Eager.forward_with_gradients
+
+    def watched(self: Eager, images: Tensor, layers: frozenset[str] = frozenset()) -> Any:
+        seen.append(torch.get_num_threads())
+        return forward(self, images, layers)
+
+    monkeypatch.setattr(Eager, "forward_with_gradients", watched)
+    try:
+        service = load("cifar", tmp_path, "onnxruntime", CONVSCOPE_THREADS="3")
+        assert torch.get_num_threads() == 1
+        answer = ask_json(service, {"data": png(colours()), "explain": b"grad_cam"})
+        assert "explanation" in answer["results"][0]
+        assert (seen, torch.get_num_threads()) == ([3], 1)
+        load("cifar", tmp_path, "torch", CONVSCOPE_THREADS="3")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 class TestWithoutIt:

@@ -1,11 +1,16 @@
 """What is changed in TorchServe: one place a class, and only in the TorchServe that is known."""
 
+import os
 import zipfile
+from pathlib import Path
 
 import pytest
 
+from server.arguments import parse
+from server.configuration import PrivateDirectory
+from server.java import Java
 from server.mending import CHANGES, JAR, mend
-from server.process import find_torchserve
+from server.process import build_command, find_torchserve
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.member)
@@ -19,6 +24,15 @@ def test_the_installed_torchserve_is_changed_in_one_place_a_class(change, tmp_pa
     assert change.before not in end
     assert mended == start + change.after + end
     assert len(mended) == len(original)
+
+
+def test_it_can_be_left_as_it_came(tmp_path):
+    with PrivateDirectory(tmp_path, None) as directory:
+        java = Java(Path("java"), "17.0.15", "PATH")
+        for options, mended in (([], True), (["--no-mend"], False)):
+            command = build_command(java, find_torchserve(), directory, tmp_path, parse(options))
+            path = command[command.index("-cp") + 1].split(os.pathsep)
+            assert (str(directory.classes) in path) == mended
 
 
 def test_another_torchserve_is_left_alone(tmp_path):
