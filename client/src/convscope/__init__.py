@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from convscope._async_client import AsyncClient
     from convscope._card import Input, Layer, Limits, ModelCard, Training
     from convscope._client import Client
+    from convscope._page.report import report
     from convscope._prediction import ClassScore, Prediction
     from convscope._timing import Timing
 
@@ -73,6 +74,7 @@ __all__ = [
     "UnknownLayer",
     "WrongChannels",
     "__version__",
+    "report",
 ]
 
 _LAZY = {
@@ -86,6 +88,7 @@ _LAZY = {
     "Prediction": "_prediction",
     "Timing": "_timing",
     "Training": "_card",
+    "report": "_page.report",
 }
 
 for _name in _exceptions.__all__:
