@@ -22,8 +22,8 @@ def page_html(title: str, scene: dict[str, Any] | None, *, controls: dict[str, A
             to connect to anything.
 
     Returns:
-        A document that refers to no other. Its scene stands in it as JSON, which HTML cannot mistake for a tag; only the
-        script and the style of this package may run, known by their digests.
+        A document that refers to no other. Its scene stands in it as JSON, which HTML cannot mistake for a tag; only
+        the script and the style of this package may run, known by their digests.
     """
     style = _read("page.css")
     script = _read("page.js") + ("" if controls is None else _read("controls.js"))

@@ -30,8 +30,8 @@ def pack_map(cells: NDArray[np.float32], channels: Sequence[int]) -> dict[str, A
         channels: The number of each channel.
 
     Returns:
-        `channels`; `rows` and `columns` of a channel; `cells`, base64 of uint8 in C order; and of each channel the `least`
-        and `greatest` value, which 0 and 255 stand for; null for a channel without a finite value.
+        `channels`; `rows` and `columns` of a channel; `cells`, base64 of uint8 in C order; and of each channel the
+        `least` and `greatest` value, which 0 and 255 stand for; None for a channel without a finite value.
     """
     if cells.ndim != 3:
         cells, channels = cells.reshape(1, 1, -1), [0]
@@ -93,9 +93,9 @@ def pack_file(file: bytes, takes: Input) -> dict[str, Any] | None:
         takes: What the network takes.
 
     Returns:
-        As `pack_picture`, but with `file`, a data URL, in place of `cells`, `rows` and `columns` None for a network of any
-        size, and `exact` false. An array of the network's size becomes `cells`; None for others, and for files of
-        another kind.
+        As `pack_picture`, but with `file`, a data URL, in place of `cells`, `rows` and `columns` None for a network of
+        any size, and `exact` false. An array of the network's size becomes `cells`; None for others, and for files
+        of another kind.
     """
     if file.startswith(_NPY_MAGIC):
         array = np.load(io.BytesIO(file), allow_pickle=False)
