@@ -68,7 +68,8 @@ def _ui(client: Client, options: argparse.Namespace) -> int:
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            return 0
+            pass
+    return 0
 
 
 def _names(text: str) -> list[str]:

@@ -85,8 +85,8 @@ def look(
         file: The picture.
         card: Of the model.
         title: What the picture is called.
-        max_cells: Cells of all maps together; where there would be more, each layer shows as many of its strongest channels
-            as fit.
+        max_cells: Cells of all maps together; where there would be more, each layer shows as many of its strongest
+            channels as fit.
         layers: As in `Client.predict`.
         version: As in `Client.predict`.
         method: How scores are explained; None for not at all.
@@ -94,17 +94,15 @@ def look(
         request_id: Of the request for the maps.
 
     Returns:
-        The scene: `title`, `model`, `picture`, `scores`, `layers`, `heat`, `geometry` and `timing`. `heat` is None where
-        nothing was to be explained, or the service cannot, and `picture` where it cannot be shown.
+        The scene: `title`, `model`, `picture`, `scores`, `layers`, `heat`, `geometry` and `timing`. `heat` is None
+        where nothing was to be explained, or the service cannot, and `picture` where it cannot be shown.
 
     Raises:
         ConvscopeError: The service refused, or did not answer.
         ValueError: An option is out of range.
     """
-    names = (
-        [layer.name for layer in card.layers] if layers == "all" else [layers] if isinstance(layers, str) else layers
-    )
-    wanted = [layer for layer in card.layers if layer.name in set(names)]
+    names = {layers} if isinstance(layers, str) else set(layers)
+    wanted = [layer for layer in card.layers if layers == "all" or layer.name in names]
     most = min(max_cells, card.limits.max_reply_bytes * 9 // 10 or max_cells)
     seen = client.predict(
         file,

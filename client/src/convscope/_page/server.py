@@ -1,8 +1,8 @@
 """The page to play with: a small web server of this machine that asks the service on the page's behalf.
 
-The page itself holds no secret. The key that a question needs stands in the address that is printed, after the `#`, which browsers
-do not send; the service's API key stays in this process. Other sites cannot ask: they do not know the key, and a name of
-theirs that leads here is not answered.
+The page itself holds no secret. The key that a question needs stands in the address that is printed, after the `#`,
+which browsers do not send; the service's API key stays in this process. Other sites cannot ask: they do not know the
+key, and a name of theirs that leads here is not answered.
 """
 
 from __future__ import annotations
