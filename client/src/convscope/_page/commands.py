@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,10 +66,8 @@ def _ui(client: Client, options: argparse.Namespace) -> int:
     with PageServer(client, _names(options.model), version=options.version, port=options.port) as server:
         address = json.dumps({"url": server.url}) if options.json else f"open {server.url}\nCtrl-C ends it"
         print(address, flush=True)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
-        except KeyboardInterrupt:
-            pass
     return 0
 
 
