@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from convscope._prediction import Prediction
     from convscope._timing import Timing
 
-# A row a layer: the card's field and its heading. A service that does not say a thing has no column of it.
+# A row a layer: the card's field and its heading. What a service does not say of any layer, and what is as usual in all
+# of them, has no column.
 _GEOMETRY = {
     "operation": "operation",
     "input_shape": "takes",
@@ -39,6 +40,7 @@ _GEOMETRY = {
     "multiply_adds": "multiply-adds",
     "bytes": "bytes, float32",
 }
+_USUAL: dict[str, Any] = {"dilation": (1, 1), "groups": 1}
 _STAGES = {
     "read_s": "read the request",
     "decode_s": "decode the picture",
@@ -187,7 +189,7 @@ def _maps(seen: Prediction, layers: dict[str, Layer]) -> list[dict[str, Any]]:
 def _geometry(card: ModelCard) -> dict[str, Any]:
     """Return the data-flow table: headings, and a row of text a layer."""
     rows = [dataclasses.asdict(layer) | {"bytes": layer.bytes.get("float32")} for layer in card.layers]
-    keys = [key for key in _GEOMETRY if any(row.get(key) for row in rows)]
+    keys = [key for key in _GEOMETRY if any(row.get(key) not in (None, 0, (), "", _USUAL.get(key)) for row in rows)]
     return {
         "headings": ["layer", *(_GEOMETRY[key] for key in keys)],
         "rows": [[row["name"], *(_text(key, row.get(key)) for key in keys)] for row in rows],
