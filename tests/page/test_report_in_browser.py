@@ -1,4 +1,4 @@
-"""The report, opened in headless Chromium: pointed at, clicked, walked through by keys, and read as a screen reader does."""
+"""The report in headless Chromium: pointed at, clicked, walked through by keys, read as a screen reader does."""
 
 from __future__ import annotations
 
@@ -79,6 +79,7 @@ def test_scores_are_listed_with_their_shares(open_report: Open):
 def test_pointing_at_a_cell_marks_what_it_sees(open_report: Open):
     page = open_report().page
     canvas = layer(page, "conv2").locator("canvas").first
+    canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     page.mouse.move(box["x"] + box["width"] * 2.5 / 6, box["y"] + box["height"] * 1.5 / 6)  # Row 1, column 2.
     assert "conv2, channel" in told(page)

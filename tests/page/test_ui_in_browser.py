@@ -60,7 +60,7 @@ def test_a_chosen_picture_is_answered_and_another_network_asked_about_it(
     assert page.locator("main").is_hidden()
     page.set_input_files("#file", picture)
     await_title(page, "dog.png seen by digits")
-    page.get_by_label("Network").select_option("cifar")
+    page.get_by_label("Network", exact=True).select_option("cifar")
     await_title(page, "dog.png seen by cifar")
     assert {url.split("/")[2] for url in watched.fetched if url.startswith("http")} == {server.hosts[0]}
     assert page.get_by_role("region", name="conv1", exact=True).get_by_role("button").count() == 4
