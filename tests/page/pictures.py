@@ -12,6 +12,7 @@ from pathlib import Path
 
 from convscope import Client, report
 from convscope._page.server import PageServer
+from playwright.sync_api import expect
 
 from tests.page.browser import Watched, chromium
 from tests.server.harness import ROOT
@@ -44,7 +45,7 @@ def main() -> None:
             for x, y in spots[1:]:
                 shown.mouse.move(x, y, steps=8)
             shown.mouse.up()
-            shown.wait_for_function("document.getElementById('state').textContent.includes('%')")
+            expect(shown.locator("#state")).to_contain_text("%", timeout=60_000)
             shown.screenshot(path=PICTURES / "ui.png")
             server.shutdown()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from convscope import ClassScore
 
 from tests.page.conftest import Open
@@ -200,8 +201,6 @@ def test_it_fits_narrow_and_wide_windows(width: int, open_report: Open):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_fault(scheme: str, open_report: Open):
-    from axe_playwright_python.sync_playwright import Axe
-
     watched = open_report(color_scheme=scheme, bypass_csp=True)  # axe is a script that the page does not know.
     found = Axe().run(watched.page)
     assert found.violations_count == 0, found.generate_report()

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from convscope import Client
 from convscope._page.server import PageServer
+from playwright.sync_api import expect
 
 from tests.client.stand_in import StandIn, serve
 from tests.page.conftest import Open
@@ -48,7 +50,7 @@ def draw(page: Any) -> None:
 
 
 def await_title(page: Any, title: str) -> None:
-    page.wait_for_function("title => document.querySelector('h1').textContent === title", arg=title)
+    expect(page.locator("h1")).to_have_text(title, timeout=60_000)
     page.wait_for_selector("main:not([hidden])")
 
 
@@ -78,7 +80,7 @@ def test_a_drawing_is_answered_and_the_chosen_map_stays(watch: Open, server: Pag
     page.get_by_role("button", name="Clear the pad").click()
     with page.expect_response("**/see?*"):
         draw(page)
-    page.wait_for_function("document.getElementById('state').textContent.includes('%')")
+    expect(page.locator("#state")).to_contain_text("%", timeout=60_000)
     assert len(stand_in.requests) > before
     assert "conv2, channel 1, row 1, column 1:" in page.inner_text("#told")
 
@@ -111,7 +113,7 @@ def test_what_the_service_refuses_stands_there_with_its_code(watch: Open, server
     watched = watch()
     page = watched.open(server.url)
     page.set_input_files("#file", tmp_path / "bad.png")
-    page.wait_for_function("document.getElementById('error').textContent.startsWith('bad_image: ')")
+    expect(page.locator("#error")).to_contain_text("bad_image: ", timeout=60_000)
     assert page.get_by_role("alert").count() == 1
     assert [text for text in watched.wrong if "502" not in text] == []  # Chromium itself tells of the status.
     watched.wrong.clear()
@@ -122,14 +124,12 @@ def test_an_address_without_its_key_is_explained_and_refused(watch: Open, server
     page = watched.open(server.url.partition("#")[0])
     assert "lacks its key" in page.inner_text("#error")
     page.set_input_files("#file", picture)
-    page.wait_for_function("document.getElementById('error').textContent.startsWith('forbidden: ')")
+    expect(page.locator("#error")).to_contain_text("forbidden: ", timeout=60_000)
     watched.wrong.clear()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_fault(scheme: str, watch: Open, server: PageServer, picture: Path):
-    from axe_playwright_python.sync_playwright import Axe
-
     page = watch(color_scheme=scheme, bypass_csp=True).open(server.url)
     page.set_input_files("#file", picture)
     await_title(page, "dog.png seen by digits")
