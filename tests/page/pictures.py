@@ -32,7 +32,7 @@ def main() -> None:
         for scheme in ("light", "dark"):
             shown = Watched(browser, color_scheme=scheme, viewport={"width": 1400, "height": 900}).open(page.as_uri())
             shown.get_by_role("region", name="conv2", exact=True).get_by_role("button").first.click()
-            shown.locator("#map").press("Tab")
+            shown.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
             shown.screenshot(path=PICTURES / f"report-{scheme}.png", full_page=True)
         with PageServer(client, ["digits", "cifar"]) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -367,7 +367,8 @@ async function show(scene) {
   byId("layers").replaceChildren(...maps.map(showLayer));
   showTable(byId("geometry"), "Layers of the network", scene.geometry.headings, scene.geometry.rows);
   byId("timing-section").hidden = !scene.timing;
-  if (scene.timing) showTable(byId("timing"), "Milliseconds by stage", ["stage", "ms"], scene.timing.map(([name, ms]) => [name, ms.toFixed(2)]));
+  if (scene.timing) showTable(byId("timing"), "Milliseconds by stage", ["milliseconds", ...scene.timing.map(([name]) => name)],
+    [["this request", ...scene.timing.map(([, ms]) => ms.toFixed(2))]]);
   byId("main").hidden = false;
   const all = heat ? [heat, ...maps] : maps;
   byId("map-figure").hidden = byId("help").hidden = !all.length;
