@@ -60,6 +60,7 @@ def report(
         client,
         file,
         client.model_card(model, version),
+        model=model,
         title=title,
         max_cells=MAX_CELLS,
         layers=layers if isinstance(layers, str) else list(layers),

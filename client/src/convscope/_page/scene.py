@@ -72,6 +72,7 @@ def look(
     file: bytes,
     card: ModelCard,
     *,
+    model: str,
     title: str,
     max_cells: int,
     layers: str | Iterable[str] = "all",
@@ -86,6 +87,7 @@ def look(
         client: Whom to ask.
         file: The picture.
         card: Of the model.
+        model: The model's name.
         title: What the picture is called.
         max_cells: Cells of all maps together; where there would be more, each layer shows as many of its strongest
             channels as fit.
@@ -108,7 +110,7 @@ def look(
     most = min(max_cells, card.limits.max_reply_bytes * 9 // 10 or max_cells)
     seen = client.predict(
         file,
-        model=card.model,
+        model=model,
         version=version,
         layers=layers,
         map_dtype="uint8",
@@ -116,7 +118,7 @@ def look(
         timing=True,
         request_id=request_id,
     )
-    heat, picture = _explain(client, file, card, version=version, method=method, target=target)
+    heat, picture = _explain(client, file, card, model=model, version=version, method=method, target=target)
     return {
         "title": title,
         "model": {
@@ -147,7 +149,14 @@ def fitting_channels(layers: Iterable[Layer], max_cells: int) -> int | None:
 
 
 def _explain(
-    client: Client, file: bytes, card: ModelCard, *, version: str | None, method: str | None, target: int | None
+    client: Client,
+    file: bytes,
+    card: ModelCard,
+    *,
+    model: str,
+    version: str | None,
+    method: str | None,
+    target: int | None,
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Return the heat map, and the picture as the network saw it; None for what the service cannot give."""
     explain = getattr(client, "explain", None)
@@ -155,7 +164,7 @@ def _explain(
         return None, None
     for way in (method, "picture") if method and card.classes else ("picture",):
         try:
-            found = explain(file, model=card.model, version=version, method=way, target=target)
+            found = explain(file, model=model, version=version, method=way, target=target)
         except (RequestRejected, ProtocolError):  # The network does not suit the method, or the service is too old.
             continue
         picture = pack_picture(found.picture)

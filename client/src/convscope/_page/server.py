@@ -115,13 +115,15 @@ class _Handler(BaseHTTPRequestHandler):
         asked = {name: values[-1] for name, values in parse_qs(address.query).items()}
         if address.path != "/see":
             raise _Refused(HTTPStatus.NOT_FOUND, "not_found", "there is only /see")
-        card = self.server.cards.get(asked.get("model", ""))
+        model = asked.get("model", "")
+        card = self.server.cards.get(model)
         if card is None:
             raise _Refused(HTTPStatus.NOT_FOUND, "model_not_found", "this page does not offer that model")
         return look(
             self.server.client,
             one_file(body),
             card,
+            model=model,
             title=asked.get("title", "picture"),
             max_cells=MAX_CELLS,
             version=self.server.version,
