@@ -82,6 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "convscope"
     sys_version = ""
     timeout = IDLE_S
+    disable_nagle_algorithm = True  # Else the body waits 40 ms for the receipt of the head.
 
     def do_GET(self) -> None:
         """Answer with the page."""
