@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 PORT ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo stop serve test prometheus lint format test-gpu test-docker secrets update bench bench-full archives proto lock clean
+.PHONY: help install demo stop serve test prometheus chromium lint format test-gpu test-docker secrets update bench bench-full archives proto lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,11 +36,14 @@ stop: ## Stop the service that `make demo` left running
 serve: .venv/installed stop ## Serve every archive of model_store/ until Ctrl-C
 	$(BIN)/python -m server --rest-port $(PORT)
 
-test: install prometheus lint ## Set up, lint, type-check, and run every test that needs no Docker and no GPU
+test: install prometheus chromium lint ## Set up, lint, type-check, and run every test that needs no Docker and no GPU
 	$(BIN)/pytest -m "not docker and not gpu"
 
 prometheus: ## Fetch Debian's Prometheus into .tools/ for the tests of rules and dashboards, if there is none
 	tests/watching/fetch.sh
+
+chromium: ## Fetch Debian's headless Chromium into .tools/ for the tests of the pages, if there is none
+	tests/page/fetch.sh
 
 lint: .venv/installed ## Check style and types
 	$(BIN)/ruff check .

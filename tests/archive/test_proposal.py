@@ -25,12 +25,16 @@ def nodes(proposals: Sequence[Proposal]) -> dict[str, str]:
     return {one.name: one.node for one in proposals}
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", sorted(NETWORKS.keys() - {"flat"}))
 def test_for_our_own_networks_it_is_what_they_publish(name: str) -> None:
     channels, height, width = NETWORKS[name].pictures
     found = proposed(NETWORKS[name](), channels, height or 32, width or 32)
     assert list(nodes(found).values()) == list(NETWORKS[name].layers.values())
     assert all(one.chosen for one in found)
+
+
+def test_of_a_network_without_a_convolution_nothing_is_proposed() -> None:
+    assert not proposed(NETWORKS["flat"](), *NETWORKS["flat"].pictures)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ for url in ("http://localhost:1", "grpc://localhost:1"):
 for absent in ("torch", "torchvision", "matplotlib", "PIL", "handlers", "ts"):
     assert importlib.util.find_spec(absent) is None, absent
 assert importlib.metadata.version("convscope") == __version__
+from convscope._page.assets import page_html
+assert "<main" in page_html("", None) and "pad" in page_html("", None, controls={})
 assert sys.prefix in importlib.util.find_spec("convscope").origin
 """
 

@@ -1,4 +1,4 @@
-"""The command line: `convscope predict|explain|strongest|card|ready|probe|filters`.
+"""The command line: `convscope predict|explain|strongest|card|ready|probe|filters|report|ui`.
 
     convscope predict cat.png dog.jpg --model cifar --layers conv1,conv2 --save maps
     convscope explain cat.png --model cifar --method occlusion --save why
@@ -7,6 +7,8 @@
     convscope filters cifar --save filters
     convscope card cifar --url grpc://localhost:7070
     convscope ready cifar
+    convscope report cat.png --model cifar --out report.html
+    convscope ui --model cifar,digits
 
 Exit status: 0 if all went well, 1 if anything failed, 2 if the command was not understood. The API key is read from
 the environment variable CONVSCOPE_API_KEY, never from the command line, where other users of the machine could see it.
@@ -24,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from convscope import __version__, _cli_filters, _cli_probe
 from convscope._exceptions import ConvscopeError
+from convscope._page.commands import add_report, add_ui
 from convscope._table import printable
 
 if TYPE_CHECKING:
@@ -125,8 +128,9 @@ def build_parser() -> argparse.ArgumentParser:
     ready.set_defaults(run=_ready)
 
     probe, filters = _cli_probe.add(commands), _cli_filters.add(commands)
+    report, ui = add_report(commands), add_ui(commands)
 
-    for command in (predict, explain, strongest, card, ready, probe, filters):
+    for command in (predict, explain, strongest, card, ready, probe, filters, report, ui):
         command.add_argument("--version", help="version of the model (default: the server's default)")
         command.add_argument(
             "--url", default="http://localhost:8080", help="http(s):// or grpc(s)://host:port (default %(default)s)"
@@ -134,7 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--ca-file", metavar="FILE", help="PEM file of the certificates to trust")
         command.add_argument("--deadline-s", default=30.0, type=float, metavar="S", help="seconds it may take (30)")
         command.add_argument("--retries", default=3, type=int, metavar="N", help="how often it is asked again (3)")
-        if command is not probe:  # Whose requests are many.
+        if command not in (probe, ui):  # Whose requests are many.
             command.add_argument("--request-id", metavar="ID", help="what the service's log calls it (default: made)")
         command.add_argument("--json", action="store_true", help="answer in JSON, for programs")
     return parser

@@ -1,0 +1,141 @@
+"""The server of the page to play with: who may ask it what."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from convscope import Client, ModelNotFound
+from convscope._page.server import MAX_BODY_BYTES, PageServer
+
+from tests.client.stand_in import StandIn, serve
+from tests.page.service import make_picture
+
+API_KEY = "very-secret-key"
+
+
+@pytest.fixture(scope="module")
+def stand_in() -> Iterator[StandIn]:
+    with serve() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server(stand_in: StandIn) -> Iterator[PageServer]:
+    with Client(stand_in.rest_url, api_key=API_KEY) as client, PageServer(client, ["cifar", "digits"]) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def http(server: PageServer) -> Iterator[httpx.Client]:
+    headers = {"x-convscope-token": server.key}
+    with httpx.Client(base_url=f"http://{server.hosts[0]}", headers=headers, trust_env=False, timeout=30) as http:
+        yield http
+
+
+def code(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+def test_it_listens_on_this_machine_alone(server: PageServer):
+    assert server.socket.getsockname()[0] == "127.0.0.1"
+
+
+def test_the_page_holds_no_secret_and_may_not_be_framed(server: PageServer, http: httpx.Client):
+    answer = http.get("/", headers={"x-convscope-token": ""})
+    assert answer.status_code == 200
+    said = answer.text + str(answer.headers)
+    assert server.key not in said
+    assert API_KEY not in said
+    assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+    assert "connect-src 'self'" in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_a_picture_is_answered_with_a_scene_and_the_service_gets_the_key(stand_in: StandIn, http: httpx.Client):
+    stand_in.keys.clear()
+    answer = http.post("/see?model=digits&title=a%26b&explain=1", content=make_picture())
+    assert answer.status_code == 200
+    assert (answer.json()["title"], answer.json()["model"]["name"]) == ("a&b", "digits")
+    assert set(stand_in.keys) == {API_KEY}
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1", ""])
+def test_a_foreign_name_that_leads_here_is_not_answered(host: str, http: httpx.Client):
+    assert code(http.get("/", headers={"host": host})) == (403, "forbidden")
+    assert code(http.post("/see?model=cifar", content=b"x", headers={"host": host})) == (403, "forbidden")
+
+
+@pytest.mark.parametrize("headers", [{"x-convscope-token": ""}, {"x-convscope-token": "wrong"}])
+def test_without_the_key_nothing_is_asked(headers: dict[str, str], stand_in: StandIn, http: httpx.Client):
+    stand_in.requests.clear()
+    assert code(http.post("/see?model=cifar", content=make_picture(), headers=headers)) == (403, "forbidden")
+    assert not stand_in.requests
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1"])
+def test_another_page_may_not_ask(origin: str, http: httpx.Client):
+    answer = http.post("/see?model=cifar", content=make_picture(), headers={"origin": origin})
+    assert code(answer) == (403, "forbidden")
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_the_page_itself_may_ask_by_either_name(server: PageServer, http: httpx.Client):
+    for host in server.hosts:
+        headers = {"host": host, "origin": f"http://{host}"}
+        assert http.post("/see?model=cifar", content=make_picture(), headers=headers).status_code == 200
+
+
+def test_a_large_body_is_refused_unread(server: PageServer):
+    with socket.create_connection(server.socket.getsockname(), timeout=30) as connection:
+        head = f"POST /see?model=cifar HTTP/1.1\r\nhost: {server.hosts[0]}\r\nx-convscope-token: {server.key}\r\n"
+        connection.sendall(f"{head}content-length: {MAX_BODY_BYTES + 1}\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"image_too_large" in answer
+
+
+def test_a_body_of_unknown_length_is_refused(http: httpx.Client):
+    answer = http.post("/see?model=cifar", content=iter([b"abc"]))
+    assert code(answer) == (411, "bad_request")
+
+
+def test_errors_of_the_service_come_with_their_code(http: httpx.Client):
+    assert code(http.post("/see?model=cifar", content=b"bad picture")) == (502, "bad_image")
+    assert code(http.post("/see?model=other", content=make_picture())) == (404, "model_not_found")
+    assert code(http.post("/elsewhere", content=b"x")) == (404, "not_found")
+    assert code(http.get("/../secret")) == (404, "not_found")
+
+
+def test_a_model_that_is_not_there_is_told_at_the_start(stand_in: StandIn):
+    with Client(stand_in.rest_url) as client:
+        with pytest.raises(ModelNotFound):
+            PageServer(client, ["cifar", "missing"])
+        with pytest.raises(ValueError, match="at least one"):
+            PageServer(client, [])
+
+
+def test_the_command_serves_until_it_is_stopped(stand_in: StandIn):
+    arguments = ["ui", "--model", "cifar,digits", "--url", stand_in.rest_url, "--json"]
+    process: Any
+    with subprocess.Popen([sys.executable, "-m", "convscope", *arguments], stdout=subprocess.PIPE) as process:
+        try:
+            url = json.loads(process.stdout.readline())["url"]
+            page = httpx.get(url, trust_env=False, timeout=30)
+            assert page.status_code == 200
+            assert "cifar" in page.text
+        finally:
+            process.send_signal(2)
+        assert process.wait(30) == 0
