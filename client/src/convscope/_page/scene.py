@@ -160,7 +160,8 @@ def _explain(
     target: int | None,
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Return the heat map, and the picture as the network saw it; None for what the service cannot give."""
-    for way in (method, "picture") if method and card.classes else ("picture",):
+    ways: tuple[Method, ...] = (method, "picture") if method and card.classes else ("picture",)
+    for way in ways:
         try:
             found = client.explain(file, model=model, version=version, method=way, target=target)
         except (RequestRejected, ProtocolError):  # The network does not suit the method, or the service is too old.
