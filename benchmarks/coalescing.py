@@ -2,10 +2,10 @@
 
 Type: python -m benchmarks.coalescing [--rounds 7] [--seconds 3] [--callers 32] [--model cifar]
 
-A server of one worker with one thread runs beside the callers, which are tasks of one `AsyncClient` or threads that
-share one `Client`; each asks again once it is answered. Every round takes every way once per question and transport,
-the order turning from round to round; ratios are those within a round. Beside the rates stand latencies, the client's
-processor time a picture and the pictures a request, as the service's own metrics count them.
+A server of one worker, as `python -m server` starts it, runs beside the callers, which are tasks of one `AsyncClient`
+or threads that share one `Client`; each asks again once it is answered. Every round takes every way once per question
+and transport, the order turning from round to round; ratios are those within a round. Beside the rates stand
+latencies, the client's processor time a picture and the pictures a request, as the service's own metrics count them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ QUESTIONS: dict[str, dict[str, Any]] = {
 MODES = ("off", "on", "auto")
 KINDS = ("asyncio", "threads")
 SAMPLES = ("cat", "airplane", "frog", "horse", "ship", "truck")
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "CONVSCOPE_THREADS": "1"}  # As in the other benchmarks.
 PICTURES = [(ROOT / f"samples/{name}.png").read_bytes() for name in SAMPLES]
 
 
@@ -72,7 +71,7 @@ def main() -> int:
     ports = ["--rest-port", str(rest), "--grpc-port", str(rpc), "--metrics-port", str(metrics)]
     command = [sys.executable, "-m", "server", "--models", options.model, "--workers", str(options.workers), *ports]
     with tempfile.TemporaryFile() as log:
-        server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | ONE_THREAD)
+        server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         try:
             await_answer(server, f"http://127.0.0.1:{rest}/predictions/{options.model}")
             takes = run(options, {"REST": f"http://127.0.0.1:{rest}", "gRPC": f"grpc://127.0.0.1:{rpc}"}, metrics)
