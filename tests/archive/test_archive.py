@@ -39,7 +39,7 @@ def test_the_committed_archives_hold_todays_handlers() -> None:
 
 
 def test_the_four_networks_are_committed() -> None:
-    assert {"edges", "digits", "simple", "cifar", "flat"} <= {path.stem for path in STORE.glob("*.mar")}
+    assert {"edges", "digits", "simple", "cifar", "flat", "deep"} <= {path.stem for path in STORE.glob("*.mar")}
 
 
 def test_an_archive_holds_code_card_weights_settings_and_manifest_and_nothing_else(archive: Path) -> None:

@@ -19,6 +19,7 @@ UNNEEDED = ("onnxruntime", "prometheus_client", "httpx", "grpc", "matplotlib", "
 COMMITTED = {"edges": {"conv1": 1}, "digits": {"conv1": 16}, "simple": {"conv1": 6, "conv2": 12}} | {
     "cifar": {"conv1": 16, "conv2": 32},
     "flat": {"fc1": 28, "fc2": 28},
+    "deep": {f"block{number}": channels for number, channels in enumerate((32, 64, 64, 192, 192, 256, 256), 1)},
 }
 
 

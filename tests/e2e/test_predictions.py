@@ -43,7 +43,7 @@ def test_served_maps_are_those_of_the_network_run_by_hand(client: Client, name: 
         assert np.abs(found[what] - values).max() <= tolerance * np.abs(values).max(), what
 
 
-@pytest.mark.parametrize("model", ["edges", "digits", "simple", "cifar", "flat"])
+@pytest.mark.parametrize("model", ["edges", "digits", "simple", "cifar", "flat", "deep"])
 def test_every_archive_is_ready_and_describes_itself(client: Client, model: str) -> None:
     card = client.model_card(model)
     _, archived_card = archived(model)
@@ -58,6 +58,15 @@ MAPS = {
     "simple": {"conv1": (6, 32, 32), "conv2": (12, 16, 16)},
     "cifar": {"conv1": (16, 32, 32), "conv2": (32, 16, 16)},
     "flat": {"fc1": (28, 1, 1), "fc2": (28, 1, 1)},
+    "deep": {
+        "block1": (32, 32, 32),
+        "block2": (64, 32, 32),
+        "block3": (64, 16, 16),
+        "block4": (192, 16, 16),
+        "block5": (192, 8, 8),
+        "block6": (256, 8, 8),
+        "block7": (256, 4, 4),
+    },
 }
 
 
