@@ -11,11 +11,8 @@ if TYPE_CHECKING:
 
     from convscope.probes._probe import Probe
 
-_QUANTITIES = {
-    "scores": "share",
-    "energy": "share of the energy",
-    "within": "share of the cells",
-}  # All other measures are relative distances.
+# All other measures are relative distances.
+_QUANTITIES = {"scores": "share", "energy": "share of the energy", "within": "share of the cells"}
 _MARKS = "osD^vP*X"  # So that lines are told apart without colour.
 
 

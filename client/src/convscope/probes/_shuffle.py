@@ -137,11 +137,10 @@ class _Order(NamedTuple):
 
     def follow(self, layer: Layer, before: Values) -> tuple[Values, NDArray[np.bool_]]:
         """Return a map in this order, cut where the picture is, and where it is known, (h, w)."""
-        assert layer.stride is not None
-        size = before.shape[:2]
+        size, strides = before.shape[:2], layer.stride or (1, 1)
         cell = np.stack(np.meshgrid(*(np.arange(cells) for cells in size), indexing="ij"), axis=-1)
-        y, x = (np.arange(cells) * stride for cells, stride in zip(size, layer.stride, strict=True))
-        cell = cell + self.moves(y, x) // layer.stride
+        y, x = (np.arange(cells) * stride for cells, stride in zip(size, strides, strict=True))
+        cell = cell + self.moves(y, x) // strides
         there = ((cell >= 0) & (cell < size)).all(axis=-1)
         cell[~there] = 0
         return before[cell[..., 0], cell[..., 1]], there
