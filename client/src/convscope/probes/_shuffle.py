@@ -143,7 +143,7 @@ class _Order(NamedTuple):
         cell = cell + self.moves(y, x) // strides
         there = ((cell >= 0) & (cell < size)).all(axis=-1)
         cell[~there] = 0
-        return before[cell[..., 0], cell[..., 1]], there
+        return before[cell[..., 0], cell[..., 1]], np.asarray(there)
 
     def kept(self, layer: Layer, found: Values, picture: Image) -> NDArray[np.bool_]:
         """Say which cells see the pixels of one block only, (h, w)."""
