@@ -14,7 +14,7 @@ import pytest
 import torch
 from convscope import Client, UnknownLayer, probes
 from convscope._cli import main
-from convscope.probes import _sources, _warp
+from convscope.probes import _shuffle, _sources, _warp
 from PIL import Image
 from torch import nn
 
@@ -195,6 +195,42 @@ def test_blur_takes_energy_as_the_gaussian_does(client):
     assert (np.diff(found.layers["energy"]["conv1"]) < 0).all()
 
 
+def test_cells_that_see_one_block_only_cannot_know_of_the_others(client):
+    found = probes.shuffle(client, noise(), model="cifar", blocks=[4, 16])
+    inside = found.layers["inside"]
+    assert inside["conv1"].max() < ROUNDING
+    assert inside["conv2"][1] < ROUNDING
+    assert np.isnan(inside["conv2"][0])  # 8×8 pixels are in no block of 4.
+    assert found.layers["within"]["conv1"] == pytest.approx([(2 / 4) ** 2, (14 / 16) ** 2])
+    assert found.layers["within"]["conv2"] == pytest.approx([0, (4 / 8) ** 2])
+    assert min(curve.min() for curve in found.layers["whole"].values()) > 0.01  # The others do.
+
+
+def test_a_picture_of_one_block_stays_as_it_was(client):
+    found = probes.shuffle(client, noise(), model="strided", blocks=[32])
+    assert found.scores["agreement"].tolist() == [1]
+    assert max(curve.max() for curve in found.layers["whole"].values()) < ROUNDING
+
+
+def test_what_is_left_over_beside_whole_blocks_stays_where_it_was():
+    [picture] = noise(1)
+    orders = [_shuffle._Order.draw(block, picture.shape, np.random.default_rng(0)) for block in (12, 40)]
+    cut, uncut = (order.apply(picture) for order in orders)
+    assert np.array_equal(cut[24:], picture[24:])
+    assert np.array_equal(cut[:, 24:], picture[:, 24:])
+    blocks = {picture[y : y + 12, x : x + 12].tobytes() for y in (0, 12) for x in (0, 12)}
+    assert {cut[y : y + 12, x : x + 12].tobytes() for y in (0, 12) for x in (0, 12)} == blocks
+    assert not np.array_equal(cut, picture)
+    assert np.array_equal(uncut, picture)
+
+
+def test_an_unpadded_map_is_followed_too_where_it_has_cells(client):
+    found = probes.shuffle(client, noise(), model="strided", blocks=[4, 8, 16])
+    assert found.layers["inside"]["first"].max() < ROUNDING
+    assert np.nanmax(found.layers["inside"]["second"]) < ROUNDING
+    assert probes.shuffle(client, noise(), model="flat", blocks=[1]).layers["whole"]["fc1"][0] > 0.01
+
+
 def test_a_probe_is_few_requests_none_larger_than_the_model_takes(client, networks):
     probes.shift(client, noise(3), model="cifar", pairs=0)
     assert [len(request.pictures) for *_, request in networks.requests] == [0, 51]  # The card, then 3 · (1 + 8 · 2).
@@ -249,6 +285,7 @@ def test_what_cannot_be_used_is_said_before_anything_is_measured(client, tmp_pat
         lambda: probes.rotate(client, noise(), model="cifar", angles=[]),
         lambda: probes.border(client, noise(), model="cifar", rings=0),
         lambda: probes.blur(client, noise(), model="cifar", radii=[-1]),
+        lambda: probes.shuffle(client, noise(), model="cifar", blocks=[0]),
     ):
         with pytest.raises(ValueError):
             call()

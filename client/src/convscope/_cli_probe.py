@@ -17,6 +17,7 @@ KINDS = {
     "scale": ("factors", "how scores and maps change as pictures grow and shrink; steps are factors"),
     "border": (None, "what padding does near the border; has no steps"),
     "blur": ("radii", "what is left as pictures are blurred; steps are pixels"),
+    "shuffle": ("blocks", "what is left as pictures are cut and their blocks change places; steps are pixels"),
 }
 
 
@@ -24,7 +25,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the command line's others, and return its parser."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "probe",
-        help="what a model does as pictures move, turn, grow, blur, or meet their border",
+        help="what a model does as pictures move, turn, grow, blur, break up, or meet their border",
         description="\n".join(f"{name}: {says}" for name, (_, says) in KINDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -47,9 +48,10 @@ def run(client: Client, options: argparse.Namespace) -> int:
     if options.steps is not None:
         if steps is None:
             raise ValueError(f"probe {options.kind} has no steps")
-        if options.kind == "shift" and any(step != int(step) for step in options.steps):
-            raise ValueError("shifts are whole pixels")
-        arguments[steps] = [int(step) for step in options.steps] if options.kind == "shift" else options.steps
+        whole = options.kind in ("shift", "shuffle")
+        if whole and any(step != int(step) for step in options.steps):
+            raise ValueError(f"{steps} are whole pixels")
+        arguments[steps] = [int(step) for step in options.steps] if whole else options.steps
     if options.limit is not None and options.limit < 1:
         raise ValueError("--limit must be at least 1")
     try:

@@ -1,4 +1,4 @@
-"""Probes: what a served network does as its pictures move, turn, grow, meet their border, or lose their detail.
+"""Probes: what a served network does as its pictures move, turn, grow, meet their border, or lose detail or order.
 
     from convscope import Client, probes
 
@@ -18,8 +18,9 @@ from convscope.probes._blur import blur
 from convscope.probes._border import border
 from convscope.probes._probe import Probe
 from convscope.probes._shift import shift
+from convscope.probes._shuffle import shuffle
 from convscope.probes._turn import rotate, scale
 
-__all__ = ["Probe", "blur", "border", "rotate", "scale", "shift"]
+__all__ = ["Probe", "blur", "border", "rotate", "scale", "shift", "shuffle"]
 
 Probe.__module__ = __name__

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     from convscope.probes._probe import Probe
 
-_QUANTITIES = {"scores": "share", "energy": "share of the energy"}  # All other measures are relative distances.
+# All other measures are relative distances.
+_QUANTITIES = {"scores": "share", "energy": "share of the energy", "within": "share of the cells"}
 _MARKS = "osD^vP*X"  # So that lines are told apart without colour.
 
 
@@ -31,7 +32,7 @@ def draw_probe(probe: Probe) -> Figure:
         for number, (name, curve) in enumerate(curves.items()):
             axes.plot(probe.steps, curve, marker=_MARKS[number % len(_MARKS)], markersize=4, label=name)
         axes.set(title=title, xlabel=probe.unit, ylabel=_QUANTITIES.get(title, "relative distance"))
-        axes.set_ylim(bottom=0, top=1.02 if title == "scores" else None)
+        axes.set_ylim(bottom=0, top=1.02 if title in ("scores", "within") else None)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     return figure

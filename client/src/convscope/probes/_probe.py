@@ -23,7 +23,7 @@ class Probe:
     """What one probe found. A value that is not defined is NaN, in JSON null.
 
     Attributes:
-        name: `shift`, `rotate`, `scale`, `border` or `blur`.
+        name: `shift`, `rotate`, `scale`, `border`, `blur` or `shuffle`.
         model: Name of the model that answered.
         version: Its version.
         pictures: How many were probed.
