@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -127,7 +128,8 @@ def test_a_model_that_is_not_there_is_told_at_the_start(stand_in: StandIn):
             PageServer(client, [])
 
 
-def test_the_command_serves_until_it_is_stopped(stand_in: StandIn):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_stopped(stop: signal.Signals, stand_in: StandIn):
     arguments = ["ui", "--model", "cifar,digits", "--url", stand_in.rest_url, "--json"]
     process: Any
     with subprocess.Popen([sys.executable, "-m", "convscope", *arguments], stdout=subprocess.PIPE) as process:
@@ -137,5 +139,9 @@ def test_the_command_serves_until_it_is_stopped(stand_in: StandIn):
             assert page.status_code == 200
             assert "cifar" in page.text
         finally:
-            process.send_signal(2)
-        assert process.wait(30) == 0
+            process.send_signal(stop)
+            try:
+                status = process.wait(30)
+            finally:
+                process.kill()
+        assert status == 0

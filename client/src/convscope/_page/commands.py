@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,11 +59,13 @@ def _report(client: Client, options: argparse.Namespace) -> int:
 
 
 def _ui(client: Client, options: argparse.Namespace) -> int:
-    """Serve the page until Ctrl-C."""
+    """Serve the page until Ctrl-C or SIGTERM."""
     from convscope._page.server import PageServer
 
     if not 0 <= options.port < 1 << 16:
         raise ValueError(f"there is no port {options.port}")
+    for number in (signal.SIGINT, signal.SIGTERM):  # A shell has SIGINT ignored in what it runs in the background.
+        signal.signal(number, signal.default_int_handler)
     with PageServer(client, _names(options.model), version=options.version, port=options.port) as server:
         address = json.dumps({"url": server.url}) if options.json else f"open {server.url}\nCtrl-C ends it"
         print(address, flush=True)
