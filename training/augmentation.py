@@ -6,9 +6,11 @@ Functions on whole batches; every choice is drawn from one CPU generator, so a r
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import affine_grid, grid_sample, pad
 
 _GREY = 128  # Near the mean of natural pictures, so that a covered place says nothing.
 
@@ -47,6 +49,32 @@ def shift(images: Tensor, pixels: int, draw: torch.Generator, *, reflect: bool =
     padded = padded.permute(0, 2, 3, 1)  # (N, H+2p, W+2p, C)
     numbers = torch.arange(count, device=images.device)[:, None, None]
     return padded[numbers, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def turn(images: Tensor, degrees: float, scale: float, draw: torch.Generator) -> Tensor:
+    """Turn each picture about its middle and scale it, each by its own angle and factor, in one bilinear resampling.
+
+    torchvision.transforms.v2.RandomAffine draws one angle and one factor for a whole batch, hence torch's own sampling.
+
+    Args:
+        images: (N, C, H, W), uint8, 0..255, on any device.
+        degrees: The largest angle either way, ≥ 0; every angle is equally likely.
+        scale: The largest factor, ≥ 1; its logarithm is drawn evenly, so that halving is as likely as doubling.
+        draw: A CPU generator.
+
+    Returns:
+        The same shape and dtype, on the same device; beyond its edge a picture continues as in a mirror.
+    """
+    count, _, height, width = images.shape
+    angle, power = 2 * torch.rand(2, count, generator=draw) - 1
+    angle, shrink = torch.deg2rad(angle * degrees), torch.exp(-power * math.log(scale))
+    cos, sin = shrink * torch.cos(angle), shrink * torch.sin(angle)
+    aside = torch.zeros(count)
+    # From a place in the result to its place in the picture, both in -1..1 along each axis, whatever its length.
+    places = torch.stack((cos, -sin * height / width, aside, sin * width / height, cos, aside), 1).view(-1, 2, 3)
+    grid = affine_grid(places.to(images.device), list(images.shape), align_corners=False)
+    turned = grid_sample(images.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return turned.round().clamp(0, 255).to(images.dtype)
 
 
 def cover(images: Tensor, pixels: int, draw: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn, optim
 
-from training.augmentation import cover, mirror, shift
+from training.augmentation import cover, mirror, shift, turn
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Recipe:
         shift_px: Move the pictures by up to so many pixels along each axis.
         reflect: Fill what a move uncovers with the picture's mirror image instead of 0.
         cover_px: Cover a grey square of such a side in each picture.
+        turn_deg: Turn the pictures by up to such an angle either way, 0..180.
+        scale: Scale the pictures by a factor between 1/scale and scale, ≥ 1.
     """
 
     epochs: int
@@ -46,6 +48,8 @@ class Recipe:
     shift_px: int = 0
     reflect: bool = False
     cover_px: int = 0
+    turn_deg: float = 0
+    scale: float = 1
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
         """Return a fresh optimizer for a network's parameters."""
@@ -65,13 +69,15 @@ class Recipe:
         """Return the batch (N, C, H, W), uint8, as the network is to see it this time; choices come from `draw`."""
         if self.mirrored:
             images = mirror(images, draw)
+        if self.turn_deg or self.scale != 1:
+            images = turn(images, self.turn_deg, self.scale, draw)
         if self.shift_px:
             images = shift(images, self.shift_px, draw, reflect=self.reflect)
         return cover(images, self.cover_px, draw) if self.cover_px else images
 
     def unaugmented(self) -> Recipe:
         """Return the same recipe for pictures as they are."""
-        return replace(self, mirrored=False, shift_px=0, reflect=False, cover_px=0)
+        return replace(self, mirrored=False, shift_px=0, reflect=False, cover_px=0, turn_deg=0, scale=1)
 
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(

@@ -44,6 +44,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--batch-size", type=_at_least_one)
     options.add_argument("--lr", type=_positive, help="learning rate")
     options.add_argument("--no-augmentation", action="store_true", help="show the pictures as they are")
+    options.add_argument("--turn-deg", type=_angle, help="also turn the pictures by up to so many degrees either way")
+    options.add_argument("--scale", type=_factor, help="also scale the pictures by up to such a factor, up and down")
     options.add_argument("--seed", type=_seed, help="of the first weights and the pictures' order (default: 0)")
     options.add_argument("--out", type=Path, help="default: runs/<model>")
     options.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
@@ -129,14 +131,26 @@ def _plan(options: argparse.Namespace, former: Checkpoint | None) -> Plan:
             raise CheckpointError(f"{options.out / CHECKPOINT} is of {former['model']}, not of {options.model}")
         plan = Plan.of(former)
         recipe, seed = plan.recipe, plan.seed
-        settled = {"batch_size": recipe.batch_size, "lr": recipe.learning_rate, "seed": seed}
+        settled = {
+            "batch_size": recipe.batch_size,
+            "lr": recipe.learning_rate,
+            "turn_deg": recipe.turn_deg,
+            "scale": recipe.scale,
+            "seed": seed,
+        }
         for option, value in settled.items():
             if getattr(options, option) not in (None, value):
                 flag = "--" + option.replace("_", "-")
                 raise CheckpointError(f"the run to resume has {flag} {value}; leave {flag} out")
         if options.no_augmentation and recipe != recipe.unaugmented():
             raise CheckpointError("the run to resume augments its pictures; leave --no-augmentation out")
-    given = {"epochs": options.epochs, "batch_size": options.batch_size, "learning_rate": options.lr}
+    given = {
+        "epochs": options.epochs,
+        "batch_size": options.batch_size,
+        "learning_rate": options.lr,
+        "turn_deg": options.turn_deg,
+        "scale": options.scale,
+    }
     return Plan(options.model, replace(recipe, **{key: value for key, value in given.items() if value}), seed)
 
 
@@ -163,6 +177,18 @@ def _at_least_one(text: str) -> int:
 def _positive(text: str) -> float:
     if not 0 < (number := float(text)) < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+def _angle(text: str) -> float:
+    if not 0 < (number := float(text)) <= 180:
+        raise argparse.ArgumentTypeError(f"{text} is not an angle above 0 and up to 180")
+    return number
+
+
+def _factor(text: str) -> float:
+    if not 1 < (number := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a factor above 1")
     return number
 
 

@@ -39,7 +39,16 @@ def test_without_augmentation_the_network_sees_the_pictures_as_they_are_and_all_
     images = torch.randint(0, 256, (30, 3, 32, 32), dtype=torch.uint8)
     plain = recipe.unaugmented()
     assert torch.equal(plain.augment(images, torch.Generator().manual_seed(0)), images)
-    augmentation = {key: getattr(recipe, key) for key in ("mirrored", "shift_px", "reflect", "cover_px")}
+    fields = ("mirrored", "shift_px", "reflect", "cover_px", "turn_deg", "scale")
+    augmentation = {key: getattr(recipe, key) for key in fields}
     assert replace(plain, **augmentation) == recipe
     changed = not torch.equal(recipe.augment(images, torch.Generator().manual_seed(0)), images)
-    assert changed == any(augmentation.values())
+    assert changed == (augmentation != {key: getattr(PLAIN, key) for key in fields})
+
+
+@pytest.mark.parametrize("added", [{"turn_deg": 45}, {"scale": 1.5}])
+def test_turning_and_scaling_change_the_pictures_and_are_cleared_without_augmentation(added):
+    recipe = replace(PLAIN, **added)
+    images = torch.randint(0, 256, (30, 3, 32, 32), dtype=torch.uint8)
+    assert not torch.equal(recipe.augment(images, torch.Generator().manual_seed(0)), images)
+    assert recipe.unaugmented() == PLAIN

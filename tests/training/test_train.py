@@ -146,6 +146,28 @@ def test_a_run_that_augments_is_not_resumed_without(train, capsys):
     assert "the run to resume augments its pictures; leave --no-augmentation out" in capsys.readouterr().err
 
 
+def test_turns_and_scales_that_are_asked_for_are_kept_when_the_run_is_resumed(train, tmp_path, stop_in_epoch):
+    added = ("--turn-deg", 45, "--scale", 1.5)
+    train("--epochs", 2, *added, model="cifar", out="whole")
+    stop_in_epoch(2)
+    assert train("--epochs", 2, *added, model="cifar", out="parts") == 130
+    stop_in_epoch(None)
+    assert train("--resume", model="cifar", out="parts") == 0
+    assert equal(load(tmp_path / "whole"), load(tmp_path / "parts"))
+    recipe = load(tmp_path / "parts")["plan"]["recipe"]
+    assert Recipe(**recipe) == replace(RECIPES["cifar"], epochs=2, turn_deg=45, scale=1.5)
+
+
+def test_a_run_from_before_there_were_turns_and_scales_goes_on(train, tmp_path):
+    train("--epochs", 2, out="whole")
+    train("--epochs", 1, out="parts")
+    former = load(tmp_path / "parts")
+    del former["plan"]["recipe"]["turn_deg"], former["plan"]["recipe"]["scale"]
+    torch.save(former, tmp_path / "parts" / "checkpoint.pt")
+    assert train("--epochs", 2, "--resume", out="parts") == 0
+    assert equal(load(tmp_path / "whole"), load(tmp_path / "parts"))
+
+
 def test_training_accuracy_is_not_claimed_before_the_planned_epochs_are_done(train, tmp_path, stop_in_epoch):
     stop_in_epoch(2)
     train("--epochs", 2)
@@ -185,6 +207,8 @@ def test_edges_is_written_without_data(tmp_path):
     [
         (["--seed", 9], "the run to resume has --seed 0; leave --seed out"),
         (["--batch-size", 7], "the run to resume has --batch-size 32; leave --batch-size out"),
+        (["--turn-deg", 45], "the run to resume has --turn-deg 0; leave --turn-deg out"),
+        (["--scale", 1.5], "the run to resume has --scale 1; leave --scale out"),
         (["--lr", 0.5], "the run to resume has --lr 0.003; leave --lr out"),
     ],
 )
