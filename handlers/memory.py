@@ -9,6 +9,7 @@ import gc
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # Of glibc's malloc.h.
 _KEPT_BYTES = 256 * 2**20
 _STEP_BYTES = 64 * 2**20
+_LARGE_BYTES = 32 * 2**20
 
 
 def keep() -> None:
@@ -22,6 +23,17 @@ def keep() -> None:
     if mallopt is not None:
         for option, value in ((_MMAP_THRESHOLD, _KEPT_BYTES), (_TRIM_THRESHOLD, _KEPT_BYTES), (_TOP_PAD, _STEP_BYTES)):
             mallopt(option, value)
+
+
+def release(reply_bytes: int) -> None:
+    """Give back what glibc keeps after a large reply, which the usual ones will not need.
+
+    Args:
+        reply_bytes: Of one call's replies; below 32 MiB nothing happens, since giving back costs milliseconds.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if reply_bytes > _LARGE_BYTES else None
+    if trim is not None:
+        trim(0)
 
 
 def settle() -> None:

@@ -7,23 +7,24 @@ nothing of TorchServe's context; `entry.py` does.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 
-from handlers import bundle, card, filters, formats, media, memory, rehearsal, reply, request, sizes
+from handlers import bundle, card, formats, memory, rehearsal, reply, request, sizes
+from handlers.admission import Admission, refuse
 from handlers.bundle import Bundle, Limits
 from handlers.engines.choice import choose
 from handlers.engines.eager import Eager
 from handlers.engines.engine import Engine
-from handlers.errors import BadRequest, Draining, Internal, RequestError, TooManyImages, UnknownLayer
+from handlers.errors import Internal, RequestError
 from handlers.explanations.explainer import Explainer
 from handlers.formats import Encoded
-from handlers.images import ANY_SIZE, Picture, decode, noise
+from handlers.images import ANY_SIZE, noise
 from handlers.inference import Inference, Job
 from handlers.networks.geometry import blank, layer_geometry
 from handlers.networks.operations import count_multiply_adds
@@ -71,12 +72,9 @@ class Service:
         starting_file: Path | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
-        self._module, self._layers = archive.module, archive.layers
         self._preprocessing = archive.preprocessing
         self._identity = identity
         self._limits = limits
-        self._drain_file = drain_file
-        self._starting_file = starting_file
         self._telemetry = telemetry or Telemetry()
         shape = (archive.preprocessing.channels, *(archive.preprocessing.size or ANY_SIZE))
         self._geometry = layer_geometry(archive.module, archive.layers, shape)
@@ -87,7 +85,17 @@ class Service:
         self._explainer = Explainer(network, engine, archive.preprocessing, archive.classes, self._geometry)
         self._inference = Inference(engine, archive.preprocessing, archive.classes)
         self._inference.check_graph()
-        self._card = card.describe(archive, identity, limits, self._geometry, multiply_adds)
+        self._admission = Admission(
+            identity,
+            limits,
+            archive.preprocessing,
+            self._geometry,
+            card.describe(archive, identity, limits, self._geometry, multiply_adds),
+            self._inference,
+            self._explainer,
+            drain_file=drain_file,
+            starting_file=starting_file,
+        )
 
     @classmethod
     def load(
@@ -124,9 +132,7 @@ class Service:
         eager = Eager(archive.module, archive.layers, has_scores=bool(archive.classes), device=device)
         wanted = environment.get("CONVSCOPE_ENGINE", "auto")
         engine = choose(eager, archive.graph, noise(archive.preprocessing, 2), wanted=wanted, threads=threads)
-        if (
-            engine is not eager
-        ):  # What is left to torch is converting maps: too little for threads to wait for each other.
+        if engine is not eager:  # What is left to torch is converting maps: too little for threads to wait on others.
             torch.set_num_threads(1)
         identity = reply.Identity(model, version, engine.name, str(device))
         drain_file, starting_file = (environment.get(f"CONVSCOPE_{what}_FILE") for what in ("DRAIN", "STARTING"))
@@ -170,15 +176,22 @@ class Service:
         Returns:
             One answer a row, in order. Nothing is raised: an error is an answer too.
         """
+        answers = self._answer(rows, properties, request_ids or [None] * len(rows))
+        memory.release(sum(len(answer.body) for answer in answers))
+        return answers
+
+    def _answer(
+        self, rows: Sequence[request.Row], properties: Sequence[Mapping[str, Any]], request_ids: Sequence[str | None]
+    ) -> list[Answer]:
         began = perf_counter()
         self._telemetry.in_flight(len(rows))
         try:
             traces: list[Trace] = []
             admitted: list[Job | Encoded] = []
-            for row, values, given in zip(rows, properties, request_ids or [None] * len(rows), strict=True):
+            for row, values, given in zip(rows, properties, request_ids, strict=True):
                 headers = request.request_headers(values)
                 traces.append(Trace(headers, given))
-                admitted.append(self._admit(row, headers, traces[-1]))
+                admitted.append(self._admission.admit(row, headers, traces[-1]))
             jobs = [job for job in admitted if isinstance(job, Job)]
             self._inference.run(jobs)
             self._explainer.run(jobs)
@@ -186,73 +199,11 @@ class Service:
             handler_s = perf_counter() - began
             timings = [trace.timing(handler_s, len(rows)) if trace.wants_timing else None for trace in traces]
             answers = [self._close(*one) for one in zip(encoded, traces, timings, strict=True)]
-            if not self._is_starting():
+            if not self._admission.is_starting():
                 self._telemetry.record(traces, handler_s)
         finally:
             self._telemetry.in_flight(0)
         return answers
-
-    def _admit(self, row: request.Row, headers: Mapping[str, str], trace: Trace) -> Job | Encoded:
-        """Parse a row and decode its pictures; a model card or a refusal is encoded already."""
-        media_type = media.REST_DEFAULT if headers else media.GRPC_DEFAULT
-        try:
-            media_type = request.reply_type(row, headers)
-            asked = request.parse(row, headers, trace, max_images=self._limits.max_images)
-            media_type = asked.media_type
-            if asked.describe:
-                return self._describe(trace, media_type)
-            if asked.filters:
-                return self._filters(trace, asked.filters, media_type)
-            trace.wants_timing = asked.options.timing
-            layers = trace.layers = self._resolve(asked.options.layers)
-            options, explain = asked.options, asked.options.explain
-            if explain is not None:
-                explain = self._explainer.settle(explain)
-                options = replace(options, explain=explain)
-            trace.lap("read")
-            pictures = self._decode(asked.pictures)
-            trace.pictures = len(pictures)
-            trace.lap("decode")
-            if explain is not None:
-                self._explainer.check_work(explain, pictures)
-            if self._preprocessing.size is not None and media_type != media.PNG:  # Else the reply itself is judged.
-                foreseen = sizes.foresee(len(pictures), layers, self._geometry, options, media_type)
-                if explain is not None:
-                    foreseen += self._explainer.foresee(explain, len(pictures), options)
-                sizes.check(foreseen, self._limits.max_reply_bytes)
-        except RequestError as error:
-            return self._refuse(trace, error, media_type)
-        except Exception as failure:
-            message = "the request could not be read; the server's log has the reason"
-            return self._refuse(trace, Internal(message, unexpected=failure), media_type)
-        return Job(trace, options, layers, media_type, pictures, [None] * len(pictures))
-
-    def _resolve(self, layers: tuple[str, ...]) -> tuple[str, ...]:
-        if "all" in layers:
-            return tuple(self._geometry)
-        unknown = [name for name in layers if name not in self._geometry]
-        if unknown:
-            raise UnknownLayer.of(unknown[0], self._geometry)
-        return layers
-
-    def _decode(self, files: Iterable[request.Bytes]) -> list[Picture | RequestError]:
-        """Decode every file; one that fails is its own error, unless there are too many of them for the request."""
-        pictures: list[Picture | RequestError] = []
-        for file in files:
-            try:
-                pictures += decode(
-                    file,
-                    self._preprocessing,
-                    max_bytes=self._limits.max_image_bytes,
-                    max_pixels=self._limits.max_image_pixels,
-                    max_images=self._limits.max_images,
-                )
-            except (TooManyImages, MemoryError):
-                raise
-            except RequestError as error:
-                pictures.append(error)
-            request.check_count(len(pictures), self._limits.max_images)
-        return pictures
 
     def _finish(self, job: Job) -> Encoded:
         """Encode a job's reply, or say why it cannot be."""
@@ -264,45 +215,12 @@ class Service:
             encoded = formats.encode(outcome, job.media_type, awaits_timing=trace.wants_timing)
             sizes.check(encoded.size, self._limits.max_reply_bytes)
         except RequestError as error:
-            return self._refuse(trace, error, job.media_type)
+            return refuse(self._identity, trace, error, job.media_type)
         except Exception as failure:
             message = "the reply could not be encoded; the server's log says why"
-            return self._refuse(trace, Internal(message, unexpected=failure), job.media_type)
+            return refuse(self._identity, trace, Internal(message, unexpected=failure), job.media_type)
         trace.lap("encode")
         trace.results, trace.error = results, outcome.refusal
-        return encoded
-
-    def _refuse(self, trace: Trace, error: RequestError, media_type: str) -> Encoded:
-        trace.error = error
-        trace.seconds.pop("encode", None)  # Maps may have been converted, but it did not get through.
-        outcome = reply.Reply(self._identity, (), error, trace.request_id)
-        return formats.encode(outcome, media_type)
-
-    def _describe(self, trace: Trace, media_type: str) -> Encoded:
-        """Answer the card after one real forward pass: the readiness probe."""
-        trace.is_card = True
-        if self._drain_file is not None and self._drain_file.exists():
-            raise Draining("the server is stopping; requests in flight finish, new ones go elsewhere")
-        if self._is_starting():
-            raise Draining("the server is starting and warms up; ask again in a moment")
-        self._inference.warm_up()
-        return card.encode(self._card, media_type, trace.request_id)
-
-    def _is_starting(self) -> bool:
-        """Tell whether the server has still to be ready; once it is, no file is looked for any more."""
-        if self._starting_file is not None and not self._starting_file.exists():
-            self._starting_file = None
-        return self._starting_file is not None
-
-    def _filters(self, trace: Trace, layer: str, media_type: str) -> Encoded:
-        """Answer the kernels behind a layer; as a card, it is no prediction and not counted among them."""
-        trace.is_card = True
-        layers = self._resolve((layer,))
-        if len(layers) != 1:
-            raise BadRequest("filters are those of one layer; name it")
-        kernels = filters.kernels(self._module, self._layers[layers[0]], layers[0])
-        encoded = filters.encode(kernels, layers[0], self._identity, media_type, trace.request_id)
-        sizes.check(encoded.size, self._limits.max_reply_bytes)
         return encoded
 
     def _close(self, encoded: Encoded, trace: Trace, timing: reply.Timing | None) -> Answer:
@@ -312,7 +230,7 @@ class Service:
         except Exception as failure:
             trace.results = ()
             error = Internal("the reply could not be encoded; the server's log says why", unexpected=failure)
-            encoded = self._refuse(trace, error, encoded.media_type)
+            encoded = refuse(self._identity, trace, error, encoded.media_type)
             body = encoded.body
         trace.media_type, trace.reply_bytes = encoded.media_type, len(body)
         return Answer(body, encoded.media_type, encoded.status)

@@ -35,12 +35,12 @@ def check(size: int, limit: int) -> None:
 
 
 def foresee(
-    count: int, layers: tuple[str, ...], geometry: Mapping[str, LayerGeometry], options: Options, media_type: str
+    count: float, layers: tuple[str, ...], geometry: Mapping[str, LayerGeometry], options: Options, media_type: str
 ) -> int:
     """Return the bytes of the maps that a reply will hold.
 
     Args:
-        count: Pictures.
+        count: Pictures of the size that the geometry is of.
         layers: Whose maps were asked for.
         geometry: Of each published layer.
         options: The caller's.
@@ -54,5 +54,5 @@ def foresee(
         elif options.channels is not None:
             channels = len(options.channels)
         cells += channels * (math.prod(area) if options.pool is None else options.pool**2)
-    size = count * cells * _ITEM_BYTES[options.map_dtype]
+    size = int(count * cells * _ITEM_BYTES[options.map_dtype])
     return size * 4 // 3 if media_type == media.JSON else size

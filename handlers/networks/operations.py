@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -46,6 +46,8 @@ class Operation:
         padding: Cells added before the first one, (y, x).
         dilation: Input cells from one cell of the window to the next, (y, x).
         groups: Into how many groups its channels fall that do not mix; 0 where there is no window.
+        weight: What it worked with, the network's own memory: (C_out, C_in / groups, kernel height, kernel width) of a
+            two-dimensional convolution.
     """
 
     kind: str
@@ -57,6 +59,7 @@ class Operation:
     padding: Numbers = ()
     dilation: Numbers = ()
     groups: int = 0
+    weight: Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def multiply_adds(self) -> int:
@@ -109,7 +112,8 @@ def of_function(
     """
     if function is functional.linear:
         images = kwargs.get("input", args[0] if args else None)
-        return Operation("Linear", _shape(images), _shape(output), parameters)
+        weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
+        return Operation("Linear", _shape(images), _shape(output), parameters, weight=weight)
     if function not in CONVOLUTIONS:
         return None
     named = dict(zip(CONVOLUTIONS[function], args, strict=False)) | dict(kwargs)
@@ -132,9 +136,9 @@ def count_multiply_adds(model: nn.Module, images: Tensor) -> int:
 def _of_module(module: nn.Module, images: Tensor, output: Tensor) -> Operation:
     parameters = sum(parameter.numel() for parameter in module.parameters(recurse=False))
     if isinstance(module, nn.Linear):
-        return Operation("Linear", _shape(images), _shape(output), parameters)
+        return Operation("Linear", _shape(images), _shape(output), parameters, weight=module.weight)
     bases = (kind.__name__ for kind in type(module).__mro__ if kind.__module__ == nn.modules.conv.__name__)
-    return _convolution(next(bases), images, output, parameters, vars(module))
+    return _convolution(next(bases), images, output, parameters, vars(module) | {"weight": module.weight})
 
 
 def _convolution(kind: str, images: Tensor, output: Tensor, parameters: int, settings: Mapping[str, Any]) -> Operation:
@@ -153,6 +157,7 @@ def _convolution(kind: str, images: Tensor, output: Tensor, parameters: int, set
         _each(0 if padding == "valid" else padding, kernel),
         dilation,
         settings.get("groups", 1),
+        weight=settings["weight"],
     )
 
 

@@ -9,6 +9,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional
 
@@ -16,6 +17,7 @@ from handlers import filters
 from handlers.bundle import Limits
 from handlers.errors import BadRequest
 from handlers.networks import Cifar, Deep, Digits, Flat
+from handlers.networks.geometry import layer_geometry
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, ask_json, ask_message, ask_rest, make_service
 
@@ -48,6 +50,12 @@ class Branching(nn.Module):
         return -maps if images.sum() > 1e9 else maps
 
 
+def kernels(network, node):
+    """Return the filters of a node, found as a service finds them."""
+    shape = (1, 28, 28) if isinstance(network, Digits) else (3, 32, 32)
+    return filters.kernels(layer_geometry(network, {"seen": node}, shape)["seen"].operation, "seen")
+
+
 @pytest.mark.parametrize(
     ("network", "layer", "convolution"),
     [
@@ -55,37 +63,48 @@ class Branching(nn.Module):
         (Cifar(), "conv2", "conv2"),
         (Digits(), "conv1", "conv1"),
         (Deep(), "block1", "block1.conv"),  # Through ReLU and batch normalisation.
-        (Deep(), "block3", "block3.conv"),  # Of the two that are added, the one computed here.
+        (Deep(), "block3", "block3.conv"),  # Of the two that are added, the one with more operations behind it.
     ],
 )
 def test_a_layers_filters_are_its_convolutions_weights(network, layer, convolution):
-    found = filters.kernels(network, network.layers[layer], layer)
+    found = kernels(network, network.layers[layer])
     assert found.dtype == np.float32
     assert np.array_equal(found, network.get_submodule(convolution).weight.detach().numpy())
 
 
 def test_filters_of_functions_groups_and_pools_are_found_too():
     network = Functional()
-    assert np.array_equal(filters.kernels(network, "relu", "x"), network.weight.detach().numpy())
-    assert np.array_equal(filters.kernels(network, "max_pool2d", "x"), network.weight.detach().numpy())
-    assert filters.kernels(network, "grouped", "x").shape == (6, 2, 3, 3)
+    assert np.array_equal(kernels(network, "relu"), network.weight.detach().numpy())
+    assert np.array_equal(kernels(network, "max_pool2d"), network.weight.detach().numpy())
+    assert kernels(network, "grouped").shape == (6, 2, 3, 3)
 
 
-@pytest.mark.parametrize(("network", "node"), [(Functional(), "last"), (Flat(), "cell1"), (Branching(), "relu")])
+@pytest.mark.parametrize(("network", "node"), [(Functional(), "last"), (Flat(), "cell1")])
 def test_what_is_not_made_by_a_convolution_has_no_filters(network, node):
     with pytest.raises(BadRequest, match="the map of seen is not made by a two-dimensional convolution"):
-        filters.kernels(network, node, "seen")
+        kernels(network, node)
 
 
-def test_a_network_that_cannot_be_traced_has_those_of_the_published_convolution():
+@pytest.mark.parametrize("node", ["conv", "relu"])
+def test_a_network_that_cannot_be_traced_has_those_of_the_last_convolution_that_ran(node):
     network = Branching()
-    assert np.array_equal(filters.kernels(network, "conv", "seen"), network.conv.weight.detach().numpy())
+    assert np.array_equal(kernels(network, node), network.conv.weight.detach().numpy())
+
+
+def test_filters_are_those_of_the_operation_that_the_card_names_also_at_joins():
+    network = torchvision.models.resnet18().eval()
+    nodes = [f"layer{stage}.{block}.relu_1" for stage in (1, 2, 3, 4) for block in (0, 1)]
+    for node, layer in layer_geometry(network, {node: node for node in nodes}, (3, 64, 64)).items():
+        convolution = network.get_submodule(f"{node[:-7]}.conv2")
+        assert np.array_equal(filters.kernels(layer.operation, node), convolution.weight.detach())
+        channels = layer.operation.input_shape[0] // layer.operation.groups
+        assert layer.operation.weight.shape == (layer.shape[0], channels, *layer.operation.kernel)
 
 
 def test_looking_for_filters_leaves_the_network_as_it_was():
     network = Deep().eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    filters.kernels(network, network.layers["block7"], "block7")
+    kernels(network, network.layers["block7"])
     assert not any(module.training or module._forward_hooks for module in network.modules())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 from handlers.bundle import Limits
 from handlers.images import Preprocessing
 from handlers.networks.cifar import Cifar
+from handlers.networks.edges import Edges
 from handlers.service import Service
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import (
@@ -132,6 +133,18 @@ def test_edges_gives_exactly_the_documents_map(edges: Service) -> None:
     reply = ask_message(edges, wire.PredictRequest(pictures=[npy(FIVE_BY_FIVE)], layers=["conv1"]))
     assert np.array_equal(cells(reply.results[0].maps[0])[0], FIVE_BY_FIVE_EDGES)
     assert not reply.results[0].top
+
+
+def test_a_reply_too_large_is_foreseen_where_any_size_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = Limits(max_reply_bytes=1_000_000)
+    service = make_service(Edges().eval(), Preprocessing(1, None, None), (), limits=limits)
+    monkeypatch.setattr(service._inference, "run", lambda jobs: pytest.fail("it ran") if jobs else None)
+    picture = npy(np.zeros((600, 600), np.uint8))
+    reply = ask_message(service, wire.PredictRequest(pictures=[picture], layers=["conv1"]))
+    assert reply.error.code == "reply_too_large"
+    monkeypatch.undo()
+    reply = ask_message(service, wire.PredictRequest(pictures=[picture], layers=["conv1"], map_dtype=wire.UINT8))
+    assert not reply.HasField("error")
 
 
 def test_pictures_of_different_sizes_travel_in_one_request_where_any_size_is_taken(edges: Service) -> None:
