@@ -62,7 +62,7 @@ class Session:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _ERRORS
-        # ONNX Runtime's own pool keeps the most that any run ever needed: 0.85 GB after one picture of 12 million pixels.
+        # ONNX Runtime's own pool keeps the most that a run ever needed: 0.85 GB after one picture of 12 million pixels.
         # 1 and 32 pictures of `cifar` take the same with and without it (medians of 400 and 100 runs).
         options.enable_cpu_mem_arena = False
         # Threads that spin until the next run burn a core, the one that TorchServe's front end needs: on two threads a
