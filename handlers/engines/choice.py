@@ -6,6 +6,7 @@ instead, unless it was asked for by name. On a GPU torch runs: that is the only 
 
 from __future__ import annotations
 
+import copy
 import logging
 from importlib.util import find_spec
 
@@ -24,7 +25,24 @@ TOLERANCE = 1e-5
 absolute value in that map or in those logits. float32 itself rounds by 6e-8 an operation."""
 
 
-def choose(eager: Eager, graph: Graph | None, images: Tensor, *, wanted: str = "auto", threads: int = 1) -> Engine:
+PRECISIONS = {
+    "float32": (torch.float32, TOLERANCE),
+    "float16": (torch.float16, 1e-2),
+    "bfloat16": (torch.bfloat16, 5e-2),
+}
+"""Each precision's dtype, and how far from float32's eager torch it may be, measured as `TOLERANCE` is. float16 rounds
+by 2**-11 an operation, bfloat16 by 2**-8; errors of layers add up. float16 and every GPU were never run here."""
+
+
+def choose(
+    eager: Eager,
+    graph: Graph | None,
+    images: Tensor,
+    *,
+    wanted: str = "auto",
+    threads: int = 1,
+    precision: str = "float32",
+) -> Engine:
     """Choose an engine for a loaded network.
 
     Args:
@@ -33,13 +51,20 @@ def choose(eager: Eager, graph: Graph | None, images: Tensor, *, wanted: str = "
         images: (N, C, H, W), float32, on the CPU: what a graph is tried on. Noise tells more than black.
         wanted: One of `ENGINES`; `auto` takes the fastest that works.
         threads: Of one run.
+        precision: One of `PRECISIONS`; one of 16 bits is for torch, and never taken unless asked for.
 
     Raises:
-        ValueError: `wanted` is no engine.
+        ValueError: `wanted` is no engine, or `precision` no precision.
         RuntimeError: The engine asked for by name cannot run this network here; the text says why.
     """
     if wanted not in ENGINES:
         raise ValueError(f"CONVSCOPE_ENGINE is {wanted!r}; there are {', '.join(ENGINES)}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"CONVSCOPE_PRECISION is {precision!r}; there are {', '.join(PRECISIONS)}")
+    if precision != "float32":
+        if wanted == "onnxruntime":
+            raise RuntimeError(f"the engine onnxruntime was asked for and runs float32, not {precision}")
+        return _halve(eager, images, precision)
     if wanted == "torch":
         return eager
     reason = _hindrance(eager, graph)
@@ -57,16 +82,17 @@ def choose(eager: Eager, graph: Graph | None, images: Tensor, *, wanted: str = "
     return eager
 
 
-def check(engine: Engine, eager: Engine, images: Tensor) -> None:
+def check(engine: Engine, eager: Eager, images: Tensor, tolerance: float = TOLERANCE) -> None:
     """Prove that an engine computes what eager torch does: scores and every published map.
 
     Args:
         engine: To be proven.
         eager: The same network in torch.
         images: (N, C, H, W), float32, on the CPU.
+        tolerance: As `difference` measures.
 
     Raises:
-        RuntimeError: An output has another shape, or is further off than `TOLERANCE`.
+        RuntimeError: An output has another shape, or is further off than `tolerance`.
     """
     layers = frozenset(engine.layers)
     found, found_maps = engine.forward(images, layers)
@@ -78,8 +104,8 @@ def check(engine: Engine, eager: Engine, images: Tensor) -> None:
         other = other.cpu()
         if one.shape != other.shape:
             raise RuntimeError(f"{what} have shape {tuple(one.shape)} and not {tuple(other.shape)}")
-        off = difference(one, other)
-        if not off <= TOLERANCE:
+        off = difference(one.cpu(), other)
+        if not off <= tolerance:
             raise RuntimeError(f"{what} differ from torch's by {off:.1e} of its largest value")
 
 
@@ -87,6 +113,27 @@ def difference(found: Tensor, expected: Tensor) -> float:
     """Return the largest difference of any cell, as a share of the largest absolute value expected; NaN if any is."""
     largest = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     return float((found - expected).abs().max() / largest)
+
+
+def _halve(eager: Eager, images: Tensor, precision: str) -> Eager:
+    """Return a copy of the network in 16 bits; the original stays for what needs gradients.
+
+    Raises:
+        RuntimeError: The device cannot, or what comes out is too far from float32.
+    """
+    dtype, tolerance = PRECISIONS[precision]
+    device = eager.device
+    if device.type == "cpu" and dtype == torch.float16:
+        raise RuntimeError("the precision float16 was asked for and is for a GPU; on the CPU there is bfloat16")
+    if (
+        device.type == "cuda"
+        and dtype == torch.bfloat16
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise RuntimeError("the precision bfloat16 was asked for, which this GPU does not compute in; ask for float16")
+    halved = Eager(copy.deepcopy(eager.module), eager.layers, has_scores=eager.has_scores, device=device, dtype=dtype)
+    check(halved, eager, images, tolerance)
+    return halved
 
 
 def _hindrance(eager: Eager, graph: Graph | None) -> str | None:

@@ -36,6 +36,8 @@ class Eager:
             traced: module path).
         has_scores: Whether the network's output is logits (N, K).
         device: Where it runs.
+        dtype: Of weights and activations. Another than float32 is for predicting only, on a module of its own.
+        memory_format: Of weights and input: `torch.channels_last` or `torch.contiguous_format`.
 
     Attributes:
         name, layers, has_scores: As `Engine` says.
@@ -48,14 +50,29 @@ class Eager:
     """
 
     def __init__(
-        self, module: nn.Module, layers: Mapping[str, str], *, has_scores: bool, device: torch.device | str = "cpu"
+        self,
+        module: nn.Module,
+        layers: Mapping[str, str],
+        *,
+        has_scores: bool,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         self.name = f"torch-{torch.__version__.partition('+')[0]}"
+        self._dtype, self._memory_format = dtype, memory_format
+        self._converts = dtype != torch.float32 or memory_format != torch.contiguous_format
+        if dtype != torch.float32:
+            self.name += f"-{str(dtype).removeprefix('torch.')}"
+        if memory_format == torch.channels_last:
+            self.name += "-channels-last"
         self.device = torch.device(device)
         self.threads = torch.get_num_threads()
         self.layers = dict(layers)
         self.has_scores = has_scores
         self.module = module.to(self.device).eval().requires_grad_(False)
+        if self._converts:
+            self.module.to(dtype=dtype, memory_format=memory_format)  # type: ignore[call-overload]
         for part in self.module.modules():
             if getattr(part, "inplace", False) is True:
                 part.inplace = False  # type: ignore[assignment]
@@ -67,6 +84,8 @@ class Eager:
         """Run the network once; see `Engine.forward`. Maps stay on the device until they have the cells asked for."""
         if self.device.type == "cuda":  # Not run here, for want of a GPU: pinned, the copy need not be waited for.
             images = images.pin_memory().to(self.device, non_blocking=True)
+        if self._converts:
+            images = images.to(dtype=self._dtype, memory_format=self._memory_format)
         wanted = self._extractor(layers)(images)
         if self.device.type == "cuda":  # Where nothing is copied back, nothing else waits for the network to be done.
             torch.cuda.synchronize(self.device)
