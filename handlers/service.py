@@ -126,9 +126,8 @@ class Service:
         wanted = environment.get("CONVSCOPE_ENGINE", "auto")
         precision, images = environment.get("CONVSCOPE_PRECISION", "float32"), noise(archive.preprocessing, 2)
         engine = choose(eager, archive.graph, images, wanted=wanted, threads=threads, precision=precision)
-        if (
-            engine is not eager
-        ):  # What is left to torch is converting maps: too little for threads to wait for each other.
+        if not isinstance(engine, Eager):
+            # What is left to torch is converting maps: too little for threads to wait for each other.
             torch.set_num_threads(1)
         identity = reply.Identity(model, version, engine.name, str(device))
         drain_file, starting_file = (environment.get(f"CONVSCOPE_{what}_FILE") for what in ("DRAIN", "STARTING"))
