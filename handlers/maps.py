@@ -80,9 +80,13 @@ def prepare(layer: str, values: Tensor, options: Options) -> list[FeatureMap | B
         values = _pool(layer, values, options.pool)
     if options.map_dtype == "float16":
         values = values.half()  # In torch, twenty times as fast as numpy's.
-    cells = values.contiguous().cpu().numpy()
     if options.map_dtype == "uint8":
-        return _quantise(layer, cells, chosen)
+        if values.device.type == "cpu":
+            return _bytes(layer, *quantise(values.contiguous().numpy()), chosen)
+        whole, scales, offsets = quantise_in_torch(values)
+        both = torch.stack([scales, offsets]).cpu().numpy()
+        return _bytes(layer, to_host(whole).numpy(), both[0], both[1], chosen)
+    cells = to_host(values.contiguous()).numpy()
     found = [FeatureMap(layer, item, channels=selected) for item, selected in zip(cells, chosen, strict=True)]
     if options.map_dtype == "float16":
         bits = cells.reshape(len(cells), -1).view(np.uint16)
@@ -121,10 +125,24 @@ def _pool(layer: str, values: Tensor, pool: int) -> Tensor:
     return pooled[:, :, 0, 0] if pool == 1 else pooled
 
 
-def _quantise(
-    layer: str, cells: NDArray[np.float32], chosen: Sequence[tuple[int, ...] | None]
-) -> list[FeatureMap | BadImage]:
-    """Map each channel's own range onto 0..255; the error of a cell is at most half a step, scale[c] / 2."""
+def to_host(values: Tensor) -> Tensor:
+    """Return a tensor on the CPU, itself if it is there; from a GPU by way of pinned memory, which is copied faster."""
+    if values.device.type != "cuda":
+        return values.cpu()
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)  # Not run here, for want of a GPU.
+    return host.copy_(values)
+
+
+def quantise(cells: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+    """Map each channel's own range onto 0..255; the error of a cell is at most half a step, scale[c] / 2.
+
+    Args:
+        cells: (N, C, h, w) or (N, C), float32, C-contiguous.
+
+    Returns:
+        Steps of the shape of `cells`, uint8; scale and offset, each (N, C), float32. A channel that holds what is not
+        finite has a scale that is not.
+    """
     flat = cells.reshape(*cells.shape[:2], -1)  # (N, C, h·w)
     offset = flat.min(axis=2)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -133,6 +151,36 @@ def _quantise(
         steps /= np.where(scale > 0, scale, np.float32(1))[:, :, np.newaxis]  # A constant channel is its offset.
         np.minimum(np.rint(steps, out=steps), np.float32(255), out=steps)  # A scale of 1e-44 is hardly a number.
         whole = steps.astype(np.uint8).reshape(cells.shape)
+    return whole, scale, offset
+
+
+def quantise_in_torch(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Do as `quantise` does on the device where the values are, so that bytes cross the bus and not floats.
+
+    Every operation is numpy's in float32, in its order: the results are the same.
+
+    Args:
+        values: (N, C, h, w) or (N, C), float32.
+
+    Returns:
+        As `quantise`, on the device.
+    """
+    flat = values.reshape(*values.shape[:2], -1)  # (N, C, h·w)
+    offset = flat.amin(dim=2)
+    # A tensor, as CUDA divides by a number by multiplying with its inverse, which rounds otherwise.
+    scale = (flat.amax(dim=2) - offset) / flat.new_full((1,), 255.0)
+    steps = (flat - offset[:, :, None]) / torch.where(scale > 0, scale, torch.ones_like(scale))[:, :, None]
+    whole = steps.round().clamp(max=255).to(torch.uint8)
+    return whole.reshape(values.shape), scale, offset
+
+
+def _bytes(
+    layer: str,
+    whole: NDArray[np.uint8],
+    scale: NDArray[np.float32],
+    offset: NDArray[np.float32],
+    chosen: Sequence[tuple[int, ...] | None],
+) -> list[FeatureMap | BadImage]:
     found = [FeatureMap(layer, *item) for item in zip(whole, scale, offset, chosen, strict=True)]
     failure = f"the map of {layer} holds values that are not finite; uint8 cannot carry them"
-    return _carried(found, np.isfinite(scale).all(axis=1), failure)
+    return _carried(found, np.asarray(np.isfinite(scale).all(axis=1)), failure)

@@ -119,7 +119,8 @@ class Service:
             batch_size: Most rows in one call.
             gpu: Index of the GPU given to this worker, None for the CPU.
             environment: `CONVSCOPE_MAX_RESPONSE_BYTES`, `CONVSCOPE_DRAIN_FILE`, `CONVSCOPE_STARTING_FILE`,
-                `CONVSCOPE_THREADS`, and `CONVSCOPE_ENGINE`: `auto`, `torch` or `onnxruntime`.
+                `CONVSCOPE_THREADS`, `CONVSCOPE_ENGINE`: `auto`, `torch` or `onnxruntime`, and `CONVSCOPE_PRECISION`:
+                `float32`, `float16` or `bfloat16`.
         """
         began = perf_counter()
         memory.keep()
@@ -131,8 +132,10 @@ class Service:
         archive = bundle.load(directory)
         eager = Eager(archive.module, archive.layers, has_scores=bool(archive.classes), device=device)
         wanted = environment.get("CONVSCOPE_ENGINE", "auto")
-        engine = choose(eager, archive.graph, noise(archive.preprocessing, 2), wanted=wanted, threads=threads)
-        if engine is not eager:  # What is left to torch is converting maps: too little for threads to wait on others.
+        precision, images = environment.get("CONVSCOPE_PRECISION", "float32"), noise(archive.preprocessing, 2)
+        engine = choose(eager, archive.graph, images, wanted=wanted, threads=threads, precision=precision)
+        if not isinstance(engine, Eager):
+            # What is left to torch is converting maps: too little for threads to wait on others.
             torch.set_num_threads(1)
         identity = reply.Identity(model, version, engine.name, str(device))
         drain_file, starting_file = (environment.get(f"CONVSCOPE_{what}_FILE") for what in ("DRAIN", "STARTING"))

@@ -38,6 +38,7 @@ class Settings:
         work_dir: Folder in which the server makes its private directory; None for the system's temporary folder.
         log_dir: Folder for the logs; None keeps them in the private directory.
         engine: What runs the networks: `auto`, `torch` or `onnxruntime`.
+        precision: What they compute in: `float32`, `float16` or `bfloat16`.
         mend: Change what makes requests wait in TorchServe's own classes; see `mending`.
         log_format: `text` for people or `json` for log collectors, on standard error.
     """
@@ -60,6 +61,7 @@ class Settings:
     work_dir: Path | None
     log_dir: Path | None
     engine: str
+    precision: str
     mend: bool
     log_format: str
 
@@ -114,6 +116,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="what runs the networks; auto: the fastest that works, archive by archive",
     )
     add(
+        "--precision",
+        choices=("float32", "float16", "bfloat16"),
+        default="float32",
+        help="what the networks compute in; 16 bits run in torch, float16 on a GPU only",
+    )
+    add(
         "--no-mend",
         dest="mend",
         action="store_false",
@@ -157,6 +165,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         work_dir=getattr(given, "work_dir", None),
         log_dir=getattr(given, "log_dir", None),
         engine=given.engine,
+        precision=given.precision,
         mend=getattr(given, "mend", True),
         log_format=given.log_format,
     )

@@ -196,6 +196,7 @@ def worker_environment(
     result["CONVSCOPE_STARTING_FILE"] = str(directory.starting_file)
     result["CONVSCOPE_HUSH"] = "1"  # Of TorchServe's workers' own metrics none is read (server/server_metrics.py).
     result["CONVSCOPE_ENGINE"] = settings.engine
+    result["CONVSCOPE_PRECISION"] = settings.precision
     if settings.device == "cpu":
         result["CUDA_VISIBLE_DEVICES"] = ""
     return result

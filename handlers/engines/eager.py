@@ -20,9 +20,9 @@ from handlers.vision import create_feature_extractor, get_graph_node_names
 
 logger = logging.getLogger(__name__)
 
-_Forward = Callable[[Tensor], Mapping[str, Tensor]]
+Forward = Callable[[Tensor], Mapping[str, Tensor]]
 
-_SCORES = "//scores"  # No public layer name can hold a slash, so no clash.
+SCORES = "//scores"  # No public layer name can hold a slash, so no clash.
 _EXTRACTORS_KEPT = 32  # One per set of layers ever asked for; they share the network's weights.
 
 
@@ -36,6 +36,8 @@ class Eager:
             traced: module path).
         has_scores: Whether the network's output is logits (N, K).
         device: Where it runs.
+        dtype: Of weights and activations. Another than float32 is for predicting only, on a module of its own.
+        memory_format: Of weights and input: `torch.channels_last` or `torch.contiguous_format`.
 
     Attributes:
         name, layers, has_scores: As `Engine` says.
@@ -48,30 +50,62 @@ class Eager:
     """
 
     def __init__(
-        self, module: nn.Module, layers: Mapping[str, str], *, has_scores: bool, device: torch.device | str = "cpu"
+        self,
+        module: nn.Module,
+        layers: Mapping[str, str],
+        *,
+        has_scores: bool,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         self.name = f"torch-{torch.__version__.partition('+')[0]}"
+        self._dtype, self._memory_format = dtype, memory_format
+        self._converts = dtype != torch.float32 or memory_format != torch.contiguous_format
+        if dtype != torch.float32:
+            self.name += f"-{str(dtype).removeprefix('torch.')}"
+        if memory_format == torch.channels_last:
+            self.name += "-channels-last"
         self.device = torch.device(device)
         self.threads = torch.get_num_threads()
         self.layers = dict(layers)
         self.has_scores = has_scores
         self.module = module.to(self.device).eval().requires_grad_(False)
+        if self._converts:
+            self.module.to(dtype=dtype, memory_format=memory_format)  # type: ignore[call-overload]
         for part in self.module.modules():
             if getattr(part, "inplace", False) is True:
                 part.inplace = False  # type: ignore[assignment]
         self._output_node = self._trace()
-        self._extractors: OrderedDict[frozenset[str], _Forward] = OrderedDict()
+        self._extractors: OrderedDict[frozenset[str], Forward] = OrderedDict()
 
     @torch.inference_mode()
     def forward(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor | None, Maps]:
         """Run the network once; see `Engine.forward`. Maps stay on the device until they have the cells asked for."""
         if self.device.type == "cuda":  # Not run here, for want of a GPU: pinned, the copy need not be waited for.
             images = images.pin_memory().to(self.device, non_blocking=True)
-        wanted = self._extractor(layers)(images)
+        outputs = self.compute(images, layers)
         if self.device.type == "cuda":  # Where nothing is copied back, nothing else waits for the network to be done.
             torch.cuda.synchronize(self.device)
-        maps = {name: wanted[name].float().contiguous() for name in layers}
-        return (wanted[_SCORES].float().cpu() if self.has_scores else None), maps
+        scores = outputs[SCORES].cpu() if self.has_scores else None
+        return scores, {name: outputs[name] for name in layers}
+
+    def compute(self, images: Tensor, layers: frozenset[str]) -> dict[str, Tensor]:
+        """Run the network on the device and wait for nothing; the caller sets the mode of inference.
+
+        Args:
+            images: (N, C, H, W), float32, normalised, on the device.
+            layers: Public names of the maps wanted.
+
+        Returns:
+            By name each map (N, C, h, w), and by `SCORES` the logits (N, K) of a network that has them: float32,
+            contiguous, on the device.
+        """
+        if self._converts:
+            images = images.to(dtype=self._dtype, memory_format=self._memory_format)
+        found = self.extractor(layers)(images)
+        names = [*layers, SCORES] if self.has_scores else layers
+        return {name: found[name].float().contiguous() for name in names}
 
     def forward_with_gradients(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor, Maps]:
         """Run the network once and keep the graph of what was computed; gradients must be enabled.
@@ -85,8 +119,8 @@ class Eager:
         """
         if not images.requires_grad:  # No weight requires gradients, so the picture must.
             images = images.clone().requires_grad_(True).clone()  # A network may change its input, but not a leaf.
-        outputs = self._extractor(layers)(images)
-        return outputs[_SCORES], {name: outputs[name] for name in layers}
+        outputs = self.extractor(layers)(images)
+        return outputs[SCORES], {name: outputs[name] for name in layers}
 
     def _trace(self) -> str | None:
         """Return the name of the node that makes the output, or None where hooks are needed."""
@@ -106,7 +140,8 @@ class Eager:
             if node not in nodes:
                 raise ValueError(f"layer {name!r} is bound to {node!r}, which the network does not have: {nodes}")
 
-    def _extractor(self, layers: frozenset[str]) -> _Forward:
+    def extractor(self, layers: frozenset[str]) -> Forward:
+        """Return what runs the network and keeps these layers; it owns constants that tracing made."""
         if layers in self._extractors:
             self._extractors.move_to_end(layers)
         else:
@@ -116,16 +151,16 @@ class Eager:
         return self._extractors[layers]
 
     @torch.inference_mode(False)  # Constants that tracing makes must serve gradients too.
-    def _build(self, layers: frozenset[str]) -> _Forward:
+    def _build(self, layers: frozenset[str]) -> Forward:
         if not layers:
-            return lambda images: {_SCORES: self.module(images)}
+            return lambda images: {SCORES: self.module(images)}
         if self._output_node is None:
             return lambda images: self._forward_with_hooks(images, layers)
         # One node may go out under several names (a last layer that is also the scores), which torchvision's dict of
         # node → name cannot say: so ask for nodes, and name them here.
         names = {name: self.layers[name] for name in layers}
         if self.has_scores:
-            names[_SCORES] = self._output_node
+            names[SCORES] = self._output_node
         extractor = create_feature_extractor(self.module, return_nodes=sorted(set(names.values())))
         extractor.eval()
 
@@ -147,7 +182,7 @@ class Eager:
 
         handles = [self.module.get_submodule(self.layers[name]).register_forward_hook(keep(name)) for name in layers]
         try:
-            taken[_SCORES] = self.module(images)
+            taken[SCORES] = self.module(images)
         finally:
             for handle in handles:
                 handle.remove()

@@ -44,3 +44,18 @@ def test_the_card_says_which_engine_runs(eager: Launched, rest: Client) -> None:
     with Client(f"http://127.0.0.1:{eager.port('REST')}") as client:
         assert client.model_card("cifar").engine.startswith("torch-")
     assert rest.model_card("cifar").engine.startswith("onnxruntime-")
+
+
+def test_16_bits_are_near_float32_and_the_card_says_so() -> None:
+    work = Path(tempfile.mkdtemp(prefix="precision-"))
+    with launched(STORE, work, "--workers", "1", "--models", "cifar", "--precision", "bfloat16") as running:
+        running.await_ready()
+        with Client(f"http://127.0.0.1:{running.port('REST')}") as client:
+            seen = client.predict(CAT, model="cifar", layers="all")
+            assert client.model_card("cifar").engine.endswith("-bfloat16")
+    shutil.rmtree(work)
+    expected = by_hand(np.asarray(Image.open(CAT).convert("RGB")))
+    assert seen.engine.endswith("-bfloat16")
+    for name, values in seen.maps.items():
+        off = np.abs(values - expected[name]).max() / np.abs(expected[name]).max()
+        assert 1e-5 < off < 5e-2, name

@@ -11,7 +11,14 @@ import pytest
 import torch
 from convscope import Client
 
+from handlers.engines.captured import Captured
+from handlers.engines.choice import GPU_TOLERANCE, PRECISIONS, choose, difference
+from handlers.engines.eager import Eager
+from handlers.engines.engine import Engine
+from handlers.images import noise
+from handlers.maps import FeatureMap, prepare
 from handlers.networks.cifar import Cifar
+from handlers.options import Options
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, ask_message, cells, make_service
 from tests.pictures import colours, png
@@ -53,3 +60,101 @@ def test_the_server_serves_on_the_gpu_when_asked() -> None:
     shutil.rmtree(work)
     assert device == "cuda:0"
     assert np.allclose(on_gpu, on_cpu, rtol=1e-3, atol=1e-4)
+
+
+LAYERS = frozenset(Cifar.layers)
+# Ways to run a network on a GPU: what is chosen by, what its name ends in, and how far from the CPU's maps it may be.
+WAYS = {
+    "plain": ({"wanted": "torch"}, "", GPU_TOLERANCE),
+    "auto": ({}, "-channels-last-graphs", GPU_TOLERANCE),
+    "float16": ({"precision": "float16"}, "-float16-channels-last-graphs", PRECISIONS["float16"][1]),
+    "float16, plain": ({"precision": "float16", "wanted": "torch"}, "-float16", PRECISIONS["float16"][1]),
+    "bfloat16": ({"precision": "bfloat16"}, "-bfloat16-channels-last-graphs", PRECISIONS["bfloat16"][1]),
+}
+
+
+@pytest.fixture(scope="module")
+def on_cpu() -> Eager:
+    torch.manual_seed(0)
+    return Eager(Cifar(), Cifar.layers, has_scores=True)
+
+
+def on_gpu(on_cpu: Eager, way: str) -> Engine:
+    network = Cifar()
+    network.load_state_dict(on_cpu.module.state_dict())
+    torch.backends.cudnn.allow_tf32 = False
+    eager = Eager(network, Cifar.layers, has_scores=True, device="cuda:0")
+    return choose(eager, None, noise(CIFAR_INPUT, 2), **WAYS[way][0])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_gives_the_maps_of_the_cpu_and_says_its_name(on_cpu: Eager, way: str) -> None:
+    engine = on_gpu(on_cpu, way)
+    _, name, tolerance = WAYS[way]
+    assert engine.name == on_cpu.name + name
+    for count in (1, 8, 1, 32):
+        images = noise(CIFAR_INPUT, count) * (1 + count / 8)
+        scores, maps = engine.forward(images, LAYERS)
+        expected_scores, expected = on_cpu.forward(images, LAYERS)
+        assert scores is not None
+        assert expected_scores is not None
+        assert scores.device.type == "cpu"
+        assert difference(scores, expected_scores) <= tolerance
+        for layer in LAYERS:
+            assert maps[layer].is_cuda
+            assert maps[layer].is_contiguous()
+            assert difference(maps[layer].cpu(), expected[layer]) <= tolerance
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_memory_is_shared_between_two_calls_on_the_gpu(on_cpu: Eager, way: str) -> None:
+    engine, images = on_gpu(on_cpu, way), noise(CIFAR_INPUT, 4)
+    scores, maps = engine.forward(images, LAYERS)
+    kept = {name: values.cpu() for name, values in maps.items()}
+    kept_scores = scores.clone()  # type: ignore[union-attr]
+    for _ in range(5):
+        engine.forward(images * -3, LAYERS)
+    assert torch.equal(scores, kept_scores)  # type: ignore[arg-type]
+    assert all(torch.equal(maps[name].cpu(), kept[name]) for name in LAYERS)
+
+
+def test_what_cannot_be_recorded_runs_as_it_is() -> None:
+    """A branch on the data waits for the GPU, which a recording forbids; the GPU must work afterwards."""
+
+    class Branching(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images * 2 if images.sum() > 0 else images
+
+    eager = Eager(Branching(), {}, has_scores=True, device="cuda:0")
+    captured = Captured(eager, (3, 32, 32))
+    images = torch.rand(2, 3, 32, 32)
+    for sign, factor in ((1, 2), (-1, 1)):
+        scores, _ = captured.forward(images * sign)
+        assert torch.equal(scores, images * sign * factor)  # type: ignore[arg-type]
+    assert captured.recorded == ()
+
+
+@pytest.mark.parametrize("options", [{}, {"pool": 1}, {"pool": 3}, {"channels": 2}])
+def test_bytes_made_on_the_gpu_are_those_of_the_cpu(on_cpu: Eager, options: dict[str, int]) -> None:
+    values = on_cpu.forward(noise(CIFAR_INPUT, 8), LAYERS)[1]["conv2"]
+    asked = Options(map_dtype="uint8", **options)  # type: ignore[arg-type]
+    for one, other in zip(prepare("conv2", values.cuda(), asked), prepare("conv2", values, asked), strict=True):
+        assert isinstance(one, FeatureMap)
+        assert isinstance(other, FeatureMap)
+        assert one.channels == other.channels
+        if "pool" not in options:  # Pooling sums in another order there.
+            assert np.array_equal(one.cells, other.cells)
+            assert np.array_equal(one.scale, other.scale)  # type: ignore[arg-type]
+            assert np.array_equal(one.offset, other.offset)  # type: ignore[arg-type]
+        assert (np.abs(one.values() - other.values()).max() <= 1.01 * max(one.scale.max(), other.scale.max())).all()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
+def test_maps_of_every_dtype_are_own_memory_of_the_cpu(on_cpu: Eager, dtype: str) -> None:
+    values = on_cpu.forward(noise(CIFAR_INPUT, 2), LAYERS)[1]["conv2"].cuda()
+    asked = Options(map_dtype=dtype)  # type: ignore[arg-type]
+    first = [item for item in prepare("conv2", values, asked) if isinstance(item, FeatureMap)]
+    kept = [item.cells.copy() for item in first]
+    prepare("conv2", values * -3, asked)
+    assert len(first) == 2
+    assert all(np.array_equal(item.cells, cells) for item, cells in zip(first, kept, strict=True))

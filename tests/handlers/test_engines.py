@@ -157,8 +157,9 @@ def test_torch_has_the_workers_threads_for_the_network_only(tmp_path: Path, monk
         answer = ask_json(service, {"data": png(colours()), "explain": b"grad_cam"})
         assert "explanation" in answer["results"][0]
         assert (seen, torch.get_num_threads()) == ([3], 1)
-        load("cifar", tmp_path, "torch", CONVSCOPE_THREADS="3")
-        assert torch.get_num_threads() == 3
+        for precision in ("float32", "bfloat16"):
+            load("cifar", tmp_path, "torch", CONVSCOPE_THREADS="3", CONVSCOPE_PRECISION=precision)
+            assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from handlers.errors import BadImage, BadRequest
-from handlers.maps import FeatureMap, prepare
+from handlers.maps import FeatureMap, prepare, quantise, quantise_in_torch
 from handlers.options import Options
 
 OPTIONS = [
@@ -87,3 +87,47 @@ def test_an_option_that_does_not_fit_is_refused_for_all(values: Tensor) -> None:
     with pytest.raises(BadRequest, match="needs a map of shape"):
         prepare("fc", values.mean(dim=(2, 3)), Options(pool=1))
     assert len(prepare("fc", values.mean(dim=(2, 3)), Options())) == 4
+
+
+def _channels(values: Tensor) -> dict[str, Tensor]:
+    """Maps whose quantisation has something about it."""
+    edges = values.clone()
+    edges[0, 0], edges[1, 1], edges[2, 2] = 7.5, 0.0, -1e-44
+    edges[3, 3, 0, 0] = 1e-44  # A range of hardly a number.
+    halves = torch.arange(0, 256).repeat(4, 6, 1).float().reshape(4, 6, 16, 16)
+    halves[:, :, 1:15] += 0.5  # Ties, which round to even.
+    return {
+        "plain": values,
+        "constant and tiny": edges,
+        "huge": values * 1e37,
+        "relu": values.relu(),
+        "ties": halves,
+        "pooled": values.mean(dim=(2, 3)),
+        "channels-last": values.contiguous(memory_format=torch.channels_last),
+        "many": torch.randn(3, 16, 64, 64, generator=torch.Generator().manual_seed(1)),
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "constant and tiny", "huge", "relu", "ties", "pooled", "channels-last", "many"]
+)
+def test_bytes_made_in_torch_are_those_of_numpy(values: Tensor, name: str) -> None:
+    maps = _channels(values)[name]
+    whole, scale, offset = (part.numpy() for part in quantise_in_torch(maps))
+    expected, expected_scale, expected_offset = quantise(maps.contiguous().numpy())
+    assert np.array_equal(whole, expected)
+    assert np.array_equal(scale, expected_scale)
+    assert np.array_equal(offset, expected_offset)
+    step = scale.reshape(*scale.shape, *(1 for _ in maps.shape[2:]))
+    off = np.abs(whole.astype(np.float64) * step + offset.reshape(step.shape) - maps.numpy())
+    assert (off <= step * 0.5001 + np.abs(maps.numpy()) * 1e-6).all()
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), -3e38])
+def test_what_bytes_cannot_carry_is_seen_in_torch_too(values: Tensor, value: float) -> None:
+    values[2, 1, 0, 0], values[2, 1, 0, 1] = value, 3e38
+    _, scale, _ = quantise_in_torch(values)
+    finite = torch.isfinite(scale).all(dim=1).tolist()
+    assert finite == [True, True, False, True]
+    found = prepare("conv1", values, Options(map_dtype="uint8"))
+    assert [isinstance(item, FeatureMap) for item in found] == finite

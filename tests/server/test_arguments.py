@@ -31,6 +31,7 @@ def test_models_are_separated_by_commas():
         (["--drain-s", "nan"], "'nan' is not a number of seconds"),
         (["--max-reply-mb", "4096"], "'4096' is not a whole number from 1 to 2047"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
+        (["--precision", "int8"], "invalid choice: 'int8'"),
         (["--rest-port", "7070"], "must differ"),
         (["--rest-prot", "1"], "unrecognized arguments"),
     ],

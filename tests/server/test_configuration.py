@@ -89,6 +89,13 @@ def test_the_workers_environment_is_ours_and_free_of_what_would_redirect_them(di
     assert environment["CONVSCOPE_MAX_RESPONSE_BYTES"] == str(2 * 1024 * 1024)
     assert environment["CONVSCOPE_DRAIN_FILE"] == str(directory.drain_file)
     assert environment["CONVSCOPE_ENGINE"] == "auto"
+    assert environment["CONVSCOPE_PRECISION"] == "float32"
+
+
+def test_the_workers_are_told_the_engine_and_the_precision_asked_for(directory):
+    settings = parse(["--engine", "torch", "--precision", "bfloat16"])
+    environment = worker_environment(directory, settings, workers=1, cores=1, environment={})
+    assert (environment["CONVSCOPE_ENGINE"], environment["CONVSCOPE_PRECISION"]) == ("torch", "bfloat16")
 
 
 def test_thread_counts_of_the_users_own_are_kept_and_there_is_always_one(directory):

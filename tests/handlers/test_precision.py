@@ -1,0 +1,61 @@
+"""Precision and memory format of the torch engine: other numbers inside, the same contract outside."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from handlers.engines.choice import PRECISIONS, TOLERANCE, check, choose, difference
+from handlers.engines.eager import Eager
+from handlers.images import noise
+from handlers.networks.cifar import Cifar
+from tests.handlers.support import CIFAR_INPUT
+
+LAYERS = frozenset(Cifar.layers)
+
+
+@pytest.fixture
+def eager() -> Eager:
+    torch.manual_seed(0)
+    return Eager(Cifar(), Cifar.layers, has_scores=True)
+
+
+def test_channels_last_leaves_no_trace_in_maps(eager: Eager) -> None:
+    other = Cifar()
+    other.load_state_dict(eager.module.state_dict())
+    last = Eager(other, Cifar.layers, has_scores=True, memory_format=torch.channels_last)
+    convolutions = [part for part in last.module.modules() if isinstance(part, torch.nn.Conv2d)]
+    assert any(part.weight.is_contiguous(memory_format=torch.channels_last) for part in convolutions)
+    check(last, eager, noise(CIFAR_INPUT, 3))
+    _, maps = last.forward(noise(CIFAR_INPUT, 3), LAYERS)
+    assert all(values.is_contiguous() and values.dtype == torch.float32 for values in maps.values())
+    assert last.name.endswith("-channels-last")
+
+
+def test_bfloat16_is_near_float32_and_says_its_name(eager: Eager) -> None:
+    images = noise(CIFAR_INPUT, 3)
+    engine = choose(eager, None, images, precision="bfloat16")
+    assert engine.name == f"{eager.name}-bfloat16"
+    scores, maps = engine.forward(images, LAYERS)
+    expected_scores, expected = eager.forward(images, LAYERS)
+    assert scores is not None
+    assert expected_scores is not None
+    assert scores.dtype == torch.float32
+    off = [difference(maps[name], expected[name]) for name in LAYERS] + [difference(scores, expected_scores)]
+    assert max(off) <= PRECISIONS["bfloat16"][1]
+    assert max(off) > TOLERANCE, "it computed in float32"
+    assert all(values.is_contiguous() and values.dtype == torch.float32 for values in maps.values())
+
+
+def test_the_network_for_gradients_stays_float32(eager: Eager) -> None:
+    choose(eager, None, noise(CIFAR_INPUT), precision="bfloat16")
+    assert {value.dtype for value in eager.module.parameters()} == {torch.float32}
+
+
+def test_what_cannot_be_is_refused(eager: Eager) -> None:
+    with pytest.raises(RuntimeError, match="is for a GPU"):
+        choose(eager, None, noise(CIFAR_INPUT), precision="float16")
+    with pytest.raises(RuntimeError, match="runs float32"):
+        choose(eager, None, noise(CIFAR_INPUT), precision="bfloat16", wanted="onnxruntime")
+    with pytest.raises(ValueError, match="float32, float16, bfloat16"):
+        choose(eager, None, noise(CIFAR_INPUT), precision="int8")
