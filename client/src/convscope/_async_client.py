@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from convscope._base import BaseClient
 from convscope._pictures import OnePicture, Picture
 from convscope._request import Channels, ExplainOptions, MapDtype, Method, Options, OwnOptions
-from convscope._stream import Crew, Job
+from convscope._stream import Crew
+from convscope._tasks import SharedTasks, Tasks
 from convscope._transport import open_async_transport
 
 if TYPE_CHECKING:
@@ -239,9 +240,9 @@ class AsyncClient(BaseClient):
 
     def _open(self, api_key: str | None, ca_file: str | None) -> None:
         self._transport = open_async_transport(self.url, api_key=api_key, ca_file=ca_file)
-        self._shared = _SharedTasks()
+        self._shared = SharedTasks()
 
-    def _hands(self) -> _SharedTasks:
+    def _hands(self) -> SharedTasks:
         return self._shared
 
     async def _carry(
@@ -254,7 +255,7 @@ class AsyncClient(BaseClient):
 
     @asynccontextmanager
     async def _crew(self, concurrency: int) -> AsyncGenerator[Crew[list[Prediction]], None]:
-        tasks = _Tasks(concurrency)
+        tasks = Tasks(concurrency)
         try:
             yield tasks
         finally:
@@ -267,62 +268,3 @@ class AsyncClient(BaseClient):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-
-class _Tasks:
-    """A crew of tasks."""
-
-    def __init__(self, concurrency: int) -> None:
-        self._hands = asyncio.Semaphore(concurrency)
-        self._tasks: set[asyncio.Task[list[Prediction]]] = set()
-
-    def begin(self, work: Callable[[], Coroutine[Any, Any, list[Prediction]]]) -> Job[list[Prediction]]:
-        task = asyncio.create_task(self._run(work), name="convscope")
-        self._tasks.add(task)
-        return task
-
-    async def result(self, job: Job[list[Prediction]]) -> list[Prediction]:
-        task = cast("asyncio.Task[list[Prediction]]", job)
-        try:
-            return await task
-        finally:
-            if task.done():
-                self._tasks.discard(task)
-
-    async def end(self) -> None:
-        """Cancel what is left, and wait until it is gone."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _run(self, work: Callable[[], Coroutine[Any, Any, list[Prediction]]]) -> list[Prediction]:
-        async with self._hands:
-            return await work()
-
-
-class _SharedTasks:
-    """Works on shared requests, in tasks."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._ended = False
-
-    def mailbox(self) -> asyncio.Future[Any]:
-        return asyncio.get_running_loop().create_future()
-
-    async def wait(self, mailbox: asyncio.Future[Any], seconds: float) -> bool:
-        return bool((await asyncio.wait((mailbox,), timeout=seconds))[0])
-
-    def begin(self, work: Coroutine[Any, Any, None]) -> None:
-        if self._ended:
-            raise RuntimeError("this client is closed")
-        task = asyncio.create_task(work, name="convscope-shared")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def end(self) -> None:
-        """Begin nothing more; cancel what is left, and wait until it is gone."""
-        self._ended = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from convscope._card_reply import read_card
 from convscope._coalescing import Coalesce, check_coalesce
 from convscope._exceptions import (
     ConnectError,
@@ -26,7 +27,7 @@ from convscope._exceptions import (
 from convscope._explaining import Explaining
 from convscope._pictures import Picture, encode_pictures
 from convscope._prediction import Prediction
-from convscope._reply import Answer, read_card, read_filters, read_predictions
+from convscope._reply import Answer, read_filters, read_predictions
 from convscope._request import (
     build_card_request,
     build_filters_request,

@@ -6,10 +6,10 @@ import time
 from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
-from convscope._base import BaseClient
 from convscope._blocking import SharedThreads, drain, finish, open_threads
+from convscope._explain_client import ExplainClient
 from convscope._pictures import OnePicture, Picture
-from convscope._request import Channels, ExplainOptions, MapDtype, Method, Options, OwnOptions
+from convscope._request import Channels, MapDtype, Options, OwnOptions
 from convscope._transport import open_transport
 
 if TYPE_CHECKING:
@@ -21,14 +21,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from convscope._card import ModelCard
-    from convscope._explanation import Explanation
-    from convscope._patches import Patch
     from convscope._prediction import Prediction
     from convscope._stream import Crew
     from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
 
 
-class Client(BaseClient):
+class Client(ExplainClient):
     """Asks a convscope service. Safe to use from several threads; close it, or use it in a `with`.
 
     Nothing is connected before the first question. Proxies of the environment are used, except for this machine
@@ -180,150 +178,6 @@ class Client(BaseClient):
         """
         return drain(
             self._predict_many(pictures, model, concurrency=concurrency, batch=batch, progress=progress, **options)
-        )
-
-    @overload  # A str is an iterable of str too, but as a path it is caught here.
-    def explain(  # type: ignore[overload-overlap]
-        self,
-        pictures: OnePicture,
-        *,
-        model: str,
-        **options: Unpack[ExplainOptions],
-    ) -> Explanation: ...
-
-    @overload  # The number of an array's axes says which it is; types cannot.
-    def explain(
-        self,
-        pictures: NDArray[Any],
-        *,
-        model: str,
-        **options: Unpack[ExplainOptions],
-    ) -> Any: ...
-
-    @overload
-    def explain(
-        self,
-        pictures: Iterable[Picture],
-        *,
-        model: str,
-        **options: Unpack[ExplainOptions],
-    ) -> list[Explanation]: ...
-
-    def explain(
-        self,
-        pictures: Picture | Iterable[Picture],
-        *,
-        model: str,
-        version: str | None = None,
-        method: Method = "grad_cam",
-        layer: str | None = None,
-        target: int | None = None,
-        window: int | None = None,
-        step: int | None = None,
-        steps: int | None = None,
-        picture: bool = True,
-        top_k: int = 5,
-        map_dtype: MapDtype = "float32",
-        deadline_s: float | None = None,
-        timing: bool = False,
-        request_id: str | None = None,
-    ) -> Explanation | list[Explanation]:
-        """Ask which part of a picture a class's score rests on.
-
-        Args:
-            pictures: As in `predict`.
-            model: The model's name.
-            version: Its version; None for the server's default.
-            method: `"grad_cam"`, `"cam"` (for networks that end in an average and one linear layer), `"occlusion"`,
-                `"input_gradient"`, `"integrated_gradients"`; or `"picture"`, which explains nothing, for the sake of
-                the picture as the network saw it.
-            layer: grad_cam, cam: whose map to look at; None for the last one of more than one row and column.
-            target: Index of the class to explain; None for each picture's most probable one.
-            window: occlusion: pixels of the square that is covered, each way; None for a quarter of the picture.
-            step: occlusion: pixels from one square to the next; None for half a square.
-            steps: integrated_gradients: points between the baseline and the picture; None for 32.
-            picture: Whether the picture comes along, as the network saw it; `overlay` needs it.
-            top_k: Classes to return, as in `predict`.
-            map_dtype: What the heat travels as, as maps do in `predict`.
-            deadline_s: Seconds this question may take; None for the client's own.
-            timing: As in `predict`; the work of explaining counts as `forward_s`.
-            request_id: As in `predict`.
-
-        Returns:
-            An explanation for a picture, a list in the order given for several. In a list a picture that failed holds
-            its error, raised when its result is read.
-
-        Raises:
-            ConvscopeError: The one picture failed, or the request as a whole did: `BadRequest` where the method does
-                not suit the network, or the work is more than the service does for a request.
-            OSError: A path cannot be read.
-            TypeError: Something is no picture, or an option is of another type.
-            ValueError: An array or an option is out of range.
-        """
-        return finish(
-            self._explain(
-                pictures,
-                model,
-                version=version,
-                method=method,
-                layer=layer,
-                target=target,
-                window=window,
-                step=step,
-                steps=steps,
-                picture=picture,
-                top_k=top_k,
-                map_dtype=map_dtype,
-                deadline_s=deadline_s,
-                timing=timing,
-                request_id=request_id,
-            )
-        )
-
-    def strongest(
-        self,
-        pictures: Iterable[Picture],
-        *,
-        model: str,
-        layer: str,
-        channel: int,
-        n: int = 9,
-        per_picture: int = 1,
-        version: str | None = None,
-        deadline_s: float | None = None,
-    ) -> list[Patch]:
-        """Look for what a channel answers to most: its strongest cells in pictures, and the patches they answer to.
-
-        Args:
-            pictures: An iterable of pictures, as in `predict`; as many requests are made as it takes.
-            model: The model's name.
-            layer: Name of the layer.
-            channel: Its number in the layer.
-            n: How many cells to return.
-            per_picture: How many may be of one picture.
-            version: Of the model; None for the server's default.
-            deadline_s: Seconds each request may take; None for the client's own.
-
-        Returns:
-            At most `n` patches, the strongest cell first; `Patch.picture` tells the picture's place among those given.
-
-        Raises:
-            ConvscopeError: A picture failed, or a request did.
-            OSError: A path cannot be read.
-            TypeError: Something is no picture.
-            ValueError: There is no such layer, or its card does not say what its cells answer to.
-        """
-        return finish(
-            self._strongest(
-                pictures,
-                model,
-                layer=layer,
-                channel=channel,
-                n=n,
-                per_picture=per_picture,
-                version=version,
-                deadline_s=deadline_s,
-            )
         )
 
     def model_card(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from convscope._card import Input, Layer, Limits, ModelCard, Training
 from convscope._exceptions import ConvscopeError, ProtocolError, error_from_code
 from convscope._explanation import Explanation
 from convscope._prediction import ClassScore, Prediction
@@ -78,7 +77,7 @@ def read_predictions(
         ConvscopeError: The service refused the request as a whole.
         ProtocolError: The reply breaks the contract.
     """
-    request_id = _request_id(reply, request_id)
+    request_id = answered_id(reply, request_id)
     check_reply(reply, count, request_id)
     timing = _timing(reply.timing, total_s) if total_s is not None and reply.HasField("timing") else None
     return [_prediction(reply, result, request_id, timing) for result in reply.results[own]]
@@ -97,7 +96,7 @@ def check_reply(reply: wire.PredictReply, count: int, request_id: str) -> None:
         ProtocolError: The reply breaks the contract.
     """
     if reply.HasField("error") and not reply.results:
-        raise error_from_code(reply.error.code, reply.error.message, _request_id(reply, request_id))
+        raise error_from_code(reply.error.code, reply.error.message, answered_id(reply, request_id))
     if len(reply.results) != count:
         raise ProtocolError(f"{count} pictures were sent and {len(reply.results)} results came back")
 
@@ -138,7 +137,7 @@ def _explanation(prediction: Prediction, result: wire.Result) -> Explanation:
     )
 
 
-def _request_id(reply: wire.PredictReply, sent: str) -> str:
+def answered_id(reply: wire.PredictReply, sent: str) -> str:
     """Return the id that the service knows a request by."""
     return reply.request_id if is_request_id(reply.request_id) else sent
 
@@ -231,95 +230,10 @@ def read_filters(reply: wire.PredictReply, *, request_id: str = "") -> NDArray[n
         ProtocolError: There are no filters in the reply.
     """
     if reply.HasField("error"):
-        raise error_from_code(reply.error.code, reply.error.message, _request_id(reply, request_id))
+        raise error_from_code(reply.error.code, reply.error.message, answered_id(reply, request_id))
     if not reply.HasField("filters"):
         raise ProtocolError("filters were asked for and none came back")
     filters = read_tensor(reply.filters)
     if filters.ndim != 4:
         raise ProtocolError(f"filters have four axes, not the shape {filters.shape}")
     return filters
-
-
-def read_card(reply: wire.PredictReply, *, request_id: str = "") -> ModelCard:
-    """Read a model card.
-
-    Args:
-        reply: What came.
-        request_id: The id it was asked for with; the reply's own counts more.
-
-    Returns:
-        The card.
-
-    Raises:
-        ConvscopeError: The service answered with an error.
-        ProtocolError: There is no card in the reply.
-    """
-    if reply.HasField("error"):
-        raise error_from_code(reply.error.code, reply.error.message, _request_id(reply, request_id))
-    if not reply.HasField("card"):
-        raise ProtocolError("the model card was asked for and none came back")
-    card = reply.card
-    return ModelCard(
-        model=card.model,
-        version=card.version,
-        description=card.description,
-        architecture=card.architecture,
-        engine=card.engine,
-        device=card.device,
-        classes=tuple(card.classes),
-        input=Input(
-            channels=card.input.channels,
-            height=card.input.height or None,
-            width=card.input.width or None,
-            mean=tuple(card.input.mean),
-            std=tuple(card.input.std),
-        ),
-        layers=tuple(map(_layer, card.layers)),
-        parameters=card.parameters,
-        training=_training(card.training) if card.HasField("training") else None,
-        limits=Limits(
-            max_images=card.limits.max_images,
-            max_image_bytes=card.limits.max_image_bytes,
-            max_image_pixels=card.limits.max_image_pixels,
-            max_reply_bytes=card.limits.max_reply_bytes,
-        ),
-        multiply_adds=card.multiply_adds,
-    )
-
-
-def _layer(layer: wire.Layer) -> Layer:
-    """Read one layer of a card."""
-    return Layer(
-        name=layer.name,
-        module=layer.module,
-        shape=tuple(layer.shape),
-        stride=tuple(layer.stride) or None,
-        receptive_field=tuple(layer.receptive_field) or None,
-        receptive_field_start=tuple(layer.receptive_field_start) or None,
-        parameters=layer.parameters,
-        bytes=dict(sorted(layer.bytes.items())),
-        input_shape=tuple(layer.input_shape),
-        operation=layer.operation,
-        kernel=tuple(layer.kernel),
-        step=tuple(layer.step),
-        padding=tuple(layer.padding),
-        dilation=tuple(layer.dilation),
-        groups=layer.groups,
-        multiply_adds=layer.multiply_adds,
-        dense_parameters=layer.dense_parameters,
-    )
-
-
-def _training(training: wire.Training) -> Training:
-    """Read what a card says of the training."""
-    return Training(
-        data=training.data,
-        train_pictures=training.train_pictures,
-        test_pictures=training.test_pictures,
-        epochs=training.epochs,
-        train_accuracy=training.train_accuracy if training.HasField("train_accuracy") else None,
-        test_accuracy=training.test_accuracy if training.HasField("test_accuracy") else None,
-        seconds=training.seconds,
-        machine=training.machine,
-        versions=dict(sorted(training.versions.items())),
-    )
