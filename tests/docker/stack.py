@@ -47,15 +47,16 @@ class Stack:
 
     Args:
         work: Folder for its secrets, archives and the gateway's configuration, all of them copies to be changed.
+        models: What its model store holds.
     """
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, models: tuple[str, ...] = ("cifar", "digits")) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self.store, self.configuration, self.secrets = work / "store", work / "envoy", work / "secrets"
         self.store.mkdir()
-        for name in ("cifar", "digits"):
+        for name in models:
             shutil.copy(ROOT / "model_store" / f"{name}.mar", self.store)
         shutil.copytree(ROOT / "deploy/envoy", self.configuration)
         # Slow senders get 5 s instead of 60, so that the test of them need not last a minute.
@@ -64,9 +65,9 @@ class Stack:
         self.ca_file = self.secrets / "certificate/tls.crt"
         self.key = (self.secrets / "api-key").read_text().strip()
         self.environment = os.environ | {
-            "COMPOSE_PROJECT_NAME": f"convscope-test-{os.getpid()}",
+            "COMPOSE_PROJECT_NAME": f"convscope-test-{os.getpid()}-{'-'.join(models)}",
             "CONVSCOPE_PORT": f"127.0.0.1:{self.port}",
-            "CONVSCOPE_MODELS": "cifar,digits",
+            "CONVSCOPE_MODELS": "",
             "CONVSCOPE_STORE": str(self.store),
             "CONVSCOPE_GATEWAY": str(self.configuration),
             "CONVSCOPE_CERTIFICATE": str(self.secrets / "certificate"),
