@@ -17,7 +17,7 @@ from handlers.networks import NETWORKS
 from tests.client.served import serving
 from tests.client.stand_in import StandIn
 from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, make_service
-from training import shuffled
+from training import shuffled, train
 
 ROOT = Path(__file__).parents[2]
 LESSONS = (ROOT / "docs" / "lessons.md").read_text("utf-8")
@@ -32,6 +32,7 @@ def blocks(language: str) -> list[str]:
 LINES = [line for block in blocks("sh") for line in block.splitlines()]
 COMMANDS = [line for line in LINES if line.startswith(".venv/bin/convscope ")]
 TRAININGS = [line for line in LINES if line.startswith(".venv/bin/python -m training.shuffled ")]
+TWINS = [line for line in LINES if line.startswith(".venv/bin/python -m training.train ")]
 PYTHON = blocks("python")
 
 
@@ -58,10 +59,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_line_is_one_that_is_run_here_or_starts_the_server() -> None:
-    others = set(LINES) - {*COMMANDS, *TRAININGS}
-    assert others == {".venv/bin/python -m server --model-store model_store"}
+    others = set(LINES) - {*COMMANDS, *TRAININGS, *TWINS}
+    assert {line.partition(" --")[0] for line in others} == {
+        ".venv/bin/python -m server",
+        ".venv/bin/python -m training.archive",
+    }
     assert len(COMMANDS) >= 15
     assert len(TRAININGS) == 2
+
+
+@pytest.mark.parametrize("line", TWINS)
+def test_a_twins_training_is_one_that_can_be_asked_for(line: str) -> None:
+    options = train.parser().parse_args(shlex.split(line)[3:])
+    checkpoint = options.out / train.CHECKPOINT
+    assert f".venv/bin/python -m training.archive --checkpoint {checkpoint} --store out/twins" in "\n".join(LINES)
 
 
 def test_every_claim_has_a_command_and_what_it_printed() -> None:
