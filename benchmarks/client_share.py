@@ -89,7 +89,7 @@ def main() -> int:
             server.wait()
     print(table(takes))
     circumstances = machine.circumstances()
-    circumstances["versions"] |= {name: metadata.version(name) for name in ("httpx", "httpcore", "grpcio")}
+    circumstances["versions"] |= {name: metadata.version(name) for name in ("httpcore", "grpcio")}
     circumstances |= {"load": os.getloadavg()[0]}
     circumstances |= {name: getattr(options, name) for name in ("model", "rounds", "seconds")}
     options.out.parent.mkdir(parents=True, exist_ok=True)
