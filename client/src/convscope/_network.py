@@ -2,7 +2,7 @@
 
 httpcore writes a request's head and body one by one and reads 64 KB at a time, each of which costs a system call, on
 the other side too, and a turn through its parser. Its own asyncio network is anyio's, which takes turns of the event
-loop besides. With these streams in place of its own, a call over REST takes half the processor time.
+loop besides. With these streams in place of its own, and without httpx, the transport takes half the processor time.
 """
 
 from __future__ import annotations
