@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
+import httpcore
 import numpy as np
 from convscope import AsyncClient, Client
 from convscope._wire import convscope_pb2 as wire
@@ -68,7 +68,7 @@ def main() -> int:
         "calls": options.calls,
         "machine": platform.processor() or platform.machine(),
         "python": platform.python_version(),
-        "versions": {"httpx": httpx.__version__, "grpcio": grpc.__version__, "numpy": np.__version__},
+        "versions": {"httpcore": httpcore.__version__, "grpcio": grpc.__version__, "numpy": np.__version__},
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"circumstances": circumstances, "cpu_us_a_call": costs}, indent=2))

@@ -5,16 +5,19 @@ Type: python -m benchmarks.client_share [--rounds 7] [--seconds 2]
 A server of one worker, as `python -m server` starts it, answers this process. Every round takes every way of asking
 once for each question and transport. This process's time is the client's, all threads, user and system; the server's is
 that of the launcher and all it started: TorchServe's JVM, the worker and the exporter. Ratios are those within a round.
-A JVM that is still compiling costs more, which would flatter the client, so a first round is thrown away.
+A JVM that is still compiling costs more, which would flatter the client, so a first round is thrown away. torch is not
+imported here: Python's collector looks through all that is, and applications need not have it.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -22,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,11 +34,11 @@ from convscope import AsyncClient, Client
 
 from benchmarks import machine
 from benchmarks.capacity import await_answer
-from benchmarks.coalescing import PICTURES, with_tasks
 from benchmarks.load import ROOT
-from benchmarks.running import free_port
 
 QUESTIONS: dict[str, dict[str, Any]] = {"scores": {}, "maps float32": {"layers": "all"}}
+SAMPLES = ("cat", "airplane", "frog", "horse", "ship", "truck")
+PICTURES = [(ROOT / f"samples/{name}.png").read_bytes() for name in SAMPLES]
 TARGET = 0.5  # The most that the client may cost, of what the server does.
 CALLERS = 32
 
@@ -75,8 +79,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "client_share.json")
     options = parser.parse_args()
-    rest, rpc = free_port(), free_port()
-    ports = ["--rest-port", str(rest), "--grpc-port", str(rpc), "--metrics-port", str(free_port())]
+    with contextlib.ExitStack() as held:
+        rest, rpc, metrics = (
+            held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(3)
+        )
+    ports = ["--rest-port", str(rest), "--grpc-port", str(rpc), "--metrics-port", str(metrics)]
     command = [sys.executable, "-m", "server", "--models", options.model, "--workers", "1", *ports]
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
@@ -89,7 +96,7 @@ def main() -> int:
             server.wait()
     print(table(takes))
     circumstances = machine.circumstances()
-    circumstances["versions"] |= {name: metadata.version(name) for name in ("httpx", "httpcore", "grpcio")}
+    circumstances["versions"] |= {name: metadata.version(name) for name in ("httpcore", "grpcio")}
     circumstances |= {"load": os.getloadavg()[0]}
     circumstances |= {name: getattr(options, name) for name in ("model", "rounds", "seconds")}
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -143,13 +150,25 @@ def one_task(url: str, seconds: float, asked: dict[str, Any]) -> int:
 
 def many_tasks(url: str, seconds: float, asked: dict[str, Any]) -> int:
     """Ask from tasks that share an `AsyncClient`, whose questions travel together where that pays."""
-    return len(with_tasks(url, "auto", CALLERS, seconds, asked))
+
+    async def call(client: AsyncClient) -> int:
+        count = 0
+        for picture in pictures_for(seconds):
+            await client.predict(picture, **asked)
+            count += 1
+        return count
+
+    async def ask() -> int:
+        async with AsyncClient(url) as client:
+            return sum(await asyncio.gather(*(call(client) for _ in range(CALLERS))))
+
+    return asyncio.run(ask())
 
 
-def many(url: str, seconds: float, asked: dict[str, Any]) -> int:
+def many(url: str, seconds: float, asked: dict[str, Any], **how: int) -> int:
     """Ask with `Client.predict_many`; return how many."""
     with Client(url) as client:
-        return sum(1 for _ in client.predict_many(pictures_for(seconds), concurrency=CALLERS, **asked))
+        return sum(1 for _ in client.predict_many(pictures_for(seconds), **how, **asked))
 
 
 def pictures_for(seconds: float) -> Iterator[bytes]:
@@ -165,7 +184,8 @@ WAYS: dict[str, Callable[[str, float, dict[str, Any]], int]] = {
     "Client": one_caller,
     "AsyncClient": one_task,
     f"AsyncClient, {CALLERS} callers": many_tasks,
-    f"predict_many, concurrency {CALLERS}": many,
+    f"predict_many, concurrency {CALLERS}": partial(many, concurrency=CALLERS),
+    "predict_many, concurrency 4, batch 8": partial(many, concurrency=4, batch=8),
 }
 
 

@@ -16,9 +16,9 @@ from tests.client.stand_in import StandIn, serve
 from tests.client.test_congruence import FAILURES, QUESTIONS
 
 
-def in_async(url: str, question: Any) -> Any:
+def in_async(url: str, question: Any, **settings: Any) -> Any:
     async def ask() -> Any:
-        async with AsyncClient(url, retries=0) as client:
+        async with AsyncClient(url, retries=0, **settings) as client:
             return await question(client)
 
     return asyncio.run(ask())

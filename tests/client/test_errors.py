@@ -1,19 +1,21 @@
-"""The exception tree, and that all which httpx and grpc can raise is in it."""
+"""The exception tree, and that all which httpcore and grpc can raise is in it."""
 
 from __future__ import annotations
 
 import inspect
+import json
 import pickle
 import re
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 
 import convscope
 import grpc
-import httpx
+import httpcore
 import pytest
-from convscope import Client, _exceptions, _grpc, _rest
+from convscope import Client, _exceptions, _grpc, _network, _rest
 from convscope._exceptions import error_from_code
 from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
 
@@ -71,19 +73,15 @@ def test_each_code_has_its_exception(code: str, kind: type[convscope.ConvscopeEr
     assert str(error) == "why"
 
 
-HTTPX_EXCEPTIONS = [value for value in vars(httpx).values() if inspect.isclass(value) and issubclass(value, Exception)]
+HTTPCORE_EXCEPTIONS = [
+    value for value in vars(httpcore).values() if inspect.isclass(value) and issubclass(value, Exception)
+]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in HTTPX_EXCEPTIONS if kind is not httpx.CookieConflict])
-def test_every_exception_of_httpx_is_translated(kind):
+@pytest.mark.parametrize("kind", HTTPCORE_EXCEPTIONS)
+def test_every_exception_of_httpcore_is_translated(kind):
     mapped = [ancestor for ancestor in kind.__mro__ if ancestor in _rest.TRANSLATIONS]
-    assert mapped, f"httpx.{kind.__name__} would reach users: add it to _rest.TRANSLATIONS"
-    assert mapped[0] is not httpx.HTTPError or kind in (
-        httpx.HTTPError,
-        httpx.HTTPStatusError,  # Raised by raise_for_status() only, which is not called.
-        httpx.RequestError,
-        httpx.TransportError,
-    ), f"httpx.{kind.__name__} is new: say in _rest.TRANSLATIONS what it stands for"
+    assert mapped, f"httpcore.{kind.__name__} would reach users: add it to _rest.TRANSLATIONS"
 
 
 @pytest.mark.parametrize("status", list(grpc.StatusCode))
@@ -91,15 +89,34 @@ def test_every_status_of_grpc_is_translated(status: grpc.StatusCode):
     assert issubclass(_grpc.TRANSLATIONS[status], convscope.ConvscopeError)
 
 
-PROTOBUF = {"content-type": "application/x-protobuf"}
+PROTOBUF = {"content_type": "application/x-protobuf"}
 
 
-def torchserve_says(status: int, kind: str, message: str) -> httpx.Response:
-    return httpx.Response(status, json={"code": status, "type": kind, "message": message})
+def answer(status: int, text: str | bytes | Iterable[bytes] = b"", **headers: str) -> httpcore.Response:
+    content = text.encode() if isinstance(text, str) else text
+    named = [(name.replace("_", "-"), value) for name, value in headers.items()]
+    return httpcore.Response(status, headers=named, content=content)
 
 
-def rest_answering(handle: Callable[[httpx.Request], httpx.Response]) -> _rest.RestTransport:
-    return _rest.RestTransport("http://stand.in", mount=httpx.MockTransport(handle))
+def torchserve_says(status: int, kind: str, message: str) -> httpcore.Response:
+    return answer(status, json.dumps({"code": status, "type": kind, "message": message}))
+
+
+class Answering(httpcore.ConnectionInterface):
+    """A connection to nowhere."""
+
+    def __init__(self, handle: Callable[[httpcore.Request], httpcore.Response]) -> None:
+        self.handle_request = handle  # type: ignore[method-assign]
+
+    def is_idle(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+
+def rest_answering(handle: Callable[[httpcore.Request], httpcore.Response]) -> _rest.RestTransport:
+    return _rest.RestTransport("http://stand.in", mount=Answering(handle))
 
 
 def ask(transport: _rest.RestTransport) -> PredictReply:
@@ -112,24 +129,23 @@ def ask(transport: _rest.RestTransport) -> PredictReply:
 @pytest.mark.parametrize(
     ("raised", "expected"),
     [
-        (httpx.ConnectError("refused"), convscope.ConnectError),
-        (httpx.ConnectTimeout("slow"), convscope.DeadlineExceeded),
-        (httpx.ReadTimeout("slow"), convscope.DeadlineExceeded),
-        (httpx.WriteTimeout("slow"), convscope.DeadlineExceeded),
-        (httpx.PoolTimeout("slow"), convscope.DeadlineExceeded),
-        (httpx.ReadError("reset"), convscope.ConnectError),
-        (httpx.WriteError("reset"), convscope.ConnectError),
-        (httpx.ProxyError("407"), convscope.ConnectError),
-        (httpx.RemoteProtocolError("Server disconnected without sending a response."), convscope.ConnectError),
-        (httpx.RemoteProtocolError("illegal request line"), convscope.ProtocolError),
-        (httpx.DecodingError("gzip"), convscope.ProtocolError),
-        (httpx.RequestError("novel"), convscope.TransportError),
-        (httpx.StreamClosed(), convscope.ConnectError),
+        (httpcore.ConnectError("refused"), convscope.ConnectError),
+        (httpcore.ConnectTimeout("slow"), convscope.DeadlineExceeded),
+        (httpcore.ReadTimeout("slow"), convscope.DeadlineExceeded),
+        (httpcore.WriteTimeout("slow"), convscope.DeadlineExceeded),
+        (httpcore.PoolTimeout("slow"), convscope.DeadlineExceeded),
+        (httpcore.ReadError("reset"), convscope.ConnectError),
+        (httpcore.WriteError("reset"), convscope.ConnectError),
+        (httpcore.ConnectionNotAvailable(), convscope.ConnectError),
+        (httpcore.ProxyError("407"), convscope.ConnectError),
+        (httpcore.RemoteProtocolError("Server disconnected without sending a response."), convscope.ConnectError),
+        (httpcore.UnsupportedProtocol("gopher"), convscope.ProtocolError),
+        (httpcore.RemoteProtocolError("illegal request line"), convscope.ProtocolError),
     ],
     ids=lambda value: getattr(value, "__name__", repr(value)),
 )
-def test_what_httpx_raises_becomes_ours_and_is_kept_as_the_cause(raised, expected):
-    def fail(_: httpx.Request) -> httpx.Response:
+def test_what_httpcore_raises_becomes_ours_and_is_kept_as_the_cause(raised, expected):
+    def fail(_: httpcore.Request) -> httpcore.Response:
         raise raised
 
     with pytest.raises(convscope.TransportError) as caught:
@@ -141,28 +157,28 @@ def test_what_httpx_raises_becomes_ours_and_is_kept_as_the_cause(raised, expecte
 @pytest.mark.parametrize(
     ("response", "expected", "words"),
     [
-        (httpx.Response(200, text="<html>"), convscope.ProtocolError, "is this a convscope server"),
-        (httpx.Response(200, headers=PROTOBUF, content=b"\xff"), convscope.ProtocolError, "not a convscope reply"),
-        (httpx.Response(302, headers={"location": "http://elsewhere/"}), convscope.ProtocolError, "302"),
-        (httpx.Response(400, text="no"), convscope.BadRequest, "no"),
-        (httpx.Response(401, text="Client authentication failed."), convscope.AuthenticationFailed, "API key"),
-        (httpx.Response(403), convscope.AuthenticationFailed, "API key"),
-        (httpx.Response(404, text="no route"), convscope.ProtocolError, "404: no route"),
+        (answer(200, "<html>"), convscope.ProtocolError, "is this a convscope server"),
+        (answer(200, b"\xff", **PROTOBUF), convscope.ProtocolError, "not a convscope reply"),
+        (answer(302, location="http://elsewhere/"), convscope.ProtocolError, "302"),
+        (answer(400, "no"), convscope.BadRequest, "no"),
+        (answer(401, "Client authentication failed."), convscope.AuthenticationFailed, "API key"),
+        (answer(403), convscope.AuthenticationFailed, "API key"),
+        (answer(404, "no route"), convscope.ProtocolError, "404: no route"),
         (torchserve_says(404, "ModelNotFoundException", "Model not found: cifar"), convscope.ModelNotFound, "cifar"),
         (torchserve_says(404, "ResourceNotFoundException", "Not here"), convscope.ProtocolError, "Not here"),
-        (httpx.Response(405), convscope.ProtocolError, "405"),
-        (httpx.Response(408), convscope.DeadlineExceeded, "408"),
-        (httpx.Response(413), convscope.ImageTooLarge, "larger than the server's request limit"),
-        (httpx.Response(429, headers={"retry-after": "7"}), convscope.Overloaded, "429"),
+        (answer(405), convscope.ProtocolError, "405"),
+        (answer(408), convscope.DeadlineExceeded, "408"),
+        (answer(413), convscope.ImageTooLarge, "larger than the server's request limit"),
+        (answer(429, retry_after="7"), convscope.Overloaded, "429"),
         (torchserve_says(500, "InternalServerException", "Worker died."), convscope.ServerError, "Worker died"),
-        (httpx.Response(500, json=["odd"]), convscope.ServerError, "500"),
-        (httpx.Response(502), convscope.ServerError, "502"),
-        (httpx.Response(503, text="no healthy upstream"), convscope.Overloaded, "no healthy upstream"),
+        (answer(500, '["odd"]'), convscope.ServerError, "500"),
+        (answer(502), convscope.ServerError, "502"),
+        (answer(503, "no healthy upstream"), convscope.Overloaded, "no healthy upstream"),
         (torchserve_says(503, "InternalServerException", "Prediction failed"), convscope.ServerError, "failed"),
-        (httpx.Response(504), convscope.DeadlineExceeded, "504"),
-        (httpx.Response(507), convscope.ServerError, "507"),
+        (answer(504), convscope.DeadlineExceeded, "504"),
+        (answer(507), convscope.ServerError, "507"),
     ],
-    ids=lambda value: str(value.status_code) if isinstance(value, httpx.Response) else None,
+    ids=lambda value: str(value.status) if isinstance(value, httpcore.Response) else None,
 )  # fmt: skip
 def test_answers_that_are_not_our_handlers_are_understood(response, expected, words: str):
     with pytest.raises(convscope.ConvscopeError, match=words) as caught:
@@ -171,19 +187,18 @@ def test_answers_that_are_not_our_handlers_are_understood(response, expected, wo
 
 
 @pytest.mark.parametrize(
-    ("header", "seconds"), [({"retry-after": "7"}, 7.0), ({"retry-after": "soon"}, None), ({}, None)]
+    ("header", "seconds"), [({"retry_after": "7"}, 7.0), ({"Retry_After": "soon"}, None), ({}, None)]
 )
 def test_an_overloaded_server_says_when_to_come_back(header: dict[str, str], seconds: float | None):
     with pytest.raises(convscope.Overloaded) as caught:
-        ask(rest_answering(lambda _: httpx.Response(503, headers=header)))
+        ask(rest_answering(lambda _: answer(503, **header)))
     assert caught.value.retry_after_s == seconds
 
 
 def test_a_reply_with_an_error_and_a_bad_status_is_a_reply():
     reply = PredictReply(model="cifar")
     reply.error.code = "unknown_layer"
-    headers = {"content-type": "application/x-protobuf"}
-    response = httpx.Response(400, headers=headers, content=reply.SerializeToString())
+    response = answer(400, reply.SerializeToString(), **PROTOBUF)
     assert ask(rest_answering(lambda _: response)) == reply
 
 
@@ -247,7 +262,7 @@ def test_an_overloaded_grpc_server_says_when_to_come_back():
 def test_a_caller_never_meets_the_exceptions_underneath(client: Client):
     with pytest.raises(convscope.ModelNotFound) as caught:
         client.predict(b"cat", model="missing")
-    assert not isinstance(caught.value, httpx.HTTPError | grpc.RpcError)
+    assert not isinstance(caught.value, (*_rest.TRANSLATIONS, grpc.RpcError))
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
@@ -311,33 +326,35 @@ def test_a_reply_that_trickles_in_ends_at_the_deadline():
         thread.join(10)
 
 
-def test_each_step_of_a_rest_request_gets_what_is_left_of_the_deadline(monkeypatch: pytest.MonkeyPatch):
+def test_each_step_of_a_rest_request_gets_what_is_left_of_the_deadline(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+):
     now = [100.0]
-    monkeypatch.setattr(_rest.time, "monotonic", lambda: now[0])
-    left = []
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(_rest, "time", clock)
+    monkeypatch.setattr(_network, "time", clock)
+    left: list[tuple[str, float | None]] = []
 
-    def connect_slowly(request: httpx.Request) -> httpx.Response:
-        left.append(request.extensions["timeout"].get("connect"))
-        now[0] += 3
-        left.append(request.extensions["timeout"].get("read"))
-        return httpx.Response(200, headers=PROTOBUF, content=b"")
+    class Stream(httpcore.MockStream):
+        def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+            left.append(("read", timeout))
+            now[0] += 1
+            return super().read(max_bytes)
 
-    ask(rest_answering(connect_slowly))  # Asks with a deadline of 5 s.
-    assert left == [5, 2]
+        def write(self, buffer: bytes, timeout: float | None = None) -> None:
+            left.append(("write", timeout))
+            now[0] += 1
 
+    class Below:
+        def connect_tcp(self, host: str, port: int, timeout: float | None, *_: object) -> Stream:
+            left.append(("connect", timeout))
+            now[0] += 2
+            return Stream([b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n", *[b"x"] * 9])
 
-def test_httpx_asks_before_each_of_its_steps_how_long_it_may_take(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch):
-    steps = []
-
-    class Listening(_rest._TimeLeft):
-        def get(self, step: str, default: float | None = None) -> float:
-            steps.append(step)
-            return super().get(step, default)
-
-    monkeypatch.setattr(_rest, "_TimeLeft", Listening)
-    with Client(stand_in.rest_url) as client:
-        client.predict(b"cat", model="cifar")
-    assert [step for step in steps if step != "pool"] == ["connect", "write", "write", "read", "read"]
+    monkeypatch.setattr(httpcore, "SyncBackend", Below)
+    with pytest.raises(convscope.DeadlineExceeded):
+        ask(_rest.RestTransport("http://stand.in"))  # With a deadline of 5 s.
+    assert left == [("connect", 5), ("write", 3), ("read", 2), ("read", 1)]
 
 
 def test_a_reply_over_the_clients_limit_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch):
@@ -348,4 +365,4 @@ def test_a_reply_over_the_clients_limit_is_not_read_to_its_end(monkeypatch: pyte
             yield b"x" * 100
 
     with pytest.raises(convscope.ReplyTooLarge, match="limit of 1000 bytes"):
-        ask(rest_answering(lambda _: httpx.Response(200, headers=PROTOBUF, content=endless())))
+        ask(rest_answering(lambda _: answer(200, endless(), **PROTOBUF)))

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import convscope
-import httpx
 import pytest
 from convscope import Client
 from convscope._rest import _environment_proxy
@@ -139,7 +138,8 @@ def test_the_environment_names_the_proxy(
 ):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert _environment_proxy(httpx.URL(url)) == proxy
+    found = _environment_proxy(url)
+    assert (found and (bytes(found.url), found.auth)) == (proxy and (f"{proxy}/".encode(), None))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@
     with Client("http://localhost:8080") as client:
         seen = client.predict("cat.png", model="cifar", layers=["conv1", "conv2"])
 
-Importing this module imports next to nothing; numpy comes with the first name used, httpx or grpc with the first
+Importing this module imports next to nothing; numpy comes with the first name used, httpcore or grpc with the first
 client, matplotlib with the first figure.
 """
 

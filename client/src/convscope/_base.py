@@ -25,6 +25,7 @@ from convscope._exceptions import (
     belonging_to,
 )
 from convscope._explaining import Explaining
+from convscope._memory import keep_freed_memory
 from convscope._pictures import Picture, encode_pictures
 from convscope._prediction import Prediction
 from convscope._reply import Answer, read_filters, read_predictions
@@ -71,6 +72,7 @@ class BaseClient(Explaining):
         self.deadline_s = _checked_deadline_s(deadline_s)
         self.retries = retries
         check_coalesce(coalesce)
+        keep_freed_memory()
         self._budget = RetryBudget()
         self._closed = False
         self._metrics = None if metrics is False else _open_metrics(metrics, url)

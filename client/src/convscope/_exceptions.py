@@ -1,6 +1,6 @@
 """Every exception the client raises, and which error code becomes which.
 
-The same on REST and gRPC; what httpx or grpc raised is kept as `__cause__`.
+The same on REST and gRPC; what httpcore or grpc raised is kept as `__cause__`.
 
     ConvscopeError                    .code, .message, .request_id
     ├── TransportError                no answer of the service came back

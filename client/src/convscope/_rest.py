@@ -1,9 +1,8 @@
-"""The REST seam: a request as `application/x-protobuf` to `/predictions/<model>[/<version>]`, with httpx.
+"""The REST seam: a request as `application/x-protobuf` to `/predictions/<model>[/<version>]`, with httpcore.
 
-The only module that knows httpx. Connections are kept open and shared between threads. Requests go straight to httpx's
-transports: its clients would merge URLs, headers and cookies anew for each of them, a quarter of what a call costs.
-Each transport has one connection: a pool of httpx looks at all of its connections at every request and reply, which
-with 32 of them took 3 ms.
+The only module, beside `_network` below it, that knows httpcore. Connections are kept open and shared between threads.
+They are httpcore's; which one carries a request is decided here, since its pool looks at all connections at every
+request and reply, which with 32 of them took 3 ms. httpx, which is built on it, takes as much again on top.
 """
 
 from __future__ import annotations
@@ -13,16 +12,16 @@ import contextlib
 import ssl
 import threading
 import time
-from abc import ABC, abstractmethod
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-import httpx
+import httpcore
 
 from convscope._exceptions import ConnectError, DeadlineExceeded, ProtocolError, ReplyTooLarge, TransportError
 from convscope._http_answers import PROTOBUF, understand
+from convscope._network import AsyncNetwork, Network
 from convscope._transport import API_KEY_HEADER, MAX_MESSAGE_BYTES, REQUEST_ID_HEADER, USER_AGENT
 
 if TYPE_CHECKING:
@@ -30,135 +29,146 @@ if TYPE_CHECKING:
 
     from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
 
-MOST_CONNECTIONS = 100  # As httpx; who comes when all are in use waits.
-_ONE = httpx.Limits(max_connections=1)
+MOST_CONNECTIONS = 100  # Who comes when all are in use waits.
+IDLE_S = 5.0  # Seconds for which a connection that nobody uses may be used again.
 
-# Which of ours stands for which of httpx's; the nearest ancestor counts.
+# Which of ours stands for which of httpcore's; the nearest ancestor counts.
 TRANSLATIONS: dict[type[Exception], type[TransportError]] = {
-    httpx.TimeoutException: DeadlineExceeded,
-    httpx.NetworkError: ConnectError,
-    httpx.ProxyError: ConnectError,
-    httpx.ProtocolError: ProtocolError,
-    httpx.DecodingError: ProtocolError,
-    httpx.TooManyRedirects: ProtocolError,
-    httpx.UnsupportedProtocol: ProtocolError,
-    httpx.InvalidURL: ProtocolError,
-    httpx.StreamError: ConnectError,  # Another thread closed this client.
-    httpx.HTTPError: TransportError,
+    httpcore.TimeoutException: DeadlineExceeded,
+    httpcore.NetworkError: ConnectError,
+    httpcore.ProxyError: ConnectError,
+    httpcore.ProtocolError: ProtocolError,
+    httpcore.UnsupportedProtocol: ProtocolError,
+    httpcore.ConnectionNotAvailable: ConnectError,  # Another thread closed this client.
 }
 
 
-class _Rest(ABC):
+class _Rest:
     """What both transports over HTTP/1.1 are.
 
     Args:
         url: `http://` or `https://`, host, and a path if the service lies below one.
+        pool: httpcore's, of which only single connections are used.
+        network: What it is to connect with.
         api_key: Sent as `x-api-key`, if given.
-        ca_file: PEM file of the certificates to trust; None for httpx's usual ones.
+        ca_file: PEM file of the certificates to trust; None for the usual ones.
         use_proxies: Whether to use the proxies of the environment.
-        mount: What carries the requests, in place of the network: for tests.
+        mount: What carries the requests, in place of a connection: for tests.
     """
 
     def __init__(
         self,
         url: str,
+        pool: Any,
+        network: Any,
         *,
         api_key: str | None = None,
         ca_file: str | None = None,
         use_proxies: bool = True,
         mount: Any = None,
     ) -> None:
+        self._url = url
+        base = _parse(url)
+        host = base.host if base.port is None else b"%b:%d" % (base.host, base.port)
         # No others: TorchServe's worker pays for every header it reads.
         headers = {"accept": PROTOBUF, "content-type": PROTOBUF, "user-agent": USER_AGENT}
         if api_key is not None:
             headers[API_KEY_HEADER] = api_key
-        self._headers = list(headers.items())
-        try:
-            base = httpx.URL(url.rstrip("/") + "/predictions/")
-        except httpx.InvalidURL as error:
-            raise ValueError(f"url cannot be used: {error}") from error
-        self._url = url
-        self._locate = lru_cache(maxsize=128)(lambda path: httpx.URL(f"{base}{path}"))
-        settings: dict[str, Any] = {
-            "verify": _trust(base, ca_file),
-            "proxy": _environment_proxy(base) if use_proxies else None,
-            "limits": _ONE,
-        }
-        self._connections: list[Any] = []
+        self._headers = [(b"host", host), *((name.encode(), value.encode()) for name, value in headers.items())]
+        self._locate = lru_cache(maxsize=128)(
+            lambda path: httpcore.URL(
+                scheme=base.scheme, host=base.host.strip(b"[]"), port=base.port, target=base.target + path.encode()
+            )
+        )
+        made = pool(
+            ssl_context=_trust(ca_file) if base.scheme == b"https" else None,
+            proxy=_environment_proxy(url) if use_proxies else None,
+            keepalive_expiry=IDLE_S,
+            network_backend=network,
+        )
+        origin = self._locate("").origin
+        self._connect: Callable[[], Any] = lambda: mount or made.create_connection(origin)
+        self._connections: set[Any] = set()
         self._idle: list[Any] = []  # The one used last comes first: it is the likeliest to be open still.
-        self._connect: Callable[[], Any] = lambda: mount or self._open(**settings)
 
-    @abstractmethod
-    def _open(self, **settings: Any) -> Any:
-        """Make one of httpx's transports out of its settings."""
+    def _take(self) -> tuple[Any, list[Any]]:
+        """Return a connection that nobody uses, which may have to be opened, and those that are to be closed."""
+        expired: list[Any] = []
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                connection = self._connect()
+                self._connections.add(connection)
+                return connection, expired
+            if not connection.has_expired():
+                return connection, expired
+            self._connections.discard(connection)
+            expired.append(connection)
 
-    def _take(self) -> Any:
-        """Return a connection that nobody uses, which may have to be opened; `_idle.append` gives it back."""
-        try:
-            return self._idle.pop()
-        except IndexError:
-            connection = self._connect()
-            self._connections.append(connection)
-            return connection
+    def _put(self, connection: Any) -> None:
+        """Give a connection back."""
+        if connection.is_idle():
+            self._idle.append(connection)
+        else:  # The answer was not read to its end, or said that it was the last; httpcore has closed it.
+            self._connections.discard(connection)
 
     def _build(
         self, request: PredictRequest, model: str, version: str | None, extensions: dict[str, Any]
-    ) -> httpx.Request:
+    ) -> httpcore.Request:
         path = quote(model, safe="") if version is None else f"{quote(model, safe='')}/{quote(version, safe='')}"
-        return httpx.Request(
-            "POST",
-            self._locate(path),
-            headers=[*self._headers, (REQUEST_ID_HEADER, request.request_id)],
-            content=request.SerializeToString(),
-            extensions=extensions,
+        content = request.SerializeToString()
+        own = [(b"content-length", b"%d" % len(content)), (REQUEST_ID_HEADER.encode(), request.request_id.encode())]
+        return httpcore.Request(
+            b"POST", self._locate(path), headers=self._headers + own, content=content, extensions=extensions
         )
 
 
 class RestTransport(_Rest):
-    """Sends requests over HTTP/1.1; see `_Rest` for its arguments."""
+    """Sends requests over HTTP/1.1; see `_Rest` for its settings."""
 
     def __init__(self, url: str, **settings: Any) -> None:
-        super().__init__(url, **settings)
+        super().__init__(url, httpcore.ConnectionPool, Network(), **settings)
         self._free = threading.Semaphore(MOST_CONNECTIONS)
-
-    def _open(self, **settings: Any) -> Any:
-        return httpx.HTTPTransport(**settings)
 
     def send(self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float) -> PredictReply:
         """Send a request and return the reply; see `Transport.send`."""
         ends = time.monotonic() + deadline_s
         if not self._free.acquire(timeout=deadline_s):
             raise DeadlineExceeded("the deadline passed")
-        http = self._take()
         try:
-            with _translated(self._url):
-                response = http.handle_request(self._build(request, model, version, {"timeout": _TimeLeft(ends)}))
-                with contextlib.closing(response):
-                    body = _Body()
-                    for chunk in response.iter_bytes():
-                        body.add(chunk)
-                        if time.monotonic() > ends:
-                            raise DeadlineExceeded("the deadline passed")
+            connection, expired = self._take()
+            try:
+                with _translated(self._url):
+                    for old in expired:
+                        old.close()
+                    response = connection.handle_request(
+                        self._build(
+                            request, model, version, {"timeout": {"connect": ends, "write": ends, "read": ends}}
+                        )
+                    )
+                    with contextlib.closing(response):
+                        body = _Body()
+                        for chunk in response.stream:
+                            body.add(chunk)
+            finally:
+                self._put(connection)
         finally:
-            self._idle.append(http)
             self._free.release()
-        return understand(response.status_code, response.headers, body.data())
+        return understand(response.status, _by_name(response.headers), body.data())
 
     def close(self) -> None:
         """Close the connections."""
-        for http in self._connections:
-            http.close()
+        for connection in list(self._connections):
+            connection.close()
 
 
 class AsyncRestTransport(_Rest):
-    """Sends requests over HTTP/1.1 from asyncio; see `_Rest` for its arguments."""
+    """Sends requests over HTTP/1.1 from asyncio; see `_Rest` for its settings."""
 
     def __init__(self, url: str, **settings: Any) -> None:
-        super().__init__(url, **settings)
+        super().__init__(url, httpcore.AsyncConnectionPool, AsyncNetwork(), **settings)
         self._free = asyncio.Semaphore(MOST_CONNECTIONS)
-
-    def _open(self, **settings: Any) -> Any:
-        return httpx.AsyncHTTPTransport(**settings)
 
     async def send(
         self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float
@@ -167,66 +177,80 @@ class AsyncRestTransport(_Rest):
         try:
             with _translated(self._url):
                 async with asyncio.timeout(deadline_s), self._free:
-                    http = self._take()
+                    connection, expired = self._take()
                     try:
-                        response = await http.handle_async_request(self._build(request, model, version, {}))
+                        for old in expired:
+                            await old.aclose()
+                        response = await connection.handle_async_request(self._build(request, model, version, {}))
                         async with contextlib.aclosing(response):
                             body = _Body()
-                            async for chunk in response.aiter_bytes():
+                            async for chunk in response.stream:
                                 body.add(chunk)
                     finally:
-                        self._idle.append(http)
+                        self._put(connection)
         except TimeoutError as error:
             raise DeadlineExceeded("the deadline passed") from error
-        return understand(response.status_code, response.headers, body.data())
+        return understand(response.status, _by_name(response.headers), body.data())
 
     async def close(self) -> None:
         """Close the connections."""
-        for http in self._connections:
-            await http.aclose()
+        for connection in list(self._connections):
+            await connection.aclose()
 
 
-class _TimeLeft(dict[str, float]):
-    """The timeouts of httpx's steps: each gets what is left of the whole when it begins."""
-
-    def __init__(self, ends: float) -> None:
-        super().__init__()
-        self._ends = ends
-
-    def get(self, _step: str, _default: Any = None) -> float:
-        return max(self._ends - time.monotonic(), 0.001)
-
-
-def _trust(url: httpx.URL, ca_file: str | None) -> ssl.SSLContext:
-    """Make the context that says whom to trust; for `http`, nobody: reading the usual certificates takes a while."""
-    if url.scheme == "http":
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return httpx.create_ssl_context() if ca_file is None else ssl.create_default_context(cafile=ca_file)
+def _parse(url: str) -> httpcore.URL:
+    """Return where models are asked at a service; its host is as the `Host` header has it."""
+    parts = urlsplit(url)
+    try:
+        host = (parts.hostname or "").encode("idna")
+    except UnicodeError as error:
+        raise ValueError(f"url cannot be used: {error}") from error
+    return httpcore.URL(
+        scheme=parts.scheme.encode(),
+        host=b"[%b]" % host if b":" in host else host,
+        port=parts.port,
+        target=(quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~") + "/predictions/").encode(),
+    )
 
 
-def _environment_proxy(url: httpx.URL) -> str | None:
+def _trust(ca_file: str | None) -> ssl.SSLContext:
+    """Make the context that says whom to trust."""
+    return httpcore.default_ssl_context() if ca_file is None else ssl.create_default_context(cafile=ca_file)
+
+
+def _environment_proxy(url: str) -> httpcore.Proxy | None:
     """Return the proxy that the environment names for a URL, if any."""
-    if proxy_bypass(url.netloc.decode("ascii")):
+    parts = urlsplit(url)
+    if proxy_bypass(parts.netloc):
         return None
     proxies = getproxies()
-    proxy = proxies.get(url.scheme) or proxies.get("all")
-    return proxy if not proxy or "://" in proxy else f"http://{proxy}"
+    named = proxies.get(parts.scheme) or proxies.get("all")
+    if not named:
+        return None
+    proxy = urlsplit(named if "://" in named else f"http://{named}")
+    known = None if proxy.username is None else (unquote(proxy.username), unquote(proxy.password or ""))
+    where = f"{proxy.scheme}://{proxy.netloc.rpartition('@')[2]}"
+    return httpcore.Proxy(where, auth=known)
+
+
+def _by_name(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
 
 
 @contextlib.contextmanager
 def _translated(url: str) -> Iterator[None]:
-    """Turn what httpx raises into our own exceptions."""
+    """Turn what httpcore raises into our own exceptions."""
     try:
         yield
-    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+    except tuple(TRANSLATIONS) as error:
         raise translate(error, url) from error
 
 
 def translate(error: Exception, url: str) -> TransportError:
-    """Make our exception for one of httpx's.
+    """Make our exception for one of httpcore's.
 
     Args:
-        error: What httpx raised.
+        error: What httpcore raised.
         url: Whom it was talking to.
 
     Returns:
@@ -234,7 +258,7 @@ def translate(error: Exception, url: str) -> TransportError:
     """
     reason = str(error) or type(error).__name__
     ours: type[TransportError] = next(TRANSLATIONS[kind] for kind in type(error).__mro__ if kind in TRANSLATIONS)
-    if isinstance(error, httpx.RemoteProtocolError) and ("disconnected" in reason or "peer closed" in reason):
+    if isinstance(error, httpcore.RemoteProtocolError) and ("disconnected" in reason or "peer closed" in reason):
         ours = ConnectError
     if ours is ConnectError:
         return ConnectError(f"no connection to {url}: {reason}")

@@ -1,0 +1,49 @@
+"""That memory freed by one reply serves the next."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import sys
+
+import pytest
+from convscope._memory import keep_freed_memory
+
+REPLIES = 60
+PROGRAM = f"""
+import resource, sys
+from convscope._memory import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+def use():
+    blocks = [bytearray(1 << 20) for _ in range(3)]  # Its pages are all written to.
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range({REPLIES}):
+    use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(how: str) -> int:
+    """How many fresh pages a program of its own took for replies of 3 MiB."""
+    ran = subprocess.run([sys.executable, "-c", PROGRAM, how], check=True, capture_output=True, text=True)
+    return int(ran.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator, another rule")
+def test_the_memory_of_one_reply_serves_the_next(monkeypatch: pytest.MonkeyPatch):
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "PYTHONMALLOC"):
+        monkeypatch.delenv(name, raising=False)
+    kept, handed_back = faults("kept"), faults("handed back")
+    assert kept < REPLIES * 64  # Of 768 pages that each takes.
+    assert handed_back > 5 * max(kept, REPLIES)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts kilobytes")
+def test_keeping_memory_takes_none():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(100):
+        keep_freed_memory()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4096

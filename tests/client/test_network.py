@@ -1,0 +1,257 @@
+"""What goes over the wire of REST, and how it comes: in pieces, large, through proxies, over connections that went."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import convscope
+import numpy as np
+import pytest
+from convscope import AsyncClient, Client
+from convscope._wire import convscope_pb2 as wire
+
+from tests.client.stand_in import StandIn
+from tests.client.test_async import in_async
+from tests.client.test_transport import secure as secure  # A fixture.
+
+BOTH = pytest.mark.parametrize("kind", [Client, AsyncClient])
+CELLS = np.arange(3 * 700 * 700, dtype="<f4").reshape(3, 700, 700)
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\n"
+
+
+def ask(kind: type, url: str, picture: bytes = b"cat", **settings: Any) -> Any:
+    """Ask twice, one after the other, and never again; return the last answer."""
+
+    def question(client: Any) -> Any:
+        return client.predict(picture, model="cifar")
+
+    if kind is AsyncClient:
+
+        async def twice(client: Any) -> Any:
+            await question(client)
+            return await question(client)
+
+        return in_async(url, twice, **settings)
+    with Client(url, retries=0, **settings) as client:
+        question(client)
+        return question(client)
+
+
+@contextmanager
+def listening(serve: Callable[[socket.socket], None]) -> Iterator[str]:
+    """Serve each connection in a thread of its own; yield `host:port`."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threads = []
+
+        def run(connection: socket.socket) -> None:
+            with connection, suppress(OSError):
+                serve(connection)
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    threads.append(threading.Thread(target=run, args=(server.accept()[0],), daemon=True))
+                    threads[-1].start()
+
+        threads.append(threading.Thread(target=accept, daemon=True))
+        threads[0].start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        for thread in list(threads):
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def take(connection: socket.socket) -> bytes:
+    """Read one request."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += connection.recv(65536) or b"\r\n\r\n"
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0] or 0)
+    while len(body) < length:
+        body += connection.recv(65536)
+    return head
+
+
+def reply(cells: np.ndarray[Any, Any] | None = None) -> bytes:
+    """Serialize an answer about one picture."""
+    result = wire.Result()
+    result.top.add(label="a class")
+    if cells is not None:
+        tensor = wire.Tensor(dtype=wire.FLOAT32, shape=cells.shape, data=cells.tobytes())
+        result.maps.add(layer="conv1", tensor=tensor)
+    return wire.PredictReply(model="cifar", results=[result]).SerializeToString()
+
+
+def send(connection: socket.socket, body: bytes, more: bytes = b"") -> None:
+    connection.sendall(HEAD + more + b"content-length: %d\r\n\r\n" % len(body) + body)
+
+
+@BOTH
+def test_a_small_request_goes_out_in_one_piece(kind: type):
+    pieces = []
+
+    def serve(connection: socket.socket) -> None:
+        while piece := connection.recv(65536):
+            pieces.append(piece)
+            send(connection, reply())
+
+    with listening(serve) as where:
+        ask(kind, f"http://{where}")
+    assert len(pieces) == 2
+    for piece in pieces:
+        head, _, body = piece.partition(b"\r\n\r\n")
+        assert b"content-length: %d" % len(body) in head
+        assert list(wire.PredictRequest.FromString(body).pictures) == [b"cat"]
+
+
+@BOTH
+def test_the_head_names_the_host_and_says_no_more_than_it_must(kind: type):
+    heads = []
+
+    def serve(connection: socket.socket) -> None:
+        for _ in range(2):
+            heads.append(take(connection))
+            send(connection, reply())
+
+    with listening(serve) as where:
+        ask(kind, f"http://{where}/be low/", api_key="open-sesame")
+    first, *lines = heads[0].decode().split("\r\n")
+    fields = dict(line.split(": ", 1) for line in lines)
+    assert first == "POST /be%20low/predictions/cifar HTTP/1.1"
+    assert fields["host"] == where
+    assert set(fields) == {
+        *("host", "accept", "content-type", "user-agent", "x-api-key", "content-length", "x-request-id")
+    }
+
+
+@BOTH
+@pytest.mark.parametrize("size", [10, 100_000, 9_000_000])
+def test_pictures_of_any_size_arrive_whole(kind: type, size: int, stand_in: StandIn):
+    picture = np.random.default_rng(size).bytes(size)
+    ask(kind, stand_in.rest_url, picture)
+    assert [list(request.pictures) for *_, request in stand_in.requests] == [[picture]] * 2
+    assert len(stand_in.connections) == 1
+
+
+@BOTH
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_reply_of_megabytes_arrives_whole(kind: type, chunked: bool):
+    body = reply(CELLS)
+
+    def serve(connection: socket.socket) -> None:
+        for _ in range(2):
+            take(connection)
+            if not chunked:
+                send(connection, body)
+                continue
+            connection.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n")
+            for start in range(0, len(body), 70_000):
+                piece = body[start : start + 70_000]
+                connection.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
+            connection.sendall(b"0\r\n\r\n")
+
+    with listening(serve) as where:
+        seen = ask(kind, f"http://{where}")
+    np.testing.assert_array_equal(seen.maps["conv1"], CELLS)
+
+
+@BOTH
+@pytest.mark.parametrize("says_so", [False, True])
+def test_a_connection_that_the_server_closed_is_not_used_again(kind: type, says_so: bool):
+    asked = []
+
+    def serve(connection: socket.socket) -> None:
+        asked.append(take(connection))
+        send(connection, reply(), b"connection: close\r\n" if says_so else b"")
+        connection.shutdown(socket.SHUT_RDWR)
+        gone.set()
+
+    gone = threading.Event()
+    with listening(serve) as where:
+        url = f"http://{where}"
+        if kind is Client:
+            with Client(url, retries=0) as client:
+                for _ in range(3):
+                    client.predict(b"cat", model="cifar")
+                    assert gone.wait(10)
+                    gone.clear()
+        else:
+
+            async def thrice(client: Any) -> None:
+                for _ in range(3):
+                    await client.predict(b"cat", model="cifar")
+                    assert await asyncio.to_thread(gone.wait, 10)
+                    gone.clear()
+                    await asyncio.sleep(0)
+
+            in_async(url, thrice)
+    assert len(asked) == 3
+
+
+@BOTH
+def test_a_plain_proxy_is_asked_for_the_whole_url_with_its_password(kind: type, monkeypatch: pytest.MonkeyPatch):
+    heads = []
+
+    def serve(connection: socket.socket) -> None:
+        for _ in range(2):
+            heads.append(take(connection))
+            send(connection, reply())
+
+    with listening(serve) as where:
+        monkeypatch.setenv("http_proxy", f"http://me:pass%20word@{where}")
+        ask(kind, "http://elsewhere.invalid/below")
+    lines = heads[0].decode().lower().split("\r\n")
+    assert lines[0] == "post http://elsewhere.invalid/below/predictions/cifar http/1.1"
+    assert "host: elsewhere.invalid" in lines
+    known = base64.b64encode(b"me:pass word").decode().lower()
+    assert f"proxy-authorization: basic {known}" in lines
+
+
+@BOTH
+def test_tls_goes_through_a_proxys_tunnel(kind: type, secure: tuple[StandIn, Path], monkeypatch: pytest.MonkeyPatch):
+    stand_in, certificate = secure
+    port = stand_in.rest_url.rpartition(":")[2]
+    asked = []
+
+    def pump(one: socket.socket, other: socket.socket) -> None:
+        with suppress(OSError):
+            while data := one.recv(65536):
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+
+    def serve(connection: socket.socket) -> None:
+        asked.append(take(connection).split(b"\r\n")[0])
+        with socket.create_connection(("127.0.0.1", int(port))) as beyond:
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            back = threading.Thread(target=pump, args=(beyond, connection), daemon=True)
+            back.start()
+            pump(connection, beyond)
+            back.join(10)
+
+    monkeypatch.setattr("convscope._transport.is_loopback", lambda _: False)
+    with listening(serve) as where:
+        monkeypatch.setenv("https_proxy", f"http://{where}")
+        assert ask(kind, stand_in.rest_url, ca_file=certificate).top
+    assert asked == [f"CONNECT localhost:{port} HTTP/1.1".encode()]
+
+
+def test_asyncio_speaks_tls_and_trusts_whom_it_is_told_to(secure: tuple[StandIn, Path]):
+    stand_in, certificate = secure
+    assert ask(AsyncClient, stand_in.rest_url, np.random.default_rng(0).bytes(9_000_000), ca_file=certificate).top
+    with pytest.raises(convscope.ConnectError, match=r"(?i)certificate"):
+        ask(AsyncClient, stand_in.rest_url)
+
+
+@BOTH
+def test_a_host_that_does_not_exist_is_a_connect_error(kind: type):
+    with pytest.raises(convscope.ConnectError, match=r"elsewhere\.invalid"):
+        ask(kind, "http://elsewhere.invalid:80")
