@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from handlers import journal, parts
+from handlers import connection, journal, parts
 from handlers.service import Service
-
-_REPLY_BUFFER_BYTES = 4 * 2**20  # The kernel grants net.core.wmem_max of it.
 
 
 class ConvscopeHandler:
@@ -58,10 +55,10 @@ class ConvscopeHandler:
         Returns:
             One body a request, in order. Media type and status are set in the context.
         """
-        connection: socket.socket | None = getattr(context, "cl_socket", None)
-        if connection is not None and connection is not self._socket:
-            self._socket = connection
-            _widen(connection)
+        to_torchserve: socket.socket | None = getattr(context, "cl_socket", None)
+        if to_torchserve is not None and to_torchserve is not self._socket:
+            self._socket = to_torchserve
+            connection.improve(to_torchserve)
         properties = [context.get_all_request_header(index) for index in range(len(data))]
         answers = self._service.answer(data, properties, [context.get_request_id(index) for index in range(len(data))])
         for index, answer in enumerate(answers):
@@ -69,8 +66,3 @@ class ConvscopeHandler:
             context.set_response_status(answer.status, HTTPStatus(answer.status).phrase, index)
         return [answer.body for answer in answers]
 
-
-def _widen(connection: socket.socket) -> None:
-    """Let a large reply go out at once: Java parses a batch's reply again at each piece that it gets."""
-    with suppress(OSError):
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _REPLY_BUFFER_BYTES)
