@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import socket
 from contextlib import suppress
 
@@ -24,5 +25,5 @@ def improve(connection: socket.socket) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _REPLY_BUFFER_BYTES)
     if type(connection) is socket.socket:
         # Whoever calls it holds the socket itself, which takes no attribute of its own, but another class.
-        reader = connection.makefile("rb", _READ_AHEAD_BYTES)
+        reader = io.BufferedReader(io.FileIO(connection.fileno(), closefd=False), _READ_AHEAD_BYTES)
         connection.__class__ = type("ReadAhead", (socket.socket,), {"__slots__": (), "recv": reader.read})

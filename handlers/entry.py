@@ -65,4 +65,3 @@ class ConvscopeHandler:
             context.set_response_content_type(index, answer.media_type)
             context.set_response_status(answer.status, HTTPStatus(answer.status).phrase, index)
         return [answer.body for answer in answers]
-

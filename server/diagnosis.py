@@ -20,9 +20,10 @@ from server.worker_log import Complaint, parse
 MISSING = re.compile(r"^ModuleNotFoundError: No module named '(?P<module>[^']+)'")
 LAST_LINE = re.compile(r"^(?P<error>[A-Za-z_][\w.]*)(: |$)")
 KEPT_LINES = 400  # of each worker's output; a traceback is far shorter
-LAST_WORDS_S = (
-    1.0  # Another thread copies a worker's output: the report of its death may be written before its last words.
-)
+# Another thread copies a worker's output: the report of its death may be written before its last words. Seconds waited
+# for more words, and for any that tell the cause.
+LAST_WORDS_S = 1.0
+SILENCE_S = 5.0
 
 # The import name differs from the name to install.
 PACKAGES = {
@@ -87,9 +88,11 @@ class Diagnosis:
                 lines = self._said[record.label]
                 lines.extend([record.text, *record.more])
                 del lines[:-KEPT_LINES]
-        for label in [label for label, died in self._dead.items() if now - died >= LAST_WORDS_S]:
-            del self._dead[label]
-            news.failures.append(explain_worker(self._archives[label], self._said.pop(label, [])))
+        for label, died in list(self._dead.items()):
+            lines = self._said[label]
+            if now - died >= (SILENCE_S if find_cause(lines) is None else LAST_WORDS_S):
+                del self._dead[label], self._said[label]
+                news.failures.append(explain_worker(self._archives[label], lines))
         return news
 
 

@@ -3,7 +3,7 @@
 * The first request of a batch waits all of maxBatchDelay for others, a millisecond at least, also where nobody else
   asks: twice what a small network takes. Mended, a worker takes what waits, up to batchSize, and waits for nothing.
 * A batch's reply is read from the worker in pieces of 64 KB at most and parsed from its beginning again at each.
-  Mended, a piece holds what is there: as much as the worker's socket buffer takes (`handlers.entry`).
+  Mended, a piece holds what is there: as much as the worker's socket buffer takes (`handlers.connection`).
 
 Changed classes lie in the private directory and go before the jar. If any is not exactly the one that is known, none
 is changed. `benchmarks/batching.md` has what it brings.
