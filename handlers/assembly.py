@@ -7,6 +7,7 @@ protobuf's own; only the frame around large bytes is written here: a field's tag
 
 from __future__ import annotations
 
+import struct
 import sys
 from collections.abc import Iterable
 from functools import lru_cache
@@ -20,18 +21,26 @@ from handlers.maps import FeatureMap
 from handlers.wire import convscope_pb2 as wire
 
 if TYPE_CHECKING:
-    from handlers.reply import Explanation, Result
+    from handlers.reply import ClassScore, Explanation, Result
 
 Piece = bytes | memoryview
 
 _BYTES = 2  # The wire type of whatever has a length before it.
+_FLOAT = 5  # And of a float.
 _RESULTS = wire.PredictReply.RESULTS_FIELD_NUMBER
+_TOP = wire.Result.TOP_FIELD_NUMBER
 _MAPS = wire.Result.MAPS_FIELD_NUMBER
 _EXPLANATION = wire.Result.EXPLANATION_FIELD_NUMBER
 _HEAT = wire.Explanation.HEAT_FIELD_NUMBER
 _PICTURE = wire.Explanation.PICTURE_FIELD_NUMBER
 _TENSOR = wire.FeatureMap.TENSOR_FIELD_NUMBER
 _DATA = wire.Tensor.DATA_FIELD_NUMBER
+_SCALE = wire.Tensor.SCALE_FIELD_NUMBER
+_OFFSET = wire.Tensor.OFFSET_FIELD_NUMBER
+_SHARES = struct.Struct("<BfBf")  # The end of a class's score: two tags, each with its number behind it.
+_PROBABILITY = wire.ClassScore.PROBABILITY_FIELD_NUMBER << 3 | _FLOAT
+_LOGIT = wire.ClassScore.LOGIT_FIELD_NUMBER << 3 | _FLOAT
+_LEAST = 1.5e-45  # What a float can hold is at least as large; protobuf leaves out a number that is 0.
 _DTYPES = {"float32": wire.FLOAT32, "float16": wire.FLOAT16, "uint8": wire.UINT8}
 
 
@@ -46,13 +55,26 @@ def assemble(results: Iterable[Result | RequestError]) -> list[Piece]:
             error = wire.Error(code=result.code, message=result.message)
             inner: list[Piece] = [wire.Result(error=error).SerializeToString()]
         else:
-            inner = [wire.Result(top=[wire.ClassScore(**vars(score)) for score in result.top]).SerializeToString()]
+            inner = [_score(score) for score in result.top]
             for feature_map in result.maps:
                 inner += _frame(_MAPS, _feature_map(feature_map))
             if result.explanation is not None:
                 inner += _frame(_EXPLANATION, _explanation(result.explanation))
         pieces += _frame(_RESULTS, inner)
     return pieces
+
+
+def _score(score: ClassScore) -> bytes:
+    index, label, probability, logit = score
+    if probability < _LEAST or abs(logit) < _LEAST:
+        return wire.Result(top=[wire.ClassScore(**score._asdict())]).SerializeToString()
+    return _score_head(index, label) + _SHARES.pack(_PROBABILITY, probability, _LOGIT, logit)
+
+
+@lru_cache(maxsize=4096)
+def _score_head(index: int, label: str) -> bytes:
+    named = wire.ClassScore(index=index, label=label).SerializeToString()
+    return _varint(_TOP << 3 | _BYTES) + _varint(len(named) + _SHARES.size) + named
 
 
 def _feature_map(item: FeatureMap) -> list[Piece]:
@@ -75,10 +97,9 @@ def _explanation(item: Explanation) -> list[Piece]:
 
 
 def _tensor(item: FeatureMap) -> list[Piece]:
-    cells = _little(item.cells).reshape(-1).view(np.uint8).data
-    pieces: list[Piece] = [_tensor_head(item.dtype, item.cells.shape), *_frame(_DATA, [cells])]
-    if item.scale is not None and item.offset is not None:
-        pieces.append(wire.Tensor(scale=item.scale.tolist(), offset=item.offset.tolist()).SerializeToString())
+    pieces: list[Piece] = [_tensor_head(item.dtype, item.cells.shape), *_frame(_DATA, [_cells(item.cells)])]
+    if item.scale is not None and item.offset is not None:  # Repeated numbers are packed: one after another, as here.
+        pieces += [*_frame(_SCALE, [_cells(item.scale)]), *_frame(_OFFSET, [_cells(item.offset)])]
     return pieces
 
 
@@ -107,6 +128,9 @@ def _map_head(layer: str) -> bytes:
     return wire.FeatureMap(layer=layer).SerializeToString()
 
 
-def _little(cells: NDArray[Any]) -> NDArray[Any]:
+def _cells(cells: NDArray[Any]) -> memoryview:
+    """Return numbers as bytes, little-endian and in C order."""
     cells = np.ascontiguousarray(cells)
-    return cells if sys.byteorder == "little" else cells.astype(cells.dtype.newbyteorder("<"))
+    if sys.byteorder == "big":
+        cells = cells.astype(cells.dtype.newbyteorder("<"))
+    return cells.reshape(-1).view(np.uint8).data

@@ -9,6 +9,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from handlers.assembly import assemble
 from handlers.errors import BadRequest, RequestError
 from handlers.explanations.painting import paint
 from handlers.maps import FeatureMap
-from handlers.reply import Explanation, Reply, Result, Timing
+from handlers.reply import Explanation, Identity, Reply, Result, Timing
 from handlers.wire import convscope_pb2 as wire
 
 _TILE_PIXELS = 64  # A tile of the PNG grid is enlarged by a whole factor to at least this.
@@ -89,11 +90,15 @@ def to_json(reply: Reply) -> bytes:
 
 def to_protobuf(reply: Reply) -> bytes:
     """Encode as a serialized `convscope.v1.PredictReply`."""
-    head = wire.PredictReply(**vars(reply.identity))
     tail = wire.PredictReply(request_id=reply.request_id)
     if reply.refusal is not None:
         tail.error.code, tail.error.message = reply.refusal.code, reply.refusal.message
-    return b"".join([head.SerializeToString(), *assemble(reply.results), tail.SerializeToString()])
+    return b"".join([_head(reply.identity), *assemble(reply.results), tail.SerializeToString()])
+
+
+@lru_cache(maxsize=16)
+def _head(identity: Identity) -> bytes:
+    return wire.PredictReply(**vars(identity)).SerializeToString()
 
 
 def _to_npz(reply: Reply) -> bytes:
@@ -196,7 +201,7 @@ def _to_values(reply: Reply, tensor: Callable[[FeatureMap], Any]) -> dict[str, A
         {"error": error_values(result)}
         if isinstance(result, RequestError)
         else {
-            "top": [vars(score) for score in result.top],
+            "top": [score._asdict() for score in result.top],
             "maps": {feature_map.layer: tensor(feature_map) for feature_map in result.maps},
             **({} if result.explanation is None else {"explanation": _explanation_values(result.explanation, tensor)}),
         }

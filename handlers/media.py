@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from handlers.errors import BadRequest
 
 JSON = "application/json"
@@ -16,6 +18,7 @@ FORMATS = {JSON: "json", PROTOBUF: "protobuf", NPZ: "npz", PNG: "png"}
 """What we offer, and what metrics call it."""
 
 
+@lru_cache(maxsize=64)  # Callers that ask often always accept the same.
 def choose(accept: str, *, default: str) -> str:
     """Pick the format a caller likes best among those offered (RFC 9110, section 12.5.1).
 

@@ -6,16 +6,16 @@ It knows nothing of TorchServe, of torch, of formats, or of how a result came ab
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from handlers.errors import RequestError
 from handlers.maps import FeatureMap
 
 
-@dataclass(frozen=True)
-class ClassScore:
+class ClassScore(NamedTuple):  # There may be a thousand of them in a reply, and a frozen dataclass takes 1 µs to make.
     """One class: its index, label, probability (softmax over all K classes, 0..1) and logit."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # It hides a tuple's own, which nobody asks a score for.
     label: str
     probability: float
     logit: float

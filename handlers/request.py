@@ -12,6 +12,7 @@ import binascii
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -25,6 +26,7 @@ from handlers.wire import convscope_pb2 as wire
 
 _PLAIN_KEYS = ("data", *OPTION_NAMES, "describe", "filters", "accept", "request_id")
 _HEADER_PREFIX = "x-convscope-"
+_MOST_OPTION_BYTES = 512  # That are worth remembering: fields that we do not know may hold anything.
 _PROTOBUF_TYPES = ("application/x-protobuf", "application/protobuf")
 
 Row = Mapping[str, Any]
@@ -132,7 +134,17 @@ def _from_protobuf(body: Any, trace: Trace, media_type: str, max_images: int) ->
     if message.filters:
         return Request((), Options(), media_type, filters=message.filters)
     check_count(len(message.pictures), max_images)
-    return Request(tuple(message.pictures), Options.from_message(message), media_type)
+    pictures = tuple(message.pictures)
+    for field in ("pictures", "request_id"):
+        message.ClearField(field)
+    rest = message.SerializeToString()
+    options = _options(rest) if len(rest) <= _MOST_OPTION_BYTES else Options.from_message(message)
+    return Request(pictures, options, media_type)
+
+
+@lru_cache(maxsize=256)  # Callers that ask often always ask the same of their pictures.
+def _options(message: bytes) -> Options:
+    return Options.from_message(wire.PredictRequest.FromString(message))
 
 
 def _from_json(body: Any, headers: Mapping[str, str], trace: Trace, media_type: str, max_images: int) -> Request:

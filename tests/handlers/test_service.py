@@ -188,6 +188,44 @@ class TestOneBadAmongGood:
         assert wire.PredictReply.FromString(answers[3].body).error.code == "unknown_layer"
         assert json.loads(answers[1].body)["error"]["code"] == "bad_image"
 
+    @pytest.mark.parametrize("dtype", [wire.FLOAT16, wire.UINT8])
+    def test_maps_that_cannot_travel_harm_no_neighbour_who_asked_alike(self, dtype: wire.Dtype) -> None:
+        network = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False))
+        nn.init.constant_(network[0].weight, 3e38)
+        service = make_service(network, Preprocessing(1, None, None), (), layers={"conv1": "0"})
+        values = (0.0, 1.5, 0.0, 0.1)  # Of these the second's map is infinite; float16 cannot hold the last one's.
+        pictures = [npy(np.full((4, 4), value, np.float32)) for value in values]
+        messages = [wire.PredictRequest(pictures=[one], layers=["conv1"], map_dtype=dtype) for one in pictures]
+        messages[2].layers[:] = ["conv1", "conv1"]
+        answers = service.answer([{"request": message.SerializeToString()} for message in messages], [{}] * 4)
+        replies = [wire.PredictReply.FromString(answer.body) for answer in answers]
+        last = "bad_image" if dtype == wire.FLOAT16 else ""
+        assert [reply.error.code for reply in replies] == ["", "bad_image", "", last]
+        assert np.all(cells(replies[0].results[0].maps[0]) == 0)
+        alone = [ask_message(service, message) for message in messages]
+        assert [list(reply.results) for reply in replies] == [list(reply.results) for reply in alone]
+
+    def test_neighbours_who_ask_alike_each_get_their_own_maps(self, service: Service) -> None:
+        """Neighbours with one set of options, others between them, and one with two pictures."""
+        arrays = list(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8))
+        asked: list[tuple[slice, dict[str, Any]]] = [
+            (slice(0, 1), {"layers": ["all"], "map_dtype": wire.UINT8}),
+            (slice(1, 3), {"layers": ["all"], "map_dtype": wire.UINT8}),
+            (slice(3, 4), {"layers": ["conv2"], "pool": 2}),
+            (slice(0, 1), {"layers": ["all"], "map_dtype": wire.UINT8}),
+        ]
+        messages = [wire.PredictRequest(pictures=list(map(npy, arrays[own])), **options) for own, options in asked]
+        answers = service.answer([{"request": message.SerializeToString()} for message in messages], [{}] * 4)
+        for answer, message in zip(answers, messages, strict=True):
+            beside, alone = wire.PredictReply.FromString(answer.body), ask_message(service, message)
+            assert len(beside.results) == len(message.pictures)
+            for here, there in zip(beside.results, alone.results, strict=True):
+                assert [one.layer for one in here.maps] == [one.layer for one in there.maps]
+                for one, other in zip(here.maps, there.maps, strict=True):
+                    # Torch's convolution rounds by batch size, which may take a cell over to the next step.
+                    close = np.abs(cells(one).astype(np.float32) - cells(other).astype(np.float32))
+                    assert close.max() <= (1 if message.map_dtype else 1e-5)
+
     def test_every_picture_bad_is_an_error_of_the_request_too(self, service: Service) -> None:
         answer = ask_rest(service, {"data": [bytearray(b"text"), bytearray(b"more")]})
         values = json.loads(answer.body)
