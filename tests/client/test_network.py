@@ -14,7 +14,8 @@ from typing import Any
 import convscope
 import numpy as np
 import pytest
-from convscope import AsyncClient, Client
+from convscope import AsyncClient, Client, ConvscopeError
+from convscope._network import AsyncNetwork, Network
 from convscope._wire import convscope_pb2 as wire
 
 from tests.client.stand_in import StandIn
@@ -255,3 +256,62 @@ def test_asyncio_speaks_tls_and_trusts_whom_it_is_told_to(secure: tuple[StandIn,
 def test_a_host_that_does_not_exist_is_a_connect_error(kind: type):
     with pytest.raises(convscope.ConnectError, match=r"elsewhere\.invalid"):
         ask(kind, "http://elsewhere.invalid:80")
+
+
+def test_a_connection_that_opens_while_its_client_is_closed_is_closed_too(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+):
+    opened: list[Any] = []
+    connecting, closed = threading.Event(), threading.Event()
+    connect = Network.connect_tcp
+
+    def late(self: Network, *where: Any, **how: Any) -> Any:
+        connecting.set()
+        assert closed.wait(10)
+        opened.append(connect(self, *where, **how))
+        return opened[-1]
+
+    monkeypatch.setattr(Network, "connect_tcp", late)
+    client = Client(stand_in.rest_url, retries=0, coalesce="off")
+
+    def question() -> None:
+        with suppress(ConvscopeError):
+            client.predict(b"cat", model="cifar")
+
+    thread = threading.Thread(target=question)
+    thread.start()
+    assert connecting.wait(10)
+    client.close()
+    closed.set()
+    thread.join(10)
+    [stream] = opened
+    assert stream.get_extra_info("socket").fileno() == -1
+
+
+def test_a_connection_that_opens_while_its_asyncio_client_is_closed_is_closed_too(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+):
+    opened: list[Any] = []
+    connect = AsyncNetwork.connect_tcp
+
+    async def run() -> None:
+        connecting, closed = asyncio.Event(), asyncio.Event()
+
+        async def late(self: AsyncNetwork, *where: Any, **how: Any) -> Any:
+            connecting.set()
+            await closed.wait()
+            opened.append(await connect(self, *where, **how))
+            return opened[-1]
+
+        monkeypatch.setattr(AsyncNetwork, "connect_tcp", late)
+        client = AsyncClient(stand_in.rest_url, retries=0, coalesce="off")
+        task = asyncio.create_task(client.predict(b"cat", model="cifar"))
+        await asyncio.wait_for(connecting.wait(), 10)
+        await client.close()
+        closed.set()
+        with suppress(ConvscopeError):
+            await asyncio.wait_for(task, 10)
+
+    asyncio.run(run())
+    [stream] = opened
+    assert stream.get_extra_info("socket").fileno() == -1

@@ -157,8 +157,10 @@ class _AsyncStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
 
     async def aclose(self) -> None:
         self._transport.close()
-        await asyncio.sleep(0)
-        self._transport.abort()  # What could not be sent by now is of no use to anybody.
+        try:
+            await asyncio.sleep(0)
+        finally:
+            self._transport.abort()  # What could not be sent by now is of no use to anybody.
 
     async def start_tls(
         self,

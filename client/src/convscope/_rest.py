@@ -87,6 +87,7 @@ class _Rest:
             network_backend=network,
         )
         origin = self._locate("").origin
+        self._closed = False
         self._connect: Callable[[], Any] = lambda: mount or made.create_connection(origin)
         self._connections: set[Any] = set()
         self._idle: list[Any] = []  # The one used last comes first: it is the likeliest to be open still.
@@ -153,12 +154,15 @@ class RestTransport(_Rest):
                             body.add(chunk)
             finally:
                 self._put(connection)
+                if self._closed:  # Since the connection was taken, which may not have been open by then.
+                    connection.close()
         finally:
             self._free.release()
         return understand(response.status, _by_name(response.headers), body.data())
 
     def close(self) -> None:
         """Close the connections."""
+        self._closed = True
         for connection in list(self._connections):
             connection.close()
 
@@ -188,12 +192,15 @@ class AsyncRestTransport(_Rest):
                                 body.add(chunk)
                     finally:
                         self._put(connection)
+                        if self._closed:
+                            await connection.aclose()
         except TimeoutError as error:
             raise DeadlineExceeded("the deadline passed") from error
         return understand(response.status, _by_name(response.headers), body.data())
 
     async def close(self) -> None:
         """Close the connections."""
+        self._closed = True
         for connection in list(self._connections):
             await connection.aclose()
 
