@@ -35,6 +35,7 @@ from convscope import AsyncClient, Client
 from benchmarks import machine
 from benchmarks.capacity import await_answer
 from benchmarks.load import ROOT
+from benchmarks.summaries import spread
 
 QUESTIONS: dict[str, dict[str, Any]] = {"scores": {}, "maps float32": {"layers": "all"}}
 SAMPLES = ("cat", "airplane", "frog", "horse", "ship", "truck")
@@ -197,22 +198,16 @@ def table(takes: Takes) -> str:
     ]
     for (way, wire, question), rounds in takes.items():
         ratios = [take.client_us / take.server_us for take in rounds]
-        ratio = statistics.median(ratios)
         jvm = statistics.median(1e6 * take.server_s.get("java", 0.0) / take.pictures for take in rounds)
         cells = [
-            spread([take.client_us for take in rounds]),
-            spread([take.server_us for take in rounds]),
+            spread([take.client_us for take in rounds], "{:,.0f}"),
+            spread([take.server_us for take in rounds], "{:,.0f}"),
             f"{jvm:,.0f}",
-            f"{ratio:.2f} ({min(ratios):.2f}–{max(ratios):.2f})",
-            "yes" if ratio <= TARGET else "no",
+            spread(ratios),
+            "yes" if statistics.median(ratios) <= TARGET else "no",
         ]
         lines.append(f"| {way} | {wire} | {question} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def spread(values: list[float]) -> str:
-    """Write a median with the least and the largest."""
-    return f"{statistics.median(values):,.0f} ({min(values):,.0f}–{max(values):,.0f})"
 
 
 if __name__ == "__main__":

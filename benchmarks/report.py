@@ -119,7 +119,10 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
 
 
 def draw(found: dict[str, Any], summaries: Summaries, path: Path) -> None:
-    """Draw a panel of bars a workload: the median rate, with the least and the largest."""
+    """Draw a panel of bars a workload: the median rate, with the least and the largest.
+
+    A panel ends where the fastest server ends that does the work; the wall does none, and may be cut off there.
+    """
     panels = [workload for workload in summaries if "open" not in workload]
     if not panels:
         return
@@ -138,6 +141,11 @@ def draw(found: dict[str, Any], summaries: Summaries, path: Path) -> None:
         ]
         colours = [_COLOURS[found["servers"][name]["kind"]] for name in names]
         axis.barh(names, middles, xerr=reach, color=colours, ecolor="#444444", capsize=2)
+        end = 1.1 * max(max(rates[name]) for name in names if found["servers"][name]["kind"] != "wall")
+        axis.set_xlim(0, end)
+        for place, middle in enumerate(middles):
+            if middle > end:
+                axis.text(0.99 * end, place, f"{middle:,.0f} →", ha="right", va="center", fontsize=8)
         axis.set_title(workload, fontsize=10)
         axis.set_xlabel("pictures/s", fontsize=8)
         axis.tick_params(labelsize=8)
