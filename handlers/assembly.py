@@ -40,7 +40,7 @@ _OFFSET = wire.Tensor.OFFSET_FIELD_NUMBER
 _SHARES = struct.Struct("<BfBf")  # The end of a class's score: two tags, each with its number behind it.
 _PROBABILITY = wire.ClassScore.PROBABILITY_FIELD_NUMBER << 3 | _FLOAT
 _LOGIT = wire.ClassScore.LOGIT_FIELD_NUMBER << 3 | _FLOAT
-_LEAST = 1.5e-45  # What a float can hold is at least as large; protobuf leaves out a number that is 0.
+_LEAST = 1.5e-45  # Less may be 0 as a float, and protobuf leaves out a number that is 0.
 _DTYPES = {"float32": wire.FLOAT32, "float16": wire.FLOAT16, "uint8": wire.UINT8}
 
 

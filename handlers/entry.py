@@ -31,7 +31,7 @@ class ConvscopeHandler:
         version = str(context.manifest["model"]["modelVersion"])
         journal.write_to_standard_output(context.model_name, version)
         if os.environ.get("CONVSCOPE_HUSH"):
-            journal.hush_torchserve()
+            journal.hush_torchserve(getattr(context, "metrics", None))
         self._socket: socket.socket | None = None  # To TorchServe; known from the first batch on.
         properties = context.system_properties
         config = context.model_yaml_config or {}

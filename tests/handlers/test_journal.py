@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,18 @@ def test_torchserves_lines_of_every_batch_can_be_switched_off() -> None:
         assert metrics.isEnabledFor(logging.WARNING)
     finally:
         logging.getLogger().setLevel(before)
+
+
+def test_torchserve_does_not_even_spell_out_what_a_batch_took() -> None:
+    told: list[str] = []
+    metrics = SimpleNamespace(add_time=lambda name, *_: told.append(name))
+    before = logging.getLogger().level
+    try:
+        hush_torchserve(metrics)
+        metrics.add_time("PredictionTime", 1.5)
+    finally:
+        logging.getLogger().setLevel(before)
+    assert not told
 
 
 def test_a_failed_request_is_one_line(service: Service, output: io.StringIO) -> None:
