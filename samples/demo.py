@@ -48,7 +48,8 @@ def main() -> int:
         if not wait_until_ready(server, client):
             print(LOG_FILE.read_text(encoding="utf-8"), file=sys.stderr)
             return 1
-        print(f"Serving {', '.join(PICTURES)} after {time.monotonic() - began:.1f} s.\n")
+        served = ", ".join(sorted(archive.stem for archive in (ROOT / "model_store").glob("*.mar")))
+        print(f"Serving {served} after {time.monotonic() - began:.1f} s.\n")
         show_scores(client)
         show_maps(client)
     say_next(options.rest_port, options.grpc_port)
