@@ -111,6 +111,9 @@ class Answering(httpcore.ConnectionInterface):
     def is_idle(self) -> bool:
         return False
 
+    def is_closed(self) -> bool:
+        return True
+
     def close(self) -> None:
         pass
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import time
 from typing import TYPE_CHECKING, Any, cast
 
@@ -92,8 +93,10 @@ class AsyncNetwork(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Connect."""
         loop = asyncio.get_running_loop()
+        # asyncio's race loses a connection whose caller is cancelled just when it is won; an address needs no race.
+        delay_s = None if _is_address(host) else _SECOND_ADDRESS_S
         try:
-            _, stream = await loop.create_connection(_AsyncStream, host, port, happy_eyeballs_delay=_SECOND_ADDRESS_S)
+            _, stream = await loop.create_connection(_AsyncStream, host, port, happy_eyeballs_delay=delay_s)
         except OSError as error:
             raise httpcore.ConnectError(str(error)) from error
         return stream
@@ -193,6 +196,14 @@ class _AsyncStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _left_s(ends: float | None) -> float | None:

@@ -25,7 +25,7 @@ from convscope._network import AsyncNetwork, Network
 from convscope._transport import API_KEY_HEADER, MAX_MESSAGE_BYTES, REQUEST_ID_HEADER, USER_AGENT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
 
@@ -107,12 +107,15 @@ class _Rest:
             self._connections.discard(connection)
             expired.append(connection)
 
-    def _put(self, connection: Any) -> None:
-        """Give a connection back."""
+    def _put(self, connection: Any) -> bool:
+        """Give a connection back; say whether it is to be closed."""
         if connection.is_idle():
             self._idle.append(connection)
-        else:  # The answer was not read to its end, or said that it was the last; httpcore has closed it.
-            self._connections.discard(connection)
+            return self._closed  # Since the connection was taken, which may not have been open by then.
+        # The answer was not read to its end, or said that it was the last. httpcore has closed it, but for a caller
+        # that was cancelled while it waited for httpcore's own lock, just connected or with the whole answer read.
+        self._connections.discard(connection)
+        return not connection.is_closed()
 
     def _build(
         self, request: PredictRequest, model: str, version: str | None, extensions: dict[str, Any]
@@ -153,8 +156,7 @@ class RestTransport(_Rest):
                         for chunk in response.stream:
                             body.add(chunk)
             finally:
-                self._put(connection)
-                if self._closed:  # Since the connection was taken, which may not have been open by then.
+                if self._put(connection):
                     connection.close()
         finally:
             self._free.release()
@@ -183,16 +185,15 @@ class AsyncRestTransport(_Rest):
                 async with asyncio.timeout(deadline_s), self._free:
                     connection, expired = self._take()
                     try:
-                        for old in expired:
-                            await old.aclose()
+                        if expired:
+                            await _close_all(expired)
                         response = await connection.handle_async_request(self._build(request, model, version, {}))
                         async with contextlib.aclosing(response):
                             body = _Body()
                             async for chunk in response.stream:
                                 body.add(chunk)
                     finally:
-                        self._put(connection)
-                        if self._closed:
+                        if self._put(connection):
                             await connection.aclose()
         except TimeoutError as error:
             raise DeadlineExceeded("the deadline passed") from error
@@ -201,8 +202,14 @@ class AsyncRestTransport(_Rest):
     async def close(self) -> None:
         """Close the connections."""
         self._closed = True
-        for connection in list(self._connections):
-            await connection.aclose()
+        await _close_all(self._connections)
+
+
+async def _close_all(connections: Iterable[Any]) -> None:
+    """Close connections, all of them even if the caller is cancelled meanwhile."""
+    async with contextlib.AsyncExitStack() as closing:
+        for connection in connections:
+            closing.push_async_callback(connection.aclose)
 
 
 def _parse(url: str) -> httpcore.URL:
