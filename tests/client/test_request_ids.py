@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
+import subprocess
+import sys
 from typing import Any
 
 import convscope
@@ -35,6 +38,23 @@ def test_every_request_has_an_id_of_its_own_and_the_prediction_tells_it(kind: ty
     assert all(MADE.fullmatch(request_id) for request_id in ids)
     assert len(set(ids)) == 2
     assert ids == stand_in.request_ids == [request.request_id for *_, request in stand_in.requests]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_processes_make_ids_of_their_own_even_if_one_is_the_others_copy_or_seeds_its_random_numbers():
+    program = (
+        "import os, random\n"
+        "random.seed(0)\n"
+        "from convscope._request import choose_request_id\n"
+        "choose_request_id(None)\n"
+        "child = os.fork()\n"
+        "os.write(1, f'{choose_request_id(None)}\\n'.encode())\n"
+        "child and os.waitpid(child, 0)\n"
+    )
+    runs = [subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True) for _ in range(2)]
+    ids = b"".join(run.stdout for run in runs).decode().split()
+    assert len(set(ids)) == 4
+    assert all(MADE.fullmatch(made) for made in ids)
 
 
 @BOTH

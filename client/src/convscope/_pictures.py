@@ -64,21 +64,23 @@ def encode_pictures(pictures: Picture | Iterable[Picture]) -> EncodedPictures:
         TypeError: Something is no picture.
         ValueError: An array has a shape or dtype that is no picture's.
     """
-    if isinstance(pictures, np.ndarray | str | os.PathLike | bytes | bytearray | memoryview | PillowImage):
-        return _encode(pictures)
-    if not isinstance(pictures, Iterable):
-        raise TypeError(_not_a_picture(pictures))
+    # Whether something is a PIL image is asked last, and not of a list: Python 3.11 takes 20 µs to find out.
+    if not isinstance(pictures, list | tuple):
+        if isinstance(pictures, bytes | bytearray | memoryview | np.ndarray | str | os.PathLike | PillowImage):
+            return _encode(pictures)
+        if not isinstance(pictures, Iterable):
+            raise TypeError(_not_a_picture(pictures))
     return EncodedPictures([file for picture in pictures for file in _encode(picture).files], many=True)
 
 
 def _encode(picture: Picture) -> EncodedPictures:
     """Turn one thing, which may be an array of several pictures, into picture files."""
+    if isinstance(picture, bytes | bytearray | memoryview):
+        return _split_npy(bytes(picture))
     if isinstance(picture, np.ndarray):
         return _encode_array(picture)
     if isinstance(picture, str | os.PathLike):
         return _split_npy(Path(picture).read_bytes())
-    if isinstance(picture, bytes | bytearray | memoryview):
-        return _split_npy(bytes(picture))
     if isinstance(picture, PillowImage):
         return EncodedPictures([_encode_pillow(picture)], many=False)
     raise TypeError(_not_a_picture(picture))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import random
 import re
-import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict
 
@@ -18,6 +19,10 @@ Method: TypeAlias = Literal["grad_cam", "cam", "occlusion", "input_gradient", "i
 _MAP_DTYPES: dict[str, Dtype] = {"float32": FLOAT32, "float16": FLOAT16, "uint8": UINT8}
 _UINT32_MAX = 2**32 - 1
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# Ids have to differ, not to be secret. uuid4 asks the operating system, at which a thread lets go of the interpreter.
+_IDS = random.Random()  # noqa: S311
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_IDS.seed)
 
 
 class Options(TypedDict, total=False):
@@ -207,7 +212,7 @@ def choose_request_id(request_id: str | None) -> str:
         ValueError: It is not 1 to 64 letters, digits, `.`, `_` and `-`.
     """
     if request_id is None:
-        return uuid.uuid4().hex
+        return f"{_IDS.getrandbits(128):032x}"
     if not isinstance(request_id, str):
         raise TypeError(f"request_id must be text, not {request_id!r}")
     if not is_request_id(request_id):
