@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import convscope
 import pytest
 from convscope import AsyncClient, Client, _sharing
-from convscope._coalescing import AT_ONCE
+from convscope._coalescing import AT_ONCE, FIRST_MOST
 from prometheus_client import CollectorRegistry
 
 from tests.client.stand_in import LAYERS, NARROW, StandIn, fetch_maps
@@ -33,6 +35,10 @@ class Crowd:
     def ask(self, picture: Any, **options: Any) -> Future[Any]:
         """Begin a question; its future can be cancelled where the client is one for asyncio."""
         return self._begin(lambda: self.client.predict(picture, model=self.model, **options))
+
+    def stream(self, pictures: Any, **options: Any) -> Future[Any]:
+        """Begin a blocking stream; its future holds the predictions."""
+        return self._begin(lambda: list(self.client.predict_many(pictures, model=self.model, **options)))
 
     def hold(self, **options: Any) -> list[Future[Any]]:
         """Put as many requests on their way as go at once; they stay there until `release`."""
@@ -102,6 +108,11 @@ def crowd(kind: type, url: str, stand_in: StandIn, model: str = "slow", **settin
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody gets tired of waiting for company."""
     monkeypatch.setattr(_sharing, "DELAY_S", LONG_S)
+
+
+def threads() -> list[str]:
+    """The names of the client's threads."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("convscope")]
 
 
 def best(picture: bytes) -> float:
@@ -431,8 +442,16 @@ def test_metrics_count_every_question_once_and_a_retry_of_their_request_once(
 
 
 @BOTH
-def test_a_stream_shares_requests_and_keeps_its_order(kind: type, url: str, stand_in: StandIn):
-    pictures = [b"bad" if number == 5 else b"%d" % number for number in range(60)]
+@pytest.mark.parametrize("form", ["bytes", "path"])
+def test_a_stream_shares_requests_and_keeps_its_order(
+    kind: type, form: str, url: str, stand_in: StandIn, tmp_path: Path
+):
+    contents = [b"bad" if number == 5 else b"%d" % number for number in range(60)]
+    pictures: list[Any] = contents
+    if form == "path":
+        pictures = [tmp_path / f"{number}.png" for number in range(60)]
+        for path, content in zip(pictures, contents, strict=True):
+            path.write_bytes(content)
 
     async def ask() -> list[convscope.Prediction]:
         async with AsyncClient(url, coalesce="on") as client:
@@ -444,9 +463,50 @@ def test_a_stream_shares_requests_and_keeps_its_order(kind: type, url: str, stan
         with Client(url, coalesce="on") as client:
             seen = list(client.predict_many(pictures, model="cifar", concurrency=16))
     found = [one.error.code if one.error else one.top[0].logit for one in seen]
-    assert found == ["bad_image" if picture == b"bad" else best(picture) for picture in pictures]
+    assert found == ["bad_image" if content == b"bad" else best(content) for content in contents]
     assert len(stand_in.requests) < len(pictures)
     assert sum(len(request.pictures) for *_, request in stand_in.requests) == len(pictures)
+
+
+def test_a_blocking_stream_has_threads_for_its_requests_and_none_for_its_pictures(
+    url: str, stand_in: StandIn, patient: None
+):
+    pictures = [b"%d" % number for number in range(AT_ONCE + 2 * FIRST_MOST)]
+    with crowd(Client, url, stand_in) as callers:
+        asking = callers.stream(pictures, concurrency=len(pictures))
+        callers.until(lambda: len(stand_in.requests) == AT_ONCE + 2)
+        assert sorted(len(request.pictures) for *_, request in stand_in.requests) == [1] * AT_ONCE + [FIRST_MOST] * 2
+        assert len(threads()) == len(stand_in.requests)
+        callers.release()
+        assert [one.top[0].logit for one in asking.result(LONG_S)] == [best(picture) for picture in pictures]
+        assert all(name.startswith("convscope-shared") for name in threads())
+
+
+@pytest.mark.parametrize("sent", [False, True], ids=["while it gathers", "on its way"])
+def test_a_deadline_ends_a_picture_of_a_blocking_stream_only(
+    sent: bool, url: str, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(_sharing, "DELAY_S", 0.2 if sent else LONG_S)
+    with crowd(Client, url, stand_in) as callers:
+        callers.hold()
+        calm = callers.ask(b"calm")
+        callers.until(lambda: callers.gathered() == 1)
+        [hasty] = callers.stream([b"hasty"], deadline_s=0.5).result(LONG_S)
+        assert isinstance(hasty.error, convscope.DeadlineExceeded)
+        assert not calm.done()
+        callers.release()
+        assert calm.result(LONG_S).top[0].logit == best(b"calm")
+        assert callers.sent() == [[b"calm", b"hasty"] if sent else [b"calm"]]
+
+
+def test_a_blocking_stream_that_is_left_leaves_nothing_on_its_way(url: str, stand_in: StandIn):
+    with Client(url) as client:
+        found = client.predict_many(itertools.repeat(b"cat"), model="cifar", concurrency=16)
+        next(found)
+        found.close()
+        assert not [name for name in threads() if not name.startswith("convscope-shared")]
+        assert all(lane.idle for lane in client._sharing._lanes._lanes.values())
+        assert client.predict(b"cat", model="cifar").top[0].logit == best(b"cat")
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])

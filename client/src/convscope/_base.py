@@ -1,7 +1,7 @@
 """What both clients are: questions, retries and streams, written once, as coroutines.
 
-`AsyncClient` awaits them. `Client` runs them to their end at once, which works because what it puts in the few places
-left open - sending, pausing, working side by side - blocks instead of suspending.
+`AsyncClient` awaits them. `Client` runs them without a loop, which works because what it puts in the few places left
+open - sending, pausing, working side by side - blocks instead of suspending.
 """
 
 from __future__ import annotations
@@ -102,6 +102,10 @@ class BaseClient(Explaining):
     async def _pause(self, seconds: float) -> None:
         """Wait before a retry."""
 
+    async def _encode(self, pictures: list[Picture]) -> list[bytes]:
+        """Turn pictures of a stream into files."""
+        return encode_pictures(pictures).files
+
     @abstractmethod
     def _crew(self, concurrency: int) -> AbstractAsyncContextManager[Crew[list[Prediction]]]:
         """Open what works on several requests side by side."""
@@ -187,7 +191,7 @@ class BaseClient(Explaining):
         self, pictures: list[Picture], model: str, version: str | None, deadline_s: float | None, options: Any
     ) -> list[Prediction]:
         """Ask about the pictures of one request of a stream; where it fails as a whole, each holds the error."""
-        files = encode_pictures(pictures).files
+        files = await self._encode(pictures)
         try:
             return await self._ask(files, model, version, deadline_s, **options)
         except ConvscopeError as error:

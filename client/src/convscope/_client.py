@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
-from convscope._blocking import SharedThreads, drain, finish, open_threads
+from convscope._blocking import Blocking, SharedThreads, drain, finish, open_threads
 from convscope._explain_client import ExplainClient
 from convscope._pictures import OnePicture, Picture
 from convscope._request import Channels, MapDtype, Options, OwnOptions
@@ -277,10 +277,17 @@ class Client(ExplainClient):
     async def _carry(
         self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float
     ) -> PredictReply:
+        await Blocking()
         return self._transport.send(request, model=model, version=version, deadline_s=deadline_s)
 
     async def _pause(self, seconds: float) -> None:
+        await Blocking()
         time.sleep(seconds)
+
+    async def _encode(self, pictures: list[Picture]) -> list[bytes]:
+        if not all(isinstance(picture, bytes) for picture in pictures):
+            await Blocking()  # A file may come from far away, and compressing an array takes its time.
+        return await super()._encode(pictures)
 
     def _crew(self, concurrency: int) -> AbstractAsyncContextManager[Crew[list[Prediction]]]:
         return open_threads(concurrency)
