@@ -33,6 +33,7 @@ from convscope._request import (
     build_card_request,
     build_filters_request,
     build_options,
+    check_files,
     choose_request_id,
     fill_request,
 )
@@ -157,14 +158,14 @@ class BaseClient(Explaining):
         request_id = choose_request_id(request_id)
         with belonging_to(request_id):
             asked = build_options(timing=timing or self._metrics is not None, **options)
-            request = fill_request(asked, files, request_id)
+            check_files(files)
             if not files:
                 return []
             deadline_s = self._check(model, version, deadline_s)
             if sharing is None:
-                asking = self._send(request, model, version, deadline_s)
+                asking = self._send(fill_request(asked, files, request_id), model, version, deadline_s)
             else:
-                asking = sharing.ask(request, asked, files, model, version, deadline_s)
+                asking = sharing.ask(files, asked, model, version, deadline_s, request_id)
             answer = await (asking if self._metrics is None else self._metrics.watch(asking, model))
             reply, total_s, request_id, sent, own = answer
             return read_predictions(reply, sent, request_id=request_id, total_s=total_s if timing else None, own=own)

@@ -82,6 +82,8 @@ class Lane:
         self._lock = threading.Lock()
         self._on_way = 0
         self._gathered: list[Share] = []
+        self._pictures = 0  # Of those.
+        self._bytes = 0
         self._limit = MOST_PICTURES
         self._alone_s = math.inf  # The least that a request of one picture took.
         self._more_s: float | None = None  # What one picture more takes.
@@ -120,15 +122,15 @@ class Lane:
         with self._lock:
             groups = []
             most = self.most
-            pictures = sum(len(one.files) for one in self._gathered) + len(share.files)
-            size = sum(one.size for one in self._gathered) + share.size
-            if self._gathered and (pictures > most or size > MOST_REQUEST_BYTES):
+            pictures = len(share.files)
+            if self._gathered and (self._pictures + pictures > most or self._bytes + share.size > MOST_REQUEST_BYTES):
                 groups.append(self._take())
-                pictures, size = len(share.files), share.size
             self._gathered.append(share)
-            if pictures >= most or size >= MOST_REQUEST_BYTES:
+            self._pictures += pictures
+            self._bytes += share.size
+            if self._pictures >= most or self._bytes >= MOST_REQUEST_BYTES:
                 groups.append(self._take())
-            return self._gathered == [share], groups
+            return len(self._gathered) == 1, groups
 
     def expire(self, share: Share) -> list[Share]:
         """Note that a question has waited long enough; return the group that goes now, if it still waits."""
@@ -142,6 +144,8 @@ class Lane:
             if share in self._gathered:
                 first = self._gathered[0] is share
                 self._gathered.remove(share)
+                self._pictures -= len(share.files)
+                self._bytes -= share.size
                 return self._take() if first and self._gathered else []
             if share.alone:
                 self._on_way -= 1
@@ -182,6 +186,7 @@ class Lane:
     def _take(self) -> list[Share]:
         """Send those that gathered on their way."""
         group, self._gathered = self._gathered, []
+        self._pictures = self._bytes = 0
         self._on_way += 1
         if len(group) == 1:
             group[0].alone = True

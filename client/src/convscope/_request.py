@@ -62,8 +62,22 @@ class ExplainOptions(TypedDict, total=False):
     request_id: str | None
 
 
+def check_files(files: Sequence[bytes]) -> None:
+    """Refuse more than this client sends at once.
+
+    Args:
+        files: Picture files of one question.
+
+    Raises:
+        ImageTooLarge: Together they are over its limit.
+    """
+    if sum(map(len, files)) > MAX_MESSAGE_BYTES - 65536:  # What is left is for the options and the framing.
+        raise ImageTooLarge(f"the pictures together are over this client's limit of {MAX_MESSAGE_BYTES} bytes")
+
+
 def build_request(files: Sequence[bytes], *, request_id: str = "", **options: Any) -> PredictRequest:
-    """Build the request for some pictures; see `fill_request` and, for what may be asked, `build_options`."""
+    """Build the request for some pictures; see `check_files` and, for what may be asked, `build_options`."""
+    check_files(files)
     return fill_request(build_options(**options), files, request_id)
 
 
@@ -77,12 +91,7 @@ def fill_request(options: PredictRequest, files: Sequence[bytes], request_id: st
 
     Returns:
         The request.
-
-    Raises:
-        ImageTooLarge: The files together are over what this client sends at once.
     """
-    if sum(map(len, files)) > MAX_MESSAGE_BYTES - 65536:  # What is left is for the options and the framing.
-        raise ImageTooLarge(f"the pictures together are over this client's limit of {MAX_MESSAGE_BYTES} bytes")
     request = PredictRequest(pictures=files, request_id=request_id)
     request.MergeFrom(options)
     return request

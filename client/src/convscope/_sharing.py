@@ -57,22 +57,22 @@ class Sharing:
 
     async def ask(
         self,
-        request: PredictRequest,
-        options: PredictRequest,
         files: list[bytes],
+        options: PredictRequest,
         model: str,
         version: str | None,
         deadline_s: float,
+        request_id: str,
     ) -> Answer:
         """Ask about some pictures, perhaps along with others.
 
         Args:
-            request: The question as a request of its own.
-            options: The same without pictures and id; who asks with the same may share a request.
             files: The pictures.
+            options: What is asked about them; who asks the same may share a request.
             model: Whom.
             version: Which of it.
             deadline_s: Seconds it may take.
+            request_id: Id of the request, where it is the question's own.
 
         Returns:
             What came back.
@@ -81,7 +81,7 @@ class Sharing:
             ConvscopeError: No answer came. Raised for this caller alone, whoever else the failure befell.
         """
         if deadline_s < SHORTEST_S:
-            return await self._send(request, model, version, deadline_s)
+            return await self._send(fill_request(options, files, request_id), model, version, deadline_s)
         lane = self._lanes.find(options, model, version)
         if not lane.enter():
             share = Share(files, deadline_s, self._hands.mailbox())
@@ -93,7 +93,7 @@ class Sharing:
             deadline_s = share.left_s()
         answer = None
         try:
-            answer = await self._send(request, model, version, deadline_s)
+            answer = await self._send(fill_request(options, files, request_id), model, version, deadline_s)
             return answer
         finally:
             self._dispatch(lane, lane.finish(len(files), answer))
