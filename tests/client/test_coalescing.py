@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +17,9 @@ from typing import Any
 import convscope
 import pytest
 from convscope import AsyncClient, Client, _sharing
+from convscope._blocking import SharedThreads
 from convscope._coalescing import AT_ONCE, FIRST_MOST
+from convscope._tasks import SharedTasks
 from prometheus_client import CollectorRegistry
 
 from tests.client.stand_in import LAYERS, NARROW, StandIn, fetch_maps
@@ -507,6 +511,37 @@ def test_a_blocking_stream_that_is_left_leaves_nothing_on_its_way(url: str, stan
         assert not [name for name in threads() if not name.startswith("convscope-shared")]
         assert all(lane.idle for lane in client._sharing._lanes._lanes.values())
         assert client.predict(b"cat", model="cifar").top[0].logit == best(b"cat")
+
+
+@BOTH
+def test_what_came_is_not_kept_until_it_is_collected(kind: type, url: str, monkeypatch: pytest.MonkeyPatch):
+    mailboxes: list[weakref.ref[Any]] = []
+    hands = SharedThreads if kind is Client else SharedTasks
+    make = hands.mailbox
+
+    def mailbox(self: Any) -> Any:
+        made = make(self)
+        mailboxes.append(weakref.ref(made))
+        return made
+
+    async def ask() -> None:
+        async with AsyncClient(url) as client:
+            async for _ in client.predict_many([b"cat"] * 60, model="cifar", concurrency=16):
+                pass
+
+    monkeypatch.setattr(hands, "mailbox", mailbox)
+    gc.disable()
+    try:
+        if kind is AsyncClient:
+            asyncio.run(ask())
+        else:
+            with Client(url) as client:
+                for _ in client.predict_many([b"cat"] * 60, model="cifar", concurrency=16):
+                    pass
+        assert mailboxes
+        assert not [one for one in mailboxes if one() is not None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])

@@ -33,19 +33,26 @@ class Blocking:
         """Do what blocks; return what the coroutine awaits. Here it does that itself."""
 
 
-class _Mail(Blocking):
-    """A future that is waited for, but not forever; what is awaited is whether it is done."""
+class _Clock:
+    """When a wait ends."""
 
-    def __init__(self, mailbox: Future[Any], seconds: float) -> None:
-        self.mailbox = mailbox
+    def __init__(self, seconds: float) -> None:
         self._ends = time.monotonic() + seconds
 
     def left_s(self) -> float:
         return self._ends - time.monotonic()
 
+
+class _Mail(Blocking):
+    """A future that is waited for, but not forever; what is awaited is whether it is done."""
+
+    def __init__(self, mailbox: Future[Any], seconds: float) -> None:
+        self.mailbox = mailbox
+        self.clock = _Clock(seconds)
+
     def block(self) -> bool:
         with contextlib.suppress(TimeoutError):
-            self.mailbox.result(max(self.left_s(), 0.0))
+            self.mailbox.result(max(self.clock.left_s(), 0.0))
         return self.mailbox.done()
 
 
@@ -142,14 +149,14 @@ class _Job:
     """A piece of work: its coroutine, once begun, and what came of it.
 
     Attributes:
-        mail: What it waits for without a thread.
+        clock: When its wait for mail, without a thread, ends; None while it does not wait so.
         ended: Whether `found` or `error` holds.
     """
 
     def __init__(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         self.work = work
         self.coroutine: Coroutine[Any, Any, Any]
-        self.mail: _Mail | None = None
+        self.clock: _Clock | None = None
         self.found: Any = None
         self.error: BaseException | None = None
         self.ended = False
@@ -197,14 +204,14 @@ class _Threads:
             self._changed.wait_for(lambda: not self._begun)
         self._executor.shutdown()
 
-    def _await(self, job: _Job) -> _Mail | None:
-        """Wait until a job has ended; return the mail that it has waited for too long, if so."""
+    def _await(self, job: _Job) -> _Clock | None:
+        """Wait until a job has ended; return the clock of its wait if that ended before."""
         with self._changed:
             self._awaited = job
             while not job.ended:
-                left_s = None if job.mail is None else job.mail.left_s()
+                left_s = None if job.clock is None else job.clock.left_s()
                 if left_s is not None and left_s <= 0:
-                    return job.mail
+                    return job.clock
                 self._changed.wait(left_s)
         return None
 
@@ -224,7 +231,7 @@ class _Threads:
         try:
             while True:
                 asked = job.coroutine.send(told)
-                if isinstance(asked, _Mail) and asked.left_s() > SHORT_S and not asked.mailbox.done():
+                if isinstance(asked, _Mail) and asked.clock.left_s() > SHORT_S and not asked.mailbox.done():
                     self._leave(job, asked)
                     return
                 if not may_block:
@@ -245,17 +252,19 @@ class _Threads:
 
     def _leave(self, job: _Job, mail: _Mail) -> None:
         """Leave a job until its mail comes, or until who waits for the job finds that it came too late."""
+        clock = mail.clock
         with self._changed:
-            job.mail = mail
+            job.clock = clock
             if job is self._awaited:
                 self._changed.notify()
-        mail.mailbox.add_done_callback(lambda _: self._deliver(job, mail, came=True))
+        # The future keeps its callback, so that must not hold the future: the reply would stay until it is collected.
+        mail.mailbox.add_done_callback(lambda _: self._deliver(job, clock, came=True))
 
-    def _deliver(self, job: _Job, mail: _Mail, *, came: bool) -> None:
+    def _deliver(self, job: _Job, clock: _Clock, *, came: bool) -> None:
         with self._changed:
-            if job.mail is not mail:  # Delivered already.
+            if job.clock is not clock:  # Delivered already.
                 return
-            job.mail = None
+            job.clock = None
         self._go_on(job, came, may_block=False)
         self._begin_next()
 
