@@ -108,7 +108,8 @@ def blank(model: nn.Module, picture_shape: tuple[int, int, int]) -> Tensor:
 class _Step:
     """One operation's result: its shape, its field, and the operation with weights behind it.
 
-    `depth` counts such operations, one after the other. A constant, such as a weight, has the number of learned cells.
+    `depth` counts nodes with such operations, one after the other. A constant, such as a weight, has the number of
+    learned cells.
     """
 
     shape: tuple[int, ...]
@@ -141,12 +142,20 @@ class _Walk(fx.Interpreter):
         before = len(self._operations)
         result = super().run_node(node)
         if isinstance(result, Tensor) and node.op != "output":
-            own = self._operations[-1] if len(self._operations) > before else self._function(node, result)
             shape, field = tuple(result.shape[1:]), self._field(node, result)
-            deepest = max(self._inputs(node), key=lambda step: step.depth, default=None)
-            depth = deepest.depth if deepest else 0
-            inherited = deepest.operation if deepest else None
-            self.steps[node.name] = _Step(shape, field, own or inherited, depth + bool(own), self._learned(node))
+            inputs = self._inputs(node)
+            ran = self._operations[before:]  # Several, where tracing does not look into the module.
+            called = self._function(node, result)
+            ran += [called] if called else []
+            depth = max((step.depth for step in inputs), default=0) + bool(ran)
+            # A gate, a number a channel that is spread over a map, did not make it, however deep it lies.
+            alike = [step for step in inputs if step.shape == shape]
+            deepest = max(alike or inputs, key=lambda step: step.depth, default=None)
+            operation = deepest.operation if deepest else None
+            fitting = [one for one in ran if one.output_shape == shape]
+            if ran and (fitting or not alike):
+                operation = (fitting or ran)[-1]
+            self.steps[node.name] = _Step(shape, field, operation, depth, self._learned(node))
         return result
 
     def _inputs(self, node: fx.Node) -> list[_Step]:

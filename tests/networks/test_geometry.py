@@ -260,12 +260,38 @@ def test_blocks_that_torchvision_does_not_take_apart_are_followed_inside():
     assert found["last"].receptive_field == (491, 491)
 
 
-def test_channel_attention_answers_to_all_pixels():
+def test_channel_attention_answers_to_all_pixels_and_makes_no_map():
     model = torchvision.models.mobilenet_v3_small(weights=None)
-    found = layer_geometry(model, {"before": "features.1.block.0", "after": "features.1.block.2"}, (3, 64, 64))
+    layers = {"before": "features.1.block.0", "gated": "features.1.block.1", "after": "features.1.block.2"}
+    found = layer_geometry(model, layers, (3, 64, 64))
     assert found["before"].receptive_field == (7, 7)
+    assert found["gated"].receptive_field is None
+    assert found["gated"].operation == found["before"].operation
+    assert found["gated"].operation.output_shape == found["gated"].shape == (16, 16, 16)
     assert found["after"].receptive_field is None
     assert found["after"].shape == (16, 16, 16)
+
+
+class Gated(nn.Module):
+    """Channel attention that is traced, behind a pool."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.squeeze = nn.Conv2d(4, 2, 1)
+        self.excite = nn.Conv2d(2, 4, 1)
+
+    def forward(self, images):
+        maps = functional.max_pool2d(self.conv(images), 2)
+        gate = self.excite(self.squeeze(maps.mean((2, 3), keepdim=True)).relu())
+        return maps * gate.sigmoid()
+
+
+def test_a_gate_makes_no_map():
+    found = layer_geometry(Gated(), {"conv": "conv", "gate": "sigmoid", "gated": "mul"}, (3, 12, 12))
+    assert found["gate"].operation.output_shape == (4, 1, 1)
+    assert found["gated"].shape == (4, 5, 5)
+    assert found["gated"].operation == found["conv"].operation
 
 
 def test_a_network_that_cannot_be_traced_gets_shapes_and_parameters_but_no_patch():
