@@ -43,8 +43,7 @@ class Client(ExplainClient):
         metrics: Whether to keep Prometheus metrics of the predictions: True in prometheus_client's own registry, or a
             `CollectorRegistry`. Every reply is then asked for its timing.
         coalesce: Whether questions in flight together, that ask the same of other pictures, travel in one request:
-            `"auto"`, where two requests are on their way already; `"on"`, always, after a few milliseconds of waiting
-            for others; `"off"`.
+            `"auto"`, where two requests are on their way already; `"on"`, always, after a few milliseconds; `"off"`.
 
     Raises:
         ImportError: `metrics` without prometheus_client; says how to get it.
