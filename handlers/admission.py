@@ -16,10 +16,12 @@ from handlers import card, filters, formats, media, reply, request, sizes
 from handlers.bundle import Limits
 from handlers.errors import BadRequest, Draining, Internal, RequestError, TooManyImages, UnknownLayer
 from handlers.explanations.explainer import Explainer
+from handlers.files import Budget
 from handlers.formats import Encoded
 from handlers.images import ANY_SIZE, Picture, Preprocessing, decode
 from handlers.inference import Inference, Job
 from handlers.networks.geometry import LayerGeometry
+from handlers.options import Options
 from handlers.trace import Trace
 
 
@@ -84,11 +86,10 @@ class Admission:
             trace.lap("decode")
             if explain is not None:
                 self._explainer.check_work(explain, pictures)
-            if media_type != media.PNG:  # How small a PNG gets is not known before.
-                foreseen = sizes.foresee(self._count(pictures), layers, self._geometry, options, media_type)
-                if explain is not None and self._preprocessing.size is not None:
-                    foreseen += self._explainer.foresee(explain, len(pictures), options)
-                sizes.check(foreseen, self._limits.max_reply_bytes)
+            if media_type == media.PNG and len(pictures) > 1:
+                raise BadRequest(formats.NO_PNG)
+            if media_type != media.PNG:  # How small it gets is not known before.
+                self._check_size(pictures, layers, options, media_type)
         except RequestError as error:
             return refuse(self._identity, trace, error, media_type)
         except Exception as failure:
@@ -113,6 +114,7 @@ class Admission:
     def _decode(self, files: Iterable[request.Bytes]) -> list[Picture | RequestError]:
         """Decode every file; one that fails is its own error, unless there are too many of them for the request."""
         pictures: list[Picture | RequestError] = []
+        budget = Budget(self._limits.max_request_pixels)
         for file in files:
             try:
                 pictures += decode(
@@ -121,20 +123,31 @@ class Admission:
                     max_bytes=self._limits.max_image_bytes,
                     max_pixels=self._limits.max_image_pixels,
                     max_images=self._limits.max_images,
+                    budget=budget,
                 )
             except (TooManyImages, MemoryError):
                 raise
             except RequestError as error:
                 pictures.append(error)
+            except Exception as failure:
+                message = "the picture could not be read; the server's log has the reason"
+                pictures.append(Internal(message, unexpected=failure))
             request.check_count(len(pictures), self._limits.max_images)
         return pictures
 
-    def _count(self, pictures: list[Picture | RequestError]) -> float:
-        """Return how many pictures of the card's size these come to; no more than that, where any size is taken."""
+    def _check_size(
+        self, pictures: list[Picture | RequestError], layers: tuple[str, ...], options: Options, media_type: str
+    ) -> None:
+        """Refuse what is foreseen to make too long a reply."""
+        good = [picture for picture in pictures if not isinstance(picture, RequestError)]
         if self._preprocessing.size is not None:
-            return len(pictures)
-        pixels = sum(prod(picture.shape[:2]) for picture in pictures if not isinstance(picture, RequestError))
-        return 0.9 * pixels / prod(ANY_SIZE)  # Padding adds less to a large map than to the card's small one.
+            foreseen = len(good) * sizes.foresee(layers, self._geometry, options, media_type)
+        else:  # Padding adds less to a large map than to the card's small one.
+            scales = [0.9 * prod(picture.shape[:2]) / prod(ANY_SIZE) for picture in good]
+            foreseen = sum(sizes.foresee(layers, self._geometry, options, media_type, scale) for scale in scales)
+        if options.explain is not None:
+            foreseen += self._explainer.foresee(options.explain, good, options)
+        sizes.check(foreseen, self._limits.max_reply_bytes)
 
     def _describe(self, trace: Trace, media_type: str) -> Encoded:
         """Answer the card after one real forward pass: the readiness probe."""

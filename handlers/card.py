@@ -14,9 +14,9 @@ from handlers.formats import Encoded
 from handlers.networks.geometry import LayerGeometry
 from handlers.networks.operations import Operation
 from handlers.reply import Identity
+from handlers.sizes import ITEM_BYTES
 from handlers.wire import convscope_pb2 as wire
 
-_BYTES_PER_CELL = {"float32": 4, "float16": 2, "uint8": 1}
 _TRAINING_FIELDS = tuple(wire.Training.DESCRIPTOR.fields_by_name)
 
 
@@ -74,7 +74,7 @@ def _layer(name: str, module: str, layer: LayerGeometry) -> dict[str, Any]:
         "receptive_field": list(layer.receptive_field or ()),
         "receptive_field_start": list(layer.receptive_field_start or ()),
         "parameters": layer.parameters,
-        "bytes": {dtype: cells * size for dtype, size in _BYTES_PER_CELL.items()},
+        "bytes": {dtype: cells * size for dtype, size in ITEM_BYTES.items()},
         **_operation(layer.operation),
     }
 

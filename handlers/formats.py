@@ -26,6 +26,7 @@ from handlers.wire import convscope_pb2 as wire
 
 _TILE_PIXELS = 64  # A tile of the PNG grid is enlarged by a whole factor to at least this.
 _TILES_PER_ROW = 8
+NO_PNG = "image/png shows one layer of one picture; name exactly one in layers"
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def to_png(reply: Reply) -> bytes:
     if isinstance(result, Result) and result.explanation is not None:
         return _draw(Image.fromarray(_painted(result.explanation)))
     if not isinstance(result, Result) or len(result.maps) != 1:
-        raise BadRequest("image/png shows one layer of one picture; name exactly one in layers")
+        raise BadRequest(NO_PNG)
     cells = result.maps[0].cells.astype(np.float32)
     if cells.ndim != 3:
         raise BadRequest("image/png shows maps of shape (C, h, w); leave out pool, or ask for at least 2")
@@ -150,7 +151,7 @@ def _painted(explanation: Explanation) -> NDArray[np.uint8]:
     picture = explanation.picture.values()
     size = picture.shape[1], picture.shape[2]
     if explanation.heat is None:
-        return paint(np.zeros((1, *size), np.float32), size, picture)
+        return paint(None, size, picture)
     return paint(explanation.heat.values(), size, None if explanation.view == "heat" else picture)
 
 
@@ -164,6 +165,7 @@ def tile(cells: NDArray[np.float32]) -> NDArray[np.uint8]:
         Grey picture, uint8: up to eight tiles a row with one white pixel between, each tile enlarged by a whole factor.
     """
     count, height, width = cells.shape
+    cells = cells.astype(np.float64)  # What is between two float32 may be more than float32 holds.
     least = cells.min(axis=(1, 2), keepdims=True)
     span = cells.max(axis=(1, 2), keepdims=True) - least
     grey = np.rint((cells - least) / np.where(span > 0, span, 1) * 255).astype(np.uint8)

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from handlers.errors import BadImage, ImageTooLarge, TooManyImages, WrongChannels
-from handlers.files import ACCEPTED, check_pixels, decode_file
+from handlers.files import ACCEPTED, Budget, check_pixels, decode_file
 
 DEFAULT_MAX_IMAGES = 64
 DEFAULT_MAX_BYTES = 16 * 2**20
@@ -104,6 +104,7 @@ def decode(
     max_bytes: int = DEFAULT_MAX_BYTES,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     max_images: int = DEFAULT_MAX_IMAGES,
+    budget: Budget | None = None,
 ) -> list[Picture]:
     """Read one file into pictures of the network's channels and size.
 
@@ -114,13 +115,14 @@ def decode(
         max_bytes: Largest accepted `data`.
         max_pixels: Largest accepted H·W, counted before anything is decoded.
         max_images: Largest accepted N of an array.
+        budget: Of pixels in picture files, for this one and others; None for no such limit.
 
     Returns:
         One picture, or N of a four-dimensional array; each (H, W, C), uint8 in 0..255 or float32 on the 0..1 scale.
 
     Raises:
         BadImage: `data` is none of these formats, damaged, empty, or holds values no picture has.
-        ImageTooLarge: More bytes or pixels than allowed.
+        ImageTooLarge: More bytes or pixels than allowed, or pixels than `budget` has.
         TooManyImages: An array of more than `max_images` pictures.
         WrongChannels: An array without the network's channels.
     """
@@ -130,7 +132,8 @@ def decode(
         raise ImageTooLarge(f"the picture has {len(data):,} bytes; at most {max_bytes:,} are accepted")
     if data[:6] == _NPY_MAGIC:
         return _decode_array(data, preprocessing, max_pixels=max_pixels, max_images=max_images)
-    return [_resize(decode_file(data, preprocessing.channels, max_pixels=max_pixels), preprocessing.size)]
+    picture = decode_file(data, preprocessing.channels, max_pixels=max_pixels, budget=budget)
+    return [_resize(picture, preprocessing.size)]
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -199,8 +202,6 @@ def _decode_array(
     """Read a .npy file, without pickle and without a copy, into pictures of the network's size."""
     array = _read_npy(data)
     shape = array.shape
-    if array.ndim not in (2, 3, 4) or 0 in shape:
-        raise BadImage(f"the array has shape {shape}; send (H, W), (H, W, C) or (N, H, W, C), none of them 0")
     if array.ndim == 2:
         array = array[:, :, np.newaxis]
     if array.ndim == 3:
@@ -233,9 +234,11 @@ def _read_npy(data: bytes | bytearray | memoryview) -> Picture:
         raise BadImage("the .npy header is damaged; write the array with numpy.save") from err
     if dtype not in (np.dtype(np.uint8), np.dtype("<f4"), np.dtype(">f4")):
         raise BadImage("the array must be uint8 (0..255) or float32 (0..1 scale)")
-    expected = math.prod(shape) * dtype.itemsize
     start = stream.tell()
-    if min(shape, default=0) < 0 or len(data) - start != expected:
+    if len(shape) not in (2, 3, 4) or not all(type(length) is int and 0 < length < 2**31 for length in shape):
+        raise BadImage("the array must be (H, W), (H, W, C) or (N, H, W, C), none of them 0")
+    expected = math.prod(shape) * dtype.itemsize
+    if len(data) - start != expected:
         raise BadImage(f"the .npy header promises {expected:,} bytes of cells, {len(data) - start:,} are there")
     cells = np.frombuffer(data, dtype=dtype, offset=start)
     array = cells.reshape(shape[::-1]).T if fortran else cells.reshape(shape)

@@ -18,7 +18,9 @@ FORMATS = {JSON: "json", PROTOBUF: "protobuf", NPZ: "npz", PNG: "png"}
 """What we offer, and what metrics call it."""
 
 
-@lru_cache(maxsize=64)  # Callers that ask often always accept the same.
+_LONGEST = 1000  # Characters: what was accepted is remembered.
+
+
 def choose(accept: str, *, default: str) -> str:
     """Pick the format a caller likes best among those offered (RFC 9110, section 12.5.1).
 
@@ -27,8 +29,15 @@ def choose(accept: str, *, default: str) -> str:
         default: What `*/*`, `application/*` and no preference mean.
 
     Raises:
-        BadRequest: Nothing accepted is offered.
+        BadRequest: Nothing accepted is offered, or the text is of more than a thousand characters.
     """
+    if len(accept) > _LONGEST:
+        raise BadRequest(f"what is accepted may be said in {_LONGEST:,} characters, not {len(accept):,}")
+    return _choose(accept, default)
+
+
+@lru_cache(maxsize=64)  # Callers that ask often always accept the same.
+def _choose(accept: str, default: str) -> str:
     best, best_quality = None, 0.0
     for item in accept.split(","):
         name, *parameters = (part.strip().lower() for part in item.split(";"))

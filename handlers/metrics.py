@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from handlers import vision
-from handlers.errors import CODES, Draining, Internal, RequestError
+from handlers.errors import CODES, RequestError
 from handlers.media import FORMATS
 from handlers.reply import Identity
 from handlers.slots import Slot, slot_name
@@ -26,7 +26,6 @@ OTHER = "other"  # The class label of the rest.
 
 _LONGEST_LABEL = 100  # Characters of a class's label text.
 _CODES = (OK, *CODES)
-_CARD_CODES = (OK, Draining.code, Internal.code)
 # From a millisecond for a small network to tens of seconds for a large one on a CPU.
 _SECONDS = (
     *(0.0001, 0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05),
@@ -65,7 +64,7 @@ class Metrics:
         text = "Prediction requests answered."
         self._requests = slot.counters("convscope_requests_total", text, transport | kind | code)
         text = "Model cards answered: readiness probes."
-        self._cards = slot.counters("convscope_cards_total", text, transport | {"code": _CARD_CODES})
+        self._cards = slot.counters("convscope_cards_total", text, transport | code)
         text = "Pictures answered, each by its own result."
         self._pictures = slot.counters("convscope_pictures_total", text, transport | code)
         text = "Pictures of a prediction request."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from handlers.wire import convscope_pb2 as wire
 OPTION_NAMES = ("layers", "top_k", "map_dtype", "pool", "channels", "timing", "explain")
 DTYPES = ("float32", "float16", "uint8")
 
+_LONGEST_TEXT = 2**20  # Characters of an option.
+_MOST_NAMES = 2**16  # Of layers, or of channels: more than any layer has.
 _SWITCH = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -51,6 +53,7 @@ class Options:
             layers = (layers,)
         if not isinstance(layers, (list, tuple)) or not all(isinstance(name, str) for name in layers):
             raise BadRequest('layers must be a list of layer names, or "all"')
+        _check_length(layers, "layers")
         map_dtype = values.get("map_dtype", "float32")
         if map_dtype not in DTYPES:
             raise BadRequest(f"map_dtype must be one of {', '.join(DTYPES)}")
@@ -59,6 +62,7 @@ class Options:
             raise BadRequest("timing must be true or false; as text 1 or 0 will do")
         pool, channels = values.get("pool"), values.get("channels")
         if isinstance(channels, (list, tuple)):
+            _check_length(channels, "channels")
             channels = tuple(dict.fromkeys(_whole(index, "a channel", least=0) for index in channels))
             if not channels:
                 raise BadRequest("channels must name at least one channel; leave it out for all")
@@ -95,6 +99,8 @@ class Options:
         Raises:
             BadRequest: As `from_values`.
         """
+        _check_length(message.layers, "layers")
+        _check_length(message.channels.indexes, "channels")
         values: dict[str, Any] = {"layers": tuple(message.layers), "timing": message.timing}
         if message.HasField("top_k"):
             values["top_k"] = message.top_k
@@ -119,6 +125,8 @@ def _explain(value: Any) -> Explain | None:
 
 
 def _from_text(name: str, text: str) -> Any:
+    if len(text) > _LONGEST_TEXT:
+        raise BadRequest(f"{name} has {len(text):,} characters; at most {_LONGEST_TEXT:,} are read")
     if text[0] in "[{":
         try:
             return json.loads(text)
@@ -141,6 +149,11 @@ def _number(text: str) -> int | str:
 
 
 def _whole(value: Any, name: str, *, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BadRequest(f"{name} must be a whole number, at least {least}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
+        raise BadRequest(f"{name} must be a whole number, at least {least}, in 32 bits")
     return value
+
+
+def _check_length(items: Sized, name: str) -> None:
+    if len(items) > _MOST_NAMES:
+        raise BadRequest(f"{name} lists {len(items):,}; at most {_MOST_NAMES:,} are read")

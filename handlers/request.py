@@ -11,6 +11,7 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -67,14 +68,19 @@ def request_headers(properties: Mapping[str, Any]) -> dict[str, str]:
 
 
 def reply_type(row: Row, headers: Mapping[str, str]) -> str:
-    """Return the media type to answer in.
+    """Return the media type to answer in; a field goes before the header.
 
     Raises:
         BadRequest: None of the accepted ones is offered.
     """
-    if headers:
-        return choose(headers.get("accept", ""), default=REST_DEFAULT)
-    return choose(_text(row.get("accept", ""), "accept"), default=GRPC_DEFAULT)
+    default, header = REST_DEFAULT if headers else GRPC_DEFAULT, headers.get("accept", "")
+    body = row.get("body")
+    field = (body if isinstance(body, dict) else row).get("accept")
+    if not field:
+        return choose(header, default=default)
+    with suppress(BadRequest):
+        default = choose(header, default=default)
+    return choose(_text(field, "accept"), default=default)
 
 
 def parse(row: Row, headers: Mapping[str, str], trace: Trace, *, max_images: int) -> Request:
@@ -91,29 +97,21 @@ def parse(row: Row, headers: Mapping[str, str], trace: Trace, *, max_images: int
         BadRequest: The body or an option cannot be read.
         TooManyImages: More pictures than `max_images`.
     """
-    asked = _read(row, headers, trace, max_images)
-    # TorchServe adds this header to what came to /explanations; a row from there need not say it once more.
-    if headers.get("explain", "").lower() == "true" and asked.options.explain is None:
-        return replace(asked, options=replace(asked.options, explain=Explain()))
-    return asked
-
-
-def _read(row: Row, headers: Mapping[str, str], trace: Trace, max_images: int) -> Request:
     media_type = reply_type(row, headers)
     if headers.get("describe", "").lower() == "true" or _asks_nothing(row, headers):
         return Request((), Options(), media_type, describe=True)
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if "request" in row:
-        return _from_protobuf(row["request"], trace, media_type, max_images)
+        return _from_protobuf(row["request"], headers, trace, media_type, max_images)
     if "body" not in row:
         return _from_fields(row, headers, trace, media_type, max_images)
     body = row["body"]
     if content_type in _PROTOBUF_TYPES:
-        return _from_protobuf(body, trace, media_type, max_images)
+        return _from_protobuf(body, headers, trace, media_type, max_images)
     if content_type == "application/json":
         return _from_json(body, headers, trace, media_type, max_images)
     if isinstance(body, str):  # TorchServe decodes text/*; whatever it was, it is looked at as a picture.
-        body = body.encode()
+        body = body.encode(errors="replace")
     return Request((body,), Options.from_text(_header_options(headers)), media_type)
 
 
@@ -123,8 +121,10 @@ def _asks_nothing(row: Row, headers: Mapping[str, str]) -> bool:
     return empty and bool(headers) and "content-length" not in headers
 
 
-def _from_protobuf(body: Any, trace: Trace, media_type: str, max_images: int) -> Request:
+def _from_protobuf(body: Any, headers: Mapping[str, str], trace: Trace, media_type: str, max_images: int) -> Request:
     try:
+        if not isinstance(body, (bytes, bytearray)):
+            raise TypeError(type(body))
         message = wire.PredictRequest.FromString(bytes(body))
     except (DecodeError, TypeError, ValueError) as err:
         raise BadRequest("the body is not a convscope.v1.PredictRequest; see proto/convscope.proto") from err
@@ -139,6 +139,8 @@ def _from_protobuf(body: Any, trace: Trace, media_type: str, max_images: int) ->
         message.ClearField(field)
     rest = message.SerializeToString()
     options = _options(rest) if len(rest) <= _MOST_OPTION_BYTES else Options.from_message(message)
+    if options.explain is None and _is_to_explain(headers):
+        options = replace(options, explain=Explain())
     return Request(pictures, options, media_type)
 
 
@@ -154,11 +156,9 @@ def _from_json(body: Any, headers: Mapping[str, str], trace: Trace, media_type: 
     _check_keys(body, _PLAIN_KEYS)
     if body.get("describe") is True:
         return Request((), Options(), media_type, describe=True)
-    if isinstance(body.get("accept"), str):
-        media_type = choose(body["accept"], default=media_type)
-    if body.get("filters") is not None:
-        if not isinstance(body["filters"], str):
-            raise BadRequest("filters must be the name of one layer")
+    if not isinstance(body.get("filters", ""), str | None):
+        raise BadRequest("filters must be the name of one layer")
+    if body.get("filters"):
         return Request((), Options(), media_type, filters=body["filters"])
     data = body.get("data", [])
     encoded = data if isinstance(data, list) else [data]
@@ -189,22 +189,23 @@ def _from_fields(row: Row, headers: Mapping[str, str], trace: Trace, media_type:
     _check_keys(row, _PLAIN_KEYS)
     if "describe" in row and _text(row["describe"], "describe").lower() not in ("0", "false"):
         return Request((), Options(), media_type, describe=True)
-    if "accept" in row:
-        media_type = choose(_text(row["accept"], "accept"), default=media_type)
-    if "filters" in row:
-        return Request((), Options(), media_type, filters=_text(row["filters"], "filters").strip())
+    filters = _text(row.get("filters", ""), "filters").strip()
+    if filters:
+        return Request((), Options(), media_type, filters=filters)
     data = row.get("data", [])
     parts = data if isinstance(data, list) else [data]
     check_count(len(parts), max_images)
     fields = {name: _text(row[name], name) for name in OPTION_NAMES if name in row}
     return Request(
-        tuple(part.encode() if isinstance(part, str) else _picture_part(part) for part in parts),
+        tuple(_picture_part(part) for part in parts),
         Options.from_text(_header_options(headers) | fields),
         media_type,
     )
 
 
 def _picture_part(part: Any) -> Bytes:
+    if isinstance(part, str):
+        return part.encode(errors="replace")
     if not isinstance(part, (bytes, bytearray)):  # A part of type application/json was parsed on its way here.
         raise BadRequest("data must be a picture file, not JSON")
     return part
@@ -212,13 +213,27 @@ def _picture_part(part: Any) -> Bytes:
 
 def _header_options(headers: Mapping[str, str]) -> dict[str, str]:
     found = {name: headers.get(_HEADER_PREFIX + name.replace("_", "-")) for name in OPTION_NAMES}
-    return {name: value for name, value in found.items() if value is not None}
+    given = {name: value for name, value in found.items() if value is not None}
+    if _is_to_explain(headers):
+        given.setdefault("explain", "true")
+    return given
+
+
+def _is_to_explain(headers: Mapping[str, str]) -> bool:
+    """Tell what came to /explanations, by the header that TorchServe adds: it need not say so once more."""
+    return headers.get("explain", "").lower() == "true"
 
 
 def _text(value: Any, name: str) -> str:
-    """Read one field as text; a repeated field is the same as its values with commas between them."""
-    if isinstance(value, list):
-        return ",".join(_text(item, name) for item in value)
+    """Read one field as text; a repeated field, or a list, is the same as its values with commas between them."""
+    items = value if isinstance(value, list) else [value]
+    items = [word for item in items for word in (item if isinstance(item, list) else [item])]
+    return ",".join(_word(item, name) for item in items)
+
+
+def _word(value: Any, name: str) -> str:
+    if isinstance(value, (list, dict)):  # Of a part of type application/json.
+        raise BadRequest(f"{name} must be text, or a list of it")
     try:
         return value.decode() if isinstance(value, (bytes, bytearray)) else str(value)
     except UnicodeDecodeError as err:

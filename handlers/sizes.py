@@ -13,7 +13,8 @@ from handlers.errors import ReplyTooLarge
 from handlers.networks.geometry import LayerGeometry
 from handlers.options import Options
 
-_ITEM_BYTES = {"float32": 4, "float16": 2, "uint8": 1}
+ITEM_BYTES = {"float32": 4, "float16": 2, "uint8": 1}
+"""Of a map's cell, by dtype."""
 _TOO_LARGE = (
     "the reply would have {size:,} bytes, at most {limit:,} can be sent; ask for fewer layers or channels, "
     "for pool, for map_dtype uint8 or float16, or send fewer pictures in a request"
@@ -35,24 +36,29 @@ def check(size: int, limit: int) -> None:
 
 
 def foresee(
-    count: float, layers: tuple[str, ...], geometry: Mapping[str, LayerGeometry], options: Options, media_type: str
+    layers: tuple[str, ...],
+    geometry: Mapping[str, LayerGeometry],
+    options: Options,
+    media_type: str,
+    scale: float = 1,
 ) -> int:
-    """Return the bytes of the maps that a reply will hold.
+    """Return the bytes of one picture's maps in a reply.
 
     Args:
-        count: Pictures of the size that the geometry is of.
         layers: Whose maps were asked for.
         geometry: Of each published layer.
         options: The caller's.
         media_type: What the reply is asked for in.
+        scale: The picture's pixels in terms of those that the geometry is of.
     """
-    cells = 0
+    cells = 0.0
     for name in layers:
         channels, *area = geometry[name].shape
         if isinstance(options.channels, int):
             channels = min(channels, options.channels)
         elif options.channels is not None:
-            channels = len(options.channels)
-        cells += channels * (math.prod(area) if options.pool is None else options.pool**2)
-    size = int(count * cells * _ITEM_BYTES[options.map_dtype])
+            channels = min(channels, len(options.channels))
+        whole = math.prod(area) * scale
+        cells += channels * (whole if options.pool is None else min(whole, options.pool**2))
+    size = int(cells * ITEM_BYTES[options.map_dtype])
     return size * 4 // 3 if media_type == media.JSON else size

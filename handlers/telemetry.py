@@ -36,7 +36,7 @@ class Silence:
 
 
 class Telemetry:
-    """The way to metrics and log. A recorder that fails is given up, with one line in the log.
+    """The way to metrics and log. What a recorder fails to count is missing there; the log says so once.
 
     Args:
         recorder: Keeps the metrics.
@@ -44,6 +44,7 @@ class Telemetry:
 
     def __init__(self, recorder: Recorder | None = None) -> None:
         self._recorder: Recorder = recorder or Silence()
+        self._has_failed = False
 
     @classmethod
     def of(cls, identity: Identity, layers: Sequence[str], classes: Sequence[str]) -> Telemetry:
@@ -82,8 +83,9 @@ class Telemetry:
         try:
             action(*arguments)
         except Exception:
-            self._recorder = Silence()
-            logger.warning("no metrics are kept from here on, as recording failed", exc_info=True)
+            if not self._has_failed:
+                logger.warning("metrics miss what could not be recorded, now and perhaps later", exc_info=True)
+            self._has_failed = True
 
 
 class Nobody(Telemetry):

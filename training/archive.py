@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,12 +42,19 @@ def build(contents: Contents, store: Path = STORE) -> Path:
         Where it is.
 
     Raises:
-        ArchiveError: The contents do not make a model that can be served.
+        ArchiveError: The contents do not make a model that can be served, or cannot be written there.
     """
     archive = packing.pack(contents.files())
     path = store / f"{contents.card['model']}.mar"
-    packing.write(path, archive)
+    _write(path, archive)
     return path
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        packing.write(path, content)
+    except OSError as err:
+        raise ArchiveError(f"{path.name} cannot be written to {path.parent}: {err.strerror or err}") from err
 
 
 def refreshed(path: Path, engine: str | None = None) -> bytes:
@@ -118,6 +126,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _own(arguments: argparse.Namespace) -> Contents:
+    classes = read_classes(arguments.classes) if arguments.classes else arguments.labels
+    repeated = [label for label, count in Counter(classes).items() if count > 1]
+    if repeated:
+        print(
+            f"warning: several classes have the same label, {repeated[0]!r} first: replies tell them apart by index "
+            "alone, metrics count them as one",
+            file=sys.stderr,
+        )
     return from_network(
         arguments.arch,
         name=arguments.name,
@@ -126,7 +142,7 @@ def _own(arguments: argparse.Namespace) -> Contents:
         arguments=arguments.arguments,
         state_dict=arguments.state_dict,
         seed=arguments.random_weights,
-        classes=read_classes(arguments.classes) if arguments.classes else arguments.labels,
+        classes=classes,
         layers=arguments.layers,
         preprocessing=arguments.preprocessing,
     )
@@ -149,7 +165,7 @@ def _refresh(store: Path, engine: str | None) -> int:
         fresh = refreshed(path, engine)
         changed = fresh != path.read_bytes()
         if changed:
-            packing.write(path, fresh)
+            _write(path, fresh)
         print(f"{path.name}: {'rewritten' if changed else 'up to date'}")
     return 0
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from handlers.images import Preprocessing
+from handlers.images import DEFAULT_MAX_PIXELS, Preprocessing
 from training import packing
 from training.custom import AUTO
 from training.engine import ENGINES
@@ -44,6 +44,8 @@ def _size(text: str) -> tuple[int | None, int | None]:
     height, _, width = text.partition("x")
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise argparse.ArgumentTypeError(f"{text!r} is neither HEIGHTxWIDTH, such as 224x224, nor any")
+    if int(height) * int(width) > DEFAULT_MAX_PIXELS:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {DEFAULT_MAX_PIXELS:,} pixels, the most of a picture")
     return int(height), int(width)
 
 

@@ -1,7 +1,7 @@
 """Contents: what an archive says about one model, whether it came from a checkpoint, a user or another archive.
 
 Contents become files only after they were proven: the network built from what will be packed, its weights loaded
-strictly, one picture run.
+strictly, pictures run, one at a time and together.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from handlers.engines.eager import Eager
 from handlers.images import Preprocessing, noise
 from training import packing
 from training.architecture import Architecture, find
 from training.graph import prove
 from training.packing import ArchiveError
+from training.proof import check_company, check_rebuilt
 from training.survey import Shape, batch_size, check_layers, check_scores, survey
 from training.weights import load_strictly, load_tensors
 
@@ -51,9 +53,11 @@ _TRAINING_KEYS = (
     "machine",
     "versions",
 )
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
-_LAYER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}")
+_LAYER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_TAKEN = ("all", "none", "index", "label", "probability", "logit", "reply", "file", "allow_pickle")
+_TAKEN_ENDS = (".scale", ".offset", ".channels", ".npy")  # A layer is a member of an npz; these stand beside it.
 
 
 @dataclass(frozen=True)
@@ -108,20 +112,25 @@ class Contents:
             yield network.eval()
 
     def prove(self) -> dict[str, Shape]:
-        """Build the network from what will be packed and run one picture of noise.
+        """Build the network from what will be packed and run pictures of noise.
 
         Returns:
             (C, h, w) of every published layer, by public name.
 
         Raises:
-            ArchiveError: It cannot be built, the weights do not fit, or layers, classes or graph do not match what it
-                does.
+            ArchiveError: It cannot be built, the weights do not fit, layers, classes or graph do not match what it
+                does, or what it answers to a picture depends on more than the picture.
         """
         check_names(self.card)
         with self.network() as network:
-            found = survey(network, noise(self.preprocessing))
+            picture = noise(self.preprocessing)
+            found = survey(network, picture)
             shapes = check_layers(found, self.card["layers"])
             check_scores(found, len(self.card["classes"]))
+            eager = Eager(network, self.card["layers"], has_scores=bool(self.card["classes"]))
+            check_company(eager, self.preprocessing)
+            with self.network() as again:  # Inside the first, whose random numbers are drawn: it draws others.
+                check_rebuilt(again, picture, found.output)
             if self.graph is not None:
                 prove(self.graph, self.card, network, self.preprocessing)
         return shapes
@@ -188,7 +197,17 @@ def check_names(card: Mapping[str, Any]) -> None:
     """
     for what, pattern in (("model", _NAME), ("version", _VERSION)):
         if not pattern.fullmatch(card[what]):
-            raise ArchiveError(f"{card[what]!r} cannot be a {what}: it becomes part of a URL; use letters, digits, - _")
+            raise ArchiveError(
+                f"{card[what][:120]!r} cannot be a {what}: it becomes part of a URL; use letters, digits, - _, "
+                "at most 100 of them"
+            )
     for layer in card["layers"]:
-        if not _LAYER.fullmatch(layer) or layer in ("all", "none"):
-            raise ArchiveError(f"{layer!r} cannot be a layer's public name; use letters, digits, - _ . and not `all`")
+        if not _LAYER.fullmatch(layer):
+            raise ArchiveError(
+                f"{layer[:120]!r} cannot be a layer's public name; use at most 100 letters, digits, - _ ."
+            )
+        if layer in _TAKEN or layer.endswith(_TAKEN_ENDS):
+            raise ArchiveError(
+                f"{layer!r} cannot be a layer's public name: requests or replies have a word of their own for it; not "
+                f"{', '.join(_TAKEN)}, and nothing that ends in {', '.join(_TAKEN_ENDS)}"
+            )

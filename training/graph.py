@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, MutableSequence
 from dataclasses import dataclass, replace
@@ -27,10 +28,12 @@ from handlers.engines.eager import Eager
 from handlers.engines.session import Graph, Session
 from handlers.images import Preprocessing, noise
 from training.packing import ArchiveError
+from training.proof import check_company
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 _IMAGES = "images"
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*m")  # Colours of a terminal.
 _MAX_FOLDED = 4096  # Cells: the vectors of a normalisation are folded and stored, kernels never are.
 
 
@@ -73,6 +76,7 @@ def prove(content: bytes, card: Mapping[str, Any], network: nn.Module, preproces
         graph = Graph(content, tuple(card["graph"]["weights"]))
         session = Session(graph, network, eager.layers, has_scores=eager.has_scores)
         check(session, eager, noise(preprocessing, 3))
+        check_company(session, preprocessing)
         if preprocessing.size is None:
             check(session, eager, noise(replace(preprocessing, height=41, width=56)))
     except Exception as err:  # ONNX Runtime raises what it likes.
@@ -129,11 +133,18 @@ def export(
         model = program.model_proto
         weights = _take_out(model.graph.initializer, network.state_dict())
     except Exception as err:  # Exporting runs the network's own code, and an exporter that raises what it likes.
-        reason = next((line for line in str(err).splitlines() if line.strip()), "")
-        raise ArchiveError(f"the network cannot be exported: {type(err).__name__}: {reason[:300]}") from err
+        raise ArchiveError(f"the network cannot be exported: {_reason(err)}") from err
     _forget(model)
     versions = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
     return Exported(model.SerializeToString(deterministic=True), weights, versions)
+
+
+def _reason(err: BaseException) -> str:
+    """Return what lies behind an exporter's error, in one line: its own first line only says which step it was at."""
+    while err.__cause__ is not None:
+        err = err.__cause__
+    lines = [line.strip() for line in _ESCAPES.sub("", str(err)).splitlines() if line.strip()]
+    return f"{type(err).__name__}: {' '.join(lines[:2])[:300]}"  # The first may be but a heading.
 
 
 def _extractor(network: nn.Module, layers: Mapping[str, str], *, has_scores: bool) -> tuple[nn.Module, list[str]]:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 HANDLERS = Path(__file__).resolve().parents[1] / "handlers"
 
@@ -134,11 +135,17 @@ def weights(state: Mapping[str, object]) -> bytes:
             metadata and `requires_grad` leave no trace.
 
     Raises:
-        ArchiveError: A value is not a tensor.
+        ArchiveError: A value is not a tensor, or one that has no shape yet.
     """
     odd = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if odd:
         raise ArchiveError(f"the state dict holds more than tensors: {', '.join(sorted(odd))}")
+    lazy = [name for name, value in state.items() if isinstance(value, Tensor) and is_lazy(value)]
+    if lazy:
+        raise ArchiveError(
+            f"{lazy[0]} has no shape before the network saw a picture; run it once and give its weights with "
+            "--state-dict, or write Conv2d and Linear with their sizes in place of LazyConv2d and LazyLinear"
+        )
     plain = {
         name: value.detach().to("cpu", copy=True).clone(memory_format=torch.contiguous_format)
         for name, value in sorted(state.items())

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from training.packing import ArchiveError
+from training.proof import check_mode, check_steady
 
 Shape = tuple[int, int, int]
 
@@ -61,15 +62,19 @@ def survey(network: nn.Module, picture: Tensor) -> Survey:
         picture: (1, C, H, W), float32, normalised.
 
     Raises:
-        ArchiveError: The network fails on this picture.
+        ArchiveError: The network is still in training mode, fails on this picture, answers it in several ways, or
+            takes more than a picture.
     """
+    check_mode(network)
     for part in network.modules():
         if getattr(part, "inplace", False) is True:
             part.inplace = False  # type: ignore[assignment]
     try:
         with torch.no_grad():
             network(torch.zeros_like(picture))  # Loading and readiness try a black one.
-            output = network(picture)
+        output = check_steady(network, picture)
+    except ArchiveError:
+        raise
     except Exception as err:  # The forward pass is the user's code, which may raise anything.
         raise ArchiveError(
             f"the network fails on a picture of shape {tuple(picture.shape[1:])}, black or noise: "
@@ -85,8 +90,15 @@ def survey(network: nn.Module, picture: Tensor) -> Survey:
         return _survey_modules(network, picture, _reason(err))
     (returned,) = (node.args[0] for node in extractor.graph.nodes if node.op == "output")
     watch = _Watch(extractor, {node: name for name, node in returned.items()})
-    with torch.no_grad():
-        watch.run(picture)
+    more = [node.name for node in extractor.graph.nodes if node.op == "placeholder"][1:]
+    advice = "is there a branch in its forward pass?"
+    if more:  # Tracing takes them for given.
+        advice = f"wrap it so that forward takes the picture alone, without {', '.join(more)}"
+    try:
+        with torch.no_grad():
+            watch.run(picture)
+    except Exception as err:
+        raise ArchiveError(f"the traced graph fails where the network does not ({_reason(err)}); {advice}") from err
     found = watch.finish(Survey(output, nodes=list(nodes)))
     scores = watch.values.get(nodes[-1])
     if isinstance(output, Tensor) and not (
@@ -94,9 +106,7 @@ def survey(network: nn.Module, picture: Tensor) -> Survey:
         and scores.shape == output.shape
         and torch.allclose(scores, output, 1e-4, 1e-5, equal_nan=True)
     ):
-        raise ArchiveError(
-            "the traced graph does not compute what the network computes; its forward pass may be random"
-        )
+        raise ArchiveError(f"the traced graph does not compute what the network computes; {advice}")
     return found
 
 
@@ -145,7 +155,7 @@ def check_scores(found: Survey, classes: int) -> None:
         classes: K; 0 for a network without classes, which may return anything.
 
     Raises:
-        ArchiveError: The output is not one finite logit for each class.
+        ArchiveError: The output is not one finite logit for each class, or already probabilities.
     """
     if not classes:
         return
@@ -156,6 +166,11 @@ def check_scores(found: Survey, classes: int) -> None:
         raise ArchiveError(f"the network returns shape {tuple(output.shape)}; {classes} classes need (1, {classes})")
     if not torch.isfinite(output).all():
         raise ArchiveError("the network's scores are not finite; are these its weights?")
+    if (output >= 0).all() and float((output.sum(1) - 1).abs().max()) < 1e-3:
+        raise ArchiveError(
+            "the network's scores are already probabilities (none below 0, their sum is 1), and the service makes "
+            "probabilities of them once more: return the logits, before softmax"
+        )
 
 
 def batch_size(shapes: Mapping[str, Shape], *, any_size: bool) -> int:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from training.packing import ArchiveError
 
 _NESTED = ("state_dict", "model_state_dict", "model")
-_WRAPPERS = ("module.", "_orig_mod.")  # Of DataParallel, and of torch.compile.
+_WRAPPERS = ("module.", "_orig_mod.")  # Of DataParallel, and of torch.compile; one may wrap the other.
+_WRITE_ONE = "write one with torch.save(model.state_dict(), path)"
+_NO_STATE = f"not a state dict; {_WRITE_ONE}"
+_OPTIONAL = ".num_batches_tracked"  # Of a batch norm; torch does without it.
+_NAMED = 3  # Of many names in a message.
 
 
 def load_tensors(path: Path) -> Any:
@@ -42,17 +47,37 @@ def load_tensors(path: Path) -> Any:
 
 
 def find_state(content: Any) -> Any:
-    """Return the state dict in what was loaded: it may lie beside an optimizer's, and come from a wrapped network."""
+    """Return the state dict in what was loaded: it may lie beside an optimizer's, and come from a wrapped network.
+
+    Raises:
+        ArchiveError: There is none, or there are several and none has a usual name.
+    """
     if not isinstance(content, Mapping):
-        return content
-    for key in _NESTED:
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    for prefix in _WRAPPERS:
-        if content and all(isinstance(name, str) and name.startswith(prefix) for name in content):
-            content = {name.removeprefix(prefix): value for name, value in content.items()}
+        raise ArchiveError(f"the file holds a {type(content).__name__}, {_NO_STATE}")
+    if not _is_state(content):
+        states = [key for key, value in content.items() if value and _is_state(value)]
+        usual = [key for key in _NESTED if key in states]
+        if not states:
+            raise ArchiveError(f"the file holds {_several(list(content))}, {_NO_STATE}")
+        if len(states) > 1 and not usual:
+            raise ArchiveError(f"the file holds several state dicts, {_several(states)}; {_WRITE_ONE}")
+        content = content[(usual or states)[0]]
+    while prefix := next((prefix for prefix in _WRAPPERS if _all_start(content, prefix)), ""):
+        content = {name.removeprefix(prefix): value for name, value in content.items()}
     return content
+
+
+def _is_state(content: object) -> bool:
+    return isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values())
+
+
+def _all_start(state: Mapping[Any, Tensor], prefix: str) -> bool:
+    return bool(state) and all(isinstance(name, str) and name.startswith(prefix) for name in state)
+
+
+def _several(names: Sequence[object]) -> str:
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(map(str, names[:_NAMED])) + more
 
 
 def load_strictly(network: nn.Module, state: Any) -> None:
@@ -65,12 +90,25 @@ def load_strictly(network: nn.Module, state: Any) -> None:
     Raises:
         ArchiveError: `state` is something else, or does not fit.
     """
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ArchiveError("the file holds no state dict; write one with torch.save(model.state_dict(), path)")
+    if not _is_state(state):
+        raise ArchiveError(f"the weights are {_NO_STATE}")
     try:
         network.load_state_dict(dict(state), strict=True)
     except RuntimeError as err:
-        raise ArchiveError(f"the weights do not fit the network (or --arguments are wrong): {err}") from err
+        reason = _misfit(network.state_dict(), state) or " ".join(str(err).split())
+        raise ArchiveError(f"the weights do not fit the network (or --arguments are wrong): {reason}") from err
+
+
+def _misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Return which weights are missing, left over or of another shape, the first few of each."""
+    both = [name for name in wanted if name in given and not is_lazy(wanted[name])]
+    shapes = {name: (tuple(given[name].shape), tuple(wanted[name].shape)) for name in both}
+    found = {
+        "missing": [name for name in wanted if name not in given and not name.endswith(_OPTIONAL)],
+        "not of the network": [name for name in given if name not in wanted],
+        "of another shape": [f"{name} {one} for {other}" for name, (one, other) in shapes.items() if one != other],
+    }
+    return "; ".join(f"{len(names):,} {what}: {_several(names)}" for what, names in found.items() if names)
 
 
 def _load_safetensors(path: Path) -> Mapping[str, Tensor]:

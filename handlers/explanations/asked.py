@@ -15,7 +15,10 @@ INPUT_GRADIENT, INTEGRATED_GRADIENTS, PICTURE = "input_gradient", "integrated_gr
 METHODS = (GRAD_CAM, CAM, OCCLUSION, INPUT_GRADIENT, INTEGRATED_GRADIENTS, PICTURE)
 VIEWS = ("overlay", "heat")
 
-_NUMBERS = {"target": 0, "window": 1, "step": 1, "steps": 1}  # And the least that each may be.
+MAX_STEPS = 512  # Of integrated gradients: finding the points of the rule takes their third power.
+
+_WHOLE = 2**32 - 1
+_NUMBERS = {"target": (0, _WHOLE), "window": (1, _WHOLE), "step": (1, _WHOLE), "steps": (1, MAX_STEPS)}  # From, to.
 _FIELDS = tuple(wire.Explain.DESCRIPTOR.fields_by_name)
 _SWITCH = {"1": True, "true": True, "0": False, "false": False}
 
@@ -71,7 +74,7 @@ class Explain:
         picture = given.get("picture", False)
         if not isinstance(picture, bool):
             raise BadRequest("explain.picture must be true or false")
-        numbers = {name: _whole(given.get(name), name, least) for name, least in _NUMBERS.items()}
+        numbers = {name: _whole(given.get(name), name, *ends) for name, ends in _NUMBERS.items()}
         return cls(method, layer, **numbers, view=view, picture=picture or method == PICTURE)
 
     @classmethod
@@ -84,10 +87,13 @@ class Explain:
         if text.lower() in _SWITCH:
             return cls.from_value(_SWITCH[text.lower()])
         values: dict[str, Any] = {}
-        for part in text.split(","):
+        for part in filter(None, map(str.strip, text.split(","))):
             name, separator, word = (piece.strip() for piece in part.partition("="))
             name, word = (name, word) if separator else ("method", name)
-            values[name] = int(word) if name in _NUMBERS and word.isascii() and word.isdigit() else word
+            if name in values:
+                raise BadRequest(f"explain says its {name[:40]} twice")
+            is_number = name in _NUMBERS and word.isascii() and word.isdigit() and len(word) <= len(str(_WHOLE))
+            values[name] = int(word) if is_number else word
             if name == "picture":
                 values[name] = _SWITCH.get(word.lower(), word)
         return cls.from_value(values)
@@ -102,9 +108,9 @@ class Explain:
         return cls.from_value({field.name: value for field, value in message.ListFields()})
 
 
-def _whole(value: Any, name: str, least: int) -> int | None:
+def _whole(value: Any, name: str, least: int, most: int) -> int | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
-        raise BadRequest(f"explain.{name} must be a whole number, at least {least}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise BadRequest(f"explain.{name} must be a whole number, at least {least} and at most {most:,}")
     return value

@@ -7,6 +7,7 @@ others, but all wait for it. Axes: `C` channels, `H, W` picture pixels, `h, w` m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -35,6 +36,7 @@ from handlers.maps import FeatureMap, prepare
 from handlers.networks.geometry import LayerGeometry
 from handlers.options import Options
 from handlers.reply import Explanation, Result
+from handlers.sizes import ITEM_BYTES
 
 MAX_RUNS = 4096  # Of the network, for the explanations of one request.
 MAX_SECONDS = 25.0  # For the explanations of one call: clients wait for 30 s, and TorchServe kills a worker after 120.
@@ -117,14 +119,18 @@ class Explainer:
                 "request; ask for a larger step or fewer steps, or send fewer pictures"
             )
 
-    def foresee(self, asked: Explain, count: int, options: Options) -> int:
-        """Return about how many bytes the explanations of pictures of the network's size take, before any encoding."""
-        height, width = self._preprocessing.size or (0, 0)
-        values = height * width * self._preprocessing.channels
-        shape = self._shapes[asked.layer] if asked.layer else (1, height, width)
-        cells = values if asked.method in (INPUT_GRADIENT, INTEGRATED_GRADIENTS) else shape[1] * shape[2]
-        size = {"float32": 4, "float16": 2, "uint8": 1}[options.map_dtype]
-        return count * (cells * size * (asked.method != PICTURE) + values * asked.picture)
+    def foresee(self, asked: Explain, pictures: Sequence[Picture], options: Options) -> int:
+        """Return about how many bytes the explanations of pictures take at least, before any encoding."""
+        foreseen = 0
+        for picture in pictures:
+            if asked.method in (INPUT_GRADIENT, INTEGRATED_GRADIENTS):
+                cells = picture.size
+            elif asked.layer and self._preprocessing.size is not None:
+                cells = math.prod(self._shapes[asked.layer][1:])
+            else:
+                cells = math.prod(picture.shape[:2]) if asked.method == OCCLUSION else 0
+            foreseen += cells * ITEM_BYTES[options.map_dtype] + picture.nbytes * asked.picture
+        return foreseen
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Add to every result its explanation, where one was asked for; one that fails takes its picture's place."""
@@ -215,6 +221,8 @@ class Explainer:
         return self._network.forward_with_gradients(images)[0]
 
     def _runs(self, asked: Explain, height: int, width: int) -> int:
+        if height * width > MAX_PIXELS:
+            return 0  # That picture gets the error itself.
         if asked.method == INTEGRATED_GRADIENTS:
             return asked.steps or DEFAULT_STEPS
         if asked.method != OCCLUSION:

@@ -7,10 +7,12 @@ Each takes one picture and gives a heat map. They know networks and tensors, and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Scores = Callable[[Tensor], Tensor]
@@ -69,7 +71,7 @@ def input_gradient(network: Scores, image: Tensor, target: int) -> Tensor:
     Returns:
         (C, H, W).
     """
-    return next(_gradients(network, image, target))[0]
+    return _gradients(network, image, target)[0]
 
 
 def integrated_gradients(
@@ -90,14 +92,14 @@ def integrated_gradients(
     Returns:
         (C, H, W), and by how much its sum exceeds the change of the logit: 0 but for the rule and rounding.
     """
-    points, weights = np.polynomial.legendre.leggauss(steps)
+    points, weights = _rule(steps)
     shares = torch.tensor((points + 1) / 2, dtype=image.dtype, device=image.device).view(-1, 1, 1, 1)
     parts = torch.tensor(weights / 2, dtype=image.dtype, device=image.device).view(-1, 1, 1, 1)
     mean = torch.zeros_like(image[0])
-    done = 0
-    for gradients in _gradients(network, shares * image, target):
-        mean += (gradients * parts[done : done + len(gradients)]).sum(dim=0)
-        done += len(gradients)
+    chunk = _chunk(image)
+    for start in range(0, steps, chunk):
+        gradients = _gradients(network, shares[start : start + chunk] * image, target)
+        mean += (gradients * parts[start : start + chunk]).sum(dim=0)
         check()
     heat = mean * image[0]
     with torch.no_grad():
@@ -157,11 +159,15 @@ def _chunk(image: Tensor) -> int:
     return max(1, _CHUNK_BYTES // (image.numel() * image.element_size()))
 
 
-def _gradients(network: Scores, images: Tensor, target: int) -> Iterator[Tensor]:
-    """Yield the logit's gradient with respect to each image, (n, C, H, W), some of them at a time."""
-    chunk = _chunk(images[:1])
-    for start in range(0, len(images), chunk):
-        leaf = images[start : start + chunk].detach().clone().requires_grad_(True)
-        # The network gets a copy: one that changes its input in place could not change a leaf.
-        [gradients] = torch.autograd.grad(network(leaf.clone())[:, target].sum(), leaf)
-        yield gradients
+def _gradients(network: Scores, images: Tensor, target: int) -> Tensor:
+    """Return the logit's gradient with respect to each image, (N, C, H, W)."""
+    leaf = images.detach().clone().requires_grad_(True)
+    # The network gets a copy: one that changes its input in place could not change a leaf.
+    [gradients] = torch.autograd.grad(network(leaf.clone())[:, target].sum(), leaf)
+    return gradients
+
+
+@lru_cache(maxsize=16)  # Its time grows with the third power of the points: 0.1 s for 512.
+def _rule(steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return points in -1..1 and weights of Gauss's and Legendre's rule."""
+    return np.polynomial.legendre.leggauss(steps)

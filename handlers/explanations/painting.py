@@ -11,11 +11,13 @@ _FOR = np.array([0.84, 0.05, 0.05], np.float32)
 _AGAINST = np.array([0.05, 0.25, 0.84], np.float32)
 
 
-def paint(heat: NDArray[np.float32], size: tuple[int, int], picture: NDArray[np.float32] | None) -> NDArray[np.uint8]:
+def paint(
+    heat: NDArray[np.float32] | None, size: tuple[int, int], picture: NDArray[np.float32] | None
+) -> NDArray[np.uint8]:
     """Lay heat over a picture, or over white.
 
     Args:
-        heat: (C, h, w), any range. Of several channels each place shows the sum.
+        heat: (C, h, w), any range. Of several channels each place shows the sum. None for no heat anywhere.
         size: (H, W) that the heat is stretched to, bilinear.
         picture: (C, H, W) in 0..1, shown in grey; None for white.
 
@@ -23,19 +25,21 @@ def paint(heat: NDArray[np.float32], size: tuple[int, int], picture: NDArray[np.
         (H', W', 3), uint8: H and W enlarged. A place without heat shows the picture as it is, one with the strongest
         heat its colour.
     """
-    flat = stretch(np.nan_to_num(heat.sum(axis=0)), size)  # (H, W)
-    strength = np.abs(flat)
-    strength = strength / max(strength.max(), np.finfo(np.float32).tiny)
     if picture is None:
-        ground = np.ones((*size, 1), np.float32)
+        painted = np.ones((*size, 1), np.float32)
     else:
-        ground = np.clip(picture.mean(axis=0), 0, 1)[:, :, np.newaxis].astype(np.float32)
-        strength = strength * _OVERLAY
-    colour = np.where(flat[:, :, np.newaxis] < 0, _AGAINST, _FOR)
-    painted = ground + (colour - ground) * strength[:, :, np.newaxis]
+        painted = np.clip(picture.mean(axis=0), 0, 1)[:, :, np.newaxis].astype(np.float32)
+    if heat is not None:
+        flat = stretch(np.nan_to_num(heat.sum(axis=0)), size)[:, :, np.newaxis]  # (H, W, 1)
+        strength = np.abs(flat)
+        strength = strength / max(strength.max(), np.finfo(np.float32).tiny)
+        if picture is not None:
+            strength = strength * _OVERLAY
+        painted = painted + (np.where(flat < 0, _AGAINST, _FOR) - painted) * strength
     factor = max(1, -(-_LEAST_PIXELS // max(size)))
-    enlarged: NDArray[np.uint8] = np.rint(painted * 255).astype(np.uint8).repeat(factor, axis=0).repeat(factor, axis=1)
-    return enlarged
+    cells: NDArray[np.uint8] = np.rint(painted * 255).astype(np.uint8)
+    cells = cells.repeat(factor, axis=0).repeat(factor, axis=1)
+    return cells.repeat(3 // cells.shape[2], axis=2)
 
 
 def stretch(heat: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
@@ -49,6 +53,9 @@ def stretch(heat: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.floa
         (H, W), float32.
     """
     for length in size:  # Rows first; each pass turns the picture.
-        middles = (np.arange(length) + 0.5) * len(heat) / length - 0.5
-        heat = np.stack([np.interp(middles, np.arange(len(heat)), column) for column in heat.T])
-    return heat.astype(np.float32)
+        middles = np.clip((np.arange(length) + 0.5) * len(heat) / length - 0.5, 0, len(heat) - 1)
+        before = middles.astype(np.int64)
+        after = np.minimum(before + 1, len(heat) - 1)
+        share = (middles - before)[:, np.newaxis]
+        heat = (heat[before] * (1 - share) + heat[after] * share).T.astype(np.float32)
+    return heat

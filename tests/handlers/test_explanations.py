@@ -18,6 +18,7 @@ from torch.nn import functional
 from handlers.bundle import Limits
 from handlers.explanations import explainer
 from handlers.explanations.asked import METHODS
+from handlers.explanations.methods import integrated_gradients
 from handlers.explanations.painting import paint, stretch
 from handlers.images import Preprocessing, stack
 from handlers.networks.cifar import Cifar
@@ -143,6 +144,21 @@ def test_the_input_gradient_is_that_of_autograd(deep: Service, deep_network: Dee
     assert np.allclose(array(explain(deep, method="input_gradient", target=6).heat), image.grad[0], **CLOSE)
 
 
+def test_integrated_gradients_take_no_more_pictures_at_a_time_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def network(images: Tensor) -> Tensor:
+        taken.append(len(images))
+        return images.sin().sum(dim=(1, 2, 3))[:, None]
+
+    image = torch.rand(1, 3, 8, 8)
+    whole, _ = integrated_gradients(network, image, 0, 40, lambda: None)
+    monkeypatch.setattr("handlers.explanations.methods._CHUNK_BYTES", 7 * image.nbytes)
+    cut, _ = integrated_gradients(network, image, 0, 40, lambda: None)
+    assert taken == [40, 2, 7, 7, 7, 7, 7, 5, 2]
+    assert torch.allclose(cut, whole, atol=1e-6)
+
+
 def test_integrated_gradients_add_up_to_the_change_of_the_logit(deep: Service, deep_network: Deep) -> None:
     found = explain(deep, method="integrated_gradients", target=1, steps=200)
     with torch.no_grad():
@@ -253,7 +269,7 @@ class TestRefused:
             ({"method": "cam"}, "bad_request", "grad_cam does without"),
             ({"method": "occlusion", "window": 33}, "bad_request", "32×32"),
             ({"method": "occlusion", "window": 2, "step": 3}, "bad_request", "at most explain.window"),
-            ({"method": "integrated_gradients", "steps": 5000}, "bad_request", "4,096"),
+            ({"method": "integrated_gradients", "steps": 513}, "bad_request", "at most 512"),
             ({"method": "occlusion", "window": 0}, "bad_request", "at least 1"),
             ({"view": "sideways"}, "bad_request", "overlay, heat"),
         ],
@@ -288,6 +304,13 @@ class TestRefused:
         service = make_service(InPlace().eval(), Preprocessing(3, None, None), CIFAR_CLASSES)
         assert refusal(service, (png(colours(0, 600, 600)),))[0] == "image_too_large"
         assert array(explain(service, png(colours(0, 40, 50)), method="input_gradient").heat).shape == (3, 40, 50)
+
+    def test_a_large_picture_with_a_small_one_whose_squares_can_be_covered(self) -> None:
+        service = make_service(InPlace().eval(), Preprocessing(3, None, None), CIFAR_CLASSES)
+        asked = wire.Explain(method="occlusion", window=8, step=8)
+        pictures = [png(colours(0, 600, 600)), png(colours(0, 40, 50))]
+        reply = ask_message(service, wire.PredictRequest(pictures=pictures, explain=asked))
+        assert [result.error.code for result in reply.results] == ["image_too_large", ""]
 
     def test_a_reply_too_large_to_send_before_it_is_computed(self, network: Cifar) -> None:
         limits = Limits(max_reply_bytes=10_000)
@@ -382,6 +405,30 @@ class TestOverRest:
     def test_false_is_no_explanation(self, service: Service, text: str) -> None:
         assert "explanation" not in ask_json(service, self.ROW, X_Convscope_Explain=text)["results"][0]
 
+    @pytest.mark.parametrize(
+        "row",
+        [
+            {"data": bytearray(GOOD), "explain": b"false"},
+            {"body": {"data": base64.b64encode(GOOD).decode(), "explain": False}},
+        ],
+    )
+    def test_nor_is_it_where_explanations_are_asked_for(self, service: Service, row: dict[str, Any]) -> None:
+        headers = {"Content_Type": "application/json"} if "body" in row else {}
+        assert "explanation" not in ask_json(service, row, explain="True", **headers)["results"][0]
+
+    def test_a_message_to_explanations_need_not_say_so(self, service: Service) -> None:
+        row = {"body": bytearray(wire.PredictRequest(pictures=[GOOD]).SerializeToString())}
+        headers = {"Content_Type": "application/x-protobuf", "Accept": "application/json"}
+        assert ask_json(service, row, explain="True", **headers)["results"][0]["explanation"]["method"] == "grad_cam"
+
+    def test_commas_too_many_change_nothing(self, service: Service) -> None:
+        values = ask_json(service, self.ROW, X_Convscope_Explain="occlusion, window=8,,")
+        assert values["results"][0]["explanation"]["method"] == "occlusion"
+
+    @pytest.mark.parametrize("text", ["occlusion,cam", "occlusion,window=3,window=4"])
+    def test_a_word_said_twice_is_refused(self, service: Service, text: str) -> None:
+        assert "twice" in ask_json(service, self.ROW, X_Convscope_Explain=text)["error"]["message"]
+
     @pytest.mark.parametrize("text", ["nonsense", "occlusion,widow=3", '{"method": 1}', "[1]", "grad_cam,target=cat"])
     def test_nonsense_is_refused(self, service: Service, text: str) -> None:
         assert ask_json(service, self.ROW, X_Convscope_Explain=text)["error"]["code"] == "bad_request"
@@ -413,6 +460,11 @@ class TestOverRest:
 
 
 class TestPainting:
+    def test_no_heat_leaves_a_picture_of_any_length_grey(self) -> None:
+        picture = np.linspace(0, 1, 3 * 100_000, dtype=np.float32).reshape(3, 100_000, 1)
+        grey = np.rint(picture.mean(axis=0) * 255)[..., np.newaxis].repeat(3, axis=2)
+        assert np.array_equal(paint(None, (100_000, 1), picture), grey)
+
     def test_red_is_for_blue_is_against_and_nothing_is_the_picture(self) -> None:
         heat = np.array([[[2, -2, 0]]], np.float32)
         painted = paint(heat, (1, 3), None).reshape(86, 3, 86, 3)[0, :, 0].astype(int)

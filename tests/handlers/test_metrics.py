@@ -21,11 +21,13 @@ from prometheus_client import Histogram
 from torch import nn
 
 from handlers import errors
+from handlers.bundle import Limits
 from handlers.metrics import MOST_CLASSES, Metrics
 from handlers.networks.cifar import Cifar
 from handlers.service import Service
 from handlers.slots import Slot, slot_name
 from handlers.telemetry import Silence, Telemetry
+from handlers.trace import Trace
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.metering import every, scrape, value
 from tests.handlers.support import CIFAR_CLASSES, ask_message, ask_rest
@@ -144,6 +146,26 @@ def test_cards_that_are_refused_are_cards(directory: Path, tmp_path: Path) -> No
     assert counts(directory, "convscope_cards_total") == {("draining", "rest"): 1, ("internal", "grpc"): 1}
     assert not counts(directory, "convscope_requests_total")
     assert not counts(directory, "convscope_handler_seconds_count")
+
+
+@pytest.mark.parametrize(
+    ("filters", "code"),
+    [("nose", "unknown_layer"), ("all", "bad_request"), ("conv1", "ok"), ("conv2", "reply_too_large")],
+)
+def test_filters_are_cards_whatever_becomes_of_them(directory: Path, filters: str, code: str) -> None:
+    service = metered(Cifar(), limits=Limits(max_reply_bytes=10_000))
+    ask_message(service, wire.PredictRequest(filters=filters))
+    ask_message(service, wire.PredictRequest(pictures=[GOOD]))
+    assert counts(directory, "convscope_cards_total") == {(code, "grpc"): 1}
+    assert counts(directory, "convscope_requests_total") == {("ok", "protobuf", "grpc"): 1}
+
+
+def test_what_cannot_be_recorded_once_is_missing_once(service: Service, directory: Path) -> None:
+    odd = Trace({})
+    odd.media_type = "text/plain"
+    service._telemetry.record([odd], 0.1)
+    ask_message(service, wire.PredictRequest(pictures=[GOOD]))
+    assert counts(directory, "convscope_requests_total") == {("ok", "protobuf", "grpc"): 1}
 
 
 def test_what_warms_the_server_up_is_not_counted(directory: Path, tmp_path: Path) -> None:
@@ -382,7 +404,7 @@ class TestWithoutMetrics:
         for _ in range(3):
             assert not ask_message(service, wire.PredictRequest(pictures=[GOOD])).HasField("error")
         assert [record.getMessage() for record in caplog.records] == [
-            "no metrics are kept from here on, as recording failed"
+            "metrics miss what could not be recorded, now and perhaps later"
         ]
 
 

@@ -1,0 +1,228 @@
+"""What a network is refused for before it is archived: answers that depend on more than the picture."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from handlers.engines.eager import Eager
+from handlers.images import Preprocessing, noise
+from handlers.networks import NETWORKS
+from training.graph import export, missing_packages, prove
+from training.packing import ArchiveError
+from training.proof import check_company, check_mode, check_rebuilt, check_steady
+from training.survey import Survey, check_scores, survey
+
+PREPROCESSING = Preprocessing(3, 16, 16)
+PICTURE = noise(PREPROCESSING)
+
+
+class Net(nn.Module):
+    """A convolution, and a head that a subclass may spoil."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU()
+        self.fc = nn.Linear(4, 3)
+
+    def trunk(self, images: Tensor) -> Tensor:
+        return self.relu(self.norm(self.conv(images)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.trunk(images).mean((2, 3)))
+
+
+class OneRow(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4 * 14 * 14, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.trunk(images).reshape(1, -1))
+
+
+class OneRowForAll(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).mean(0, keepdim=True)
+
+
+class BatchMean(Net):
+    def trunk(self, images: Tensor) -> Tensor:
+        maps = super().trunk(images)
+        return maps - maps.mean(0, keepdim=True)
+
+
+class BatchLargest(Net):
+    """Of two pictures of like noise the largest value is nearly the same."""
+
+    def trunk(self, images: Tensor) -> Tensor:
+        return super().trunk(images / images.amax())
+
+
+class OnlyTheMap(Net):
+    """Its scores are those of the picture, its map is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.trunk(images)
+        return self.fc(maps.mean((2, 3))) + 0 * self.seen(maps / maps.amax()).mean()
+
+
+class Dropping(Net):
+    """Random, and left random by eval(); most draws spare all three scores."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert images.shape[1] == 3  # What cannot be traced.
+        return functional.dropout(super().forward(images), 0.1, training=True)
+
+
+class Counting(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(images) + self.calls
+
+
+class Training(Net):
+    def eval(self) -> "Training":
+        super().eval()
+        self.norm.train()
+        return self
+
+
+class Masked(Net):
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        maps = self.trunk(images)
+        if mask is not None:
+            maps = maps * mask
+        return self.fc(maps.mean((2, 3)))
+
+
+def in_torch(network: nn.Module, node: str = "relu", *, has_scores: bool = True) -> Eager:
+    return Eager(network, {"conv1": node}, has_scores=has_scores)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_our_own_networks_answer_a_picture_the_same_beside_another(name: str) -> None:
+    torch.manual_seed(0)
+    network = NETWORKS[name]()
+    engine = Eager(network, network.layers, has_scores=name != "edges")
+    check_company(engine, Preprocessing(*network.pictures))
+
+
+@pytest.mark.parametrize(
+    ("network", "node", "message"),
+    [
+        pytest.param(OneRow, "relu", "fails for two pictures in one pass, though not for one", id="fails"),
+        pytest.param(OneRowForAll, "relu", r"scores of shape \(1, 3\).*first axis", id="one row"),
+        pytest.param(BatchMean, "relu", "depends on what else is in the batch: scores", id="mean"),
+        pytest.param(BatchLargest, "relu", "depends on what else is in the batch: scores", id="largest"),
+        pytest.param(OnlyTheMap, "seen", "depends on what else is in the batch: the maps of conv1", id="map"),
+    ],
+)
+def test_an_answer_that_depends_on_the_batch_is_refused(network: type[nn.Module], node: str, message: str) -> None:
+    with pytest.raises(ArchiveError, match=message):
+        check_company(in_torch(network(), node), PREPROCESSING)
+
+
+def test_maps_are_compared_where_there_are_no_scores() -> None:
+    with pytest.raises(ArchiveError, match="the maps of conv1"):
+        check_company(in_torch(BatchLargest(), has_scores=False), PREPROCESSING)
+
+
+class Infinite(Net):
+    def trunk(self, images: Tensor) -> Tensor:
+        return super().trunk(images).log()  # Of an activation of 0: -inf.
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.trunk(images).exp().mean((2, 3)))
+
+
+def test_a_map_may_hold_what_is_not_finite_as_long_as_it_is_the_same() -> None:
+    engine = in_torch(Infinite(), "log")
+    assert engine.forward(PICTURE, frozenset(["conv1"]))[1]["conv1"].isinf().any()
+    check_company(engine, PREPROCESSING)
+
+
+@pytest.mark.parametrize("network", [Dropping, Counting])
+def test_a_network_that_answers_the_same_picture_otherwise_is_refused(network: type[nn.Module]) -> None:
+    with pytest.raises(ArchiveError, match="forward pass is random, or keeps something"):
+        survey(network().eval(), PICTURE)
+
+
+def test_the_random_numbers_of_the_process_are_left_alone() -> None:
+    network = Dropping().eval()
+    torch.manual_seed(7)
+    before = torch.random.get_rng_state()
+    with pytest.raises(ArchiveError):
+        check_steady(network, PICTURE)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_what_stays_in_training_mode_is_named() -> None:
+    with pytest.raises(ArchiveError, match=r"still in training mode after eval\(\).*: norm; let eval"):
+        survey(Training().eval(), PICTURE)
+    check_mode(Net().eval())
+
+
+def test_outputs_of_any_structure_are_compared() -> None:
+    class Several(Net):
+        def forward(self, images: Tensor) -> dict[str, object]:
+            return {"scores": super().forward(images), "more": (self.trunk(images), None)}
+
+    network, other = Several().eval(), Several().eval()
+    answer = check_steady(network, PICTURE)
+    check_rebuilt(other, PICTURE, answer)
+    with torch.no_grad():
+        other.conv.bias += 1
+    with pytest.raises(ArchiveError, match="built twice with the same weights"):
+        check_rebuilt(other, PICTURE, answer)
+
+
+def test_a_forward_pass_with_a_further_argument_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ArchiveError, match="wrap it so that forward takes the picture alone, without mask"):
+        survey(Masked().eval(), PICTURE)
+
+
+def test_scores_that_are_probabilities_are_refused_and_their_logarithms_are_not() -> None:
+    logits = torch.tensor([[0.5, 2.0, -1.0]])
+    with pytest.raises(ArchiveError, match="return the logits, before softmax"):
+        check_scores(Survey(logits.softmax(1)), 3)
+    for output in (logits, logits.log_softmax(1), logits.relu(), torch.zeros(1, 3), torch.tensor([[2.0, -0.5, -0.5]])):
+        check_scores(Survey(output), 3)
+
+
+def test_why_a_network_is_not_exported_is_one_plain_line() -> None:
+    if missing_packages():
+        pytest.skip("the exporter is not installed")
+    with pytest.raises(ArchiveError, match="the network cannot be exported: ") as caught:
+        export(OneRow().eval(), {"conv1": "relu"}, PICTURE, has_scores=True, any_size=False)
+    said = str(caught.value)
+    assert "inconsistent" in said  # What torch says of the batch's axis, and not which step the exporter was at.
+    assert "step 1" not in said
+    assert "\n" not in said
+    assert "\x1b" not in said
+
+
+def test_a_graph_for_one_number_of_pictures_alone_is_refused() -> None:
+    if missing_packages():
+        pytest.skip("the exporter is not installed")
+    import onnx
+
+    network = Net().eval()
+    exported = export(network, {"conv1": "relu"}, PICTURE, has_scores=True, any_size=False)
+    card = {"layers": {"conv1": "relu"}, "classes": ["a", "b", "c"], "graph": {"weights": list(exported.weights)}}
+    prove(exported.content, card, network, PREPROCESSING)
+    graph = onnx.load_from_string(exported.content)
+    graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3  # As many as it is first tried with.
+    with pytest.raises(ArchiveError, match="the network fails for one picture of noise"):
+        prove(graph.SerializeToString(), card, network, PREPROCESSING)

@@ -1,0 +1,154 @@
+"""Proofs: what a network must do before it may be served, whatever it computes.
+
+It answers a picture the same each time, the same beside another picture as alone, and the same once it is built anew
+from its archive. Axes: `N` batch, `C` channels, `H, W` picture pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from handlers.engines.engine import Engine
+from handlers.images import Preprocessing, noise
+from training.packing import ArchiveError
+
+TOLERANCE = 1e-4
+"""How far two answers to one picture may be from each other: the largest difference of any cell, as a share of the
+largest value. Passes of one and of two pictures sum in another order, and errors of layers add up."""
+
+_SMALLEST = 1e-2  # A largest value below this counts as this: what is left of a difference of equals is only rounding.
+_RUNS = 2  # Of the same picture again.
+_RUNS_IF_DRAWN = 30  # The same where random numbers were drawn: a dropout may spare a few scores several times.
+
+
+def check_mode(network: nn.Module) -> None:
+    """Check that evaluation mode reached the whole network.
+
+    Raises:
+        ArchiveError: A part of it is in training mode.
+    """
+    left = [name or "the network itself" for name, part in network.named_modules() if part.training]
+    if left:
+        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+        raise ArchiveError(
+            f"still in training mode after eval(), where answers are random or depend on what else is in the batch: "
+            f"{', '.join(left[:3])}{more}; let eval() and train() reach every module"
+        )
+
+
+def check_steady(network: nn.Module, picture: Tensor) -> Any:
+    """Check that the network answers one picture the same each time.
+
+    Args:
+        network: In evaluation mode, on the CPU.
+        picture: (1, C, H, W), float32, normalised.
+
+    Returns:
+        What it answered.
+
+    Raises:
+        ArchiveError: It does not.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        before = torch.random.get_rng_state()
+        answer = network(picture)
+        drawn = not torch.equal(torch.random.get_rng_state(), before)
+        for _ in range(_RUNS_IF_DRAWN if drawn else _RUNS):
+            if not _off(network(picture), answer) <= TOLERANCE:
+                raise ArchiveError(
+                    "its forward pass is random, or keeps something from one picture to the next: the same picture was "
+                    "answered otherwise the second time; for dropout use nn.Dropout, which eval() ends"
+                )
+    return answer
+
+
+def check_rebuilt(network: nn.Module, picture: Tensor, answer: object) -> None:
+    """Check that a network built anew answers as the one before did.
+
+    Args:
+        network: Built anew, the same weights loaded, in evaluation mode, on the CPU.
+        picture: (1, C, H, W), float32, normalised.
+        answer: To this picture, of the one before.
+
+    Raises:
+        ArchiveError: It answers otherwise.
+    """
+    with torch.no_grad():
+        found = network(picture)
+    if not _off(found, answer) <= TOLERANCE:
+        raise ArchiveError(
+            "built twice with the same weights, the network gives two answers: its constructor makes random values "
+            "that the state dict does not hold; make them parameters, or buffers that are persistent"
+        )
+
+
+def check_company(engine: Engine, preprocessing: Preprocessing) -> None:
+    """Check that what a picture is answered does not depend on what else is in the batch.
+
+    Args:
+        engine: What runs the network.
+        preprocessing: What it takes.
+
+    Raises:
+        ArchiveError: It does, or the network cannot take two pictures in one pass.
+    """
+    pictures = noise(preprocessing, 2)
+    pictures[1] *= 0.5  # What is taken of a whole batch, a largest value say, is nearly the same in two of a kind.
+    alone = [_answers(engine, picture, "one picture of noise") for picture in (pictures[:1], pictures[1:])]
+    together = _answers(engine, pictures, "two pictures in one pass, though not for one")
+    for number, answers in enumerate(alone):
+        for (what, found), (_, expected) in zip(together, answers, strict=True):
+            if len(found) != len(pictures) or found[number].shape != expected[0].shape:
+                raise ArchiveError(
+                    f"two pictures in one pass give {what} of shape {tuple(found.shape)}, and one alone of shape "
+                    f"{tuple(expected.shape)}: the first axis must be the batch's, as in images.flatten(1)"
+                )
+            off = _off(found[number : number + 1], expected)
+            if not off <= TOLERANCE:
+                raise ArchiveError(
+                    f"an answer depends on what else is in the batch: {what} of a picture beside another differ by "
+                    f"{off:.1e} of their largest value from those of the picture alone"
+                )
+
+
+def _answers(engine: Engine, pictures: Tensor, failing: str) -> list[tuple[str, Tensor]]:
+    """Return the scores without maps, those beside all maps, and the maps, each with its name."""
+    try:
+        plain, _ = engine.forward(pictures) if engine.has_scores else (None, {})
+        scores, maps = engine.forward(pictures, frozenset(engine.layers))
+    except Exception as err:  # The forward pass is the user's code, which may raise anything.
+        raise ArchiveError(f"the network fails for {failing}: {type(err).__name__}: {err}") from err
+    named = [("scores", found) for found in (plain, scores) if found is not None]
+    return named + [(f"the maps of {name}", maps[name]) for name in engine.layers]
+
+
+def _off(found: object, expected: object) -> float:
+    """Return the largest difference of any cell, as a share of the largest finite value expected; inf where another."""
+    pairs = list(_leaves(found)), list(_leaves(expected))
+    if [one.shape for one in pairs[0]] != [other.shape for other in pairs[1]]:
+        return torch.inf
+    return max((_off_tensor(one, other) for one, other in zip(*pairs, strict=True)), default=0.0)
+
+
+def _off_tensor(found: Tensor, expected: Tensor) -> float:
+    found, expected = found.double(), expected.double()
+    differ = ~((found == expected) | (found.isnan() & expected.isnan()))
+    if not differ.any():
+        return 0.0
+    finite = expected[expected.isfinite()].abs()
+    largest = max(float(finite.max()) if len(finite) else 0.0, _SMALLEST)
+    return float((found - expected)[differ].abs().nan_to_num(torch.inf).max()) / largest
+
+
+def _leaves(value: object) -> Iterator[Tensor]:
+    """Return the tensors in what a network returned: one, or a tuple or a dictionary of them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _leaves(part)
