@@ -79,6 +79,25 @@ def test_a_client_closed_meanwhile_is_a_connect_error_and_no_cancellation(stand_
         stand_in.release.set()
 
 
+def test_a_client_belongs_to_the_loop_that_it_was_first_used_in(url: str):
+    client = AsyncClient(url)
+
+    async def first() -> None:
+        assert (await client.predict(b"cat", model="cifar")).top
+
+    async def second() -> None:
+        for question in (client.predict(b"cat", model="cifar"), client.ready("cifar"), client.close()):
+            with pytest.raises(RuntimeError, match="belongs to another event loop"):
+                await question
+
+    with asyncio.Runner() as one:
+        one.run(first())
+        with asyncio.Runner() as other:
+            other.run(second())
+        one.run(first())
+        one.run(client.close())
+
+
 @pytest.mark.parametrize("transport", ["rest_url", "grpc_url"])
 def test_tls_and_the_key_work(tmp_path: Path, transport: str):
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"

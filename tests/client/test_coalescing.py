@@ -548,3 +548,19 @@ def test_what_came_is_not_kept_until_it_is_collected(kind: type, url: str, monke
 def test_another_word_for_it_is_refused(kind: type):
     with pytest.raises(ValueError, match="coalesce must be one of auto, on, off"):
         kind("http://localhost:1", coalesce="maybe")
+
+
+def test_closing_a_client_leaves_nobody_waiting_for_a_request_that_was_not_begun(url: str, stand_in: StandIn):
+    async def close_at_once() -> list[Any]:
+        client = AsyncClient(url, coalesce="on", deadline_s=LONG_S)
+        asking = [asyncio.create_task(client.predict(b"%d" % number, model="cifar")) for number in range(FIRST_MOST)]
+        await asyncio.sleep(0)  # All have asked, which fills a request.
+        assert client._shared._tasks
+        await client.close()
+        done, waiting = await asyncio.wait(asking, timeout=LONG_S / 2)
+        assert not waiting
+        return [task.exception() for task in done]
+
+    errors = asyncio.run(close_at_once())
+    assert all(isinstance(error, RuntimeError) and "closed" in str(error) for error in errors)
+    assert stand_in.requests == []

@@ -8,6 +8,7 @@ import pickle
 import re
 import socket
 import threading
+import traceback
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 
@@ -85,8 +86,10 @@ def test_every_exception_of_httpcore_is_translated(kind):
 
 
 @pytest.mark.parametrize("status", list(grpc.StatusCode))
-def test_every_status_of_grpc_is_translated(status: grpc.StatusCode):
-    assert issubclass(_grpc.TRANSLATIONS[status], convscope.ConvscopeError)
+def test_every_status_of_grpc_is_translated_and_those_of_no_other_meaning_are_the_servers(status: grpc.StatusCode):
+    error = _grpc.translate(FailedCall(status, "why"), "stand.in:7070")
+    assert type(error) is _grpc.TRANSLATIONS.get(status, convscope.ServerError)
+    assert convscope.ServerError not in _grpc.TRANSLATIONS.values()
 
 
 PROTOBUF = {"content_type": "application/x-protobuf"}
@@ -348,6 +351,9 @@ def test_each_step_of_a_rest_request_gets_what_is_left_of_the_deadline(
             left.append(("write", timeout))
             now[0] += 1
 
+        def get_extra_info(self, info: str) -> object:
+            return SimpleNamespace(shutdown=lambda _: None) if info == "socket" else super().get_extra_info(info)
+
     class Below:
         def connect_tcp(self, host: str, port: int, timeout: float | None, *_: object) -> Stream:
             left.append(("connect", timeout))
@@ -356,8 +362,70 @@ def test_each_step_of_a_rest_request_gets_what_is_left_of_the_deadline(
 
     monkeypatch.setattr(httpcore, "SyncBackend", Below)
     with pytest.raises(convscope.DeadlineExceeded):
-        ask(_rest.RestTransport("http://stand.in"))  # With a deadline of 5 s.
+        ask(_rest.RestTransport("http://127.0.0.1"))  # With a deadline of 5 s.
     assert left == [("connect", 5), ("write", 3), ("read", 2), ("read", 1)]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "error", "shares"),
+    [
+        ([httpcore.ConnectTimeout] * 3, convscope.DeadlineExceeded, [2, 2, 2]),
+        ([httpcore.ConnectError] * 3, convscope.ConnectError, [2, 3, 6]),
+        ([httpcore.ConnectTimeout, httpcore.ConnectError, httpcore.ConnectError], convscope.ConnectError, [2, 2, 4]),
+    ],
+    ids=["nobody answers", "all refuse", "the first does not answer"],
+)
+def test_the_addresses_of_a_host_share_the_deadline(outcomes, error, shares, monkeypatch: pytest.MonkeyPatch):
+    now = [100.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(_rest, "time", clock)
+    monkeypatch.setattr(_network, "time", clock)
+    addresses = [f"192.0.2.{number}" for number in range(3)]
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in addresses]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    tried: list[tuple[str, float | None]] = []
+
+    class Below:
+        def connect_tcp(self, host: str, port: int, timeout: float, *_: object) -> None:
+            outcome = outcomes[len(tried)]
+            tried.append((host, timeout))
+            now[0] += timeout if outcome is httpcore.ConnectTimeout else 0
+            raise outcome("why")
+
+    monkeypatch.setattr(httpcore, "SyncBackend", Below)
+    with pytest.raises(error):
+        _rest.RestTransport("http://several.example").send(PredictRequest(), model="m", version=None, deadline_s=6)
+    assert tried == list(zip(addresses, shares, strict=True))
+
+
+def test_what_cannot_be_put_into_http_is_not_shown():
+    transport = _rest.RestTransport("http://127.0.0.1:1")
+    transport._headers.append((b"x-api-key", b"secret\n"))
+    transport._connect = lambda: httpcore.HTTP11Connection(
+        httpcore.Origin(b"http", b"127.0.0.1", 1), httpcore.MockStream([])
+    )
+    with pytest.raises(convscope.ProtocolError, match="cannot be put into HTTP") as caught:
+        transport.send(PredictRequest(), model="m", version=None, deadline_s=5)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "secret" not in shown
+
+
+def test_json_nested_too_deeply_is_an_answer_like_any_other():
+    with pytest.raises(convscope.ServerError, match="HTTP 500"):
+        ask(rest_answering(lambda _: answer(500, "[" * 100_000)))
+
+
+def test_the_case_of_a_content_type_does_not_matter():
+    reply = PredictReply(model="cifar")
+    kind = {"content_type": "Application/X-Protobuf"}
+    assert ask(rest_answering(lambda _: answer(200, reply.SerializeToString(), **kind))) == reply
+
+
+def test_a_service_that_drains_says_when_to_come_back():
+    reply = PredictReply(error={"code": "draining", "message": "it is stopping"}).SerializeToString()
+    with pytest.raises(convscope.Overloaded, match="it is stopping") as caught:
+        ask(rest_answering(lambda _: answer(503, reply, retry_after="7", **PROTOBUF)))
+    assert (caught.value.code, caught.value.retry_after_s) == ("draining", 7)
 
 
 def test_a_reply_over_the_clients_limit_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch):

@@ -261,6 +261,50 @@ class TestCommandLine:
         assert (good["method"], good["shape"], good["layer"]) == ("occlusion", [1, 6, 5], None)
         assert bad["error"]["code"] == "bad_image"
 
+    def test_a_file_that_cannot_be_read_does_not_keep_the_others_from_being_explained(
+        self, url: str, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        files = [pictures[0], str(tmp_path / "gone.png"), *pictures[1:]]
+        assert main(["explain", *files, "--model", "cifar", "--url", url, "--json"]) == 1
+        rows = json.loads(capsys.readouterr().out)["results"]
+        assert [row["picture"] for row in rows] == files
+        assert [row.get("error", {}).get("code") for row in rows] == [None, "unreadable", "bad_image", None]
+        with Client(url) as client:
+            assert [row["most"] for row in rows[::3]] == [
+                client.explain(name, model="cifar").heat.max() for name in (b"cat", b"dog")
+            ]
+
+    def test_strongest_looks_through_the_pictures_that_can_be_read(
+        self, url: str, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        gone = str(tmp_path / "gone.png")
+        command = ["strongest", gone, *pictures, "--model", "cifar", "--layer", "conv1", "--channel", "2", "--url", url]
+        assert main([*command, "--json"]) == 1
+        answer = json.loads(capsys.readouterr().out)
+        with Client(url) as client:
+            patches = client.strongest([b"cat", b"dog"], model="cifar", layer="conv1", channel=2)
+        assert [(patch["picture"], patch["value"]) for patch in answer["patches"]] == [
+            (pictures[2 * patch.picture], patch.value) for patch in patches
+        ]
+        assert [(item["picture"], item["error"]["code"]) for item in answer["failed"]] == [
+            (gone, "unreadable"),
+            (pictures[1], "bad_image"),
+        ]
+        assert main(command) == 1
+        assert f"– – {pictures[1]} bad_image: not a picture" in " ".join(capsys.readouterr().out.split())
+
+    @pytest.mark.parametrize("command", ["explain", "strongest"])
+    def test_what_would_be_written_over_is_found_out_before_anything_is_asked(
+        self, command: str, stand_in: StandIn, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "out" / "dog").mkdir(parents=True)
+        options = ["--layer", "conv1", "--channel", "0"] if command == "strongest" else []
+        arguments = [command, *pictures, "--model", "cifar", *options, "--url", stand_in.rest_url]
+        assert main([*arguments, "--save", str(tmp_path / "out")]) == 1
+        assert "exists already" in capsys.readouterr().err
+        assert not stand_in.requests
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["dog"]
+
     def test_strongest_shows_and_saves(
         self, url: str, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -86,6 +86,91 @@ def test_a_path_that_cannot_be_read_ends_the_stream(kind: type, url: str):
         collect(kind, url, [b"cat", "absent.png", b"dog"])
 
 
+@BOTH
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_the_pictures_raise_comes_after_those_before_it(kind: type, url: str, batch: int):
+    def pictures():
+        yield from [b"one", b"two", b"three"]
+        raise OSError("the camera is gone")
+
+    seen: list[Prediction] = []
+
+    async def collect_async() -> None:
+        async with AsyncClient(url) as client:
+            async for prediction in client.predict_many(pictures(), model="cifar", batch=batch):
+                seen.append(prediction)
+
+    def collect_blocking() -> None:
+        with Client(url) as client:
+            for prediction in client.predict_many(pictures(), model="cifar", batch=batch):
+                seen.append(prediction)
+
+    with pytest.raises(OSError, match="the camera is gone"):
+        collect_blocking() if kind is Client else asyncio.run(collect_async())
+    assert [one.top[0].logit for one in seen] == [fetch_maps(one, (10,)).max() for one in (b"one", b"two", b"three")]
+
+
+def test_an_answer_comes_before_the_next_picture_which_may_depend_on_it(url: str):
+    async def ask() -> list[float]:
+        answered: asyncio.Queue[float] = asyncio.Queue()
+        seen = []
+
+        async def pictures():
+            yield b"first"
+            for _ in range(3):
+                yield b"%f" % await answered.get()
+
+        async with AsyncClient(url) as client:
+            async for prediction in client.predict_many(pictures(), model="cifar", concurrency=4):
+                seen.append(prediction.top[0].logit)
+                answered.put_nowait(prediction.top[0].logit)
+        return seen
+
+    first = float(fetch_maps(b"first", (10,)).max())
+    seen = asyncio.run(asyncio.wait_for(ask(), 30))
+    assert seen[0] == first
+    assert seen[1:] == [float(fetch_maps(b"%f" % one, (10,)).max()) for one in seen[:-1]]
+
+
+def test_all_pictures_of_an_asynchronous_iterable_are_read_by_one_task(url: str):
+    readers = []
+
+    async def pictures():
+        for number in range(5):
+            readers.append(asyncio.current_task())
+            await asyncio.sleep(0)
+            yield b"%d" % number
+
+    async def ask() -> list[Prediction]:
+        async with AsyncClient(url) as client:
+            return [seen async for seen in client.predict_many(pictures(), model="cifar", concurrency=1)]
+
+    assert len(asyncio.run(ask())) == len(readers) == 5
+    assert len(set(readers)) == 1
+
+
+def test_leaving_a_stream_that_waits_for_a_picture_ends_the_waiting(url: str):
+    ended = []
+
+    async def pictures():
+        yield b"cat"
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    async def ask() -> None:
+        async with (
+            AsyncClient(url) as client,
+            contextlib.aclosing(client.predict_many(pictures(), model="cifar")) as found,
+        ):
+            assert (await anext(found)).top
+        assert not [task for task in asyncio.all_tasks() if task.get_name() == "convscope"]
+
+    asyncio.run(asyncio.wait_for(ask(), 20))
+    assert ended == [True]
+
+
 @pytest.mark.parametrize(
     ("pictures", "options", "error"),
     [

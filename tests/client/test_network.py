@@ -199,6 +199,80 @@ def test_a_connection_that_the_server_closed_is_not_used_again(kind: type, says_
 
 
 @BOTH
+@pytest.mark.parametrize("proxy", [False, True])
+@pytest.mark.parametrize("surplus", [b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", b"H"])
+def test_a_connection_over_which_more_came_than_the_answer_is_not_used_again(
+    kind: type, surplus: bytes, proxy: bool, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+
+    def serve(connection: socket.socket) -> None:
+        while head := take(connection):
+            asked.append(connection.getpeername())
+            body = reply()
+            connection.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body + surplus)
+            assert head
+
+    with listening(serve) as where:
+        if proxy:
+            monkeypatch.setenv("http_proxy", f"http://{where}")
+        assert ask(kind, "http://elsewhere.invalid" if proxy else f"http://{where}").top
+    assert len(asked) == len(set(asked)) == 2
+
+
+@pytest.mark.parametrize("coalesce", ["off", "on"])
+@pytest.mark.parametrize("tls", [False, True])
+def test_closing_a_client_ends_the_waiting_of_its_threads(
+    coalesce: Any, tls: bool, stand_in: StandIn, secure: tuple[StandIn, Path]
+):
+    running, certificate = secure if tls else (stand_in, None)
+    running.requests.clear()
+    errors: list[Exception] = []
+    client = Client(running.rest_url, ca_file=certificate, coalesce=coalesce, deadline_s=60)
+
+    def question() -> None:
+        try:
+            client.predict(b"cat", model="slow")
+        except Exception as error:
+            errors.append(error)
+
+    running.release.clear()
+    try:
+        threads = [threading.Thread(target=question) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        while sum(len(request.pictures) for *_, request in running.requests) < 2:
+            threads[0].join(0.01)
+        client.close()
+        for thread in threads:
+            thread.join(30)  # The server answers only when it is told to.
+            assert not thread.is_alive()
+    finally:
+        running.release.set()
+    assert [type(error) for error in errors] == [convscope.ConnectError] * 2
+    assert all("the client was closed" in str(error) for error in errors)
+
+
+@BOTH
+def test_who_waits_for_a_connection_while_the_client_is_closed_gets_none(kind: type, stand_in: StandIn):
+    question = {"request": wire.PredictRequest(), "model": "cifar", "version": None, "deadline_s": 5}
+
+    async def in_a_loop() -> None:
+        client = AsyncClient(stand_in.rest_url)
+        await client.close()
+        await client._transport.send(**question)
+
+    def in_a_thread() -> None:
+        client = Client(stand_in.rest_url)
+        client.close()
+        client._transport.send(**question)
+
+    with pytest.raises(convscope.ConnectError, match="the client was closed"):
+        in_a_thread() if kind is Client else asyncio.run(in_a_loop())
+    assert stand_in.requests == []
+
+
+@BOTH
 def test_a_plain_proxy_is_asked_for_the_whole_url_with_its_password(kind: type, monkeypatch: pytest.MonkeyPatch):
     heads = []
 

@@ -15,6 +15,17 @@ from tests.client.stand_in import StandIn
     ("options", "error", "words"),
     [
         ({"map_dtype": "float64"}, ValueError, "map_dtype must be one of float32, float16, uint8"),
+        ({"map_dtype": ["uint8"]}, ValueError, "map_dtype must be one of float32, float16, uint8"),
+        ({"layers": None}, TypeError, "layers must be names, one name, or 'all', not None"),
+        ({"layers": 5}, TypeError, "layers must be names, one name, or 'all', not 5"),
+        ({"layers": [1]}, TypeError, r"layers must be names, one name, or 'all', not \[1\]"),
+        ({"version": 1}, TypeError, "model and version are text"),
+        ({"model": 5}, TypeError, "model and version are text"),
+        ({"model": ""}, ValueError, "model and version must not be empty"),
+        ({"deadline_s": "3"}, TypeError, "deadline_s must be a number of seconds"),
+        ({"deadline_s": True}, TypeError, "deadline_s must be a number of seconds"),
+        ({"deadline_s": float("nan")}, ValueError, "deadline_s must be above 0 and at most 86400 seconds"),
+        ({"deadline_s": 1e10}, ValueError, "deadline_s must be above 0 and at most 86400 seconds"),
         ({"top_k": -1}, ValueError, "top_k must be at least 0"),
         ({"top_k": 2**40}, ValueError, "top_k is too large"),
         ({"top_k": 2.5}, TypeError, "top_k must be a whole number"),
@@ -27,9 +38,22 @@ from tests.client.stand_in import StandIn
     ],
 )
 def test_an_option_out_of_range_is_refused(client: Client, stand_in: StandIn, options, error, words: str):
-    with pytest.raises(error, match=words):
-        client.predict(b"cat", model="cifar", **options)
+    for pictures in (b"cat", []):
+        with pytest.raises(error, match=words):
+            client.predict(pictures, **{"model": "cifar", **options})
     assert stand_in.requests == []
+
+
+@pytest.mark.parametrize("options", [{"layer": 5}, {"method": None}])
+def test_what_is_asked_to_be_explained_is_named(client: Client, stand_in: StandIn, options):
+    with pytest.raises(TypeError, match="must be a name"):
+        client.explain(b"cat", model="cifar", **options)
+    assert stand_in.requests == []
+
+
+@pytest.mark.parametrize("deadline_s", [np.float32(5), np.int64(5), 86_400])
+def test_a_deadline_may_be_any_number_up_to_a_day(client: Client, deadline_s):
+    assert client.predict(b"cat", model="cifar", deadline_s=deadline_s).top
 
 
 def test_numbers_of_numpy_are_numbers():

@@ -61,6 +61,39 @@ def test_a_ruined_npy_file_is_left_to_the_service(ruin):
     assert encode_pictures(file) == ([file], False)
 
 
+def header(text: str, cells: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + cells
+
+
+FIELDS = "'descr': '|u1', 'fortran_order': False"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(header(f"{{{FIELDS}, 'shape': (1099511627776, 1048576), }}"), id="more than memory"),
+        pytest.param(header(f"{{{FIELDS}, 'shape': (1099511627776, 1099511627776), }}"), id="more than numbers"),
+        pytest.param(header(f"{{{FIELDS}, 'shape': (True, True, True, True), }}", b"1"), id="not numbers"),
+        pytest.param(header(f"{{{FIELDS}, 'shape': (-1, 4, 5, -3), }}", bytes(60)), id="less than nothing"),
+        pytest.param(header(f"{{{FIELDS}, 'shape': (2, 4, 5, 3), }}", bytes(121)), id="more cells than promised"),
+        pytest.param(header("{'descr':"), id="no end"),
+        pytest.param(header("{'descr': '|u1', 1: 2}"), id="no names"),
+        pytest.param(header("(" * 5000), id="no bottom"),
+        pytest.param(write_npy(np.zeros((2, 4, 5, 3))), id="of a dtype that no picture has"),
+    ],
+)
+def test_a_npy_file_that_no_pictures_can_be_read_from_is_left_to_the_service(file: bytes):
+    assert encode_pictures([b"before", file, b"after"]) == ([b"before", file, b"after"], True)
+
+
+@pytest.mark.parametrize("array", [np.arange(120, dtype=">f4"), np.arange(120, dtype=np.uint8)], ids=["big", "bytes"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_npy_file_of_several_is_split_whatever_its_order(array: np.ndarray, order: str):
+    array = np.asarray(array.reshape(2, 4, 5, 3), order=order)
+    files = encode_pictures(write_npy(array)).files
+    assert np.array_equal(np.stack([read_npy(file) for file in files]), array)
+
+
 def test_a_pickle_in_a_npy_file_is_not_opened():
     file = write_npy(np.array([{"a": 1}], dtype=object), allow_pickle=True)
     assert encode_pictures(file) == ([file], False)
@@ -93,7 +126,7 @@ def test_an_array_of_another_shape_is_refused(shape: tuple[int, ...]):
         encode_pictures(np.zeros(shape, np.uint8))
 
 
-@pytest.mark.parametrize("thing", [7, None, [7], [None], [[b"nested"]], 1.5])
+@pytest.mark.parametrize("thing", [7, None, [7], [None], [[b"nested"]], 1.5, {}, {b"cat": 1}, io.BytesIO(b"a\nb")])
 def test_what_is_no_picture_is_a_type_error_that_says_what_is(thing):
     with pytest.raises(TypeError, match="a picture is a path, bytes, a PIL image or a numpy array, not"):
         encode_pictures(thing)
@@ -108,6 +141,19 @@ def test_a_pil_image_is_sent_as_a_png_of_its_mode(mode: str):
     assert sent.format == "PNG"
     assert sent.size == (5, 4)
     assert np.array_equal(np.asarray(sent.convert("RGB")), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["PA", "La", "RGBa"])
+def test_a_pil_image_that_png_cannot_hold_keeps_how_transparent_it_is(mode: str):
+    image = Image.new("RGBA", (5, 4), (200, 200, 200, 102)).convert("LA" if mode == "La" else "RGBA")
+    if mode == "PA":
+        image = Image.new("RGB", (5, 4), (200, 200, 200)).convert("P")
+        image.putalpha(102)
+    else:
+        image = image.convert(mode)
+    assert image.mode == mode
+    [file] = encode_pictures(image).files
+    assert Image.open(io.BytesIO(file)).getchannel("A").getextrema() == (102, 102)
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV"])

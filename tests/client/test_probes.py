@@ -43,6 +43,19 @@ class Round(nn.Module):
         return self.conv(images).mean((2, 3))
 
 
+class Wide(nn.Module):
+    """A kernel of half the picture's side without padding: a small map of cells one pixel apart."""
+
+    layers: ClassVar = {"only": "only"}
+
+    def __init__(self):
+        super().__init__()
+        self.only = nn.Conv2d(3, 2, 21)
+
+    def forward(self, images):
+        return self.only(images).mean((2, 3))
+
+
 class Strided(nn.Module):
     """A strided convolution without padding and one behind it."""
 
@@ -65,6 +78,7 @@ def networks() -> Iterator[StandIn]:
     services["edges"] = make_service(Edges(), Preprocessing(1, None, None), ())
     services["round"] = make_service(Round(), CIFAR_INPUT, CIFAR_CLASSES[:4])
     services["strided"] = make_service(Strided(), CIFAR_INPUT, CIFAR_CLASSES[:5])
+    services["wide"] = make_service(Wide(), CIFAR_INPUT, CIFAR_CLASSES[:2])
     services["narrow"] = make_service(Cifar(), CIFAR_INPUT, CIFAR_CLASSES, limits=Limits(max_images=5))
     with serving(services) as stand_in:
         yield stand_in
@@ -185,6 +199,12 @@ def test_without_padding_there_is_no_border(client):
     assert set(found.facts) == {"agreement", "probability"}
 
 
+def test_a_map_that_is_small_against_the_move_is_compared_as_far_as_it_goes(client):
+    found = probes.border(client, noise(), model="wide").layers["moved"]["only"]  # 12×12 cells, moved by 8.
+    assert found[:4].max() < ROUNDING
+    assert np.isnan(found[4:]).all()
+
+
 def test_blur_takes_energy_as_the_gaussian_does(client):
     stripes = np.zeros((32, 32, 3), np.float32)
     stripes[:, :, :] = 0.5 + 0.4 * np.cos(2 * np.pi * np.arange(32) / 8)[None, :, None]
@@ -254,6 +274,14 @@ def test_json_says_all_and_null_where_nothing_is_defined(client):
     assert values["layers"]["interior"]["fc1"] == [None, None]
     assert values["layers"]["whole"]["fc1"] == found.layers["whole"]["fc1"].tolist()
     assert (values["probe"], values["model"], values["pictures"], values["steps"]) == ("shift", "flat", 2, [1, 2])
+
+
+def test_json_has_no_word_for_infinity():
+    curve = np.array([1.0, np.inf, np.nan])  # What is found against a map of zeros is infinitely far off.
+    found = probes.Probe("blur", "m", "1", 1, "px", np.arange(3.0), {}, {"energy": {"conv1": curve}}, {"far": np.inf})
+    values = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert values["layers"]["energy"]["conv1"] == [1, None, None]
+    assert values["facts"] == {"far": None}
 
 
 @pytest.mark.parametrize("kind", probes.__all__[1:])
@@ -366,11 +394,21 @@ def test_a_command_that_cannot_be_run_says_why_and_ends_with_one(capsys, network
     assert main(["probe", kind, str(folder / "gone.png"), "--model", "cifar", "--url", networks.rest_url]) == 1
 
 
-def test_an_unknown_probe_is_not_understood(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["wobble", "cat.png"], "invalid choice: 'wobble'"),
+        (["shift", "cat.png", "--steps", "inf"], "finite numbers, as in 1,2,4, not 'inf'"),
+        (["blur", "cat.png", "--steps", "1,nan"], "finite numbers"),
+        (["blur", "cat.png", "--steps", ","], "finite numbers"),
+        (["blur", "cat.png", "--layers", ","], "name at least one"),
+    ],
+)
+def test_a_probe_that_is_not_understood_ends_with_two(capsys, arguments, words):
     with pytest.raises(SystemExit) as ended:
-        main(["probe", "wobble", "cat.png", "--model", "cifar"])
+        main(["probe", *arguments, "--model", "cifar"])
     assert ended.value.code == 2
-    capsys.readouterr()
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["PIL", "matplotlib"])

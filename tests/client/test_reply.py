@@ -68,6 +68,8 @@ def test_float32_is_not_copied_once_parsed():
         pytest.param(wire.Tensor(dtype=wire.UINT8, shape=[2, 3], data=bytes(6), scale=[1]), id="a scale too few"),
         pytest.param(wire.Tensor(dtype=wire.UINT8, data=b"1"), id="uint8 without channels"),
         pytest.param(wire.Tensor(dtype=wire.FLOAT32, shape=[2**31, 2**31, 4], data=bytes(8)), id="absurd shape"),
+        pytest.param(wire.Tensor(dtype=wire.FLOAT32, shape=[1] * 65, data=bytes(4)), id="more axes than arrays have"),
+        pytest.param(wire.Tensor(dtype=wire.FLOAT32, shape=[0, 2**32 - 1, 2**32 - 1]), id="nothing of an absurd shape"),
     ],
 )
 def test_a_tensor_that_breaks_the_contract_is_a_protocol_error(tensor: wire.Tensor):

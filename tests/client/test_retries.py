@@ -9,8 +9,9 @@ import convscope
 import pytest
 from convscope import AsyncClient, Client
 from convscope._retries import BUDGET, Attempts, RetryBudget
+from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
 
-from tests.client.stand_in import StandIn
+from tests.client.stand_in import StandIn, answer
 
 
 def ask(kind: type, url: str, waits: list[float], **settings: Any) -> tuple[Any, int]:
@@ -42,9 +43,25 @@ def ask(kind: type, url: str, waits: list[float], **settings: Any) -> tuple[Any,
 def test_what_may_pass_is_asked_again(kind: type, url: str, stand_in: StandIn, mishaps: list[str]):
     stand_in.mishaps[:] = mishaps
     waits: list[float] = []
-    answer, retries = ask(kind, url, waits)
-    assert answer.top
+    seen, retries = ask(kind, url, waits)
+    assert seen.top
     assert retries == len(waits) == len(mishaps)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("coalesce", ["off", "on"])
+def test_a_service_that_drains_is_asked_again(
+    kind: type, coalesce: str, url: str, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+):
+    first = iter(["error-draining"])
+
+    def take(model: str, version: str, data: bytes, _: str | None) -> PredictReply:
+        return answer(next(first, model), version, PredictRequest.FromString(data))
+
+    monkeypatch.setattr(stand_in, "take", take)
+    seen, retries = ask(kind, url, [], coalesce=coalesce)
+    assert seen.top
+    assert retries == 1
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])

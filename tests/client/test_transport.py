@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import convscope
 import pytest
-from convscope import Client
-from convscope._rest import _environment_proxy
+from convscope import AsyncClient, Client
+from convscope._proxies import environment_proxy
 from convscope._transport import is_loopback
 
 from tests.client.stand_in import StandIn, serve
@@ -35,11 +37,32 @@ def test_a_url_that_cannot_be_used_says_why(url: str, words: str):
         Client(url)
 
 
-@pytest.mark.parametrize("key", ["", "two\nlines", "schlüssel"])
+@pytest.mark.parametrize("key", ["", "two\nlines", "schlüssel", "secret ", " secret", "\tsecret"])
 def test_a_key_that_cannot_be_a_header_is_refused_without_being_shown(key: str):
     with pytest.raises(ValueError, match="api_key") as caught:
         Client("http://localhost:8080", api_key=key)
     assert not key or key not in str(caught.value)
+
+
+@pytest.mark.parametrize("arguments", [{"url": None}, {"url": b"http://localhost"}, {"api_key": 5}])
+def test_what_is_no_text_is_a_type_error(arguments: dict[str, Any]):
+    with pytest.raises(TypeError, match="must be text"):
+        Client(**{"url": "http://localhost:8080", **arguments})
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("proxy", ["socks5://me:secret@p:1", "ftp://me:secret@p", "http://me:secret@p:port", "http://"])
+@pytest.mark.parametrize(("name", "url"), [("http", "http://a.example"), ("all", "https://a.example")])
+def test_a_proxy_that_cannot_be_used_is_named_and_not_shown(
+    kind: type, proxy: str, name: str, url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(f"{name}_proxy", proxy)
+    with pytest.raises(
+        ValueError, match=rf"{name}_proxy or {name.upper()}_PROXY .* must be http://host:port"
+    ) as caught:
+        kind(url)
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+    assert kind("http://localhost:1")  # Which needs no proxy.
 
 
 def test_the_key_goes_out_with_every_question(url: str, stand_in: StandIn):
@@ -138,8 +161,7 @@ def test_the_environment_names_the_proxy(
 ):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    found = _environment_proxy(url)
-    assert (found and (bytes(found.url), found.auth)) == (proxy and (f"{proxy}/".encode(), None))
+    assert environment_proxy(url) == (proxy and (proxy, None))
 
 
 @pytest.mark.parametrize(

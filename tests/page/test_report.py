@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from convscope import ClassScore, Client, ModelNotFound, UnknownLayer, report
+from convscope import ClassScore, Client, ModelNotFound, RequestRejected, UnknownLayer, report
 from convscope._cli import main
 from convscope._page.packing import pack_heat, pack_map
 from convscope._page.scene import fitting_channels
@@ -120,6 +121,14 @@ def test_where_the_service_cannot_explain_there_is_no_heat(explains: tuple[str, 
     assert scene["picture"]["exact"] == bool(explains)
 
 
+@pytest.mark.parametrize("chosen", [{"method": "occlusion"}, {"target": 0}])
+@pytest.mark.parametrize("classes", [CARD.classes, ()])
+def test_who_chooses_what_is_explained_hears_why_it_is_not(classes: tuple[str, ...], chosen: dict[str, Any]):
+    service = Service(replace(CARD, classes=classes), explains=("picture",))
+    with pytest.raises(RequestRejected, match="no gradients here"):
+        report(service, make_picture(), model="net", **chosen)
+
+
 def test_a_method_of_none_asks_for_no_heat():
     assert look(Service(), method=None)["heat"] is None
 
@@ -183,6 +192,28 @@ def test_the_command_writes_the_page(transport: str, stand_in: StandIn, tmp_path
     scene = scene_of(page.read_text("utf-8"))
     assert (scene["title"], scene["model"]["request"]) == ("cat.png", "r-7")
     assert [layer["name"] for layer in scene["layers"]] == ["conv1", "conv2"]
+
+
+def test_the_command_says_why_there_is_no_explanation_if_one_was_asked_for(
+    stand_in: StandIn, tmp_path: Path, capsys: Any
+):
+    (tmp_path / "cat.png").write_bytes(make_picture())
+    page = tmp_path / "cat.html"
+    command = ["report", str(tmp_path / "cat.png"), "--model", "older", "--out", str(page), "--url", stand_in.rest_url]
+    for chosen in (["--target", "3"], ["--method", "cam"]):
+        assert main([*command, *chosen]) == 1
+        assert "protocol_error: an explanation was asked for and none came back" in capsys.readouterr().err
+        assert not page.exists()
+    assert main(command) == 0
+    assert scene_of(page.read_text("utf-8"))["heat"] is None
+
+
+def test_a_file_whose_name_is_no_text_has_a_report(stand_in: StandIn, tmp_path: Path, capsys: Any):
+    picture, page = tmp_path / os.fsdecode(b"caf\xe9.png"), tmp_path / os.fsdecode(b"caf\xe9.html")
+    picture.write_bytes(make_picture())
+    assert main(["report", str(picture), "--model", "cifar", "--out", str(page), "--url", stand_in.rest_url]) == 0
+    assert "caf?.html" in capsys.readouterr().out
+    assert scene_of(page.read_text("utf-8"))["title"] == "caf\N{REPLACEMENT CHARACTER}.png"
 
 
 def test_what_the_service_refuses_is_raised_and_nothing_written(stand_in: StandIn, tmp_path: Path):

@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
-from convscope import Client, ModelNotFound
-from convscope._page.server import MAX_BODY_BYTES, PageServer
+from convscope import AuthenticationFailed, Client, ModelNotFound
+from convscope._page.server import MAX_BODY_BYTES, PageServer, answer_status
 
 from tests.client.stand_in import StandIn, serve
 from tests.page.service import make_picture
@@ -114,10 +114,26 @@ def test_a_body_of_unknown_length_is_refused(http: httpx.Client):
 
 
 def test_errors_of_the_service_come_with_their_code(http: httpx.Client):
-    assert code(http.post("/see?model=cifar", content=b"bad picture")) == (502, "bad_image")
+    assert code(http.post("/see?model=cifar", content=b"bad picture")) == (400, "bad_image")
     assert code(http.post("/see?model=other", content=make_picture())) == (404, "model_not_found")
     assert code(http.post("/elsewhere", content=b"x")) == (404, "not_found")
     assert code(http.get("/../secret")) == (404, "not_found")
+
+
+def test_what_is_no_fault_of_the_pictures_is_told_as_such(stand_in: StandIn, http: httpx.Client):
+    stand_in.mishaps[:] = ["died", "died"]  # A worker that died is asked again, once.
+    assert code(http.post("/see?model=cifar", content=make_picture())) == (502, "internal")
+    assert answer_status(AuthenticationFailed()) == 502
+
+
+def test_on_port_80_it_answers_to_names_without_a_port(
+    server: PageServer, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(server, "server_port", 80)
+    for host in ("localhost", "127.0.0.1:80", "127.0.0.1"):
+        headers = {"host": host, "origin": f"http://{host}"}
+        assert http.post("/see?model=cifar", content=make_picture(), headers=headers).status_code == 200
+    assert code(http.get("/", headers={"host": "evil.example"})) == (403, "forbidden")
 
 
 def test_a_model_that_is_not_there_is_told_at_the_start(stand_in: StandIn):

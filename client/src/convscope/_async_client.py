@@ -104,8 +104,9 @@ class AsyncClient(BaseClient):
     ) -> AsyncGenerator[Prediction, None]:
         """Ask about any number of pictures, several requests at a time; see `Client.predict_many`.
 
-        The iterable may be an asynchronous one. Leaving the loop early cancels the requests on their way: at once under
-        `contextlib.aclosing`, else when the event loop finds the generator forsaken.
+        The iterable may be an asynchronous one: a single task reads it, and no prediction waits for it. Leaving the
+        loop early cancels that, and the requests on their way: at once under `contextlib.aclosing`, else when the event
+        loop finds the generator forsaken.
         """
         return self._predict_many(pictures, model, concurrency=concurrency, batch=batch, progress=progress, **options)
 
@@ -234,6 +235,7 @@ class AsyncClient(BaseClient):
 
     async def close(self) -> None:
         """Close the connections; the client cannot be used afterwards."""
+        self._check_loop()
         self._closed = True
         await self._transport.close()
         await self._shared.end()
@@ -241,6 +243,24 @@ class AsyncClient(BaseClient):
     def _open(self, api_key: str | None, ca_file: str | None) -> None:
         self._transport = open_async_transport(self.url, api_key=api_key, ca_file=ca_file)
         self._shared = SharedTasks()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _check(self, model: str, version: str | None, deadline_s: float | None) -> float:
+        self._check_loop()
+        return super()._check(model, version, deadline_s)
+
+    def _check_loop(self) -> None:
+        """Refuse another event loop than the first one."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # `predict_many` is called before anything is awaited.
+            return
+        if self._loop is None:
+            self._loop = loop
+        if self._loop is not loop:
+            raise RuntimeError(
+                "this AsyncClient belongs to another event loop, the one it was first used in: make one for each"
+            )
 
     def _hands(self) -> SharedTasks:
         return self._shared

@@ -11,6 +11,7 @@ import time
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -28,7 +29,7 @@ from convscope._explaining import Explaining
 from convscope._memory import keep_freed_memory
 from convscope._pictures import Picture, encode_pictures
 from convscope._prediction import Prediction
-from convscope._reply import Answer, read_filters, read_predictions
+from convscope._reply import Answer, check_open, read_filters, read_predictions
 from convscope._request import (
     build_card_request,
     build_filters_request,
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from convscope._card import ModelCard
     from convscope._metrics import Metrics
     from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
+
+LONGEST_DEADLINE_S = 86_400  # A day; what is beyond some hundreds of them, clocks of sockets and of gRPC cannot hold.
 
 
 class BaseClient(Explaining):
@@ -128,7 +131,10 @@ class BaseClient(Explaining):
             began = time.perf_counter()
             try:
                 reply = await self._carry(request, model=model, version=version, deadline_s=attempts.left_s())
+                check_open(reply)  # Over HTTP the headers were heard, too.
             except ConvscopeError as error:
+                if self._closed and isinstance(error, ConnectError):
+                    raise ConnectError(f"no connection to {self.url}: the client was closed") from error
                 final = self._closed or (shared and isinstance(error, ServerError))
                 wait_s = None if final else attempts.wait_s(error)
                 if wait_s is None:
@@ -159,9 +165,9 @@ class BaseClient(Explaining):
         with belonging_to(request_id):
             asked = build_options(timing=timing or self._metrics is not None, **options)
             check_files(files)
+            deadline_s = self._check(model, version, deadline_s)
             if not files:
                 return []
-            deadline_s = self._check(model, version, deadline_s)
             if sharing is None:
                 asking = self._send(fill_request(asked, files, request_id), model, version, deadline_s)
             else:
@@ -263,6 +269,8 @@ class BaseClient(Explaining):
         """Return a question's deadline, once it can be asked."""
         if self._closed:
             raise RuntimeError("this client is closed")
+        if not isinstance(model, str) or (version is not None and not isinstance(version, str)):
+            raise TypeError(f"model and version are text, as in '1.0', not {model!r} and {version!r}")
         if not model or version == "":
             raise ValueError("model and version must not be empty")
         return self.deadline_s if deadline_s is None else _checked_deadline_s(deadline_s)
@@ -284,6 +292,8 @@ def _open_metrics(metrics: bool | CollectorRegistry, url: str) -> Metrics:
 
 def _checked_deadline_s(deadline_s: float) -> float:
     """Return a deadline, once it is one."""
-    if not 0 < deadline_s < float("inf"):
-        raise ValueError(f"deadline_s must be a positive number of seconds, not {deadline_s!r}")
-    return deadline_s
+    if isinstance(deadline_s, bool) or not isinstance(deadline_s, Real):
+        raise TypeError(f"deadline_s must be a number of seconds, not {deadline_s!r}")
+    if not 0 < deadline_s <= LONGEST_DEADLINE_S:
+        raise ValueError(f"deadline_s must be above 0 and at most {LONGEST_DEADLINE_S} seconds, not {deadline_s!r}")
+    return float(deadline_s)

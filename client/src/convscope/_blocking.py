@@ -15,7 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
-from convscope._stream import Crew, Job
+from convscope._forking import renew_after_fork
+from convscope._stream import Crew, Job, Source
 
 SHARED_AT_ONCE = 32  # Threads for shared requests; more wait for one of them.
 SHORT_S = 0.05  # A wait that is shorter is waited for; a thread is cheaper than a clock that ends it.
@@ -126,6 +127,11 @@ class SharedThreads:
     """Works on shared requests, in threads that are begun when the first one needs them."""
 
     def __init__(self) -> None:
+        self.renew()
+        renew_after_fork(self)
+
+    def renew(self) -> None:
+        """Begin without threads."""
         self._executor = ThreadPoolExecutor(SHARED_AT_ONCE, thread_name_prefix="convscope-shared")
 
     def mailbox(self) -> Future[Any]:
@@ -195,6 +201,9 @@ class _Threads:
         if job.error is not None:
             raise job.error
         return job.found
+
+    async def take(self, source: Source, job: Job[Any] | None) -> Any:
+        return await source.take()  # Which blocks.
 
     def end(self) -> None:
         """Begin nothing more, and wait for what was begun."""

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convscope import __version__, _cli_filters, _cli_probe
+from convscope._cli_common import METHODS, as_json, channels, name, names, request_id
 from convscope._exceptions import ConvscopeError
 from convscope._page.commands import add_report, add_ui
 from convscope._table import printable
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from convscope._client import Client
 
 API_KEY_VARIABLE = "CONVSCOPE_API_KEY"
-METHODS = ("grad_cam", "cam", "occlusion", "input_gradient", "integrated_gradients")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,6 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # Who was reading has gone, as `head` does: the rest goes nowhere, without a word.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """Do what the arguments ask for."""
     parser = build_parser()
     options = parser.parse_args(arguments)
     try:
@@ -63,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with client:
             status: int = options.run(client, options)
             return status
+    except BrokenPipeError:
+        raise
     except (ConvscopeError, OSError, ValueError) as error:
         code = f"{error.code}: " if isinstance(error, ConvscopeError) else ""
         print(f"convscope: {code}{_one_line(str(error))}", file=sys.stderr)
@@ -83,15 +96,15 @@ def build_parser() -> argparse.ArgumentParser:
 
     predict = commands.add_parser("predict", help="what a model sees in pictures")
     predict.add_argument("pictures", nargs="+", metavar="PICTURE", help="a PNG, JPEG, WebP or .npy file")
-    predict.add_argument("--model", required=True)
-    predict.add_argument("--layers", default=[], type=_names, metavar="A,B|all", help="layers whose maps to return")
+    predict.add_argument("--model", required=True, type=name)
+    predict.add_argument("--layers", default=[], type=names, metavar="A,B|all", help="layers whose maps to return")
     predict.add_argument("--top-k", default=5, type=int, metavar="K", help="classes to show, 0 for all (default 5)")
     predict.add_argument(
         "--map-dtype", default="float32", choices=("float32", "float16", "uint8"), help="what maps travel as"
     )
     predict.add_argument("--pool", type=int, metavar="P", help="average maps down to P x P cells")
     predict.add_argument(
-        "--channels", type=_channels, metavar="N|A,B", help="the N strongest channels, or these (for one alone: 'A,')"
+        "--channels", type=channels, metavar="N|A,B", help="the N strongest channels, or these (for one alone: 'A,')"
     )
     predict.add_argument("--timing", action="store_true", help="show where the time went")
     predict.add_argument("--save", metavar="DIR", help="write scores and maps of each picture to DIR/<its name>")
@@ -99,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     explain = commands.add_parser("explain", help="which part of a picture a class's score rests on")
     explain.add_argument("pictures", nargs="+", metavar="PICTURE", help="a PNG, JPEG, WebP or .npy file")
-    explain.add_argument("--model", required=True)
+    explain.add_argument("--model", required=True, type=name)
     explain.add_argument("--method", default="grad_cam", choices=METHODS, help="how to find out (default %(default)s)")
     explain.add_argument("--layer", help="grad_cam, cam: whose map to look at (default: the last of several cells)")
     explain.add_argument("--target", type=int, metavar="K", help="index of the class (default: the most probable)")
@@ -111,8 +124,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     strongest = commands.add_parser("strongest", help="what a channel answers to most, in pictures")
     strongest.add_argument("pictures", nargs="+", metavar="PICTURE", help="a PNG, JPEG, WebP or .npy file")
-    strongest.add_argument("--model", required=True)
-    strongest.add_argument("--layer", required=True)
+    strongest.add_argument("--model", required=True, type=name)
+    strongest.add_argument("--layer", required=True, type=name)
     strongest.add_argument("--channel", required=True, type=int, metavar="C")
     strongest.add_argument("-n", default=9, type=int, help="how many cells (default %(default)s)")
     strongest.add_argument("--per-picture", default=1, type=int, metavar="N", help="at most so many of one picture (1)")
@@ -120,18 +133,18 @@ def build_parser() -> argparse.ArgumentParser:
     strongest.set_defaults(run=_strongest)
 
     card = commands.add_parser("card", help="what a model is, takes and publishes")
-    card.add_argument("model")
+    card.add_argument("model", type=name)
     card.set_defaults(run=_card)
 
     ready = commands.add_parser("ready", help="whether a model answers now")
-    ready.add_argument("model")
+    ready.add_argument("model", type=name)
     ready.set_defaults(run=_ready)
 
     probe, filters = _cli_probe.add(commands), _cli_filters.add(commands)
     report, ui = add_report(commands), add_ui(commands)
 
     for command in (predict, explain, strongest, card, ready, probe, filters, report, ui):
-        command.add_argument("--version", help="version of the model (default: the server's default)")
+        command.add_argument("--version", type=name, help="version of the model (default: the server's default)")
         command.add_argument(
             "--url", default="http://localhost:8080", help="http(s):// or grpc(s)://host:port (default %(default)s)"
         )
@@ -139,42 +152,32 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--deadline-s", default=30.0, type=float, metavar="S", help="seconds it may take (30)")
         command.add_argument("--retries", default=3, type=int, metavar="N", help="how often it is asked again (3)")
         if command not in (probe, ui):  # Whose requests are many.
-            command.add_argument("--request-id", metavar="ID", help="what the service's log calls it (default: made)")
+            command.add_argument(
+                "--request-id", type=request_id, metavar="ID", help="what the service's log calls it (default: made)"
+            )
         command.add_argument("--json", action="store_true", help="answer in JSON, for programs")
     return parser
 
 
 def _predict(client: Client, options: argparse.Namespace) -> int:
     """Ask about pictures; show, and save if asked."""
-    from convscope._report import answer_pictures, predictions_json, predictions_text
+    from convscope._cli_pictures import ask_about
+    from convscope._report import predictions_json, predictions_text
 
-    answers = answer_pictures(
-        client,
-        options.pictures,
-        save=options.save,
-        model=options.model,
-        version=options.version,
-        layers=options.layers,
-        top_k=options.top_k,
-        map_dtype=options.map_dtype,
-        pool=options.pool,
-        channels=options.channels,
-        timing=options.timing,
-        request_id=options.request_id,
-    )
-    print(_json(predictions_json(answers)) if options.json else predictions_text(answers))
-    return 1 if any(answer.error is not None for answer in answers) else 0
+    asked = _chosen(options, "model version layers top_k map_dtype pool channels timing request_id")
+    rows = ask_about(options.pictures, lambda files: client.predict(files, **asked), save=options.save)
+    print(as_json(predictions_json(rows)) if options.json else predictions_text(rows))
+    return 1 if any(row.error is not None for row in rows) else 0
 
 
 def _explain(client: Client, options: argparse.Namespace) -> int:
     """Ask what scores rest on; show, and save if asked."""
-    from convscope._explain_report import explain_pictures, explanations_json, explanations_text
+    from convscope._cli_pictures import ask_about
+    from convscope._explain_report import explanations_json, explanations_text
 
-    names = ("model", "version", "method", "layer", "target", "window", "step", "steps", "request_id")
-    rows = explain_pictures(
-        client, options.pictures, save=options.save, **{name: getattr(options, name) for name in names}
-    )
-    print(_json(explanations_json(rows)) if options.json else explanations_text(rows))
+    asked = _chosen(options, "model version method layer target window step steps request_id")
+    rows = ask_about(options.pictures, lambda files: client.explain(files, **asked), save=options.save)
+    print(as_json(explanations_json(rows)) if options.json else explanations_text(rows))
     return 1 if any(row.error is not None for row in rows) else 0
 
 
@@ -182,11 +185,16 @@ def _strongest(client: Client, options: argparse.Namespace) -> int:
     """Look for what a channel answers to; show, and save if asked."""
     from convscope._explain_report import find_strongest, patches_json, patches_text, save_patches
 
-    names = ("model", "version", "layer", "channel", "n", "per_picture")
-    found = find_strongest(client, options.pictures, **{name: getattr(options, name) for name in names})
+    asked = _chosen(options, "model version layer channel n per_picture")
+    found = find_strongest(client, options.pictures, save=options.save, **asked)
     saved = [] if options.save is None else save_patches(found, options.save)
-    print(_json(patches_json(found, saved)) if options.json else patches_text(found, saved))
-    return 0
+    print(as_json(patches_json(found, saved)) if options.json else patches_text(found, saved))
+    return 1 if found.failed else 0
+
+
+def _chosen(options: argparse.Namespace, which: str) -> dict[str, Any]:
+    """Return the options that go with a question, by name."""
+    return {name: getattr(options, name) for name in which.split()}
 
 
 def _card(client: Client, options: argparse.Namespace) -> int:
@@ -194,7 +202,7 @@ def _card(client: Client, options: argparse.Namespace) -> int:
     from convscope._card_report import card_text
 
     card = client.model_card(options.model, options.version, request_id=options.request_id)
-    print(_json(dataclasses.asdict(card)) if options.json else card_text(card))
+    print(as_json(dataclasses.asdict(card)) if options.json else card_text(card))
     return 0
 
 
@@ -209,28 +217,12 @@ def _ready(client: Client, options: argparse.Namespace) -> int:
         answer: dict[str, object] = {"model": options.model, "ready": reason is None, "error": None}
         if reason is not None:
             answer["error"] = {"code": reason.code, "message": reason.message, "request_id": reason.request_id}
-        print(_json(answer))
+        print(as_json(answer))
     elif reason is None:
         print(f"{options.model} is ready")
     else:
         print(f"convscope: {options.model} is not ready: {reason.code}: {_one_line(str(reason))}", file=sys.stderr)
     return 0 if reason is None else 1
-
-
-def _names(text: str) -> list[str]:
-    """Read `conv1,conv2`."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _channels(text: str) -> int | list[int]:
-    """Read `4`, the four strongest, or `0,3,5`, those."""
-    if "," in text:
-        return [int(number) for number in text.split(",") if number.strip()]
-    return int(text)
-
-
-def _json(answer: object) -> str:
-    return json.dumps(answer, indent=2, ensure_ascii=False)
 
 
 def _one_line(text: str) -> str:

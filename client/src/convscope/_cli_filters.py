@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from convscope._cli_common import as_json, name
+from convscope._table import printable
 
 if TYPE_CHECKING:
     from convscope._client import Client
@@ -17,7 +19,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "filters", help="a convolution's kernels, and what they answer to in frequency"
     )
-    parser.add_argument("model")
+    parser.add_argument("model", type=name)
     parser.add_argument("--layer", metavar="NAME", help="whose kernels (default: the model's first layer)")
     parser.add_argument("--save", metavar="DIR", help="write <model>-<layer>-kernels.png and -spectra.png there")
     parser.set_defaults(run=run)
@@ -33,7 +35,7 @@ def run(client: Client, options: argparse.Namespace) -> int:
     found = peaks(kernels)
     if options.json:
         values = {"model": options.model, "layer": layer, "shape": list(kernels.shape), "kernels": kernels.tolist()}
-        print(json.dumps(values | {"peaks": [peak.to_dict() for peak in found]}, ensure_ascii=False))
+        print(as_json(values | {"peaks": [peak.to_dict() for peak in found]}, indent=None))
     else:
         print(peaks_text(found, f"{options.model}, {layer}: {'×'.join(map(str, kernels.shape))} kernels"))
     if options.save is None:
@@ -50,5 +52,5 @@ def run(client: Client, options: argparse.Namespace) -> int:
     draw_kernels(kernels, title=title).savefig(folder / f"{stem}-kernels.png", dpi=110)
     draw_spectra(kernels, title=title).savefig(folder / f"{stem}-spectra.png", dpi=110)
     if not options.json:
-        print(f"\nsaved {folder / stem}-kernels.png and -spectra.png")
+        print("\n" + printable(f"saved {folder / stem}-kernels.png and -spectra.png"))
     return 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from convscope._cli_common import as_json, name, names, numbers
+from convscope._table import printable
 
 if TYPE_CHECKING:
     from convscope._client import Client
@@ -31,9 +33,9 @@ def add(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("kind", choices=KINDS, metavar="|".join(KINDS))
     parser.add_argument("pictures", nargs="+", metavar="PICTURE|FOLDER", help="PNG, JPEG, WebP or .npy files")
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--layers", default="all", metavar="A,B|all", help="layers to look at (default all)")
-    parser.add_argument("--steps", type=_numbers, metavar="A,B,...", help="how far to change the pictures")
+    parser.add_argument("--model", required=True, type=name)
+    parser.add_argument("--layers", default="all", type=names, metavar="A,B|all", help="whose maps (default all)")
+    parser.add_argument("--steps", type=numbers, metavar="A,B,...", help="how far to change the pictures")
     parser.add_argument("--limit", type=int, metavar="N", help="probe with N of the pictures, chosen at random")
     parser.add_argument("--seed", default=0, type=int, help="of all random choices (default 0)")
     parser.add_argument("--save", metavar="DIR", help="write <kind>-<model>.png and .json there")
@@ -64,7 +66,7 @@ def run(client: Client, options: argparse.Namespace) -> int:
             options.pictures,
             model=options.model,
             version=options.version,
-            layers=[name.strip() for name in options.layers.split(",") if name.strip()],
+            layers=options.layers,
             limit=options.limit,
             seed=options.seed,
             **arguments,
@@ -72,7 +74,7 @@ def run(client: Client, options: argparse.Namespace) -> int:
     except ImportError as error:
         print(f"convscope: {error}; pip install 'convscope[figure]' brings it", file=sys.stderr)
         return 1
-    text = json.dumps(found.to_dict(), indent=2, ensure_ascii=False)
+    text = as_json(found.to_dict())
     print(text if options.json else found.table())
     if options.save is not None:
         folder = Path(options.save)
@@ -81,10 +83,5 @@ def run(client: Client, options: argparse.Namespace) -> int:
         (folder / f"{stem}.json").write_text(text + "\n", "utf-8")
         found.figure().savefig(folder / f"{stem}.png", dpi=110)
         if not options.json:
-            print(f"\nsaved {folder / stem}.png and .json")
+            print("\n" + printable(f"saved {folder / stem}.png and .json"))
     return 0
-
-
-def _numbers(text: str) -> list[float]:
-    """Read `1,2,4`."""
-    return [float(number) for number in text.split(",") if number.strip()]

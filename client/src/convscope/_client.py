@@ -152,8 +152,8 @@ class Client(ExplainClient):
         """Ask about any number of pictures, several requests at a time.
 
         Nothing is read or sent before the first prediction is asked for. At most 2 x `concurrency` x `batch` pictures
-        are read ahead of the predictions taken, so the iterable may be endless. Leaving the loop early (or closing the
-        generator) begins nothing more and waits for the requests on their way.
+        are read ahead of the predictions taken, so the iterable may be endless; while it is waited for, no prediction
+        comes. Leaving the loop early (or closing the generator) waits for the requests on their way.
 
         Args:
             pictures: An iterable of pictures, as in `predict`; one that is several, an array (N, H, W, C), gives N
@@ -171,7 +171,7 @@ class Client(ExplainClient):
 
         Raises:
             ImportError: tqdm is not installed; says how to get it.
-            OSError: A path cannot be read; ends the generator, at that picture's place.
+            OSError: A path cannot be read; ends the generator, at its place. So does whatever the iterable raises.
             TypeError: As in `predict`, and where `pictures` is a single one.
             ValueError: As in `predict`.
         """

@@ -3,94 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from convscope._pictures import encode_pictures
-from convscope._report import free_folder
+from convscope._blocking import finish
+from convscope._cli_pictures import Failure, read, refuse_existing
 from convscope._table import format_table, printable
 from convscope._tiles import encode_png
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from convscope._cli_pictures import Row
     from convscope._client import Client
+    from convscope._exceptions import ConvscopeError
     from convscope._explanation import Explanation
     from convscope._patches import Patch
 
-Found = list[tuple[str, "Patch"]]
-"""Patches, the strongest cell first, each with the name of its picture."""
 
-
-@dataclass(frozen=True)
-class Row:
-    """What became of one picture.
+class Strongest(NamedTuple):
+    """What a channel answers to.
 
     Attributes:
-        picture: Its path as given; of a file of several pictures with [its number].
-        explanation: None if there is none.
-        error: Why there is none, (code, message).
-        saved: Where it was written, if anywhere.
+        patches: The strongest cell first, each with the name of its picture.
+        failed: The pictures that were not looked through, and why.
     """
 
-    picture: str
-    explanation: Explanation | None
-    error: tuple[str, str] | None
-    saved: Path | None = None
+    patches: list[tuple[str, Patch]]
+    failed: list[tuple[str, Failure]]
 
 
-def explain_pictures(client: Client, paths: Sequence[str], *, save: str | None, **options: Any) -> list[Row]:
-    """Ask about pictures in one request; one that fails does not fail the others.
-
-    Args:
-        client: Whom to ask.
-        paths: Picture files.
-        save: Directory to write each picture's explanation below; None for not.
-        **options: As for `Client.explain`.
-
-    Returns:
-        A row for each picture, in order.
-
-    Raises:
-        ConvscopeError: The request as a whole failed.
-        OSError: A picture cannot be read, or an explanation not written.
-        ValueError: An option is out of range.
-    """
-    names, files = _read(paths)
-    rows: list[Row] = []
-    folders: set[Path] = set()
-    for name, explanation in zip(names, client.explain(files, **options), strict=True):
-        if explanation.error is not None:
-            rows.append(Row(name, None, (explanation.error.code, explanation.error.message)))
-            continue
-        saved = None if save is None else explanation.save(free_folder(Path(save), name, folders))
-        rows.append(Row(name, explanation, None, saved))
-    return rows
-
-
-def _read(paths: Sequence[str]) -> tuple[list[str], list[bytes]]:
-    """Read picture files; one of several pictures becomes several, named with [their numbers]."""
-    files: list[bytes] = []
-    names: list[str] = []
-    for path in paths:
-        found = encode_pictures(path).files
-        names += [path] if len(found) == 1 else [f"{path}[{number}]" for number in range(len(found))]
-        files += found
-    return names, files
-
-
-def explanations_text(rows: Sequence[Row]) -> str:
+def explanations_text(rows: Sequence[Row[Explanation]]) -> str:
     """Return explanations as a table: which class, how, and where the strongest place is."""
     cells: list[list[str]] = []
     for row in rows:
-        if row.explanation is None:
-            code, message = row.error or ("", "")
-            cells.append([row.picture, f"{code}: {message}"])
+        if row.error is not None or row.found is None:
+            cells.append([row.picture, str(row.error)])
             continue
-        said = _said(row.explanation)
+        said = _said(row.found)
         at = "{}, {} of {} × {}".format(*said["strongest"], *said["shape"][1:])
         shown = (said["label"], said["target"], said["method"], said["layer"] or "", at)
         cells.append([row.picture, *map(str, shown), f"{said['least']:.4g}", f"{said['most']:.4g}"])
@@ -99,13 +51,13 @@ def explanations_text(rows: Sequence[Row]) -> str:
     return "\n\n".join([format_table(header, cells, right=(2, 6, 7)), *(["\n".join(saved)] if saved else [])])
 
 
-def explanations_json(rows: Sequence[Row]) -> dict[str, Any]:
+def explanations_json(rows: Sequence[Row[Explanation]]) -> dict[str, Any]:
     """Return explanations for programs; the heat itself is for `--save`."""
     return {
         "results": [
-            {"picture": row.picture, "error": dict(zip(("code", "message"), row.error or ("", ""), strict=True))}
-            if row.explanation is None
-            else {"picture": row.picture, **_said(row.explanation), "saved": row.saved and str(row.saved)}
+            {"picture": row.picture, "error": row.error and row.error._asdict()}
+            if row.error is not None or row.found is None
+            else {"picture": row.picture, **_said(row.found), "saved": row.saved and str(row.saved)}
             for row in rows
         ]
     }
@@ -127,27 +79,36 @@ def _said(explanation: Explanation) -> dict[str, Any]:
     }
 
 
-def find_strongest(client: Client, paths: Sequence[str], **options: Any) -> Found:
-    """Look for a channel's strongest cells in picture files.
+def find_strongest(client: Client, paths: Sequence[str], *, save: str | None, **options: Any) -> Strongest:
+    """Look for a channel's strongest cells in picture files; one that fails does not fail the others.
 
     Args:
         client: Whom to ask.
         paths: Picture files.
+        save: Directory in which `save_patches` is to write; None for none.
         **options: As for `Client.strongest`.
 
     Returns:
-        Patches with the names of their pictures.
+        Patches with the names of their pictures, and the pictures that failed.
 
     Raises:
-        ConvscopeError: A picture failed, or a request did.
-        OSError: A picture cannot be read.
+        ConvscopeError: A request as a whole failed.
+        FileExistsError: The directory exists. Nothing was asked then.
         ValueError: As `Client.strongest`.
     """
-    names, files = _read(paths)
-    return [(names[patch.picture], patch) for patch in client.strongest(files, **options)]
+    if save is not None:
+        refuse_existing(Path(save))
+    pictures = read(paths)
+    names = [name for name, file in pictures if isinstance(file, bytes)]
+    files = [file for _, file in pictures if isinstance(file, bytes)]
+    refused: dict[int, ConvscopeError] = {}
+    patches = finish(client._strongest(files, deadline_s=None, refused=refused, **options))
+    failed = [(name, file) for name, file in pictures if isinstance(file, Failure)]
+    failed += [(names[number], Failure(error.code, error.message)) for number, error in refused.items()]
+    return Strongest([(names[patch.picture], patch) for patch in patches], failed)
 
 
-def save_patches(found: Found, directory: str) -> list[Path]:
+def save_patches(found: Strongest, directory: str) -> list[Path]:
     """Write each patch as a PNG into a new directory, named by its rank.
 
     Args:
@@ -163,29 +124,31 @@ def save_patches(found: Found, directory: str) -> list[Path]:
     """
     folder = Path(directory)
     folder.mkdir(parents=True)
-    files = [folder / f"{rank:03}.png" for rank in range(1, len(found) + 1)]
-    for file, (_, patch) in zip(files, found, strict=True):
+    files = [folder / f"{rank:03}.png" for rank in range(1, len(found.patches) + 1)]
+    for file, (_, patch) in zip(files, found.patches, strict=True):
         image = patch.image()
         file.write_bytes(encode_png(image if image.shape[2] in (1, 3) else image[:, :, :1]))
     return files
 
 
-def patches_text(found: Found, saved: Sequence[Path]) -> str:
-    """Return patches as a table."""
+def patches_text(found: Strongest, saved: Sequence[Path]) -> str:
+    """Return patches as a table, and below them the pictures that failed."""
     rows = []
-    for rank, (name, patch) in enumerate(found, 1):
+    for rank, (name, patch) in enumerate(found.patches, 1):
         top, left, bottom, right = patch.box
         place = [f"{patch.cell[0]}, {patch.cell[1]}", f"{top} to {bottom - 1}, {left} to {right - 1}"]
         rows.append([str(rank), f"{patch.value:.4g}", name, *place])
+    rows += [["–", "–", name, str(error)] for name, error in found.failed]
     text = format_table(["rank", "value", "picture", "cell", "pixels (rows, columns)"], rows, right=(0, 1))
     return f"{text}\n\nsaved {printable(str(saved[0].parent))}" if saved else text
 
 
-def patches_json(found: Found, saved: Sequence[Path]) -> dict[str, Any]:
-    """Return patches for programs, without their pixels."""
+def patches_json(found: Strongest, saved: Sequence[Path]) -> dict[str, Any]:
+    """Return patches for programs, without their pixels, and the pictures that failed."""
     patches = []
-    for rank, (name, patch) in enumerate(found):
+    for rank, (name, patch) in enumerate(found.patches):
         values = {field.name: getattr(patch, field.name) for field in dataclasses.fields(patch)}
         del values["pixels"]
         patches.append(values | {"picture": name, "saved": str(saved[rank]) if saved else None})
-    return {"patches": patches}
+    failed = [{"picture": name, "error": error._asdict()} for name, error in found.failed]
+    return {"patches": patches, "failed": failed}

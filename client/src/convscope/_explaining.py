@@ -21,6 +21,7 @@ from convscope._request import build_explain, build_request, choose_request_id
 
 if TYPE_CHECKING:
     from convscope._card import Layer, ModelCard
+    from convscope._exceptions import ConvscopeError
     from convscope._explanation import Explanation
     from convscope._metrics import Metrics
     from convscope._reply import Answer
@@ -112,7 +113,9 @@ class Explaining(ABC):
         per_picture: int,
         version: str | None,
         deadline_s: float | None,
+        refused: dict[int, ConvscopeError] | None = None,
     ) -> list[Patch]:
+        """Look for the strongest cells; given `refused`, put the errors of pictures there instead of raising them."""
         if n < 1 or per_picture < 1:
             raise ValueError("n and per_picture must be at least 1")
         files = encode_pictures(pictures).files
@@ -136,6 +139,9 @@ class Explaining(ABC):
                 top_k=1,
             )
             for number, explanation in enumerate(found, start):
+                if refused is not None and explanation.error is not None:
+                    refused[number] = explanation.error
+                    continue
                 cells = explanation.prediction.maps[layer]
                 if cells.ndim != 3:
                     raise ValueError(f"layer {layer!r} has no map of rows and columns")

@@ -26,6 +26,7 @@ from convscope._exceptions import (
     ReplyTooLarge,
     ServerError,
 )
+from convscope._forking import renew_after_fork
 from convscope._transport import (
     API_KEY_HEADER,
     MAX_MESSAGE_BYTES,
@@ -41,24 +42,17 @@ if TYPE_CHECKING:
 
 _METHOD = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
 
-# Which of ours stands for which status, where its words (below) do not say more.
+# Which of ours stands for which status, where its words (below) do not say more; of any other ServerError.
 TRANSLATIONS: dict[grpc.StatusCode, type[ConvscopeError]] = {
     grpc.StatusCode.OK: ProtocolError,
     grpc.StatusCode.CANCELLED: ImageTooLarge,  # We never cancel; TorchServe does so to a request over its limit.
-    grpc.StatusCode.UNKNOWN: ServerError,
     grpc.StatusCode.INVALID_ARGUMENT: BadRequest,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.NOT_FOUND: ModelNotFound,
-    grpc.StatusCode.ALREADY_EXISTS: ServerError,
     grpc.StatusCode.PERMISSION_DENIED: AuthenticationFailed,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
-    grpc.StatusCode.FAILED_PRECONDITION: ServerError,
-    grpc.StatusCode.ABORTED: ServerError,
-    grpc.StatusCode.OUT_OF_RANGE: ServerError,
     grpc.StatusCode.UNIMPLEMENTED: ProtocolError,
-    grpc.StatusCode.INTERNAL: ServerError,
     grpc.StatusCode.UNAVAILABLE: ConnectError,
-    grpc.StatusCode.DATA_LOSS: ServerError,
     grpc.StatusCode.UNAUTHENTICATED: AuthenticationFailed,
 }
 _MESSAGES: dict[type[ConvscopeError], str] = {
@@ -133,6 +127,13 @@ class GrpcTransport(_Grpc):
 
     def __init__(self, target: str, **settings: Any) -> None:
         super().__init__(target, **settings)
+        self._channel, self._predictions = self._connect(grpc)
+        self._inherited: list[Any] = []  # Closing what a fork left behind may wait for threads that are gone.
+        renew_after_fork(self)
+
+    def renew(self) -> None:
+        """Begin with a channel of its own."""
+        self._inherited.append(self._channel)
         self._channel, self._predictions = self._connect(grpc)
 
     def send(self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float) -> PredictReply:

@@ -19,6 +19,7 @@ from convscope._exceptions import (
     ProtocolError,
     ServerError,
 )
+from convscope._reply import check_open
 from convscope._transport import parse_reply, torchserve_error
 
 if TYPE_CHECKING:
@@ -41,8 +42,9 @@ def understand(status: int, headers: Mapping[str, str], body: bytes) -> PredictR
     Raises:
         ConvscopeError: What the answer stands for otherwise.
     """
-    if headers.get("content-type", "").startswith(PROTOBUF):
+    if headers.get("content-type", "").lower().startswith(PROTOBUF):
         reply = parse_reply(body)
+        check_open(reply, _retry_after_s(headers))
         if 200 <= status < 300 or reply.HasField("error"):
             return reply
     raise _refusal(status, headers, body)
@@ -75,7 +77,7 @@ def _torchserve_words(body: bytes) -> tuple[str, str]:
     try:
         error = json.loads(body)
         return str(error["type"]), str(error["message"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         text = body[:200].decode("utf-8", "replace").strip()
         return "", text.splitlines()[0] if text.isprintable() and text else ""
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import os
+import socket
 import time
 from typing import TYPE_CHECKING, Any, cast
 
@@ -38,9 +40,20 @@ class Network(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Any = None,
     ) -> httpcore.NetworkStream:
-        """Connect."""
-        stream = self._below.connect_tcp(host, port, _left_s(timeout), local_address, socket_options)
-        return _Stream(stream)
+        """Connect to the first of the host's addresses that takes it; each gets an equal share of the time left."""
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise httpcore.ConnectError(str(error)) from error
+        failed: Exception = httpcore.ConnectError(f"{host} has no address")
+        for tried, (*_, address) in enumerate(found):
+            left_s = _left_s(timeout)
+            share_s = None if left_s is None else left_s / (len(found) - tried)
+            try:
+                return _Stream(self._below.connect_tcp(str(address[0]), port, share_s, local_address, socket_options))
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failed = error
+        raise failed
 
 
 class _Stream(httpcore.NetworkStream):
@@ -49,6 +62,7 @@ class _Stream(httpcore.NetworkStream):
     def __init__(self, below: httpcore.NetworkStream) -> None:
         self._below = below
         self._unsent = b""
+        self._process = os.getpid()
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if self._unsent:
@@ -65,6 +79,9 @@ class _Stream(httpcore.NetworkStream):
             self._unsent += buffer
 
     def close(self) -> None:
+        if self._process == os.getpid():  # In a child it is the parent's: nobody is told.
+            with contextlib.suppress(OSError):
+                self._below.get_extra_info("socket").shutdown(socket.SHUT_RDWR)  # Wakes the thread that reads from it.
         self._below.close()
 
     def start_tls(
@@ -196,6 +213,18 @@ class _AsyncStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
+
+
+def holds_more(connection: Any) -> bool:
+    """Say whether more has come over a connection than the answer: it would seem to be the next one.
+
+    Args:
+        connection: httpcore's, of HTTP/1.1, whose answer was read. It does not tell by itself.
+    """
+    while (inner := getattr(connection, "_connection", None)) is not None:  # Through a proxy there are two around it.
+        connection = inner
+    parser = getattr(connection, "_h11_state", None)  # None where no connection came about.
+    return parser is not None and bool(parser.trailing_data[0])
 
 
 def _is_address(host: str) -> bool:

@@ -7,8 +7,9 @@ images are known by their methods.
 from __future__ import annotations
 
 import io
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -16,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _NPY_MAGIC = b"\x93NUMPY"
-_PNG_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16"})  # What PIL writes as PNG without loss.
+_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})  # What PIL writes as PNG without loss.
+_TRANSPARENT = {"La": "LA", "PA": "RGBA", "RGBa": "RGBA"}  # What of the others keeps how transparent they are.
 
 
 @runtime_checkable
@@ -68,7 +70,8 @@ def encode_pictures(pictures: Picture | Iterable[Picture]) -> EncodedPictures:
     if not isinstance(pictures, list | tuple):
         if isinstance(pictures, bytes | bytearray | memoryview | np.ndarray | str | os.PathLike | PillowImage):
             return _encode(pictures)
-        if not isinstance(pictures, Iterable):
+        # A file yields lines and a mapping its keys, neither of which anybody means.
+        if not isinstance(pictures, Iterable) or isinstance(pictures, Mapping) or hasattr(pictures, "read"):
             raise TypeError(_not_a_picture(pictures))
     return EncodedPictures([file for picture in pictures for file in _encode(picture).files], many=True)
 
@@ -126,14 +129,27 @@ def _write_npy(array: NDArray[Any]) -> bytes:
 
 def _split_npy(data: bytes) -> EncodedPictures:
     """Return a file as it is, unless it is a .npy file of several pictures: then one file for each."""
-    if data.startswith(_NPY_MAGIC):
-        try:
-            array = np.load(io.BytesIO(data), allow_pickle=False)
-            if array.ndim == 4:
-                return _encode_array(array)
-        except (ValueError, EOFError, OSError):
-            pass  # Not to be read here; the service says what is wrong with it.
-    return EncodedPictures([data], many=False)
+    array = _read_several(data) if data.startswith(_NPY_MAGIC) else None
+    return EncodedPictures([data], many=False) if array is None else _encode_array(array)
+
+
+def _read_several(data: bytes) -> NDArray[Any] | None:
+    """View the cells of a .npy file as an array; None where it is not, whole and readable, one of several pictures.
+
+    What is wrong with any other the service says, of that picture alone.
+    """
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+    except Exception:  # Python's own tokenizer and parser are at work there, and raise what they please.
+        return None
+    sizes = len(shape) == 4 and all(type(size) is int and size > 0 for size in shape)  # No bool is one.
+    picture = sizes and dtype.newbyteorder("=") in (np.uint8, np.float32)
+    if not picture or len(data) - file.tell() != math.prod(shape) * dtype.itemsize:
+        return None
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
 
 
 def _encode_pillow(picture: PillowImage) -> bytes:
@@ -141,7 +157,7 @@ def _encode_pillow(picture: PillowImage) -> bytes:
     if picture.mode == "F":
         raise ValueError("a PIL image of mode F has no range: send numpy.asarray(picture) as float32 in 0..1")
     if picture.mode not in _PNG_MODES:
-        picture = picture.convert("I;16" if picture.mode.startswith("I") else "RGB")
+        picture = picture.convert("I;16" if picture.mode.startswith("I") else _TRANSPARENT.get(picture.mode, "RGB"))
     file = io.BytesIO()
     picture.save(file, format="PNG", exif=picture.getexif(), compress_level=1)
     return file.getvalue()

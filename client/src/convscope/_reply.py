@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from convscope._exceptions import ConvscopeError, ProtocolError, error_from_code
+from convscope._exceptions import ConvscopeError, Overloaded, ProtocolError, error_from_code
 from convscope._explanation import Explanation
 from convscope._prediction import ClassScore, Prediction
 from convscope._request import is_request_id
@@ -99,6 +99,23 @@ def check_reply(reply: wire.PredictReply, count: int, request_id: str) -> None:
         raise error_from_code(reply.error.code, reply.error.message, answered_id(reply, request_id))
     if len(reply.results) != count:
         raise ProtocolError(f"{count} pictures were sent and {len(reply.results)} results came back")
+
+
+def check_open(reply: wire.PredictReply, retry_after_s: float | None = None) -> None:
+    """Check that a reply does not only say that the service takes no requests now.
+
+    Args:
+        reply: What came.
+        retry_after_s: Seconds after which the server asks to be tried again, if it said so.
+
+    Raises:
+        Overloaded: It does: the service starts, or is stopping.
+    """
+    if reply.HasField("error") and not reply.results:
+        error = error_from_code(reply.error.code, reply.error.message, answered_id(reply, ""))
+        if isinstance(error, Overloaded):
+            error.retry_after_s = retry_after_s
+            raise error
 
 
 def read_explanations(
@@ -203,7 +220,10 @@ def read_tensor(tensor: wire.Tensor) -> NDArray[np.float32]:
     data = tensor.data
     if len(data) != math.prod(shape) * dtype.itemsize:
         raise ProtocolError(f"a tensor of shape {shape} and dtype {dtype} came with {len(data)} bytes")
-    cells: NDArray[Any] = np.frombuffer(data, dtype).reshape(shape)
+    try:
+        cells: NDArray[Any] = np.frombuffer(data, dtype).reshape(shape)
+    except ValueError as error:
+        raise ProtocolError(f"a tensor came with {len(shape)} axes, or with axes too long for any array") from error
     if tensor.dtype == wire.UINT8:
         if not shape or not len(tensor.scale) == len(tensor.offset) == shape[0]:
             raise ProtocolError("a uint8 tensor came without a scale and an offset for each channel")

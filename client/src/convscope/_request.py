@@ -123,12 +123,15 @@ def build_options(
         TypeError: An option is of another type.
         ValueError: An option is out of range.
     """
-    if map_dtype not in _MAP_DTYPES:
+    if not isinstance(map_dtype, str) or map_dtype not in _MAP_DTYPES:
         raise ValueError(f"map_dtype must be one of {', '.join(_MAP_DTYPES)}, not {map_dtype!r}")
     if not isinstance(timing, bool):
         raise TypeError(f"timing must be True or False, not {timing!r}")
+    names = [layers] if isinstance(layers, str) else list(layers) if isinstance(layers, Iterable) else [layers]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"layers must be names, one name, or 'all', not {layers!r}")
     return PredictRequest(
-        layers=[layers] if isinstance(layers, str) else list(layers),
+        layers=names,
         top_k=_number("top_k", top_k, least=0),
         map_dtype=_MAP_DTYPES[map_dtype],
         pool=None if pool is None else _number("pool", pool, least=1),
@@ -165,6 +168,8 @@ def build_explain(
         TypeError: An option is of another type.
         ValueError: An option is out of range.
     """
+    if not isinstance(method, str) or not isinstance(layer, str | None):
+        raise TypeError(f"method, and layer where there is one, must be a name, not {method!r} and {layer!r}")
     explain = Explain(method=method, layer=layer or "", picture=picture)
     if target is not None:
         explain.target = _number("target", target, least=0)

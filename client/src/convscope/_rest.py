@@ -14,14 +14,15 @@ import threading
 import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import quote, urlsplit
 
 import httpcore
 
 from convscope._exceptions import ConnectError, DeadlineExceeded, ProtocolError, ReplyTooLarge, TransportError
+from convscope._forking import renew_after_fork
 from convscope._http_answers import PROTOBUF, understand
-from convscope._network import AsyncNetwork, Network
+from convscope._network import AsyncNetwork, Network, holds_more
+from convscope._proxies import environment_proxy
 from convscope._transport import API_KEY_HEADER, MAX_MESSAGE_BYTES, REQUEST_ID_HEADER, USER_AGENT
 
 if TYPE_CHECKING:
@@ -80,9 +81,10 @@ class _Rest:
                 scheme=base.scheme, host=base.host.strip(b"[]"), port=base.port, target=base.target + path.encode()
             )
         )
+        proxy = environment_proxy(url) if use_proxies else None
         made = pool(
             ssl_context=_trust(ca_file) if base.scheme == b"https" else None,
-            proxy=_environment_proxy(url) if use_proxies else None,
+            proxy=None if proxy is None else httpcore.Proxy(proxy.url, auth=proxy.auth),
             keepalive_expiry=IDLE_S,
             network_backend=network,
         )
@@ -95,6 +97,8 @@ class _Rest:
     def _take(self) -> tuple[Any, list[Any]]:
         """Return a connection that nobody uses, which may have to be opened, and those that are to be closed."""
         expired: list[Any] = []
+        if self._closed:
+            raise ConnectError(f"no connection to {self._url}: the client was closed")
         while True:
             try:
                 connection = self._idle.pop()
@@ -109,11 +113,11 @@ class _Rest:
 
     def _put(self, connection: Any) -> bool:
         """Give a connection back; say whether it is to be closed."""
-        if connection.is_idle():
+        if connection.is_idle() and not holds_more(connection):
             self._idle.append(connection)
             return self._closed  # Since the connection was taken, which may not have been open by then.
-        # The answer was not read to its end, or said that it was the last. httpcore has closed it, but for a caller
-        # that was cancelled while it waited for httpcore's own lock, just connected or with the whole answer read.
+        # The answer was not read to its end, said that it was the last, or more came. httpcore has closed it, but for
+        # the last, and a caller cancelled while it waited for httpcore's lock, just connected or with all of it read.
         self._connections.discard(connection)
         return not connection.is_closed()
 
@@ -134,6 +138,14 @@ class RestTransport(_Rest):
     def __init__(self, url: str, **settings: Any) -> None:
         super().__init__(url, httpcore.ConnectionPool, Network(), **settings)
         self._free = threading.Semaphore(MOST_CONNECTIONS)
+        renew_after_fork(self)
+
+    def renew(self) -> None:
+        """Begin without connections."""
+        inherited, self._connections, self._idle = self._connections, set(), []
+        self._free = threading.Semaphore(MOST_CONNECTIONS)
+        for connection in inherited:
+            connection.close()
 
     def send(self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float) -> PredictReply:
         """Send a request and return the reply; see `Transport.send`."""
@@ -232,21 +244,6 @@ def _trust(ca_file: str | None) -> ssl.SSLContext:
     return httpcore.default_ssl_context() if ca_file is None else ssl.create_default_context(cafile=ca_file)
 
 
-def _environment_proxy(url: str) -> httpcore.Proxy | None:
-    """Return the proxy that the environment names for a URL, if any."""
-    parts = urlsplit(url)
-    if proxy_bypass(parts.netloc):
-        return None
-    proxies = getproxies()
-    named = proxies.get(parts.scheme) or proxies.get("all")
-    if not named:
-        return None
-    proxy = urlsplit(named if "://" in named else f"http://{named}")
-    known = None if proxy.username is None else (unquote(proxy.username), unquote(proxy.password or ""))
-    where = f"{proxy.scheme}://{proxy.netloc.rpartition('@')[2]}"
-    return httpcore.Proxy(where, auth=known)
-
-
 def _by_name(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
 
@@ -257,7 +254,8 @@ def _translated(url: str) -> Iterator[None]:
     try:
         yield
     except tuple(TRANSLATIONS) as error:
-        raise translate(error, url) from error
+        # What httpcore says of a request that is none quotes its headers.
+        raise translate(error, url) from (None if isinstance(error, httpcore.LocalProtocolError) else error)
 
 
 def translate(error: Exception, url: str) -> TransportError:
@@ -274,6 +272,8 @@ def translate(error: Exception, url: str) -> TransportError:
     ours: type[TransportError] = next(TRANSLATIONS[kind] for kind in type(error).__mro__ if kind in TRANSLATIONS)
     if isinstance(error, httpcore.RemoteProtocolError) and ("disconnected" in reason or "peer closed" in reason):
         ours = ConnectError
+    if isinstance(error, httpcore.LocalProtocolError):
+        return ProtocolError(f"the request to {url} cannot be put into HTTP")
     if ours is ConnectError:
         return ConnectError(f"no connection to {url}: {reason}")
     return ours(

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from convscope._exceptions import ConnectError, ConvscopeError, Overloaded, ServerError
+from convscope._forking import renew_after_fork
 from convscope._transport import WORKER_DIED
 
 FIRST_WAIT_S = 0.2  # The longest wait before the first retry; it doubles from one to the next.
@@ -26,6 +27,11 @@ class RetryBudget:
     def __init__(self) -> None:
         self.retries = 0
         self._tokens = BUDGET
+        self._lock = threading.Lock()
+        renew_after_fork(self)
+
+    def renew(self) -> None:
+        """Go on with a lock that nobody holds."""
         self._lock = threading.Lock()
 
     def put(self) -> None:

@@ -19,6 +19,7 @@ from convscope._exceptions import (
     ServerError,
     belonging_to,
 )
+from convscope._forking import renew_after_fork
 from convscope._reply import Answer, check_reply
 from convscope._request import choose_request_id, fill_request
 from convscope._wire.convscope_pb2 import PredictRequest
@@ -51,9 +52,15 @@ class Sharing:
     """
 
     def __init__(self, coalesce: Coalesce, send: Send, hands: Hands) -> None:
-        self._lanes = Lanes(0 if coalesce == "on" else AT_ONCE)
+        self._at_once = 0 if coalesce == "on" else AT_ONCE
         self._send = send
         self._hands = hands
+        self.renew()
+        renew_after_fork(self)
+
+    def renew(self) -> None:
+        """Begin with nothing on its way."""
+        self._lanes = Lanes(self._at_once)
 
     async def ask(
         self,

@@ -39,11 +39,21 @@ class Crew(Protocol[T]):
     async def result(self, job: Job[T]) -> T:
         """Wait for a job's end; return or raise what it did."""
 
+    async def take(self, source: Source, job: Job[T] | None) -> list[Picture] | None:
+        """Wait for a source's next group; None where a job ended before it came."""
 
-class _Source:
-    """Pictures of an iterable, or an asynchronous one, in groups."""
+
+class Source:
+    """Pictures of an iterable, or an asynchronous one, in groups.
+
+    Attributes:
+        suspends: Whether it is asynchronous.
+        error: What it raised in place of a picture, after which it has no more.
+    """
 
     def __init__(self, pictures: Iterable[Picture] | AsyncIterable[Picture], size: int) -> None:
+        self.suspends = isinstance(pictures, AsyncIterable)
+        self.error: Exception | None = None
         self._next: Callable[[], Any]
         if isinstance(pictures, AsyncIterable):
             later = aiter(pictures)
@@ -56,12 +66,20 @@ class _Source:
 
             self._next = take
         self._size = size
+        self._ended = False
 
     async def take(self) -> list[Picture]:
         """Return the next group; an empty one at the end."""
         group: list[Picture] = []
-        while len(group) < self._size and (picture := await self._next()) is not _END:
-            group.append(picture)
+        while len(group) < self._size and not self._ended:
+            try:
+                picture = await self._next()
+            except Exception as error:  # Those before it are asked about nevertheless.
+                self.error, picture = error, _END
+            if picture is _END:
+                self._ended = True
+            else:
+                group.append(picture)
         return group
 
 
@@ -86,23 +104,28 @@ async def stream(
 
     Yields:
         The results in the order of the pictures. At its end, however it comes, no work is left behind.
+
+    Raises:
+        Exception: What a piece of work raised, or the pictures did, in its place.
     """
-    source = _Source(pictures, batch)
+    source = Source(pictures, batch)
     begun: deque[Job[list[T]]] = deque()
     with bar as shown:
         async with crew(concurrency) as hands:
             more = True
             while more or begun:
                 if more:
-                    group = await source.take()
+                    group = await hands.take(source, begun[0] if begun else None)
                     if group:
                         begun.append(hands.begin(lambda group=group: work(group)))  # type: ignore[misc]
-                    more = bool(group)
+                    more = group is None or bool(group)
                 while begun and (not more or len(begun) >= LOOK_AHEAD * concurrency or begun[0].done()):
                     for result in await hands.result(begun.popleft()):
                         if shown is not None:
                             shown.update()
                         yield result
+            if source.error is not None:
+                raise source.error
 
 
 def check_stream(pictures: object, *, concurrency: int, batch: int) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    from convscope._pictures import Picture
     from convscope._prediction import Prediction
-    from convscope._stream import Job
+    from convscope._stream import Job, Source
 
 
 class Tasks:
@@ -16,7 +17,10 @@ class Tasks:
 
     def __init__(self, concurrency: int) -> None:
         self._hands = asyncio.Semaphore(concurrency)
-        self._tasks: set[asyncio.Task[list[Prediction]]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._reader: asyncio.Task[None] | None = None
+        self._wanted: asyncio.Queue[asyncio.Future[list[Picture]]] = asyncio.Queue()
+        self._group: asyncio.Future[list[Picture]] | None = None  # Being read.
 
     def begin(self, work: Callable[[], Coroutine[Any, Any, list[Prediction]]]) -> Job[list[Prediction]]:
         task = asyncio.create_task(self._run(work), name="convscope")
@@ -30,6 +34,30 @@ class Tasks:
         finally:
             if task.done():
                 self._tasks.discard(task)
+
+    async def take(self, source: Source, job: Job[list[Prediction]] | None) -> list[Picture] | None:
+        if not source.suspends:
+            return await source.take()
+        if self._reader is None:
+            self._reader = asyncio.create_task(self._read(source), name="convscope")
+            self._tasks.add(self._reader)
+        if self._group is None:
+            self._group = asyncio.get_running_loop().create_future()
+            self._wanted.put_nowait(self._group)
+        others = () if job is None else (cast("asyncio.Task[list[Prediction]]", job),)
+        await asyncio.wait((self._reader, self._group, *others), return_when=asyncio.FIRST_COMPLETED)
+        if self._reader.done():
+            await self._reader  # It ends only by being cancelled, or as the interpreter does.
+        if not self._group.done():
+            return None
+        group, self._group = self._group.result(), None
+        return group
+
+    async def _read(self, source: Source) -> None:
+        """Read all groups in one task, on which whoever wrote the source may rely."""
+        while True:
+            wanted = await self._wanted.get()
+            wanted.set_result(await source.take())
 
     async def end(self) -> None:
         """Cancel what is left, and wait until it is gone."""
@@ -67,6 +95,7 @@ class SharedTasks:
     async def end(self) -> None:
         """Begin nothing more; cancel what is left, and wait until it is gone."""
         self._ended = True
+        await asyncio.sleep(0)  # A task that is cancelled before its first step could tell nobody.
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

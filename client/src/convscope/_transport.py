@@ -106,8 +106,10 @@ class _Settings(TypedDict):
 
 def _settings(url: str, api_key: str | None, ca_file: str | None) -> tuple[SplitResult, _Settings]:
     """Check what a transport is opened with, and return the URL's parts and what is the same for all transports."""
-    if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable()):
-        raise ValueError("api_key must be printable ASCII text, without line breaks")
+    if not isinstance(url, str) or not isinstance(api_key, str | None):
+        raise TypeError("url must be text, and so must api_key where there is one")
+    if api_key is not None and not (api_key == api_key.strip() != "" and api_key.isascii() and api_key.isprintable()):
+        raise ValueError("api_key must be printable ASCII text, without line breaks and without blanks around it")
     parts = urlsplit(url)
     if parts.scheme not in _SCHEMES or not parts.hostname:
         raise ValueError(f"url must begin with http://, https://, grpc:// or grpcs:// and name a host: {url!r}")

@@ -41,10 +41,10 @@ def page_html(title: str, scene: dict[str, Any] | None, *, controls: dict[str, A
 
 def policy(*, connect: bool) -> str:
     """Return the content security policy of a page; only one with controls may connect, to where it came from."""
-    scripts = [_read("page.js") + _read("controls.js")] if connect else [_read("page.js")]
+    script = _read("page.js") + (_read("controls.js") if connect else "")
     rules = {
         "default-src": "'none'",
-        "script-src": " ".join(map(_digest, scripts)),
+        "script-src": _digest(script),
         "style-src": _digest(_read("page.css")),
         "img-src": "data:",
         "connect-src": "'self'" if connect else "'none'",

@@ -8,22 +8,24 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from convscope._cli_common import METHODS, as_json, name, names
+from convscope._table import printable
+
 if TYPE_CHECKING:
     import argparse
 
     from convscope._client import Client
-
-METHODS = ("grad_cam", "cam", "occlusion", "input_gradient", "integrated_gradients", "none")
 
 
 def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """Add `report` to the command line."""
     parser = commands.add_parser("report", help="what a model sees in a picture, as one page of HTML")
     parser.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG, WebP or .npy file")
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", required=True, type=name)
     parser.add_argument("--out", required=True, metavar="FILE", help="the page to write; it is replaced if it exists")
-    parser.add_argument("--layers", default="all", metavar="A,B|all", help="layers to show (default all)")
-    parser.add_argument("--method", default="grad_cam", choices=METHODS, help="how to explain (default %(default)s)")
+    parser.add_argument("--layers", default="all", type=names, metavar="A,B|all", help="layers to show (default all)")
+    methods = (*METHODS, "none")
+    parser.add_argument("--method", default="grad_cam", choices=methods, help="how to explain (default %(default)s)")
     parser.add_argument("--target", type=int, metavar="INDEX", help="the class to explain (default: the first)")
     parser.set_defaults(run=_report)
     return parser
@@ -32,7 +34,7 @@ def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def add_ui(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """Add `ui` to the command line."""
     parser = commands.add_parser("ui", help="a page to drop pictures on and to draw on, on this machine")
-    parser.add_argument("--model", required=True, metavar="A,B", help="the models to offer")
+    parser.add_argument("--model", required=True, type=names, metavar="A,B", help="the models to offer")
     parser.add_argument("--port", default=0, type=int, help="where to listen on 127.0.0.1 (default: a free port)")
     parser.set_defaults(run=_ui)
     return parser
@@ -47,14 +49,14 @@ def _report(client: Client, options: argparse.Namespace) -> int:
         options.picture,
         model=options.model,
         version=options.version,
-        layers=options.layers if options.layers == "all" else _names(options.layers),
+        layers=options.layers,
         method=None if options.method == "none" else options.method,
         target=options.target,
         request_id=options.request_id,
     ).encode()
     Path(options.out).write_bytes(page)
     written = {"report": options.out, "bytes": len(page)}
-    print(json.dumps(written, indent=2) if options.json else f"wrote {options.out}, {len(page):,} bytes")
+    print(as_json(written) if options.json else printable(f"wrote {options.out}, {len(page):,} bytes"))
     return 0
 
 
@@ -66,14 +68,9 @@ def _ui(client: Client, options: argparse.Namespace) -> int:
         raise ValueError(f"there is no port {options.port}")
     for number in (signal.SIGINT, signal.SIGTERM):  # A shell has SIGINT ignored in what it runs in the background.
         signal.signal(number, signal.default_int_handler)
-    with PageServer(client, _names(options.model), version=options.version, port=options.port) as server:
+    with PageServer(client, options.model, version=options.version, port=options.port) as server:
         address = json.dumps({"url": server.url}) if options.json else f"open {server.url}\nCtrl-C ends it"
         print(address, flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
     return 0
-
-
-def _names(text: str) -> list[str]:
-    """Read `a,b`."""
-    return [name.strip() for name in text.split(",") if name.strip()]

@@ -41,7 +41,8 @@ def report(
         layers: Layers to show: names, one name, or `"all"`. Of layers too large for a page the strongest channels are
             shown.
         method: How to explain the score, as in `Client.explain`; None for no heat map.
-        target: Index of the class to explain; None for the most probable one.
+        target: Index of the class to explain; None for the most probable one. Where the service cannot explain, there
+            is no heat map; who names a target, or a method other than grad_cam, gets the error instead.
         title: What the picture is called; None for its file's name.
         request_id: Of the request for scores and maps, as in `Client.predict`.
 
@@ -56,7 +57,7 @@ def report(
     """
     file = one_file(picture)
     if title is None:
-        title = Path(picture).name if isinstance(picture, str | os.PathLike) else "picture"
+        title = _shown(Path(picture).name) if isinstance(picture, str | os.PathLike) else "picture"
     scene = look(
         client,
         file,
@@ -71,3 +72,8 @@ def report(
         request_id=request_id,
     )
     return page_html(f"{title} seen by {scene['model']['name']}", scene)
+
+
+def _shown(name: str) -> str:
+    """Return a file's name as text; bytes in it that are none become �."""
+    return os.fsencode(name).decode("utf-8", "replace")

@@ -100,14 +100,15 @@ def look(
 
     Returns:
         The scene: `title`, `model`, `picture`, `scores`, `layers`, `heat`, `geometry` and `timing`. `heat` is None
-        where nothing was to be explained, or the service cannot, and `picture` where it cannot be shown.
+        where nothing was to be explained, or the service cannot and neither a target nor a method other than grad_cam
+        was asked for; `picture` where it cannot be shown.
 
     Raises:
         ConvscopeError: The service refused, or did not answer.
         ValueError: An option is out of range.
     """
     names = {layers} if isinstance(layers, str) else set(layers)
-    wanted = [layer for layer in card.layers if layers == "all" or layer.name in names]
+    wanted = [layer for layer in card.layers if "all" in names or layer.name in names]
     most = min(max_cells, card.limits.max_reply_bytes * 9 // 10 or max_cells)
     seen = client.predict(
         file,
@@ -160,11 +161,16 @@ def _explain(
     target: int | None,
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Return the heat map, and the picture as the network saw it; None for what the service cannot give."""
-    ways: tuple[Method, ...] = (method, "picture") if method and card.classes else ("picture",)
+    chosen = method is not None and (method != "grad_cam" or target is not None)  # Not what everybody gets.
+    ways: tuple[Method, ...] = (method, "picture") if method and (card.classes or chosen) else ("picture",)
     for way in ways:
         try:
-            found = client.explain(file, model=model, version=version, method=way, target=target)
+            found = client.explain(
+                file, model=model, version=version, method=way, target=None if way == "picture" else target
+            )
         except (RequestRejected, ProtocolError):  # The network does not suit the method, or the service is too old.
+            if chosen:
+                raise
             continue
         picture = pack_picture(found.picture)
         if way == "picture":

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from convscope._exceptions import ConvscopeError
+from convscope._exceptions import AuthenticationFailed, ConvscopeError, RequestRejected
 from convscope._page.assets import page_html, policy
 from convscope._page.scene import look, one_file
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES = 16 << 20
 MAX_CELLS = 1 << 20  # Of all maps: what a page draws anew at every stroke.
+HTTP_PORT = 80
 IDLE_S = 60  # A connection that says nothing for so long is closed.
 
 
@@ -62,8 +63,9 @@ class PageServer(ThreadingHTTPServer):
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """The names under which it answers."""
-        return f"127.0.0.1:{self.server_port}", f"localhost:{self.server_port}"
+        """The names under which it answers; browsers leave the port out where it is HTTP's own."""
+        names = ("127.0.0.1", "localhost")
+        return (*(f"{name}:{self.server_port}" for name in names), *(names if self.server_port == HTTP_PORT else ()))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Let a browser hang up whenever it likes."""
@@ -74,6 +76,12 @@ class _Refused(Exception):
         super().__init__(message)
         self.status = status
         self.code = code
+
+
+def answer_status(error: ConvscopeError) -> HTTPStatus:
+    """Return 400 where the picture is at fault, 502 where the service or this program's key is."""
+    refused = isinstance(error, RequestRejected) and not isinstance(error, AuthenticationFailed)
+    return HTTPStatus.BAD_REQUEST if refused else HTTPStatus.BAD_GATEWAY
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -103,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         except _Refused as refused:
             return self._refuse(refused)
         except ConvscopeError as error:
-            return self._refuse(_Refused(HTTPStatus.BAD_GATEWAY, error.code, str(error)))
+            return self._refuse(_Refused(answer_status(error), error.code, str(error)))
         except ValueError as error:
             return self._refuse(_Refused(HTTPStatus.BAD_REQUEST, "bad_request", str(error)))
         return self._reply(HTTPStatus.OK, "application/json", json.dumps(scene, allow_nan=False).encode())

@@ -89,7 +89,8 @@ def border(
                 continue
             found, before = cells(by_stride[layer.stride], layer.name), cells(centred, layer.name)
             tall, wide = (size - size // 2 for size in found.shape[:2])  # Further on, the other border comes near.
-            found, expected = found[:tall, :wide], before[down : down + tall, right : right + wide]
+            expected = before[down : down + tall, right : right + wide]  # A small map ends before that.
+            found = found[: expected.shape[0], : expected.shape[1]]
             ring = np.minimum.outer(np.arange(found.shape[0]), np.arange(found.shape[1]))
             for number in range(rings):
                 moved.add(layer.name, number, found[ring == number], expected[ring == number])

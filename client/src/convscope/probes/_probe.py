@@ -20,7 +20,9 @@ Curve = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Probe:
-    """What one probe found. A value that is not defined is NaN, in JSON null.
+    """What one probe found.
+
+    A value that is not defined is NaN, a relative distance from a map of zeros infinite; in JSON both are null.
 
     Attributes:
         name: `shift`, `rotate`, `scale`, `border`, `blur` or `shuffle`.
@@ -103,7 +105,7 @@ def _number(value: float) -> str:
 
 
 def _plain(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+    return float(value) if math.isfinite(value) else None
 
 
 def _listed(curve: Curve) -> list[float | None]:
