@@ -65,7 +65,7 @@ test-gpu: .venv/installed ## Run the tests that need an NVIDIA GPU
 	  > $$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/convscope.pth
 	@touch $@
 
-bench: .venv-bench/installed ## Measure our service beside its rivals: the standard set, about 15 minutes
+bench: .venv-bench/installed ## Measure our service beside its rivals: the standard set, about 23 minutes
 	.venv-bench/bin/python -m benchmarks
 
 bench-full: .venv-bench/installed ## Measure every workload on every network: hours

@@ -6,6 +6,7 @@ this user can open and which is gone afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -67,19 +68,22 @@ class PrivateDirectory:
         self._log_dir = log_dir
 
     def __enter__(self) -> PrivateDirectory:
-        try:
-            if self._parent:
-                self._parent.mkdir(parents=True, exist_ok=True)
-            self.path = Path(tempfile.mkdtemp(prefix="convscope-", dir=self._parent)).resolve()
-            self.logs = self._log_dir.resolve() if self._log_dir else self.path / "logs"
-            self.logs.mkdir(parents=True, exist_ok=True)
-            (self.path / "tmp").mkdir()
-            self.metrics.mkdir()
-        except OSError as error:
-            raise Failure(f"cannot write to {error.filename}: {error.strerror}") from error
-        if len(os.fsencode(self.management_socket)) > LONGEST_SOCKET_PATH:
-            shutil.rmtree(self.path, ignore_errors=True)
-            raise Failure(f"the path {self.path} is too long for a socket: choose a shorter one with --work-dir")
+        with contextlib.ExitStack() as undo:
+            try:
+                if self._parent:
+                    self._parent.mkdir(parents=True, exist_ok=True)
+                self.path = Path(tempfile.mkdtemp(prefix="convscope-", dir=self._parent)).resolve()
+                undo.callback(shutil.rmtree, self.path, ignore_errors=True)
+                self.logs = self._log_dir.resolve() if self._log_dir else self.path / "logs"
+                self.logs.mkdir(parents=True, exist_ok=True)
+                (self.path / "tmp").mkdir()
+                self.metrics.mkdir()
+                self.jvm_log.touch()  # A folder that was there already may not be ours to write to.
+            except OSError as error:
+                raise Failure(f"cannot write to {error.filename}: {error.strerror}") from error
+            if len(os.fsencode(self.management_socket)) > LONGEST_SOCKET_PATH:
+                raise Failure(f"the path {self.path} is too long for a socket: choose a shorter one with --work-dir")
+            undo.pop_all()
         return self
 
     def __exit__(

@@ -26,7 +26,7 @@ def count_gpus(device: str, environment: Mapping[str, str] | None = None) -> int
     """
     if device == "cpu":
         return 0
-    listed = list_gpus()
+    listed = found = list_gpus()
     visible = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
     if listed and visible is not None:
         names = [name.strip() for name in visible.split(",") if name.strip()]
@@ -37,7 +37,7 @@ def count_gpus(device: str, environment: Mapping[str, str] | None = None) -> int
             )
         listed = listed[: len(names)]
     if device == "cuda" and not listed:
-        why = "CUDA_VISIBLE_DEVICES hides them all" if visible is not None and list_gpus() else "nvidia-smi finds none"
+        why = "CUDA_VISIBLE_DEVICES hides them all" if found else "nvidia-smi finds none"
         raise Failure(
             f"--device cuda, but there is no GPU to serve on ({why}): install the driver, or use --device cpu"
         )

@@ -19,6 +19,7 @@ from server.worker_log import Complaint, parse
 
 MISSING = re.compile(r"^ModuleNotFoundError: No module named '(?P<module>[^']+)'")
 LAST_LINE = re.compile(r"^(?P<error>[A-Za-z_][\w.]*)(: |$)")
+NO_ANSWER = "Backend worker did not respond in given time"
 KEPT_LINES = 400  # of each worker's output; a traceback is far shorter
 # Another thread copies a worker's output: the report of its death may be written before its last words. Seconds waited
 # for more words, and for any that tell the cause.
@@ -65,6 +66,7 @@ class Diagnosis:
         self._archives = {archive.label: archive for archive in archives}
         self._said: defaultdict[str, list[str]] = defaultdict(list)
         self._dead: dict[str, float] = {}  # Labels whose worker died, and when we read so (monotonic seconds).
+        self._late: set[str] = set()  # Those of them whose worker TorchServe ended, since it did not answer.
 
     def read(self) -> News:
         """Read on in the logs.
@@ -77,6 +79,8 @@ class Diagnosis:
             if record.label in self._archives:
                 if _is_death(record):
                     self._dead.setdefault(record.label, now)
+                if any(NO_ANSWER in line for line in record.more):
+                    self._late.add(record.label)
             elif record.text.startswith("Failed to load model: "):
                 news.failures.append(_explain_loading(record))
             elif record.level in ("WARN", "ERROR", "FATAL"):
@@ -89,11 +93,21 @@ class Diagnosis:
                 lines.extend([record.text, *record.more])
                 del lines[:-KEPT_LINES]
         for label, died in list(self._dead.items()):
-            lines = self._said[label]
-            if now - died >= (SILENCE_S if find_cause(lines) is None else LAST_WORDS_S):
+            lines, late = self._said[label], label in self._late
+            if now - died >= (SILENCE_S if find_cause(lines) is None and not late else LAST_WORDS_S):
                 del self._dead[label], self._said[label]
-                news.failures.append(explain_worker(self._archives[label], lines))
+                self._late.discard(label)
+                archive = self._archives[label]
+                news.failures.append(explain_late(archive) if late else explain_worker(archive, lines))
         return news
+
+
+def explain_late(archive: Archive) -> str:
+    """Say that TorchServe ended a worker that did not answer, and what it waits for."""
+    return (
+        f"archive {archive.path.name}: its worker did not answer within {archive.response_timeout_s} s "
+        f"(responseTimeout), or load within {archive.startup_timeout_s} s (startupTimeout), and was ended"
+    )
 
 
 def explain_worker(archive: Archive, lines: Sequence[str]) -> str:

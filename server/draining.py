@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from server.configuration import Listeners, PrivateDirectory
-from server.management import Management, ModelState
+from server.management import Management
 from server.models import Archive
 from server.process import JavaProcess
 
@@ -61,8 +61,7 @@ class Traffic:
             True if no request is in flight, False if that cannot be said.
         """
         idle_since: float | None = None
-        # A request that waits for its batch to fill does not show in a dump; it does once that time is over.
-        batch_delay_s = max((state.batch_delay_s for state in self._describe()), default=0.0)
+        batch_delay_s = 0.0
         while not impatient():
             if self._process.poll() is not None:
                 return True
@@ -72,17 +71,18 @@ class Traffic:
             elif idle_since is None:
                 idle_since = started
             elif started - idle_since > batch_delay_s:
-                if not any(state.pending for state in self._describe()):
+                # Seldom: TorchServe asks nvidia-smi each time about every worker.
+                states = self._management.describe_all(self._archives)
+                # A request that waits for its batch to fill does not show in a dump; it does once that time is over.
+                batch_delay_s = max((state.batch_delay_s for state in states or ()), default=batch_delay_s)
+                if states is None or any(state.pending for state in states):
+                    idle_since = None
+                elif started - idle_since > batch_delay_s:
                     return True
-                idle_since = None
             if time.monotonic() >= deadline:
                 return False
             time.sleep(PAUSE_S)
         return False
-
-    def _describe(self) -> list[ModelState]:
-        """Describe the models; few times, for TorchServe asks nvidia-smi each time about every worker."""
-        return self._management.describe_all(self._archives) or []
 
     def _busy(self) -> bool:
         dump = self._dump()

@@ -20,6 +20,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from server.children import die_with
+from server.fetching import cutting
 from server.server_metrics import ServerMetrics
 from server.worker_metrics import WorkerFiles
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 MOST_THREADS = 8
 CALLER_TIMEOUT_S = 5.0  # For a caller that says nothing, or takes nothing.
+CALLER_S = 10.0  # For one that says or takes something, a byte now and then.
 
 
 def build_app(folder: Path, server: ServerMetrics) -> WSGIApplication:
@@ -76,9 +78,10 @@ class Server(ThreadingMixIn, WSGIServer):
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer one caller."""
+        """Answer one caller, who does not keep the thread for long."""
         try:
-            super().process_request_thread(request, client_address)
+            with cutting(request, CALLER_S):
+                super().process_request_thread(request, client_address)
         finally:
             self._slots.release()
 

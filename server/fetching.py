@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import socket
 import threading
+from collections.abc import Iterator
 
 MOST_BYTES = 16 * 1024 * 1024
 
@@ -28,27 +29,35 @@ def fetch(
     Raises:
         OSError: No connection, no whole answer in time, or none that is HTTP.
     """
-    late = threading.Event()
     with contextlib.closing(connection):
         connection.timeout = timeout_s
         connection.connect()
-        watch = threading.Timer(timeout_s, _cut, (connection.sock, late))
-        watch.daemon = True
-        watch.start()
-        try:
-            connection.request(method, path)
-            response = connection.getresponse()
-            body = response.read(MOST_BYTES)
-            whole = not response.length  # None where the length is not announced.
-        except http.client.HTTPException as error:
-            raise OSError(f"{path}: no HTTP answer ({type(error).__name__})") from error
-        finally:
-            watch.cancel()
+        with cutting(connection.sock, timeout_s) as late:
+            try:
+                connection.request(method, path)
+                response = connection.getresponse()
+                body = response.read(MOST_BYTES)
+                whole = not response.length  # None where the length is not announced.
+            except http.client.HTTPException as error:
+                raise OSError(f"{path}: no HTTP answer ({type(error).__name__})") from error
     if late.is_set():
         raise TimeoutError(f"{path}: no whole answer in {timeout_s:g} s")
     if not whole or len(body) == MOST_BYTES:
         raise OSError(f"{path}: the answer is cut short, or too long")
     return response.status, body
+
+
+@contextlib.contextmanager
+def cutting(connection: socket.socket, after_s: float) -> Iterator[threading.Event]:
+    """Shut a connection down if the block is not over after so many seconds; yields what is set then."""
+    late = threading.Event()
+    watch = threading.Timer(after_s, _cut, (connection, late))
+    watch.daemon = True
+    watch.start()
+    try:
+        yield late
+    finally:
+        watch.cancel()
 
 
 def _cut(connection: socket.socket, late: threading.Event) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from pathlib import Path
 from types import FrameType
@@ -21,7 +22,7 @@ from server.management import Management
 from server.models import find_archives
 from server.process import JavaProcess, build_command, find_torchserve
 from server.readiness import Readiness
-from server.reporting import Reporter
+from server.reporting import Reporter, write
 from server.warming import WarmUp
 from server.worker_log import Relay
 
@@ -144,7 +145,7 @@ class Launcher:
         if self._reporter.as_json:
             self._say("ready", **list_listeners(*facts))
         else:
-            print(describe_listeners(*facts), flush=True)
+            write(describe_listeners(*facts), sys.stdout)
 
     def _await_ready(self, process: JavaProcess) -> None:
         management = Management(self._directory.management_socket)

@@ -79,9 +79,12 @@ class Management:
 
     def describe_all(self, archives: Sequence[Archive]) -> list[ModelState] | None:
         """Describe several models; None if any of them is not described."""
-        states = [self.describe(archive.name, archive.version) for archive in archives]
-        described = [state for state in states if state is not None]
-        return described if len(described) == len(states) else None
+        states = []
+        for archive in archives:
+            if (state := self.describe(archive.name, archive.version)) is None:
+                return None  # The others are not asked: where nobody answers, each takes all of its time.
+            states.append(state)
+        return states
 
     def _ask(self, method: str, path: str) -> Any:
         try:

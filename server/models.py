@@ -6,8 +6,10 @@ Reads manifests only; what the handler inside does is TorchServe's business.
 from __future__ import annotations
 
 import json
+import lzma
 import re
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ import yaml
 from server.failures import Failure, UsageFailure
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+TIMEOUT_S = 120  # What TorchServe gives a worker where the archive does not say.
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Archive:
         version: The model's version.
         workers: Workers the archive asks for; None if it does not say.
         modules: Top-level Python modules and packages inside the archive.
+        response_timeout_s: Seconds a worker may take for a batch until TorchServe ends it.
+        startup_timeout_s: Seconds it may take to load.
     """
 
     path: Path
@@ -36,6 +41,8 @@ class Archive:
     version: str
     workers: int | None
     modules: frozenset[str]
+    response_timeout_s: int = TIMEOUT_S
+    startup_timeout_s: int = TIMEOUT_S
 
     @property
     def label(self) -> str:
@@ -95,15 +102,17 @@ def read_archive(path: Path) -> Archive:
             model = manifest["model"]
             name, version = str(model["modelName"]), str(model.get("modelVersion", "1.0"))
             handler = str(model.get("handler", "")).split(":")[0]
-            workers = _workers(archive.read(model["configFile"])) if model.get("configFile") else None
-    except zipfile.BadZipFile as error:
+            config = _read_config(archive.read(model["configFile"])) if model.get("configFile") else {}
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         raise Failure(f"archive {path.name}: it is damaged or no archive at all ({error})") from error
+    except RuntimeError as error:  # Encrypted, or compressed in a way that is not known here.
+        raise Failure(f"archive {path.name}: it cannot be read ({error}): an archive is a plain zip file") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise Failure(f"archive {path.name}: it is not a TorchServe archive ({error})") from error
     except ValueError as error:
         raise Failure(f"archive {path.name}: its manifest cannot be read ({error})") from error
     except OSError as error:
-        raise Failure(f"archive {path.name}: it cannot be opened ({error.strerror})") from error
+        raise Failure(f"archive {path.name}: it cannot be opened ({error.strerror or error})") from error
     except yaml.YAMLError as error:
         raise Failure(f"archive {path.name}: its {model['configFile']} is not YAML") from error
     for what, text in (("file name", path.name), ("model name", name), ("version", version)):
@@ -112,18 +121,26 @@ def read_archive(path: Path) -> Archive:
     if handler.endswith(".py") and handler not in members:
         raise Failure(f"archive {path.name}: its manifest names the handler {handler}, which is not in the archive")
     modules = frozenset(member.split("/")[0].removesuffix(".py") for member in members if member.endswith(".py"))
-    return Archive(path, name, version, workers, modules)
+    return Archive(
+        path,
+        name,
+        version,
+        config.get("minWorkers"),
+        modules,
+        config.get("responseTimeout", TIMEOUT_S),
+        config.get("startupTimeout", TIMEOUT_S),
+    )
 
 
 def _full_name(archive: Archive) -> str:
     return f"{archive.name}/{archive.version}"
 
 
-def _workers(document: bytes) -> int | None:
-    """Return `minWorkers` of a model-config.yaml where TorchServe would heed it."""
+def _read_config(document: bytes) -> dict[str, int]:
+    """Return the numbers of a model-config.yaml that TorchServe would heed."""
     config = yaml.safe_load(document)
-    least = config.get("minWorkers") if isinstance(config, dict) else None
-    return least if isinstance(least, int) and least > 0 else None
+    entries = config.items() if isinstance(config, dict) else ()
+    return {key: value for key, value in entries if isinstance(value, int) and value > 0}
 
 
 def _refuse_twins(archives: Sequence[Archive]) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -99,14 +98,6 @@ class JavaProcess:
         """Send Java a signal, if it is still there."""
         if self._process.poll() is None:
             self._process.send_signal(number)
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait until Java has ended; False if it has not."""
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
 
     def kill(self) -> None:
         """Kill Java and all it started, and wait until they are gone."""

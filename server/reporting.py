@@ -1,7 +1,11 @@
-"""What the person or the log collector at standard error reads: plain lines, or a JSON object a line."""
+"""What the person or the log collector at standard error reads: plain lines, or a JSON object a line.
+
+Telling never ends serving: what cannot be written, to a full disk or a closed pipe, is lost.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import sys
@@ -44,4 +48,10 @@ class Reporter:
         self._write(complaint.line if self.as_json else f"worker: {complaint.describe()}")
 
     def _write(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        write(line, self._stream)
+
+
+def write(text: str, stream: TextIO) -> None:
+    """Write text and a line break, if that can be done."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed.
+        print(text, file=stream, flush=True)

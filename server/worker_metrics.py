@@ -17,6 +17,8 @@ from prometheus_client import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from server.reporting import write
+
 PROCESSES = Path("/proc")
 
 
@@ -43,7 +45,7 @@ class WorkerFiles(Collector):
             return _merge(files)
         except Exception as error:  # A file that is being made is empty for a moment; a full disk damages others.
             if not self._told:
-                print(f"a file of {self._folder} cannot be read: {error!r}", file=sys.stderr, flush=True)
+                write(f"a file of {self._folder} cannot be read: {error!r}", sys.stderr)
             self._told = True
         try:
             return _merge([file for file in files if _is_whole(file)])

@@ -96,9 +96,14 @@ def processes(text: str) -> list[int]:
 
 
 class Launched:
-    """`python -m server` as a process of its own, on free ports, with its private directory in `work`."""
+    """`python -m server` as a process of its own, on free ports, with its private directory in `work`.
 
-    def __init__(self, store: Path, work: Path, *options: str, environment: dict[str, str] | None = None) -> None:
+    With `deaf` whatever it says is lost, on a disk that is full.
+    """
+
+    def __init__(
+        self, store: Path, work: Path, *options: str, environment: dict[str, str] | None = None, deaf: bool = False
+    ) -> None:
         self.work = work
         ports = ("--rest-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--device", "cpu")
         command = [
@@ -112,6 +117,8 @@ class Launched:
             *ports,
             *options,
         ]
+        if deaf:
+            command = ["sh", "-c", 'exec "$@" >/dev/full 2>&1', "sh", *command]
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -218,8 +225,10 @@ def _field(number: int, data: bytes) -> bytes:
 
 
 @contextlib.contextmanager
-def launched(store: Path, work: Path, *options: str, environment: dict[str, str] | None = None) -> Iterator[Launched]:
-    server = Launched(store, work, *options, environment=environment)
+def launched(
+    store: Path, work: Path, *options: str, environment: dict[str, str] | None = None, deaf: bool = False
+) -> Iterator[Launched]:
+    server = Launched(store, work, *options, environment=environment, deaf=deaf)
     try:
         yield server
     finally:

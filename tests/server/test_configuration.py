@@ -68,6 +68,26 @@ def test_a_log_folder_of_ones_own_stays_where_it_is(tmp_path):
     assert (tmp_path / "logs" / "models.log").exists()
 
 
+@pytest.mark.parametrize("where", ["file/logs", "file"])
+def test_a_log_folder_that_cannot_be_made_leaves_nothing_behind(where, tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(Failure, match=r"cannot write to .*/file"),
+        PrivateDirectory(tmp_path / "work", tmp_path / where),
+    ):
+        pass
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_log_folder_that_cannot_be_written_to_is_told(tmp_path):
+    with (
+        pytest.raises(Failure, match=r"cannot write to /proc/\d+/java\.log"),
+        PrivateDirectory(tmp_path, Path("/proc/self")),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_work_folder_too_deep_for_a_socket_is_refused(tmp_path):
     deep = tmp_path / ("d" * 100)
     with (
@@ -137,6 +157,13 @@ def test_cuda_without_a_gpu_is_refused_rather_than_served_on_the_cpu(tmp_path, m
     with pytest.raises(Failure, match="nvidia-smi finds none"):
         devices.count_gpus("cuda", {})
     assert devices.count_gpus("auto", {}) == 0
+
+
+def test_the_gpus_are_asked_for_once(tmp_path, monkeypatch):
+    fake_nvidia_smi(tmp_path, f"echo asked >> {tmp_path}/asked; echo 0", monkeypatch)
+    with pytest.raises(Failure, match="CUDA_VISIBLE_DEVICES hides them all"):
+        devices.count_gpus("cuda", {"CUDA_VISIBLE_DEVICES": ""})
+    assert (tmp_path / "asked").read_text() == "asked\n"
 
 
 def test_gpus_are_counted_as_far_as_they_are_visible(tmp_path, monkeypatch):

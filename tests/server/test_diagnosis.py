@@ -1,10 +1,12 @@
 """From TorchServe's logs to plain words."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from server.diagnosis import explain_java, explain_worker, find_cause
+from server.configuration import PrivateDirectory
+from server.diagnosis import Diagnosis, explain_java, explain_worker, find_cause
 from server.logs import Follower
 from server.models import Archive
 
@@ -59,6 +61,34 @@ def traceback(*causes: str) -> list[str]:
 )
 def test_a_workers_last_words_become_one_sentence(causes, words):
     assert words in explain_worker(CIFAR, traceback(*causes))
+
+
+def test_a_worker_that_torchserve_ended_did_not_answer_whatever_it_printed_before(tmp_path):
+    cifar = replace(CIFAR, response_timeout_s=7, startup_timeout_s=9)
+    with PrivateDirectory(tmp_path, None) as directory:
+        diagnosis = Diagnosis(directory, [cifar])
+        stdout = "2026-01-01T00:00:00,000 [INFO ] W-9000-cifar_1.0-stdout MODEL_LOG -"
+        directory.models_log.write_text("".join(f"{stdout} {said}\n" for said in traceback("ValueError: long ago")))
+        thread = "2026-01-01T00:00:00,000 [ERROR] W-9000-cifar_1.0 WorkerThread -"
+        directory.torchserve_log.write_text(
+            f"{thread} Backend worker error\n"
+            "org.pytorch.serve.wlm.WorkerInitializationException: Backend worker did not respond in given time\n"
+            "\tat org.pytorch.serve.wlm.WorkerThread.run(WorkerThread.java:247)\n"
+            f"{thread} Retry worker: 9000 in 1 seconds.\n"
+        )
+        failures = []
+        while not failures:
+            failures = diagnosis.read().failures
+        with directory.torchserve_log.open("a") as log:
+            log.write(f"{thread} Retry worker: 9000 in 1 seconds.\n")
+        directory.models_log.write_text("".join(f"{stdout} {said}\n" for said in traceback("ValueError: new")))
+        while len(failures) < 2:
+            failures += diagnosis.read().failures
+    assert failures == [
+        "archive cifar.mar: its worker did not answer within 7 s (responseTimeout), "
+        "or load within 9 s (startupTimeout), and was ended",
+        "archive cifar.mar: its worker failed: ValueError: new",
+    ]
 
 
 def test_the_newest_of_several_deaths_is_told():

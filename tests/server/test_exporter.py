@@ -1,5 +1,6 @@
 """The exporter over HTTP, in this process and as the process the launcher starts."""
 
+import contextlib
 import gzip
 import http.client
 import os
@@ -84,11 +85,33 @@ def test_callers_that_say_nothing_take_a_bounded_number_of_threads_and_are_let_g
         started = time.monotonic()
         while time.monotonic() - started < 0.5:
             most = max(most, threading.active_count() - before)
-        assert 0 < most <= exporter.MOST_THREADS
+        assert 0 < most <= 2 * exporter.MOST_THREADS, "a thread for each, and the clock that ends it"
         assert ask(address)[0] == 200
         assert [caller.recv(1) for caller in mute] == [b""] * len(mute)
     finally:
         for caller in mute:
+            caller.close()
+
+
+def test_callers_that_drip_are_cut_off(address, monkeypatch):
+    monkeypatch.setattr(exporter, "CALLER_S", 1.0)
+    stop = threading.Event()
+
+    def drip():
+        while not stop.wait(0.1):
+            for caller in dripping:
+                with contextlib.suppress(OSError):
+                    caller.sendall(b"G")
+
+    dripping = [socket.create_connection(address, timeout=30) for _ in range(exporter.MOST_THREADS)]
+    dripper = threading.Thread(target=drip)
+    dripper.start()
+    try:
+        assert ask(address)[0] == 200, "long before they are through"
+    finally:
+        stop.set()
+        dripper.join()
+        for caller in dripping:
             caller.close()
 
 

@@ -1,6 +1,7 @@
 """From the first signal to the last process gone, with a real TorchServe."""
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -272,3 +273,33 @@ def test_failed_requests_reach_standard_error_in_either_format_and_a_flood_does_
     assert len(relayed) < 500
     assert all({"time", "level", "message"} <= set(entry) for entry in entries)
     assert entries[-1]["message"] == "stopped"
+
+
+def test_it_serves_on_and_stops_cleanly_where_nothing_that_it_says_can_be_written(tmp_path, work):
+    write_archive(tmp_path / "store", "alpha", FAILING)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def ask(order: str = "") -> int | None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        with contextlib.closing(connection), contextlib.suppress(OSError):
+            connection.request("POST" if order else "GET", "/predictions/alpha", order.encode() or None)
+            return connection.getresponse().status
+        return None
+
+    with launched(tmp_path / "store", work, "--rest-port", str(port), deaf=True) as server:
+        ended = server.process.poll
+        poll(lambda: ended() is not None or (ask() == 200 and not list(work.glob("convscope-*/starting"))), 240)
+        assert ended() is None
+        (folder,) = work.glob("convscope-*")
+        for _ in range(2):
+            assert ask("2") == 200
+        poll(lambda: (folder / "logs" / "models.log").read_text().count("bad_image") == 4)
+        killed = exporter(server)
+        os.kill(killed, signal.SIGKILL)
+        poll(lambda: killed not in server.descendants() and len(server.descendants()) == 3, 20)
+        assert ask() == 200
+        server.signal(signal.SIGTERM)
+        assert server.end(20) == 0
+        assert_nothing_is_left(server)

@@ -1,11 +1,13 @@
 """What is in a model store, and what of it is served."""
 
+import json
 import zipfile
+import zlib
 
 import pytest
 
 from server.failures import Failure, UsageFailure
-from server.models import find_archives
+from server.models import find_archives, read_archive
 from tests.server.harness import write_archive
 
 
@@ -58,6 +60,34 @@ def test_a_truncated_archive_is_called_damaged(tmp_path):
         find_archives(tmp_path)
 
 
+def test_an_encrypted_archive_is_named(tmp_path):
+    path = write_archive(tmp_path, "locked")
+    data = bytearray(path.read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # The first bit of a member's flags.
+        at = -1
+        while (at := data.find(mark, at + 1)) >= 0:
+            data[at + flags] |= 1
+    path.write_bytes(data)
+    with pytest.raises(Failure, match=r"^archive locked\.mar: it cannot be read \(.*encrypted.*a plain zip file$"):
+        find_archives(tmp_path)
+
+
+def test_an_archive_with_any_byte_wrong_is_read_or_named(tmp_path):
+    path = tmp_path / "odd.mar"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": {"modelName": "odd", "configFile": "c"}}))
+        archive.writestr("c", "minWorkers: 3\n" * 20)
+    whole, told = path.read_bytes(), set()
+    for place in range(len(whole)):
+        for wrong in (whole[place] ^ 0xFF, whole[place] ^ 1, 14, 99):
+            path.write_bytes(whole[:place] + bytes([wrong]) + whole[place + 1 :])
+            try:
+                read_archive(path)
+            except Failure as failure:
+                told.add(type(failure.__cause__))
+    assert {zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError} <= told
+
+
 def test_a_zip_that_is_no_archive_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "zip.mar", "w") as archive:
         archive.writestr("hello.txt", "hello")
@@ -92,3 +122,10 @@ def test_the_workers_an_archive_asks_for_are_read_from_its_configuration(tmp_pat
     write_archive(tmp_path, "a", config="minWorkers: 3\nmaxWorkers: 3\n")
     write_archive(tmp_path, "b", config="batchSize: 4\n")
     assert [archive.workers for archive in find_archives(tmp_path)] == [3, None]
+
+
+def test_the_time_a_worker_has_is_read_from_its_configuration(tmp_path):
+    write_archive(tmp_path, "a", config="responseTimeout: 7\nstartupTimeout: 9\n")
+    write_archive(tmp_path, "b", config="responseTimeout: soon\n")
+    times = [(archive.response_timeout_s, archive.startup_timeout_s) for archive in find_archives(tmp_path)]
+    assert times == [(7, 9), (120, 120)]

@@ -1,5 +1,6 @@
 """What workers complain of, and how much of it reaches standard error."""
 
+import errno
 import io
 import json
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from server.configuration import PrivateDirectory
 from server.diagnosis import Diagnosis
 from server.models import Archive
-from server.reporting import Reporter
+from server.reporting import Reporter, write
 from server.worker_log import LONGEST, MOST_A_SECOND, Relay, parse
 
 ENTRY = {
@@ -94,6 +95,39 @@ def test_in_text_every_line_says_who_speaks():
     assert stream.getvalue() == (
         "worker: cifar 1.0 request 3f2a: internal: the network failed\nserver: first\nserver: second\n"
     )
+
+
+class Full(io.StringIO):
+    """A stream onto a disk that is full at first."""
+
+    full = True
+
+    def write(self, text: str) -> int:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_cannot_be_written_is_lost_and_the_next_is_written(as_json):
+    stream = Full()
+    reporter = Reporter(as_json=as_json, stream=stream)
+    complaint = parse(line())
+    assert complaint is not None
+    reporter.say("first")
+    reporter.relay(complaint)
+    stream.full = False
+    reporter.say("second")
+    reporter.relay(complaint)
+    assert "second" in stream.getvalue()
+    assert "the network failed" in stream.getvalue()
+    assert "first" not in stream.getvalue()
+
+
+def test_a_closed_stream_is_written_to_without_an_error():
+    stream = io.StringIO()
+    stream.close()
+    write("words", stream)
 
 
 def test_a_flood_is_cut_to_so_many_lines_a_second_and_the_rest_is_counted():

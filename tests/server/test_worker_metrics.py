@@ -1,5 +1,6 @@
 """Merging the files of real worker processes: killed, restarted in the same slot, damaged."""
 
+import io
 import os
 import subprocess
 import sys
@@ -80,6 +81,16 @@ def test_a_file_that_is_being_made_or_damaged_is_left_out_and_told_once(tmp_path
             (count,) = [metric for metric in files.collect() if metric.name == "convscope_requests"]
             assert count.samples[0].value == 2
     assert capsys.readouterr().err.count("cannot be read") == 1
+
+
+def test_a_damaged_file_of_which_nobody_can_be_told_leaves_the_others_readable(tmp_path, monkeypatch):
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", closed)
+    with writing(tmp_path, "9000") as worker:
+        worker.tell("count 2")
+        (tmp_path / "counter_9001.db").touch()
+        assert read(tmp_path)[COUNT] == 2
 
 
 def test_an_empty_or_missing_folder_has_no_metrics(tmp_path):
