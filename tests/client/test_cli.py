@@ -225,6 +225,7 @@ def test_a_server_that_is_not_there_is_one_line(capsys, pictures: Path):
         ["predict", "cat.png", "--model", ""],
         ["card", "cifar", "--version", ""],
         ["ui", "--model", ","],
+        ["strongest", "cat.png", "--model", "cifar", "--layer", "conv1", "--channel", "0", "--request-id", "ticket-7"],
     ],
     ids=" ".join,
 )

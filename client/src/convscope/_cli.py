@@ -151,7 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--ca-file", metavar="FILE", help="PEM file of the certificates to trust")
         command.add_argument("--deadline-s", default=30.0, type=float, metavar="S", help="seconds it may take (30)")
         command.add_argument("--retries", default=3, type=int, metavar="N", help="how often it is asked again (3)")
-        if command not in (probe, ui):  # Whose requests are many.
+        if command not in (strongest, probe, ui):  # Whose requests are many.
             command.add_argument(
                 "--request-id", type=request_id, metavar="ID", help="what the service's log calls it (default: made)"
             )
