@@ -12,7 +12,7 @@ import pytest
 
 from tests.client.stand_in import StandIn, fetch_maps
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
 BEGIN = """
 import os, signal, sys, threading

@@ -40,7 +40,7 @@ def test_every_request_has_an_id_of_its_own_and_the_prediction_tells_it(kind: ty
     assert ids == stand_in.request_ids == [request.request_id for *_, request in stand_in.requests]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_processes_make_ids_of_their_own_even_if_one_is_the_others_copy_or_seeds_its_random_numbers():
     program = (
         "import os, random\n"

@@ -8,7 +8,7 @@ from torch.nn import functional
 from handlers.engines.eager import Eager
 from handlers.images import Preprocessing, noise
 from handlers.networks import NETWORKS
-from training.graph import export, missing_packages, prove
+from training.graph import export, prove
 from training.packing import ArchiveError
 from training.proof import check_company, check_mode, check_rebuilt, check_steady
 from training.survey import Survey, check_scores, survey
@@ -202,8 +202,6 @@ def test_scores_that_are_probabilities_are_refused_and_their_logarithms_are_not(
 
 
 def test_why_a_network_is_not_exported_is_one_plain_line() -> None:
-    if missing_packages():
-        pytest.skip("the exporter is not installed")
     with pytest.raises(ArchiveError, match="the network cannot be exported: ") as caught:
         export(OneRow().eval(), {"conv1": "relu"}, PICTURE, has_scores=True, any_size=False)
     said = str(caught.value)
@@ -214,8 +212,6 @@ def test_why_a_network_is_not_exported_is_one_plain_line() -> None:
 
 
 def test_a_graph_for_one_number_of_pictures_alone_is_refused() -> None:
-    if missing_packages():
-        pytest.skip("the exporter is not installed")
     import onnx
 
     network = Net().eval()
