@@ -62,7 +62,7 @@ class Model:
             nonlocal at
             array = np.frombuffer(body, kind, count * int(np.prod(shape)), at).reshape(count, *shape)
             at += array.nbytes
-            return array.astype(np.float32)
+            return array.astype(np.float32, copy=False)
 
         found.append(take("<f4", (self.classes,)))
         for shape in self.layers.values() if want != "scores" else ():

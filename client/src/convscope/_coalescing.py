@@ -202,10 +202,9 @@ class Lane:
             if self._limit <= pictures < MOST_PICTURES:
                 self._limit += 1
         if pictures > 1 or self._reply_bytes is None:
-            self._reply_bytes = max(
-                sum(math.prod(one.tensor.shape) * _CELL_BYTES.get(one.tensor.dtype, 4) for one in result.maps)
-                for result in reply.results
-            )
+            # The first stands for all: to read each takes 3 µs.
+            tensors = (one.tensor for one in next((result.maps for result in reply.results if result.maps), ()))
+            self._reply_bytes = sum(math.prod(one.shape) * _CELL_BYTES.get(one.dtype, 4) for one in tensors)
 
 
 class Lanes:

@@ -23,9 +23,6 @@ The same on REST and gRPC; what httpcore or grpc raised is kept as `__cause__`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 __all__ = [
     "AuthenticationFailed",
     "BadImage",
@@ -191,18 +188,23 @@ class ServerError(ConvscopeError):
 _REJECTIONS: dict[str, type[RequestRejected]] = {kind.code: kind for kind in RequestRejected.__subclasses__()}
 
 
-@contextmanager
-def belonging_to(request_id: str) -> Iterator[None]:
+class belonging_to:  # noqa: N801 (used as a function is)
     """Give a request's id to the exceptions raised within, unless they have one.
 
     Args:
         request_id: The id.
     """
-    try:
-        yield
-    except ConvscopeError as error:
-        error.request_id = error.request_id or request_id
-        raise
+
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Mark what was raised."""
+        if isinstance(error, ConvscopeError):
+            error.request_id = error.request_id or self._request_id
 
 
 def error_from_code(code: str, message: str, request_id: str | None = None) -> ConvscopeError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import platform
 import re
@@ -129,7 +128,7 @@ def _origin(prediction: Prediction) -> dict[str, Any]:
         "engine": prediction.engine,
         "device": prediction.device,
         "request_id": prediction.request_id,
-        "scores": [dataclasses.asdict(score) for score in prediction.top],
+        "scores": [score._asdict() for score in prediction.top],
     }
 
 

@@ -67,8 +67,8 @@ def encode_pictures(pictures: Picture | Iterable[Picture]) -> EncodedPictures:
         ValueError: An array has a shape or dtype that is no picture's.
     """
     # Whether something is a PIL image is asked last, and not of a list: Python 3.11 takes 20 µs to find out.
-    if not isinstance(pictures, list | tuple):
-        if isinstance(pictures, bytes | bytearray | memoryview | np.ndarray | str | os.PathLike | PillowImage):
+    if not isinstance(pictures, (list, tuple)):
+        if isinstance(pictures, (bytes, bytearray, memoryview, np.ndarray, str, os.PathLike, PillowImage)):
             return _encode(pictures)
         # A file yields lines and a mapping its keys, neither of which anybody means.
         if not isinstance(pictures, Iterable) or isinstance(pictures, Mapping) or hasattr(pictures, "read"):
@@ -78,7 +78,7 @@ def encode_pictures(pictures: Picture | Iterable[Picture]) -> EncodedPictures:
 
 def _encode(picture: Picture) -> EncodedPictures:
     """Turn one thing, which may be an array of several pictures, into picture files."""
-    if isinstance(picture, bytes | bytearray | memoryview):
+    if isinstance(picture, (bytes, bytearray, memoryview)):
         return _split_npy(bytes(picture))
     if isinstance(picture, np.ndarray):
         return _encode_array(picture)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ _CELLS: dict[int, np.dtype[Any]] = {
 }
 
 
+_OURS = np.dtype(np.float32)  # Not what travels where the machine's bytes are in the other order.
 _ALL = slice(None)
 
 
@@ -179,10 +181,11 @@ def _prediction(reply: wire.PredictReply, result: wire.Result, request_id: str, 
     channels: dict[str, tuple[int, ...]] = {}
     for feature_map in result.maps:
         cells = read_tensor(feature_map.tensor)
-        if cells.ndim == 0 or (feature_map.channels and len(feature_map.channels) != cells.shape[0]):
-            raise ProtocolError(f"the map of layer {feature_map.layer!r} and its channels do not fit together")
-        maps[feature_map.layer] = cells
-        channels[feature_map.layer] = tuple(feature_map.channels) or tuple(range(cells.shape[0]))
+        layer, chosen = feature_map.layer, tuple(feature_map.channels)
+        if cells.ndim == 0 or (chosen and len(chosen) != cells.shape[0]):
+            raise ProtocolError(f"the map of layer {layer!r} and its channels do not fit together")
+        maps[layer] = cells
+        channels[layer] = chosen or _every(cells.shape[0])
     error: ConvscopeError | None = None
     if result.HasField("error"):
         error = error_from_code(result.error.code, result.error.message, request_id)
@@ -198,6 +201,12 @@ def _prediction(reply: wire.PredictReply, result: wire.Result, request_id: str, 
         timing=timing,
         error=error,
     )
+
+
+@lru_cache(maxsize=128)
+def _every(count: int) -> tuple[int, ...]:
+    """Return the indexes of all channels."""
+    return tuple(range(count))
 
 
 def read_tensor(tensor: wire.Tensor) -> NDArray[np.float32]:
@@ -224,6 +233,8 @@ def read_tensor(tensor: wire.Tensor) -> NDArray[np.float32]:
         cells: NDArray[Any] = np.frombuffer(data, dtype).reshape(shape)
     except ValueError as error:
         raise ProtocolError(f"a tensor came with {len(shape)} axes, or with axes too long for any array") from error
+    if dtype is _OURS:
+        return cells  # A view of bytes, which cannot be written to.
     if tensor.dtype == wire.UINT8:
         if not shape or not len(tensor.scale) == len(tensor.offset) == shape[0]:
             raise ProtocolError("a uint8 tensor came without a scale and an offset for each channel")

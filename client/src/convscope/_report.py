@@ -137,7 +137,7 @@ def _row_json(row: Row[Prediction]) -> dict[str, Any]:
     channels = row.found.channels
     return {
         "picture": row.picture,
-        "top": [dataclasses.asdict(score) for score in row.found.top],
+        "top": [score._asdict() for score in row.found.top],
         "maps": {
             name: {"shape": list(cells.shape), "channels": list(channels[name]), **_range(cells)}
             for name, cells in row.found.maps.items()

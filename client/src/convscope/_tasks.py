@@ -82,8 +82,23 @@ class SharedTasks:
 
     async def wait(self, mailbox: asyncio.Future[Any], seconds: float) -> bool:
         """Wait that long for the mailbox, and leave it open when the time is up."""
-        done, _ = await asyncio.wait((mailbox,), timeout=seconds)
-        return bool(done)
+        if mailbox.done():
+            return True
+        loop = asyncio.get_running_loop()
+        waiting = loop.create_future()
+
+        def end(_: object = None) -> None:
+            if not waiting.done():
+                waiting.set_result(None)
+
+        mailbox.add_done_callback(end)
+        clock = loop.call_later(seconds, end)
+        try:
+            await waiting
+        finally:
+            clock.cancel()
+            mailbox.remove_done_callback(end)
+        return mailbox.done()
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
         if self._ended:

@@ -133,7 +133,7 @@ def look(
             "request": seen.request_id,
         },
         "picture": picture or pack_file(file, card.input),
-        "scores": [dataclasses.asdict(score) | {"logit": number(score.logit)} for score in seen.top],
+        "scores": [score._asdict() | {"logit": number(score.logit)} for score in seen.top],
         "layers": _maps(seen, {layer.name: layer for layer in card.layers}),
         "heat": heat,
         "geometry": _geometry(card),
