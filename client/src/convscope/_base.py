@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import AbstractAsyncContextManager
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -151,19 +151,18 @@ class BaseClient(Explaining):
     async def _ask(
         self,
         files: list[bytes],
+        asked: PredictRequest,
         model: str,
         version: str | None,
         deadline_s: float | None,
         *,
         request_id: str | None = None,
         timing: bool = False,
-        **options: Any,
     ) -> list[Prediction]:
-        """Ask about the picture files of one question."""
+        """Ask about the picture files of one question, which may be asked of others too and stays as it is."""
         sharing = self._sharing if request_id is None else None  # Who names a request looks for it in the logs.
         request_id = choose_request_id(request_id)
         with belonging_to(request_id):
-            asked = build_options(timing=timing or self._metrics is not None, **options)
             check_files(files)
             deadline_s = self._check(model, version, deadline_s)
             if not files:
@@ -183,30 +182,19 @@ class BaseClient(Explaining):
         *,
         version: str | None = None,
         deadline_s: float | None = None,
+        request_id: str | None = None,
+        timing: bool = False,
         **options: Any,
     ) -> Prediction | list[Prediction]:
         files, many = encode_pictures(pictures)
-        predictions = await self._ask(files, model, version, deadline_s, **options)
+        asked = build_options(timing=timing or self._metrics is not None, **options)
+        predictions = await self._ask(files, asked, model, version, deadline_s, request_id=request_id, timing=timing)
         if many:
             return predictions
         [prediction] = predictions
         if prediction.error is not None:
             raise prediction.error
         return prediction
-
-    async def _predict_group(
-        self, pictures: list[Picture], model: str, version: str | None, deadline_s: float | None, options: Any
-    ) -> list[Prediction]:
-        """Ask about the pictures of one request of a stream; where it fails as a whole, each holds the error."""
-        files = await self._encode(pictures)
-        try:
-            return await self._ask(files, model, version, deadline_s, **options)
-        except ConvscopeError as error:
-            said, version = error.request_id or "", version or ""
-            return [
-                Prediction(model=model, version=version, engine="", device="", request_id=said, error=error)
-                for _ in files
-            ]
 
     def _predict_many(
         self,
@@ -218,21 +206,29 @@ class BaseClient(Explaining):
         progress: bool,
         version: str | None = None,
         deadline_s: float | None = None,
+        timing: bool = False,
         **options: Any,
     ) -> AsyncGenerator[Prediction, None]:
         check_stream(pictures, concurrency=concurrency, batch=batch)
         if "request_id" in options:
             raise TypeError("predict_many gives each request an id of its own; request_id is for a single one")
         self._check(model, version, deadline_s)
-        if "layers" in options and not isinstance(options["layers"], str):
-            options["layers"] = list(options["layers"])  # An iterator would be used up by the first request.
-        build_options(**options)  # What is wrong with the options is said before anything is read.
+        # Once for all; what is wrong with them is said before anything is read.
+        asked = build_options(timing=timing or self._metrics is not None, **options)
 
-        def job(group: list[Picture]) -> Coroutine[Any, Any, list[Prediction]]:
-            return self._predict_group(group, model, version, deadline_s, options)
+        async def ask(group: list[Picture]) -> list[Prediction]:
+            files = await self._encode(group)
+            try:
+                return await self._ask(files, asked, model, version, deadline_s, timing=timing)
+            except ConvscopeError as error:  # Each picture holds it.
+                said, asked_of = error.request_id or "", version or ""
+                return [
+                    Prediction(model=model, version=asked_of, engine="", device="", request_id=said, error=error)
+                    for _ in files
+                ]
 
         return stream(
-            pictures, job, crew=self._crew, concurrency=concurrency, batch=batch, bar=open_progress(pictures, progress)
+            pictures, ask, crew=self._crew, concurrency=concurrency, batch=batch, bar=open_progress(pictures, progress)
         )
 
     async def _model_card(
