@@ -133,7 +133,7 @@ def run(options: argparse.Namespace, running: dict[str, Running]) -> Takes:
 
 
 def list_ways(case: Case, running: dict[str, Running], options: argparse.Namespace) -> dict[str, Way]:
-    """Return what is compared in a case, by name; the first is what ratios are to."""
+    """Return what is compared in a case, by name."""
     kind, wire, want = case
     how = partial(with_tasks if kind == "asyncio" else with_threads, running["convscope"], wire, want)
     ways: dict[str, Way] = {mode: partial(how, mode, options.callers, options.seconds) for mode in MODES}
@@ -246,18 +246,18 @@ def count(server: Running) -> float:
 def table(takes: Takes) -> str:
     """Lay the figures out as Markdown."""
     lines = [
-        "| callers are | wire | asked | coalesce, or whom | pictures/s (least–most) | to `off`, by round | p50 ms "
-        "| p99 ms | callers' CPU µs a picture | pictures a request |",
-        "|" + "---|" * 10,
+        "| callers are | wire | asked | coalesce, or whom | pictures/s (least–most) | to `off`, by round "
+        "| `auto` to it, by round | p50 ms | p99 ms | callers' CPU µs a picture | pictures a request |",
+        "|" + "---|" * 11,
     ]
     for (kind, wire, want), ways in takes.items():
-        first = next(iter(ways.values()))
         for name, rounds in ways.items():
             latencies = sorted(1e3 * second for take in rounds for second in take.latencies)
             pictures = len(latencies)
             cells = [
                 spread([take.rate for take in rounds], "{:,.0f}"),
-                spread([take.rate / off.rate for take, off in zip(rounds, first, strict=True)]),
+                spread([take.rate / off.rate for take, off in zip(rounds, ways["off"], strict=True)]),
+                spread([auto.rate / take.rate for take, auto in zip(rounds, ways["auto"], strict=True)]),
                 f"{statistics.median(latencies):.1f}",
                 f"{latencies[pictures * 99 // 100]:.1f}",
                 f"{1e6 * sum(take.cpu_s for take in rounds) / pictures:,.0f}",

@@ -91,6 +91,15 @@ def test_bytes_of_a_reply_are_foreseen_from_the_one_before(dtype: int, cell_byte
     assert lane.most == 1
 
 
+def test_a_picture_that_failed_tells_nothing_of_the_bytes_of_a_reply():
+    lane, seen = new_lane(), answer(1e-3, 3, maps=(((32, 1024, 1024), FLOAT32),))
+    seen.reply.results[0].Clear()
+    seen.reply.results[0].error.code = "bad_image"
+    lane.enter()
+    lane.finish(3, seen)
+    assert lane.most == 1
+
+
 def test_the_most_grows_while_pictures_together_take_little_more_than_one():
     lane = new_lane()
     lane.enter()
