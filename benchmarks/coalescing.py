@@ -25,6 +25,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -92,8 +93,9 @@ def main() -> int:
         takes = run(options, running)
         gc.unfreeze()
     print(table(takes))
-    circumstances = {
-        **machine.circumstances(),
+    circumstances = machine.circumstances()
+    circumstances["versions"] |= {"aiohttp": metadata.version("aiohttp")}
+    circumstances |= {
         "load": os.getloadavg()[0],
         **{name: getattr(options, name) for name in ("model", "rounds", "seconds", "callers")},
     }
