@@ -202,7 +202,7 @@ class Lane:
             if self._limit <= pictures < MOST_PICTURES:
                 self._limit += 1
         if pictures > 1 or self._reply_bytes is None:
-            # The first stands for all: to read each takes 3 µs.
+            # The first stands for all: shapes are slow to read.
             tensors = (one.tensor for one in next((result.maps for result in reply.results if result.maps), ()))
             self._reply_bytes = sum(math.prod(one.shape) * _CELL_BYTES.get(one.dtype, 4) for one in tensors)
 
