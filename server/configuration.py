@@ -83,6 +83,11 @@ class PrivateDirectory:
                 raise Failure(f"cannot write to {error.filename}: {error.strerror}") from error
             if len(os.fsencode(self.management_socket)) > LONGEST_SOCKET_PATH:
                 raise Failure(f"the path {self.path} is too long for a socket: choose a shorter one with --work-dir")
+            if os.statvfs(self.path).f_flag & os.ST_NOEXEC:  # As `docker run --tmpfs /tmp` mounts it.
+                raise Failure(
+                    f"programs may not run from {self.path} (mounted noexec), and Java needs a library that it unpacks"
+                    " there: mount it with exec (docker: --tmpfs /tmp:exec), or choose another with --work-dir"
+                )
             undo.pop_all()
         return self
 

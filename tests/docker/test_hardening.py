@@ -117,6 +117,15 @@ def test_a_gpu_that_is_not_there_is_refused(stack: Stack) -> None:
     assert "status 1" in said
 
 
+def test_a_folder_from_which_java_cannot_load_a_library_is_refused(stack: Stack) -> None:
+    image = stack.inspect("torchserve")["Config"]["Image"]
+    run = ["run", "--rm", "--read-only", "--tmpfs", "/tmp", "--entrypoint", "sh", "-v", f"{stack.store}:/models:ro"]
+    said = stack.docker(*run, image, "-c", "python -m server --model-store /models 2>&1; echo status $?")
+    assert "(mounted noexec)" in said
+    assert "--tmpfs /tmp:exec" in said
+    assert "status 1" in said
+
+
 def test_the_gpu_override_asks_for_the_device(stack: Stack) -> None:
     text = stack.compose("-f", "docker-compose.yml", "-f", "deploy/compose.gpu.yml", "config", "--format", "json")
     service = json.loads(text)["services"]["torchserve"]

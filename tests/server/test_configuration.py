@@ -1,7 +1,9 @@
 """What TorchServe and its workers are told, and the machine's share that is counted for it."""
 
+import os
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -96,6 +98,17 @@ def test_a_work_folder_too_deep_for_a_socket_is_refused(tmp_path):
     ):
         pass
     assert not list(deep.iterdir())
+
+
+def test_a_work_folder_from_which_nothing_may_run_is_refused(tmp_path, monkeypatch):
+    mounted = os.statvfs(tmp_path)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=mounted.f_flag | os.ST_NOEXEC))
+    with (
+        pytest.raises(Failure, match=r"\(mounted noexec\).*or choose another with --work-dir"),
+        PrivateDirectory(tmp_path, None),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_workers_environment_is_ours_and_free_of_what_would_redirect_them(directory):
