@@ -16,20 +16,11 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture(scope="session")
-def running() -> Iterator[StandIn]:
+@pytest.fixture
+def stand_in() -> Iterator[StandIn]:
+    """A server of this test's own: what the test before left under way would take its mishaps and be counted here."""
     with serve() as stand_in:
         yield stand_in
-
-
-@pytest.fixture
-def stand_in(running: StandIn) -> StandIn:
-    running.requests.clear()
-    running.keys.clear()
-    running.request_ids.clear()
-    running.connections.clear()
-    running.mishaps.clear()
-    return running
 
 
 @pytest.fixture(params=["rest", "grpc"])

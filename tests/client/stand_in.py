@@ -355,7 +355,7 @@ def serve(certificate: tuple[str, str] | None = None) -> Iterator[StandIn]:
         stand_in.rest_url = f"https://localhost:{http.server_port}"
         stand_in.grpc_url = f"grpcs://localhost:{rpc.add_secure_port('127.0.0.1:0', credentials)}"
     rpc.start()
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
         yield stand_in
