@@ -21,7 +21,7 @@ from handlers.maps import FeatureMap
 from handlers.wire import convscope_pb2 as wire
 
 if TYPE_CHECKING:
-    from handlers.reply import ClassScore, Explanation, Result
+    from handlers.reply import Explanation, Result
 
 Piece = bytes | memoryview
 
@@ -55,7 +55,7 @@ def assemble(results: Iterable[Result | RequestError]) -> list[Piece]:
             error = wire.Error(code=result.code, message=result.message)
             inner: list[Piece] = [wire.Result(error=error).SerializeToString()]
         else:
-            inner = [_score(score) for score in result.top]
+            inner = [b"".join([_score(*score) for score in result.top])]
             for feature_map in result.maps:
                 inner += _frame(_MAPS, _feature_map(feature_map))
             if result.explanation is not None:
@@ -64,17 +64,17 @@ def assemble(results: Iterable[Result | RequestError]) -> list[Piece]:
     return pieces
 
 
-def _score(score: ClassScore) -> bytes:
-    index, label, probability, logit = score
+def _score(index: int, label: str, probability: float, logit: float) -> bytes:
     if probability < _LEAST or abs(logit) < _LEAST:
-        return wire.Result(top=[wire.ClassScore(**score._asdict())]).SerializeToString()
+        score = wire.ClassScore(index=index, label=label, probability=probability, logit=logit)
+        return wire.Result(top=[score]).SerializeToString()
     return _score_head(index, label) + _SHARES.pack(_PROBABILITY, probability, _LOGIT, logit)
 
 
 @lru_cache(maxsize=4096)
 def _score_head(index: int, label: str) -> bytes:
     named = wire.ClassScore(index=index, label=label).SerializeToString()
-    return _varint(_TOP << 3 | _BYTES) + _varint(len(named) + _SHARES.size) + named
+    return _frame_head(_TOP, len(named) + _SHARES.size) + named
 
 
 def _feature_map(item: FeatureMap) -> list[Piece]:
@@ -105,7 +105,12 @@ def _tensor(item: FeatureMap) -> list[Piece]:
 
 def _frame(field: int, pieces: list[Piece]) -> list[Piece]:
     """Put a field's tag and length before its content."""
-    return [_varint(field << 3 | _BYTES) + _varint(sum(map(len, pieces))), *pieces]
+    return [_frame_head(field, sum(map(len, pieces))), *pieces]
+
+
+@lru_cache(maxsize=1024)  # Replies to who asks alike are equally long: of one network there are few lengths.
+def _frame_head(field: int, length: int) -> bytes:
+    return _varint(field << 3 | _BYTES) + _varint(length)
 
 
 def _varint(number: int) -> bytes:

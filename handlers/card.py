@@ -60,8 +60,8 @@ def encode(card: Mapping[str, Any], media_type: str, request_id: str = "") -> En
         identity = {name: card[name] for name in Identity.__dataclass_fields__}
         known = {name: value for name, value in card.items() if value or name != "training"}  # Else it is not set.
         reply = wire.PredictReply(card=wire.ModelCard(**known), **identity, request_id=request_id)
-        return Encoded(reply.SerializeToString(), media_type)
-    return Encoded(json.dumps(card, indent=2, ensure_ascii=False).encode() + b"\n", media.JSON)
+        return Encoded([reply.SerializeToString()], media_type)
+    return Encoded([json.dumps(card, indent=2, ensure_ascii=False).encode() + b"\n"], media.JSON)
 
 
 def _layer(name: str, module: str, layer: LayerGeometry) -> dict[str, Any]:

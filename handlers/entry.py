@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from handlers import connection, journal, parts
+from handlers import journal, messages
+from handlers.assembly import Piece
+from handlers.connection import Improved
 from handlers.service import Service
 
 
@@ -27,12 +28,11 @@ class ConvscopeHandler:
         Raises:
             Exception: Whatever keeps the network from answering; TorchServe reports it and tries again.
         """
-        parts.keep_repeated()
+        messages.install()
         version = str(context.manifest["model"]["modelVersion"])
         journal.write_to_standard_output(context.model_name, version)
         if os.environ.get("CONVSCOPE_HUSH"):
             journal.hush_torchserve(getattr(context, "metrics", None))
-        self._socket: socket.socket | None = None  # To TorchServe; known from the first batch on.
         properties = context.system_properties
         config = context.model_yaml_config or {}
         gpu = properties.get("gpu_id") if config.get("deviceType") != "cpu" else None
@@ -45,7 +45,7 @@ class ConvscopeHandler:
             gpu=None if gpu is None else int(gpu),
         )
 
-    def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
+    def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes] | list[list[Piece]]:
         """Answer one batch.
 
         Args:
@@ -53,15 +53,14 @@ class ConvscopeHandler:
             context: TorchServe's `ts.context.Context` of this batch.
 
         Returns:
-            One body a request, in order. Media type and status are set in the context.
+            One body a request, in order, in pieces where the connection takes pieces. Media type and status are set in
+            the context.
         """
-        to_torchserve: socket.socket | None = getattr(context, "cl_socket", None)
-        if to_torchserve is not None and to_torchserve is not self._socket:
-            self._socket = to_torchserve
-            connection.improve(to_torchserve)
         properties = [context.get_all_request_header(index) for index in range(len(data))]
         answers = self._service.answer(data, properties, [context.get_request_id(index) for index in range(len(data))])
         for index, answer in enumerate(answers):
             context.set_response_content_type(index, answer.media_type)
             context.set_response_status(answer.status, HTTPStatus(answer.status).phrase, index)
+        if isinstance(getattr(context, "cl_socket", None), Improved):
+            return [answer.pieces for answer in answers]
         return [answer.body for answer in answers]

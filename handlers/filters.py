@@ -54,11 +54,11 @@ def encode(
     if media_type == media.PROTOBUF:
         tensor = wire.Tensor(dtype=wire.FLOAT32, shape=filters.shape, data=data)
         reply = wire.PredictReply(filters=tensor, request_id=request_id, **vars(identity))
-        return Encoded(reply.SerializeToString(), media_type)
+        return Encoded([reply.SerializeToString()], media_type)
     head = {**vars(identity), "request_id": request_id}
     if media_type == media.NPZ:
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **{layer: filters, "reply": np.array(json.dumps(head))})
-        return Encoded(buffer.getvalue(), media_type)
+        return Encoded([buffer.getvalue()], media_type)
     values = {"dtype": "float32", "shape": filters.shape, "data": base64.b64encode(data).decode("ascii")}
-    return Encoded(json.dumps({**head, "filters": values}).encode(), media.JSON)
+    return Encoded([json.dumps({**head, "filters": values}).encode()], media.JSON)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from handlers import media
-from handlers.assembly import assemble
+from handlers.assembly import Piece, assemble
 from handlers.errors import BadRequest, RequestError
 from handlers.explanations.painting import paint
 from handlers.maps import FeatureMap
@@ -34,32 +34,33 @@ class Encoded:
     """A reply as bytes, but for its timing, which is known only when all replies of a batch are encoded.
 
     Attributes:
-        body: The whole reply; of an npz that waits for a timing, all members but the last.
+        pieces: The whole reply, one after the other; of an npz that waits for a timing, all members but the last. Maps
+            are pieces of their own, not copied until they are sent.
         media_type: Its own.
         status: Of HTTP.
         values: What that last member, `reply`, says as JSON; None where the body is whole.
     """
 
-    body: bytes
+    pieces: list[Piece]
     media_type: str
     status: int = 200
     values: dict[str, Any] | None = None
 
     @property
     def size(self) -> int:
-        """Bytes of the body without a timing."""
-        return len(self.body) if self.values is None else len(self.close())
+        """Bytes of the reply without a timing."""
+        return sum(map(len, self.pieces if self.values is None else self.close()))
 
-    def close(self, timing: Timing | None = None) -> bytes:
-        """Return the finished body, with a timing where the format can carry one; PNG cannot."""
+    def close(self, timing: Timing | None = None) -> list[Piece]:
+        """Return the finished reply, with a timing where the format can carry one; PNG cannot."""
         extra = {} if timing is None else {"timing": vars(timing)}
         if self.values is not None:
-            return _add_member(self.body, "reply", np.array(json.dumps(self.values | extra)))
+            return [_add_member(b"".join(self.pieces), "reply", np.array(json.dumps(self.values | extra)))]
         if timing is not None and self.media_type == media.JSON:
-            return self.body[:-1] + b", " + json.dumps(extra).encode()[1:]
+            return [b"".join(self.pieces)[:-1] + b", " + json.dumps(extra).encode()[1:]]
         if timing is not None and self.media_type == media.PROTOBUF:  # Messages written in a row merge.
-            return self.body + wire.PredictReply(timing=wire.Timing(**vars(timing))).SerializeToString()
-        return self.body
+            return [*self.pieces, wire.PredictReply(timing=wire.Timing(**vars(timing))).SerializeToString()]
+        return self.pieces
 
 
 def encode(reply: Reply, media_type: str, *, awaits_timing: bool = False) -> Encoded:
@@ -79,22 +80,22 @@ def encode(reply: Reply, media_type: str, *, awaits_timing: bool = False) -> Enc
     if reply.refusal is not None and media_type in (media.NPZ, media.PNG):
         media_type = media.JSON
     if media_type == media.NPZ:
-        encoded = Encoded(_to_npz(reply), media_type, values=_to_values(reply, lambda _: None))
+        encoded = Encoded([_to_npz(reply)], media_type, values=_to_values(reply, lambda _: None))
         return encoded if awaits_timing else Encoded(encoded.close(), media_type)
     return Encoded(_ENCODERS[media_type](reply), media_type, reply.refusal.status if reply.refusal else 200)
 
 
-def to_json(reply: Reply) -> bytes:
+def to_json(reply: Reply) -> list[Piece]:
     """Encode as JSON; a tensor is `{dtype, shape, data}`, its cells base64."""
-    return json.dumps(_to_values(reply, _tensor_values), allow_nan=False).encode()
+    return [json.dumps(_to_values(reply, _tensor_values), allow_nan=False).encode()]
 
 
-def to_protobuf(reply: Reply) -> bytes:
+def to_protobuf(reply: Reply) -> list[Piece]:
     """Encode as a serialized `convscope.v1.PredictReply`."""
     tail = wire.PredictReply(request_id=reply.request_id)
     if reply.refusal is not None:
         tail.error.code, tail.error.message = reply.refusal.code, reply.refusal.message
-    return b"".join([_head(reply.identity), *assemble(reply.results), tail.SerializeToString()])
+    return [_head(reply.identity), *assemble(reply.results), tail.SerializeToString()]
 
 
 @lru_cache(maxsize=16)
@@ -119,7 +120,7 @@ def _to_npz(reply: Reply) -> bytes:
     return buffer.getvalue()
 
 
-def to_png(reply: Reply) -> bytes:
+def to_png(reply: Reply) -> list[Piece]:
     """Draw one layer of one picture as a grid of grey tiles, one a channel, each scaled by its own least and largest.
 
     Where an explanation was asked for, draw that.
@@ -129,13 +130,13 @@ def to_png(reply: Reply) -> bytes:
     """
     result = reply.results[0] if len(reply.results) == 1 else None
     if isinstance(result, Result) and result.explanation is not None:
-        return _draw(Image.fromarray(_painted(result.explanation)))
+        return [_draw(Image.fromarray(_painted(result.explanation)))]
     if not isinstance(result, Result) or len(result.maps) != 1:
         raise BadRequest(NO_PNG)
     cells = result.maps[0].cells.astype(np.float32)
     if cells.ndim != 3:
         raise BadRequest("image/png shows maps of shape (C, h, w); leave out pool, or ask for at least 2")
-    return _draw(Image.fromarray(tile(cells)))
+    return [_draw(Image.fromarray(tile(cells)))]
 
 
 def _draw(image: Image.Image) -> bytes:
@@ -181,7 +182,7 @@ def tile(cells: NDArray[np.float32]) -> NDArray[np.uint8]:
     return grid
 
 
-_ENCODERS: dict[str, Callable[[Reply], bytes]] = {
+_ENCODERS: dict[str, Callable[[Reply], list[Piece]]] = {
     media.JSON: to_json,
     media.PROTOBUF: to_protobuf,
     media.PNG: to_png,

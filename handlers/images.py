@@ -156,15 +156,15 @@ def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     return values
 
 
-def stack(pictures: Sequence[Picture], preprocessing: Preprocessing) -> Tensor:
-    """Make the tensor the network takes out of pictures of one size: `normalise`, bit for bit, without tensors between.
+def stack(pictures: Sequence[Picture], preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Make what the network takes out of pictures of one size: `normalise`, bit for bit, without tensors.
 
     Args:
         pictures: N pictures (H, W, C) of the same H and W, uint8 and float32 in any mixture.
         preprocessing: The network's input.
 
     Returns:
-        (N, C, H, W), float32, normalised, contiguous, on the CPU.
+        (N, C, H, W), float32, normalised, contiguous.
     """
     height, width, channels = pictures[0].shape
     values = np.empty((len(pictures), channels, height, width), np.float32)
@@ -172,12 +172,12 @@ def stack(pictures: Sequence[Picture], preprocessing: Preprocessing) -> Tensor:
         values[number] = picture.transpose(2, 0, 1)
     if all(picture.dtype == np.uint8 for picture in pictures):
         values /= _WHITE
-        return torch.from_numpy(preprocessing.normalise(values))
+        return preprocessing.normalise(values)
     for number, picture in enumerate(pictures):
         if picture.dtype == np.uint8:
             values[number] /= _WHITE
     with np.errstate(over="ignore"):  # A caller's float32 may be anything finite; the scores will show it.
-        return torch.from_numpy(preprocessing.normalise(values))
+        return preprocessing.normalise(values)
 
 
 def noise(preprocessing: Preprocessing, count: int = 1) -> Tensor:
@@ -193,7 +193,7 @@ def noise(preprocessing: Preprocessing, count: int = 1) -> Tensor:
     height, width = preprocessing.size or ANY_SIZE
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand((count, height, width, preprocessing.channels), generator=generator)
-    return stack(list(pixels.numpy()), preprocessing)
+    return torch.from_numpy(stack(list(pixels.numpy()), preprocessing))
 
 
 def _decode_array(

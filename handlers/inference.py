@@ -13,10 +13,9 @@ from itertools import groupby
 from time import perf_counter
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from handlers.engines.engine import Engine, Maps
+from handlers.engines.engine import Cells, Engine
 from handlers.errors import BadImage, Internal, RequestError
 from handlers.images import ANY_SIZE, Picture, Preprocessing, stack
 from handlers.maps import prepare
@@ -55,7 +54,7 @@ class Inference:
         height, width = preprocessing.size or ANY_SIZE
         self._black: Picture = np.zeros((height, width, preprocessing.channels), np.uint8)
 
-    def warm_up(self, layers: frozenset[str] | None = None) -> Tensor | None:
+    def warm_up(self, layers: frozenset[str] | None = None) -> NDArray[np.float32] | None:
         """Run one real forward pass of a black picture.
 
         Args:
@@ -69,8 +68,8 @@ class Inference:
         """
         if layers is None:
             layers = frozenset() if self._network.has_scores else frozenset(self._network.layers)
-        logits, _ = self._network.forward(stack([self._black], self._preprocessing), layers)
-        if logits is not None and not torch.isfinite(logits).all():
+        logits, _ = self._network.run(stack([self._black], self._preprocessing), layers)
+        if logits is not None and not np.isfinite(logits).all():
             raise RuntimeError("the network's scores for a black picture are not finite; are its weights?")
         return logits
 
@@ -82,7 +81,7 @@ class Inference:
         """
         traced = self.warm_up(frozenset(self._network.layers))
         plain = self.warm_up()
-        if traced is not None and plain is not None and not torch.allclose(traced, plain, rtol=1e-4, atol=1e-5):
+        if traced is not None and plain is not None and not np.allclose(traced, plain, rtol=1e-4, atol=1e-5):
             raise RuntimeError("the extracted graph does not compute what the network computes")
 
     def run(self, jobs: list[Job]) -> None:
@@ -114,7 +113,7 @@ class Inference:
             stacked = perf_counter()
             for trace in traces:
                 trace.add("preprocess", stacked - began)
-            logits, maps = self._network.forward(images, wanted)
+            logits, maps = self._network.run(images, wanted)
             scores = self._score(logits, places)
             forward_s = perf_counter() - stacked
             for trace in traces:
@@ -142,7 +141,7 @@ class Inference:
                 job.trace.add("encode", share_s)
 
     def _score(
-        self, logits: Tensor | None, places: list[tuple[Job, int]]
+        self, logits: NDArray[np.float32] | None, places: list[tuple[Job, int]]
     ) -> list[tuple[ClassScore, ...] | RequestError]:
         """Return each picture's most probable classes."""
         if logits is None:
@@ -164,7 +163,7 @@ class Inference:
         return tuple(ClassScore(index, self._classes[index], shares[index] / total, values[index]) for index in best)
 
     def _results(
-        self, options: Options, maps: Maps, scores: list[tuple[ClassScore, ...] | RequestError]
+        self, options: Options, maps: dict[str, Cells], scores: list[tuple[ClassScore, ...] | RequestError]
     ) -> list[Result | RequestError]:
         """Return the results of pictures that ran together, about which the same was asked."""
         try:

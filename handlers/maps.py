@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from handlers.engines.engine import Cells
 from handlers.errors import BadImage, BadRequest
 from handlers.options import Options
 
 _NAMES = {np.dtype(name): name for name in ("float32", "float16", "uint8")}  # numpy takes 4 µs to spell one.
+_LEAST_SCALE = np.finfo(np.float32).tiny  # The least number with all its digits.
 _HALF_MAGNITUDE = np.uint16(0x7FFF)  # float16's bits but for the sign.
 _HALF_INFINITY = np.uint16(0x7C00)  # Above it is what is not a number.
 
@@ -55,13 +57,13 @@ class FeatureMap:
         return values
 
 
-def prepare(layer: str, values: Tensor, options: Options) -> list[FeatureMap | BadImage]:
+def prepare(layer: str, values: Cells, options: Options) -> list[FeatureMap | BadImage]:
     """Turn the maps of several pictures into what was asked for, all of them at once.
 
     Args:
         layer: Public name.
-        values: (N, C, h, w), float32, contiguous, on any device. Maps of another shape pass as they are, unless an
-            option needs channels.
+        values: (N, C, h, w), float32, contiguous, an array, or a tensor on any device. Maps of another shape pass as
+            they are, unless an option needs channels.
         options: The caller's, of all N pictures.
 
     Returns:
@@ -74,19 +76,19 @@ def prepare(layer: str, values: Tensor, options: Options) -> list[FeatureMap | B
     chosen: Sequence[tuple[int, ...] | None] = [None] * len(values)
     if options.channels is not None:
         _need_channels(layer, values, "channels")
-        values, chosen = _choose(layer, values, options.channels)
+        values, chosen = _choose(layer, _tensor(values), options.channels)
     if options.pool is not None:
         _need_channels(layer, values, "pool")
-        values = _pool(layer, values, options.pool)
+        values = _pool(layer, _tensor(values), options.pool)
     if options.map_dtype == "float16":
-        values = values.half()  # In torch, twenty times as fast as numpy's.
+        values = _tensor(values).half()  # In torch, twenty times as fast as numpy's.
     if options.map_dtype == "uint8":
-        if values.device.type == "cpu":
-            return _bytes(layer, *quantise(values.contiguous().numpy()), chosen)
-        whole, scales, offsets = quantise_in_torch(values)
-        both = torch.stack([scales, offsets]).cpu().numpy()
-        return _bytes(layer, to_host(whole).numpy(), both[0], both[1], chosen)
-    cells = to_host(values.contiguous()).numpy()
+        if isinstance(values, Tensor) and values.device.type != "cpu":
+            whole, scales, offsets = quantise_in_torch(values)
+            both = torch.stack([scales, offsets]).cpu().numpy()
+            return _bytes(layer, to_host(whole).numpy(), both[0], both[1], chosen)
+        return _bytes(layer, *quantise(_array(values)), chosen)
+    cells = _array(values)
     found = [FeatureMap(layer, item, channels=selected) for item, selected in zip(cells, chosen, strict=True)]
     if options.map_dtype == "float16":
         bits = cells.reshape(len(cells), -1).view(np.uint16)
@@ -95,11 +97,19 @@ def prepare(layer: str, values: Tensor, options: Options) -> list[FeatureMap | B
     return list(found)
 
 
+def _tensor(values: Cells) -> Tensor:
+    return torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+
+
+def _array(values: Cells) -> NDArray[Any]:
+    return values if isinstance(values, np.ndarray) else to_host(values.contiguous()).numpy()
+
+
 def _carried(found: list[FeatureMap], carried: NDArray[np.bool_], failure: str) -> list[FeatureMap | BadImage]:
     return [item if fine else BadImage(failure) for item, fine in zip(found, carried.tolist(), strict=True)]
 
 
-def _need_channels(layer: str, values: Tensor, option: str) -> None:
+def _need_channels(layer: str, values: Cells, option: str) -> None:
     if values.ndim != 4:
         raise BadRequest(f"{option} needs a map of shape (C, h, w); {layer} has {tuple(values.shape[1:])}")
 
@@ -144,14 +154,18 @@ def quantise(cells: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.
         finite has a scale that is not.
     """
     flat = cells.reshape(*cells.shape[:2], -1)  # (N, C, h·w)
-    offset = flat.min(axis=2)
+    offset = flat.min(axis=2, keepdims=True)
     with np.errstate(over="ignore", invalid="ignore"):
-        scale = (flat.max(axis=2) - offset) / np.float32(255)
-        steps = flat - offset[:, :, np.newaxis]
-        steps /= np.where(scale > 0, scale, np.float32(1))[:, :, np.newaxis]  # A constant channel is its offset.
-        np.minimum(np.rint(steps, out=steps), np.float32(255), out=steps)  # A scale of 1e-44 is hardly a number.
-        whole = steps.astype(np.uint8).reshape(cells.shape)
-    return whole, scale, offset
+        scale = flat.max(axis=2, keepdims=True)
+        scale -= offset
+        scale /= np.float32(255)
+        # A constant channel is its offset at any scale but 0. A scale below this has fewer digits, and might leave the
+        # largest cell beyond 255.
+        np.maximum(scale, _LEAST_SCALE, out=scale)
+        steps = flat - offset
+        steps /= scale
+        whole = np.rint(steps, out=steps).astype(np.uint8).reshape(cells.shape)
+    return whole, scale[:, :, 0], offset[:, :, 0]
 
 
 def quantise_in_torch(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,9 +182,9 @@ def quantise_in_torch(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     flat = values.reshape(*values.shape[:2], -1)  # (N, C, h·w)
     offset = flat.amin(dim=2)
     # A tensor, as CUDA divides by a number by multiplying with its inverse, which rounds otherwise.
-    scale = (flat.amax(dim=2) - offset) / flat.new_full((1,), 255.0)
-    steps = (flat - offset[:, :, None]) / torch.where(scale > 0, scale, torch.ones_like(scale))[:, :, None]
-    whole = steps.round().clamp(max=255).to(torch.uint8)
+    scale = ((flat.amax(dim=2) - offset) / flat.new_full((1,), 255.0)).clamp_(min=float(_LEAST_SCALE))
+    steps = (flat - offset[:, :, None]).div_(scale[:, :, None])
+    whole = steps.round_().to(torch.uint8)
     return whole.reshape(values.shape), scale, offset
 
 

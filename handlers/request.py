@@ -14,10 +14,11 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
 
+from handlers import fields
 from handlers.errors import BadRequest, TooManyImages
 from handlers.explanations.asked import Explain
 from handlers.media import GRPC_DEFAULT, REST_DEFAULT, choose
@@ -125,28 +126,36 @@ def _from_protobuf(body: Any, headers: Mapping[str, str], trace: Trace, media_ty
     try:
         if not isinstance(body, (bytes, bytearray)):
             raise TypeError(type(body))
-        message = wire.PredictRequest.FromString(bytes(body))
+        pictures, request_id, rest = fields.split(bytes(body))
+        trace.identify(request_id)
+        # Callers that ask often always ask the same of their pictures.
+        asked = _remembered(rest) if len(rest) <= _MOST_OPTION_BYTES else _asked(rest)
     except (DecodeError, TypeError, ValueError) as err:
         raise BadRequest("the body is not a convscope.v1.PredictRequest; see proto/convscope.proto") from err
-    trace.identify(message.request_id)
-    if message.describe:
-        return Request((), Options(), media_type, describe=True)
-    if message.filters:
-        return Request((), Options(), media_type, filters=message.filters)
-    check_count(len(message.pictures), max_images)
-    pictures = tuple(message.pictures)
-    for field in ("pictures", "request_id"):
-        message.ClearField(field)
-    rest = message.SerializeToString()
-    options = _options(rest) if len(rest) <= _MOST_OPTION_BYTES else Options.from_message(message)
+    if asked.describe or asked.filters:
+        return Request((), Options(), media_type, describe=asked.describe, filters=asked.filters)
+    check_count(len(pictures), max_images)
+    options = asked.options
     if options.explain is None and _is_to_explain(headers):
         options = replace(options, explain=Explain())
     return Request(pictures, options, media_type)
 
 
-@lru_cache(maxsize=256)  # Callers that ask often always ask the same of their pictures.
-def _options(message: bytes) -> Options:
-    return Options.from_message(wire.PredictRequest.FromString(message))
+class _Asked(NamedTuple):
+    """What a message asks, whatever its pictures and its id."""
+
+    describe: bool
+    filters: str
+    options: Options
+
+
+def _asked(rest: bytes) -> _Asked:
+    message = wire.PredictRequest.FromString(rest)
+    aside = message.describe or bool(message.filters)
+    return _Asked(message.describe, message.filters, Options() if aside else Options.from_message(message))
+
+
+_remembered = lru_cache(maxsize=256)(_asked)
 
 
 def _from_json(body: Any, headers: Mapping[str, str], trace: Trace, media_type: str, max_images: int) -> Request:

@@ -17,6 +17,7 @@ import torch
 
 from handlers import bundle, card, formats, memory, rehearsal, reply, request, sizes
 from handlers.admission import Admission, refuse
+from handlers.assembly import Piece
 from handlers.bundle import Bundle, Limits
 from handlers.engines.choice import choose
 from handlers.engines.eager import Eager
@@ -34,11 +35,21 @@ from handlers.trace import Trace
 
 @dataclass(frozen=True)
 class Answer:
-    """What goes back for one row: body, media type, HTTP status (which only REST heeds)."""
+    """What goes back for one row: its pieces, media type, HTTP status (which only REST heeds)."""
 
-    body: bytes
+    pieces: list[Piece]
     media_type: str
     status: int = 200
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body."""
+        return sum(map(len, self.pieces))
+
+    @property
+    def body(self) -> bytes:
+        """The pieces in one; each time it is asked for, they are copied."""
+        return b"".join(self.pieces)
 
 
 class Service:
@@ -180,7 +191,7 @@ class Service:
             One answer a row, in order. Nothing is raised: an error is an answer too.
         """
         answers = self._answer(rows, properties, request_ids or [None] * len(rows))
-        memory.release(sum(len(answer.body) for answer in answers))
+        memory.release(sum(answer.size for answer in answers))
         return answers
 
     def _answer(
@@ -229,11 +240,12 @@ class Service:
     def _close(self, encoded: Encoded, trace: Trace, timing: reply.Timing | None) -> Answer:
         """Finish an answer, and note in the trace what goes back."""
         try:
-            body = encoded.close(timing)
+            pieces = encoded.close(timing)
         except Exception as failure:
             trace.results = ()
             error = Internal("the reply could not be encoded; the server's log says why", unexpected=failure)
             encoded = refuse(self._identity, trace, error, encoded.media_type)
-            body = encoded.body
-        trace.media_type, trace.reply_bytes = encoded.media_type, len(body)
-        return Answer(body, encoded.media_type, encoded.status)
+            pieces = encoded.pieces
+        answer = Answer(pieces, encoded.media_type, encoded.status)
+        trace.media_type, trace.reply_bytes = encoded.media_type, answer.size
+        return answer

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from handlers.engines.eager import SCORES, Eager, Forward
-from handlers.engines.engine import Maps
+from handlers.engines.engine import Maps, Torch
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def record_on_gpu(compute: Callable[[], Outputs], device: torch.device) -> tuple
     return replay, outputs
 
 
-class Captured:
+class Captured(Torch):
     """A network run by torch from recordings.
 
     Args:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from handlers.engines.engine import Maps
+from handlers.engines.engine import Maps, Torch
 from handlers.vision import create_feature_extractor, get_graph_node_names
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ SCORES = "//scores"  # No public layer name can hold a slash, so no clash.
 _EXTRACTORS_KEPT = 32  # One per set of layers ever asked for; they share the network's weights.
 
 
-class Eager:
+class Eager(Torch):
     """A network run by torch, operation by operation.
 
     Args:

@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from handlers.engines.engine import Maps
+from handlers.engines.engine import Cells, Maps
 
 _IMAGES = "images"
 _ERRORS = 3  # Severity: ONNX Runtime's warnings are about the graph, which nobody who serves can change.
@@ -81,11 +83,17 @@ class Session:
 
     def forward(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor | None, Maps]:
         """Run the network once; see `Engine.forward`."""
+        scores, maps = self.run(images.numpy(), layers)
+        found = {name: torch.as_tensor(cells) for name, cells in maps.items()}
+        return None if scores is None else torch.from_numpy(scores), found
+
+    def run(
+        self, images: NDArray[np.float32], layers: frozenset[str] = frozenset()
+    ) -> tuple[NDArray[np.float32] | None, dict[str, Cells]]:
+        """Run the network once; see `Engine.run`."""
         names = list(dict.fromkeys([*self._scores, *(self._maps[name] for name in layers)]))
-        arrays = self._session.run(names, {_IMAGES: images.numpy()}, self._run_options)
-        if (
-            not names
-        ):  # Of a network without scores no map was asked for: it ran, which may have failed, and that is all.
+        arrays = self._session.run(names, {_IMAGES: images}, self._run_options)
+        if not names:  # Of a network without scores no map was asked for: it ran, which may have failed: that is all.
             return None, {}
-        outputs = {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
+        outputs = dict(zip(names, arrays, strict=True))
         return (outputs[names[0]] if self.has_scores else None), {name: outputs[self._maps[name]] for name in layers}

@@ -181,7 +181,7 @@ class Explainer:
         if height * width > MAX_PIXELS:
             raise ImageTooLarge(f"pictures of more than {MAX_PIXELS:,} pixels are not explained; send a smaller one")
         target = result.top[0].index if asked.target is None else asked.target
-        image = stack([picture], self._preprocessing).to(self._network.device)  # (1, C, H, W)
+        image = torch.from_numpy(stack([picture], self._preprocessing)).to(self._network.device)  # (1, C, H, W)
         with torch.inference_mode(False), torch.enable_grad():
             heat, delta = self._heat(asked, image, target, check)
         dtype = "float32" if is_png else job.options.map_dtype

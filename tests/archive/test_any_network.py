@@ -139,7 +139,7 @@ def assert_serves(
     pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
     picture = _npy(pixels)
     torch.set_num_threads(1)  # As the service has: the number of threads decides on the last bits.
-    logits, maps = by_hand(network, modules, stack([pixels], preprocessing))
+    logits, maps = by_hand(network, modules, torch.from_numpy(stack([pixels], preprocessing)))
     reply = ask_message(service, wire.PredictRequest(pictures=[picture], layers=["all"], top_k=0))
     assert not reply.HasField("error"), reply.error
     scores = torch.empty(10)

@@ -63,7 +63,7 @@ def test_rounding_changes_scores_by_less_than_a_hundredth(trained: Path) -> None
     whole, half = Deep().eval(), Deep().eval()
     whole.load_state_dict(state)
     half.load_state_dict(packing.halved(state))
-    pictures = stack([PICTURE], Preprocessing(3, 32, 32))
+    pictures = torch.from_numpy(stack([PICTURE], Preprocessing(3, 32, 32)))
     with torch.inference_mode():
         scores = whole(pictures), half(pictures)
     assert not torch.equal(*scores)

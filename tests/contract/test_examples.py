@@ -96,11 +96,11 @@ def test_the_handler_reads_the_golden_request() -> None:
     [(REPLY, TIMING, "reply"), (REFUSAL, None, "refusal"), (EXPLAINED, None, "explanation")],
 )
 def test_the_handler_writes_the_golden_replies(reply: Reply, timing: Timing | None, name: str) -> None:
-    assert encode(reply, PROTOBUF).close(timing) == golden(name)
+    assert b"".join(encode(reply, PROTOBUF).close(timing)) == golden(name)
 
 
 def test_the_handler_writes_the_golden_json() -> None:
-    body = encode(REPLY, JSON).close(TIMING)
+    body = b"".join(encode(REPLY, JSON).close(TIMING))
     assert json.loads(body) == json.loads((EXAMPLES / "reply.json").read_text(encoding="utf-8"))
 
 
@@ -162,7 +162,7 @@ def test_the_handler_writes_the_golden_card() -> None:
     for layer in values["layers"]:
         layer["bytes"] = {dtype: int(size) for dtype, size in layer["bytes"].items()}
     encoded = card.encode(values, PROTOBUF)
-    assert wire.PredictReply.FromString(encoded.close()) == expected
+    assert wire.PredictReply.FromString(b"".join(encoded.close())) == expected
 
 
 def test_torchserves_service_is_spelt_as_torchserve_spells_it() -> None:

@@ -56,5 +56,7 @@ def test_scales_and_offsets_are_written_as_protobuf_writes_them(channels: int) -
 
 def test_who_answers_is_that_of_each_reply() -> None:
     for model in ("cifar", "digits", "cifar"):
-        reply = wire.PredictReply.FromString(to_protobuf(Reply(Identity(model, "1.0", "torch", "cpu"), request_id="a")))
+        reply = wire.PredictReply.FromString(
+            b"".join(to_protobuf(Reply(Identity(model, "1.0", "torch", "cpu"), request_id="a")))
+        )
         assert (reply.model, reply.request_id) == (model, "a")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from handlers.connection import improve
+from handlers.connection import Improved, improve
 
 with warnings.catch_warnings():  # TorchServe leaves a file open that says its version.
     warnings.simplefilter("ignore", ResourceWarning)
@@ -102,6 +102,46 @@ def test_replies_go_out_as_before_and_its_buffer_is_wide(ends):
     with plain, other:
         usual = plain.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
     assert worker.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) >= usual
+
+
+@pytest.mark.parametrize("sizes", [(), (0,), (5, 7), (5, 300_000, 0, 7), (9_000_000, 100), (20,) * 2_000])
+def test_pieces_go_out_one_after_the_other(sizes, ends):
+    front, worker = ends
+    front.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    pieces = [bytes([number % 251]) * size for number, size in enumerate(sizes)]
+    thread = threading.Thread(target=worker.sendall, args=(pieces,))
+    thread.start()
+    came = b""
+    while len(came) < sum(sizes):
+        came += front.recv(1_000_000)
+    thread.join()
+    assert came == b"".join(pieces)
+    assert select.select([front], [], [], 0)[0] == []
+
+
+def test_what_a_call_leaves_unsent_is_sent_after_it(ends, monkeypatch):
+    front, worker = ends
+    sent = []
+
+    def send_some(self: socket.socket, pieces: list[bytes]) -> int:
+        sent.append(len(pieces))
+        return socket.socket.send(self, b"".join(pieces)[:25_000])
+
+    monkeypatch.setattr(Improved, "sendmsg", send_some, raising=False)
+    pieces = [b"a" * 20_000, b"b" * 20_000, b"c" * 10_000, b"d" * 5_000]
+    worker.sendall(pieces)
+    assert front.recv(100_000, socket.MSG_WAITALL | socket.MSG_DONTWAIT) == b"".join(pieces)
+    assert sent == [4, 2]
+
+
+def test_a_connection_is_improved_once(ends):
+    front, worker = ends
+    kind = type(worker)
+    front.sendall(b"ab")
+    assert worker.recv(1) == b"a"
+    improve(worker)
+    assert type(worker) is kind
+    assert worker.recv(1) == b"b"
 
 
 def test_another_kind_of_connection_is_read_as_it_is():

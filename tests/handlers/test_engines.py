@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from handlers.engines import choice
 from handlers.engines.choice import TOLERANCE, check, choose, difference
@@ -134,6 +135,51 @@ def test_maps_stay_what_they_were_when_more_pictures_run(both: tuple[Service, Se
         for _ in range(5):
             engine.forward(images * -3, layers)
         assert all(torch.equal(maps[name], kept[name]) for name in layers)
+
+
+def test_arrays_come_out_as_tensors_do(both: tuple[Service, Service]) -> None:
+    for service in both:
+        engine = service._inference._network
+        images = noise(service._preprocessing, 3)
+        scores, maps = engine.forward(images, frozenset(engine.layers))
+        found, arrays = engine.run(images.numpy(), frozenset(engine.layers))
+        if engine.has_scores:
+            assert isinstance(found, np.ndarray)
+            assert isinstance(scores, Tensor)
+            assert np.array_equal(found, scores.numpy())
+        else:
+            assert found is scores is None
+        assert arrays.keys() == maps.keys() == set(engine.layers)
+        for name, cells_ in arrays.items():
+            assert isinstance(cells_, np.ndarray)
+            assert np.array_equal(cells_, maps[name].numpy())
+        assert engine.run(images.numpy())[1] == {}
+
+
+@pytest.mark.parametrize("asked", [{}, {"layers": ["all"]}, {"layers": ["all"], "map_dtype": wire.UINT8}])
+def test_torch_has_no_part_in_what_another_engine_answers(
+    asked: dict[str, Any], both: tuple[Service, Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its code costs more than the work does, where it is called once a request."""
+    calls: list[str] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            calls.append(str(func))
+            return func(*args, **kwargs or {})
+
+    from_numpy = torch.from_numpy
+    monkeypatch.setattr(torch, "from_numpy", lambda array: [calls.append("from_numpy"), from_numpy(array)][1])
+    request = wire.PredictRequest(pictures=PICTURES[:2], **asked)
+    slow, fast = both
+    for service in both:
+        ask_message(service, request)
+    with Watch():
+        calls.clear()
+        ask_message(fast, request)
+        assert calls == []
+        ask_message(slow, request)
+        assert calls != []
 
 
 def test_the_card_says_which_engine_runs(both: tuple[Service, Service]) -> None:

@@ -29,7 +29,7 @@ from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, ask_json, ask_mes
 from tests.pictures import FIVE_BY_FIVE, colours, npy, png
 
 GOOD = png(colours())
-IMAGE = stack([colours()], CIFAR_INPUT)  # (1, 3, 32, 32), as the network gets it.
+IMAGE = torch.from_numpy(stack([colours()], CIFAR_INPUT))  # (1, 3, 32, 32), as the network gets it.
 EXPLAINING = [method for method in METHODS if method != "picture"]
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 

@@ -44,6 +44,16 @@ def test_together_is_as_alone(values: Tensor, options: dict[str, Any]) -> None:
             assert (mine is None and its is None) or np.array_equal(mine, its)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+def test_arrays_become_what_tensors_become(values: Tensor, options: dict[str, Any]) -> None:
+    asked = Options(**options)
+    for one, other in zip(prepare("conv1", values.numpy(), asked), prepare("conv1", values, asked), strict=True):
+        assert isinstance(one, FeatureMap)
+        assert isinstance(other, FeatureMap)
+        assert np.array_equal(one.cells, other.cells)
+        assert (one.dtype, one.channels) == (other.dtype, other.channels)
+
+
 def test_each_picture_has_strongest_channels_of_its_own(values: Tensor) -> None:
     values[0, 5], values[1, 2] = 100, 50
     chosen = [item.channels for item in prepare("conv1", values, Options(channels=1)) if isinstance(item, FeatureMap)]
