@@ -1,0 +1,97 @@
+"""Two checkouts' services under the same load, in turns: what a change brings to who asks.
+
+Type: python -m benchmarks.against ../before [--rounds 7] [--only 'scores, c=8|uint8, c=8']
+
+Each is started as its own launcher starts it, on its own archives, with this checkout's environment; this checkout's
+code asks both and checks the replies. Ratios are those within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from benchmarks import models
+from benchmarks.asking import Place
+from benchmarks.load import ROOT
+from benchmarks.running import Running
+from benchmarks.servers import SERVERS, Server
+from benchmarks.summaries import spread
+from benchmarks.workloads import STANDARD
+
+FIGURES = ("pictures/s", "Java, µs", "Python, µs")
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("before", type=Path, help="the other checkout; the ratio is this one's to its")
+    parser.add_argument("--model", default="cifar", choices=("cifar", "digits"))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
+    parser.add_argument(
+        "--only", default="scores*|float32, c*|uint8*|float16, 32*", help="workloads, patterns with | between"
+    )
+    options = parser.parse_args()
+    workloads = [one for one in STANDARD if any(fnmatch(one.name, some) for some in options.only.split("|"))]
+    work = ROOT / "out/bench"
+    model = models.prepare(options.model, work)
+    ours = next(server for server in SERVERS if server.name == "convscope")
+    checkouts = {"before": options.before.resolve(), "now": ROOT}
+    print("| asked | " + " | ".join(f"{one}: {' · '.join(FIGURES)}" for one in checkouts) + " | now to before |")
+    print("|---|---|---|---|")
+    with contextlib.ExitStack() as stack:
+        running = {
+            name: stack.enter_context(Running(_of(ours, name, checkout), model, work))
+            for name, checkout in checkouts.items()
+        }
+        for one in running.values():
+            one.warm_up(workloads)
+        for workload in workloads:
+            found: dict[str, list[tuple[float, ...]]] = {name: [] for name in running}
+            for number in range(options.rounds):
+                for name in list(running)[:: 1 if number % 2 else -1]:
+                    found[name].append(_figures(running[name].take(workload, options.seconds)))
+            cells = [
+                " · ".join(f"{statistics.median(one):,.0f}" for one in zip(*rows, strict=True))
+                for rows in found.values()
+            ]
+            pairs = zip(zip(*found["now"], strict=True), zip(*found["before"], strict=True), strict=True)
+            ratios = [[now / then for now, then in zip(*pair, strict=True)] for pair in pairs]
+            shown = " · ".join(spread(one, "{:.2f}") for one in ratios)
+            print(f"| {workload.name} | {' | '.join(cells)} | {shown} |", flush=True)
+    print(f"\n{options.rounds} rounds of {options.seconds:g} s, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+
+
+def _of(ours: Server, name: str, checkout: Path) -> Server:
+    """Return the row of the table for a checkout."""
+    return replace(ours, name=name, command=_starting(ours.command, checkout))
+
+
+def _starting(command: Callable[[Place], list[str]], checkout: Path) -> Callable[[Place], list[str]]:
+    def start(place: Place) -> list[str]:
+        words = command(place)
+        words[words.index("--model-store") + 1] = str(checkout / "model_store")
+        return ["sh", "-c", f"cd {shlex.quote(str(checkout))} && exec {shlex.join(words)}"]
+
+    return start
+
+
+def _figures(take: dict[str, Any]) -> tuple[float, ...]:
+    """Return pictures a second, and processor time a request of Java and of all else."""
+    count, cpu_s = len(take["latencies"]), take["cpu_s"]
+    java = sum(spent for name, spent in cpu_s.items() if "java" in name)
+    rest = sum(spent for name, spent in cpu_s.items() if "java" not in name)
+    return count * take["pictures"] / take["wall_s"], java / count * 1e6, rest / count * 1e6
+
+
+if __name__ == "__main__":
+    main()
