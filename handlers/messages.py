@@ -1,6 +1,6 @@
-"""TorchServe's messages to its worker and back, read and written in a third of the time that its own code takes.
+"""TorchServe's messages to its worker and back, read and written in about half the time that its own code takes.
 
-That code makes four calls for each of a message's 40 fields, and joins all replies of a batch into one more copy. The
+That code makes several calls for each of a message's fields, and joins all replies of a batch into one more copy. The
 format is Java's, and TorchServe 0.12 its last release, so neither it nor what is replaced here moves.
 
 A form's repeated fields are kept besides: `curl -F data=@a.png -F data=@b.png` reaches the worker as two parameters
