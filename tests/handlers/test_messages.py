@@ -168,9 +168,7 @@ def test_replies_are_written_as_torchserve_writes_them(sizes: Any, ends: Any):
     assert all(any(piece is body for piece in reply) for body in bodies[1::2]), "a body was copied"
     thread = threading.Thread(target=worker.sendall, args=(reply,))
     thread.start()
-    came = b""
-    while len(came) < len(wanted):
-        came += front.recv(1_000_000)
+    came = front.recv(len(wanted), socket.MSG_WAITALL)
     thread.join()
     assert came == wanted
 
