@@ -23,12 +23,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import grpc
-import httpcore
 import numpy as np
 from convscope import AsyncClient, Client
 from convscope._wire import convscope_pb2 as wire
@@ -68,7 +68,7 @@ def main() -> int:
         "calls": options.calls,
         "machine": platform.processor() or platform.machine(),
         "python": platform.python_version(),
-        "versions": {"httpcore": httpcore.__version__, "grpcio": grpc.__version__, "numpy": np.__version__},
+        "versions": {name: metadata.version(name) for name in ("httpcore", "httptools", "grpcio", "numpy")},
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"circumstances": circumstances, "cpu_us_a_call": costs}, indent=2))

@@ -29,8 +29,8 @@ from benchmarks.load import ROOT
 
 GROUPS: dict[str, tuple[str, ...]] = {  # By the file of the innermost function; the first that fits.
     "sockets": ("selectors.py", "asyncio/selector_events.py", "socket.py", "httpcore/_backends", "_network.py"),
-    "event loop, locks": ("asyncio/", "anyio/", "threading.py", "concurrent/", "queue.py", "httpcore/_synchron"),
-    "HTTP": ("h11/", "httpcore/", "convscope/_rest.py", "convscope/_http_answers.py"),
+    "event loop, locks": ("asyncio/", "threading.py", "concurrent/", "queue.py"),
+    "HTTP": ("convscope/_http.py", "convscope/_rest.py", "convscope/_http_answers.py"),
     "gRPC": ("grpc/", "convscope/_grpc.py"),
     "parsing the reply": ("convscope/_transport.py",),
     "reading it": ("convscope/_reply.py", "convscope/_prediction.py"),

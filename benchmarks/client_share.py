@@ -97,7 +97,7 @@ def main() -> int:
             server.wait()
     print(table(takes))
     circumstances = machine.circumstances()
-    circumstances["versions"] |= {name: metadata.version(name) for name in ("httpcore", "grpcio")}
+    circumstances["versions"] |= {name: metadata.version(name) for name in ("httpcore", "httptools", "grpcio")}
     circumstances |= {"load": os.getloadavg()[0]}
     circumstances |= {name: getattr(options, name) for name in ("model", "rounds", "seconds")}
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from benchmarks.client_profile import REST, group
 
 STACKS = """\
 main (app.py);predict (/client/src/convscope/_client.py);_ask (/client/src/convscope/_base.py) 3
-main (app.py);send (/client/src/convscope/_rest.py);next_event (/packages/h11/_connection.py) 5
+main (app.py);send (/client/src/convscope/_rest.py);take (/client/src/convscope/_http.py) 5
 main (app.py);run (/lib/asyncio/events.py);write (/lib/asyncio/selector_events.py) 7
 main (app.py);run (/lib/asyncio/events.py) 11
 main (app.py);read (/client/src/convscope/_reply.py) 13

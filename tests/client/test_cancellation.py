@@ -9,8 +9,7 @@ import re
 from typing import Any
 
 import pytest
-from convscope import ConvscopeError
-from convscope._network import AsyncNetwork
+from convscope import ConvscopeError, _network
 from convscope._rest import AsyncRestTransport
 from convscope._wire.convscope_pb2 import PredictRequest
 
@@ -31,14 +30,14 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 @pytest.mark.parametrize("before", [0, 1, 2], ids=["a new connection", "a used one", "one that has expired"])
 def test_no_turn_of_the_loop_is_a_bad_one_to_be_cancelled_at(before: int, monkeypatch: pytest.MonkeyPatch):
     opened: list[Any] = []
-    connect = AsyncNetwork.connect_tcp
+    connect = _network._connect_async
 
-    async def watched(network: AsyncNetwork, *args: Any, **settings: Any) -> Any:
-        stream = await connect(network, *args, **settings)
+    async def watched(host: str, port: int) -> Any:
+        stream = await connect(host, port)
         opened.append(stream)
         return stream
 
-    monkeypatch.setattr(AsyncNetwork, "connect_tcp", watched)
+    monkeypatch.setattr(_network, "_connect_async", watched)
 
     async def send(transport: AsyncRestTransport) -> None:
         with contextlib.suppress(ConvscopeError):
@@ -51,15 +50,15 @@ def test_no_turn_of_the_loop_is_a_bad_one_to_be_cancelled_at(before: int, monkey
         await asyncio.gather(*(send(transport) for _ in range(before)))
         if before == 2:
             for connection in transport._idle:
-                connection._connection._expire_at = 0.0
+                connection._idle_since = -60.0
         asking = asyncio.create_task(send(transport))
         for _ in range(turns):
             await asyncio.sleep(0)
         late = not asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         still = [stream for stream in opened if not stream._transport.is_closing()]
-        kept = [connection for connection in transport._idle if not connection.is_closed()]
-        assert len(still) == len(kept), f"cancelled after {turns} turns"
+        kept = [connection._stream for connection in transport._idle if not connection.closed]
+        assert still == kept, f"cancelled after {turns} turns"
         await transport.close()
         assert all(stream._transport.is_closing() for stream in opened)
         return late

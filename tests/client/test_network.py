@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import socket
+import ssl
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,8 +16,7 @@ from typing import Any
 import convscope
 import numpy as np
 import pytest
-from convscope import AsyncClient, Client, ConvscopeError
-from convscope._network import AsyncNetwork, Network
+from convscope import AsyncClient, Client, ConvscopeError, _network
 from convscope._wire import convscope_pb2 as wire
 
 from tests.client.stand_in import StandIn
@@ -292,7 +293,10 @@ def test_a_plain_proxy_is_asked_for_the_whole_url_with_its_password(kind: type, 
 
 
 @BOTH
-def test_tls_goes_through_a_proxys_tunnel(kind: type, secure: tuple[StandIn, Path], monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("proxy", ["http", "https"])
+def test_tls_goes_through_a_proxys_tunnel(
+    kind: type, proxy: str, secure: tuple[StandIn, Path], monkeypatch: pytest.MonkeyPatch
+):
     stand_in, certificate = secure
     port = stand_in.rest_url.rpartition(":")[2]
     asked = []
@@ -304,8 +308,10 @@ def test_tls_goes_through_a_proxys_tunnel(kind: type, secure: tuple[StandIn, Pat
             other.shutdown(socket.SHUT_WR)
 
     def serve(connection: socket.socket) -> None:
+        if proxy == "https":
+            connection = identify(connection, certificate)
         asked.append(take(connection).split(b"\r\n")[0])
-        with socket.create_connection(("127.0.0.1", int(port))) as beyond:
+        with connection, socket.create_connection(("127.0.0.1", int(port))) as beyond:
             connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
             back = threading.Thread(target=pump, args=(beyond, connection), daemon=True)
             back.start()
@@ -313,10 +319,64 @@ def test_tls_goes_through_a_proxys_tunnel(kind: type, secure: tuple[StandIn, Pat
             back.join(10)
 
     monkeypatch.setattr("convscope._transport.is_loopback", lambda _: False)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))  # Whom to trust as a proxy.
     with listening(serve) as where:
-        monkeypatch.setenv("https_proxy", f"http://{where}")
+        monkeypatch.setenv("https_proxy", f"{proxy}://{where.replace('127.0.0.1', 'localhost')}")
         assert ask(kind, stand_in.rest_url, ca_file=certificate).top
     assert asked == [f"CONNECT localhost:{port} HTTP/1.1".encode()]
+
+
+def identify(connection: socket.socket, certificate: Path) -> ssl.SSLSocket:
+    """Speak TLS as a server."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+    return context.wrap_socket(connection, server_side=True)
+
+
+@BOTH
+def test_a_proxy_that_is_spoken_to_over_tls_is_asked_for_the_whole_url(
+    kind: type, secure: tuple[StandIn, Path], monkeypatch: pytest.MonkeyPatch
+):
+    _, certificate = secure
+    heads = []
+
+    def serve(connection: socket.socket) -> None:
+        with identify(connection, certificate) as secured:
+            for _ in range(2):
+                heads.append(take(secured))
+                send(secured, reply())
+
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with listening(serve) as where:
+        monkeypatch.setenv("http_proxy", f"https://{where.replace('127.0.0.1', 'localhost')}")
+        assert ask(kind, "http://elsewhere.invalid:81").top
+    assert [head.split(b"\r\n")[:2] for head in heads] == [
+        [b"POST http://elsewhere.invalid:81/predictions/cifar HTTP/1.1", b"host: elsewhere.invalid:81"]
+    ] * 2
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("said", "error", "words"),
+    [
+        (b"HTTP/1.1 407 Who are you\r\ncontent-length: 2\r\n\r\nno", convscope.ConnectError, "407 Who are you"),
+        (b"HTTP/1.1 200 OK\r\n\r\nsurplus", convscope.ProtocolError, "more came from the proxy"),
+        (b"SSH-2.0\r\n", convscope.ProtocolError, "does not speak HTTP"),
+        (b"", convscope.ConnectError, "before its answer was complete"),
+    ],
+)
+def test_a_proxy_that_opens_no_way_is_an_error_that_says_so(
+    kind: type, said: bytes, error: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
+):
+    def serve(connection: socket.socket) -> None:
+        take(connection)
+        connection.sendall(said)
+
+    with listening(serve) as where:
+        monkeypatch.setenv("https_proxy", f"http://me:secret@{where}")
+        with pytest.raises(error, match=words) as caught:
+            ask(kind, "https://elsewhere.invalid")
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_asyncio_speaks_tls_and_trusts_whom_it_is_told_to(secure: tuple[StandIn, Path]):
@@ -337,15 +397,15 @@ def test_a_connection_that_opens_while_its_client_is_closed_is_closed_too(
 ):
     opened: list[Any] = []
     connecting, closed = threading.Event(), threading.Event()
-    connect = Network.connect_tcp
+    connect = _network._connect
 
-    def late(self: Network, *where: Any, **how: Any) -> Any:
+    def late(*where: Any) -> Any:
         connecting.set()
         assert closed.wait(10)
-        opened.append(connect(self, *where, **how))
+        opened.append(connect(*where))
         return opened[-1]
 
-    monkeypatch.setattr(Network, "connect_tcp", late)
+    monkeypatch.setattr(_network, "_connect", late)
     client = Client(stand_in.rest_url, retries=0, coalesce="off")
 
     def question() -> None:
@@ -366,18 +426,18 @@ def test_a_connection_that_opens_while_its_asyncio_client_is_closed_is_closed_to
     stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
 ):
     opened: list[Any] = []
-    connect = AsyncNetwork.connect_tcp
+    connect = _network._connect_async
 
     async def run() -> None:
         connecting, closed = asyncio.Event(), asyncio.Event()
 
-        async def late(self: AsyncNetwork, *where: Any, **how: Any) -> Any:
+        async def late(*where: Any) -> Any:
             connecting.set()
             await closed.wait()
-            opened.append(await connect(self, *where, **how))
+            opened.append(await connect(*where))
             return opened[-1]
 
-        monkeypatch.setattr(AsyncNetwork, "connect_tcp", late)
+        monkeypatch.setattr(_network, "_connect_async", late)
         client = AsyncClient(stand_in.rest_url, retries=0, coalesce="off")
         task = asyncio.create_task(client.predict(b"cat", model="cifar"))
         await asyncio.wait_for(connecting.wait(), 10)

@@ -26,14 +26,15 @@ if TYPE_CHECKING:
     from convscope._wire.convscope_pb2 import PredictReply
 
 PROTOBUF = "application/x-protobuf"
+_PROTOBUF = PROTOBUF.encode()
 
 
-def understand(status: int, headers: Mapping[str, str], body: bytes) -> PredictReply:
+def understand(status: int, headers: Mapping[bytes, bytes], body: bytes) -> PredictReply:
     """Read an answer.
 
     Args:
         status: Of HTTP.
-        headers: By name, in whatever case.
+        headers: By name, in lower case.
         body: The whole of it.
 
     Returns:
@@ -42,7 +43,7 @@ def understand(status: int, headers: Mapping[str, str], body: bytes) -> PredictR
     Raises:
         ConvscopeError: What the answer stands for otherwise.
     """
-    if headers.get("content-type", "").lower().startswith(PROTOBUF):
+    if headers.get(b"content-type", b"").lower().startswith(_PROTOBUF):
         reply = parse_reply(body)
         check_open(reply, _retry_after_s(headers))
         if 200 <= status < 300 or reply.HasField("error"):
@@ -50,7 +51,7 @@ def understand(status: int, headers: Mapping[str, str], body: bytes) -> PredictR
     raise _refusal(status, headers, body)
 
 
-def _refusal(status: int, headers: Mapping[str, str], body: bytes) -> ConvscopeError:
+def _refusal(status: int, headers: Mapping[bytes, bytes], body: bytes) -> ConvscopeError:
     """Make the exception for an answer that is not our handler's: TorchServe's own, a gateway's, or a stranger's."""
     kind, message = _torchserve_words(body)
     known = torchserve_error(message)
@@ -82,7 +83,7 @@ def _torchserve_words(body: bytes) -> tuple[str, str]:
         return "", text.splitlines()[0] if text.isprintable() and text else ""
 
 
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+def _retry_after_s(headers: Mapping[bytes, bytes]) -> float | None:
     """Return the seconds of a Retry-After header, if it holds seconds."""
-    value = headers.get("retry-after", "")
-    return float(value) if value.isascii() and value.isdigit() else None
+    value = headers.get(b"retry-after", b"").strip()
+    return float(value) if value.isdigit() else None

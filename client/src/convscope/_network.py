@@ -1,8 +1,7 @@
-"""The network below httpcore: what is sent goes out in one piece, and what has come is taken in one piece.
+"""Connections of HTTP/1.1, blocking and asyncio's: opened along a route, asked one thing after the other.
 
-httpcore writes a request's head and body one by one and reads 64 KB at a time, each of which costs a system call, on
-the other side too, and a turn through its parser. Its own asyncio network is anyio's, which takes turns of the event
-loop besides. With these streams in place of its own, and without httpx, the transport takes half the processor time.
+A request goes out in one piece, and an answer is put together as it comes; on asyncio the caller is woken once, when
+all of it is there. Blocking sockets, and TLS within TLS, are httpcore's.
 """
 
 from __future__ import annotations
@@ -17,66 +16,138 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httpcore
 
+from convscope._http import Incoming
+
 if TYPE_CHECKING:
-    import ssl
+    from convscope._route import Route
 
 _AT_ONCE = 256 * 1024  # Bytes read in one call.
-_SMALL = 64 * 1024  # Bytes that rather wait for the next ones than be sent alone.
-_AHEAD = 1024 * 1024  # Bytes received and not read, from which on the server has to wait.
+_SMALL = 64 * 1024  # Bytes of a body that are rather copied behind the head than sent on their own.
 _SECOND_ADDRESS_S = 0.25  # Seconds after which a host's next address is tried beside the first: RFC 8305's.
+_IDLE_S = 5.0  # Seconds for which a connection that nobody uses may be used again.
 
 
-class Network(httpcore.NetworkBackend):
-    """A blocking network. Its timeouts are not seconds: they are the time, by `time.monotonic`, to end by."""
+class _Connection:
+    """What both connections are.
 
-    def __init__(self) -> None:
-        self._below = httpcore.SyncBackend()
+    Args:
+        route: Where they lead.
 
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Any = None,
-    ) -> httpcore.NetworkStream:
-        """Connect to the first of the host's addresses that takes it; each gets an equal share of the time left."""
+    Attributes:
+        closed: Whether it was closed from here.
+    """
+
+    def __init__(self, route: Route) -> None:
+        self.closed = False
+        self._route = route
+        self._stream: Any = None
+        self._answer: Incoming | None = None
+        self._idle_since = 0.0
+
+    def rest(self) -> bool:
+        """Note that nobody uses it now; say whether it may be used again."""
+        self._idle_since = time.monotonic()
+        return not self.closed and self._answer is not None and self._answer.complete and self._answer.reusable
+
+    def expired(self) -> bool:
+        """Say whether it has rested for too long, or the server has closed it or sent what nobody asked for."""
+        return time.monotonic() > self._idle_since + _IDLE_S or bool(self._stream.get_extra_info("is_readable"))
+
+
+class Connection(_Connection):
+    """A blocking connection. `ends` is the time, by `time.monotonic`, to end by."""
+
+    def ask(self, head: bytes, body: bytes, ends: float) -> Incoming:
+        """Send a request and return its answer.
+
+        Args:
+            head: First line and headers, with the blank line.
+            body: What comes behind it.
+            ends: When to give up.
+
+        Returns:
+            The answer, complete.
+
+        Raises:
+            httpcore.NetworkError: No connection came about, or it broke.
+            httpcore.ProtocolError: What came is no answer of HTTP/1.1.
+            httpcore.ProxyError: The proxy refused.
+            httpcore.TimeoutException: It took too long.
+            ReplyTooLarge: The answer is over this client's limit.
+        """
+        if self._stream is None:
+            self._open(ends)
+        return self._exchange(head, body, ends, Incoming())
+
+    def close(self) -> None:
+        """Close it; whoever waits for an answer is woken."""
+        self.closed = True
+        if self._stream is not None:
+            self._stream.close()
+
+    def _open(self, ends: float) -> None:
+        route = self._route
+        self._keep(_Stream(_connect(route.host, route.port, ends)))
+        if route.proxy_tls is not None:
+            self._keep(self._stream.start_tls(route.proxy_tls, route.host, ends))
+        if route.tunnel:
+            _check_tunnel(self._exchange(route.tunnel, b"", ends, Incoming(bodiless=True)))
+        if route.tls is not None:
+            self._keep(self._stream.start_tls(route.tls, route.service, ends))
+
+    def _keep(self, stream: _Stream) -> None:
+        self._stream = stream
+        if self.closed:  # Meanwhile.
+            stream.close()
+            raise httpcore.ConnectError("it was closed")
+
+    def _exchange(self, head: bytes, body: bytes, ends: float, answer: Incoming) -> Incoming:
+        stream, self._answer = self._stream, answer
+        # A server may refuse a request, and close, before it has come to its end: there is an answer to read.
+        with contextlib.suppress(httpcore.WriteError):
+            if len(body) > _SMALL:
+                stream.write(head, ends)
+                stream.write(memoryview(body), ends)  # Of which the rest is no copy.
+            else:
+                stream.write(head + body, ends)
+        while not answer.complete:
+            data = stream.read(ends)
+            if data:
+                answer.take(data)
+            else:
+                answer.end()
+        return answer
+
+
+def _connect(host: str, port: int, ends: float) -> httpcore.NetworkStream:
+    """Connect to the first of the host's addresses that takes it; each gets an equal share of the time left."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise httpcore.ConnectError(str(error)) from error
+    below = httpcore.SyncBackend()
+    failed: Exception = httpcore.ConnectError(f"{host} has no address")
+    for tried, (*_, address) in enumerate(found):
+        share_s = _left_s(ends) / (len(found) - tried)
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise httpcore.ConnectError(str(error)) from error
-        failed: Exception = httpcore.ConnectError(f"{host} has no address")
-        for tried, (*_, address) in enumerate(found):
-            left_s = _left_s(timeout)
-            share_s = None if left_s is None else left_s / (len(found) - tried)
-            try:
-                return _Stream(self._below.connect_tcp(str(address[0]), port, share_s, local_address, socket_options))
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                failed = error
-        raise failed
+            return below.connect_tcp(str(address[0]), port, share_s)
+        except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+            failed = error
+    raise failed
 
 
-class _Stream(httpcore.NetworkStream):
-    """One of httpcore's own streams, of which less is asked."""
+class _Stream:
+    """One of httpcore's streams, told until when instead of how long."""
 
     def __init__(self, below: httpcore.NetworkStream) -> None:
         self._below = below
-        self._unsent = b""
         self._process = os.getpid()
 
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        if self._unsent:
-            # A server may refuse a request, and close, before it has come to its end: there is an answer to read.
-            with contextlib.suppress(httpcore.WriteError):
-                self._send(timeout)
-        return self._below.read(max(max_bytes, _AT_ONCE), _left_s(timeout))
+    def read(self, ends: float) -> bytes:
+        return self._below.read(_AT_ONCE, _left_s(ends))
 
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        if len(buffer) > _SMALL:
-            self._send(timeout)
-            self._below.write(buffer, _left_s(timeout))
-        else:
-            self._unsent += buffer
+    def write(self, data: Any, ends: float) -> None:
+        self._below.write(data, _left_s(ends))
 
     def close(self) -> None:
         if self._process == os.getpid():  # In a child it is the parent's: nobody is told.
@@ -84,96 +155,116 @@ class _Stream(httpcore.NetworkStream):
                 self._below.get_extra_info("socket").shutdown(socket.SHUT_RDWR)  # Wakes the thread that reads from it.
         self._below.close()
 
-    def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.NetworkStream:
-        return _Stream(self._below.start_tls(ssl_context, server_hostname, _left_s(timeout)))
+    def start_tls(self, trust: Any, host: str, ends: float) -> _Stream:
+        return _Stream(self._below.start_tls(trust, host, _left_s(ends)))
 
     def get_extra_info(self, info: str) -> Any:
         return self._below.get_extra_info(info)
 
-    def _send(self, timeout: float | None) -> None:
-        unsent, self._unsent = self._unsent, b""
-        self._below.write(unsent, _left_s(timeout))
+
+class AsyncConnection(_Connection):
+    """A connection of the event loop's. It knows no timeouts: whoever asks puts one around the whole."""
+
+    async def ask(self, head: bytes, body: bytes) -> Incoming:
+        """Send a request and return its answer; see `Connection.ask`."""
+        if self._stream is None:
+            await self._open()
+        return await self._exchange(head, body, Incoming())
+
+    async def close(self) -> None:
+        """Close it; whoever waits for an answer is woken."""
+        self.closed = True
+        if self._stream is not None:
+            await self._stream.aclose()
+
+    async def _open(self) -> None:
+        route = self._route
+        await self._keep(await _connect_async(route.host, route.port))
+        if route.proxy_tls is not None:
+            await self._stream.start_tls(route.proxy_tls, route.host)
+        if route.tunnel:
+            _check_tunnel(await self._exchange(route.tunnel, b"", Incoming(bodiless=True)))
+        if route.tls is not None:
+            await self._stream.start_tls(route.tls, route.service)
+
+    async def _keep(self, stream: _AsyncStream) -> None:
+        self._stream = stream
+        if self.closed:  # Meanwhile.
+            await stream.aclose()
+            raise httpcore.ConnectError("it was closed")
+
+    async def _exchange(self, head: bytes, body: bytes, answer: Incoming) -> Incoming:
+        self._answer = answer
+        if len(body) > _SMALL:
+            await self._stream.exchange((head, body), answer)
+        else:
+            await self._stream.exchange((head + body,), answer)
+        return answer
 
 
-class AsyncNetwork(httpcore.AsyncNetworkBackend):
-    """asyncio's network. It knows no timeouts: whoever asks puts one around the whole."""
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Any = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """Connect."""
-        loop = asyncio.get_running_loop()
-        # asyncio's race loses a connection whose caller is cancelled just when it is won; an address needs no race.
-        delay_s = None if _is_address(host) else _SECOND_ADDRESS_S
-        try:
-            _, stream = await loop.create_connection(_AsyncStream, host, port, happy_eyeballs_delay=delay_s)
-        except OSError as error:
-            raise httpcore.ConnectError(str(error)) from error
-        return stream
+async def _connect_async(host: str, port: int) -> _AsyncStream:
+    # asyncio's race loses a connection whose caller is cancelled just when it is won; an address needs no race.
+    delay_s = None if _is_address(host) else _SECOND_ADDRESS_S
+    try:
+        _, stream = await asyncio.get_running_loop().create_connection(
+            _AsyncStream, host, port, happy_eyeballs_delay=delay_s
+        )
+    except OSError as error:
+        raise httpcore.ConnectError(str(error)) from error
+    return stream
 
 
-class _AsyncStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
-    """A connection of the event loop's."""
+class _AsyncStream(asyncio.Protocol):
+    """What asyncio tells of a connection."""
 
     _transport: asyncio.Transport
 
     def __init__(self) -> None:
-        self._unsent = b""
-        self._come: list[bytes] = []
-        self._size = 0
-        self._ended = False
+        self._readable = False  # There was more to read than answers, or its end.
         self._error: Exception | None = None
-        self._reader: asyncio.Future[None] | None = None
+        self._answer: Incoming | None = None
+        self._waiter: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        self._come.append(data)
-        self._size += len(data)
-        if self._size > _AHEAD:
-            self._transport.pause_reading()
-        self._wake()
+        if self._answer is None:
+            self._readable = True
+            return
+        try:
+            self._answer.take(data)
+        except Exception as error:
+            self._error = error
+        if self._answer.complete or self._error is not None:
+            self._wake()
 
     def eof_received(self) -> None:
-        self._ended = True
-        self._wake()
+        self.connection_lost(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._ended = True
-        self._error = exc
+        self._readable = True
+        if self._error is None and exc is not None:
+            self._error = httpcore.ReadError(str(exc))
+            self._error.__cause__ = exc
         self._wake()
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        if self._unsent:
-            self._send()
-        if not self._come and not self._ended:
-            self._reader = asyncio.get_running_loop().create_future()
-            await self._reader
-        if self._come:
-            come = b"".join(self._come)
-            self._come.clear()
-            if self._size > _AHEAD:
-                self._transport.resume_reading()
-            self._size = 0
-            return come
+    async def exchange(self, pieces: tuple[bytes, ...], answer: Incoming) -> None:
+        """Send a request, and wait until its answer is complete."""
+        self._answer = answer
+        for piece in pieces:
+            self._transport.write(piece)
+        try:
+            if not self._readable:
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+        finally:
+            self._answer = self._waiter = None
+        if answer.complete:
+            return
         if self._error is not None:
-            raise httpcore.ReadError(str(self._error)) from self._error
-        return b""
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        if len(buffer) > _SMALL:
-            self._send()
-            self._transport.write(buffer)
-        else:
-            self._unsent += buffer
+            raise self._error
+        answer.end()
 
     async def aclose(self) -> None:
         self._transport.close()
@@ -182,15 +273,10 @@ class _AsyncStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         finally:
             self._transport.abort()  # What could not be sent by now is of no use to anybody.
 
-    async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,
-    ) -> httpcore.AsyncNetworkStream:
+    async def start_tls(self, trust: Any, host: str) -> None:
         loop = asyncio.get_running_loop()
         try:
-            secure = await loop.start_tls(self._transport, self, ssl_context, server_hostname=server_hostname)
+            secure = await loop.start_tls(self._transport, self, trust, server_hostname=host)
         except BaseException as error:
             self._transport.abort()
             if isinstance(error, OSError):
@@ -199,32 +285,23 @@ class _AsyncStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         if secure is None:
             raise httpcore.ConnectError("the connection was closed")
         self._transport = secure
-        return self
 
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable":
-            return self._ended or bool(self._come) or self._transport.is_closing()
+            return self._readable or self._transport.is_closing()
         return self._transport.get_extra_info(info)
 
-    def _send(self) -> None:
-        unsent, self._unsent = self._unsent, b""
-        self._transport.write(unsent)
-
     def _wake(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
-def holds_more(connection: Any) -> bool:
-    """Say whether more has come over a connection than the answer: it would seem to be the next one.
-
-    Args:
-        connection: httpcore's, of HTTP/1.1, whose answer was read. It does not tell by itself.
-    """
-    while (inner := getattr(connection, "_connection", None)) is not None:  # Through a proxy there are two around it.
-        connection = inner
-    parser = getattr(connection, "_h11_state", None)  # None where no connection came about.
-    return parser is not None and bool(parser.trailing_data[0])
+def _check_tunnel(answer: Incoming) -> None:
+    """Check that a proxy has opened the way."""
+    if not 200 <= answer.status < 300:
+        raise httpcore.ProxyError(f"the proxy answered {answer.status} {answer.reason}")
+    if not answer.reusable:
+        raise httpcore.RemoteProtocolError("more came from the proxy than its answer")
 
 
 def _is_address(host: str) -> bool:
@@ -235,10 +312,8 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _left_s(ends: float | None) -> float | None:
+def _left_s(ends: float) -> float:
     """Return the seconds left until a time."""
-    if ends is None:
-        return None
     left_s = ends - time.monotonic()
     if left_s <= 0:
         raise httpcore.TimeoutException("too late")
