@@ -151,7 +151,7 @@ class BaseClient(Explaining):
     async def _ask(
         self,
         files: list[bytes],
-        asked: PredictRequest,
+        asked: bytes,
         model: str,
         version: str | None,
         deadline_s: float | None,
@@ -159,7 +159,7 @@ class BaseClient(Explaining):
         request_id: str | None = None,
         timing: bool = False,
     ) -> list[Prediction]:
-        """Ask about the picture files of one question, which may be asked of others too and stays as it is."""
+        """Ask about the picture files of one question."""
         sharing = self._sharing if request_id is None else None  # Who names a request looks for it in the logs.
         request_id = choose_request_id(request_id)
         with belonging_to(request_id):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from convscope._exceptions import ConvscopeError, ImageTooLarge, ReplyTooLarge, TooManyImages
-from convscope._wire.convscope_pb2 import FLOAT16, UINT8, PredictReply, PredictRequest
+from convscope._wire.convscope_pb2 import FLOAT16, UINT8, PredictReply
 
 if TYPE_CHECKING:
     from convscope._reply import Answer
@@ -68,14 +68,14 @@ class Lane:
     """The questions to one model with the same options: those on their way, and those that gather.
 
     Args:
-        options: What they ask, without pictures.
+        asked: What they ask, by `build_options`.
         model: Whom.
         version: Which of it.
         at_once: Requests on their way beside which nobody waits.
     """
 
-    def __init__(self, options: PredictRequest, model: str, version: str | None, at_once: int) -> None:
-        self.options = options
+    def __init__(self, asked: bytes, model: str, version: str | None, at_once: int) -> None:
+        self.asked = asked
         self.model = model
         self.version = version
         self._at_once = at_once
@@ -219,19 +219,19 @@ class Lanes:
         self._lanes: dict[tuple[str, str | None, bytes], Lane] = {}
         self._lock = threading.Lock()
 
-    def find(self, options: PredictRequest, model: str, version: str | None) -> Lane:
+    def find(self, asked: bytes, model: str, version: str | None) -> Lane:
         """Return the lane of questions like this one.
 
         Args:
-            options: What is asked, without pictures and id.
+            asked: What is asked, by `build_options`.
             model: Whom.
             version: Which of it.
         """
-        key = model, version, options.SerializeToString(deterministic=True)
+        key = model, version, asked
         lane = self._lanes.get(key)
         if lane is None:
             with self._lock:
                 if len(self._lanes) >= LANES:
                     self._lanes = {key: lane for key, lane in self._lanes.items() if not lane.idle}
-                lane = self._lanes.setdefault(key, Lane(options, model, version, self._at_once))
+                lane = self._lanes.setdefault(key, Lane(asked, model, version, self._at_once))
         return lane

@@ -7,6 +7,8 @@ Python, took 80 µs for a head and copied a body three times.
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpcore
 import httptools
 
@@ -36,7 +38,7 @@ class Incoming:
         self.complete = False
         self.reusable = False
         self._bodiless = bodiless
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: Any = httptools.HttpResponseParser(self)
         self._head_bytes = 0
         self._size = 0
         self._pieces: list[bytes | memoryview] = []
@@ -67,15 +69,16 @@ class Incoming:
                 raise httpcore.RemoteProtocolError("an answer's head does not end")
             self._parse(data[start:end])
             start = end
-        if start == len(data):
-            return
-        rest = memoryview(data)[start:] if start else data
+        if start < len(data):
+            rest = memoryview(data)[start:] if start else data
+            if self.complete:
+                self.reusable = False  # It seems to be the next answer, to nobody's question.
+            elif self._left is None:
+                self._parse(rest)
+            else:
+                self._count(rest, self._left)
         if self.complete:
-            self.reusable = False  # It seems to be the next answer, to nobody's question.
-        elif self._left is None:
-            self._parse(rest)
-        else:
-            self._count(rest, self._left)
+            self._parser = None  # It holds this, and both would stay, with the body, until Python looks for cycles.
 
     def end(self) -> None:
         """Take note that the connection was closed.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 _BLOCK_BYTES = 4 * 2**20
 
 
+@cache  # A second block would come from memory that is in use, and be cleared.
 def keep_freed_memory() -> None:
     """Let the process keep up to 8 MiB that it has freed, instead of handing them back at once.
 

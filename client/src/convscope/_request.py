@@ -6,6 +6,7 @@ import os
 import random
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from convscope._exceptions import ImageTooLarge
@@ -81,19 +82,20 @@ def build_request(files: Sequence[bytes], *, request_id: str = "", **options: An
     return fill_request(build_options(**options), files, request_id)
 
 
-def fill_request(options: PredictRequest, files: Sequence[bytes], request_id: str) -> PredictRequest:
+def fill_request(asked: bytes, files: Sequence[bytes], request_id: str) -> PredictRequest:
     """Build the request for some pictures.
 
     Args:
-        options: What to ask about them.
+        asked: What to ask about them, as `build_options` returns it.
         files: Picture files.
         request_id: The request's id.
 
     Returns:
         The request.
     """
-    request = PredictRequest(pictures=files, request_id=request_id)
-    request.MergeFrom(options)
+    request = PredictRequest.FromString(asked)
+    request.pictures.extend(files)
+    request.request_id = request_id
     return request
 
 
@@ -105,8 +107,8 @@ def build_options(
     pool: int | None = None,
     channels: Channels | None = None,
     timing: bool = False,
-) -> PredictRequest:
-    """Build what is asked about pictures: a request without any.
+) -> bytes:
+    """Build what is asked about pictures; what was asked of late is remembered.
 
     Args:
         layers: Public layer names, a single one, or `"all"`; none for scores only.
@@ -117,12 +119,23 @@ def build_options(
         timing: Whether the reply is to say where its time went.
 
     Returns:
-        The request.
+        A `PredictRequest` without pictures, serialized: equal where the same is asked.
 
     Raises:
         TypeError: An option is of another type.
         ValueError: An option is out of range.
     """
+    named: Any = tuple(layers) if isinstance(layers, list) else layers
+    # Of other things one may be equal to another and not mean the same, or mean another thing the next time.
+    if type(named) in (str, tuple) and type(channels) in (int, type(None)):
+        try:
+            return _remembered(named, top_k, map_dtype, pool, channels, timing)
+        except TypeError:
+            pass  # What cannot be remembered is built, or refused.
+    return _build(layers, top_k, map_dtype, pool, channels, timing)
+
+
+def _build(layers: Any, top_k: Any, map_dtype: Any, pool: Any, channels: Any, timing: Any) -> bytes:
     if not isinstance(map_dtype, str) or map_dtype not in _MAP_DTYPES:
         raise ValueError(f"map_dtype must be one of {', '.join(_MAP_DTYPES)}, not {map_dtype!r}")
     if not isinstance(timing, bool):
@@ -137,7 +150,10 @@ def build_options(
         pool=None if pool is None else _number("pool", pool, least=1),
         channels=None if channels is None else _selection(channels),
         timing=timing,
-    )
+    ).SerializeToString(deterministic=True)
+
+
+_remembered = lru_cache(maxsize=256, typed=True)(_build)
 
 
 def build_explain(

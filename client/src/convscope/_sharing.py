@@ -22,7 +22,6 @@ from convscope._exceptions import (
 from convscope._forking import renew_after_fork
 from convscope._reply import Answer, check_reply
 from convscope._request import choose_request_id, fill_request
-from convscope._wire.convscope_pb2 import PredictRequest
 
 SHORTEST_S = 20 * DELAY_S  # Waiting for others would take too much of a shorter deadline.
 
@@ -65,7 +64,7 @@ class Sharing:
     async def ask(
         self,
         files: list[bytes],
-        options: PredictRequest,
+        asked: bytes,
         model: str,
         version: str | None,
         deadline_s: float,
@@ -75,7 +74,7 @@ class Sharing:
 
         Args:
             files: The pictures.
-            options: What is asked about them; who asks the same may share a request.
+            asked: What is asked about them, by `build_options`; who asks the same may share a request.
             model: Whom.
             version: Which of it.
             deadline_s: Seconds it may take.
@@ -88,8 +87,8 @@ class Sharing:
             ConvscopeError: No answer came. Raised for this caller alone, whoever else the failure befell.
         """
         if deadline_s < SHORTEST_S:
-            return await self._send(fill_request(options, files, request_id), model, version, deadline_s)
-        lane = self._lanes.find(options, model, version)
+            return await self._send(fill_request(asked, files, request_id), model, version, deadline_s)
+        lane = self._lanes.find(asked, model, version)
         if not lane.enter():
             share = Share(files, deadline_s, self._hands.mailbox())
             found = await self._ask_along(lane, share)
@@ -100,7 +99,7 @@ class Sharing:
             deadline_s = share.left_s()
         answer = None
         try:
-            answer = await self._send(fill_request(options, files, request_id), model, version, deadline_s)
+            answer = await self._send(fill_request(asked, files, request_id), model, version, deadline_s)
             return answer
         finally:
             self._dispatch(lane, lane.finish(len(files), answer))
@@ -147,7 +146,7 @@ class Sharing:
         answer = None
         try:
             with belonging_to(request_id):
-                request = fill_request(lane.options, files, request_id)
+                request = fill_request(lane.asked, files, request_id)
                 deadline_s = max(share.left_s() for share in group)
                 answer = await self._send(request, lane.model, lane.version, deadline_s, shared=True)
                 check_reply(answer.reply, len(files), request_id)

@@ -70,6 +70,38 @@ class Tasks:
             return await work()
 
 
+class _Mailbox:
+    """What came, once something has, and who waits for it: a single one."""
+
+    def __init__(self) -> None:
+        self._found: Any = None
+        self._full = False
+        self._waiting: asyncio.Future[None] | None = None
+
+    def set_result(self, found: Any) -> None:
+        self._found, self._full = found, True
+        self._wake()
+
+    def result(self) -> Any:
+        return self._found
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait that long until something comes; say whether it has."""
+        if not self._full:
+            loop = asyncio.get_running_loop()
+            self._waiting = loop.create_future()
+            clock = loop.call_later(seconds, self._wake)
+            try:
+                await self._waiting
+            finally:
+                clock.cancel()
+        return self._full
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+
 class SharedTasks:
     """Works on shared requests, in tasks."""
 
@@ -77,30 +109,13 @@ class SharedTasks:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = False
 
-    def mailbox(self) -> asyncio.Future[Any]:
-        return asyncio.get_running_loop().create_future()
+    def mailbox(self) -> _Mailbox:
+        return _Mailbox()
 
-    async def wait(self, mailbox: asyncio.Future[Any], seconds: float) -> bool:
-        """Wait that long for the mailbox, and leave it open when the time is up."""
-        if mailbox.done():
-            return True
-        loop = asyncio.get_running_loop()
-        waiting = loop.create_future()
+    async def wait(self, mailbox: _Mailbox, seconds: float) -> bool:
+        return await mailbox.wait(seconds)
 
-        def end(_: object = None) -> None:
-            if not waiting.done():
-                waiting.set_result(None)
-
-        mailbox.add_done_callback(end)
-        clock = loop.call_later(seconds, end)
-        try:
-            await waiting
-        finally:
-            clock.cancel()
-            mailbox.remove_done_callback(end)
-        return mailbox.done()
-
-    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def begin(self, work: Coroutine[Any, Any, None], *, last: bool = False) -> None:
         if self._ended:
             raise RuntimeError("this client is closed")
         task = asyncio.create_task(work, name="convscope-shared")
