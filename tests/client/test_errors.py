@@ -226,6 +226,21 @@ def test_an_overloaded_server_says_when_to_come_back(header: dict[str, str], sec
     assert caught.value.retry_after_s == seconds
 
 
+def test_an_answer_to_a_request_that_did_not_go_out_whole_ends_its_connection():
+    class Deaf(Stream):
+        def write(self, buffer: bytes, timeout: float | None = None) -> None:
+            raise httpcore.WriteError("broken pipe")
+
+    transport = rest_answering(answer(413))
+    connected = transport._connect()
+    connected._stream = _network._Stream(Deaf([answer(413).written()]))
+    transport._connect = lambda: connected
+    with pytest.raises(convscope.ImageTooLarge):
+        transport.send(PredictRequest(), model="cifar", version=None, deadline_s=5)
+    assert connected.closed
+    assert not transport._idle
+
+
 def test_a_reply_with_an_error_and_a_bad_status_is_a_reply():
     reply = PredictReply(model="cifar")
     reply.error.code = "unknown_layer"

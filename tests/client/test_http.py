@@ -107,6 +107,14 @@ def test_headers_go_by_their_names_in_lower_case():
     assert answer.headers == {b"retry-after": b"7", b"x-empty": b"", b"content-length": b"0"}
 
 
+def test_headers_behind_a_body_and_of_the_next_answer_are_not_its_own():
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: a\r\ntransfer-encoding: chunked\r\n\r\n"
+    surplus = b"HTTP/1.1 500 No\r\ncontent-type: c\r\n\r\n"
+    answer = take(Incoming(), head + b"1\r\nx\r\n0\r\ncontent-type: b\r\n\r\n" + surplus)
+    assert (answer.status, answer.reason, answer.body(), answer.reusable) == (200, "OK", b"x", False)
+    assert answer.headers == {b"content-type": b"a", b"transfer-encoding": b"chunked"}
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -6,16 +6,16 @@ thread is about to block, the coroutine says so (`Blocking`), and who runs it ma
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
 from convscope._forking import renew_after_fork
+from convscope._mailboxes import Mailbox
 from convscope._stream import Crew, Job, Source
 
 SHARED_AT_ONCE = 32  # Threads for shared requests; more wait for one of them.
@@ -45,16 +45,14 @@ class _Clock:
 
 
 class _Mail(Blocking):
-    """A future that is waited for, but not forever; what is awaited is whether it is done."""
+    """A mailbox that is waited for, but not forever; what is awaited is whether something has come."""
 
-    def __init__(self, mailbox: Future[Any], seconds: float) -> None:
+    def __init__(self, mailbox: Mailbox, seconds: float) -> None:
         self.mailbox = mailbox
         self.clock = _Clock(seconds)
 
     def block(self) -> bool:
-        with contextlib.suppress(TimeoutError):
-            self.mailbox.result(max(self.clock.left_s(), 0.0))
-        return self.mailbox.done()
+        return self.mailbox.wait(self.clock.left_s())
 
 
 def finish(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -134,12 +132,12 @@ class SharedThreads:
         """Begin without threads."""
         self._executor = ThreadPoolExecutor(SHARED_AT_ONCE, thread_name_prefix="convscope-shared")
 
-    def mailbox(self) -> Future[Any]:
-        """Make a future."""
-        return Future()
+    def mailbox(self) -> Mailbox:
+        """Make a mailbox."""
+        return Mailbox()
 
-    async def wait(self, mailbox: Future[Any], seconds: float) -> bool:
-        """Wait for a future for so long; say whether it is done."""
+    async def wait(self, mailbox: Mailbox, seconds: float) -> bool:
+        """Wait for something to come for so long; say whether it has."""
         return cast("bool", await _Mail(mailbox, seconds))
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
@@ -266,8 +264,8 @@ class _Threads:
             job.clock = clock
             if job is self._awaited:
                 self._changed.notify()
-        # The future keeps its callback, so that must not hold the future: the reply would stay until it is collected.
-        mail.mailbox.add_done_callback(lambda _: self._deliver(job, clock, came=True))
+        # What is kept to be done must not hold the mailbox: the reply would stay until Python looks for circles.
+        mail.mailbox.tell(lambda: self._deliver(job, clock, came=True))
 
     def _deliver(self, job: _Job, clock: _Clock, *, came: bool) -> None:
         with self._changed:

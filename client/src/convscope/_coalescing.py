@@ -47,7 +47,7 @@ class Share:
     Args:
         files: Its pictures.
         deadline_s: Seconds from now in which its caller wants it answered.
-        mailbox: Where its caller looks for what came of it: a future.
+        mailbox: Where its caller looks for what came of it.
     """
 
     def __init__(self, files: Sequence[bytes], deadline_s: float, mailbox: Any) -> None:

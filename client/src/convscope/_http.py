@@ -124,10 +124,12 @@ class Incoming:
             self.reusable = False
 
     def on_status(self, reason: bytes) -> None:
-        self.reason = reason.decode("ascii", "replace")
+        if not self.status:  # Else of the next answer.
+            self.reason = reason.decode("ascii", "replace")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers[name.lower()] = value
+        if not self.status:  # Else it stands behind the body, or belongs to the next answer.
+            self.headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         if self.complete:  # Of the next answer.

@@ -103,6 +103,7 @@ class Connection(_Connection):
 
     def _exchange(self, head: bytes, body: bytes, ends: float, answer: Incoming) -> Incoming:
         stream, self._answer = self._stream, answer
+        sent = False
         # A server may refuse a request, and close, before it has come to its end: there is an answer to read.
         with contextlib.suppress(httpcore.WriteError):
             if len(body) > _SMALL:
@@ -110,12 +111,14 @@ class Connection(_Connection):
                 stream.write(memoryview(body), ends)  # Of which the rest is no copy.
             else:
                 stream.write(head + body, ends)
+            sent = True
         while not answer.complete:
             data = stream.read(ends)
             if data:
                 answer.take(data)
             else:
                 answer.end()
+        answer.reusable &= sent
         return answer
 
 

@@ -32,10 +32,10 @@ class Hands(Protocol):
     """Works on coroutines beside what their beginner does, and waits for what comes of them."""
 
     def mailbox(self) -> Any:
-        """Make a future."""
+        """Make where something is put once, by `set_result`, and taken from by `result`."""
 
     async def wait(self, mailbox: Any, seconds: float) -> bool:
-        """Wait for a future for so long; say whether it is done. It stays as it is."""
+        """Wait for so long until something is there; say whether it is."""
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
         """Begin a piece of work; RuntimeError if the client is closed."""

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, cast
 
+from convscope._mailboxes import AsyncMailbox
+
 if TYPE_CHECKING:
     from convscope._pictures import Picture
     from convscope._prediction import Prediction
@@ -70,38 +72,6 @@ class Tasks:
             return await work()
 
 
-class _Mailbox:
-    """What came, once something has, and who waits for it: a single one."""
-
-    def __init__(self) -> None:
-        self._found: Any = None
-        self._full = False
-        self._waiting: asyncio.Future[None] | None = None
-
-    def set_result(self, found: Any) -> None:
-        self._found, self._full = found, True
-        self._wake()
-
-    def result(self) -> Any:
-        return self._found
-
-    async def wait(self, seconds: float) -> bool:
-        """Wait that long until something comes; say whether it has."""
-        if not self._full:
-            loop = asyncio.get_running_loop()
-            self._waiting = loop.create_future()
-            clock = loop.call_later(seconds, self._wake)
-            try:
-                await self._waiting
-            finally:
-                clock.cancel()
-        return self._full
-
-    def _wake(self) -> None:
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
-
-
 class SharedTasks:
     """Works on shared requests, in tasks."""
 
@@ -109,10 +79,10 @@ class SharedTasks:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = False
 
-    def mailbox(self) -> _Mailbox:
-        return _Mailbox()
+    def mailbox(self) -> AsyncMailbox:
+        return AsyncMailbox()
 
-    async def wait(self, mailbox: _Mailbox, seconds: float) -> bool:
+    async def wait(self, mailbox: AsyncMailbox, seconds: float) -> bool:
         return await mailbox.wait(seconds)
 
     def begin(self, work: Coroutine[Any, Any, None], *, last: bool = False) -> None:
