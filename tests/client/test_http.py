@@ -64,6 +64,14 @@ def test_an_answer_is_the_same_wherever_it_is_cut(kind: str):
     assert (answer.status, answer.body(), answer.complete, answer.reusable) == (status, body, True, reusable)
 
 
+def test_a_body_of_any_size_may_come_with_the_last_bytes_of_a_head():
+    head, body = b"HTTP/1.1 200 OK\r\ncontent-length: 300000\r\n\r\n", b"x" * 300_000
+    for cut in range(len(head) - 5, len(head) + 1):
+        answer = take(Incoming(), head + body, [cut])
+        assert (answer.complete, answer.reusable) == (True, True)
+        assert answer.body() == body
+
+
 @pytest.mark.parametrize("kind", ANSWERS)
 def test_an_answer_that_ends_early_is_none(kind: str):
     data, *_ = ANSWERS[kind]

@@ -64,10 +64,11 @@ class Incoming:
         while not self.status and start < len(data):
             found = data.find(_BLANK_LINE, start)
             end = len(data) if found < 0 else found + len(_BLANK_LINE)
-            self._head_bytes += end - start
-            if self._head_bytes > _MOST_HEAD_BYTES:
-                raise httpcore.RemoteProtocolError("an answer's head does not end")
             self._parse(data[start:end])
+            if not self.status:
+                self._head_bytes += end - start
+                if self._head_bytes > _MOST_HEAD_BYTES:
+                    raise httpcore.RemoteProtocolError("an answer's head does not end")
             start = end
         if start < len(data):
             rest = memoryview(data)[start:] if start else data
@@ -89,6 +90,7 @@ class Incoming:
         self.reusable = False
         if self.status and self._left is None and b"transfer-encoding" not in self.headers:
             self.complete = True  # It said in no other way how long it is.
+        self._parser = None
         if not self.complete:
             raise httpcore.ReadError("the server closed the connection before its answer was complete")
 

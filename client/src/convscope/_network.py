@@ -206,12 +206,14 @@ class AsyncConnection(_Connection):
 
 
 async def _connect_async(host: str, port: int) -> _AsyncStream:
-    # asyncio's race loses a connection whose caller is cancelled just when it is won; an address needs no race.
-    delay_s = None if _is_address(host) else _SECOND_ADDRESS_S
+    loop = asyncio.get_running_loop()
+    race: dict[str, Any] = {}
+    # asyncio's race loses a connection whose caller is cancelled just when it is won; an address needs no race. Other
+    # loops, such as uvloop's, have none: they try one address after the other.
+    if isinstance(loop, asyncio.BaseEventLoop) and not _is_address(host):
+        race["happy_eyeballs_delay"] = _SECOND_ADDRESS_S
     try:
-        _, stream = await asyncio.get_running_loop().create_connection(
-            _AsyncStream, host, port, happy_eyeballs_delay=delay_s
-        )
+        _, stream = await loop.create_connection(_AsyncStream, host, port, **race)
     except OSError as error:
         raise httpcore.ConnectError(str(error)) from error
     return stream
