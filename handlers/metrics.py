@@ -57,6 +57,18 @@ class Metrics:
         self._watch_model(slot, layers, classes)
         self._tell_worker(slot, identity)
         slot.open()
+        # What every request of a transport and a format is counted in, found with one look.
+        self._ways = {
+            (transport, media_type): (
+                {code: self._requests[transport, kind, code] for code in _CODES},
+                self._handler[transport,],
+                {stage: self._stages[transport, stage] for stage in STAGES},
+                self._reply_bytes[transport, kind],
+                self._request_pictures[transport,],
+            )
+            for transport in TRANSPORTS
+            for media_type, kind in FORMATS.items()
+        }
         self.in_flight(0)  # A predecessor that was killed left its last figure.
 
     def _count_requests(self, slot: Slot) -> None:
@@ -125,17 +137,17 @@ class Metrics:
         """
         self._batch_requests.observe(len(traces))
         for trace in traces:
-            transport, kind = trace.transport, FORMATS[trace.media_type]
             if trace.is_card:
-                self._cards[transport, trace.code].add()
+                self._cards[trace.transport, trace.code].add()
                 continue
-            self._requests[transport, kind, trace.code].add()
-            self._handler[transport,].observe(handler_s)
+            requests, handler, stages, reply_bytes, pictures = self._ways[trace.transport, trace.media_type]
+            requests[trace.code].add()
+            handler.observe(handler_s)
             for stage, seconds in trace.seconds.items():
-                self._stages[transport, stage].observe(seconds)
-            self._reply_bytes[transport, kind].observe(trace.reply_bytes)
+                stages[stage].observe(seconds)
+            reply_bytes.observe(trace.reply_bytes)
             if trace.pictures:
-                self._request_pictures[transport,].observe(trace.pictures)
+                pictures.observe(trace.pictures)
             for layer in trace.layers:
                 self._layers[layer,].add()
             self._record_results(trace)
@@ -148,7 +160,8 @@ class Metrics:
                 continue
             answered += 1
             if result.top:
-                self._classes[result.top[0].index].add()
-                self._confidence.observe(result.top[0].probability)
+                first = result.top[0]
+                self._classes[first.index].add()
+                self._confidence.observe(first.probability)
         if answered:
             self._pictures[trace.transport, OK].add(answered)

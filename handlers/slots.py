@@ -49,27 +49,27 @@ class Number:
         key: Its series, as prometheus_client writes it.
     """
 
-    __slots__ = ("_cells", "_index", "key")
+    __slots__ = ("cells", "index", "key")
 
     def __init__(self, key: str) -> None:
         self.key = key
 
     def bind(self, cells: memoryview[float], index: int) -> None:
         """Say where it is kept: a mapped file as doubles, and which of them."""
-        self._cells = cells
-        self._index = index
+        self.cells = cells
+        self.index = index
 
     def add(self, amount: float = 1) -> None:
         """Add to it."""
-        self._cells[self._index] += amount
+        self.cells[self.index] += amount
 
     def set(self, value: float) -> None:
         """Replace it."""
-        self._cells[self._index] = value
+        self.cells[self.index] = value
 
 
 class Distribution:
-    """A histogram.
+    """A histogram. It knows the places of its numbers: with calls of theirs, a value took nearly twice as long.
 
     Args:
         total: Sum of what was observed.
@@ -77,15 +77,21 @@ class Distribution:
         buckets: How many were observed up to each bound and above the one before; the last is beyond all bounds.
     """
 
-    __slots__ = ("_bounds", "_buckets", "_total")
+    __slots__ = ("_bounds", "_buckets", "_cells", "_places", "_sum", "_total")
 
     def __init__(self, total: Number, bounds: tuple[float, ...], buckets: tuple[Number, ...]) -> None:
         self._total, self._bounds, self._buckets = total, bounds, buckets
 
+    def bind(self) -> None:
+        """Learn where its numbers are kept, all in one file, once they know."""
+        self._cells, self._sum = self._total.cells, self._total.index
+        self._places = tuple(bucket.index for bucket in self._buckets)
+
     def observe(self, amount: float) -> None:
         """Count one value."""
-        self._total.add(amount)
-        self._buckets[bisect_left(self._bounds, amount)].add()
+        cells = self._cells
+        cells[self._sum] += amount
+        cells[self._places[bisect_left(self._bounds, amount)]] += 1
 
 
 class Slot:
@@ -102,6 +108,7 @@ class Slot:
         self._name = name
         self._labels = labels
         self._numbers: dict[str, list[Number]] = defaultdict(list)  # Kind of file → what is kept in it.
+        self._distributions: list[Distribution] = []
 
     def counters(self, name: str, text: str, labels: Labels) -> dict[tuple[str, ...], Number]:
         """Return numbers that only grow, one for each combination of labels; `name` ends in `_total`."""
@@ -122,6 +129,7 @@ class Slot:
             total = self._number("histogram", name, f"{name}_sum", text, own)
             buckets = tuple(self._number("histogram", name, f"{name}_bucket", text, {**own, "le": end}) for end in ends)
             found[some] = Distribution(total, bounds, buckets)
+        self._distributions += found.values()
         return found
 
     def open(self) -> None:
@@ -143,6 +151,8 @@ class Slot:
                 cells = memoryview(mmap.mmap(stream.fileno(), 0)).cast("d")
             for number in numbers:
                 number.bind(cells, places[number.key] // cells.itemsize)
+        for distribution in self._distributions:
+            distribution.bind()
 
     def _combine(self, labels: Labels) -> Iterator[tuple[tuple[str, ...], dict[str, str]]]:
         for some in itertools.product(*labels.values()):
