@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 import pytest
-from convscope import ConvscopeError, _network
+from convscope import ConvscopeError, _async_network
 from convscope._rest import AsyncRestTransport
 from convscope._wire.convscope_pb2 import PredictRequest
 
@@ -30,14 +30,14 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 @pytest.mark.parametrize("before", [0, 1, 2], ids=["a new connection", "a used one", "one that has expired"])
 def test_no_turn_of_the_loop_is_a_bad_one_to_be_cancelled_at(before: int, monkeypatch: pytest.MonkeyPatch):
     opened: list[Any] = []
-    connect = _network._connect_async
+    connect = _async_network._connect
 
     async def watched(host: str, port: int) -> Any:
         stream = await connect(host, port)
         opened.append(stream)
         return stream
 
-    monkeypatch.setattr(_network, "_connect_async", watched)
+    monkeypatch.setattr(_async_network, "_connect", watched)
 
     async def send(transport: AsyncRestTransport) -> None:
         with contextlib.suppress(ConvscopeError):

@@ -16,7 +16,7 @@ from typing import Any
 import convscope
 import numpy as np
 import pytest
-from convscope import AsyncClient, Client, ConvscopeError, _network
+from convscope import AsyncClient, Client, ConvscopeError, _async_network, _network
 from convscope._wire import convscope_pb2 as wire
 
 from tests.client.stand_in import StandIn
@@ -426,7 +426,7 @@ def test_a_connection_that_opens_while_its_asyncio_client_is_closed_is_closed_to
     stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
 ):
     opened: list[Any] = []
-    connect = _network._connect_async
+    connect = _async_network._connect
 
     async def run() -> None:
         connecting, closed = asyncio.Event(), asyncio.Event()
@@ -437,7 +437,7 @@ def test_a_connection_that_opens_while_its_asyncio_client_is_closed_is_closed_to
             opened.append(await connect(*where))
             return opened[-1]
 
-        monkeypatch.setattr(_network, "_connect_async", late)
+        monkeypatch.setattr(_async_network, "_connect", late)
         client = AsyncClient(stand_in.rest_url, retries=0, coalesce="off")
         task = asyncio.create_task(client.predict(b"cat", model="cifar"))
         await asyncio.wait_for(connecting.wait(), 10)

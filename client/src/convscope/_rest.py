@@ -1,7 +1,7 @@
 """The REST seam: a request as `application/x-protobuf` to `/predictions/<model>[/<version>]`.
 
-Connections (`_network`) are kept open and shared between threads, or tasks; which one carries a request is decided
-here.
+Connections (`_network`, `_async_network`) are kept open and shared between threads, or tasks; which one carries a
+request is decided here.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from urllib.parse import quote
 
 import httpcore
 
+from convscope._async_network import AsyncConnection
 from convscope._exceptions import ConnectError, DeadlineExceeded, ProtocolError, TransportError
 from convscope._forking import renew_after_fork
 from convscope._http_answers import PROTOBUF, understand
-from convscope._network import AsyncConnection, Connection
+from convscope._network import Connection
 from convscope._route import find_route
 from convscope._transport import API_KEY_HEADER, REQUEST_ID_HEADER, USER_AGENT
 

@@ -1,0 +1,158 @@
+"""Connections of HTTP/1.1 for asyncio; see `_network`. The caller is woken once, when all of an answer is there."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from typing import Any, cast
+
+import httpcore
+
+from convscope._http import Incoming
+from convscope._network import SMALL, BaseConnection, check_tunnel
+
+_SECOND_ADDRESS_S = 0.25  # Seconds after which a host's next address is tried beside the first: RFC 8305's.
+
+
+class AsyncConnection(BaseConnection):
+    """A connection of the event loop's. It knows no timeouts: whoever asks puts one around the whole."""
+
+    async def ask(self, head: bytes, body: bytes) -> Incoming:
+        """Send a request and return its answer; see `Connection.ask`."""
+        if self._stream is None:
+            await self._open()
+        return await self._exchange(head, body, Incoming())
+
+    async def close(self) -> None:
+        """Close it; whoever waits for an answer is woken."""
+        self.closed = True
+        if self._stream is not None:
+            await self._stream.aclose()
+
+    async def _open(self) -> None:
+        route = self._route
+        await self._keep(await _connect(route.host, route.port))
+        if route.proxy_tls is not None:
+            await self._stream.start_tls(route.proxy_tls, route.host)
+        if route.tunnel:
+            check_tunnel(await self._exchange(route.tunnel, b"", Incoming(bodiless=True)))
+        if route.tls is not None:
+            await self._stream.start_tls(route.tls, route.service)
+
+    async def _keep(self, stream: _Stream) -> None:
+        self._stream = stream
+        if self.closed:  # Meanwhile.
+            await stream.aclose()
+            raise httpcore.ConnectError("it was closed")
+
+    async def _exchange(self, head: bytes, body: bytes, answer: Incoming) -> Incoming:
+        self._answer = answer
+        if len(body) > SMALL:
+            await self._stream.exchange((head, body), answer)
+        else:
+            await self._stream.exchange((head + body,), answer)
+        return answer
+
+
+async def _connect(host: str, port: int) -> _Stream:
+    loop = asyncio.get_running_loop()
+    race: dict[str, Any] = {}
+    # asyncio's race loses a connection whose caller is cancelled just when it is won; an address needs no race. Other
+    # loops, such as uvloop's, have none: they try one address after the other.
+    if isinstance(loop, asyncio.BaseEventLoop) and not _is_address(host):
+        race["happy_eyeballs_delay"] = _SECOND_ADDRESS_S
+    try:
+        _, stream = await loop.create_connection(_Stream, host, port, **race)
+    except OSError as error:
+        raise httpcore.ConnectError(str(error)) from error
+    return stream
+
+
+class _Stream(asyncio.Protocol):
+    """What asyncio tells of a connection."""
+
+    _transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self._readable = False  # There was more to read than answers, or its end.
+        self._error: Exception | None = None
+        self._answer: Incoming | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._answer is None:
+            self._readable = True
+            return
+        try:
+            self._answer.take(data)
+        except Exception as error:
+            self._error = error
+        if self._answer.complete or self._error is not None:
+            self._wake()
+
+    def eof_received(self) -> None:
+        self.connection_lost(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._readable = True
+        if self._error is None and exc is not None:
+            self._error = httpcore.ReadError(str(exc))
+            self._error.__cause__ = exc
+        self._wake()
+
+    async def exchange(self, pieces: tuple[bytes, ...], answer: Incoming) -> None:
+        """Send a request, and wait until its answer is complete."""
+        self._answer = answer
+        for piece in pieces:
+            self._transport.write(piece)
+        try:
+            if not self._readable:
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+        finally:
+            self._answer = self._waiter = None
+        if answer.complete:
+            return
+        if self._error is not None:
+            raise self._error
+        answer.end()
+
+    async def aclose(self) -> None:
+        self._transport.close()
+        try:
+            await asyncio.sleep(0)
+        finally:
+            self._transport.abort()  # What could not be sent by now is of no use to anybody.
+
+    async def start_tls(self, trust: Any, host: str) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            secure = await loop.start_tls(self._transport, self, trust, server_hostname=host)
+        except BaseException as error:
+            self._transport.abort()
+            if isinstance(error, OSError):
+                raise httpcore.ConnectError(str(error)) from error
+            raise
+        if secure is None:
+            raise httpcore.ConnectError("the connection was closed")
+        self._transport = secure
+
+    def get_extra_info(self, info: str) -> Any:
+        if info == "is_readable":
+            return self._readable or self._transport.is_closing()
+        return self._transport.get_extra_info(info)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
