@@ -69,7 +69,7 @@ class Number:
 
 
 class Distribution:
-    """A histogram. It knows the places of its numbers: with calls of theirs, a value took nearly twice as long.
+    """A histogram. It knows the places of its numbers: with calls of theirs, a value took a quarter longer.
 
     Args:
         total: Sum of what was observed.

@@ -2,7 +2,7 @@
 
 httptools, which is Node's parser llhttp, reads heads, and bodies that come in chunks. A body whose length its head
 tells is kept from it: it would make an object of every piece, where all that is to be done is to count. h11, written in
-Python, took 80 µs for a head and copied a body three times.
+Python, copied a body three times (its source).
 """
 
 from __future__ import annotations
