@@ -1,7 +1,8 @@
-"""Which decoder: Pillow, our short way to it, OpenCV and torchvision; how fast, and on which files not Pillow's pixels.
+"""Which decoder, and which filter to resize with: how fast, and on which files not Pillow's pixels.
 
 Type: python -m benchmarks.decoders --rounds 20
 
+Compared are Pillow, our short way to it, OpenCV and torchvision; and for resizing Pillow's filter and torch's.
 The contract (proto/README.md) fixes what a picture decodes to, and Pillow is what fixes it. A decoder is compared on
 whole files of every kind; then on damaged ones, in a process of its own, since one of them does not survive that. A
 decoder that takes a damaged file which Pillow refuses would have the service answer for pixels that are not there.
@@ -28,10 +29,12 @@ from PIL import Image
 
 from benchmarks.engines import alternate
 from handlers import files, plain
+from handlers.resizing import resize_by_torch
 
 Decoder = Callable[[bytes], NDArray[np.uint8]]
 
 MAX_PIXELS = 10**8
+RESIZED = (((40, 40), (32, 32)), ((375, 500), (32, 32)), ((375, 500), (224, 224)), ((3000, 4000), (224, 224)))
 CAT = Path(__file__).resolve().parents[1] / "samples/cat.png"
 
 
@@ -169,6 +172,28 @@ def damage(name: str, count: int) -> str:
     return f"{seen} damaged files: {wrongly} taken that Pillow refuses, {otherwise} to other pixels{died}"
 
 
+def resized_by_pillow(array: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize by Pillow's filter, one channel or three."""
+    image = Image.fromarray(array if array.shape[2] == 3 else array[:, :, 0])
+    return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR)).reshape(*size, array.shape[2])
+
+
+def resizing(rounds: int) -> Iterator[str]:
+    """Measure both filters on pictures as they leave the decoder, and yield the lines of a table."""
+    yield "| picture | becomes | Pillow | torch | cells that differ, by one level |\n|---|---|---|---|---|"
+    for (height, width), size in RESIZED:
+        for mode in ("RGB", "L"):
+            image = photograph(height, width).convert(mode)
+            array = np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, -1)
+            ways = {"Pillow": partial(resized_by_pillow, array, size), "torch": partial(resize_by_torch, array, size)}
+            times = alternate(ways, rounds)
+            off = np.abs(ways["torch"]().astype(int) - ways["Pillow"]())
+            if off.max() > 1:
+                raise RuntimeError(f"{width}×{height} {mode} differs from Pillow's by {off.max()} levels")
+            figures = " | ".join(f"{least:,.0f} / {median:,.0f}" for least, median in times.values())
+            yield f"| {width}×{height} {mode} | {size[1]}×{size[0]} | {figures} | {np.mean(off > 0):.1%} |"
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -185,6 +210,7 @@ def main() -> None:
         cells = " | ".join(f"{least:,.0f} / {median:,.0f}" for least, median in times.values())
         plainly = plain.read_png(data) or plain.read_jpeg(data)
         print(f"| {what} | {len(data):,} | {cells} | {'yes' if plainly else 'no'} |")
+    print("\n" + "\n".join(resizing(options.rounds)))
     for name in names:
         other = []
         for what, data in kinds().items():

@@ -2,11 +2,12 @@
 
     python -m benchmarks.gpu --networks cifar,resnet18 --rounds 20
 
-A way is timed from pictures in the CPU's memory to scores and every map there, by the clock, all ways in turn in every
-round; given are the least and the median of the rounds, in microseconds a picture. The floor of a batch is the larger
-of two times, neither of which can be beaten by a better program of this kind: its bytes at the rate that one large
-copy of pinned memory was measured to have in each direction, and its multiply-adds at the rate of one large product of
-matrices in the same precision. Decoding is not in it. No GPU was at hand when this was written.
+A way is timed from pictures of bytes in the CPU's memory to scores and every map there, by the clock, all ways in turn
+in every round; given are the least and the median of the rounds, in microseconds a picture. The floor of a batch is the
+larger of two times, neither of which can be beaten by a better program of this kind: its bytes at the rate that one
+large copy of pinned memory was measured to have in each direction, and its multiply-adds at the rate of one large
+product of matrices in the same precision. Decoding is not in it: a second table has it, of photographs as JPEG to
+224×224, with Pillow on one core and with nvJPEG (`--jpeg gpu`). No GPU was at hand when this was written.
 """
 
 from __future__ import annotations
@@ -21,21 +22,27 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
 
+from benchmarks.decoders import photograph, saved
 from benchmarks.engines import BATCHES, NETWORKS
 from handlers.engines.captured import Captured, Record, record_on_gpu
 from handlers.engines.eager import Eager
 from handlers.engines.engine import Engine
+from handlers.files import Budget
+from handlers.images import Picture, Preprocessing, decode, stack_on
 from handlers.maps import prepare
 from handlers.networks.geometry import blank
 from handlers.networks.operations import count_multiply_adds
+from handlers.nvjpeg import JpegDecoder
 from handlers.options import Options
 
 COPY_BYTES = 2**28
 MATRIX = 4096
 BYTES_A_CELL = {"float32": 4, "float16": 2, "uint8": 1}
+SIZE = (224, 224)
+PHOTOGRAPHS = ((375, 500), (1080, 1920))
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -131,9 +138,12 @@ def ways(network: str, device: torch.device, record: Record = record_on_gpu) -> 
     return found
 
 
-def once(engine: Engine, images: Tensor, layers: frozenset[str], options: Options) -> int:
+def once(
+    engine: Engine, device: torch.device, pictures: list[Picture], layers: frozenset[str], options: Options
+) -> int:
     """Run a network to maps that are ready to travel; return the bytes of its scores and maps."""
-    scores, maps = engine.forward(images, layers)
+    height, width, channels = pictures[0].shape
+    scores, maps = engine.run(stack_on(device, pictures, Preprocessing(channels, height, width)), layers)
     ready = [item for name in layers for item in prepare(name, maps[name], options)]
     cells = sum(item.cells.nbytes for item in ready if not isinstance(item, Exception))
     return cells + (0 if scores is None else scores.nbytes)
@@ -149,11 +159,13 @@ def measure(
     multiply_adds = count_multiply_adds(module, blank(module, shape))
     records = []
     for batch in batches:
-        images = torch.rand(batch, *shape)
+        pictures = list(np.random.default_rng(0).integers(0, 256, (batch, *shape[1:], shape[0]), np.uint8))
+        bytes_in = sum(picture.nbytes for picture in pictures)
         for dtype in BYTES_A_CELL:
             asked = Options(map_dtype=dtype)
             runs = {
-                name: partial(once, engine, images, frozenset(layers), asked) for name, (engine, _) in running.items()
+                name: partial(once, engine, device, pictures, frozenset(layers), asked)
+                for name, (engine, _) in running.items()
             }
             bytes_out = max(run() for run in runs.values())  # Recorded and warm from here on.
             times: dict[str, list[float]] = {name: [] for name in runs}
@@ -161,10 +173,44 @@ def measure(
                 for name, run in list(runs.items())[:: 1 if number % 2 else -1]:
                     times[name].append(seconds(run, device, 3) * 1e6 / batch)
             for name, (_, precision) in running.items():
-                copies, arithmetic = found.floor_us(images.nbytes, bytes_out, multiply_adds * batch, precision)
+                copies, arithmetic = found.floor_us(bytes_in, bytes_out, multiply_adds * batch, precision)
                 least, median = min(times[name]), statistics.median(times[name])
                 records.append(Timing(network, name, batch, dtype, copies / batch, arithmetic / batch, least, median))
     return records
+
+
+def decoding(decoder: JpegDecoder, device: torch.device, rounds: int) -> str:
+    """Time decoding and resizing of photographs, with Pillow and on the GPU by turns, and lay the times out."""
+    lines = [
+        "| JPEG | files at once | Pillow, µs a picture, least / median | nvJPEG |",
+        "|---|---|---|---|",
+    ]
+    takes = Preprocessing(3, *SIZE)
+    for height, width in PHOTOGRAPHS:
+        file = saved(photograph(height, width), "JPEG", quality=90)
+        for count in BATCHES:
+            runs = {
+                "Pillow": partial(_decode_all, takes, [file] * count),
+                "nvJPEG": partial(_decode_on, decoder, [file] * count),
+            }
+            times: dict[str, list[float]] = {name: [] for name in runs}
+            for number in range(rounds):
+                for name, run in list(runs.items())[:: 1 if number % 2 else -1]:
+                    times[name].append(seconds(run, device, 1) * 1e6 / count)
+            figures = " | ".join(f"{min(taken):,.0f} / {statistics.median(taken):,.0f}" for taken in times.values())
+            lines.append(f"| {width}×{height} | {count} | {figures} |")
+    return "\n".join(lines)
+
+
+def _decode_all(takes: Preprocessing, files: list[bytes]) -> None:
+    for file in files:
+        decode(file, takes)
+
+
+def _decode_on(decoder: JpegDecoder, files: list[bytes]) -> None:
+    found = decoder.decode(files, max_bytes=2**24, max_pixels=2**24, budget=Budget(2**30))
+    if len(found) != len(files):
+        raise RuntimeError(f"nvJPEG decoded {len(found)} of {len(files)} files")
 
 
 def table(records: list[Timing]) -> str:
@@ -202,6 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
     for network in options.networks.split(","):
         records += measure(network, device, found, options.rounds, BATCHES, record_on_gpu)
     print(table(records))
+    print(decoding(JpegDecoder.proven(device, SIZE), device, options.rounds))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     said = {"torch": torch.__version__, "rounds": options.rounds, "rates": asdict(found)}
     options.out.write_text(json.dumps({**said, "records": [asdict(record) for record in records]}))

@@ -6,7 +6,7 @@ wrong here is that row's own answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -21,6 +21,7 @@ from handlers.formats import Encoded
 from handlers.images import ANY_SIZE, Picture, Preprocessing, decode
 from handlers.inference import Inference, Job
 from handlers.networks.geometry import LayerGeometry
+from handlers.nvjpeg import JpegDecoder
 from handlers.options import Options
 from handlers.trace import Trace
 
@@ -38,6 +39,7 @@ class Admission:
         explainer: That says which explanations there are, and what they cost.
         drain_file: While this file exists, readiness says no.
         starting_file: While this file exists, readiness says no.
+        jpegs: Decodes JPEGs on the GPU; None for Pillow alone.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Admission:
         *,
         drain_file: Path | None = None,
         starting_file: Path | None = None,
+        jpegs: JpegDecoder | None = None,
     ) -> None:
         self._identity = identity
         self._limits = limits
@@ -62,6 +65,7 @@ class Admission:
         self._explainer = explainer
         self._drain_file = drain_file
         self._starting_file = starting_file
+        self._jpegs = jpegs
 
     def admit(self, row: request.Row, headers: Mapping[str, str], trace: Trace) -> Job | Encoded:
         """Parse a row and decode its pictures; a model card or a refusal is encoded already."""
@@ -111,20 +115,28 @@ class Admission:
             raise UnknownLayer.of(unknown[0], self._geometry)
         return layers
 
-    def _decode(self, files: Iterable[request.Bytes]) -> list[Picture | RequestError]:
+    def _decode(self, files: Sequence[request.Bytes]) -> list[Picture | RequestError]:
         """Decode every file; one that fails is its own error, unless there are too many of them for the request."""
         pictures: list[Picture | RequestError] = []
-        budget = Budget(self._limits.max_request_pixels)
-        for file in files:
+        limits, budget = self._limits, Budget(self._limits.max_request_pixels)
+        decoded: Mapping[int, Picture] = {}
+        if self._jpegs is not None:
+            decoded = self._jpegs.decode(
+                files, max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels, budget=budget
+            )
+        for place, file in enumerate(files):
             try:
-                pictures += decode(
-                    file,
-                    self._preprocessing,
-                    max_bytes=self._limits.max_image_bytes,
-                    max_pixels=self._limits.max_image_pixels,
-                    max_images=self._limits.max_images,
-                    budget=budget,
-                )
+                if place in decoded:
+                    pictures.append(decoded[place])
+                else:
+                    pictures += decode(
+                        file,
+                        self._preprocessing,
+                        max_bytes=limits.max_image_bytes,
+                        max_pixels=limits.max_image_pixels,
+                        max_images=limits.max_images,
+                        budget=budget,
+                    )
             except (TooManyImages, MemoryError):
                 raise
             except RequestError as error:
@@ -132,7 +144,7 @@ class Admission:
             except Exception as failure:
                 message = "the picture could not be read; the server's log has the reason"
                 pictures.append(Internal(message, unexpected=failure))
-            request.check_count(len(pictures), self._limits.max_images)
+            request.check_count(len(pictures), limits.max_images)
         return pictures
 
     def _check_size(

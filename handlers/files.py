@@ -40,6 +40,11 @@ class Budget:
     def __init__(self, pixels: int) -> None:
         self._all = self._left = pixels
 
+    @property
+    def left(self) -> int:
+        """Pixels not taken yet."""
+        return self._left
+
     def take(self, pixels: int) -> None:
         """Count pixels that are about to be decoded.
 
@@ -75,7 +80,7 @@ def decode_file(
     if channels not in (1, 3):
         raise WrongChannels(f"encoded pictures are grey or RGB, this network takes {channels} channels; send an array")
     name = _sniff(data)
-    if name == "JPEG" and len(_SCAN.findall(data)) > _MOST_SCANS:
+    if name == "JPEG" and count_scans(data) > _MOST_SCANS:
         raise BadImage(f"the JPEG file has more than {_MOST_SCANS} scans; save it anew")
     image = _decode_plain(data, name, max_pixels, budget)
     if image is not None:
@@ -92,6 +97,11 @@ def decode_file(
         raise
     except Exception as err:  # Pillow raises nearly anything on a damaged file; its texts hold addresses, so use ours.
         raise BadImage(f"the {name} file is truncated or damaged") from err
+
+
+def count_scans(data: bytes | bytearray | memoryview) -> int:
+    """Return how many scans a JPEG has."""
+    return len(_SCAN.findall(data))
 
 
 def check_pixels(height: int, width: int, max_pixels: int, budget: Budget | None = None) -> None:

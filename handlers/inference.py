@@ -13,11 +13,12 @@ from itertools import groupby
 from time import perf_counter
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from handlers.engines.engine import Cells, Engine
 from handlers.errors import BadImage, Internal, RequestError
-from handlers.images import ANY_SIZE, Picture, Preprocessing, stack
+from handlers.images import ANY_SIZE, Picture, Preprocessing, stack_on
 from handlers.maps import prepare
 from handlers.options import Options
 from handlers.reply import ClassScore, Result
@@ -45,10 +46,14 @@ class Inference:
         network: The loaded network, in its engine.
         preprocessing: What it takes.
         classes: Labels by index; empty for a network without classes.
+        device: Where it runs.
     """
 
-    def __init__(self, network: Engine, preprocessing: Preprocessing, classes: tuple[str, ...]) -> None:
+    def __init__(
+        self, network: Engine, preprocessing: Preprocessing, classes: tuple[str, ...], device: torch.device
+    ) -> None:
         self._network = network
+        self._device = device
         self._preprocessing = preprocessing
         self._classes = classes
         height, width = preprocessing.size or ANY_SIZE
@@ -68,7 +73,7 @@ class Inference:
         """
         if layers is None:
             layers = frozenset() if self._network.has_scores else frozenset(self._network.layers)
-        logits, _ = self._network.run(stack([self._black], self._preprocessing), layers)
+        logits, _ = self._network.run(stack_on(self._device, [self._black], self._preprocessing), layers)
         if logits is not None and not np.isfinite(logits).all():
             raise RuntimeError("the network's scores for a black picture are not finite; are its weights?")
         return logits
@@ -109,7 +114,7 @@ class Inference:
         pictures = [job.pictures[index] for job, index in places]
         try:
             began = perf_counter()
-            images = stack(pictures, self._preprocessing)  # type: ignore[arg-type]  # (N, C, H, W)
+            images = stack_on(self._device, pictures, self._preprocessing)  # type: ignore[arg-type]  # (N, C, H, W)
             stacked = perf_counter()
             for trace in traces:
                 trace.add("preprocess", stacked - began)

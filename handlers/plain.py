@@ -32,11 +32,20 @@ class Plain:
 
     Attributes:
         size: (H, W) in pixels.
+        mode: Pillow's name for what it decodes to: `L`, `RGB` or `RGBA`.
+        is_baseline: Whether it is a baseline JPEG.
     """
 
-    def __init__(self, size: tuple[int, int], mode: str, pixels: Bytes, decoder: tuple[str, ...]) -> None:
-        self.size = size
-        self._mode = mode
+    def __init__(
+        self,
+        size: tuple[int, int],
+        mode: str,
+        pixels: Bytes,
+        decoder: tuple[str, ...],
+        *,
+        is_baseline: bool = False,
+    ) -> None:
+        self.size, self.mode, self.is_baseline = size, mode, is_baseline
         self._pixels = pixels
         self._decoder = decoder
 
@@ -44,7 +53,7 @@ class Plain:
         """Return the picture in mode L, RGB or RGBA; None where Pillow is to say what is wrong with it."""
         height, width = self.size
         try:
-            return Image.frombytes(self._mode, (width, height), self._pixels, *self._decoder)
+            return Image.frombytes(self.mode, (width, height), self._pixels, *self._decoder)
         except (ValueError, OSError):
             return None
 
@@ -75,17 +84,17 @@ def read_png(data: Bytes) -> Plain | None:
 
 def read_jpeg(data: Bytes) -> Plain | None:
     """Look at a JPEG; None if it is not plain."""
-    at, size, mode = 2, None, ""
+    at, size, mode, is_baseline = 2, None, "", False
     while at + 10 <= len(data) and data[at] == 0xFF:
         kind, length = data[at + 1], struct.unpack_from(">H", data, at + 2)[0]
         if kind == _SCAN:
             whole = size is not None and data[-2:] == _END_OF_IMAGE
-            return Plain(size, mode, data, ("jpeg", mode, "")) if whole and size else None
+            return Plain(size, mode, data, ("jpeg", mode, ""), is_baseline=is_baseline) if whole and size else None
         if kind in _FRAMES:
             depth, height, width, channels = struct.unpack_from(">BHHB", data, at + 4)
             if size is not None or depth != 8 or channels not in _JPEG_MODES or not height * width:
                 return None
-            size, mode = (height, width), _JPEG_MODES[channels]
+            size, mode, is_baseline = (height, width), _JPEG_MODES[channels], kind == _FRAMES[0]
         elif kind not in _SEGMENTS:
             return None
         at += 2 + length

@@ -107,7 +107,7 @@ class Captured(Torch):
         if recording is None:
             return self._eager.forward(images, layers)
         on_gpu = self._eager.device.type == "cuda"
-        recording.images.copy_(images.pin_memory() if on_gpu else images, non_blocking=True)
+        recording.images.copy_(images if images.is_cuda or not on_gpu else images.pin_memory(), non_blocking=True)
         recording.replay()
         maps = {name: recording.outputs[name].clone() for name in layers}
         scores = recording.outputs[SCORES].to("cpu", copy=True) if self.has_scores else None

@@ -82,10 +82,11 @@ class Eager(Torch):
     @torch.inference_mode()
     def forward(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor | None, Maps]:
         """Run the network once; see `Engine.forward`. Maps stay on the device until they have the cells asked for."""
-        if self.device.type == "cuda":  # Not run here, for want of a GPU: pinned, the copy need not be waited for.
+        on_gpu = self.device.type == "cuda"
+        if on_gpu and not images.is_cuda:  # Not run here, for want of a GPU: pinned, the copy need not be waited for.
             images = images.pin_memory().to(self.device, non_blocking=True)
         outputs = self.compute(images, layers)
-        if self.device.type == "cuda":  # Where nothing is copied back, nothing else waits for the network to be done.
+        if on_gpu:  # Where nothing is copied back, nothing else waits for the network to be done.
             torch.cuda.synchronize(self.device)
         scores = outputs[SCORES].cpu() if self.has_scores else None
         return scores, {name: outputs[name] for name in layers}

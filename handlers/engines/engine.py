@@ -38,7 +38,7 @@ class Engine(Protocol):
         """Run the network once.
 
         Args:
-            images: (N, C, H, W), float32, normalised, contiguous, on the CPU.
+            images: (N, C, H, W), float32, normalised, contiguous, on the CPU or the engine's device.
             layers: Public names of the maps wanted; no other map is kept or copied.
 
         Returns:
@@ -48,9 +48,9 @@ class Engine(Protocol):
         ...
 
     def run(
-        self, images: NDArray[np.float32], layers: frozenset[str] = frozenset()
+        self, images: NDArray[np.float32] | Tensor, layers: frozenset[str] = frozenset()
     ) -> tuple[NDArray[np.float32] | None, dict[str, Cells]]:
-        """Do as `forward`, on arrays: torch, where it is not what runs, has no part in it.
+        """Do as `forward`, on arrays, or a tensor on a GPU: torch, where it is not what runs, has no part in it.
 
         Going through torch from array to tensor and back takes 1 µs in a loop, and 8 between two requests, when its
         code has left the processor's caches: a tenth of a request with maps.
@@ -66,9 +66,9 @@ class Torch(ABC):
         """Run the network once; see `Engine.forward`."""
 
     def run(
-        self, images: NDArray[np.float32], layers: frozenset[str] = frozenset()
+        self, images: NDArray[np.float32] | Tensor, layers: frozenset[str] = frozenset()
     ) -> tuple[NDArray[np.float32] | None, dict[str, Cells]]:
         """Run the network once; see `Engine.run`."""
-        scores, maps = self.forward(torch.from_numpy(images), layers)
+        scores, maps = self.forward(images if isinstance(images, Tensor) else torch.from_numpy(images), layers)
         found = {name: cells.numpy() if cells.device.type == "cpu" else cells for name, cells in maps.items()}
         return None if scores is None else scores.numpy(), found

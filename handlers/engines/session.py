@@ -88,7 +88,7 @@ class Session:
         return None if scores is None else torch.from_numpy(scores), found
 
     def run(
-        self, images: NDArray[np.float32], layers: frozenset[str] = frozenset()
+        self, images: NDArray[np.float32] | Tensor, layers: frozenset[str] = frozenset()
     ) -> tuple[NDArray[np.float32] | None, dict[str, Cells]]:
         """Run the network once; see `Engine.run`."""
         names = list(dict.fromkeys([*self._scores, *(self._maps[name] for name in layers)]))

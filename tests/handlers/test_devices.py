@@ -12,12 +12,15 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from handlers import images as pictures
 from handlers.engines.eager import SCORES, Eager
 from handlers.explanations import methods
 from handlers.maps import quantise_in_torch
 from handlers.networks import NETWORKS, Network
 from handlers.networks.geometry import blank, layer_geometry
 from handlers.networks.operations import count_multiply_adds
+from handlers.resizing import resize_anywhere
+from tests.handlers.support import CIFAR_INPUT
 
 GPU = torch.device("cuda:0")
 CLASSIFIERS = sorted(set(NETWORKS) - {"edges"})
@@ -88,6 +91,22 @@ def test_bytes_are_made_on_the_gpu(shape: tuple[int, ...]) -> None:
     whole, scale, offset = quantise_in_torch(torch.zeros(shape, device=GPU))
     assert (whole.device, scale.device, offset.device) == (GPU, GPU, GPU)
     assert (whole.shape, scale.shape) == (shape, shape[:2])
+
+
+@pytest.fixture
+def forgetting() -> Iterator[None]:
+    """Let no tensor without values outlive the test."""
+    yield
+    pictures._statistics.cache_clear()
+
+
+@pytest.mark.usefixtures("forgetting")
+def test_pictures_are_resized_and_normalised_on_the_gpu() -> None:
+    resized = resize_anywhere(torch.zeros(3, 48, 64, dtype=torch.uint8, device=GPU), (32, 32))
+    assert (resized.device, resized.dtype, tuple(resized.shape)) == (GPU, torch.uint8, (3, 32, 32))
+    values = pictures.normalise(resized[None], CIFAR_INPUT)
+    assert (values.device, values.dtype, tuple(values.shape)) == (GPU, torch.float32, (1, 3, 32, 32))
+    assert values.is_contiguous()
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)

@@ -366,7 +366,7 @@ def test_the_picture_comes_as_the_network_saw_it(service: Service, edges: Servic
     seen = array(found.picture)
     expected = np.asarray(Image.fromarray(large).resize((32, 32), Image.Resampling.BILINEAR)) / 255
     assert seen.shape == (3, 32, 32)
-    assert np.allclose(seen, expected.transpose(2, 0, 1), atol=1e-6)
+    assert np.allclose(seen, expected.transpose(2, 0, 1), atol=1.01 / 255)  # torch's filter is not Pillow's to the bit.
     alone = explain(edges, npy(FIVE_BY_FIVE), method="picture")
     assert np.array_equal(array(alone.picture)[0], FIVE_BY_FIVE)
     assert not alone.HasField("heat")

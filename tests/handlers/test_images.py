@@ -131,10 +131,23 @@ def test_a_picture_with_damaged_exif_is_shown_unturned() -> None:
     assert np.array_equal(one(data), array)
 
 
-def test_a_picture_is_resized_to_the_network() -> None:
-    array = colours(height=64, width=48)
-    expected = np.asarray(Image.fromarray(array).resize((32, 32), Image.Resampling.BILINEAR))
-    assert np.array_equal(one(png(array), CIFAR_INPUT), expected)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(64, 48), (7, 5), (300, 200), (1, 1), (2, 900), (31, 32)])
+def test_a_picture_is_resized_to_the_network(size: tuple[int, int], channels: int) -> None:
+    array = colours(0, *size)
+    seen = Image.fromarray(array).convert("RGB" if channels == 3 else "L")
+    expected = np.asarray(seen.resize((32, 32), Image.Resampling.BILINEAR)).reshape(32, 32, channels)
+    picture = one(png(np.asarray(seen)), Preprocessing(channels, 32, 32))
+    assert picture.dtype == np.uint8
+    assert np.abs(picture.astype(int) - expected).max() <= 1
+    assert np.mean(picture != expected) < 0.1
+
+
+def test_an_array_of_any_channels_is_resized_each_like_a_picture_of_its_own() -> None:
+    array = np.concatenate([colours(seed, 64, 48) for seed in range(2)], axis=2)
+    six, three = (one(npy(array[:, :, :count]), Preprocessing(count, 32, 32)) for count in (6, 3))
+    assert six.shape == (32, 32, 6)
+    assert np.abs(six[:, :, :3].astype(int) - three).max() <= 1
 
 
 def test_an_array_is_resized_as_the_same_picture_in_a_file() -> None:
@@ -143,10 +156,13 @@ def test_an_array_is_resized_as_the_same_picture_in_a_file() -> None:
 
 
 def test_a_float_array_is_resized_without_leaving_its_scale() -> None:
-    array = np.full((64, 64, 3), 0.25, np.float32)
+    array = colours(0, 64, 48) / np.float32(255)
     picture = one(npy(array), CIFAR_INPUT)
     assert picture.dtype == np.float32
-    assert np.allclose(picture, 0.25)
+    channels = [
+        Image.fromarray(array[:, :, channel]).resize((32, 32), Image.Resampling.BILINEAR) for channel in range(3)
+    ]
+    assert np.allclose(picture, np.stack(channels, axis=2), atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1), (3, 5, 4, 1)])

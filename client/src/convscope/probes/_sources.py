@@ -53,7 +53,8 @@ def read(sources: Iterable[Source], wanted: Input) -> Iterator[Image]:
 
     Args:
         sources: Paths, or arrays (H, W) or (H, W, C) of the network's size, uint8 0..255 or float32 0..1.
-        wanted: What it takes. A file's picture is resized to it as the service does, bilinear with antialiasing.
+        wanted: What it takes. A file's picture is resized to it, bilinear with antialiasing: to at most one level
+            of 255 from what the service makes of it.
 
     Yields:
         (H, W, C), float32, 0..1.
