@@ -1,4 +1,4 @@
-"""How throughput grows with the pictures of a request, with workers, and with the size of the maps.
+"""How throughput grows with the pictures of a request, with workers, and with the size of the maps; workers' memory.
 
 Type: python -m benchmarks.growth --rounds 5
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.8, help="of each measurement")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="folder for the results")
     options = parser.parse_args()
-    takes, sizes = measure(options)
+    takes, sizes, memory = measure(options)
     kept, discarded = keep(takes)
     rates = {
         workload: {server: list(one["rates"].values()) for server, one in servers.items()}
@@ -58,14 +58,23 @@ def main() -> None:
     for workload, servers in rates.items():
         cells = [spread(servers[server.name], "{:,.0f}") for server in _OURS]
         lines.append(f"| {workload} | {sizes[workload]:,} | {' | '.join(cells)} |")
+    lines += ["", "Memory afterwards, MiB: a process's own, and with its share of what others use too.", ""]
+    lines += ["| server | Java | each worker | all processes |", "|---|---|---|---|"]
+    for server, processes in memory.items():
+        kinds = [[one for one in processes if one["name"] == name] for name in ("java", "worker")]
+        cells = [", ".join(f"{one['uss']:,.0f} / {one['pss']:,.0f}" for one in kind) for kind in kinds]
+        cells.append(f"{sum(one['uss'] for one in processes):,.0f} / {sum(one['pss'] for one in processes):,.0f}")
+        lines.append(f"| {server} | {' | '.join(cells)} |")
     options.out.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".md").write_text("\n".join(lines) + "\n")
     draw(rates, sizes, out.with_suffix(".png"))
     print(out.with_suffix(".md").read_text())
 
 
-def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Return every measurement, and the bytes of each workload's reply."""
+def measure(
+    options: argparse.Namespace,
+) -> tuple[list[dict[str, Any]], dict[str, int], dict[str, list[dict[str, Any]]]]:
+    """Return every measurement, the bytes of each workload's reply, and each server's processes with their memory."""
     work = ROOT / "out/bench"
     model = models.prepare(options.model, work)
     takes: list[dict[str, Any]] = []
@@ -77,8 +86,9 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
             for workload in GROWTH:
                 for one in running[:: 1 if number % 2 else -1]:
                     takes.append({"round": number, **one.take(workload, options.seconds)})
+        memory = {one.server.name: machine.memory_mib(one.process.pid) for one in running}
     sizes = {take["workload"]: take["body_bytes"] // max(1, len(take["latencies"])) for take in takes}
-    return takes, sizes
+    return takes, sizes, memory
 
 
 def draw(rates: dict[str, dict[str, list[float]]], sizes: dict[str, int], path: Path) -> None:
