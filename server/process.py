@@ -48,7 +48,7 @@ def build_command(
         "-XX:+AlwaysPreTouch",
         "-XX:MaxTenuringThreshold=1",
         # A thread that compiles keeps its core for milliseconds, and a request that is to run there waits. Compiling at
-        # half the usual counts, so more of it before the server is ready, takes p99 of the first seconds' scores to 0.7.
+        # half the usual counts, so more of it before the server is ready, brings p99 of the first scores down to 0.7.
         "-XX:CompileThresholdScaling=0.5",
         f"-Dmodel_server_home={home}",
         f"-Djava.io.tmpdir={directory.path}",
