@@ -208,11 +208,11 @@ def _from_protobuf(body: Any, given: Mapping[str, str], trace: Trace, media_type
         raise BadRequest("the body is not a convscope.v1.PredictRequest; see proto/convscope.proto") from err
     if asked.describe or asked.filters:
         return Request((), Options(), media_type, describe=asked.describe, filters=asked.filters)
-    check_count(len(pictures), max_images)
     options = asked.options
     if given:
         said = Options.read_message(wire.PredictRequest.FromString(rest))
         options = Options.from_values(Options.parse_text(given) | said)
+    check_count(len(pictures), max_images)
     return Request(pictures, options, media_type)
 
 
@@ -251,15 +251,12 @@ def _from_json(body: Any, given: Mapping[str, str], trace: Trace, media_type: st
         raise BadRequest("filters must be the name of one layer")
     if describe or filters:
         return Request((), Options(), media_type, describe=describe, filters=filters)
+    named = {name: said[name] for name in OPTION_NAMES if name in said}
+    options = Options.from_values(Options.parse_text(given) | named)
     data = body.get("data", [])
     encoded = data if isinstance(data, list) else [data]
     check_count(len(encoded), max_images)
-    options = {name: said[name] for name in OPTION_NAMES if name in said}
-    return Request(
-        tuple(_from_base64(item) for item in encoded),
-        Options.from_values(Options.parse_text(given) | options),
-        media_type,
-    )
+    return Request(tuple(_from_base64(item) for item in encoded), options, media_type)
 
 
 def _from_base64(item: Any) -> bytes:
@@ -295,15 +292,12 @@ def _from_fields(
     filters = _text(row.get("filters", ""), "filters").strip()
     if SWITCH[describe] or filters:
         return Request((), Options(), media_type, describe=SWITCH[describe], filters=filters)
+    said = {name: _text(row[name], name) for name in OPTION_NAMES if name in row}
+    options = Options.from_values(Options.parse_text(given) | Options.parse_text(said))
     data = row.get("data", [])
     parts = data if isinstance(data, list) else [data]
     check_count(len(parts), max_images)
-    said = {name: _text(row[name], name) for name in OPTION_NAMES if name in row}
-    return Request(
-        tuple(_picture_part(part) for part in parts),
-        Options.from_values(Options.parse_text(given) | Options.parse_text(said)),
-        media_type,
-    )
+    return Request(tuple(_picture_part(part) for part in parts), options, media_type)
 
 
 def _picture_part(part: Any) -> Bytes:
@@ -319,7 +313,8 @@ def _header_options(headers: Mapping[str, str]) -> dict[str, str]:
     given: dict[str, str] = {}
     for name, value in headers.items():
         if name in _OPTION_HEADERS:
-            given[_OPTION_HEADERS[name]] = value
+            if value.strip():
+                given[_OPTION_HEADERS[name]] = value
         elif name.startswith(_HEADER_PREFIX) and name not in _GATEWAY_HEADERS:
             raise BadRequest(f"unknown header {json.dumps(name[:40])}; there are {', '.join(_OPTION_HEADERS)}")
     if headers.get("explain", "").lower() == "true":
