@@ -13,6 +13,7 @@ from handlers.wire import convscope_pb2 as wire
 GRAD_CAM, CAM, OCCLUSION = "grad_cam", "cam", "occlusion"
 INPUT_GRADIENT, INTEGRATED_GRADIENTS, PICTURE = "input_gradient", "integrated_gradients", "picture"
 METHODS = (GRAD_CAM, CAM, OCCLUSION, INPUT_GRADIENT, INTEGRATED_GRADIENTS, PICTURE)
+OF_GRADIENTS = (GRAD_CAM, INPUT_GRADIENT, INTEGRATED_GRADIENTS)
 VIEWS = ("overlay", "heat")
 
 MAX_STEPS = 512  # Of integrated gradients: finding the points of the rule takes their third power.
