@@ -110,10 +110,11 @@ class _Grpc:
 
     def _connect(self, kind: Any) -> tuple[Any, Any]:
         """Make a channel, of `grpc` or of `grpc.aio`, and its method."""
+        target = f"dns:///{self._target}"  # gRPC would take a host named `unix` or `dns` for a scheme.
         if self._credentials is None:
-            channel = kind.insecure_channel(self._target, options=self._options)
+            channel = kind.insecure_channel(target, options=self._options)
         else:
-            channel = kind.secure_channel(self._target, self._credentials, options=self._options)
+            channel = kind.secure_channel(target, self._credentials, options=self._options)
         method = channel.unary_unary(
             _METHOD,
             request_serializer=PredictionsRequest.SerializeToString,
