@@ -51,8 +51,10 @@ def listening(serve: Callable[[socket.socket], None]) -> Iterator[str]:
     """Serve each connection in a thread of its own; yield `host:port`."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         threads = []
+        connections = []
 
         def run(connection: socket.socket) -> None:
+            connections.append(connection)
             with connection, suppress(OSError):
                 serve(connection)
 
@@ -66,6 +68,9 @@ def listening(serve: Callable[[socket.socket], None]) -> Iterator[str]:
         threads[0].start()
         yield f"127.0.0.1:{server.getsockname()[1]}"
         server.shutdown(socket.SHUT_RDWR)
+        for connection in connections:
+            with suppress(OSError):  # A closed one.
+                connection.shutdown(socket.SHUT_RDWR)
         for thread in list(threads):
             thread.join(10)
             assert not thread.is_alive()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from typing import Any, cast
 
 import httpcore
 
 from convscope._http import Incoming
-from convscope._network import SMALL, BaseConnection, check_tunnel
+from convscope._network import SMALL, BaseConnection, check_tunnel, is_address
 
 _SECOND_ADDRESS_S = 0.25  # Seconds after which a host's next address is tried beside the first: RFC 8305's.
 
@@ -19,39 +18,33 @@ class AsyncConnection(BaseConnection):
 
     async def ask(self, head: bytes, body: bytes) -> Incoming:
         """Send a request and return its answer; see `Connection.ask`."""
+        self._answer = answer = Incoming()
         if self._stream is None:
-            await self._open()
-        return await self._exchange(head, body, Incoming())
+            self._stream = await self._open()
+        await self._stream.exchange((head, body) if len(body) > SMALL else (head + body,), answer)
+        return answer
 
     async def close(self) -> None:
         """Close it; whoever waits for an answer is woken."""
         self.closed = True
-        if self._stream is not None:
-            await self._stream.aclose()
+        if self._opening is not None:
+            await self._opening.aclose()
 
-    async def _open(self) -> None:
+    async def _open(self) -> _Stream:
         route = self._route
-        await self._keep(await _connect(route.host, route.port))
-        if route.proxy_tls is not None:
-            await self._stream.start_tls(route.proxy_tls, route.host)
-        if route.tunnel:
-            check_tunnel(await self._exchange(route.tunnel, b"", Incoming(bodiless=True)))
-        if route.tls is not None:
-            await self._stream.start_tls(route.tls, route.service)
-
-    async def _keep(self, stream: _Stream) -> None:
-        self._stream = stream
+        self._opening = stream = await _connect(route.host, route.port)
         if self.closed:  # Meanwhile.
             await stream.aclose()
             raise httpcore.ConnectError("it was closed")
-
-    async def _exchange(self, head: bytes, body: bytes, answer: Incoming) -> Incoming:
-        self._answer = answer
-        if len(body) > SMALL:
-            await self._stream.exchange((head, body), answer)
-        else:
-            await self._stream.exchange((head + body,), answer)
-        return answer
+        if route.proxy_tls is not None:
+            await stream.start_tls(route.proxy_tls, route.host)
+        if route.tunnel:
+            answer = Incoming(bodiless=True)
+            await stream.exchange((route.tunnel,), answer)
+            check_tunnel(answer)
+        if route.tls is not None:
+            await stream.start_tls(route.tls, route.service)
+        return stream
 
 
 async def _connect(host: str, port: int) -> _Stream:
@@ -59,7 +52,7 @@ async def _connect(host: str, port: int) -> _Stream:
     race: dict[str, Any] = {}
     # asyncio's race loses a connection whose caller is cancelled just when it is won; an address needs no race. Other
     # loops, such as uvloop's, have none: they try one address after the other.
-    if isinstance(loop, asyncio.BaseEventLoop) and not _is_address(host):
+    if isinstance(loop, asyncio.BaseEventLoop) and not is_address(host):
         race["happy_eyeballs_delay"] = _SECOND_ADDRESS_S
     try:
         _, stream = await loop.create_connection(_Stream, host, port, **race)
@@ -74,6 +67,7 @@ class _Stream(asyncio.Protocol):
     _transport: asyncio.Transport
 
     def __init__(self) -> None:
+        self._layers: list[asyncio.Transport] = []  # The socket's, and one for each layer of TLS over it.
         self._readable = False  # There was more to read than answers, or its end.
         self._error: Exception | None = None
         self._answer: Incoming | None = None
@@ -81,6 +75,7 @@ class _Stream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._layers.append(self._transport)
 
     def data_received(self, data: bytes) -> None:
         if self._answer is None:
@@ -104,7 +99,7 @@ class _Stream(asyncio.Protocol):
         self._wake()
 
     async def exchange(self, pieces: tuple[bytes, ...], answer: Incoming) -> None:
-        """Send a request, and wait until its answer is complete."""
+        """Send a request, and wait until its answer is complete, which may be before all of the request is sent."""
         self._answer = answer
         for piece in pieces:
             self._transport.write(piece)
@@ -115,6 +110,7 @@ class _Stream(asyncio.Protocol):
         finally:
             self._answer = self._waiter = None
         if answer.complete:
+            answer.reusable &= not any(transport.get_write_buffer_size() for transport in self._layers)
             return
         if self._error is not None:
             raise self._error
@@ -139,20 +135,13 @@ class _Stream(asyncio.Protocol):
         if secure is None:
             raise httpcore.ConnectError("the connection was closed")
         self._transport = secure
+        self._layers.append(secure)
 
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable":
-            return self._readable or self._transport.is_closing()
+            return self._readable or any(transport.is_closing() for transport in self._layers)
         return self._transport.get_extra_info(info)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

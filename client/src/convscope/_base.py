@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import AbstractAsyncContextManager
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 from convscope._card_reply import read_card
@@ -35,6 +35,7 @@ from convscope._request import (
     build_filters_request,
     build_options,
     check_files,
+    check_model,
     choose_request_id,
     fill_request,
 )
@@ -265,11 +266,16 @@ class BaseClient(Explaining):
         """Return a question's deadline, once it can be asked."""
         if self._closed:
             raise RuntimeError("this client is closed")
-        if not isinstance(model, str) or (version is not None and not isinstance(version, str)):
-            raise TypeError(f"model and version are text, as in '1.0', not {model!r} and {version!r}")
-        if not model or version == "":
-            raise ValueError("model and version must not be empty")
+        check_model(model, version)
         return self.deadline_s if deadline_s is None else _checked_deadline_s(deadline_s)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied."""
+        kind = type(self).__name__
+        raise TypeError(
+            f"{kind} cannot be pickled or copied: it holds open connections and threads or tasks, and a pickle would "
+            f"hold the API key in clear text. Create one {kind} in each process"
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"

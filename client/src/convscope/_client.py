@@ -38,8 +38,8 @@ class Client(ExplainClient):
         deadline_s: Seconds a question may take, unless it says otherwise itself.
         ca_file: PEM file of the certificates to trust instead of the usual ones, for `https` and `grpcs`.
         retries: How often a question is asked again, within its deadline, when no connection came about or it broke,
-            the server takes no more work now, or its worker died; 0 for never. All questions of a client share a
-            budget, so that an outage is not met with several times the requests.
+            the server takes no more work now, its worker died, or a gateway gave up waiting for it; 0 for never. All
+            questions of a client share a budget, so that an outage is not met with several times the requests.
         metrics: Whether to keep Prometheus metrics of the predictions: True in prometheus_client's own registry, or a
             `CollectorRegistry`. Every reply is then asked for its timing.
         coalesce: Whether questions in flight together, that ask the same of other pictures, travel in one request:

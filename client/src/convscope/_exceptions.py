@@ -161,7 +161,7 @@ class ModelNotFound(ConvscopeError):
 
 
 class Overloaded(ConvscopeError):
-    """The server takes no more work now: its queue is full, it is starting, or it is draining.
+    """The server takes no more work now: its queue is full, it is starting or draining, or a gateway cannot reach it.
 
     Args:
         message: For people.

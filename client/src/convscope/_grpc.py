@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from convscope._exceptions import (
     ServerError,
 )
 from convscope._forking import renew_after_fork
+from convscope._http_answers import refusal
 from convscope._transport import (
     API_KEY_HEADER,
     MAX_MESSAGE_BYTES,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
 
 _METHOD = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
+_HTTP_STATUS = re.compile(r"http2 header with status: (\d{3})$")  # gRPC's words for an answer that is not gRPC's.
 
 # Which of ours stands for which status, where its words (below) do not say more; of any other ServerError.
 TRANSLATIONS: dict[grpc.StatusCode, type[ConvscopeError]] = {
@@ -110,10 +113,11 @@ class _Grpc:
 
     def _connect(self, kind: Any) -> tuple[Any, Any]:
         """Make a channel, of `grpc` or of `grpc.aio`, and its method."""
+        target = f"dns:///{self._target}"  # gRPC would take a host named `unix` or `dns` for a scheme.
         if self._credentials is None:
-            channel = kind.insecure_channel(self._target, options=self._options)
+            channel = kind.insecure_channel(target, options=self._options)
         else:
-            channel = kind.secure_channel(self._target, self._credentials, options=self._options)
+            channel = kind.secure_channel(target, self._credentials, options=self._options)
         method = channel.unary_unary(
             _METHOD,
             request_serializer=PredictionsRequest.SerializeToString,
@@ -205,8 +209,10 @@ def translate(error: grpc.RpcError, target: str) -> ConvscopeError:
     known = torchserve_error(details)
     if known is not None:
         return known
-    kind = _kind_by_words(status, details) or TRANSLATIONS.get(status, ServerError)
     retry_after_s = _retry_after_s(error)
+    if (found := _HTTP_STATUS.search(details)) is not None:
+        return refusal(int(found[1]), b"", retry_after_s)
+    kind = _kind_by_words(status, details) or TRANSLATIONS.get(status, ServerError)
     if kind is ConnectError and retry_after_s is not None:
         kind = Overloaded  # It answered.
     if kind is ConnectError:
@@ -232,6 +238,8 @@ def _kind_by_words(status: grpc.StatusCode, details: str) -> type[ConvscopeError
         return ServerError  # TorchServe itself answered: its worker failed.
     if status is grpc.StatusCode.UNAVAILABLE and "Failed parsing HTTP/2" in details:
         return ProtocolError  # A REST port.
+    if status is grpc.StatusCode.UNAVAILABLE and "upstream request timeout" in details:
+        return DeadlineExceeded  # The gateway's deadline.
     if status is grpc.StatusCode.UNAVAILABLE and "upstream" in details:
         return Overloaded  # The gateway answered: no server behind it takes requests now.
     return None

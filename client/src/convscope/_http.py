@@ -139,6 +139,10 @@ class Incoming:
         if not self._parser.get_http_version().startswith("1."):
             raise httpcore.RemoteProtocolError("this is another version of HTTP")
         self.status = self._parser.get_status_code()
+        if self.status < 200:  # Only says that the answer is to come.
+            if self.headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in self.headers:
+                raise httpcore.RemoteProtocolError("an interim answer has a body")
+            return
         self.reusable = self._bodiless or self._parser.should_keep_alive()
         if self._bodiless or self.status in _BODILESS:
             self._left = 0
@@ -158,7 +162,7 @@ class Incoming:
         self._pieces.append(piece)
 
     def on_message_complete(self) -> None:
-        if self.status < 200:  # It only said that the answer is to come.
+        if self.status < 200:
             self._begin()
         else:
             self.complete = True

@@ -48,11 +48,20 @@ def understand(status: int, headers: Mapping[bytes, bytes], body: bytes) -> Pred
         check_open(reply, _retry_after_s(headers))
         if 200 <= status < 300 or reply.HasField("error"):
             return reply
-    raise _refusal(status, headers, body)
+    raise refusal(status, body, _retry_after_s(headers))
 
 
-def _refusal(status: int, headers: Mapping[bytes, bytes], body: bytes) -> ConvscopeError:
-    """Make the exception for an answer that is not our handler's: TorchServe's own, a gateway's, or a stranger's."""
+def refusal(status: int, body: bytes, retry_after_s: float | None) -> ConvscopeError:
+    """Make the exception for an answer that is not our handler's: TorchServe's own, a gateway's, or a stranger's.
+
+    Args:
+        status: Of HTTP.
+        body: The whole of it.
+        retry_after_s: Seconds after which to come back, if the answer says so.
+
+    Returns:
+        The exception, not raised.
+    """
     kind, message = _torchserve_words(body)
     known = torchserve_error(message)
     if known is not None:
@@ -63,7 +72,9 @@ def _refusal(status: int, headers: Mapping[bytes, bytes], body: bytes) -> Convsc
     if status == 413:
         return ImageTooLarge(f"the request is larger than the server's request limit ({said})")
     if status == 429 or (status == 503 and kind != "InternalServerException"):
-        return Overloaded(f"the server takes no more work now ({said})", retry_after_s=_retry_after_s(headers))
+        return Overloaded(f"the server takes no more work now ({said})", retry_after_s=retry_after_s)
+    if status == 502:
+        return Overloaded(f"a gateway got no answer from the server ({said})", retry_after_s=retry_after_s)
     if status in (408, 504):
         return DeadlineExceeded(f"a server on the way gave up waiting ({said})")
     if status == 400:

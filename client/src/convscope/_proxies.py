@@ -6,6 +6,8 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from convscope._transport import ascii_host
+
 
 class EnvironmentProxy(NamedTuple):
     """A proxy: its URL, and name and password if it wants them."""
@@ -37,7 +39,7 @@ def environment_proxy(url: str) -> EnvironmentProxy | None:
         return None
     try:
         proxy = urlsplit(named if "://" in named else f"http://{named}")
-        usable = proxy.scheme in ("http", "https") and proxy.hostname and proxy.port != 0
+        usable = proxy.scheme in ("http", "https") and ascii_host(proxy.hostname or "") and proxy.port != 0
     except ValueError:
         usable = False
     if not usable:

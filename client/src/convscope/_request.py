@@ -20,6 +20,7 @@ Method: TypeAlias = Literal["grad_cam", "cam", "occlusion", "input_gradient", "i
 _MAP_DTYPES: dict[str, Dtype] = {"float32": FLOAT32, "float16": FLOAT16, "uint8": UINT8}
 _UINT32_MAX = 2**32 - 1
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")  # What TorchServe's archiver and this service's launcher take.
 # Ids have to differ, not to be secret. uuid4 asks the operating system, at which a thread lets go of the interpreter.
 _IDS = random.Random()  # noqa: S311
 if hasattr(os, "register_at_fork"):
@@ -61,6 +62,28 @@ class ExplainOptions(TypedDict, total=False):
     deadline_s: float | None
     timing: bool
     request_id: str | None
+
+
+def check_model(model: str, version: str | None) -> None:
+    """Raise unless a model can have this name and version.
+
+    Both become segments of a REST path, where `..`, `a/b` or `a?b` would address something else.
+
+    Args:
+        model: The model's name.
+        version: Its version; None for the server's default.
+
+    Raises:
+        TypeError: One is not text.
+        ValueError: One is not 1 to 255 letters, digits, `.`, `_` and `-` that begin with a letter or a digit.
+    """
+    if not isinstance(model, str) or (version is not None and not isinstance(version, str)):
+        raise TypeError(f"model and version are text, as in '1.0', not {model!r} and {version!r}")
+    for what, name in (("model", model), ("version", version)):
+        if name is not None and not _NAME.fullmatch(name):
+            raise ValueError(
+                f"{what} must be 1 to 255 of A-Z a-z 0-9 . _ - and begin with a letter or a digit, not {name[:80]!r}"
+            )
 
 
 def check_files(files: Sequence[bytes]) -> None:

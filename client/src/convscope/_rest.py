@@ -79,32 +79,37 @@ class _Rest:
         self._connect: Callable[[], Any] = lambda: connection(route)
         self._connections: set[Any] = set()
         self._idle: list[Any] = []  # The one used last comes first: it is the likeliest to be open still.
+        self._lock = threading.Lock()  # Of these two.
 
     def _take(self) -> tuple[Any, list[Any]]:
         """Return a connection that nobody uses, which may have to be opened, and those that are to be closed."""
-        expired: list[Any] = []
         if self._closed:
             raise ConnectError(f"no connection to {self._url}: the client was closed")
-        while True:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                connection = self._connect()
-                self._connections.add(connection)
-                return connection, expired
-            if not connection.expired():
-                return connection, expired
-            self._connections.discard(connection)
-            expired.append(connection)
+        with self._lock:
+            expired = self._reap()
+            connection = self._idle.pop() if self._idle else self._connect()
+            self._connections.add(connection)
+        return connection, expired
 
-    def _put(self, connection: Any) -> bool:
-        """Give a connection back; say whether it is to be closed."""
-        if connection.rest():
-            self._idle.append(connection)
-            return self._closed  # Since the connection was taken, which may not have been open by then.
-        # The answer was not read to its end, said that it was the last, or more came.
-        self._connections.discard(connection)
-        return True
+    def _put(self, connection: Any) -> list[Any]:
+        """Give a connection back; return those that are to be closed, which may include it."""
+        with self._lock:
+            expired = self._reap()
+            if connection.rest():
+                self._idle.append(connection)
+                if not self._closed:  # Since the connection was taken, which may not have been open by then.
+                    return expired
+            else:  # It is not open, its answer was not read to its end, said that it was the last, or more came.
+                self._connections.discard(connection)
+        return [*expired, connection]
+
+    def _reap(self) -> list[Any]:
+        """Forget the idle connections that cannot be used any more, and return them."""
+        expired = [connection for connection in self._idle if connection.expired()]
+        if expired:
+            self._idle = [connection for connection in self._idle if connection not in expired]
+            self._connections.difference_update(expired)
+        return expired
 
     def _write(self, request: PredictRequest, model: str, version: str | None) -> tuple[bytes, bytes]:
         """Return a request's head and body."""
@@ -126,7 +131,7 @@ class RestTransport(_Rest):
     def renew(self) -> None:
         """Begin without connections."""
         inherited, self._connections, self._idle = self._connections, set(), []
-        self._free = threading.Semaphore(MOST_CONNECTIONS)
+        self._free, self._lock = threading.Semaphore(MOST_CONNECTIONS), threading.Lock()
         for connection in inherited:
             connection.close()
 
@@ -143,8 +148,8 @@ class RestTransport(_Rest):
                     old.close()
                 answer = connection.ask(head, body, ends)
             finally:
-                if self._put(connection):
-                    connection.close()
+                for old in self._put(connection):
+                    old.close()
         except _RAISED as error:
             raise translate(error, self._url) from error
         finally:
@@ -154,7 +159,9 @@ class RestTransport(_Rest):
     def close(self) -> None:
         """Close the connections."""
         self._closed = True
-        for connection in list(self._connections):
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
             connection.close()
 
 
@@ -178,8 +185,7 @@ class AsyncRestTransport(_Rest):
                         await _close_all(expired)
                     answer = await connection.ask(head, body)
                 finally:
-                    if self._put(connection):
-                        await connection.close()
+                    await _close_all(self._put(connection))
         except _RAISED as error:
             raise translate(error, self._url) from error
         except TimeoutError as error:

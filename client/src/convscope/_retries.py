@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from convscope._exceptions import ConnectError, ConvscopeError, Overloaded, ServerError
+from convscope._exceptions import ConnectError, ConvscopeError, DeadlineExceeded, Overloaded, ServerError
 from convscope._forking import renew_after_fork
 from convscope._transport import WORKER_DIED
 
@@ -77,7 +77,7 @@ class Attempts:
         self._clock = clock
         self._uniform = uniform
         self._longest = FIRST_WAIT_S
-        self._worker_died = False
+        self._once: set[type[ConvscopeError]] = set()  # Failures after which a request is sent again once only.
 
     def left_s(self) -> float:
         """Return the seconds left until the deadline; a little where none are."""
@@ -93,7 +93,7 @@ class Attempts:
             Seconds to wait before asking again; None if the error is final: it will not pass, the attempts or the
             budget are used up, or the deadline is before the time to come back.
         """
-        if not self._may_pass(error) or self._left <= 0 or not self._budget.take():
+        if self._clock() >= self._ends or not self._may_pass(error) or self._left <= 0 or not self._budget.take():
             return None
         wait_s = self._uniform(0.0, self._longest)  # Full jitter: callers who failed together come back apart.
         if isinstance(error, Overloaded) and error.retry_after_s is not None:
@@ -106,9 +106,12 @@ class Attempts:
 
     def _may_pass(self, error: ConvscopeError) -> bool:
         """Say whether the same request, sent again, might be answered."""
-        if isinstance(error, ServerError) and str(error).startswith(WORKER_DIED) and not self._worker_died:
-            self._worker_died = True  # Once only: if it was this request that killed it, the next worker is spared.
-            return True
+        worker_died = isinstance(error, ServerError) and str(error).startswith(WORKER_DIED)
+        if worker_died or isinstance(error, DeadlineExceeded):  # A gateway's: at our own there is no time left.
+            # If it is this request that kills workers, or takes too long, it does so no more than twice.
+            first = type(error) not in self._once
+            self._once.add(type(error))
+            return first
         if isinstance(error, ConnectError) and "certificate" in str(error).lower():
             return False  # Not trusted now, not trusted later; and gRPC's second answer no longer says why.
         return isinstance(error, ConnectError | Overloaded)

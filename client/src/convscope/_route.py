@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 import ssl
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
@@ -11,9 +10,9 @@ from urllib.parse import quote, urlsplit
 import httpcore
 
 from convscope._proxies import environment_proxy
+from convscope._transport import ascii_host
 
 _PORTS = {"http": 80, "https": 443}
-_UNFIT = re.compile(rb"[\x00-\x1f\x7f-\xff]")
 
 
 class Route(NamedTuple):
@@ -57,7 +56,7 @@ def find_route(url: str, *, ca_file: str | None, use_proxies: bool) -> Route:
     """
     parts = urlsplit(url)
     secure = parts.scheme == "https"
-    service = _host_of(parts.hostname)
+    service = ascii_host(parts.hostname or "")
     port = parts.port or _PORTS[parts.scheme]
     named = f"[{service}]" if ":" in service else service
     where = named if parts.port is None else f"{named}:{parts.port}"
@@ -77,19 +76,8 @@ def find_route(url: str, *, ca_file: str | None, use_proxies: bool) -> Route:
         target, headers = f"http://{where}{target}", headers + known
     through = urlsplit(proxy.url)
     proxy_tls = _trust(None) if through.scheme == "https" else None
-    host, port = _host_of(through.hostname), through.port or _PORTS[through.scheme]
+    host, port = ascii_host(through.hostname or ""), through.port or _PORTS[through.scheme]
     return Route(host, port, proxy_tls, tunnel.encode(), tls, service, target.encode(), headers.encode())
-
-
-def _host_of(name: str | None) -> str:
-    """Return a host's name as it goes over the wire."""
-    try:
-        host = (name or "").encode("idna")
-    except UnicodeError as error:
-        raise ValueError(f"url cannot be used: {error}") from error
-    if _UNFIT.search(host):
-        raise ValueError("url cannot be used: its host holds what no name of a host does")
-    return host.decode()
 
 
 def _trust(ca_file: str | None) -> ssl.SSLContext:

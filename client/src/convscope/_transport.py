@@ -7,6 +7,7 @@ only when a URL asks for it.
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import TYPE_CHECKING, Protocol, TypedDict
 from urllib.parse import SplitResult, urlsplit
 
@@ -24,6 +25,7 @@ REQUEST_ID_HEADER = "x-request-id"
 USER_AGENT = "convscope-python"
 WORKER_DIED = "Worker died"  # TorchServe's words.
 _SCHEMES = ("http", "https", "grpc", "grpcs")
+_HOST = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
 class Transport(Protocol):
@@ -80,7 +82,7 @@ def open_transport(url: str, *, api_key: str | None, ca_file: str | None) -> Tra
     if parts.scheme in ("http", "https"):
         from convscope._rest import RestTransport
 
-        return RestTransport(url, **settings)
+        return RestTransport(parts.geturl(), **settings)
     from convscope._grpc import GrpcTransport
 
     return GrpcTransport(_grpc_target(parts, url), secure=parts.scheme == "grpcs", **settings)
@@ -92,7 +94,7 @@ def open_async_transport(url: str, *, api_key: str | None, ca_file: str | None) 
     if parts.scheme in ("http", "https"):
         from convscope._rest import AsyncRestTransport
 
-        return AsyncRestTransport(url, **settings)
+        return AsyncRestTransport(parts.geturl(), **settings)
     from convscope._grpc import AsyncGrpcTransport
 
     return AsyncGrpcTransport(_grpc_target(parts, url), secure=parts.scheme == "grpcs", **settings)
@@ -105,7 +107,11 @@ class _Settings(TypedDict):
 
 
 def _settings(url: str, api_key: str | None, ca_file: str | None) -> tuple[SplitResult, _Settings]:
-    """Check what a transport is opened with, and return the URL's parts and what is the same for all transports."""
+    """Check what a transport is opened with.
+
+    Returns:
+        The URL's parts, with the host as `ascii_host` writes it, and the settings that all transports have.
+    """
     if not isinstance(url, str) or not isinstance(api_key, str | None):
         raise TypeError("url must be text, and so must api_key where there is one")
     if api_key is not None and not (api_key == api_key.strip() != "" and api_key.isascii() and api_key.isprintable()):
@@ -117,8 +123,10 @@ def _settings(url: str, api_key: str | None, ca_file: str | None) -> tuple[Split
         raise ValueError("url must hold no user, query or fragment; a key goes into api_key")
     if ca_file is not None and parts.scheme not in ("https", "grpcs"):
         raise ValueError(f"ca_file has no meaning for {parts.scheme}://")
-    _ = parts.port  # Raises ValueError where it is no port.
-    return parts, {"api_key": api_key, "ca_file": ca_file, "use_proxies": not is_loopback(parts.hostname)}
+    host = ascii_host(parts.hostname)
+    named = f"[{host}]" if ":" in host else host
+    parts = parts._replace(netloc=named if parts.port is None else f"{named}:{parts.port}")
+    return parts, {"api_key": api_key, "ca_file": ca_file, "use_proxies": not is_loopback(host)}
 
 
 def _grpc_target(parts: SplitResult, url: str) -> str:
@@ -126,6 +134,36 @@ def _grpc_target(parts: SplitResult, url: str) -> str:
     if parts.port is None or parts.path not in ("", "/"):
         raise ValueError(f"a gRPC url is grpc://host:port or grpcs://host:port, without a path: {url!r}")
     return parts.netloc
+
+
+def ascii_host(host: str) -> str:
+    """Return a host's name as DNS, TLS and HTTP know it.
+
+    Args:
+        host: The host of a URL, without brackets. A name with other letters than ASCII is converted as browsers do it:
+            IDNA 2008 after the mapping of UTS 46, so that ß is not ss. (Python's own codec is IDNA 2003.)
+
+    Returns:
+        An IP address or a name in ASCII.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    name = host
+    if not host.isascii():
+        import idna
+
+        try:
+            name = idna.encode(host, uts46=True).decode()
+        except idna.IDNAError as error:
+            raise ValueError(
+                f"url names a host that IDNA 2008 does not allow ({error}): write it in ASCII, as xn--..."
+            ) from error
+    if ":" in name:
+        return str(ipaddress.IPv6Address(name))
+    if not _HOST.fullmatch(name) or len(name) > 253:
+        raise ValueError(f"url must name a host by its address, or by its name in DNS, not {host[:80]!r}")
+    return name
 
 
 def is_loopback(host: str) -> bool:
