@@ -40,7 +40,7 @@ class Settings:
         engine: What runs the networks: `auto`, `torch` or `onnxruntime`.
         precision: What they compute in: `float32`, `float16` or `bfloat16`.
         jpeg: Where JPEGs are decoded: `cpu` or `gpu`.
-        mend: Change what makes requests wait in TorchServe's own classes; see `mending`.
+        mend: Patch TorchServe; see `mending`.
         log_format: `text` for people or `json` for log collectors, on standard error.
     """
 
@@ -134,7 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
         dest="mend",
         action="store_false",
         default=argparse.SUPPRESS,
-        help="run TorchServe's queue as it came: a request then waits a millisecond for others",
+        help="run TorchServe without our patches: callers can then stop a worker, and requests wait for others",
     )
     add("--log-format", choices=("text", "json"), default="text", help="what standard error says")
     return parser

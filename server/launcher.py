@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from server import configuration, devices, ports
-from server.announcement import describe_listeners, list_listeners
+from server.announcement import Facts, describe_listeners, list_listeners
 from server.arguments import Settings
 from server.children import describe_ending
 from server.configuration import Listeners, PrivateDirectory
@@ -19,6 +19,7 @@ from server.exporting import Exporter
 from server.failures import Failure, Interrupted
 from server.java import Java, find_java
 from server.management import Management
+from server.mending import PATCHES, mend
 from server.models import find_archives
 from server.process import JavaProcess, build_command, find_torchserve
 from server.readiness import Readiness
@@ -110,6 +111,10 @@ class Launcher:
         file = configuration.write_configuration(directory, settings, self._listeners, self._archives, self._gpus)
         own = configuration.own_environment()
         environment = configuration.worker_environment(directory, settings, workers, devices.count_cores(), own)
+        self._patches = mend(home, directory.classes) if settings.mend else []
+        why = "TorchServe is another than the patch was written for" if settings.mend else "--no-mend"
+        for patch in (patch for patch in PATCHES if patch not in self._patches):
+            self._say(f"TorchServe runs without the {patch.name} patch ({why}): {patch.without}", level="warning")
         command = build_command(java, home, directory, file, settings)
         self._diagnosis = Diagnosis(directory, self._archives)
         self._relay = Relay(self._reporter.relay, self._tell_rest)
@@ -141,11 +146,18 @@ class Launcher:
             self._relay.close()
 
     def _announce(self, java: Java) -> None:
-        facts = (self._listeners, self._archives, java, time.monotonic() - self._started, self._directory.logs)
+        facts = Facts(
+            self._listeners,
+            self._archives,
+            java,
+            sorted(patch.name for patch in self._patches),
+            time.monotonic() - self._started,
+            self._directory.logs,
+        )
         if self._reporter.as_json:
-            self._say("ready", **list_listeners(*facts))
+            self._say("ready", **list_listeners(facts))
         else:
-            write(describe_listeners(*facts), sys.stdout)
+            write(describe_listeners(facts), sys.stdout)
 
     def _await_ready(self, process: JavaProcess) -> None:
         management = Management(self._directory.management_socket)
