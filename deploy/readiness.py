@@ -2,8 +2,9 @@
 
     python -m deploy.readiness --model-store /models --host 0.0.0.0     # the launcher's own arguments
 
-`GET /ready` on port 8083 has every model served answer its card, which takes a real forward pass: 200 if they all did.
-Nobody has to name a model: TorchServe is asked for them, over the management socket that only this user can open.
+`GET /ready` on port 8083 has every model served answer its card, which takes a real forward pass: 200 if they all did
+and the launcher's watch (server/watch.py) is not restarting one of them. Nobody has to name a model: TorchServe is
+asked for them, over the management socket that only this user can open.
 The gateway asks it once a second and the image's health check now and then. It is here and not in the metrics exporter,
 which may die at any time: whoever asks finds this as long as there is a launcher.
 """
@@ -69,16 +70,31 @@ def look(folder: Path, rest_port: int, timeout_s: float = CARD_TIMEOUT_S) -> Ver
         return 503, {"ready": False, "why": "no model is loaded yet"}
     with ThreadPoolExecutor(min(len(names), MOST_QUESTIONS)) as pool:
         statuses = list(pool.map(partial(_card_status, rest_port, timeout_s), names))
-    return judge(dict(zip(names, statuses, strict=True)))
+    return judge(dict(zip(names, statuses, strict=True)), find_restarts(sockets[0].with_name("watch.json")))
 
 
-def judge(cards: Mapping[str, int | None]) -> Verdict:
+def find_restarts(file: Path) -> dict[str, str]:
+    """Return the models that the launcher's watch is restarting, `name/version` to reason; empty if it says nothing."""
+    try:
+        models = json.loads(file.read_text())["models"]
+        return {name: known["restarting"] for name, known in models.items() if known["restarting"]}
+    except (OSError, ValueError):
+        return {}
+
+
+def judge(cards: Mapping[str, int | None], restarts: Mapping[str, str] | None = None) -> Verdict:
     """Make one answer of the cards' statuses; None stands for a card that did not come in time.
 
-    503 is for a server that says so itself: it starts, drains, or has no worker. A model that is silent while another
-    answers is busy, and no reason to take all the others away; if all are silent that is 504.
+    503 is for a server that says so itself: it starts, drains, has no worker, or restarts a model. A model that is
+    silent while another answers is busy, and no reason to take all the others away; if all are silent that is 504.
+
+    Args:
+        cards: The status of each model's card.
+        restarts: Models that the watch restarts, with the reason.
     """
-    said = {"models": dict(cards)}
+    said: dict[str, Any] = {"models": dict(cards)}
+    if restarts:
+        return 503, {"ready": False, **said, "restarting": dict(restarts)}
     wrong = [status for status in cards.values() if status not in (200, None)]
     if wrong:
         return 503 if 503 in wrong else 500, {"ready": False, **said}
