@@ -1,4 +1,4 @@
-"""Patches five classes of TorchServe 0.12, a few bytes each; upstream is archived and will not fix them.
+"""Patches seven classes of TorchServe 0.12, a few bytes each; upstream is archived and will not fix them.
 
 **safety**: one caller must not stop a worker. TorchServe answers a batch from the worker's own thread, and an exception
 from answering one caller ends that thread. Where other callers of the batch were answered already, a second exception
@@ -23,9 +23,13 @@ ready.
   one or two cores the JVM has no such pool and starts a thread for each batch. Patched, the thread that has the batch
   hands it over and goes on. `benchmarks/batching.md` has what these three bring.
 
-Patched classes lie in the private directory and go before the jar on the class path. Each of the two patches is applied
+**blame**: a form that TorchServe cannot read (it breaks off, or a part has no name) is the caller's mistake, and got
+500, which a gateway sends again and counts against the service, with a traceback in the log. Patched, it gets 400: the
+exception becomes an IllegalArgumentException, which TorchServe then answers with 400 instead of 403.
+
+Patched classes lie in the private directory and go before the jar on the class path. Each of the three patches is applied
 whole or not at all: only if every class that it changes is exactly the one it was written for. `--no-mend` applies
-neither. The launcher says which are active; `server.watch` restarts what hangs without them.
+none. The launcher says which are active; `server.watch` restarts what hangs without them.
 
 A patch that keeps any exception from ending a worker's thread would need new code in a class, with tables for the
 verifier: more than a few bytes. What remains is Java running out of memory while it answers.
@@ -47,7 +51,7 @@ class Edit:
 
     Attributes:
         before: What stands in the class.
-        after: As many bytes to stand there instead.
+        after: What to put there instead: as many bytes, unless it is a constant, which carries its own length.
         times: How often `before` occurs; all of them are replaced.
     """
 
@@ -122,6 +126,36 @@ PATCHES = (
                     Edit(
                         bytes.fromhex("2a 1908 b700a2 990004 b1 1908 b600ce"),
                         bytes.fromhex("03 0000 000000 990004 b1 1908 b600ce"),
+                    ),
+                ),
+            ),
+        ),
+    ),
+    Patch(
+        "blame",
+        "a form that cannot be read is answered with 500 instead of 400",
+        (
+            Change(
+                "io/netty/handler/codec/http/multipart/HttpPostRequestDecoder$ErrorDataDecoderException.class",
+                "e3d32bb7010de5eb8e7604ef7d813a82f9114987b32b6f36b5bfbccf1fadf972",
+                # Its superclass, which has the same constructors.
+                (
+                    Edit(
+                        b"\x01\x00\x27io/netty/handler/codec/DecoderException",
+                        b"\x01\x00\x22java/lang/IllegalArgumentException",
+                    ),
+                ),
+            ),
+            # In HttpRequestHandler.channelRead0, where an IllegalArgumentException is caught, logger.error becomes
+            # logger.trace, and FORBIDDEN becomes BAD_REQUEST: aload_3, invokeinterface, aload_1, getstatic, aload_3,
+            # invokestatic sendError.
+            Change(
+                "org/pytorch/serve/http/HttpRequestHandler.class",
+                "4284484a3cbe3c227cec2578dcb44b9ae9c4f1b8cffbccec26e36490803cea31",
+                (
+                    Edit(
+                        bytes.fromhex("2d b900840300 2b b20087 2d b8005e"),
+                        bytes.fromhex("2d b900520300 2b b20066 2d b8005e"),
                     ),
                 ),
             ),
