@@ -27,9 +27,9 @@ ready.
 500, which a gateway sends again and counts against the service, with a traceback in the log. Patched, it gets 400: the
 exception becomes an IllegalArgumentException, which TorchServe then answers with 400 instead of 403.
 
-Patched classes lie in the private directory and go before the jar on the class path. Each of the three patches is applied
-whole or not at all: only if every class that it changes is exactly the one it was written for. `--no-mend` applies
-none. The launcher says which are active; `server.watch` restarts what hangs without them.
+Patched classes lie in the private directory and go before the jar on the class path. Each of the three patches is
+applied whole or not at all: only if every class that it changes is exactly the one it was written for. `--no-mend`
+applies none. The launcher says which are active; `server.watch` restarts what hangs without them.
 
 A patch that keeps any exception from ending a worker's thread would need new code in a class, with tables for the
 verifier: more than a few bytes. What remains is Java running out of memory while it answers.

@@ -156,3 +156,23 @@ def test_a_reply_too_large_to_send_is_refused_before_it_kills_the_worker(client:
         client.predict([black] * 5, model="edges", layers=["conv1"])
     assert caught.value.code == "reply_too_large"
     assert len(client.predict([black] * 5, model="edges", layers=["conv1"], pool=8)) == 5
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("multipart/form-data; boundary=b", b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n"),
+        ("multipart/form-data; boundary=b", b'--b\r\nContent-Disposition: form-data; name=""\r\n\r\nx\r\n--b--\r\n'),
+        ("multipart/form-data; boundary=b", b"--b\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n--c\r\n\r\nx"),
+        ("application/x-www-form-urlencoded", b"data=%ff%%"),
+    ],
+    ids=["no name", "empty name", "mixed without a name", "bad escape"],
+)
+def test_a_form_that_torchserve_cannot_read_is_the_callers_mistake(
+    server: Launched, content_type: str, body: bytes
+) -> None:
+    url = f"http://127.0.0.1:{server.port('REST')}/predictions/cifar"
+    answer = httpx.post(url, content=body, headers={"Content-Type": content_type})
+    assert answer.status_code == 400
+    assert "ErrorDataDecoderException" in answer.text
+    assert "Traceback" not in server.err
