@@ -1,4 +1,4 @@
-"""Patches seven classes of TorchServe 0.12, a few bytes each; upstream is archived and will not fix them.
+"""Patches six classes of TorchServe 0.12, a few bytes each; upstream is archived and will not fix them.
 
 **safety**: one caller must not stop a worker. TorchServe answers a batch from the worker's own thread, and an exception
 from answering one caller ends that thread. Where other callers of the batch were answered already, a second exception
@@ -24,8 +24,8 @@ ready.
   hands it over and goes on. `benchmarks/batching.md` has what these three bring.
 
 **blame**: a form that TorchServe cannot read (it breaks off, or a part has no name) is the caller's mistake, and got
-500, which a gateway sends again and counts against the service, with a traceback in the log. Patched, it gets 400: the
-exception becomes an IllegalArgumentException, which TorchServe then answers with 400 instead of 403.
+500, which a gateway sends again and counts against the service, with a traceback in the log. Patched, any exception
+while a REST request is read is answered with 400; a worker's own failures do not pass this place.
 
 Patched classes lie in the private directory and go before the jar on the class path. Each of the three patches is
 applied whole or not at all: only if every class that it changes is exactly the one it was written for. `--no-mend`
@@ -135,24 +135,17 @@ PATCHES = (
         "blame",
         "a form that cannot be read is answered with 500 instead of 400",
         (
-            Change(
-                "io/netty/handler/codec/http/multipart/HttpPostRequestDecoder$ErrorDataDecoderException.class",
-                "e3d32bb7010de5eb8e7604ef7d813a82f9114987b32b6f36b5bfbccf1fadf972",
-                # Its superclass, which has the same constructors.
-                (
-                    Edit(
-                        b"\x01\x00\x27io/netty/handler/codec/DecoderException",
-                        b"\x01\x00\x22java/lang/IllegalArgumentException",
-                    ),
-                ),
-            ),
-            # In HttpRequestHandler.channelRead0, where an IllegalArgumentException is caught, logger.error becomes
-            # logger.trace, and FORBIDDEN becomes BAD_REQUEST: aload_3, invokeinterface, aload_1, getstatic, aload_3,
-            # invokestatic sendError.
+            # In HttpRequestHandler.channelRead0, catch (IllegalArgumentException) becomes catch (RuntimeException), and
+            # in it logger.error becomes logger.trace and FORBIDDEN becomes BAD_REQUEST: aload_3, invokeinterface,
+            # aload_1, getstatic, aload_3, invokestatic sendError.
             Change(
                 "org/pytorch/serve/http/HttpRequestHandler.class",
                 "4284484a3cbe3c227cec2578dcb44b9ae9c4f1b8cffbccec26e36490803cea31",
                 (
+                    Edit(
+                        b"\x01\x00\x22java/lang/IllegalArgumentException",
+                        b"\x01\x00\x1ajava/lang/RuntimeException",
+                    ),
                     Edit(
                         bytes.fromhex("2d b900840300 2b b20087 2d b8005e"),
                         bytes.fromhex("2d b900520300 2b b20066 2d b8005e"),
