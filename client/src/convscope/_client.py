@@ -283,7 +283,7 @@ class Client(ExplainClient):
         await Blocking()
         time.sleep(seconds)
 
-    async def _encode(self, pictures: list[Picture]) -> list[bytes]:
+    async def _encode(self, pictures: list[Picture]) -> list[list[bytes] | Exception]:
         if not all(isinstance(picture, bytes) for picture in pictures):
             await Blocking()  # A file may come from far away, and compressing an array takes its time.
         return await super()._encode(pictures)
