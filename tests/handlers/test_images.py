@@ -137,6 +137,15 @@ def test_a_picture_is_resized_to_the_network(size: tuple[int, int], channels: in
     assert np.mean(picture != expected) < 0.1
 
 
+@pytest.mark.parametrize(("height", "width"), [(90_000, 2), (2, 90_000)])
+def test_a_long_picture_is_resized_as_any_other(height: int, width: int) -> None:
+    array = colours(0, height, width)
+    expected = np.asarray(Image.fromarray(array).resize((224, 224), Image.Resampling.BILINEAR))
+    assert np.abs(one(npy(array), Preprocessing(3, 224, 224)).astype(int) - expected).max() <= 1
+    floats = one(npy(array / np.float32(255)), Preprocessing(3, 224, 224))
+    assert np.abs(floats * 255 - expected).max() <= 1
+
+
 def test_an_array_of_any_channels_is_resized_each_like_a_picture_of_its_own() -> None:
     array = np.concatenate([colours(seed, 64, 48) for seed in range(2)], axis=2)
     six, three = (one(npy(array[:, :, :count]), Preprocessing(count, 32, 32)) for count in (6, 3))

@@ -175,7 +175,7 @@ def _encode_pillow(picture: PillowImage) -> bytes:
             " mode: delete that entry, or send the file that the image was opened from"
         )
     try:
-        turn = _TURNS.get(_orientation(image))
+        turn = _turn(image)
         if mode.startswith("I"):
             image = image.convert("I")  # The other modes of 16 bits are clipped to 8 on any direct way.
             lowest, highest = image.getextrema()
@@ -210,9 +210,9 @@ def _is_colour(value: Any, mode: str) -> bool:
     return len(numbers) == (3 if mode == "RGB" else 1) and all(0 <= number <= most for number in numbers)
 
 
-def _orientation(image: Any) -> object:
-    """Return the EXIF orientation of a PIL image, None if there is none that can be read."""
+def _turn(image: Any) -> int | None:
+    """Return what turns a PIL image upright, None if nothing has to or its EXIF record cannot be read."""
     try:
-        return image.getexif().get(0x0112)
+        return _TURNS.get(image.getexif().get(0x0112))
     except Exception:  # PIL raises nearly anything on a damaged record.
         return None
