@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from convscope._card_reply import read_card
 from convscope._coalescing import Coalesce, check_coalesce
 from convscope._exceptions import (
+    BadImage,
     ConnectError,
     ConvscopeError,
     DeadlineExceeded,
@@ -107,9 +108,15 @@ class BaseClient(Explaining):
     async def _pause(self, seconds: float) -> None:
         """Wait before a retry."""
 
-    async def _encode(self, pictures: list[Picture]) -> list[bytes]:
-        """Turn pictures of a stream into files."""
-        return encode_pictures(pictures).files
+    async def _encode(self, pictures: list[Picture]) -> list[list[bytes] | Exception]:
+        """Turn each picture of a stream into files, or into what is wrong with it."""
+        encoded: list[list[bytes] | Exception] = []
+        for picture in pictures:
+            try:
+                encoded.append(encode_pictures([picture]).files)
+            except Exception as error:
+                encoded.append(error)
+        return encoded
 
     @abstractmethod
     def _crew(self, concurrency: int) -> AbstractAsyncContextManager[Crew[list[Prediction]]]:
@@ -217,16 +224,29 @@ class BaseClient(Explaining):
         # Once for all; what is wrong with them is said before anything is read.
         asked = build_options(timing=timing or self._metrics is not None, **options)
 
-        async def ask(group: list[Picture]) -> list[Prediction]:
-            files = await self._encode(group)
+        def failed(error: ConvscopeError) -> Prediction:
+            said, asked_of = error.request_id or "", version or ""
+            return Prediction(model=model, version=asked_of, engine="", device="", request_id=said, error=error)
+
+        async def ask(group: list[Picture]) -> list[Prediction | Exception]:
+            encoded = await self._encode(group)
+            files = [file for item in encoded if isinstance(item, list) for file in item]
             try:
-                return await self._ask(files, asked, model, version, deadline_s, timing=timing)
+                predictions = await self._ask(files, asked, model, version, deadline_s, timing=timing)
             except ConvscopeError as error:  # Each picture holds it.
-                said, asked_of = error.request_id or "", version or ""
-                return [
-                    Prediction(model=model, version=asked_of, engine="", device="", request_id=said, error=error)
-                    for _ in files
-                ]
+                predictions = [failed(error) for _ in files]
+            results: list[Prediction | Exception] = []
+            for item in encoded:
+                if isinstance(item, list):
+                    results += predictions[: len(item)]
+                    del predictions[: len(item)]
+                elif isinstance(item, ValueError):
+                    rejected = BadImage(str(item))
+                    rejected.__cause__ = item
+                    results.append(failed(rejected))
+                else:
+                    results.append(item)
+            return results
 
         return stream(
             pictures, ask, crew=self._crew, concurrency=concurrency, batch=batch, bar=open_progress(pictures, progress)

@@ -167,13 +167,14 @@ class Client(ExplainClient):
 
         Returns:
             A generator of predictions in the order of the pictures. One that failed holds its error, and so do all of
-            a request that failed as a whole; the others come nevertheless.
+            a request that failed as a whole; the others come nevertheless. A picture that cannot be encoded, for which
+            `predict` raises ValueError, holds a `BadImage`.
 
         Raises:
             ImportError: tqdm is not installed; says how to get it.
             OSError: A path cannot be read; ends the generator, at its place. So does whatever the iterable raises.
             TypeError: As in `predict`, and where `pictures` is a single one.
-            ValueError: As in `predict`.
+            ValueError: As in `predict`, but for pictures.
         """
         return drain(
             self._predict_many(pictures, model, concurrency=concurrency, batch=batch, progress=progress, **options)
@@ -283,7 +284,7 @@ class Client(ExplainClient):
         await Blocking()
         time.sleep(seconds)
 
-    async def _encode(self, pictures: list[Picture]) -> list[bytes]:
+    async def _encode(self, pictures: list[Picture]) -> list[list[bytes] | Exception]:
         if not all(isinstance(picture, bytes) for picture in pictures):
             await Blocking()  # A file may come from far away, and compressing an array takes its time.
         return await super()._encode(pictures)

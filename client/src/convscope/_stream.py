@@ -85,9 +85,9 @@ class Source:
 
 async def stream(
     pictures: Iterable[Picture] | AsyncIterable[Picture],
-    work: Callable[[list[Picture]], Coroutine[Any, Any, list[T]]],
+    work: Callable[[list[Picture]], Coroutine[Any, Any, list[T | Exception]]],
     *,
-    crew: Callable[[int], AbstractAsyncContextManager[Crew[list[T]]]],
+    crew: Callable[[int], AbstractAsyncContextManager[Crew[Any]]],
     concurrency: int,
     batch: int,
     bar: AbstractContextManager[Any],
@@ -96,7 +96,7 @@ async def stream(
 
     Args:
         pictures: Any number of them, endless too.
-        work: Makes the coroutine that turns a group into its results.
+        work: Makes the coroutine that turns a group into its results; an exception among them ends the stream there.
         crew: Opens a crew that works on so many groups at once.
         concurrency: How many.
         batch: Pictures in a group.
@@ -109,7 +109,7 @@ async def stream(
         Exception: What a piece of work raised, or the pictures did, in its place.
     """
     source = Source(pictures, batch)
-    begun: deque[Job[list[T]]] = deque()
+    begun: deque[Job[list[T | Exception]]] = deque()
     with bar as shown:
         async with crew(concurrency) as hands:
             more = True
@@ -121,6 +121,8 @@ async def stream(
                     more = group is None or bool(group)
                 while begun and (not more or len(begun) >= LOOK_AHEAD * concurrency or begun[0].done()):
                     for result in await hands.result(begun.popleft()):
+                        if isinstance(result, Exception):
+                            raise result
                         if shown is not None:
                             shown.update()
                         yield result
