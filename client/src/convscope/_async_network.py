@@ -9,6 +9,7 @@ import httpcore
 
 from convscope._http import Incoming
 from convscope._network import SMALL, BaseConnection, check_tunnel, is_address
+from convscope._socket_stream import AT_ONCE
 
 _SECOND_ADDRESS_S = 0.25  # Seconds after which a host's next address is tried beside the first: RFC 8305's.
 
@@ -71,6 +72,7 @@ class _Stream(asyncio.Protocol):
         self._readable = False  # There was more to read than answers, or its end.
         self._error: Exception | None = None
         self._answer: Incoming | None = None
+        self._paused = False  # There is enough to be sent for now.
         self._waiter: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -98,23 +100,52 @@ class _Stream(asyncio.Protocol):
             self._error.__cause__ = exc
         self._wake()
 
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._wake()
+
     async def exchange(self, pieces: tuple[bytes, ...], answer: Incoming) -> None:
         """Send a request, and wait until its answer is complete, which may be before all of the request is sent."""
         self._answer = answer
-        for piece in pieces:
-            self._transport.write(piece)
         try:
-            if not self._readable:
-                self._waiter = asyncio.get_running_loop().create_future()
-                await self._waiter
+            sent = await self._send(pieces, answer)
+            while not self._over(answer):
+                await self._wait()
         finally:
-            self._answer = self._waiter = None
+            self._answer = None
         if answer.complete:
-            answer.reusable &= not any(transport.get_write_buffer_size() for transport in self._layers)
+            answer.reusable &= sent and not any(transport.get_write_buffer_size() for transport in self._layers)
             return
         if self._error is not None:
             raise self._error
         answer.end()
+
+    async def _send(self, pieces: tuple[bytes, ...], answer: Incoming) -> bool:
+        """Send a request as far as the peer takes it before it answers; say whether that was all of it."""
+        for piece in pieces:
+            for start in range(0, len(piece), AT_ONCE):
+                if start:
+                    await asyncio.sleep(0)  # Others want the loop, too, and the deadline may have come.
+                while self._paused and not self._over(answer):
+                    await self._wait()
+                if self._over(answer):
+                    return False
+                self._transport.write(memoryview(piece)[start : start + AT_ONCE])
+        return True
+
+    def _over(self, answer: Incoming) -> bool:
+        """Say whether nothing more is to come for an answer."""
+        return answer.complete or self._error is not None or self._readable
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
 
     async def aclose(self) -> None:
         self._transport.close()

@@ -185,7 +185,8 @@ class AsyncRestTransport(_Rest):
                         await _close_all(expired)
                     answer = await connection.ask(head, body)
                 finally:
-                    await _close_all(self._put(connection))
+                    if expired := self._put(connection):
+                        await _close_all(expired)
         except _RAISED as error:
             raise translate(error, self._url) from error
         except TimeoutError as error:
