@@ -10,11 +10,10 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from tests.campaign.wire import GrpcRequest, Outcome, RestRequest, predictions_request
 from tests.contract.requests import CARRIERS, Ask, Sent, generate, twist, write
 from tests.foreign import HUNG_UP, Call, Target, grpc_call, rest_call
 from tests.hostile import endless
-
-from tests.campaign.wire import GrpcRequest, Outcome, RestRequest, predictions_request
 from tests.pictures import colours, npy, png
 
 STATUS = {
