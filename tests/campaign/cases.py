@@ -25,7 +25,7 @@ LAYERS = {"cifar": ("conv1", "conv2"), "digits": ("conv1",)}
 GOOD = {"cifar": [png(colours(seed)) for seed in range(8)] + [npy(colours(seed)) for seed in range(4)]}
 GOOD["digits"] = GOOD["cifar"][:8] + [npy(colours(seed)[..., :1].copy()) for seed in range(4)]
 
-SHARES = {"good": 40, "contract": 30, "damaged": 12, "hostile picture": 12, "foreign": 4, "left": 2}
+SHARES = {"good": 43, "contract": 28, "damaged": 12, "hostile picture": 12, "foreign": 3, "left": 2}
 """Of a hundred requests, how many of each kind."""
 
 
@@ -98,7 +98,9 @@ class Generator:
         return self._makers[kind](self._chance.choice(self._models))
 
     def _good(self, model: str) -> Case:
-        places = [self._chance.randrange(len(GOOD[model])) for _ in range(self._chance.choice((1, 1, 1, 1, 2, 4, 8)))]
+        places = [
+            self._chance.randrange(len(GOOD[model])) for _ in range(self._chance.choice((1, 1, 1, 1, 1, 1, 2, 4)))
+        ]
         fields = {}
         if self._chance.random() < 0.5:
             fields["layers"] = self._chance.choice((list(LAYERS[model]), [LAYERS[model][0]], ["all"]))
@@ -107,7 +109,7 @@ class Generator:
             fields["pool"] = self._chance.choice((1, 2, 7))
         if self._chance.random() < 0.2:
             fields["top_k"] = self._chance.choice((1, 3, 0))
-        if self._chance.random() < 0.1:
+        if self._chance.random() < 0.03:
             fields["explain"] = self._chance.choice(
                 ("grad_cam", "input_gradient", {"method": "occlusion", "window": 16})
             )
