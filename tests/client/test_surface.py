@@ -49,18 +49,18 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
 
 def test_importing_convscope_imports_no_library():
     loaded = modules_after("import convscope")
-    assert loaded.isdisjoint({*HEAVY, "numpy", "httpcore", "grpc", "google.protobuf", "asyncio", "ssl"})
+    assert loaded.isdisjoint({*HEAVY, "numpy", "httpx", "httpcore", "grpc", "google.protobuf", "asyncio", "ssl"})
 
 
 def test_importing_the_client_imports_no_transport():
     loaded = modules_after("from convscope import Client, Prediction, ModelCard")
     assert {"numpy", "google.protobuf"} <= loaded
-    assert loaded.isdisjoint({*HEAVY, "httpcore", "grpc"})
+    assert loaded.isdisjoint({*HEAVY, "httpx", "httpcore", "grpc"})
 
 
 @pytest.mark.parametrize(
     ("url", "used", "unused"),
-    [("http://localhost:1", "httpcore", "grpc"), ("grpc://localhost:1", "grpc", "httpcore")],
+    [("http://localhost:1", "httpx", "grpc"), ("grpc://localhost:1", "grpc", "httpx")],
 )
 def test_a_client_imports_its_own_transport_only(url: str, used: str, unused: str):
     loaded = modules_after(f"from convscope import Client; Client({url!r}).close()")
@@ -70,7 +70,7 @@ def test_a_client_imports_its_own_transport_only(url: str, used: str, unused: st
 
 def test_the_command_line_explains_itself_without_loading_numpy():
     program = "from convscope._cli import build_parser; build_parser().format_help()"
-    assert modules_after(program).isdisjoint({*HEAVY, "numpy", "httpcore", "grpc"})
+    assert modules_after(program).isdisjoint({*HEAVY, "numpy", "httpx", "grpc"})
 
 
 def test_the_package_is_typed():
