@@ -28,7 +28,14 @@ from benchmarks.client_share import QUESTIONS, WAYS
 from benchmarks.load import ROOT
 
 GROUPS: dict[str, tuple[str, ...]] = {  # By the file of the innermost function; the first that fits.
-    "sockets": ("selectors.py", "asyncio/selector_events.py", "socket.py", "httpcore/", "_network.py"),
+    "sockets": (
+        "selectors.py",
+        "asyncio/selector_events.py",
+        "socket.py",
+        "httpcore/",
+        "_network.py",
+        "_socket_stream.py",
+    ),
     "event loop, locks": ("asyncio/", "threading.py", "concurrent/", "queue.py"),
     "HTTP": ("convscope/_http.py", "convscope/_rest.py", "convscope/_http_answers.py"),
     "gRPC": ("grpc/", "convscope/_grpc.py"),

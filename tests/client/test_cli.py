@@ -225,6 +225,9 @@ def test_a_server_that_is_not_there_is_one_line(capsys, pictures: Path):
         ["predict", "cat.png", "--model", ""],
         ["card", "cifar", "--version", ""],
         ["ui", "--model", ","],
+        ["predict", "cat.png", "--model", ".."],
+        ["card", "cifar", "--version", "1/2"],
+        ["ui", "--model", "cifar,.."],
         ["strongest", "cat.png", "--model", "cifar", "--layer", "conv1", "--channel", "0", "--request-id", "ticket-7"],
     ],
     ids=" ".join,
@@ -316,7 +319,7 @@ def test_a_card_in_json_is_the_whole_card(capsys, url: str):
 
 def test_what_comes_from_elsewhere_cannot_move_the_cursor(capsys, url: str, pictures: Path):
     (pictures / "\x1b[2Jcat.png").write_bytes(b"cat")
-    _, out, _ = run(capsys, "predict", "\x1b[2Jcat.png", "--model", "\x1b[31mcifar", "--url", url)
+    _, out, _ = run(capsys, "predict", "\x1b[2Jcat.png", "--model", "cifar", "--url", url)
     assert "\x1b" not in out
     _, _, err = run(capsys, "predict", "cat.png", "--model", "cifar", "--layers", "\x1b[2J", "--url", url)
     assert err

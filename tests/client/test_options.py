@@ -21,7 +21,7 @@ from tests.client.stand_in import StandIn
         ({"layers": [1]}, TypeError, r"layers must be names, one name, or 'all', not \[1\]"),
         ({"version": 1}, TypeError, "model and version are text"),
         ({"model": 5}, TypeError, "model and version are text"),
-        ({"model": ""}, ValueError, "model and version must not be empty"),
+        ({"model": ""}, ValueError, "model must be 1 to 255 of"),
         ({"deadline_s": "3"}, TypeError, "deadline_s must be a number of seconds"),
         ({"deadline_s": True}, TypeError, "deadline_s must be a number of seconds"),
         ({"deadline_s": float("nan")}, ValueError, "deadline_s must be above 0 and at most 86400 seconds"),

@@ -111,11 +111,8 @@ def attempts(retries: int = 3, deadline_s: float = 30, budget: RetryBudget | Non
     )
 
 
-FINAL = [
-    getattr(convscope, name)
-    for name in convscope._exceptions.__all__
-    if name not in ("ConnectError", "DeadlineExceeded", "Overloaded")
-]
+PASSING = ("ConnectError", "DeadlineExceeded", "Overloaded")
+FINAL = [getattr(convscope, name) for name in convscope._exceptions.__all__ if name not in PASSING]
 
 
 @pytest.mark.parametrize("kind", FINAL)
@@ -139,10 +136,20 @@ def test_a_request_that_kills_two_workers_kills_no_third():
     assert tries.wait_s(convscope.ServerError("Worker died.")) is None
 
 
-def test_a_gateways_timeout_is_retried_once():
+def test_a_request_that_a_gateway_gave_up_on_twice_is_not_sent_a_third_time():
     tries = attempts()
-    assert tries.wait_s(convscope.DeadlineExceeded()) == 0.2
-    assert tries.wait_s(convscope.DeadlineExceeded()) is None
+    assert tries.wait_s(convscope.DeadlineExceeded("HTTP 504")) == 0.2
+    assert tries.wait_s(convscope.DeadlineExceeded("HTTP 504")) is None
+
+
+def test_a_deadline_of_our_own_is_final_and_costs_no_budget():
+    now = [0.0]
+    budget = RetryBudget()
+    for _ in range(int(BUDGET)):
+        tries = Attempts(3, deadline_s=1, budget=budget, clock=lambda: now[0], uniform=lambda least, _: least)
+        now[0] += 1
+        assert tries.wait_s(convscope.DeadlineExceeded("the deadline passed")) is None
+    assert attempts(budget=budget).wait_s(convscope.ConnectError()) is not None
 
 
 def test_an_outage_empties_the_budget_and_answers_fill_it_slowly():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import convscope
 import pytest
+from convscope import testing
 
 ROOT = Path(convscope.__file__).parents[1]
 HEAVY = ("torch", "matplotlib", "PIL", "handlers", "prometheus_client", "tqdm")
@@ -30,7 +31,14 @@ def test_all_lists_every_public_name_in_order():
     assert sorted(names, key=str.casefold) == sorted(convscope.__all__, key=str.casefold)
     assert convscope.__all__ == sorted(convscope.__all__)
     public = {name for name in vars(convscope) if not name.startswith("_")}
-    assert public - set(convscope.__all__) <= {"annotations", "import_module", "TYPE_CHECKING", "Any", "probes"}
+    assert public - set(convscope.__all__) <= {
+        "annotations",
+        "import_module",
+        "TYPE_CHECKING",
+        "Any",
+        "probes",
+        "testing",
+    }
 
 
 @pytest.mark.parametrize("name", [name for name in convscope.__all__ if name != "__version__"])
@@ -75,3 +83,9 @@ def test_the_command_line_explains_itself_without_loading_numpy():
 
 def test_the_package_is_typed():
     assert (ROOT / "convscope" / "py.typed").is_file()
+
+
+def test_the_testing_module_exports_what_it_lists():
+    names = {name for name, value in vars(testing).items() if getattr(value, "__module__", "") == testing.__name__}
+    assert {name for name in names if not name.startswith("_")} | {"Response"} == set(testing.__all__)
+    assert testing.__all__ == sorted(testing.__all__)

@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ __all__ = [
     "send",
     "serve_tls",
     "take",
+    "take_request",
 ]
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\n"
@@ -44,7 +46,7 @@ def run(kind: type, url: str, work: Callable[[Callable[..., Awaitable[Any]]], Aw
         url: Where the server is.
         work: Gets a coroutine function that makes one `predict` call, with `model="cifar"` unless it says otherwise.
             With `Client` the call runs in a thread, so that `asyncio.gather` makes concurrent calls with both.
-        **settings: Of the client; `retries=0` and `coalesce="off"` unless they say otherwise.
+        **settings: Of the client; `retries=0` unless they say otherwise.
 
     Returns:
         What `work` returns.
@@ -56,6 +58,7 @@ def run(kind: type, url: str, work: Callable[[Callable[..., Awaitable[Any]]], Aw
             return await work(lambda *a, **k: client.predict(*a, **{"model": "cifar", **k}))
 
     async def with_client() -> T:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(110))
         with Client(url, **settings) as client:
             return await work(lambda *a, **k: asyncio.to_thread(client.predict, *a, **{"model": "cifar", **k}))
 
@@ -90,7 +93,8 @@ def make_certificate(folder: Path, names: str) -> tuple[Path, ssl.SSLContext]:
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     subprocess.run(
         [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"),
+            *("openssl", "req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=test"),
+            *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
             *("-addext", f"subjectAltName={names}", "-keyout", key, "-out", certificate),
         ],
         check=True,
@@ -129,8 +133,10 @@ def listening(serve: Callable[[socket.socket], None], family: socket.AddressFami
     host = "127.0.0.1" if family is socket.AF_INET else "::1"
     with socket.create_server((host, 0), family=family, backlog=128) as server:
         threads = []
+        connections = []
 
         def run(connection: socket.socket) -> None:
+            connections.append(connection)
             with connection, suppress(OSError):
                 serve(connection)
 
@@ -144,6 +150,9 @@ def listening(serve: Callable[[socket.socket], None], family: socket.AddressFami
         threads[0].start()
         yield f"{host if family is socket.AF_INET else f'[{host}]'}:{server.getsockname()[1]}"
         server.shutdown(socket.SHUT_RDWR)
+        for connection in connections:
+            with suppress(OSError):  # A closed one.
+                connection.shutdown(socket.SHUT_RDWR)
         for thread in list(threads):
             thread.join(10)
             assert not thread.is_alive()

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from convscope import __version__, _cli_filters, _cli_probe
-from convscope._cli_common import METHODS, as_json, channels, name, names, request_id
+from convscope._cli_common import METHODS, as_json, channels, model, name, names, request_id
 from convscope._exceptions import ConvscopeError
 from convscope._page.commands import add_report, add_ui
 from convscope._table import printable
@@ -96,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     predict = commands.add_parser("predict", help="what a model sees in pictures")
     predict.add_argument("pictures", nargs="+", metavar="PICTURE", help="a PNG, JPEG, WebP or .npy file")
-    predict.add_argument("--model", required=True, type=name)
+    predict.add_argument("--model", required=True, type=model)
     predict.add_argument("--layers", default=[], type=names, metavar="A,B|all", help="layers whose maps to return")
     predict.add_argument("--top-k", default=5, type=int, metavar="K", help="classes to show, 0 for all (default 5)")
     predict.add_argument(
@@ -112,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     explain = commands.add_parser("explain", help="which part of a picture a class's score rests on")
     explain.add_argument("pictures", nargs="+", metavar="PICTURE", help="a PNG, JPEG, WebP or .npy file")
-    explain.add_argument("--model", required=True, type=name)
+    explain.add_argument("--model", required=True, type=model)
     explain.add_argument("--method", default="grad_cam", choices=METHODS, help="how to find out (default %(default)s)")
     explain.add_argument("--layer", help="grad_cam, cam: whose map to look at (default: the last of several cells)")
     explain.add_argument("--target", type=int, metavar="K", help="index of the class (default: the most probable)")
@@ -124,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     strongest = commands.add_parser("strongest", help="what a channel answers to most, in pictures")
     strongest.add_argument("pictures", nargs="+", metavar="PICTURE", help="a PNG, JPEG, WebP or .npy file")
-    strongest.add_argument("--model", required=True, type=name)
+    strongest.add_argument("--model", required=True, type=model)
     strongest.add_argument("--layer", required=True, type=name)
     strongest.add_argument("--channel", required=True, type=int, metavar="C")
     strongest.add_argument("-n", default=9, type=int, help="how many cells (default %(default)s)")
@@ -133,18 +133,18 @@ def build_parser() -> argparse.ArgumentParser:
     strongest.set_defaults(run=_strongest)
 
     card = commands.add_parser("card", help="what a model is, takes and publishes")
-    card.add_argument("model", type=name)
+    card.add_argument("model", type=model)
     card.set_defaults(run=_card)
 
     ready = commands.add_parser("ready", help="whether a model answers now")
-    ready.add_argument("model", type=name)
+    ready.add_argument("model", type=model)
     ready.set_defaults(run=_ready)
 
     probe, filters = _cli_probe.add(commands), _cli_filters.add(commands)
     report, ui = add_report(commands), add_ui(commands)
 
     for command in (predict, explain, strongest, card, ready, probe, filters, report, ui):
-        command.add_argument("--version", type=name, help="version of the model (default: the server's default)")
+        command.add_argument("--version", type=model, help="version of the model (default: the server's default)")
         command.add_argument(
             "--url", default="http://localhost:8080", help="http(s):// or grpc(s)://host:port (default %(default)s)"
         )

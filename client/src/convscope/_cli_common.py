@@ -16,12 +16,28 @@ def name(text: str) -> str:
     return text
 
 
+def model(text: str) -> str:
+    """Read a model's name, or a version."""
+    from convscope._request import check_model  # Here, so that --help need not wait for protobuf.
+
+    try:
+        check_model(text, None)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("model ")) from error
+    return text
+
+
 def names(text: str) -> list[str]:
     """Read `conv1,conv2`."""
     found = [name.strip() for name in text.split(",") if name.strip()]
     if not found:
         raise argparse.ArgumentTypeError(f"name at least one, as in A,B, not {text!r}")
     return found
+
+
+def models(text: str) -> list[str]:
+    """Read `cifar,digits`."""
+    return [model(name) for name in names(text)]
 
 
 def numbers(text: str) -> list[float]:

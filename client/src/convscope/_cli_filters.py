@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convscope._cli_common import as_json, name
+from convscope._cli_common import as_json, model
 from convscope._table import printable
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "filters", help="a convolution's kernels, and what they answer to in frequency"
     )
-    parser.add_argument("model", type=name)
+    parser.add_argument("model", type=model)
     parser.add_argument("--layer", metavar="NAME", help="whose kernels (default: the model's first layer)")
     parser.add_argument("--save", metavar="DIR", help="write <model>-<layer>-kernels.png and -spectra.png there")
     parser.set_defaults(run=run)

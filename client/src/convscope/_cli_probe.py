@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convscope._cli_common import as_json, name, names, numbers
+from convscope._cli_common import as_json, model, names, numbers
 from convscope._table import printable
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("kind", choices=KINDS, metavar="|".join(KINDS))
     parser.add_argument("pictures", nargs="+", metavar="PICTURE|FOLDER", help="PNG, JPEG, WebP or .npy files")
-    parser.add_argument("--model", required=True, type=name)
+    parser.add_argument("--model", required=True, type=model)
     parser.add_argument("--layers", default="all", type=names, metavar="A,B|all", help="whose maps (default all)")
     parser.add_argument("--steps", type=numbers, metavar="A,B,...", help="how far to change the pictures")
     parser.add_argument("--limit", type=int, metavar="N", help="probe with N of the pictures, chosen at random")

@@ -61,8 +61,8 @@ class Client(BaseClient):
         deadline_s: Seconds a call may take, unless the call has a deadline of its own.
         ca_file: PEM file of the certificates to trust instead of the usual ones, for `https` and `grpcs`.
         retries: How often a request is sent again, within its deadline, after no connection came about or it broke,
-            the server took no more work, or its worker died; 0 for never. All calls of a client share a budget of
-            retries, so that an outage is not met with several times the requests.
+            the server took no more work, its worker died, or a gateway gave up waiting for it; 0 for never. All calls
+            of a client share a budget of retries, so that an outage is not met with several times the requests.
         metrics: Whether to keep Prometheus metrics of the predictions: True in prometheus_client's own registry, or a
             `CollectorRegistry`. Every request then asks for its timing.
         coalesce: Deprecated and ignored; see `predict_many` for a way to send many pictures in a request.
@@ -530,10 +530,10 @@ class Client(BaseClient):
 
     def _begin_in_child(self) -> None:
         """Make connections of its own in a forked child. The parent's are kept, as closing them may wait for ever."""
-        self._process = os.getpid()
         self._budget.replace_lock()
         self._inherited.append(self._transport)
         self._transport = self._open()
+        self._process = os.getpid()  # Last: another thread that comes before this makes connections too, no harm done.
 
     def __enter__(self) -> Self:
         return self

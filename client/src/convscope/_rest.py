@@ -27,6 +27,7 @@ from convscope._transport import (
     MAX_MESSAGE_BYTES,
     REQUEST_ID_HEADER,
     USER_AGENT,
+    ascii_host,
     http_error,
     parse_reply,
 )
@@ -410,7 +411,8 @@ def _check_proxies() -> None:
             continue
         try:
             url = httpx.Proxy(named if "://" in named else f"http://{named}").url
-            usable = bool(url.host) and (url.scheme in ("http", "https") or find_spec("socksio") is not None)
+            usable = url.scheme in ("http", "https") or find_spec("socksio") is not None
+            ascii_host(url.host)
         except (ValueError, httpx.InvalidURL):
             usable = False
         if not usable:

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convscope._cli_common import METHODS, as_json, name, names
+from convscope._cli_common import METHODS, as_json, model, models, names
 from convscope._table import printable
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `report` to the command line."""
     parser = commands.add_parser("report", help="what a model sees in a picture, as one page of HTML")
     parser.add_argument("picture", metavar="PICTURE", help="a PNG, JPEG, WebP or .npy file")
-    parser.add_argument("--model", required=True, type=name)
+    parser.add_argument("--model", required=True, type=model)
     parser.add_argument("--out", required=True, metavar="FILE", help="the page to write; it is replaced if it exists")
     parser.add_argument("--layers", default="all", type=names, metavar="A,B|all", help="layers to show (default all)")
     methods = (*METHODS, "none")
@@ -34,7 +34,7 @@ def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def add_ui(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """Add `ui` to the command line."""
     parser = commands.add_parser("ui", help="a page to drop pictures on and to draw on, on this machine")
-    parser.add_argument("--model", required=True, type=names, metavar="A,B", help="the models to offer")
+    parser.add_argument("--model", required=True, type=models, metavar="A,B", help="the models to offer")
     parser.add_argument("--port", default=0, type=int, help="where to listen on 127.0.0.1 (default: a free port)")
     parser.set_defaults(run=_ui)
     return parser
