@@ -39,6 +39,7 @@ MAY_IMPORT = {
         "numpy",
         "httpx",
         "httpcore",
+        "httpx_aiohttp",
         "idna",
         "grpc",
         "google",

@@ -33,7 +33,7 @@ from convscope._request import (
 )
 from convscope._retries import Attempts
 from convscope._strongest import strongest_cells_async
-from convscope._transport import AsyncTransport, open_async_transport
+from convscope._transport import AsyncTransport, Backend, open_async_transport
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -55,6 +55,10 @@ class AsyncClient(BaseClient):
 
     Arguments, methods, results and exceptions are those of `Client`. It belongs to the event loop in which it is first
     used. Files are read, and PIL images and arrays encoded, in that loop: pass bytes where that takes too long.
+
+    Args:
+        backend: What speaks HTTP below httpx, for `http` and `https`: httpx's own, or `"aiohttp"`, which costs half the
+            processor time and needs the extra `convscope[aiohttp]`.
     """
 
     def __init__(
@@ -68,10 +72,15 @@ class AsyncClient(BaseClient):
         metrics: bool | CollectorRegistry = False,
         coalesce: str | None = None,
         transport: AsyncTransport | None = None,
+        backend: Backend = "httpx",
     ) -> None:
         super().__init__(url, deadline_s=deadline_s, retries=retries, metrics=metrics, coalesce=coalesce)
         path = None if ca_file is None else os.fspath(ca_file)
-        self._transport = open_async_transport(url, api_key=api_key, ca_file=path) if transport is None else transport
+        self._transport = (
+            open_async_transport(url, api_key=api_key, ca_file=path, backend=backend)
+            if transport is None
+            else transport
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @overload  # A str is an iterable of str too, but as a path it is caught here.

@@ -105,10 +105,11 @@ class _Rest:
             ConnectError: It is the response to the request before: httpx takes surplus bytes for the next response.
         """
         reply = reader.reply()
-        before = self._answered.get(stream)
-        if before is not None and reply.request_id == before != request_id:
-            raise ConnectError(f"no connection to {self._url}: a response came twice")
-        self._answered[stream] = request_id
+        if stream is not None:
+            before = self._answered.get(stream)
+            if before is not None and reply.request_id == before != request_id:
+                raise ConnectError(f"no connection to {self._url}: a response came twice")
+            self._answered[stream] = request_id
         return reply
 
     def _request(
@@ -182,12 +183,26 @@ class RestTransport(_Rest):
 
 
 class AsyncRestTransport(_Rest):
-    """Sends requests with `httpx.AsyncClient`; see `_Rest` for its arguments. Deadlines are exact."""
+    """Sends requests with `httpx.AsyncClient`, or with httpx-aiohttp's. Deadlines are exact.
 
-    def __init__(self, url: str, **settings: Any) -> None:
+    Args:
+        url: As for `_Rest`.
+        backend: `"httpx"`, or `"aiohttp"`, which costs half the processor time.
+        **settings: As for `_Rest`.
+
+    Raises:
+        ImportError: httpx-aiohttp is not installed; says how to get it.
+    """
+
+    def __init__(self, url: str, *, backend: str, **settings: Any) -> None:
         super().__init__(url, **settings)
-        self._client: httpx.AsyncClient = self._open(httpx.AsyncClient, keepalive=True)
-        self._uploads: httpx.AsyncClient = self._open(httpx.AsyncClient, keepalive=False)
+        kind: Any = httpx.AsyncClient
+        self._traced = backend == "httpx"
+        if not self._traced:
+            self._headers["accept-encoding"] = "identity"  # Else aiohttp says that it takes compressed responses.
+            kind = _aiohttp_client()
+        self._client: httpx.AsyncClient = self._open(kind, keepalive=True)
+        self._uploads: httpx.AsyncClient = self._open(kind, keepalive=False)
         self._free = asyncio.Semaphore(MAX_CONNECTIONS)
 
     async def asend(
@@ -196,7 +211,8 @@ class AsyncRestTransport(_Rest):
         """Send a request and return the reply; see `Transport.send`."""
         body = request.SerializeToString()
         upload = AsyncUpload(body) if len(body) > LARGE_BYTES else None
-        opened: list[Any] = []  # The streams of the connections that are opened for this request.
+        # The streams of the connections that are opened for this request; None for one that aiohttp may have opened.
+        opened: list[Any] = [] if self._traced else [None]
 
         async def trace(event: str, info: dict[str, Any]) -> None:
             if event.endswith(OPENED):
@@ -211,7 +227,9 @@ class AsyncRestTransport(_Rest):
                 async with asyncio.timeout(deadline_s), self._free:
                     return await self._exchange(client, sent, request.request_id)
         except (DeadlineExceeded, asyncio.CancelledError):
-            for stream in opened:  # httpcore leaves a connection open if it is cancelled in a TLS handshake.
+            for stream in filter(
+                None, opened
+            ):  # httpcore leaves a connection open if it is cancelled in a TLS handshake.
                 await stream.aclose()
             raise
 
@@ -221,11 +239,12 @@ class AsyncRestTransport(_Rest):
             reader = Reader(response)
             async for piece in response.aiter_raw():
                 reader.take(piece)
-        stream = response.extensions["network_stream"]
+        stream = response.extensions.get("network_stream")
         try:
             return self._read(reader, stream, request_id)
         except (ProtocolError, ConnectError):
-            await stream.aclose()
+            if stream is not None:
+                await stream.aclose()
             raise
 
     async def aclose(self) -> None:
@@ -371,6 +390,10 @@ def map_httpx_exceptions(url: str, opened: Sized) -> Iterator[None]:
         yield
     except tuple(TRANSLATIONS) as error:
         raise translate(error, url, reused=not opened) from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "aiohttp":
+            raise
+        raise ProtocolError(f"{url} does not speak HTTP as expected: {error}") from error  # Not one of httpx-aiohttp's.
 
 
 def translate(error: Exception, url: str, *, reused: bool) -> TransportError:
@@ -386,6 +409,8 @@ def translate(error: Exception, url: str, *, reused: bool) -> TransportError:
     """
     reason = str(error) or type(error).__name__
     ours = next(TRANSLATIONS[kind] for kind in type(error).__mro__ if kind in TRANSLATIONS)
+    if type(error.__cause__).__module__.partition(".")[0] == "aiohttp" and ours is DeadlineExceeded:
+        ours = ConnectError  # No step of it has a timeout: httpx-aiohttp takes a connection that broke for one.
     if isinstance(error, httpx.RemoteProtocolError) and (reused or any(words in reason for words in _CUT_OFF)):
         ours = ConnectError
     if ours is ConnectError:
@@ -393,6 +418,18 @@ def translate(error: Exception, url: str, *, reused: bool) -> TransportError:
     if ours is DeadlineExceeded:
         return DeadlineExceeded("the deadline passed")
     return ours(f"{url} does not speak HTTP as expected: {reason}")
+
+
+def _aiohttp_client() -> type[httpx.AsyncClient]:
+    """Return the client of httpx-aiohttp."""
+    try:
+        from httpx_aiohttp import HttpxAiohttpClient
+    except ImportError as error:
+        raise ImportError(
+            "backend='aiohttp' is httpx-aiohttp, which cannot be imported: pip install 'convscope[aiohttp]'"
+        ) from error
+    client: type[httpx.AsyncClient] = HttpxAiohttpClient
+    return client
 
 
 def _trust(ca_file: str | None, *, secure: bool) -> ssl.SSLContext:

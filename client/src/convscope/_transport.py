@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 from urllib.parse import SplitResult, urlsplit
 
 from google.protobuf.message import DecodeError
@@ -29,6 +29,8 @@ from convscope._wire.convscope_pb2 import PredictReply
 
 if TYPE_CHECKING:
     from convscope._wire.convscope_pb2 import PredictRequest
+
+Backend: TypeAlias = Literal["httpx", "aiohttp"]
 
 MAX_MESSAGE_BYTES = 512 * 1024 * 1024  # Of a request or a reply; gRPC's own default of 4 MB is less than one large map.
 API_KEY_HEADER = "x-api-key"
@@ -99,13 +101,17 @@ def open_transport(url: str, *, api_key: str | None, ca_file: str | None) -> Tra
     return GrpcTransport(_grpc_target(parts, url), secure=parts.scheme == "grpcs", **settings)
 
 
-def open_async_transport(url: str, *, api_key: str | None, ca_file: str | None) -> AsyncTransport:
-    """Make the transport for a URL, for asyncio; see `open_transport`."""
+def open_async_transport(url: str, *, api_key: str | None, ca_file: str | None, backend: Backend) -> AsyncTransport:
+    """Make the transport for a URL, for asyncio; see `open_transport`, and `AsyncClient` for `backend`."""
     parts, settings = _settings(url, api_key, ca_file)
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, not {backend!r}")
     if parts.scheme in ("http", "https"):
         from convscope._rest import AsyncRestTransport
 
-        return AsyncRestTransport(parts.geturl(), **settings)
+        return AsyncRestTransport(parts.geturl(), backend=backend, **settings)
+    if backend != "httpx":
+        raise ValueError(f"backend has no meaning for {parts.scheme}://")
     from convscope._grpc import AsyncGrpcTransport
 
     return AsyncGrpcTransport(_grpc_target(parts, url), secure=parts.scheme == "grpcs", **settings)
