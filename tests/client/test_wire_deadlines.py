@@ -230,15 +230,17 @@ def test_a_host_whose_addresses_are_not_found(kind: type, monkeypatch: pytest.Mo
 @BOTH
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
 def test_a_server_that_takes_a_long_upload_slowly(kind: type, scheme: str):
+    """At some 5 MB/s, so that no part of the upload has to wait for as long as the deadline."""
+
     def serve(connection: socket.socket) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         if scheme == "grpc":
             connection.sendall(SETTINGS)
-        while connection.recv(65536) and not over.wait(0.1):
+        while connection.recv(65536) and not over.wait(0.01):
             pass
 
     with listening(serve) as where:
-        asked(kind, f"{scheme}://{where}", UPLOAD, deadline_s=1)
+        asked(kind, f"{scheme}://{where}", 3 * UPLOAD, deadline_s=1)
 
 
 @BOTH
@@ -246,11 +248,11 @@ def test_a_server_that_takes_a_long_upload_slowly_over_tls(kind: type, tmp_path:
     certificate, context = make_certificate(tmp_path, "IP:127.0.0.1")
 
     def serve(connection: ssl.SSLSocket) -> None:
-        while connection.recv(16384) and not over.wait(0.1):
+        while connection.recv(16384) and not over.wait(0.002):
             pass
 
     with listening(serve_tls(context, serve)) as where:
-        asked(kind, f"https://{where}", UPLOAD, deadline_s=2, ca_file=certificate)
+        asked(kind, f"https://{where}", 3 * UPLOAD, deadline_s=2, ca_file=certificate)
 
 
 @BOTH

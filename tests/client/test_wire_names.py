@@ -6,6 +6,7 @@ import copy
 import pickle
 import socket
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import convscope
@@ -14,7 +15,7 @@ import pytest
 from convscope import Client, Explanation, ModelCard, Prediction
 
 from tests.client.stand_in import StandIn
-from tests.client.wire import BOTH, listening, outcomes, reply, run, send, take
+from tests.client.wire import BOTH, listening, make_certificate, outcomes, reply, run, send, take
 
 GOOD = ["a", "7", "cifar", "resnet-50", "A_b.c-D", "1.0", "a..b", "x" * 255]
 BAD = [
@@ -96,6 +97,26 @@ def test_a_host_is_the_one_that_a_browser_would_go_to(
     first, second = (head.decode().split("\r\n") for head in heads)
     assert first[:2] == [f"POST http://{ascii_host}/predictions/cifar HTTP/1.1", f"Host: {ascii_host}"]
     assert second[:2] == [f"CONNECT {ascii_host}:8443 HTTP/1.1", f"Host: {ascii_host}:8443"]
+
+
+@BOTH
+@pytest.mark.parametrize(("named", "good"), [("xn--strae-oqa.example", True), ("strasse.example", False)])
+def test_the_certificate_of_an_internationalised_host_is_that_of_its_ascii_name(
+    kind: type, named: str, good: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    certificate, context = make_certificate(tmp_path, f"DNS:{named}")
+
+    def serve(connection: socket.socket) -> None:
+        take(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        with context.wrap_socket(connection, server_side=True) as tls:  # The proxy plays the service, too.
+            take(tls)
+            send(tls, reply())
+
+    with listening(serve) as where:
+        monkeypatch.setenv("https_proxy", f"http://{where}")
+        [found] = outcomes(kind, "https://straße.example", 1, ca_file=certificate)
+    assert found.top if good else "certificate" in str(found)
 
 
 @pytest.mark.parametrize("host", ["straße.example", "unix", "dns", "xds", "ipv4"])
