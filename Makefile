@@ -49,6 +49,7 @@ lint: .venv/installed ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pyright
 
 format: .venv/installed ## Put the code into the common format
 	$(BIN)/ruff check --fix .

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from convscope._blocking import finish
 from convscope._cli_pictures import Failure, read, refuse_existing
+from convscope._strongest import strongest_cells
 from convscope._table import format_table, printable
 from convscope._tiles import encode_png
 
@@ -102,7 +102,7 @@ def find_strongest(client: Client, paths: Sequence[str], *, save: str | None, **
     names = [name for name, file in pictures if isinstance(file, bytes)]
     files = [file for _, file in pictures if isinstance(file, bytes)]
     refused: dict[int, ConvscopeError] = {}
-    patches = finish(client._strongest(files, deadline_s=None, refused=refused, **options))
+    patches = strongest_cells(client, files, deadline_s=None, rejected=refused, **options)
     failed = [(name, file) for name, file in pictures if isinstance(file, Failure)]
     failed += [(names[number], Failure(error.code, error.message)) for number, error in refused.items()]
     return Strongest([(names[patch.picture], patch) for patch in patches], failed)
