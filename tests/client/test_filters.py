@@ -11,10 +11,10 @@ import pytest
 import torch
 from convscope import AsyncClient, BadRequest, Client, ProtocolError, UnknownLayer
 from convscope._cli import main
-from convscope._filters import frequencies, peaks, spectra
-from convscope._filters_figure import draw_kernels, draw_spectra
 from convscope._reply import read_filters
 from convscope._wire import convscope_pb2 as wire
+from convscope_lens._filters_figure import draw_kernels, draw_spectra
+from convscope_lens.filters import frequencies, peaks, spectra
 from PIL import Image
 
 from handlers.images import Preprocessing

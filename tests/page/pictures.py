@@ -10,8 +10,9 @@ import tempfile
 import threading
 from pathlib import Path
 
-from convscope import Client, report
-from convscope._page.server import PageServer
+from convscope import Client
+from convscope_lens import report
+from convscope_lens._page.server import PageServer
 from playwright.sync_api import expect
 
 from tests.page.browser import Watched, chromium

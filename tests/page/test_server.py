@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from convscope import AuthenticationFailed, Client, ModelNotFound
-from convscope._page.server import MAX_BODY_BYTES, PageServer, answer_status
+from convscope_lens._page.server import MAX_BODY_BYTES, PageServer, answer_status
 
 from tests.client.stand_in import StandIn, serve
 from tests.page.service import make_picture

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from convscope import Client
-from convscope._page.server import PageServer
+from convscope_lens._page.server import PageServer
 from playwright.sync_api import expect
 
 from tests.client.stand_in import StandIn, serve

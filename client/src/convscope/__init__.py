@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from convscope._card import Input, Layer, Limits, ModelCard, Training
     from convscope._client import Client
     from convscope._explanation import Explanation
-    from convscope._page.report import report
     from convscope._patches import Patch
     from convscope._prediction import ClassScore, Prediction
     from convscope._timing import Timing
@@ -78,7 +77,6 @@ __all__ = [
     "UnknownLayer",
     "WrongChannels",
     "__version__",
-    "report",
 ]
 
 _LAZY = {
@@ -94,7 +92,6 @@ _LAZY = {
     "Prediction": "_prediction",
     "Timing": "_timing",
     "Training": "_card",
-    "report": "_page.report",
 }
 
 for _name in _exceptions.__all__:

@@ -1,14 +1,10 @@
-"""The command line: `convscope predict|explain|strongest|card|ready|probe|filters|report|ui`.
+"""The command line: `convscope predict|explain|strongest|card|ready`, and what other packages add to it.
 
     convscope predict cat.png dog.jpg --model cifar --layers conv1,conv2 --save maps
     convscope explain cat.png --model cifar --method occlusion --save why
     convscope strongest samples/*.png --model cifar --layer conv2 --channel 3 --save patches
-    convscope probe shift pictures/ --model cifar --save probes
-    convscope filters cifar --save filters
     convscope card cifar --url grpc://localhost:7070
     convscope ready cifar
-    convscope report cat.png --model cifar --out report.html
-    convscope ui --model cifar,digits
 
 Exit status: 0 if all went well, 1 if anything failed, 2 if the command was not understood. The API key is read from
 the environment variable CONVSCOPE_API_KEY, never from the command line, where other users of the machine could see it.
@@ -21,18 +17,20 @@ import dataclasses
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from convscope import __version__, _cli_filters, _cli_probe
+from convscope import __version__
 from convscope._cli_common import METHODS, as_json, channels, name, names, request_id
 from convscope._exceptions import ConvscopeError
-from convscope._page.commands import add_report, add_ui
 from convscope._table import printable
 
 if TYPE_CHECKING:
     from convscope._client import Client
 
 API_KEY_VARIABLE = "CONVSCOPE_API_KEY"
+GROUP = "convscope.commands"  # Of the entry points with which other packages add commands.
+LENS = ("report", "ui", "probe", "filters")  # The commands of the package convscope-lens.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,6 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     """Do what the arguments ask for."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in LENS and not entry_points(group=GROUP, name=arguments[0]):
+        print(
+            f"convscope: {arguments[0]} is a command of the package convscope-lens, which is not installed:"
+            " pip install ./lens in convscope's repository",
+            file=sys.stderr,
+        )
+        return 2
     parser = build_parser()
     options = parser.parse_args(arguments)
     try:
@@ -140,10 +146,9 @@ def build_parser() -> argparse.ArgumentParser:
     ready.add_argument("model", type=name)
     ready.set_defaults(run=_ready)
 
-    probe, filters = _cli_probe.add(commands), _cli_filters.add(commands)
-    report, ui = add_report(commands), add_ui(commands)
+    added = [(point.name, point.load()(commands)) for point in entry_points(group=GROUP)]
 
-    for command in (predict, explain, strongest, card, ready, probe, filters, report, ui):
+    for command in (predict, explain, strongest, card, ready, *(command for _, command in added)):
         command.add_argument("--version", type=name, help="version of the model (default: the server's default)")
         command.add_argument(
             "--url", default="http://localhost:8080", help="http(s):// or grpc(s)://host:port (default %(default)s)"
@@ -151,7 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--ca-file", metavar="FILE", help="PEM file of the certificates to trust")
         command.add_argument("--deadline-s", default=30.0, type=float, metavar="S", help="seconds it may take (30)")
         command.add_argument("--retries", default=3, type=int, metavar="N", help="how often it is asked again (3)")
-        if command not in (strongest, probe, ui):  # Whose requests are many.
+        if command is not strongest and command.prog.split()[-1] not in ("probe", "ui"):  # Whose requests are many.
             command.add_argument(
                 "--request-id", type=request_id, metavar="ID", help="what the service's log calls it (default: made)"
             )

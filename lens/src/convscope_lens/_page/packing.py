@@ -8,15 +8,13 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from convscope._tiles import grey_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     from convscope._card import Input
+    from numpy.typing import NDArray
 
 _MEDIA_TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
 _NPY_MAGIC = b"\x93NUMPY"

@@ -12,9 +12,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from convscope import Client, UnknownLayer, probes
+from convscope import Client, UnknownLayer
 from convscope._cli import main
-from convscope.probes import _shuffle, _sources, _warp
+from convscope_lens import probes
+from convscope_lens.probes import _shuffle, _sources, _warp
 from PIL import Image
 from torch import nn
 

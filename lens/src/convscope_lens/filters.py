@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from convscope._table import format_table, printable
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
-
 from convscope._table import format_table, printable
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,7 +90,7 @@ class Probe:
             ImportError: matplotlib is not installed; says how to get it.
         """
         try:
-            from convscope.probes._figure import draw_probe
+            from convscope_lens.probes._figure import draw_probe
         except ImportError as error:
             raise ImportError(
                 "figure() draws with matplotlib, which cannot be imported: pip install 'convscope[figure]'"

@@ -14,12 +14,12 @@ Only numpy is needed, Pillow to read picture files other than .npy, and matplotl
 
 from __future__ import annotations
 
-from convscope.probes._blur import blur
-from convscope.probes._border import border
-from convscope.probes._probe import Probe
-from convscope.probes._shift import shift
-from convscope.probes._shuffle import shuffle
-from convscope.probes._turn import rotate, scale
+from convscope_lens.probes._blur import blur
+from convscope_lens.probes._border import border
+from convscope_lens.probes._probe import Probe
+from convscope_lens.probes._shift import shift
+from convscope_lens.probes._shuffle import shuffle
+from convscope_lens.probes._turn import rotate, scale
 
 __all__ = ["Probe", "blur", "border", "rotate", "scale", "shift", "shuffle"]
 

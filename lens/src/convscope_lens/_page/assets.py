@@ -65,4 +65,4 @@ def _json(value: Any) -> str:
 
 @functools.cache
 def _read(name: str) -> str:
-    return files("convscope._page").joinpath(name).read_text("utf-8")
+    return files("convscope_lens._page").joinpath(name).read_text("utf-8")

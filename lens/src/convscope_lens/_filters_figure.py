@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from convscope._figure import MapFigure
-from convscope._filters import frequencies, spectra
+
+from convscope_lens.filters import frequencies, spectra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.probes._asking import Session, Sums, Verdicts, cells
-from convscope.probes._probe import Probe
+from convscope_lens.probes._asking import Session, Sums, Verdicts, cells
+from convscope_lens.probes._probe import Probe
 
 if TYPE_CHECKING:
     from convscope._client import Client
-    from convscope.probes._sources import Image, Source
-    from convscope.probes._warp import Values
+
+    from convscope_lens.probes._sources import Image, Source
+    from convscope_lens.probes._warp import Values
 
 _GREY = np.float32(0.5)
 

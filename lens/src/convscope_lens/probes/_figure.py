@@ -9,7 +9,7 @@ from convscope._figure import MapFigure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from convscope.probes._probe import Probe
+    from convscope_lens.probes._probe import Probe
 
 # All other measures are relative distances.
 _QUANTITIES = {"scores": "share", "energy": "share of the energy", "within": "share of the cells"}

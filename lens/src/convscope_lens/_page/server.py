@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from convscope._exceptions import AuthenticationFailed, ConvscopeError, RequestRejected
-from convscope._page.assets import page_html, policy
-from convscope._page.scene import look, one_file
+
+from convscope_lens._page.assets import page_html, policy
+from convscope_lens._page.scene import look, one_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

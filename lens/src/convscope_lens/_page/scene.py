@@ -9,8 +9,9 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from convscope._exceptions import ProtocolError, RequestRejected
-from convscope._page.packing import number, pack_file, pack_heat, pack_map, pack_picture
 from convscope._pictures import encode_pictures
+
+from convscope_lens._page.packing import number, pack_file, pack_heat, pack_map, pack_picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convscope._page.assets import page_html
-from convscope._page.scene import look, one_file
+from convscope_lens._page.assets import page_html
+from convscope_lens._page.scene import look, one_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convscope.probes import _warp
-from convscope.probes._asking import Session, Verdicts, cells
-from convscope.probes._probe import Probe
+from convscope_lens.probes import _warp
+from convscope_lens.probes._asking import Session, Verdicts, cells
+from convscope_lens.probes._probe import Probe
 
 if TYPE_CHECKING:
     from convscope._client import Client
-    from convscope.probes._sources import Image, Source
-    from convscope.probes._warp import Values
+
+    from convscope_lens.probes._sources import Image, Source
+    from convscope_lens.probes._warp import Values
 
 
 def blur(

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.probes import _warp
-from convscope.probes._asking import Session, Sums, Verdicts, cells
-from convscope.probes._probe import Probe
+from convscope_lens.probes import _warp
+from convscope_lens.probes._asking import Session, Sums, Verdicts, cells
+from convscope_lens.probes._probe import Probe
 
 if TYPE_CHECKING:
     from convscope._card import Layer
     from convscope._client import Client
-    from convscope.probes._sources import Image, Source
-    from convscope.probes._warp import Values
+
+    from convscope_lens.probes._sources import Image, Source
+    from convscope_lens.probes._warp import Values
 
 _WAYS = ((1, 0), (0, 1))  # Down and right, in pixels of each step.
 

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convscope.probes import _warp
-from convscope.probes._asking import Session, Sums, Verdicts, cells, grid
-from convscope.probes._probe import Probe
-from convscope.probes._warp import Grid
+from convscope_lens.probes import _warp
+from convscope_lens.probes._asking import Session, Sums, Verdicts, cells, grid
+from convscope_lens.probes._probe import Probe
+from convscope_lens.probes._warp import Grid
 
 if TYPE_CHECKING:
     from convscope._client import Client
-    from convscope.probes._sources import Image, Source
-    from convscope.probes._warp import Values
+
+    from convscope_lens.probes._sources import Image, Source
+    from convscope_lens.probes._warp import Values
 
 PICTURE = "picture"  # Stands among the layers for the picture itself: what bilinear reading alone costs.
 

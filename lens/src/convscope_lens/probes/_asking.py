@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope.probes._sources import Image, Source, expand, read
-from convscope.probes._warp import Grid, Values
+from convscope_lens.probes._sources import Image, Source, expand, read
+from convscope_lens.probes._warp import Grid, Values
 
 if TYPE_CHECKING:
     from convscope._card import Layer, ModelCard
