@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +13,7 @@ import torch
 from convscope import Client, UnknownLayer
 from convscope._cli import main
 from convscope_lens import probes
-from convscope_lens.probes import _shuffle, _sources, _warp
+from convscope_lens.probes import _detail, _images
 from PIL import Image
 from torch import nn
 
@@ -147,7 +145,7 @@ def test_shift_consistency_counts_pairs_of_one_class(client, networks):
     found = probes.shift(client, moving, model="flat", shifts=[1], pairs=20, max_shift=9, seed=3).facts
     tops = {}
     for number, move in enumerate(np.random.default_rng(3).integers(-9, 10, (40, 2)).tolist()):
-        tops[number] = client.predict(_warp.shift(moving, *move), model="flat").top[0].index
+        tops[number] = client.predict(_images.shift_image(moving, *move), model="flat").top[0].index
     assert found["shift_consistency"] == np.mean([tops[number] == tops[number + 1] for number in range(0, 40, 2)])
     assert 0 < found["shift_consistency"] < 1
     assert found == probes.shift(client, moving, model="flat", shifts=[1], pairs=20, max_shift=9, seed=3).facts
@@ -176,7 +174,7 @@ def test_a_round_kernel_turns_with_its_picture_and_another_does_not(client):
 
 
 def test_a_scaled_map_is_compared_where_its_place_is_still_in_the_picture(client):
-    smooth = _warp.blurred(noise(1)[0], 4)
+    smooth = _images.blur_image(noise(1)[0], 4)
     found = probes.scale(client, smooth, model="round", factors=[1, 1.2]).layers["distance"]
     assert found["picture"][0] == found["conv1"][0] == 0
     assert 0 < found["picture"][1] < 0.01
@@ -235,7 +233,7 @@ def test_a_picture_of_one_block_stays_as_it_was(client):
 
 def test_what_is_left_over_beside_whole_blocks_stays_where_it_was():
     [picture] = noise(1)
-    orders = [_shuffle._Order.draw(block, picture.shape, np.random.default_rng(0)) for block in (12, 40)]
+    orders = [_detail.BlockOrder.draw(block, picture.shape, np.random.default_rng(0)) for block in (12, 40)]
     cut, uncut = (order.apply(picture) for order in orders)
     assert np.array_equal(cut[24:], picture[24:])
     assert np.array_equal(cut[:, 24:], picture[:, 24:])
@@ -322,18 +320,18 @@ def test_what_cannot_be_used_is_said_before_anything_is_measured(client, tmp_pat
 
 def test_turning_is_numpys_quarter_turn_and_keeps_whole_pixels():
     [image] = noise(1)
-    pixels = _warp.Grid((0, 0), (1, 1), (32, 32))
+    pixels = _images.Grid((0, 0), (1, 1), (32, 32))
     for quarter in range(4):
-        points = _warp.turn(pixels.points(), (15.5, 15.5), -90 * quarter, 1)
-        assert np.array_equal(_warp.sample(image, points), np.rot90(image, quarter))
+        points = _images.transform_points(pixels.points(), (15.5, 15.5), -90 * quarter, 1)
+        assert np.array_equal(_images.interpolate(image, points), np.rot90(image, quarter))
 
 
 def test_moving_and_blurring_continue_a_picture_as_numpys_reflection():
     [image] = noise(1)
     padded = np.pad(image, ((5, 5), (5, 5), (0, 0)), mode="reflect")
-    assert np.array_equal(_warp.shift(image, 3, -4), padded[2:34, 9:41])
-    assert _warp.blurred(image, 0) is image
-    assert _warp.blurred(np.ones((8, 8, 1), np.float32), 3) == pytest.approx(np.ones((8, 8, 1)), abs=1e-6)
+    assert np.array_equal(_images.shift_image(image, 3, -4), padded[2:34, 9:41])
+    assert _images.blur_image(image, 0) is image
+    assert _images.blur_image(np.ones((8, 8, 1), np.float32), 3) == pytest.approx(np.ones((8, 8, 1)), abs=1e-6)
 
 
 def test_folders_are_read_in_order_and_some_may_be_chosen_by_seed(tmp_path):
@@ -341,17 +339,17 @@ def test_folders_are_read_in_order_and_some_may_be_chosen_by_seed(tmp_path):
     for name in ("b.png", "a.PNG", "deep/c.jpg"):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
-    found = _sources.expand(tmp_path, limit=None, seed=0)
+    found = _images.list_pictures(tmp_path, limit=None, seed=0)
     assert [path.name for path in found] == ["a.PNG", "b.png", "c.jpg"]
-    assert len({tuple(_sources.expand(tmp_path, limit=2, seed=seed)) for seed in range(20)}) > 1
-    assert _sources.expand(tmp_path, limit=2, seed=5) == _sources.expand(tmp_path, limit=2, seed=5)
+    assert len({tuple(_images.list_pictures(tmp_path, limit=2, seed=seed)) for seed in range(20)}) > 1
+    assert _images.list_pictures(tmp_path, limit=2, seed=5) == _images.list_pictures(tmp_path, limit=2, seed=5)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P"])
 def test_a_file_is_read_as_the_service_reads_it(client, mode, tmp_path):
     pixels = (255 * noise(1, channels=4)[0]).astype(np.uint8)
     Image.fromarray(pixels).resize((50, 40)).convert(mode).save(tmp_path / "seen.png")
-    [array] = _sources.read([tmp_path / "seen.png"], client.model_card("cifar").input)
+    [array] = _images.read_pictures([tmp_path / "seen.png"], client.model_card("cifar").input)
     by_file, by_array = client.predict([tmp_path / "seen.png", array], model="cifar", layers="conv1")
     assert by_array.maps["conv1"] == pytest.approx(by_file.maps["conv1"], abs=0.03)
 
@@ -410,19 +408,6 @@ def test_a_probe_that_is_not_understood_ends_with_two(capsys, arguments, words):
         main(["probe", *arguments, "--model", "cifar"])
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("missing", ["PIL", "matplotlib"])
-def test_without_pillow_or_matplotlib_the_command_says_how_to_get_them(networks, folder, missing):
-    program = (
-        f"import sys; sys.modules[{missing!r}] = None; from convscope._cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    arguments = ["probe", "blur", str(folder), "--model", "cifar", "--save", str(folder / "out")]
-    command = [sys.executable, "-c", program, *arguments, "--url", networks.rest_url]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "pip install 'convscope[figure]'" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_a_layer_that_goes_while_probing_is_an_error_not_a_number(client, monkeypatch):

@@ -11,8 +11,7 @@ import threading
 from pathlib import Path
 
 from convscope import Client
-from convscope_lens import report
-from convscope_lens._page.server import PageServer
+from convscope_lens import PageServer, report
 from playwright.sync_api import expect
 
 from tests.page.browser import Watched, chromium

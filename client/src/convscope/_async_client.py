@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from convscope._card import ModelCard
     from convscope._explanation import Explanation
-    from convscope._patches import Patch
     from convscope._prediction import Prediction
     from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
 
@@ -173,30 +172,6 @@ class AsyncClient(BaseClient):
             deadline_s=deadline_s,
             timing=timing,
             request_id=request_id,
-        )
-
-    async def strongest(
-        self,
-        pictures: Iterable[Picture],
-        *,
-        model: str,
-        layer: str,
-        channel: int,
-        n: int = 9,
-        per_picture: int = 1,
-        version: str | None = None,
-        deadline_s: float | None = None,
-    ) -> list[Patch]:
-        """Look for what a channel answers to most; see `Client.strongest`."""
-        return await self._strongest(
-            pictures,
-            model,
-            layer=layer,
-            channel=channel,
-            n=n,
-            per_picture=per_picture,
-            version=version,
-            deadline_s=deadline_s,
         )
 
     async def model_card(

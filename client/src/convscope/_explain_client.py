@@ -1,4 +1,4 @@
-"""The blocking client's questions about why: explanations, and the pictures that a channel answers to."""
+"""The blocking client's questions about why: explanations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from convscope._explanation import Explanation
-    from convscope._patches import Patch
 
 
 class ExplainClient(BaseClient):
@@ -115,51 +114,5 @@ class ExplainClient(BaseClient):
                 deadline_s=deadline_s,
                 timing=timing,
                 request_id=request_id,
-            )
-        )
-
-    def strongest(
-        self,
-        pictures: Iterable[Picture],
-        *,
-        model: str,
-        layer: str,
-        channel: int,
-        n: int = 9,
-        per_picture: int = 1,
-        version: str | None = None,
-        deadline_s: float | None = None,
-    ) -> list[Patch]:
-        """Look for what a channel answers to most: its strongest cells in pictures, and the patches they answer to.
-
-        Args:
-            pictures: An iterable of pictures, as in `predict`; as many requests are made as it takes.
-            model: The model's name.
-            layer: Name of the layer.
-            channel: Its number in the layer.
-            n: How many cells to return.
-            per_picture: How many may be of one picture.
-            version: Of the model; None for the server's default.
-            deadline_s: Seconds each request may take; None for the client's own.
-
-        Returns:
-            At most `n` patches, the strongest cell first; `Patch.picture` tells the picture's place among those given.
-
-        Raises:
-            ConvscopeError: A picture failed, or a request did.
-            OSError: A path cannot be read.
-            TypeError: Something is no picture.
-            ValueError: There is no such layer, or its card does not say what its cells answer to.
-        """
-        return finish(
-            self._strongest(
-                pictures,
-                model,
-                layer=layer,
-                channel=channel,
-                n=n,
-                per_picture=per_picture,
-                version=version,
-                deadline_s=deadline_s,
             )
         )

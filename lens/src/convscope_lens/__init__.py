@@ -1,4 +1,4 @@
-"""Looks into a CNN that a convscope service runs: reports, a web page, probes and filters.
+"""Looks into a CNN that a convscope service runs: reports, a web page, probes, filters and patches.
 
     from convscope import Client
     from convscope_lens import report
@@ -18,12 +18,19 @@ if TYPE_CHECKING:
     from convscope_lens import filters, probes
     from convscope_lens._page.report import report
     from convscope_lens._page.server import PageServer
+    from convscope_lens.patches import Patch, cut_patch, strongest
 
 __version__ = "0.1.0"
 
-__all__ = ["PageServer", "__version__", "filters", "probes", "report"]
+__all__ = ["PageServer", "Patch", "__version__", "cut_patch", "filters", "probes", "report", "strongest"]
 
-_LAZY = {"PageServer": "_page.server", "report": "_page.report"}
+_LAZY = {
+    "PageServer": "_page.server",
+    "Patch": "patches",
+    "cut_patch": "patches",
+    "report": "_page.report",
+    "strongest": "patches",
+}
 _MODULES = ("filters", "probes")
 
 

@@ -1,4 +1,4 @@
-"""Pages in HTML of what a network sees: the report, a file, and the page to play with, served on this machine.
+"""The HTML page of the report and of `convscope ui`.
 
-Both are the same page: `scene` says what it shows, as plain values; `assets` puts it together; `page.js` draws it.
+`scene` fetches the data that the page shows, `report` assembles the HTML, `server` serves it, and `page.js` draws it.
 """

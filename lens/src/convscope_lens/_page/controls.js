@@ -118,4 +118,4 @@ for (const id of ["model", "explain"]) byId(id).addEventListener("change", () =>
 byId("controls").addEventListener("submit", (event) => event.preventDefault());
 openDrop();
 openPad();
-if (!token) byId("error").textContent = "The address lacks its key: open the one that `convscope ui` printed, in full.";
+if (!token) byId("error").textContent = "The URL lacks its token: open the whole URL that `convscope ui` printed.";

@@ -1,8 +1,8 @@
 "use strict";
-// Draws a scene (scene.py) into the page. All text goes in as text, never as HTML.
+// Draws the data of a picture (scene.py). All text is inserted as text, never as HTML.
 
 const FIRST = 8; // Channels of a layer shown before all are asked for.
-const FOR = [214, 13, 13], AGAINST = [13, 64, 214], OVERLAY = 0.75; // As _heat.py paints.
+const FOR = [214, 13, 13], AGAINST = [13, 64, 214], OVERLAY = 0.75; // As convscope.pixels paints heat.
 
 const byId = (id) => document.getElementById(id);
 

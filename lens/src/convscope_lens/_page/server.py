@@ -1,8 +1,8 @@
-"""The page to play with: a small web server of this machine that asks the service on the page's behalf.
+"""The web server of `convscope ui`: it listens on this machine only, and sends the page's pictures to the service.
 
-The page itself holds no secret. The key that a question needs stands in the address that is printed, after the `#`,
-which browsers do not send; the service's API key stays in this process. Other sites cannot ask: they do not know the
-key, and a name of theirs that leads here is not answered.
+The page holds no secret. Requests for predictions need a token. It is in the URL that is printed, after the `#`, a part
+that browsers do not send. The service's API key stays in this process. Other web sites cannot send requests: they do
+not know the token, and host names other than 127.0.0.1 and localhost are rejected (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from convscope._exceptions import AuthenticationFailed, ConvscopeError, RequestRejected
+from convscope import AuthenticationFailed, ConvscopeError, RequestRejected
 
-from convscope_lens._page.assets import page_html, policy
-from convscope_lens._page.scene import look, one_file
+from convscope_lens._page.report import content_security_policy, page_html
+from convscope_lens._page.scene import fetch_scene, read_picture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from convscope._client import Client
+    from convscope import Client
 
 MAX_BODY_BYTES = 16 << 20
-MAX_CELLS = 1 << 20  # Of all maps: what a page draws anew at every stroke.
+MAX_CELLS = 1 << 20  # Of all maps together: the page draws them again at every stroke.
 HTTP_PORT = 80
-IDLE_S = 60  # A connection that says nothing for so long is closed.
+IDLE_S = 60  # Idle connections are closed after so long.
 
 
 class PageServer(ThreadingHTTPServer):
-    """Serves the page on 127.0.0.1, and nowhere else.
+    """Serves the page on 127.0.0.1.
 
     Args:
-        client: Whom to ask; it must outlive the server.
-        models: The models that are offered, at least one.
-        version: Of the models; None for the server's default.
-        port: Where to listen; 0 for a free port.
+        client: A connected client; it must stay open as long as the server runs.
+        models: Names of the models that the page offers, at least one.
+        version: Version of the models; None for the service's default.
+        port: Port to listen on; 0 for a free port.
 
     Raises:
-        ConvscopeError: A model does not describe itself.
-        OSError: The port is taken.
-        ValueError: No model is named.
+        ConvscopeError: The card of a model could not be fetched.
+        OSError: The port is in use.
+        ValueError: There is no model.
     """
 
     daemon_threads = True
@@ -54,25 +54,25 @@ class PageServer(ThreadingHTTPServer):
         self.client = client
         self.version = version
         self.cards = {model: client.model_card(model, version) for model in models}
-        self.key = secrets.token_urlsafe(24)
+        self.token = secrets.token_urlsafe(24)
         super().__init__(("127.0.0.1", port), _Handler)
 
     @property
     def url(self) -> str:
-        """The address to open, with its key."""
-        return f"http://127.0.0.1:{self.server_port}/#{self.key}"
+        """The URL to open, with its token."""
+        return f"http://127.0.0.1:{self.server_port}/#{self.token}"
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """The names under which it answers; browsers leave the port out where it is HTTP's own."""
+        """The accepted values of the Host header; browsers leave out port 80."""
         names = ("127.0.0.1", "localhost")
         return (*(f"{name}:{self.server_port}" for name in names), *(names if self.server_port == HTTP_PORT else ()))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Let a browser hang up whenever it likes."""
+        """Print nothing: browsers close connections at any time."""
 
 
-class _Refused(Exception):
+class _Rejected(Exception):
     def __init__(self, status: HTTPStatus, code: str, message: str) -> None:
         super().__init__(message)
         self.status = status
@@ -80,9 +80,9 @@ class _Refused(Exception):
 
 
 def answer_status(error: ConvscopeError) -> HTTPStatus:
-    """Return 400 where the picture is at fault, 502 where the service or this program's key is."""
-    refused = isinstance(error, RequestRejected) and not isinstance(error, AuthenticationFailed)
-    return HTTPStatus.BAD_REQUEST if refused else HTTPStatus.BAD_GATEWAY
+    """Return 400 if the request is at fault, 502 if the service or this program's API key is."""
+    rejected = isinstance(error, RequestRejected) and not isinstance(error, AuthenticationFailed)
+    return HTTPStatus.BAD_REQUEST if rejected else HTTPStatus.BAD_GATEWAY
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -91,89 +91,87 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "convscope"
     sys_version = ""
     timeout = IDLE_S
-    disable_nagle_algorithm = True  # Else the body waits 40 ms for the receipt of the head.
+    disable_nagle_algorithm = True  # Else the body waits 40 ms for the acknowledgement of the headers.
 
     def do_GET(self) -> None:
-        """Answer with the page."""
+        """Send the page."""
         try:
             self._check_host()
             if self.path != "/":
-                raise _Refused(HTTPStatus.NOT_FOUND, "not_found", "there is only /")
-        except _Refused as refused:
-            return self._refuse(refused)
+                raise _Rejected(HTTPStatus.NOT_FOUND, "not_found", "there is only /")
+        except _Rejected as rejected:
+            return self._reject(rejected)
         settings = {"models": list(self.server.cards), "max_bytes": MAX_BODY_BYTES}
         page = page_html("convscope", None, controls=settings)
         return self._reply(HTTPStatus.OK, "text/html; charset=utf-8", page.encode())
 
     def do_POST(self) -> None:
-        """Answer with what a model sees in the picture of the body."""
+        """Send the scene of the picture in the body."""
         try:
-            scene = self._look()
-        except _Refused as refused:
-            return self._refuse(refused)
+            scene = self._scene()
+        except _Rejected as rejected:
+            return self._reject(rejected)
         except ConvscopeError as error:
-            return self._refuse(_Refused(answer_status(error), error.code, str(error)))
+            return self._reject(_Rejected(answer_status(error), error.code, str(error)))
         except ValueError as error:
-            return self._refuse(_Refused(HTTPStatus.BAD_REQUEST, "bad_request", str(error)))
+            return self._reject(_Rejected(HTTPStatus.BAD_REQUEST, "bad_request", str(error)))
         return self._reply(HTTPStatus.OK, "application/json", json.dumps(scene, allow_nan=False).encode())
 
-    def _look(self) -> dict[str, Any]:
+    def _scene(self) -> dict[str, Any]:
         self._check_host()
-        self._check_key()
+        self._check_token()
         body = self._read()
         address = urlsplit(self.path)
-        asked = {name: values[-1] for name, values in parse_qs(address.query).items()}
+        query = {name: values[-1] for name, values in parse_qs(address.query).items()}
         if address.path != "/see":
-            raise _Refused(HTTPStatus.NOT_FOUND, "not_found", "there is only /see")
-        model = asked.get("model", "")
+            raise _Rejected(HTTPStatus.NOT_FOUND, "not_found", "there is only /see")
+        model = query.get("model", "")
         card = self.server.cards.get(model)
         if card is None:
-            raise _Refused(HTTPStatus.NOT_FOUND, "model_not_found", "this page does not offer that model")
-        return look(
+            raise _Rejected(HTTPStatus.NOT_FOUND, "model_not_found", "this page does not offer that model")
+        return fetch_scene(
             self.server.client,
-            one_file(body),
+            read_picture(body),
             card,
             model=model,
-            title=asked.get("title", "picture"),
+            title=query.get("title", "picture"),
             max_cells=MAX_CELLS,
             version=self.server.version,
-            method="grad_cam" if asked.get("explain") == "1" else None,
+            method="grad_cam" if query.get("explain") == "1" else None,
         )
 
     def _check_host(self) -> None:
-        """Refuse who came by a name that is not this machine's: a foreign one may have been led here."""
+        """Reject other host names: another site's name may resolve to this machine (DNS rebinding)."""
         if self.headers.get("host") not in self.server.hosts:
-            raise _Refused(HTTPStatus.FORBIDDEN, "forbidden", "this page answers as 127.0.0.1 and localhost only")
+            raise _Rejected(HTTPStatus.FORBIDDEN, "forbidden", "use 127.0.0.1 or localhost as the host name")
 
-    def _check_key(self) -> None:
+    def _check_token(self) -> None:
         origin = self.headers.get("origin")
         if origin is not None and origin not in [f"http://{host}" for host in self.server.hosts]:
-            raise _Refused(HTTPStatus.FORBIDDEN, "forbidden", "another page may not ask here")
-        if not hmac.compare_digest(self.headers.get("x-convscope-token", "").encode(), self.server.key.encode()):
-            raise _Refused(
-                HTTPStatus.FORBIDDEN, "forbidden", "the key is wrong: open the address that was printed last"
-            )
+            raise _Rejected(HTTPStatus.FORBIDDEN, "forbidden", "requests from other pages are not allowed")
+        if not hmac.compare_digest(self.headers.get("x-convscope-token", "").encode(), self.server.token.encode()):
+            raise _Rejected(HTTPStatus.FORBIDDEN, "forbidden", "the token is wrong: open the URL that was printed last")
 
     def _read(self) -> bytes:
         length = self.headers.get("content-length", "")
         if not (length.isascii() and length.isdigit()) or "transfer-encoding" in self.headers:
-            raise _Refused(HTTPStatus.LENGTH_REQUIRED, "bad_request", "the body's length is missing")
+            raise _Rejected(HTTPStatus.LENGTH_REQUIRED, "bad_request", "the body's length is missing")
         if int(length) > MAX_BODY_BYTES:
             message = f"a picture has at most {MAX_BODY_BYTES:,} bytes here"
-            raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "image_too_large", message)
+            raise _Rejected(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "image_too_large", message)
         return self.rfile.read(int(length))
 
-    def _refuse(self, refused: _Refused) -> None:
+    def _reject(self, rejected: _Rejected) -> None:
         self.close_connection = True  # The body may not have been read.
-        body = json.dumps({"error": {"code": refused.code, "message": str(refused)}}).encode()
-        self._reply(refused.status, "application/json", body)
+        body = json.dumps({"error": {"code": rejected.code, "message": str(rejected)}}).encode()
+        self._reply(rejected.status, "application/json", body)
 
     def _reply(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
         headers = {
             "Content-Type": content_type,
             "Content-Length": str(len(body)),
             "Cache-Control": "no-store",
-            "Content-Security-Policy": f"{policy(connect=True)}; frame-ancestors 'none'",
+            "Content-Security-Policy": f"{content_security_policy(connect=True)}; frame-ancestors 'none'",
             "Cross-Origin-Opener-Policy": "same-origin",
             "Cross-Origin-Resource-Policy": "same-origin",
             "Referrer-Policy": "no-referrer",
@@ -188,4 +186,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # The name of the base class.
-        """Say nothing of requests."""
+        """Do not log requests."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from convscope._table import format_table, printable
+from convscope.commands import format_table, printable
 
 if TYPE_CHECKING:
     from convscope._card import Layer, ModelCard

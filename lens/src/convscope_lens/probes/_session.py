@@ -1,4 +1,4 @@
-"""Asking about many changed copies of pictures in few requests, and where the cells of their maps lie."""
+"""What all probes share: requests for many changed copies of pictures, and sums over what comes back."""
 
 from __future__ import annotations
 
@@ -9,37 +9,34 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope_lens.probes._sources import Image, Source, expand, read
-from convscope_lens.probes._warp import Grid, Values
+from convscope_lens.probes._images import Cells, Grid, Image, Source, list_pictures, read_pictures
 
 if TYPE_CHECKING:
-    from convscope._card import Layer, ModelCard
-    from convscope._client import Client
-    from convscope._prediction import Prediction
+    from convscope import Client, Layer, ModelCard, Prediction
 
-_OTHER_BYTES = 4096  # Of a reply, a picture: scores and framing.
+_OTHER_BYTES = 4096  # Of the reply for one picture: scores and framing.
 
 
 class Session:
-    """A model, the pictures it is probed with, and the layers looked at.
+    """A model, the pictures it is probed with, and the layers that are measured.
 
     Args:
-        client: Whom to ask.
-        sources: Pictures and folders, as `expand` takes them.
+        client: A connected client.
+        sources: Pictures and folders, as in `list_pictures`.
         model: The model's name.
         version: Its version; None for the server's default.
         layers: Names, one name, or `"all"`.
-        limit: Probe with so many of the pictures, chosen at random; None for all.
-        seed: Of that choice.
+        limit: Use so many of the pictures, chosen at random; None for all.
+        seed: Seed of that choice.
 
     Attributes:
-        model: Its name.
+        model: The model's name.
         card: Its card.
-        layers: Those looked at, in the order of the forward pass.
-        count: How many pictures there are.
+        layers: The layers that are measured, in the order of the forward pass.
+        count: Number of pictures.
 
     Raises:
-        ConvscopeError: The model does not answer.
+        ConvscopeError: The card could not be fetched.
         ValueError: A layer is not published, or there is no picture.
     """
 
@@ -56,7 +53,7 @@ class Session:
     ) -> None:
         self._client = client
         self.model, self._version = model, version
-        self._sources = expand(sources, limit=limit, seed=seed)
+        self._sources = list_pictures(sources, limit=limit, seed=seed)
         self.count = len(self._sources)
         self.card: ModelCard = client.model_card(model, version)
         names = [layers] if isinstance(layers, str) else list(layers)
@@ -71,17 +68,13 @@ class Session:
         """Whether the model has classes."""
         return bool(self.card.classes)
 
-    def pictures(self) -> Iterator[Image]:
-        """Read the pictures, (H, W, C), float32, 0..1; of a network of fixed size, all alike."""
-        return read(self._sources, self.card.input)
-
-    def ask(
-        self, copies: Callable[[Image], list[Image]], *, maps: bool = True
+    def predict_copies(
+        self, copy: Callable[[Image], list[Image]], *, maps: bool = True
     ) -> Iterator[tuple[Image, list[Prediction]]]:
-        """Ask about the copies of every picture, as many in a request as it may hold.
+        """Predict changed copies of every picture, as many in a request as fit.
 
         Args:
-            copies: Makes the same number of copies of each picture.
+            copy: Makes the copies of a picture (H, W, C), float32, 0..1: the same number for every picture.
             maps: Whether to ask for the layers' maps, or for scores alone.
 
         Yields:
@@ -93,16 +86,16 @@ class Session:
         layers = [layer.name for layer in self.layers] if maps else []
         if not layers and not self.has_scores:
             return
-        waiting: list[tuple[Image, int]] = []
+        pending: list[tuple[Image, int]] = []
 
-        def stream() -> Iterator[Image]:
-            for picture in self.pictures():
-                changed = copies(picture)
-                waiting.append((picture, len(changed)))
+        def copies() -> Iterator[Image]:
+            for picture in read_pictures(self._sources, self.card.input):
+                changed = copy(picture)
+                pending.append((picture, len(changed)))
                 yield from changed
 
-        answers = self._client.predict_many(
-            stream(),
+        predictions = self._client.predict_many(
+            copies(),
             model=self.model,
             version=self._version,
             layers=layers,
@@ -110,50 +103,59 @@ class Session:
             batch=self._batch(maps),
             concurrency=1,
         )
-        for first in answers:  # Reading the next answer may have read more pictures: take them in order.
-            picture, count = waiting.pop(0)
-            yield picture, [first, *itertools.islice(answers, count - 1)]
+        for first in predictions:  # predict_many reads ahead, so several pictures may be pending.
+            picture, count = pending.pop(0)
+            yield picture, [first, *itertools.islice(predictions, count - 1)]
 
     def _batch(self, maps: bool) -> int:
-        """Return how many pictures a request may hold, and its reply's bytes allow."""
+        """Return how many pictures the model takes in a request, and whose reply it can send."""
         limits = self.card.limits
         each = _OTHER_BYTES + (sum(layer.bytes.get("float32", 0) for layer in self.layers) if maps else 0)
-        if self.card.input.height is None:  # The card's bytes are of the warm-up picture.
+        if self.card.input.height is None:  # The bytes of the card are those of the warm-up picture.
             return 1
         return max(1, min(limits.max_images, limits.max_reply_bytes // each))
 
 
-class Sums:
-    """Sums of squares by measure, layer and step, from which a relative distance is made at the end."""
+class RelativeDistance:
+    """The relative distance √(Σ (found - expected)² / Σ expected²) by layer and step, summed over many maps.
+
+    Args:
+        layers: Names.
+        steps: Number of steps.
+    """
 
     def __init__(self, layers: Iterable[str], steps: int) -> None:
-        self._parts: dict[str, NDArray[np.float64]] = {name: np.zeros((2, steps)) for name in layers}
+        self._sums: dict[str, NDArray[np.float64]] = {name: np.zeros((2, steps)) for name in layers}
 
     def add(self, layer: str, step: int, found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
-        """Add what was found and what was expected of the same cells."""
+        """Add the found and the expected values of the same cells."""
         wanted = expected.astype(np.float64)
-        self._parts[layer][:, step] += np.square(found - wanted).sum(), np.square(wanted).sum()
+        self._sums[layer][:, step] += np.square(found - wanted).sum(), np.square(wanted).sum()
 
-    def distance(self) -> dict[str, NDArray[np.float64]]:
-        """Return √(Σ (found - expected)² / Σ expected²) by layer, (S,); NaN where there was nothing to compare."""
+    def curves(self) -> dict[str, NDArray[np.float64]]:
+        """Return the distance by layer, (S,); NaN where nothing was added."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            return {name: np.sqrt(parts[0] / parts[1]) for name, parts in self._parts.items()}
+            return {name: np.sqrt(sums[0] / sums[1]) for name, sums in self._sums.items()}
 
 
-class Verdicts:
-    """Whether copies are still taken for what the unchanged picture was taken for."""
+class ScoreCurves:
+    """Whether changed copies still have the most probable class of the unchanged picture, by step.
+
+    Args:
+        steps: Number of steps.
+    """
 
     def __init__(self, steps: int) -> None:
         self._sums = np.zeros((2, steps))
         self._counts = np.zeros(steps)
 
-    def add(self, step: int, unchanged: Prediction, copy: Prediction) -> None:
-        """Add a copy's scores; of a model without classes there are none."""
+    def add(self, step: int, unchanged: Prediction, changed: Prediction) -> None:
+        """Add the scores of a copy; those of a model without classes are ignored."""
         if not unchanged.top:
             return
         chosen = unchanged.top[0].index
-        probability = next(score.probability for score in copy.top if score.index == chosen)
-        self._sums[:, step] += copy.top[0].index == chosen, probability
+        probability = next(score.probability for score in changed.top if score.index == chosen)
+        self._sums[:, step] += changed.top[0].index == chosen, probability
         self._counts[step] += 1
 
     def curves(self) -> dict[str, NDArray[np.float64]]:
@@ -165,17 +167,17 @@ class Verdicts:
         return {"agreement": agreement, "probability": probability}
 
 
-def cells(prediction: Prediction, layer: str) -> Values:
-    """Return a map as (h, w, C); one that has no cells side by side as (1, 1, C)."""
+def map_cells(prediction: Prediction, layer: str) -> Cells:
+    """Return a map as (h, w, C); a map of one number a channel as (1, 1, C)."""
     found = prediction.maps[layer]
     return found.reshape(1, 1, -1) if found.ndim != 3 else found.transpose(1, 2, 0)
 
 
-def grid(layer: Layer, shape: tuple[int, ...], picture: Image) -> Grid:
-    """Return where a map's cells lie: as the card says, else spread evenly over the picture.
+def map_grid(layer: Layer, shape: tuple[int, ...], picture: Image) -> Grid:
+    """Return where the cells of a map lie: as the card states, else spread evenly over the picture.
 
     Args:
-        layer: As the card has it.
+        layer: A layer of the model card.
         shape: (h, w, ...) of its map.
         picture: (H, W, C).
     """
