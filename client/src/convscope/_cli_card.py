@@ -1,4 +1,4 @@
-"""What the command line says of a model card: facts, how pictures flow through the network, and what that costs."""
+"""`convscope card`: a model card as text."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _NONE = "–"
 def card_text(card: ModelCard) -> str:
     """Return a model card as text, at most 120 columns wide unless a name is very long.
 
-    The first table follows the data: what each map's convolution takes, how it looks at it, and which input pixels
-    ("sees", "jump" from cell to cell, "from" where in the picture) a cell then answers to. The second one says what the
-    same convolution costs, beside a fully connected layer between the same shapes, and what the map weighs.
+    The first table describes the operation that makes each layer's map, and the receptive field of its cells: its
+    size ("sees"), the distance from cell to cell ("jump"), and its first pixel ("from"). The second table has the
+    parameters and multiply-adds of that operation, the parameters of a fully connected layer between the same shapes,
+    and the bytes of the map.
     """
     size = "any size" if card.input.height is None else f"{card.input.height}×{card.input.width}"
     facts = [
@@ -48,7 +49,7 @@ def card_text(card: ModelCard) -> str:
 
 
 def _flow(card: ModelCard) -> str:
-    """Return the table of what happens to a picture on its way."""
+    """Return the table of operations and receptive fields."""
     header = ["layer", "made by", "in", "out", "kernel", "stride", "padding", "dilation", "sees", "jump", "from"]
     return format_table(header, [_flow_row(layer) for layer in card.layers])
 
@@ -70,7 +71,7 @@ def _flow_row(layer: Layer) -> list[str]:
 
 
 def _costs(card: ModelCard) -> str:
-    """Return the table of what each layer costs."""
+    """Return the table of parameters, multiply-adds and bytes."""
     header = ["layer", "node", "parameters", "fully connected", "multiply-adds", "float32", "float16", "uint8 bytes"]
     rows = [
         [
@@ -85,7 +86,7 @@ def _costs(card: ModelCard) -> str:
 
 
 def _fact(name: str, value: str) -> str:
-    """Return a fact in lines of the terminal's width, three at most."""
+    """Return a fact, wrapped to the width of the terminal, in three lines at most."""
     lines = textwrap.wrap(value, _COLUMNS - len(name), max_lines=3, placeholder=" ...", break_on_hyphens=False)
     return name + ("\n" + " " * len(name)).join(lines)
 

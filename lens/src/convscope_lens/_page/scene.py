@@ -113,7 +113,7 @@ def fetch_scene(
     names = {layers} if isinstance(layers, str) else set(layers)
     wanted = [layer for layer in card.layers if "all" in names or layer.name in names]
     most = min(max_cells, card.limits.max_reply_bytes * 9 // 10 or max_cells)
-    seen = client.predict(
+    prediction = client.predict(
         file,
         model=model,
         version=version,
@@ -127,20 +127,20 @@ def fetch_scene(
     return {
         "title": title,
         "model": {
-            "name": seen.model,
-            "version": seen.version,
-            "engine": seen.engine,
-            "device": seen.device,
+            "name": prediction.model,
+            "version": prediction.version,
+            "engine": prediction.engine,
+            "device": prediction.device,
             "description": card.description,
             "parameters": card.parameters,
-            "request": seen.request_id,
+            "request": prediction.request_id,
         },
         "picture": picture or pack_file(file, card.input),
-        "scores": [score._asdict() | {"logit": number(score.logit)} for score in seen.top],
-        "layers": _maps(seen, {layer.name: layer for layer in card.layers}),
+        "scores": [score._asdict() | {"logit": number(score.logit)} for score in prediction.top],
+        "layers": _maps(prediction, {layer.name: layer for layer in card.layers}),
         "heat": heat,
         "geometry": _geometry(card),
-        "timing": None if seen.timing is None else _timing(seen.timing),
+        "timing": None if prediction.timing is None else _timing(prediction.timing),
     }
 
 
@@ -183,11 +183,11 @@ def _explain(
     return None, None
 
 
-def _maps(seen: Prediction, layers: dict[str, Layer]) -> list[dict[str, Any]]:
+def _maps(prediction: Prediction, layers: dict[str, Layer]) -> list[dict[str, Any]]:
     """Pack the maps in the order of the forward pass."""
     found = []
-    for name in sorted(seen.maps, key=list(layers).index):
-        layer, cells = layers[name], seen.maps[name]
+    for name in sorted(prediction.maps, key=list(layers).index):
+        layer, cells = layers[name], prediction.maps[name]
         if not cells.size:
             continue
         found.append(
@@ -197,7 +197,7 @@ def _maps(seen: Prediction, layers: dict[str, Layer]) -> list[dict[str, Any]]:
                 "field": layer.receptive_field,
                 "start": layer.receptive_field_start,
                 "stride": layer.stride,
-                **pack_map(cells, seen.channels[name]),
+                **pack_map(cells, prediction.channels[name]),
             }
         )
     return found
