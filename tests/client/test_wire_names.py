@@ -42,7 +42,7 @@ def test_a_name_that_no_model_can_have_is_a_value_error_and_nothing_is_sent(kind
     assert connections == []
 
 
-@pytest.mark.parametrize("ask", ["model_card", "filters", "ready", "explain", "strongest", "predict_many"])
+@pytest.mark.parametrize("ask", ["model_card", "filters", "ready", "explain", "predict_many"])
 @pytest.mark.parametrize(("model", "version"), [("..", "1.0"), ("cifar", "..")])
 def test_every_method_checks_names(ask: str, model: str, version: str, url: str, stand_in: StandIn):
     methods: dict[str, Callable[[Client], Any]] = {
@@ -50,7 +50,6 @@ def test_every_method_checks_names(ask: str, model: str, version: str, url: str,
         "filters": lambda client: client.filters(model, "conv1", version),
         "ready": lambda client: client.ready(model, version),
         "explain": lambda client: client.explain(b"cat", model=model, version=version),
-        "strongest": lambda client: client.strongest([b"cat"], model=model, version=version, layer="conv1", channel=0),
         "predict_many": lambda client: list(client.predict_many([b"cat"], model=model, version=version)),
     }
     with Client(url) as client, pytest.raises(ValueError, match="must be 1 to 255 of A-Z"):

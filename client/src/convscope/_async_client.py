@@ -32,7 +32,6 @@ from convscope._request import (
     build_filters_request,
 )
 from convscope._retries import Attempts
-from convscope._strongest import strongest_cells_async
 from convscope._transport import AsyncTransport, Backend, open_async_transport
 
 if TYPE_CHECKING:
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
 
     from convscope._card import ModelCard
     from convscope._explanation import Explanation
-    from convscope._patches import Patch
     from convscope._prediction import Prediction
     from convscope._wire.convscope_pb2 import Explain, PredictRequest
 
@@ -229,31 +227,6 @@ class AsyncClient(BaseClient):
         call = self._call(model, version, deadline_s, request_id)
         explanations = await self._explain(files, options, explain, call, timing=timing)
         return explanations if many else one_of(explanations)
-
-    async def strongest(
-        self,
-        pictures: Iterable[Picture],
-        *,
-        model: str,
-        layer: str,
-        channel: int,
-        n: int = 9,
-        per_picture: int = 1,
-        version: str | None = None,
-        deadline_s: float | None = None,
-    ) -> list[Patch]:
-        """Return the strongest cells of a channel in pictures; see `Client.strongest`."""
-        return await strongest_cells_async(
-            self,
-            pictures,
-            model,
-            layer=layer,
-            channel=channel,
-            n=n,
-            per_picture=per_picture,
-            version=version,
-            deadline_s=deadline_s,
-        )
 
     async def model_card(
         self,

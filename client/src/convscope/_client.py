@@ -31,7 +31,6 @@ from convscope._request import (
     build_filters_request,
 )
 from convscope._retries import Attempts
-from convscope._strongest import strongest_cells
 from convscope._transport import Transport, open_transport
 
 if TYPE_CHECKING:
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 
     from convscope._card import ModelCard
     from convscope._explanation import Explanation
-    from convscope._patches import Patch
     from convscope._prediction import Prediction
     from convscope._wire.convscope_pb2 import Explain, PredictRequest
 
@@ -327,51 +325,6 @@ class Client(BaseClient):
         call = self._call(model, version, deadline_s, request_id)
         explanations = self._explain(files, options, explain, call, timing=timing)
         return explanations if many else one_of(explanations)
-
-    def strongest(
-        self,
-        pictures: Iterable[Picture],
-        *,
-        model: str,
-        layer: str,
-        channel: int,
-        n: int = 9,
-        per_picture: int = 1,
-        version: str | None = None,
-        deadline_s: float | None = None,
-    ) -> list[Patch]:
-        """Return the strongest cells of a channel in pictures, and the patches that they see.
-
-        Args:
-            pictures: An iterable of pictures, as in `predict`; as many requests are made as it takes.
-            model: The model's name.
-            layer: Name of the layer.
-            channel: Its number in the layer.
-            n: How many cells to return.
-            per_picture: How many may be of one picture.
-            version: Of the model; None for the server's default.
-            deadline_s: Seconds each request may take; None for the client's own.
-
-        Returns:
-            At most `n` patches, the strongest cell first; `Patch.picture` tells the picture's place among those given.
-
-        Raises:
-            ConvscopeError: A picture failed, or a request did.
-            OSError: A path cannot be read.
-            TypeError: Something is no picture.
-            ValueError: There is no such layer, or its card does not say what its cells answer to.
-        """
-        return strongest_cells(
-            self,
-            pictures,
-            model,
-            layer=layer,
-            channel=channel,
-            n=n,
-            per_picture=per_picture,
-            version=version,
-            deadline_s=deadline_s,
-        )
 
     def model_card(
         self,
