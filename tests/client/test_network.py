@@ -186,6 +186,34 @@ def test_closing_a_client_ends_the_waiting_of_its_threads(tls: bool, stand_in: S
     assert all("the client was closed" in str(error) for error in errors)
 
 
+def test_closing_a_client_ends_a_handshake_of_its_threads():
+    said, over = threading.Event(), threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        assert connection.recv(65536)
+        said.set()
+        over.wait(60)
+
+    errors: list[Exception] = []
+
+    def question() -> None:
+        try:
+            client.predict(b"cat", model="cifar")
+        except Exception as error:
+            errors.append(error)
+
+    with listening(serve) as where:
+        client = Client(f"https://{where}", deadline_s=60)
+        thread = threading.Thread(target=question)
+        thread.start()
+        assert said.wait(30)
+        client.close()
+        thread.join(30)
+        over.set()
+    assert [type(error) for error in errors] == [convscope.ConnectError]
+    assert "the client was closed" in str(errors[0])
+
+
 @BOTH
 def test_a_plain_proxy_is_asked_for_the_whole_url_with_its_password(kind: type, monkeypatch: pytest.MonkeyPatch):
     heads = []

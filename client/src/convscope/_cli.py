@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from convscope import __version__
 from convscope._exceptions import ConvscopeError
-from convscope.commands import METHODS, SubParsers, add_request_id, format_json, model_name, names, printable
+from convscope.commands import METHODS, SubParsers, add_request_id, format_json, model, names, printable
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -127,7 +127,7 @@ def build_parser(added: Iterable[EntryPoint]) -> argparse.ArgumentParser:
 
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--version", type=model_name, help="version of the model (default: the server's default)")
+    parser.add_argument("--version", type=model, help="version of the model (default: the server's default)")
     parser.add_argument(
         "--url", default="http://localhost:8080", help="http(s):// or grpc(s)://host:port (default %(default)s)"
     )
@@ -140,7 +140,7 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
 def _add_predict(commands: SubParsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser("predict", help="class scores and feature maps of pictures")
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="a PNG, JPEG, WebP or .npy file")
-    parser.add_argument("--model", required=True, type=model_name)
+    parser.add_argument("--model", required=True, type=model)
     parser.add_argument("--layers", default=[], type=names, metavar="A,B|all", help="layers whose maps to return")
     parser.add_argument("--top-k", default=5, type=int, metavar="K", help="classes to show, 0 for all (default 5)")
     parser.add_argument(
@@ -162,7 +162,7 @@ def _add_predict(commands: SubParsers) -> argparse.ArgumentParser:
 def _add_explain(commands: SubParsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser("explain", help="which part of a picture decides a score")
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="a PNG, JPEG, WebP or .npy file")
-    parser.add_argument("--model", required=True, type=model_name)
+    parser.add_argument("--model", required=True, type=model)
     parser.add_argument("--method", default="grad_cam", choices=METHODS, help="how to explain (default %(default)s)")
     parser.add_argument("--layer", help="grad_cam, cam: whose map is used (default: the last layer of several cells)")
     parser.add_argument("--target", type=int, metavar="K", help="index of the class (default: the most probable)")
@@ -176,14 +176,14 @@ def _add_explain(commands: SubParsers) -> argparse.ArgumentParser:
 
 def _add_card(commands: SubParsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser("card", help="what a model is, takes and publishes")
-    parser.add_argument("model", type=model_name)
+    parser.add_argument("model", type=model)
     parser.set_defaults(run=_card)
     return parser
 
 
 def _add_ready(commands: SubParsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser("ready", help="whether a model answers now")
-    parser.add_argument("model", type=model_name)
+    parser.add_argument("model", type=model)
     parser.set_defaults(run=_ready)
     return parser
 

@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import lru_cache
 from importlib.util import find_spec
@@ -112,6 +113,9 @@ class _Rest:
             self._answered[stream] = request_id
         return reply
 
+    def _closed(self) -> ConnectError:
+        return ConnectError(f"no connection to {self._url}: the client was closed")
+
     def _request(
         self, body: bytes, content: Any, request_id: str, model: str, version: str | None, extensions: dict[str, Any]
     ) -> httpx.Request:
@@ -133,7 +137,7 @@ class RestTransport(_Rest):
         self._client: httpx.Client = self._open(httpx.Client, keepalive=True)
         self._uploads: httpx.Client = self._open(httpx.Client, keepalive=False)
         self._threads = ThreadPoolExecutor(MAX_CONNECTIONS, thread_name_prefix="convscope-rest")
-        self._sockets: WeakSet[socket.socket] = WeakSet()  # Of all connections.
+        self._sockets = Sockets()
 
     def send(self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float) -> PredictReply:
         """Send a request and return the reply; see `Transport.send`."""
@@ -144,17 +148,16 @@ class RestTransport(_Rest):
         extensions = {"timeout": TimeLeft(ends), "trace": opened.trace}
         sent = self._request(body, upload or body, request.request_id, model, version, extensions)
         client = self._client if len(body) <= LARGE_BYTES else self._uploads
-        closed = ConnectError(f"no connection to {self._url}: the client was closed")
         try:
             exchange = self._threads.submit(self._exchange, client, sent, request.request_id, opened.sockets)
         except RuntimeError as error:
-            raise closed from error
+            raise self._closed() from error
         try:
             return exchange.result(deadline_s)
         except TimeoutError as error:
             raise DeadlineExceeded("the deadline passed") from error
         except CancelledError as error:
-            raise closed from error
+            raise self._closed() from error
         finally:
             if not exchange.done() and not exchange.cancel():  # The caller goes, at its deadline or by Ctrl-C.
                 shut_down(opened.sockets)
@@ -163,6 +166,8 @@ class RestTransport(_Rest):
         self, client: httpx.Client, sent: httpx.Request, request_id: str, opened: list[socket.socket]
     ) -> PredictReply:
         """Send a request and read the response."""
+        if client.is_closed:
+            raise self._closed()
         with map_httpx_exceptions(self._url, opened), contextlib.closing(client.send(sent, stream=True)) as response:
             reader = Reader(response)
             for piece in response.iter_raw():
@@ -177,7 +182,7 @@ class RestTransport(_Rest):
     def close(self) -> None:
         """Close the connections; a thread that waits for a response gets a ConnectError."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        shut_down(list(self._sockets))
+        self._sockets.close()
         self._client.close()
         self._uploads.close()
 
@@ -227,14 +232,14 @@ class AsyncRestTransport(_Rest):
                 async with asyncio.timeout(deadline_s), self._free:
                     return await self._exchange(client, sent, request.request_id)
         except (DeadlineExceeded, asyncio.CancelledError):
-            for stream in filter(
-                None, opened
-            ):  # httpcore leaves a connection open if it is cancelled in a TLS handshake.
+            for stream in filter(None, opened):  # httpcore leaves one open whose TLS handshake was cancelled.
                 await stream.aclose()
             raise
 
     async def _exchange(self, client: httpx.AsyncClient, sent: httpx.Request, request_id: str) -> PredictReply:
         """Send a request and read the response."""
+        if client.is_closed:
+            raise self._closed()
         async with contextlib.aclosing(await client.send(sent, stream=True)) as response:
             reader = Reader(response)
             async for piece in response.aiter_raw():
@@ -253,6 +258,28 @@ class AsyncRestTransport(_Rest):
         await self._uploads.aclose()
 
 
+class Sockets:
+    """The sockets of all connections of a client. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._open: WeakSet[socket.socket] = WeakSet()
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def add(self, opened: socket.socket) -> None:
+        """Add a socket; shut it down if the client was closed while it was opened."""
+        with self._lock:
+            self._open.add(opened)
+            if self._closed:
+                shut_down([opened])
+
+    def close(self) -> None:
+        """Shut all sockets down, now and from now on."""
+        with self._lock:
+            self._closed = True
+            shut_down(self._open)
+
+
 class Opened:
     """The sockets of the connections that are opened for one request, as httpx's `trace` extension tells.
 
@@ -264,7 +291,7 @@ class Opened:
         sockets: The sockets; empty if the request goes over a connection that was open before.
     """
 
-    def __init__(self, upload: Upload | None, everyone: WeakSet[socket.socket]) -> None:
+    def __init__(self, upload: Upload | None, everyone: Sockets) -> None:
         self.sockets: list[socket.socket] = []
         self._upload = upload
         self._everyone = everyone
@@ -288,11 +315,11 @@ class Opened:
         self._everyone.add(opened)
 
 
-def shut_down(sockets: list[socket.socket]) -> None:
-    """End connections, so that a thread which waits for one of them goes on, as it does not if they are closed."""
+def shut_down(sockets: Iterable[socket.socket]) -> None:
+    """End connections. Unlike closing their sockets, this wakes the threads that wait for them."""
     for one in sockets:
         with contextlib.suppress(OSError):
-            socket.socket.shutdown(one, socket.SHUT_RDWR)  # That of an SSLSocket takes its TLS away, too.
+            socket.socket.shutdown(one, socket.SHUT_RDWR)  # The method of an SSLSocket would end its TLS, too.
 
 
 class TimeLeft(Mapping[str, float]):

@@ -30,8 +30,8 @@ __all__ = [
     "check_absent",
     "format_json",
     "format_table",
-    "model_name",
-    "model_names",
+    "model",
+    "models",
     "name",
     "names",
     "printable",
@@ -50,8 +50,8 @@ def name(text: str) -> str:
     return text
 
 
-def model_name(text: str) -> str:
-    """Read an option's value that is the name or the version of a model."""
+def model(text: str) -> str:
+    """Read an option's value that is a model's name or version."""
     from convscope._request import check_model  # Imported late: --help must not wait for protobuf.
 
     try:
@@ -61,9 +61,9 @@ def model_name(text: str) -> str:
     return text
 
 
-def model_names(text: str) -> list[str]:
-    """Read an option's value that is a list of names of models, such as `cifar,digits`."""
-    return [model_name(item) for item in names(text)]
+def models(text: str) -> list[str]:
+    """Read an option's value that is a list of models, such as `cifar,digits`."""
+    return [model(item) for item in names(text)]
 
 
 def names(text: str) -> list[str]:

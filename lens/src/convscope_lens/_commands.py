@@ -28,8 +28,8 @@ from convscope.commands import (
     check_absent,
     format_json,
     format_table,
-    model_name,
-    model_names,
+    model,
+    models,
     name,
     names,
     printable,
@@ -58,7 +58,7 @@ def add_report(commands: SubParsers) -> argparse.ArgumentParser:
         "report", help="scores, maps and heat map of a picture, as one HTML file"
     )
     parser.add_argument("picture", metavar="PICTURE", help=_PICTURE)
-    parser.add_argument("--model", required=True, type=model_name)
+    parser.add_argument("--model", required=True, type=model)
     parser.add_argument("--out", required=True, metavar="FILE", help="the HTML file to write; replaced if it exists")
     parser.add_argument("--layers", default="all", type=names, metavar="A,B|all", help="layers to show (default all)")
     methods = (*METHODS, "none")
@@ -93,7 +93,7 @@ def add_ui(commands: SubParsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "ui", help="a web page on this machine, to drop pictures on and to draw on"
     )
-    parser.add_argument("--model", required=True, type=model_names, metavar="A,B", help="the models to offer")
+    parser.add_argument("--model", required=True, type=models, metavar="A,B", help="the models to offer")
     parser.add_argument("--port", default=0, type=int, help="port to listen on at 127.0.0.1 (default: a free port)")
     parser.set_defaults(run=_ui)
     return parser
@@ -125,7 +125,7 @@ def add_probe(commands: SubParsers) -> argparse.ArgumentParser:
     )
     parser.add_argument("kind", choices=PROBES, metavar="|".join(PROBES))
     parser.add_argument("pictures", nargs="+", metavar="PICTURE|FOLDER", help="PNG, JPEG, WebP or .npy files")
-    parser.add_argument("--model", required=True, type=model_name)
+    parser.add_argument("--model", required=True, type=model)
     parser.add_argument("--layers", default="all", type=names, metavar="A,B|all", help="layers to use (default all)")
     parser.add_argument("--steps", type=numbers, metavar="A,B,...", help="how much to change the pictures")
     parser.add_argument("--limit", type=int, metavar="N", help="use N of the pictures, chosen at random")
@@ -185,7 +185,7 @@ def add_filters(commands: SubParsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "filters", help="the kernels of a convolution, and the frequency that each lets through most"
     )
-    parser.add_argument("model", type=model_name)
+    parser.add_argument("model", type=model)
     parser.add_argument("--layer", metavar="NAME", help="the layer (default: the model's first layer)")
     parser.add_argument("--save", metavar="DIR", help="write <model>-<layer>-kernels.png and -spectra.png there")
     add_request_id(parser)
@@ -222,7 +222,7 @@ def add_strongest(commands: SubParsers) -> argparse.ArgumentParser:
         "strongest", help="the parts of pictures that a channel responds to most"
     )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help=_PICTURE)
-    parser.add_argument("--model", required=True, type=model_name)
+    parser.add_argument("--model", required=True, type=model)
     parser.add_argument("--layer", required=True, type=name)
     parser.add_argument("--channel", required=True, type=int, metavar="C")
     parser.add_argument("-n", default=9, type=int, help="how many cells (default %(default)s)")
