@@ -121,30 +121,29 @@ def report(costs: list[Cost], title: str) -> None:
     """Print the worst of a run."""
     outcomes = Counter(cost.outcome for cost in costs)
     print(f"\n{title}: n = {len(costs):,}, " + ", ".join(f"{what} {count:,}" for what, count in outcomes.most_common()))
-    for field in ("cpu_s", "memory_bytes", "lines"):
+    for field, unit, size in (("cpu_s", "s", 1), ("memory_bytes", "MiB", 2**20), ("lines", "lines", 1)):
         worst = sorted(costs, key=lambda cost: -getattr(cost, field))[:5]
-        print(f"worst {field}: " + "; ".join(f"{getattr(cost, field):,.2f} {cost.name}" for cost in worst))
+        print("worst: " + "; ".join(f"{getattr(cost, field) / size:.3g} {unit} {cost.name}" for cost in worst))
 
 
 def main() -> None:
     """Run the campaign."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60, help="for random files; the costly ones take about 100 s")
+    parser.add_argument("--seconds", type=float, default=60, help="for random files; the costly ones take some minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="costly files whose names contain this, and no random ones")
     arguments = parser.parse_args()
-    names = [name for name in HEAVY if not arguments.only or arguments.only in name]
     costly = []
-    for cost in heavy(names):
+    for cost in heavy([name for name in HEAVY if not arguments.only or arguments.only in name]):
         print(
-            f"{cost.name:36} {cost.outcome:16} {cost.file_bytes / 2**20:6.2f} MiB file {cost.cpu_s:6.2f} s"
-            f" {cost.memory_bytes / 2**20:7.0f} MiB {cost.lines} lines",
+            f"{cost.name:32} {cost.outcome:15} {cost.file_bytes / 2**20:6.2f} MiB {cost.cpu_s:6.2f} s"
+            f" {cost.memory_bytes / 2**20:5.0f} MiB {cost.lines} lines",
             flush=True,
         )
         costly.append(cost)
-    report(costly, "costly files")
+    report(costly, "costly files at full size")
     if not arguments.only:
-        report(list(light(arguments.seed, arguments.seconds)), f"random files, seed {arguments.seed}")
+        report(list(light(arguments.seed, arguments.seconds)), f"random files of seed {arguments.seed}")
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ import yaml
 
 from handlers.options import OPTION_NAMES
 
-HTTP = Path(__file__).parents[2] / "deploy/envoy/http.yaml"
+ENVOY = Path(__file__).parents[2] / "deploy/envoy"
 
 
 def manager() -> dict[str, Any]:
-    config: dict[str, Any] = yaml.safe_load(HTTP.read_text())["resources"][0]["typed_config"]
+    config: dict[str, Any] = yaml.safe_load((ENVOY / "http.yaml").read_text())["resources"][0]["typed_config"]
     return config
 
 
@@ -22,6 +22,13 @@ def test_every_header_that_is_an_option_is_joined_where_it_is_repeated() -> None
     [join] = [one["typed_config"] for one in manager()["http_filters"] if one["name"] == "join"]
     [names] = re.findall(r"OPTIONS = \{(.*)\}", join["default_source_code"]["inline_string"])
     assert re.findall(r'"([^"]*)"', names) == [name.replace("_", "-") for name in OPTION_NAMES]
+
+
+def test_no_replica_is_ejected_for_errors_that_callers_can_cause() -> None:
+    for cluster in yaml.safe_load((ENVOY / "clusters.yaml").read_text())["resources"]:
+        detection = cluster["outlier_detection"]
+        assert (detection["enforcing_consecutive_5xx"], detection["enforcing_success_rate"]) == (0, 0)
+        assert detection["split_external_local_origin_errors"] is True
 
 
 def test_the_method_is_told_and_a_query_string_refused_wherever_rest_is_routed() -> None:

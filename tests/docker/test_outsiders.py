@@ -239,6 +239,20 @@ def test_slow_headers_are_cut_off(stack: Stack) -> None:
     assert time.monotonic() - started < 20
 
 
+def test_errors_that_a_caller_causes_take_no_replica_away(stack: Stack) -> None:
+    """TorchServe itself answers a form that it cannot read, and over gRPC INTERNAL where it has no such model."""
+    form = b'--x\r\nContent-Dispositio: form-data; name="data"\r\n\r\nabc\r\n--x--\r\n'
+    headers = ["Content-Type: multipart/form-data; boundary=x", f"Content-Length: {len(form)}", "Connection: close"]
+    with channel(stack) as opened:
+        call = opened.unary_unary(f"{SERVICE}/Predictions", PredictionsRequest.SerializeToString, None)
+        for _ in range(40):
+            assert raw(stack, head(stack, "POST /predictions/cifar", *headers) + form)[0] == [400]
+            with pytest.raises(grpc.RpcError):
+                call(PredictionsRequest(model_name="nobody"), timeout=20, metadata=(("x-api-key", stack.key),))
+    assert stack.statistic(r"cluster\.(?:rest|grpc)\.outlier_detection\.ejections_enforced_total") == 0
+    assert stack.balanced() == 3
+
+
 def channel(stack: Stack) -> grpc.Channel:
     credentials = grpc.ssl_channel_credentials(stack.ca_file.read_bytes())
     return grpc.secure_channel(f"localhost:{stack.port}", credentials)

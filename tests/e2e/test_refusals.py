@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +13,7 @@ from convscope import Client, ConvscopeError
 from convscope._wire import convscope_pb2 as wire
 from convscope._wire import inference_pb2
 
+from tests.containers import chunk, png_header
 from tests.pictures import colours, npy, png
 from tests.server.harness import ROOT, Launched, processes
 
@@ -24,8 +23,7 @@ CAT = (SAMPLES / "cat.png").read_bytes()
 
 
 def header_of_a_bomb() -> bytes:
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return png_header(50_000, 50_000) + chunk(b"IDAT") + chunk(b"IEND")
 
 
 def truncated_jpeg() -> bytes:
