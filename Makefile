@@ -10,15 +10,15 @@ PORT ?= 8080
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: .venv/installed .venv-proto/installed ## Set up everything in .venv: service, client, developers' tools
+install: .venv/installed .venv-proto/installed ## Set up everything in .venv: service, client, lens, developers' tools
 
 # The stamps are renewed when a lock file changes; --require-hashes holds for every file that is downloaded.
-.venv/installed: requirements/dev.txt client/pyproject.toml
+.venv/installed: requirements/dev.txt client/pyproject.toml lens/pyproject.toml
 	@test -n "$(PYTHON)" || { echo "convscope needs Python 3.11 or 3.12; set PYTHON=/path/to/python" >&2; exit 1; }
 	@echo "Setting up .venv with $(PYTHON): about 6 GB, a few minutes the first time"
 	$(PYTHON) -m venv .venv
 	$(PIP) install --require-hashes --no-deps -r requirements/dev.txt
-	$(PIP) install --no-deps --no-build-isolation -e ./client
+	$(PIP) install --no-deps --no-build-isolation -e ./client -e ./lens
 	@touch $@
 
 .venv-proto/installed: requirements/proto.txt
@@ -49,6 +49,7 @@ lint: .venv/installed ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pyright
 
 format: .venv/installed ## Put the code into the common format
 	$(BIN)/ruff check --fix .

@@ -1,10 +1,15 @@
 """What the client costs: microseconds of its process's CPU a call, all threads, against a server that only replies.
 
-Type: python -m benchmarks.client_cost [--rounds 7] [--calls 300] [--profile REST]
+Type: python -m benchmarks.client_cost [--rounds 7] [--calls 300] [--before CHECKOUT] [--profile REST]
 
-A server in a process of its own answers every request with the same bytes, so that what this process burns is the
-client's. The floor beside it is what no client can save: a bare socket, or gRPC's own bytes in and bytes out, and
-parsing the reply. Rounds run every way once, in alternation.
+A server in a process of its own answers every request with the same bytes, so that the CPU time of the process that
+calls is the client's. The floor beside it is what no client can save: a bare socket, or gRPC's own bytes in and bytes
+out, and parsing the reply. Rounds run every way once, in alternation.
+
+`--before CHECKOUT` measures the client of another checkout in the same rounds, each client in a process of its own:
+
+    git worktree add /tmp/before <commit>
+    python -m benchmarks.client_cost --before /tmp/before
 """
 
 from __future__ import annotations
@@ -12,17 +17,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import cProfile
+import importlib.util
 import json
 import multiprocessing
+import os
 import platform
 import pstats
 import socket
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,6 +48,7 @@ METHOD = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
 MAPS = {"conv1": (16, 32, 32), "conv2": (32, 16, 16)}  # Those of `cifar`: 98,304 bytes in float32.
 WORKLOADS: dict[str, dict[str, Any]] = {"scores": {}, "scores, maps float32": {"layers": ["conv1", "conv2"]}}
 PICTURE = (ROOT / "samples/cat.png").read_bytes()
+PACKAGES = ("httpx", "httpcore", "httpx-aiohttp", "aiohttp", "grpcio", "numpy", "protobuf")
 
 
 def main() -> int:
@@ -46,29 +56,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=300, help="of each way in a round")
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="measure the client of this checkout, too")
     parser.add_argument("--profile", metavar="WAY", help="show where one way's time goes instead, by cProfile")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "client_cost.json")
+    parser.add_argument("--serve-calls", nargs=2, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    with replying() as (rest_port, grpc_port):
-        ways = make_ways(rest_port, grpc_port)
+    if options.serve_calls:
+        return serve_calls(make_ways(*options.serve_calls))
+    with replying() as ports:
         if options.profile:
-            profile(ways[options.profile], options.calls)
+            profile(make_ways(*ports)[options.profile], options.calls)
             return 0
-        costs: dict[str, dict[str, list[float]]] = {name: {way: [] for way in ways} for name in WORKLOADS}
-        for measure in ways.values():
-            measure(50, WORKLOADS["scores"])
-        for number in range(options.rounds):
-            for name, asked in WORKLOADS.items():
-                for way, measure in ways.items():
-                    costs[name][way].append(1e6 * measure(options.calls, asked) / options.calls)
-            print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
+        checkouts = {"": ROOT} if options.before is None else {", before": options.before, ", now": ROOT}
+        costs = measure(checkouts, ports, options.rounds, options.calls)
     print(table(costs))
     circumstances = {
         "rounds": options.rounds,
         "calls": options.calls,
         "machine": platform.processor() or platform.machine(),
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in ("httpcore", "httptools", "grpcio", "numpy")},
+        "versions": {name: found for name in PACKAGES if (found := installed(name))},
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"circumstances": circumstances, "cpu_us_a_call": costs}, indent=2))
@@ -76,21 +83,88 @@ def main() -> int:
     return 0
 
 
+def measure(
+    checkouts: dict[str, Path], ports: tuple[int, int], rounds: int, calls: int
+) -> dict[str, dict[str, list[float]]]:
+    """Return microseconds a call by workload and way, a value for each round; ways end with the checkout's name."""
+    callers = {name: start_caller(checkout, ports) for name, checkout in checkouts.items()}
+    ways = {name: ask(caller, {"list": True}) for name, caller in callers.items()}
+    first = next(iter(callers))
+    todo = [(name, way) for way in ways[first] for name in callers if name == first or not way.startswith("floor")]
+    todo += [(name, way) for name in callers for way in ways[name] if way not in ways[first]]
+    costs: dict[str, dict[str, list[float]]] = {
+        workload: {way + name * (not way.startswith("floor")): [] for name, way in todo} for workload in WORKLOADS
+    }
+    try:
+        for name, way in todo:
+            ask(callers[name], {"way": way, "calls": 50, "workload": "scores"})
+        for number in range(rounds):
+            for workload, found in costs.items():
+                for (name, way), us in zip(todo, found.values(), strict=True):
+                    seconds = ask(callers[name], {"way": way, "calls": calls, "workload": workload})
+                    us.append(1e6 * seconds / calls)
+            print(f"round {number + 1} of {rounds}", file=sys.stderr)
+    finally:
+        for caller in callers.values():
+            caller.terminate()
+            caller.wait()
+    return costs
+
+
+def start_caller(checkout: Path, ports: tuple[int, int]) -> subprocess.Popen[str]:
+    """Start a process that calls with the client of a checkout."""
+    command = [sys.executable, "-m", "benchmarks.client_cost", "--serve-calls", *map(str, ports)]
+    environment = os.environ | {"PYTHONPATH": str(checkout.resolve() / "client" / "src")}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+
+def ask(caller: subprocess.Popen[str], task: dict[str, Any]) -> Any:
+    """Have a process do a task; return its result."""
+    assert caller.stdin is not None
+    assert caller.stdout is not None
+    print(json.dumps(task), file=caller.stdin, flush=True)
+    return json.loads(caller.stdout.readline())
+
+
+def serve_calls(ways: dict[str, Callable[[int, dict[str, Any]], float]]) -> int:
+    """Do tasks until the input ends: list the ways, or call so often in one way and tell the seconds of CPU."""
+    for line in sys.stdin:
+        task = json.loads(line)
+        result = list(ways) if "list" in task else ways[task["way"]](task["calls"], WORKLOADS[task["workload"]])
+        print(json.dumps(result), flush=True)
+    return 0
+
+
+def installed(package: str) -> str | None:
+    """Return the version of a package, if it is installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def make_ways(rest_port: int, grpc_port: int) -> dict[str, Callable[[int, dict[str, Any]], float]]:
-    """Return the ways of asking by name: each asks so often and returns the seconds of CPU that it took."""
+    """Return the ways of calling by name: each calls so often and returns the seconds of CPU that it took."""
     rest, rpc = f"http://127.0.0.1:{rest_port}", f"grpc://127.0.0.1:{grpc_port}"
-    return {
-        "floor REST": lambda calls, asked: bare_socket(rest_port, calls, asked),
-        "REST": lambda calls, asked: blocking(rest, calls, asked),
+    ways: dict[str, Callable[[int, dict[str, Any]], float]] = {
+        "floor REST": partial(bare_socket, rest_port),
+        "REST": partial(blocking, rest),
         "REST, asyncio": lambda calls, asked: asyncio.run(awaited(rest, calls, asked)),
-        "floor gRPC": lambda calls, asked: bare_grpc(grpc_port, calls, asked),
-        "gRPC": lambda calls, asked: blocking(rpc, calls, asked),
+        "floor gRPC": partial(bare_grpc, grpc_port),
+        "gRPC": partial(blocking, rpc),
         "gRPC, asyncio": lambda calls, asked: asyncio.run(awaited(rpc, calls, asked)),
     }
+    if importlib.util.find_spec("httpx_aiohttp") and "backend" in AsyncClient.__init__.__annotations__:
+        ways["REST, asyncio, aiohttp"] = lambda calls, asked: asyncio.run(
+            awaited(rest, calls, asked, backend="aiohttp")
+        )
+    return ways
 
 
 def blocking(url: str, calls: int, asked: dict[str, Any]) -> float:
-    """Ask with `Client`."""
+    """Call with `Client`."""
     with Client(url) as client:
         client.predict(PICTURE, model="cifar", **asked)  # Connects.
         began = time.process_time()
@@ -99,9 +173,9 @@ def blocking(url: str, calls: int, asked: dict[str, Any]) -> float:
         return time.process_time() - began
 
 
-async def awaited(url: str, calls: int, asked: dict[str, Any]) -> float:
-    """Ask with `AsyncClient`."""
-    async with AsyncClient(url) as client:
+async def awaited(url: str, calls: int, asked: dict[str, Any], **settings: Any) -> float:
+    """Call with `AsyncClient`."""
+    async with AsyncClient(url, **settings) as client:
         await client.predict(PICTURE, model="cifar", **asked)
         began = time.process_time()
         for _ in range(calls):

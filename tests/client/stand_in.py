@@ -292,6 +292,7 @@ def make_http_handler(stand_in: StandIn) -> type[BaseHTTPRequestHandler]:
 
 class HttpServer(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exc_info()[1], OSError):  # A client may hang up whenever it likes.

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import importlib.metadata
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import convscope
 import numpy as np
 import pytest
 from convscope import Client
-from convscope._card_report import card_text
 from convscope._cli import main
-from convscope._table import format_table
+from convscope._cli_card import card_text
 from convscope._wire import convscope_pb2 as wire
+from convscope.commands import format_table
 
 from tests.client.stand_in import LAYERS, StandIn, fetch_maps
 
@@ -224,11 +227,8 @@ def test_a_server_that_is_not_there_is_one_line(capsys, pictures: Path):
         ["predict", "cat.png", "--model", "cifar", "--request-id", "two words"],
         ["predict", "cat.png", "--model", ""],
         ["card", "cifar", "--version", ""],
-        ["ui", "--model", ","],
         ["predict", "cat.png", "--model", ".."],
         ["card", "cifar", "--version", "1/2"],
-        ["ui", "--model", "cifar,.."],
-        ["strongest", "cat.png", "--model", "cifar", "--layer", "conv1", "--channel", "0", "--request-id", "ticket-7"],
     ],
     ids=" ".join,
 )
@@ -237,6 +237,68 @@ def test_a_command_that_is_not_understood_ends_with_2(capsys, arguments: list[st
         main(arguments)
     assert caught.value.code == 2
     assert "usage: convscope" in capsys.readouterr().err
+
+
+class Package:
+    """An installed package that adds a command."""
+
+    name = "draw"
+
+    def load(self) -> Any:
+        def add(commands: Any) -> argparse.ArgumentParser:
+            parser: argparse.ArgumentParser = commands.add_parser(self.name, help="draws")
+            parser.set_defaults(run=lambda client, options: print(client.url, options.version, options.json) or 5)
+            return parser
+
+        return add
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *packages: Package) -> None:
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda *, group: {"convscope.commands": packages}[group])
+
+
+def test_without_the_lens_its_commands_say_which_package_to_install(capsys, monkeypatch: pytest.MonkeyPatch):
+    install(monkeypatch)
+    for command in (["report", "cat.png", "--model", "cifar"], ["ui"], ["probe"], ["filters"], ["strongest", "--help"]):
+        status, out, err = run(capsys, *command)
+        assert (status, out) == (2, "")
+        assert err.startswith(f"convscope: {command[0]} is a command of the package convscope-lens, which is not inst")
+        assert len(err.splitlines()) == 1
+
+
+def test_a_package_adds_a_command_with_the_options_that_all_have(capsys, monkeypatch: pytest.MonkeyPatch, url: str):
+    install(monkeypatch, Package())
+    assert run(capsys, "draw", "--url", url, "--version", "2", "--json") == (5, f"{url} 2 True\n", "")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "draw" in capsys.readouterr().out
+
+
+def test_a_package_that_cannot_be_loaded_breaks_no_other_command(capsys, monkeypatch: pytest.MonkeyPatch, url: str):
+    class Broken(Package):
+        name = "broken"
+
+        def load(self) -> Any:
+            raise ImportError("no module of that name")
+
+    install(monkeypatch, Broken(), Package())
+    assert run(capsys, "ready", "cifar", "--url", url) == (0, "cifar is ready\n", "")
+    status, _, err = run(capsys, "draw", "--url", url)
+    assert (status, err) == (5, "convscope: the command broken cannot be loaded: no module of that name\n")
+    with pytest.raises(SystemExit):
+        main(["broken"])
+    assert "cannot be loaded: no module of that name" in capsys.readouterr().err
+
+
+def test_no_package_replaces_a_command_of_the_clients_own(capsys, monkeypatch: pytest.MonkeyPatch, url: str):
+    class Greedy(Package):
+        name = "ready"
+
+    install(monkeypatch, Greedy())
+    assert run(capsys, "ready", "cifar", "--url", url) == (0, "cifar is ready\n", "")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "cannot be loaded" not in capsys.readouterr().err
 
 
 def test_an_id_that_no_request_may_have_is_told_what_one_is(capsys):

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from convscope import Prediction
 from convscope._cli import main
-from convscope._cli_pictures import PICTURES_A_REQUEST, Row
-from convscope._report import predictions_json, predictions_text
+from convscope._cli_pictures import PICTURES_PER_REQUEST, PictureResult, predictions_json, predictions_text
 
 from handlers.bundle import DEFAULT_MAX_IMAGES
 from tests.client.stand_in import StandIn, fetch_maps
@@ -54,7 +53,7 @@ def test_as_many_pictures_as_a_service_takes_are_one_request(
 ) -> None:
     assert main(["predict", *many[:64], "--model", "cifar", "--url", stand_in.rest_url]) == 0
     assert [len(request.pictures) for *_, request in stand_in.requests] == [64]
-    assert PICTURES_A_REQUEST == DEFAULT_MAX_IMAGES
+    assert PICTURES_PER_REQUEST == DEFAULT_MAX_IMAGES
     assert len(capsys.readouterr().out.splitlines()) == 3 + 64 * 5
 
 
@@ -84,7 +83,7 @@ def test_a_map_without_cells_has_no_least_and_no_greatest() -> None:
     maps = {"none": np.zeros((4, 0, 0), np.float32), "some": np.ones((1, 1, 1), np.float32)}
     channels = {"none": (0, 1, 2, 3), "some": (0,)}
     found = Prediction(model="m", version="1", engine="e", device="cpu", maps=maps, channels=channels)
-    rows = [Row("cat.png", found)]
+    rows = [PictureResult("cat.png", found)]
     lines = [line.split() for line in predictions_text(rows).splitlines()]
     assert ["cat.png", "none", "4×0×0", "4", "–", "–", "–"] in lines
     assert ["cat.png", "some", "1×1×1", "1", "1", "1", "1"] in lines

@@ -1,4 +1,4 @@
-"""Questions for explanations and patches: what is sent, what comes back, and what can be done with it."""
+"""Requests for explanations: what is sent, what comes back, and what can be done with it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from convscope import AsyncClient, BadImage, Client, Explanation, ProtocolError
-from convscope._card import Layer
 from convscope._cli import main
-from convscope._patches import cut_patch
 from convscope._reply import read_tensor
 
-from tests.client.stand_in import PIXELS, StandIn, fetch_maps
+from tests.client.stand_in import PIXELS, StandIn
 
 
 def pixels_of(path: Path) -> np.ndarray[Any, Any]:
@@ -111,20 +109,13 @@ def test_what_was_not_asked_for_says_so(client: Client) -> None:
 
 
 def test_the_asynchronous_client_answers_the_same(url: str) -> None:
-    async def ask() -> tuple[Any, Any]:
+    async def ask() -> list[Explanation]:
         async with AsyncClient(url) as client:
-            return (
-                await client.explain([b"one", b"two"], model="cifar"),
-                await client.strongest([b"one", b"two"], model="cifar", layer="conv1", channel=2),
-            )
+            return await client.explain([b"one", b"two"], model="cifar")
 
-    explanations, patches = asyncio.run(ask())
+    explanations = asyncio.run(ask())
     with Client(url) as client:
         assert explanations == client.explain([b"one", b"two"], model="cifar")
-        again = client.strongest([b"one", b"two"], model="cifar", layer="conv1", channel=2)
-    assert [(patch.value, patch.box, patch.picture) for patch in patches] == [
-        (patch.value, patch.box, patch.picture) for patch in again
-    ]
 
 
 def test_the_overlay_is_large_and_red_where_the_heat_is(client: Client) -> None:
@@ -169,74 +160,6 @@ def test_explanations_of_different_heat_are_not_equal(client: Client) -> None:
     assert "grad_cam" in repr(one)
 
 
-LAYER = Layer("conv2", "conv2", (4, 5, 5), (2, 2), (5, 5), (-2, -2), 1, {})
-
-
-class TestPatch:
-    PICTURE = np.arange(3 * 12 * 10, dtype=np.float32).reshape(3, 12, 10) / 360
-
-    def test_is_what_the_cell_answers_to(self) -> None:
-        patch = cut_patch(self.PICTURE, LAYER, (2, 3))
-        assert patch.box == (2, 4, 7, 9)
-        assert np.array_equal(patch.pixels, self.PICTURE[:, 2:7, 4:9].transpose(1, 2, 0))
-
-    def test_ends_at_the_border_while_its_box_goes_on(self) -> None:
-        patch = cut_patch(self.PICTURE, LAYER, (0, 5))
-        assert patch.box == (-2, 8, 3, 13)
-        assert np.array_equal(patch.pixels, self.PICTURE[:, 0:3, 8:10].transpose(1, 2, 0))
-
-    @pytest.mark.parametrize("cell", [(-1, 0), (7, 0), (0, 9)])
-    def test_of_a_cell_that_is_not_there_is_refused(self, cell: tuple[int, int]) -> None:
-        with pytest.raises(ValueError, match="no cell"):
-            cut_patch(self.PICTURE, LAYER, cell)
-
-    def test_of_a_layer_of_unknown_geometry_is_refused(self) -> None:
-        unknown = Layer("fc", "fc", (10,), None, None, None, 1, {})
-        with pytest.raises(ValueError, match="card does not say"):
-            cut_patch(self.PICTURE, unknown, (0, 0))
-
-    def test_can_be_looked_at(self) -> None:
-        image = cut_patch(self.PICTURE, LAYER, (2, 3)).image()
-        assert (image.shape, image.dtype) == ((260, 260, 3), np.uint8)
-
-
-class TestStrongest:
-    PICTURES = (b"one", b"two", b"three", b"four")
-
-    def test_cells_come_in_falling_order_with_their_pictures(self, client: Client) -> None:
-        found = client.strongest(self.PICTURES, model="cifar", layer="conv1", channel=1, n=5, per_picture=2)
-        maps = [fetch_maps(picture, (4, 6, 5))[1] for picture in self.PICTURES]
-        best = [(value, number) for number, cells in enumerate(maps) for value in np.sort(cells, axis=None)[-2:]]
-        assert [(patch.value, patch.picture) for patch in found] == sorted(best, reverse=True)[:5]
-        for patch in found:
-            assert maps[patch.picture][patch.cell] == patch.value
-            assert patch.box == (patch.cell[0] - 1, patch.cell[1] - 1, patch.cell[0] + 2, patch.cell[1] + 2)
-            assert (patch.layer, patch.channel) == ("conv1", 1)
-
-    def test_one_of_a_picture_at_most_unless_said_otherwise(self, client: Client) -> None:
-        found = client.strongest(self.PICTURES, model="cifar", layer="conv1", channel=0)
-        assert sorted(patch.picture for patch in found) == [0, 1, 2, 3]
-
-    def test_as_many_requests_are_made_as_replies_have_room(self, stand_in: StandIn, client: Client) -> None:
-        """The stand-in's card says 3,000 bytes: one picture of 32×32 is more than that already."""
-        client.strongest(self.PICTURES, model="cifar", layer="conv1", channel=0)
-        sizes = [len(request.pictures) for *_, request in stand_in.requests if not request.describe]
-        assert sizes == [1, 1, 1, 1]
-
-    def test_no_pictures_have_no_cells(self, client: Client) -> None:
-        assert client.strongest([], model="cifar", layer="conv1", channel=0) == []
-
-    def test_what_cannot_be_found_says_so(self, client: Client) -> None:
-        with pytest.raises(ValueError, match="conv1, conv2"):
-            client.strongest([b"one"], model="cifar", layer="nose", channel=0)
-        with pytest.raises(ValueError, match="card does not say"):
-            client.strongest([b"one"], model="cifar", layer="conv2", channel=0)
-        with pytest.raises(ValueError, match="at least 1"):
-            client.strongest([b"one"], model="cifar", layer="conv1", channel=0, n=0)
-        with pytest.raises(BadImage):
-            client.strongest([b"one", b"bad"], model="cifar", layer="conv1", channel=0)
-
-
 class TestCommandLine:
     @pytest.fixture
     def pictures(self, tmp_path: Path) -> list[str]:
@@ -274,52 +197,15 @@ class TestCommandLine:
                 client.explain(name, model="cifar").heat.max() for name in (b"cat", b"dog")
             ]
 
-    def test_strongest_looks_through_the_pictures_that_can_be_read(
-        self, url: str, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        gone = str(tmp_path / "gone.png")
-        command = ["strongest", gone, *pictures, "--model", "cifar", "--layer", "conv1", "--channel", "2", "--url", url]
-        assert main([*command, "--json"]) == 1
-        answer = json.loads(capsys.readouterr().out)
-        with Client(url) as client:
-            patches = client.strongest([b"cat", b"dog"], model="cifar", layer="conv1", channel=2)
-        assert [(patch["picture"], patch["value"]) for patch in answer["patches"]] == [
-            (pictures[2 * patch.picture], patch.value) for patch in patches
-        ]
-        assert [(item["picture"], item["error"]["code"]) for item in answer["failed"]] == [
-            (gone, "unreadable"),
-            (pictures[1], "bad_image"),
-        ]
-        assert main(command) == 1
-        assert f"– – {pictures[1]} bad_image: not a picture" in " ".join(capsys.readouterr().out.split())
-
-    @pytest.mark.parametrize("command", ["explain", "strongest"])
     def test_what_would_be_written_over_is_found_out_before_anything_is_asked(
-        self, command: str, stand_in: StandIn, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, stand_in: StandIn, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (tmp_path / "out" / "dog").mkdir(parents=True)
-        options = ["--layer", "conv1", "--channel", "0"] if command == "strongest" else []
-        arguments = [command, *pictures, "--model", "cifar", *options, "--url", stand_in.rest_url]
+        arguments = ["explain", *pictures, "--model", "cifar", "--url", stand_in.rest_url]
         assert main([*arguments, "--save", str(tmp_path / "out")]) == 1
         assert "exists already" in capsys.readouterr().err
         assert not stand_in.requests
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["dog"]
-
-    def test_strongest_shows_and_saves(
-        self, url: str, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        folder = tmp_path / "patches"
-        files = [pictures[0], pictures[2]]
-        arguments = ["strongest", *files, "--model", "cifar", "--layer", "conv1", "--channel", "2", "--url", url]
-        assert main([*arguments, "--save", str(folder), "--json"]) == 0
-        patches = json.loads(capsys.readouterr().out)["patches"]
-        assert sorted(patch["picture"] for patch in patches) == sorted(files)
-        assert [Path(patch["saved"]).name for patch in patches] == ["001.png", "002.png"]
-        with Client(url) as client:
-            [best, _] = client.strongest(files, model="cifar", layer="conv1", channel=2)
-        assert np.array_equal(pixels_of(folder / "001.png"), best.image())
-        assert main(arguments) == 0
-        assert "pixels (rows, columns)" in capsys.readouterr().out
 
 
 def test_a_picture_of_uint8_comes_on_the_scale_of_one() -> None:

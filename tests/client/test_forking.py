@@ -73,17 +73,7 @@ def test_a_child_asks_while_its_parents_question_is_on_its_way(stand_in: StandIn
         stand_in.release.set()
 
 
-def test_a_child_has_a_channel_of_its_own_since_a_busy_one_hangs_there(stand_in: StandIn):
-    program = (
-        "ask(b'before')\n"
-        "channel = client._transport._channel\n"
-        "fork(lambda: (print('own', float(client._transport._channel is not channel), flush=True), ask(b'child')))\n"
-        "os._exit(0)\n"
-    )
-    assert run(stand_in.grpc_url, program) == {"own": 1.0, **expected("before", "child")}
-
-
-def test_a_child_shares_requests_with_threads_of_its_own(url: str):
+def test_a_childs_stream_has_threads_of_its_own(url: str):
     program = (
         "def many(*pictures):\n"
         "    for picture, seen in zip(pictures, client.predict_many(pictures, model='cifar')):\n"
@@ -92,14 +82,9 @@ def test_a_child_shares_requests_with_threads_of_its_own(url: str):
         "fork(lambda: many(b'four', b'five', b'six'))\n"
         "os._exit(0)\n"
     )
-    assert run(url, program, coalesce="on") == expected("one", "two", "three", "four", "five", "six")
+    assert run(url, program) == expected("one", "two", "three", "four", "five", "six")
 
 
 def test_a_lock_that_another_thread_of_the_parent_held_stops_no_child(url: str):
-    program = (
-        "client._budget._lock.acquire()\n"
-        "client._sharing._lanes._lock.acquire()\n"
-        "fork(lambda: ask(b'child'))\n"
-        "os._exit(0)\n"
-    )
+    program = "client._budget._lock.acquire()\nfork(lambda: ask(b'child'))\nos._exit(0)\n"
     assert run(url, program) == expected("child")

@@ -1,4 +1,4 @@
-"""The client installs and runs where nothing else of this repository, and no torch, is."""
+"""The client, and with it the lens, install and run where nothing else of this repository, and no torch, is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import sys
 import venv
 from pathlib import Path
 
-CLIENT = Path(__file__).parents[2] / "client"
+ROOT = Path(__file__).parents[2]
+CLIENT, LENS = ROOT / "client", ROOT / "lens"
 PROGRAM = """
 import importlib.metadata, importlib.util, sys
 from convscope import Client, __version__
@@ -17,24 +18,34 @@ for url in ("http://localhost:1", "grpc://localhost:1"):
 for absent in ("torch", "torchvision", "matplotlib", "PIL", "handlers", "ts"):
     assert importlib.util.find_spec(absent) is None, absent
 assert importlib.metadata.version("convscope") == __version__
-from convscope._page.assets import page_html
-assert "<main" in page_html("", None) and "pad" in page_html("", None, controls={})
 assert sys.prefix in importlib.util.find_spec("convscope").origin
+"""
+LENS_PROGRAM = """
+import importlib.metadata
+from convscope_lens import __version__
+from convscope_lens._page.report import page_html
+assert importlib.metadata.version("convscope-lens") == __version__
+assert "<main" in page_html("", None) and "pad" in page_html("", None, controls={})
 """
 
 
-def test_the_client_installs_and_runs_without_torch(tmp_path: Path):
+def test_the_client_and_then_the_lens_install_and_run_without_torch(tmp_path: Path):
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     venv.create(tmp_path / "venv", with_pip=True)
     programs = tmp_path / "venv" / ("Scripts" if sys.platform == "win32" else "bin")
 
-    def run(program: str, *arguments: str) -> str:
+    def run(program: str, *arguments: str, status: int = 0) -> str:
         command = [programs / program, *arguments]
         ran = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-        assert ran.returncode == 0, ran.stdout + ran.stderr
-        return ran.stdout
+        assert ran.returncode == status, ran.stdout + ran.stderr
+        return ran.stdout or ran.stderr
 
     run("python", "-m", "pip", "install", "--quiet", str(CLIENT))
     assert "predict" in run("convscope", "--help")
     run("python", "-c", PROGRAM)
+    assert "package convscope-lens, which is not installed" in run("convscope", "report", "cat.png", status=2)
+
+    run("python", "-m", "pip", "install", "--quiet", str(LENS))
+    assert "--out FILE" in run("convscope", "report", "--help")
+    run("python", "-c", LENS_PROGRAM)
     run("python", "-m", "pip", "check")

@@ -24,7 +24,7 @@ def collect(
     """Take so many predictions, then leave; check that no thread or task is left."""
 
     async def collect_async() -> list[Prediction]:
-        async with AsyncClient(url, retries=0, coalesce="off") as client:
+        async with AsyncClient(url, retries=0) as client:
             seen: list[Prediction] = []
             async with contextlib.aclosing(client.predict_many(pictures, model="cifar", **options)) as found:
                 async for prediction in found:
@@ -36,10 +36,10 @@ def collect(
 
     if kind is AsyncClient:
         return asyncio.run(collect_async())
-    with Client(url, retries=0, coalesce="off") as client:
+    with Client(url, retries=0) as client:
         seen = list(itertools.islice(found := client.predict_many(pictures, model="cifar", **options), count))
         found.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("convscope")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("convscope-many")]
     return seen
 
 

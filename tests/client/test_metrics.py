@@ -26,15 +26,11 @@ def registry() -> CollectorRegistry:
 
 
 def ask(kind: type, url: str, registry: Any, *questions: Any, **settings: Any) -> list[Any]:
-    """Ask questions with one client that waits for nothing before it retries; return answers and errors."""
-
-    async def at_once(_: float) -> None:
-        pass
+    """Ask questions with one client; return answers and errors."""
 
     async def ask_async() -> list[Any]:
         found: list[Any] = []
         async with AsyncClient(url, metrics=registry, **settings) as client:
-            client._pause = at_once
             for question in questions:
                 try:
                     found.append(await question(client))
@@ -46,7 +42,6 @@ def ask(kind: type, url: str, registry: Any, *questions: Any, **settings: Any) -
         return asyncio.run(ask_async())
     found: list[Any] = []
     with Client(url, metrics=registry, **settings) as client:
-        client._pause = at_once
         for question in questions:
             try:
                 found.append(question(client))
@@ -111,6 +106,7 @@ def test_what_answers_without_telling_its_time_is_counted_all_the_same(url: str,
 
 
 @BOTH
+@pytest.mark.usefixtures("waits")
 def test_a_question_counts_once_and_its_retries_apart(
     kind: type, url: str, registry: CollectorRegistry, stand_in: StandIn
 ):

@@ -8,24 +8,22 @@ import socket
 import ssl
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import convscope
 import numpy as np
 import pytest
-from convscope import AsyncClient, Client, ConvscopeError, _async_network, _network
+from convscope import AsyncClient, Client
 from convscope._wire import convscope_pb2 as wire
 
 from tests.client.stand_in import StandIn
 from tests.client.test_async import in_async
 from tests.client.test_transport import secure as secure  # A fixture.
+from tests.client.wire import BOTH, HEAD, listening, reply, run, send, take, take_request
 
-BOTH = pytest.mark.parametrize("kind", [Client, AsyncClient])
 CELLS = np.arange(3 * 700 * 700, dtype="<f4").reshape(3, 700, 700)
-HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\n"
 
 
 def ask(kind: type, url: str, picture: bytes = b"cat", **settings: Any) -> Any:
@@ -46,80 +44,6 @@ def ask(kind: type, url: str, picture: bytes = b"cat", **settings: Any) -> Any:
         return question(client)
 
 
-@contextmanager
-def listening(serve: Callable[[socket.socket], None]) -> Iterator[str]:
-    """Serve each connection in a thread of its own; yield `host:port`."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        threads = []
-        connections = []
-
-        def run(connection: socket.socket) -> None:
-            connections.append(connection)
-            with connection, suppress(OSError):
-                serve(connection)
-
-        def accept() -> None:
-            with suppress(OSError):
-                while True:
-                    threads.append(threading.Thread(target=run, args=(server.accept()[0],), daemon=True))
-                    threads[-1].start()
-
-        threads.append(threading.Thread(target=accept, daemon=True))
-        threads[0].start()
-        yield f"127.0.0.1:{server.getsockname()[1]}"
-        server.shutdown(socket.SHUT_RDWR)
-        for connection in connections:
-            with suppress(OSError):  # A closed one.
-                connection.shutdown(socket.SHUT_RDWR)
-        for thread in list(threads):
-            thread.join(10)
-            assert not thread.is_alive()
-
-
-def take(connection: socket.socket) -> bytes:
-    """Read one request."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        data += connection.recv(65536) or b"\r\n\r\n"
-    head, _, body = data.partition(b"\r\n\r\n")
-    length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0] or 0)
-    while len(body) < length:
-        body += connection.recv(65536)
-    return head
-
-
-def reply(cells: np.ndarray[Any, Any] | None = None) -> bytes:
-    """Serialize an answer about one picture."""
-    result = wire.Result()
-    result.top.add(label="a class")
-    if cells is not None:
-        tensor = wire.Tensor(dtype=wire.FLOAT32, shape=cells.shape, data=cells.tobytes())
-        result.maps.add(layer="conv1", tensor=tensor)
-    return wire.PredictReply(model="cifar", results=[result]).SerializeToString()
-
-
-def send(connection: socket.socket, body: bytes, more: bytes = b"") -> None:
-    connection.sendall(HEAD + more + b"content-length: %d\r\n\r\n" % len(body) + body)
-
-
-@BOTH
-def test_a_small_request_goes_out_in_one_piece(kind: type):
-    pieces = []
-
-    def serve(connection: socket.socket) -> None:
-        while piece := connection.recv(65536):
-            pieces.append(piece)
-            send(connection, reply())
-
-    with listening(serve) as where:
-        ask(kind, f"http://{where}")
-    assert len(pieces) == 2
-    for piece in pieces:
-        head, _, body = piece.partition(b"\r\n\r\n")
-        assert b"content-length: %d" % len(body) in head
-        assert list(wire.PredictRequest.FromString(body).pictures) == [b"cat"]
-
-
 @BOTH
 def test_the_head_names_the_host_and_says_no_more_than_it_must(kind: type):
     heads = []
@@ -132,7 +56,7 @@ def test_the_head_names_the_host_and_says_no_more_than_it_must(kind: type):
     with listening(serve) as where:
         ask(kind, f"http://{where}/be low/", api_key="open-sesame")
     first, *lines = heads[0].decode().split("\r\n")
-    fields = dict(line.split(": ", 1) for line in lines)
+    fields = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
     assert first == "POST /be%20low/predictions/cifar HTTP/1.1"
     assert fields["host"] == where
     assert set(fields) == {
@@ -146,7 +70,7 @@ def test_pictures_of_any_size_arrive_whole(kind: type, size: int, stand_in: Stan
     picture = np.random.default_rng(size).bytes(size)
     ask(kind, stand_in.rest_url, picture)
     assert [list(request.pictures) for *_, request in stand_in.requests] == [[picture]] * 2
-    assert len(stand_in.connections) == 1
+    assert len(stand_in.connections) == (1 if size < 2**23 else 2)  # A large upload has a connection of its own.
 
 
 @BOTH
@@ -206,35 +130,38 @@ def test_a_connection_that_the_server_closed_is_not_used_again(kind: type, says_
 
 @BOTH
 @pytest.mark.parametrize("proxy", [False, True])
-@pytest.mark.parametrize("surplus", [b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", b"H"])
-def test_a_connection_over_which_more_came_than_the_answer_is_not_used_again(
-    kind: type, surplus: bytes, proxy: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("surplus", ["H", "HTTP/1.1 2", "again"])
+def test_what_comes_behind_a_response_is_not_taken_for_the_next(
+    kind: type, surplus: str, proxy: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    asked = []
+    """httpx takes it for that. The next call finds out, and a retry goes over a new connection."""
+    asked: list[tuple[str, int]] = []
 
     def serve(connection: socket.socket) -> None:
-        while head := take(connection):
+        while request := take_request(connection):
             asked.append(connection.getpeername())
-            body = reply()
-            connection.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body + surplus)
-            assert head
+            body = wire.PredictReply(model="cifar", request_id=request.request_id, results=[wire.Result()])
+            body.results[0].top.add(label=request.pictures[0].decode())
+            response = HEAD + b"content-length: %d\r\n\r\n" % body.ByteSize() + body.SerializeToString()
+            connection.sendall(response + (response if surplus == "again" else surplus.encode()))
+
+    async def work(predict: Any) -> list[str]:
+        return [(await predict(picture)).top[0].label for picture in (b"one", b"two", b"three")]
 
     with listening(serve) as where:
         if proxy:
             monkeypatch.setenv("http_proxy", f"http://{where}")
-        assert ask(kind, "http://elsewhere.invalid" if proxy else f"http://{where}").top
-    assert len(asked) == len(set(asked)) == 2
+        url = "http://elsewhere.invalid" if proxy else f"http://{where}"
+        assert run(kind, url, work, retries=1) == ["one", "two", "three"]
+    assert len(set(asked)) == 3  # Each connection answered one call.
 
 
-@pytest.mark.parametrize("coalesce", ["off", "on"])
 @pytest.mark.parametrize("tls", [False, True])
-def test_closing_a_client_ends_the_waiting_of_its_threads(
-    coalesce: Any, tls: bool, stand_in: StandIn, secure: tuple[StandIn, Path]
-):
+def test_closing_a_client_ends_the_waiting_of_its_threads(tls: bool, stand_in: StandIn, secure: tuple[StandIn, Path]):
     running, certificate = secure if tls else (stand_in, None)
     running.requests.clear()
     errors: list[Exception] = []
-    client = Client(running.rest_url, ca_file=certificate, coalesce=coalesce, deadline_s=60)
+    client = Client(running.rest_url, ca_file=certificate, deadline_s=60)
 
     def question() -> None:
         try:
@@ -259,23 +186,32 @@ def test_closing_a_client_ends_the_waiting_of_its_threads(
     assert all("the client was closed" in str(error) for error in errors)
 
 
-@BOTH
-def test_who_waits_for_a_connection_while_the_client_is_closed_gets_none(kind: type, stand_in: StandIn):
-    question = {"request": wire.PredictRequest(), "model": "cifar", "version": None, "deadline_s": 5}
+def test_closing_a_client_ends_a_handshake_of_its_threads():
+    said, over = threading.Event(), threading.Event()
 
-    async def in_a_loop() -> None:
-        client = AsyncClient(stand_in.rest_url)
-        await client.close()
-        await client._transport.send(**question)
+    def serve(connection: socket.socket) -> None:
+        assert connection.recv(65536)
+        said.set()
+        over.wait(60)
 
-    def in_a_thread() -> None:
-        client = Client(stand_in.rest_url)
+    errors: list[Exception] = []
+
+    def question() -> None:
+        try:
+            client.predict(b"cat", model="cifar")
+        except Exception as error:
+            errors.append(error)
+
+    with listening(serve) as where:
+        client = Client(f"https://{where}", deadline_s=60)
+        thread = threading.Thread(target=question)
+        thread.start()
+        assert said.wait(30)
         client.close()
-        client._transport.send(**question)
-
-    with pytest.raises(convscope.ConnectError, match="the client was closed"):
-        in_a_thread() if kind is Client else asyncio.run(in_a_loop())
-    assert stand_in.requests == []
+        thread.join(30)
+        over.set()
+    assert [type(error) for error in errors] == [convscope.ConnectError]
+    assert "the client was closed" in str(errors[0])
 
 
 @BOTH
@@ -356,7 +292,7 @@ def test_a_proxy_that_is_spoken_to_over_tls_is_asked_for_the_whole_url(
         monkeypatch.setenv("http_proxy", f"https://{where.replace('127.0.0.1', 'localhost')}")
         assert ask(kind, "http://elsewhere.invalid:81").top
     assert [head.split(b"\r\n")[:2] for head in heads] == [
-        [b"POST http://elsewhere.invalid:81/predictions/cifar HTTP/1.1", b"host: elsewhere.invalid:81"]
+        [b"POST http://elsewhere.invalid:81/predictions/cifar HTTP/1.1", b"Host: elsewhere.invalid:81"]
     ] * 2
 
 
@@ -365,9 +301,9 @@ def test_a_proxy_that_is_spoken_to_over_tls_is_asked_for_the_whole_url(
     ("said", "error", "words"),
     [
         (b"HTTP/1.1 407 Who are you\r\ncontent-length: 2\r\n\r\nno", convscope.ConnectError, "407 Who are you"),
-        (b"HTTP/1.1 200 OK\r\n\r\nsurplus", convscope.ProtocolError, "more came from the proxy"),
-        (b"SSH-2.0\r\n", convscope.ProtocolError, "does not speak HTTP"),
-        (b"", convscope.ConnectError, "before its answer was complete"),
+        (b"HTTP/1.1 200 OK\r\n\r\nsurplus", convscope.ConnectError, "no connection to"),
+        (b"SSH-2.0\r\n\r\n", convscope.ProtocolError, "does not speak HTTP"),
+        (b"", convscope.ConnectError, "disconnected"),
     ],
 )
 def test_a_proxy_that_opens_no_way_is_an_error_that_says_so(
@@ -395,62 +331,3 @@ def test_asyncio_speaks_tls_and_trusts_whom_it_is_told_to(secure: tuple[StandIn,
 def test_a_host_that_does_not_exist_is_a_connect_error(kind: type):
     with pytest.raises(convscope.ConnectError, match=r"elsewhere\.invalid"):
         ask(kind, "http://elsewhere.invalid:80")
-
-
-def test_a_connection_that_opens_while_its_client_is_closed_is_closed_too(
-    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
-):
-    opened: list[Any] = []
-    connecting, closed = threading.Event(), threading.Event()
-    connect = _network._connect
-
-    def late(*where: Any) -> Any:
-        connecting.set()
-        assert closed.wait(10)
-        opened.append(connect(*where))
-        return opened[-1]
-
-    monkeypatch.setattr(_network, "_connect", late)
-    client = Client(stand_in.rest_url, retries=0, coalesce="off")
-
-    def question() -> None:
-        with suppress(ConvscopeError):
-            client.predict(b"cat", model="cifar")
-
-    thread = threading.Thread(target=question)
-    thread.start()
-    assert connecting.wait(10)
-    client.close()
-    closed.set()
-    thread.join(10)
-    [stream] = opened
-    assert stream.get_extra_info("socket").fileno() == -1
-
-
-def test_a_connection_that_opens_while_its_asyncio_client_is_closed_is_closed_too(
-    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
-):
-    opened: list[Any] = []
-    connect = _async_network._connect
-
-    async def run() -> None:
-        connecting, closed = asyncio.Event(), asyncio.Event()
-
-        async def late(*where: Any) -> Any:
-            connecting.set()
-            await closed.wait()
-            opened.append(await connect(*where))
-            return opened[-1]
-
-        monkeypatch.setattr(_async_network, "_connect", late)
-        client = AsyncClient(stand_in.rest_url, retries=0, coalesce="off")
-        task = asyncio.create_task(client.predict(b"cat", model="cifar"))
-        await asyncio.wait_for(connecting.wait(), 10)
-        await client.close()
-        closed.set()
-        with suppress(ConvscopeError):
-            await asyncio.wait_for(task, 10)
-
-    asyncio.run(run())
-    [stream] = opened
-    assert stream.get_extra_info("socket").fileno() == -1

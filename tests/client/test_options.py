@@ -74,21 +74,16 @@ def test_what_is_not_asked_for_is_not_sent():
     assert not request.describe
 
 
-def test_what_was_asked_before_is_not_taken_for_what_is_like_it():
-    names = ["conv1"]
-    first = build_options(layers=names, top_k=1, pool=1, channels=1)
-    assert build_options(layers=("conv1",), top_k=np.int64(1), pool=1, channels=1) == first
-    names.append("conv2")
-    assert list(wire.PredictRequest.FromString(build_options(layers=names)).layers) == ["conv1", "conv2"]
-    for options in ({"top_k": True}, {"top_k": 1.0}, {"pool": True}, {"channels": True}, {"timing": 0}):
-        with pytest.raises(TypeError):
-            build_options(**{"layers": "conv1", "top_k": 1, "pool": 1, "channels": 1, "timing": False, **options})
-    build_options(channels=[1])
-    with pytest.raises(TypeError, match="channels must be a whole number"):
-        build_options(channels=[True])
+@pytest.mark.parametrize(
+    "options",
+    [{"top_k": True}, {"top_k": 1.0}, {"pool": True}, {"channels": True}, {"channels": [True]}, {"timing": 0}],
+)
+def test_what_only_looks_like_a_number_is_refused(options):
+    with pytest.raises(TypeError):
+        build_options(**options)
 
 
 def test_layers_that_come_one_by_one_are_taken_as_they_come():
     names = iter(["conv1", "conv2"])
-    assert list(wire.PredictRequest.FromString(build_options(layers=names)).layers) == ["conv1", "conv2"]
-    assert list(wire.PredictRequest.FromString(build_options(layers=names)).layers) == []
+    assert list(build_options(layers=names).layers) == ["conv1", "conv2"]
+    assert list(build_options(layers=names).layers) == []

@@ -15,7 +15,7 @@ import convscope
 import numpy as np
 import pytest
 from convscope import ClassScore, Prediction, _export
-from convscope._tiles import encode_png, grey_tiles, tile_grid
+from convscope.pixels import encode_png, grey_tiles, tile_grid
 from PIL import Image
 
 CELLS = np.random.default_rng(0).normal(size=(10, 4, 6)).astype(np.float32)
@@ -141,7 +141,7 @@ def test_a_figure_of_a_map_without_cells_is_refused():
 
 def test_without_matplotlib_a_figure_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.delitem(sys.modules, "convscope._figure", raising=False)
+    monkeypatch.delitem(sys.modules, "convscope.figures", raising=False)
     with pytest.raises(ImportError, match=re.escape("pip install 'convscope[figure]'")):
         make_prediction().figure("conv1")
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import convscope
 import numpy as np
 import pytest
-from convscope._card_reply import read_card
-from convscope._reply import read_predictions, read_tensor
+from convscope._reply import read_card, read_predictions, read_tensor
 from convscope._wire import convscope_pb2 as wire
 from hypothesis import given
 from hypothesis import strategies as st

@@ -14,15 +14,11 @@ from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
 from tests.client.stand_in import StandIn, answer
 
 
-def ask(kind: type, url: str, waits: list[float], **settings: Any) -> tuple[Any, int]:
-    """Ask one question with a client that notes its waits; return the answer or the error, and the retries made."""
-
-    async def pause(seconds: float) -> None:
-        waits.append(seconds)
+def ask(kind: type, url: str, **settings: Any) -> tuple[Any, int]:
+    """Ask one question; return the answer or the error, and the retries made."""
 
     async def ask_async() -> tuple[Any, int]:
         async with AsyncClient(url, **settings) as client:
-            client._pause = pause
             try:
                 return await client.predict(b"cat", model="cifar"), client.retries_made
             except convscope.ConvscopeError as error:
@@ -31,7 +27,6 @@ def ask(kind: type, url: str, waits: list[float], **settings: Any) -> tuple[Any,
     if kind is AsyncClient:
         return asyncio.run(ask_async())
     with Client(url, **settings) as client:
-        client._pause = pause
         try:
             return client.predict(b"cat", model="cifar"), client.retries_made
         except convscope.ConvscopeError as error:
@@ -40,26 +35,23 @@ def ask(kind: type, url: str, waits: list[float], **settings: Any) -> tuple[Any,
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 @pytest.mark.parametrize("mishaps", [["full"], ["died"], ["reset"], ["cut"], ["full", "reset", "died"]], ids=str)
-def test_what_may_pass_is_asked_again(kind: type, url: str, stand_in: StandIn, mishaps: list[str]):
+def test_what_may_pass_is_asked_again(kind: type, url: str, stand_in: StandIn, mishaps: list[str], waits: list[float]):
     stand_in.mishaps[:] = mishaps
-    waits: list[float] = []
-    seen, retries = ask(kind, url, waits)
+    seen, retries = ask(kind, url)
     assert seen.top
     assert retries == len(waits) == len(mishaps)
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-@pytest.mark.parametrize("coalesce", ["off", "on"])
-def test_a_service_that_drains_is_asked_again(
-    kind: type, coalesce: str, url: str, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
-):
+@pytest.mark.usefixtures("waits")
+def test_a_service_that_drains_is_asked_again(kind: type, url: str, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch):
     first = iter(["error-draining"])
 
     def take(model: str, version: str, data: bytes, _: str | None) -> PredictReply:
         return answer(next(first, model), version, PredictRequest.FromString(data))
 
     monkeypatch.setattr(stand_in, "take", take)
-    seen, retries = ask(kind, url, [], coalesce=coalesce)
+    seen, retries = ask(kind, url)
     assert seen.top
     assert retries == 1
 
@@ -67,30 +59,30 @@ def test_a_service_that_drains_is_asked_again(
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_without_retries_the_first_failure_is_final(kind: type, url: str, stand_in: StandIn):
     stand_in.mishaps[:] = ["full", "full"]
-    error, retries = ask(kind, url, [], retries=0)
+    error, retries = ask(kind, url, retries=0)
     assert isinstance(error, convscope.Overloaded)
     assert (retries, stand_in.mishaps) == (0, ["full"])
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_a_server_says_when_to_come_back_and_is_heard_if_that_is_in_time(kind: type, url: str, stand_in: StandIn):
+def test_a_server_says_when_to_come_back_and_is_heard_if_that_is_in_time(
+    kind: type, url: str, stand_in: StandIn, waits: list[float]
+):
     stand_in.mishaps[:] = ["full 7"]
-    waits: list[float] = []
-    assert ask(kind, url, waits, deadline_s=30)[0].top
+    assert ask(kind, url, deadline_s=30)[0].top
     assert 7 <= waits[0] <= 7.2
     stand_in.mishaps[:] = ["full 31"]
-    error, retries = ask(kind, url, waits, deadline_s=30)
+    error, retries = ask(kind, url, deadline_s=30)
     assert error.retry_after_s == 31
     assert retries == 0
 
 
-def test_the_pushback_of_grpc_is_heard(stand_in: StandIn):
+def test_the_pushback_of_grpc_is_heard(stand_in: StandIn, waits: list[float]):
     stand_in.mishaps[:] = ["pushback 2500"]
-    waits: list[float] = []
-    assert ask(Client, stand_in.grpc_url, waits)[0].top
+    assert ask(Client, stand_in.grpc_url)[0].top
     assert 2.5 <= waits[0] <= 2.7
     stand_in.mishaps[:] = ["pushback -1"]
-    error, retries = ask(Client, stand_in.grpc_url, waits)
+    error, retries = ask(Client, stand_in.grpc_url)
     assert isinstance(error, convscope.Overloaded)
     assert retries == 0
 
@@ -165,7 +157,7 @@ def test_an_outage_empties_the_budget_and_answers_fill_it_slowly():
     failures = [attempts(budget=budget).wait_s(convscope.ConnectError()) for _ in range(int(BUDGET))]
     assert sum(wait is not None for wait in failures) == BUDGET / 2 - 1
     for _ in range(1000):
-        budget.put()
+        budget.record_success()
     assert attempts(budget=budget).wait_s(convscope.ConnectError()) is not None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import convscope
 import pytest
+from convscope import testing
 
 ROOT = Path(convscope.__file__).parents[1]
 HEAVY = ("torch", "matplotlib", "PIL", "handlers", "prometheus_client", "tqdm")
@@ -30,7 +31,8 @@ def test_all_lists_every_public_name_in_order():
     assert sorted(names, key=str.casefold) == sorted(convscope.__all__, key=str.casefold)
     assert convscope.__all__ == sorted(convscope.__all__)
     public = {name for name in vars(convscope) if not name.startswith("_")}
-    assert public - set(convscope.__all__) <= {"annotations", "import_module", "TYPE_CHECKING", "Any", "probes"}
+    imports = {"annotations", "import_module", "TYPE_CHECKING", "Any"}
+    assert public - set(convscope.__all__) <= imports | {"commands", "figures", "pixels", "testing", "typing"}
 
 
 @pytest.mark.parametrize("name", [name for name in convscope.__all__ if name != "__version__"])
@@ -49,18 +51,18 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
 
 def test_importing_convscope_imports_no_library():
     loaded = modules_after("import convscope")
-    assert loaded.isdisjoint({*HEAVY, "numpy", "httpcore", "grpc", "google.protobuf", "asyncio", "ssl"})
+    assert loaded.isdisjoint({*HEAVY, "numpy", "httpx", "httpcore", "grpc", "google.protobuf", "asyncio", "ssl"})
 
 
 def test_importing_the_client_imports_no_transport():
     loaded = modules_after("from convscope import Client, Prediction, ModelCard")
     assert {"numpy", "google.protobuf"} <= loaded
-    assert loaded.isdisjoint({*HEAVY, "httpcore", "grpc"})
+    assert loaded.isdisjoint({*HEAVY, "httpx", "httpcore", "grpc"})
 
 
 @pytest.mark.parametrize(
     ("url", "used", "unused"),
-    [("http://localhost:1", "httpcore", "grpc"), ("grpc://localhost:1", "grpc", "httpcore")],
+    [("http://localhost:1", "httpx", "grpc"), ("grpc://localhost:1", "grpc", "httpx")],
 )
 def test_a_client_imports_its_own_transport_only(url: str, used: str, unused: str):
     loaded = modules_after(f"from convscope import Client; Client({url!r}).close()")
@@ -69,9 +71,15 @@ def test_a_client_imports_its_own_transport_only(url: str, used: str, unused: st
 
 
 def test_the_command_line_explains_itself_without_loading_numpy():
-    program = "from convscope._cli import build_parser; build_parser().format_help()"
-    assert modules_after(program).isdisjoint({*HEAVY, "numpy", "httpcore", "grpc"})
+    program = "from convscope._cli import build_parser; build_parser([]).format_help()"
+    assert modules_after(program).isdisjoint({*HEAVY, "numpy", "httpx", "grpc"})
 
 
 def test_the_package_is_typed():
     assert (ROOT / "convscope" / "py.typed").is_file()
+
+
+def test_the_testing_module_exports_what_it_lists():
+    names = {name for name, value in vars(testing).items() if getattr(value, "__module__", "") == testing.__name__}
+    assert {name for name in names if not name.startswith("_")} | {"Response"} == set(testing.__all__)
+    assert testing.__all__ == sorted(testing.__all__)

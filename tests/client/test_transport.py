@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import traceback
 from collections.abc import Iterator
@@ -11,10 +12,10 @@ from typing import Any
 import convscope
 import pytest
 from convscope import AsyncClient, Client
-from convscope._proxies import environment_proxy
 from convscope._transport import is_loopback
 
 from tests.client.stand_in import StandIn, serve
+from tests.client.wire import listening, outcomes, take
 
 
 @pytest.mark.parametrize(
@@ -143,25 +144,34 @@ def test_other_machines_are_reached_through_the_proxies_of_the_environment(url: 
         client.predict(b"cat", model="cifar")
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
 @pytest.mark.parametrize(
-    ("environment", "url", "proxy"),
+    ("environment", "url", "proxied"),
     [
-        ({"http_proxy": "http://p:1"}, "http://a.example/", "http://p:1"),
-        ({"http_proxy": "p:1"}, "http://a.example/", "http://p:1"),
-        ({"http_proxy": "http://p:1"}, "https://a.example/", None),
-        ({"https_proxy": "http://p:1"}, "https://a.example:8443/", "http://p:1"),
-        ({"all_proxy": "http://p:1"}, "https://a.example/", "http://p:1"),
-        ({"all_proxy": "http://p:1", "no_proxy": "b.example,.a.example"}, "http://x.a.example:80/", None),
-        ({"all_proxy": "http://p:1", "no_proxy": "*"}, "http://a.example/", None),
-        ({}, "http://a.example/", None),
+        ({"http_proxy": "http://PROXY"}, "http://a.invalid/", True),
+        ({"http_proxy": "PROXY"}, "http://a.invalid/", True),
+        ({"http_proxy": "http://PROXY"}, "https://a.invalid/", False),
+        ({"https_proxy": "http://PROXY"}, "https://a.invalid:8443/", True),
+        ({"all_proxy": "http://PROXY"}, "https://a.invalid/", True),
+        ({"all_proxy": "http://PROXY", "no_proxy": "b.invalid,.a.invalid"}, "http://x.a.invalid:80/", False),
+        ({"all_proxy": "http://PROXY", "no_proxy": "*"}, "http://a.invalid/", False),
     ],
 )
 def test_the_environment_names_the_proxy(
-    environment: dict[str, str], url: str, proxy: str | None, monkeypatch: pytest.MonkeyPatch
+    kind: type, environment: dict[str, str], url: str, proxied: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert environment_proxy(url) == (proxy and (proxy, None))
+    asked = []
+
+    def refuse(connection: socket.socket) -> None:
+        asked.append(take(connection).split(b"\r\n")[0])
+        connection.sendall(b"HTTP/1.1 502 No\r\ncontent-length: 0\r\n\r\n")
+
+    with listening(refuse) as where:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value.replace("PROXY", where))
+        [error] = outcomes(kind, url, 1)
+    assert isinstance(error, convscope.Overloaded if proxied and url.startswith("http:") else convscope.ConnectError)
+    assert len(asked) == proxied
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_a_call_interrupted_in_the_handshake_leaves_no_connection_for_the_next(
         listening(serve_tls(context, serve) if scheme == "https" else serve) as where,
     ):
         monkeypatch.setenv("https_proxy", f"{scheme}://{where.replace('127.0.0.1', 'localhost')}")
-        with Client("https://elsewhere.invalid", api_key=KEY, coalesce="off") as client:
+        with Client("https://elsewhere.invalid", api_key=KEY) as client:
             for _ in range(2):
                 with pytest.raises(KeyboardInterrupt):
                     client.predict(PICTURE, model="cifar")
@@ -180,7 +180,7 @@ def test_a_task_cancelled_in_the_handshake_leaves_no_connection_for_the_next(mon
                 connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
 
     async def work(url: str) -> None:
-        async with convscope.AsyncClient(url, api_key=KEY, coalesce="off") as client:
+        async with convscope.AsyncClient(url, api_key=KEY) as client:
             for times in (1, 2):
                 task = asyncio.create_task(client.predict(PICTURE, model="cifar"))
                 while len(heard) < 2 * times:

@@ -6,15 +6,17 @@ import asyncio
 import socket
 import ssl
 import subprocess
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 from convscope import AsyncClient, Client, ConvscopeError
-
-from tests.client.test_network import HEAD, listening, reply, send, take
+from convscope._wire import convscope_pb2 as wire
 
 __all__ = [
     "BOTH",
@@ -28,8 +30,10 @@ __all__ = [
     "send",
     "serve_tls",
     "take",
+    "take_request",
 ]
 
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\n"
 BOTH = pytest.mark.parametrize("kind", [Client, AsyncClient])
 T = TypeVar("T")
 
@@ -42,12 +46,12 @@ def run(kind: type, url: str, work: Callable[[Callable[..., Awaitable[Any]]], Aw
         url: Where the server is.
         work: Gets a coroutine function that makes one `predict` call, with `model="cifar"` unless it says otherwise.
             With `Client` the call runs in a thread, so that `asyncio.gather` makes concurrent calls with both.
-        **settings: Of the client; `retries=0` and `coalesce="off"` unless they say otherwise.
+        **settings: Of the client; `retries=0` unless they say otherwise.
 
     Returns:
         What `work` returns.
     """
-    settings = {"retries": 0, "coalesce": "off", **settings}
+    settings = {"retries": 0, **settings}
 
     async def with_async_client() -> T:
         async with AsyncClient(url, **settings) as client:
@@ -121,3 +125,70 @@ def serve_tls(context: ssl.SSLContext, serve: Callable[[Any], None]) -> Callable
             serve(tls)
 
     return secured
+
+
+@contextmanager
+def listening(serve: Callable[[socket.socket], None], family: socket.AddressFamily = socket.AF_INET) -> Iterator[str]:
+    """Serve each connection in a thread of its own; yield `host:port`."""
+    host = "127.0.0.1" if family is socket.AF_INET else "::1"
+    with socket.create_server((host, 0), family=family, backlog=128) as server:
+        threads = []
+        connections = []
+
+        def run(connection: socket.socket) -> None:
+            connections.append(connection)
+            with connection, suppress(OSError):
+                serve(connection)
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    threads.append(threading.Thread(target=run, args=(server.accept()[0],), daemon=True))
+                    threads[-1].start()
+
+        threads.append(threading.Thread(target=accept, daemon=True))
+        threads[0].start()
+        yield f"{host if family is socket.AF_INET else f'[{host}]'}:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        for connection in connections:
+            with suppress(OSError):  # A closed one.
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in list(threads):
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def take(connection: socket.socket) -> bytes:
+    """Read one request; return its head."""
+    return _take(connection)[0]
+
+
+def take_request(connection: socket.socket) -> wire.PredictRequest | None:
+    """Read one request; None if the client has closed the connection."""
+    head, body = _take(connection)
+    return wire.PredictRequest.FromString(body) if head else None
+
+
+def _take(connection: socket.socket) -> tuple[bytes, bytes]:
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += connection.recv(65536) or b"\r\n\r\n"
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0] or 0)
+    while len(body) < length:
+        body += connection.recv(65536)
+    return head, body
+
+
+def reply(cells: np.ndarray[Any, Any] | None = None) -> bytes:
+    """Serialize an answer about one picture."""
+    result = wire.Result()
+    result.top.add(label="a class")
+    if cells is not None:
+        tensor = wire.Tensor(dtype=wire.FLOAT32, shape=cells.shape, data=cells.tobytes())
+        result.maps.add(layer="conv1", tensor=tensor)
+    return wire.PredictReply(model="cifar", results=[result]).SerializeToString()
+
+
+def send(connection: socket.socket, body: bytes, more: bytes = b"") -> None:
+    connection.sendall(HEAD + more + b"content-length: %d\r\n\r\n" % len(body) + body)

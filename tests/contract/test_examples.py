@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from convscope._card_reply import read_card
 from convscope._exceptions import BadImage as ClientBadImage
 from convscope._exceptions import UnknownLayer as ClientUnknownLayer
-from convscope._reply import read_explanations, read_predictions
+from convscope._reply import read_card, read_explanations, read_predictions
 from convscope._request import build_explain, build_request
 from convscope._wire import convscope_pb2 as client_wire
 from convscope._wire import inference_pb2

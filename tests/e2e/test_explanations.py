@@ -1,4 +1,4 @@
-"""Explanations and patches through a real TorchServe, on both transports, by its own path and by a field."""
+"""Explanations through a real TorchServe, on both transports, by its own path and by a field."""
 
 from __future__ import annotations
 
@@ -142,40 +142,6 @@ def test_requests_for_explanations_are_counted_as_requests(server: Launched, res
     for client in (rest, grpc):
         client.explain(SAMPLES / "digit-3.png", model="digits")
     assert count() == before + 2
-
-
-def test_a_patch_holds_all_pixels_that_its_cell_answers_to(client: Client) -> None:
-    """Noise outside the patch changes nothing in its cell, and noise inside does."""
-    card = client.model_card("cifar")
-    layer = next(layer for layer in card.layers if layer.name == "conv2")
-    found = client.explain(CAT, model="cifar", method="picture")
-    picture = np.ascontiguousarray(found.picture.transpose(1, 2, 0))  # (H, W, C)
-    for cell in ((0, 0), (7, 9), (15, 15)):
-        top, left, bottom, right = found.patch(layer, cell).box
-        inside = np.zeros(picture.shape[:2], bool)
-        inside[max(top, 0) : bottom, max(left, 0) : right] = True
-        noise = np.random.default_rng(0).random(picture.shape, np.float32)
-        pictures = [picture, np.where(inside[..., None], picture, noise), np.where(inside[..., None], noise, picture)]
-        values = [seen.maps["conv2"][:, *cell] for seen in client.predict(pictures, model="cifar", layers=["conv2"])]
-        assert np.allclose(values[0], values[1], rtol=1e-4, atol=1e-5)
-        assert not np.allclose(values[0], values[2], rtol=1e-2, atol=1e-2)
-
-
-def test_the_strongest_cells_are_those_of_the_maps(client: Client) -> None:
-    pictures = sorted(SAMPLES.glob("*.png"))
-    found = client.strongest(pictures, model="cifar", layer="conv2", channel=5, n=4, per_picture=2)
-    maps = [seen.maps["conv2"][0] for seen in client.predict(pictures, model="cifar", layers=["conv2"], channels=[5])]
-    expected = sorted((value for cells in maps for value in np.sort(cells, axis=None)[-2:]), reverse=True)[:4]
-    assert [patch.value for patch in found] == pytest.approx(expected)
-    for patch in found:
-        assert maps[patch.picture][patch.cell] == pytest.approx(patch.value)
-        assert patch.pixels.shape[2] == 3
-
-
-def test_a_network_of_any_size_without_classes_has_patches_too(client: Client) -> None:
-    [patch] = client.strongest([FIVE_BY_FIVE], model="edges", layer="conv1", channel=0, n=1)
-    assert (patch.value, patch.cell, patch.box) == (3.0, (0, 2), (-1, 1, 2, 4))
-    assert np.array_equal(patch.pixels[:, :, 0], FIVE_BY_FIVE[0:2, 1:4])
 
 
 def test_an_explanation_is_saved_as_files(client: Client, tmp_path: Path) -> None:

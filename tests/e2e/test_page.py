@@ -6,7 +6,8 @@ import json
 import re
 from typing import Any
 
-from convscope import Client, report
+from convscope import Client
+from convscope_lens import report
 
 from tests.server.harness import ROOT
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from convscope import report
+from convscope_lens import report
 
 from tests.page.service import Service, make_picture
 

@@ -10,8 +10,8 @@ import tempfile
 import threading
 from pathlib import Path
 
-from convscope import Client, report
-from convscope._page.server import PageServer
+from convscope import Client
+from convscope_lens import PageServer, report
 from playwright.sync_api import expect
 
 from tests.page.browser import Watched, chromium

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from convscope import ClassScore, Input, Layer, Limits, ModelCard, Prediction, RequestRejected, Timing
-from convscope._tiles import encode_png
+from convscope.pixels import encode_png
 
 HOSTILE = "</script><img src=x onerror=\"document.title='taken'\">&amp;{{scene}}"
 SIDE = 32

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from convscope import ClassScore, Client, ModelNotFound, RequestRejected, UnknownLayer, report
+from convscope import ClassScore, Client, ModelNotFound, RequestRejected, UnknownLayer
 from convscope._cli import main
-from convscope._page.packing import pack_heat, pack_map
-from convscope._page.scene import fitting_channels
+from convscope_lens import report
+from convscope_lens._page.scene import fitting_channels, pack_heat, pack_map
 
 from tests.client.stand_in import StandIn, serve
 from tests.page.service import CARD, HOSTILE, SIDE, Service, make_layer, make_picture

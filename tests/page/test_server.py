@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from convscope import AuthenticationFailed, Client, ModelNotFound
-from convscope._page.server import MAX_BODY_BYTES, PageServer, answer_status
+from convscope_lens._page.server import MAX_BODY_BYTES, PageServer, answer_status
 
 from tests.client.stand_in import StandIn, serve
 from tests.page.service import make_picture
@@ -40,7 +40,7 @@ def server(stand_in: StandIn) -> Iterator[PageServer]:
 
 @pytest.fixture
 def http(server: PageServer) -> Iterator[httpx.Client]:
-    headers = {"x-convscope-token": server.key}
+    headers = {"x-convscope-token": server.token}
     with httpx.Client(base_url=f"http://{server.hosts[0]}", headers=headers, trust_env=False, timeout=30) as http:
         yield http
 
@@ -57,7 +57,7 @@ def test_the_page_holds_no_secret_and_may_not_be_framed(server: PageServer, http
     answer = http.get("/", headers={"x-convscope-token": ""})
     assert answer.status_code == 200
     said = answer.text + str(answer.headers)
-    assert server.key not in said
+    assert server.token not in said
     assert API_KEY not in said
     assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
     assert "connect-src 'self'" in answer.headers["content-security-policy"]
@@ -101,7 +101,7 @@ def test_the_page_itself_may_ask_by_either_name(server: PageServer, http: httpx.
 
 def test_a_large_body_is_refused_unread(server: PageServer):
     with socket.create_connection(server.socket.getsockname(), timeout=30) as connection:
-        head = f"POST /see?model=cifar HTTP/1.1\r\nhost: {server.hosts[0]}\r\nx-convscope-token: {server.key}\r\n"
+        head = f"POST /see?model=cifar HTTP/1.1\r\nhost: {server.hosts[0]}\r\nx-convscope-token: {server.token}\r\n"
         connection.sendall(f"{head}content-length: {MAX_BODY_BYTES + 1}\r\n\r\n".encode())
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 413")

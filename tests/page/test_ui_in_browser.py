@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from convscope import Client
-from convscope._page.server import PageServer
+from convscope_lens import PageServer
 from playwright.sync_api import expect
 
 from tests.client.stand_in import StandIn, serve
@@ -119,10 +119,10 @@ def test_what_the_service_refuses_stands_there_with_its_code(watch: Open, server
     watched.wrong.clear()
 
 
-def test_an_address_without_its_key_is_explained_and_refused(watch: Open, server: PageServer, picture: Path):
+def test_a_url_without_its_token_is_explained_and_rejected(watch: Open, server: PageServer, picture: Path):
     watched = watch()
     page = watched.open(server.url.partition("#")[0])
-    assert "lacks its key" in page.inner_text("#error")
+    assert "lacks its token" in page.inner_text("#error")
     page.set_input_files("#file", picture)
     expect(page.locator("#error")).to_contain_text("forbidden: ", timeout=60_000)
     watched.wrong.clear()

@@ -5,7 +5,7 @@
     with Client("http://localhost:8080") as client:
         seen = client.predict("cat.png", model="cifar", layers=["conv1", "conv2"])
 
-Importing this module imports next to nothing; numpy comes with the first name used, httpcore or grpc with the first
+Importing this module imports next to nothing; numpy comes with the first name used, httpx or grpc with the first
 client, matplotlib with the first figure.
 """
 
@@ -40,8 +40,7 @@ if TYPE_CHECKING:
     from convscope._card import Input, Layer, Limits, ModelCard, Training
     from convscope._client import Client
     from convscope._explanation import Explanation
-    from convscope._page.report import report
-    from convscope._patches import Patch
+    from convscope._pictures import encode_pictures
     from convscope._prediction import ClassScore, Prediction
     from convscope._timing import Timing
 
@@ -65,7 +64,6 @@ __all__ = [
     "ModelCard",
     "ModelNotFound",
     "Overloaded",
-    "Patch",
     "Prediction",
     "ProtocolError",
     "ReplyTooLarge",
@@ -78,7 +76,7 @@ __all__ = [
     "UnknownLayer",
     "WrongChannels",
     "__version__",
-    "report",
+    "encode_pictures",
 ]
 
 _LAZY = {
@@ -90,11 +88,10 @@ _LAZY = {
     "Layer": "_card",
     "Limits": "_card",
     "ModelCard": "_card",
-    "Patch": "_patches",
     "Prediction": "_prediction",
     "Timing": "_timing",
     "Training": "_card",
-    "report": "_page.report",
+    "encode_pictures": "_pictures",
 }
 
 for _name in _exceptions.__all__:

@@ -1,18 +1,38 @@
-"""The client for asyncio: the surface of `Client`, awaited."""
+"""The client for asyncio: the methods of `Client`, awaited."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
-from convscope._base import BaseClient
-from convscope._pictures import OnePicture, Picture
-from convscope._request import Channels, ExplainOptions, MapDtype, Method, Options, OwnOptions
-from convscope._stream import Crew
-from convscope._tasks import SharedTasks, Tasks
-from convscope._transport import open_async_transport
+from convscope._base import BaseClient, Call, encode_each, failed_predictions, merge_predictions, one_of
+from convscope._exceptions import (
+    ConnectError,
+    ConvscopeError,
+    DeadlineExceeded,
+    Overloaded,
+    ServerError,
+    request_context,
+)
+from convscope._many import check_stream, map_batches_async, open_progress
+from convscope._pictures import OnePicture, Picture, encode_pictures
+from convscope._reply import Response, check_open, read_card, read_explanations, read_filters, read_predictions
+from convscope._request import (
+    Channels,
+    ExplainOptions,
+    MapDtype,
+    Method,
+    PredictOptions,
+    add_pictures,
+    build_card_request,
+    build_explain,
+    build_filters_request,
+)
+from convscope._retries import Attempts
+from convscope._transport import AsyncTransport, Backend, open_async_transport
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -20,20 +40,46 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+    from prometheus_client import CollectorRegistry
 
     from convscope._card import ModelCard
     from convscope._explanation import Explanation
-    from convscope._patches import Patch
     from convscope._prediction import Prediction
-    from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
+    from convscope._wire.convscope_pb2 import Explain, PredictRequest
 
 
 class AsyncClient(BaseClient):
-    """Asks a convscope service from asyncio; close it, or use it in an `async with`.
+    """Calls a convscope service from asyncio; close it, or use it in an `async with`.
 
-    Arguments, methods, results and exceptions are those of `Client`. It belongs to the event loop that it is first used
-    in. Paths are read, and PIL images and arrays encoded, in that loop: hand over bytes where that takes too long.
+    Arguments, methods, results and exceptions are those of `Client`. It belongs to the event loop in which it is first
+    used. Files are read, and PIL images and arrays encoded, in that loop: pass bytes where that takes too long.
+
+    Args:
+        backend: What speaks HTTP below httpx, for `http` and `https`: httpx's own, or `"aiohttp"`, which costs half the
+            processor time and needs the extra `convscope[aiohttp]`.
     """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        deadline_s: float = 30.0,
+        ca_file: str | os.PathLike[str] | None = None,
+        retries: int = 3,
+        metrics: bool | CollectorRegistry = False,
+        coalesce: str | None = None,
+        transport: AsyncTransport | None = None,
+        backend: Backend = "httpx",
+    ) -> None:
+        super().__init__(url, deadline_s=deadline_s, retries=retries, metrics=metrics, coalesce=coalesce)
+        path = None if ca_file is None else os.fspath(ca_file)
+        self._transport = (
+            open_async_transport(url, api_key=api_key, ca_file=path, backend=backend)
+            if transport is None
+            else transport
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @overload  # A str is an iterable of str too, but as a path it is caught here.
     async def predict(  # type: ignore[overload-overlap]
@@ -41,7 +87,7 @@ class AsyncClient(BaseClient):
         pictures: OnePicture,
         *,
         model: str,
-        **options: Unpack[OwnOptions],
+        **options: Unpack[PredictOptions],
     ) -> Prediction: ...
 
     @overload  # The number of an array's axes says which it is; types cannot.
@@ -50,7 +96,7 @@ class AsyncClient(BaseClient):
         pictures: NDArray[Any],
         *,
         model: str,
-        **options: Unpack[OwnOptions],
+        **options: Unpack[PredictOptions],
     ) -> Any: ...
 
     @overload
@@ -59,7 +105,7 @@ class AsyncClient(BaseClient):
         pictures: Iterable[Picture],
         *,
         model: str,
-        **options: Unpack[OwnOptions],
+        **options: Unpack[PredictOptions],
     ) -> list[Prediction]: ...
 
     async def predict(
@@ -77,20 +123,14 @@ class AsyncClient(BaseClient):
         timing: bool = False,
         request_id: str | None = None,
     ) -> Prediction | list[Prediction]:
-        """Ask what a model sees in one picture or several; see `Client.predict`."""
-        return await self._predict(
-            pictures,
-            model,
-            version=version,
-            layers=layers,
-            top_k=top_k,
-            map_dtype=map_dtype,
-            pool=pool,
-            channels=channels,
-            deadline_s=deadline_s,
-            timing=timing,
-            request_id=request_id,
+        """Return what a model sees in one picture or several; see `Client.predict`."""
+        files, many = encode_pictures(pictures)
+        options = self._options(
+            layers=layers, top_k=top_k, map_dtype=map_dtype, pool=pool, channels=channels, timing=timing
         )
+        call = self._call(model, version, deadline_s, request_id)
+        predictions = await self._predict(files, options, call, timing=timing)
+        return predictions if many else one_of(predictions)
 
     def predict_many(
         self,
@@ -100,15 +140,41 @@ class AsyncClient(BaseClient):
         concurrency: int = 8,
         batch: int = 1,
         progress: bool = False,
-        **options: Unpack[Options],
+        version: str | None = None,
+        layers: str | Iterable[str] = (),
+        top_k: int = 5,
+        map_dtype: MapDtype = "float32",
+        pool: int | None = None,
+        channels: Channels | None = None,
+        deadline_s: float | None = None,
+        timing: bool = False,
     ) -> AsyncGenerator[Prediction, None]:
-        """Ask about any number of pictures, several requests at a time; see `Client.predict_many`.
+        """Return what a model sees in any number of pictures; see `Client.predict_many`.
 
-        The iterable may be an asynchronous one: a single task reads it, and no prediction waits for it. Leaving the
-        loop early cancels that, and the requests on their way: at once under `contextlib.aclosing`, else when the event
-        loop finds the generator forsaken.
+        The iterable may be an asynchronous one. A single task reads it, and predictions are returned while it is waited
+        for. Leaving the loop early cancels that task and the requests under way: at once under `contextlib.aclosing`,
+        else when the event loop finds the generator abandoned.
         """
-        return self._predict_many(pictures, model, concurrency=concurrency, batch=batch, progress=progress, **options)
+        check_stream(pictures, concurrency=concurrency, batch=batch)
+        self._call(model, version, deadline_s)
+        options = self._options(
+            layers=layers, top_k=top_k, map_dtype=map_dtype, pool=pool, channels=channels, timing=timing
+        )
+
+        async def predict(group: list[Picture]) -> list[Prediction | Exception]:
+            encoded = encode_each(group)
+            files = [file for item in encoded if isinstance(item, list) for file in item]
+            call = self._call(model, version, deadline_s)
+            predictions: list[Prediction] = []
+            if files:
+                try:
+                    predictions = await self._predict(files, options, call, timing=timing)
+                except ConvscopeError as error:
+                    predictions = failed_predictions(len(files), call, error)
+            return merge_predictions(encoded, predictions, call)
+
+        bar = open_progress(pictures, progress)
+        return map_batches_async(pictures, predict, concurrency=concurrency, batch=batch, bar=bar)
 
     @overload  # A str is an iterable of str too, but as a path it is caught here.
     async def explain(  # type: ignore[overload-overlap]
@@ -156,48 +222,15 @@ class AsyncClient(BaseClient):
         timing: bool = False,
         request_id: str | None = None,
     ) -> Explanation | list[Explanation]:
-        """Ask which part of a picture a class's score rests on; see `Client.explain`."""
-        return await self._explain(
-            pictures,
-            model,
-            version=version,
-            method=method,
-            layer=layer,
-            target=target,
-            window=window,
-            step=step,
-            steps=steps,
-            picture=picture,
-            top_k=top_k,
-            map_dtype=map_dtype,
-            deadline_s=deadline_s,
-            timing=timing,
-            request_id=request_id,
+        """Return which part of a picture a class's score rests on; see `Client.explain`."""
+        files, many = encode_pictures(pictures)
+        explain = build_explain(
+            method=method, layer=layer, target=target, window=window, step=step, steps=steps, picture=picture
         )
-
-    async def strongest(
-        self,
-        pictures: Iterable[Picture],
-        *,
-        model: str,
-        layer: str,
-        channel: int,
-        n: int = 9,
-        per_picture: int = 1,
-        version: str | None = None,
-        deadline_s: float | None = None,
-    ) -> list[Patch]:
-        """Look for what a channel answers to most; see `Client.strongest`."""
-        return await self._strongest(
-            pictures,
-            model,
-            layer=layer,
-            channel=channel,
-            n=n,
-            per_picture=per_picture,
-            version=version,
-            deadline_s=deadline_s,
-        )
+        options = self._options(top_k=top_k, map_dtype=map_dtype, timing=timing)
+        call = self._call(model, version, deadline_s, request_id)
+        explanations = await self._explain(files, options, explain, call, timing=timing)
+        return explanations if many else one_of(explanations)
 
     async def model_card(
         self,
@@ -207,8 +240,11 @@ class AsyncClient(BaseClient):
         deadline_s: float | None = None,
         request_id: str | None = None,
     ) -> ModelCard:
-        """Ask a model to describe itself; see `Client.model_card`."""
-        return await self._model_card(model, version, deadline_s, request_id)
+        """Return a model's description of itself; see `Client.model_card`."""
+        call = self._call(model, version, deadline_s, request_id)
+        with request_context(call.request_id):
+            response = await self._send(build_card_request(call.request_id), call)
+            return read_card(response.reply, request_id=call.request_id)
 
     async def filters(
         self,
@@ -219,8 +255,11 @@ class AsyncClient(BaseClient):
         deadline_s: float | None = None,
         request_id: str | None = None,
     ) -> NDArray[np.float32]:
-        """Ask for the kernels of the convolution that makes a layer's map; see `Client.filters`."""
-        return await self._filters(model, layer, version, deadline_s, request_id)
+        """Return the kernels of the convolution that makes a layer's map; see `Client.filters`."""
+        call = self._call(model, version, deadline_s, request_id)
+        with request_context(call.request_id):
+            response = await self._send(build_filters_request(layer, call.request_id), call)
+            return read_filters(response.reply, request_id=call.request_id)
 
     async def ready(
         self,
@@ -230,30 +269,87 @@ class AsyncClient(BaseClient):
         deadline_s: float | None = None,
         request_id: str | None = None,
     ) -> bool:
-        """Say whether a model answers now; see `Client.ready`."""
-        return await self._ready(model, version, deadline_s, request_id)
+        """Return whether a model answers now; see `Client.ready`."""
+        call = self._call(model, version, deadline_s, request_id)
+        try:
+            with request_context(call.request_id):
+                response = await self._send(build_card_request(call.request_id), call, retries=0)
+                read_card(response.reply, request_id=call.request_id)
+        except (ConnectError, DeadlineExceeded, Overloaded, ServerError):
+            return False
+        return True
 
     async def close(self) -> None:
-        """Close the connections; the client cannot be used afterwards."""
+        """Close the connections; the client cannot be used afterwards. Calls of other tasks get a ConnectError."""
         self._check_loop()
         self._closed = True
-        await self._transport.close()
-        await self._shared.end()
+        await self._transport.aclose()
 
-    def _open(self, api_key: str | None, ca_file: str | None) -> None:
-        self._transport = open_async_transport(self.url, api_key=api_key, ca_file=ca_file)
-        self._shared = SharedTasks()
-        self._loop: asyncio.AbstractEventLoop | None = None
+    async def _predict(
+        self, files: list[bytes], options: PredictRequest, call: Call, *, timing: bool
+    ) -> list[Prediction]:
+        """Predict for picture files in one request."""
+        with request_context(call.request_id):
+            request = add_pictures(options, files, call.request_id)
+            if not files:
+                return []
+            response = await self._send_and_observe(request, call)
+            total_s = response.total_s if timing else None
+            return read_predictions(response.reply, len(files), request_id=call.request_id, total_s=total_s)
 
-    def _check(self, model: str, version: str | None, deadline_s: float | None) -> float:
+    async def _explain(
+        self, files: list[bytes], options: PredictRequest, explain: Explain, call: Call, *, timing: bool = False
+    ) -> list[Explanation]:
+        """Explain picture files in one request."""
+        with request_context(call.request_id):
+            request = add_pictures(options, files, call.request_id)
+            request.explain.CopyFrom(explain)
+            if not files:
+                return []
+            response = await self._send_and_observe(request, call)
+            total_s = response.total_s if timing else None
+            return read_explanations(response.reply, len(files), request_id=call.request_id, total_s=total_s)
+
+    async def _send_and_observe(self, request: PredictRequest, call: Call) -> Response:
+        """Send a request as `_send` does, and count it in the metrics."""
+        started = time.perf_counter()
+        try:
+            response = await self._send(request, call)
+        except BaseException as error:
+            self._observe(call.model, started, error)
+            raise
+        self._observe(call.model, started, response)
+        return response
+
+    async def _send(self, request: PredictRequest, call: Call, *, retries: int | None = None) -> Response:
+        """Send a request until a reply comes or the error is final."""
+        attempts = Attempts(
+            self.retries if retries is None else retries, deadline_s=call.deadline_s, budget=self._budget
+        )
+        while True:
+            started = time.perf_counter()
+            try:
+                reply = await self._transport.asend(
+                    request, model=call.model, version=call.version, deadline_s=attempts.left_s()
+                )
+                check_open(reply)
+            except ConvscopeError as error:
+                wait_s = self._wait_s(error, attempts)
+            else:
+                self._budget.record_success()
+                return Response(reply, time.perf_counter() - started)
+            await asyncio.sleep(wait_s)
+            self._count_retry(call.model)
+
+    def _check_open(self) -> None:
         self._check_loop()
-        return super()._check(model, version, deadline_s)
+        super()._check_open()
 
     def _check_loop(self) -> None:
-        """Refuse another event loop than the first one."""
+        """Raise RuntimeError in another event loop than the first one."""
         try:
             loop = asyncio.get_running_loop()
-        except RuntimeError:  # `predict_many` is called before anything is awaited.
+        except RuntimeError:  # `predict_many` may be called before a loop runs.
             return
         if self._loop is None:
             self._loop = loop
@@ -261,25 +357,6 @@ class AsyncClient(BaseClient):
             raise RuntimeError(
                 "this AsyncClient belongs to another event loop, the one it was first used in: make one for each"
             )
-
-    def _hands(self) -> SharedTasks:
-        return self._shared
-
-    async def _carry(
-        self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float
-    ) -> PredictReply:
-        return await self._transport.send(request, model=model, version=version, deadline_s=deadline_s)
-
-    async def _pause(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-    @asynccontextmanager
-    async def _crew(self, concurrency: int) -> AsyncGenerator[Crew[list[Prediction]], None]:
-        tasks = Tasks(concurrency)
-        try:
-            yield tasks
-        finally:
-            await tasks.end()
 
     async def __aenter__(self) -> Self:
         return self

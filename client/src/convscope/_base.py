@@ -1,308 +1,208 @@
-"""What both clients are: questions, retries and streams, written once, as coroutines.
-
-`AsyncClient` awaits them. `Client` runs them without a loop, which works because what it puts in the few places left
-open - sending, pausing, working side by side - blocks instead of suspending.
-"""
+"""What both clients share: their settings, and the checks and decisions that do no input or output."""
 
 from __future__ import annotations
 
-import os
 import time
-from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
-from contextlib import AbstractAsyncContextManager
+import warnings
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
-from convscope._card_reply import read_card
-from convscope._coalescing import Coalesce, check_coalesce
-from convscope._exceptions import (
-    BadImage,
-    ConnectError,
-    ConvscopeError,
-    DeadlineExceeded,
-    Overloaded,
-    ServerError,
-    belonging_to,
-)
-from convscope._explaining import Explaining
-from convscope._memory import keep_freed_memory
+from convscope._exceptions import BadImage, ConnectError, ConvscopeError
+from convscope._explanation import Explanation
 from convscope._pictures import Picture, encode_pictures
 from convscope._prediction import Prediction
-from convscope._reply import Answer, check_open, read_filters, read_predictions
-from convscope._request import (
-    build_card_request,
-    build_filters_request,
-    build_options,
-    check_files,
-    check_model,
-    choose_request_id,
-    fill_request,
-)
+from convscope._request import build_options, check_model, choose_request_id
 from convscope._retries import Attempts, RetryBudget
-from convscope._sharing import Hands, Sharing
-from convscope._stream import Crew, check_stream, open_progress, stream
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from prometheus_client import CollectorRegistry
 
-    from convscope._card import ModelCard
     from convscope._metrics import Metrics
-    from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
+    from convscope._reply import Response
+    from convscope._wire.convscope_pb2 import PredictRequest
 
-LONGEST_DEADLINE_S = 86_400  # A day; what is beyond some hundreds of them, clocks of sockets and of gRPC cannot hold.
+MAX_DEADLINE_S = 86_400  # A day. Sockets and gRPC cannot hold more than some hundreds of days.
+
+Result = TypeVar("Result", Prediction, Explanation)
 
 
-class BaseClient(Explaining):
-    """The parts of a client that do not depend on how it waits. Its constructor is both clients'."""
+class Call(NamedTuple):
+    """Where one call goes, once its arguments have been checked.
+
+    Attributes:
+        model: The model's name.
+        version: Its version; None for the server's default.
+        deadline_s: Seconds the call may take.
+        request_id: The id of its request.
+    """
+
+    model: str
+    version: str | None
+    deadline_s: float
+    request_id: str
+
+
+class BaseClient:
+    """Settings and checks of a client."""
 
     def __init__(
         self,
         url: str,
         *,
-        api_key: str | None = None,
-        deadline_s: float = 30.0,
-        ca_file: str | os.PathLike[str] | None = None,
-        retries: int = 3,
-        metrics: bool | CollectorRegistry = False,
-        coalesce: Coalesce = "auto",
+        deadline_s: float,
+        retries: int,
+        metrics: bool | CollectorRegistry,
+        coalesce: str | None,
     ) -> None:
         if isinstance(retries, bool) or not isinstance(retries, int):
             raise TypeError(f"retries must be a whole number, not {retries!r}")
         if retries < 0:
             raise ValueError(f"retries must be at least 0, not {retries}")
+        if coalesce is not None:
+            warnings.warn(
+                "coalesce has no effect any more; send many pictures with predict_many(batch=...)",
+                DeprecationWarning,
+                stacklevel=3,
+            )
         self.url = url
         self.deadline_s = _checked_deadline_s(deadline_s)
         self.retries = retries
-        check_coalesce(coalesce)
-        keep_freed_memory()
         self._budget = RetryBudget()
         self._closed = False
         self._metrics = None if metrics is False else _open_metrics(metrics, url)
-        self._open(api_key, None if ca_file is None else os.fspath(ca_file))
-        self._sharing = None if coalesce == "off" else Sharing(coalesce, self._send, self._hands())
 
     @property
     def retries_made(self) -> int:
         """How many requests this client has sent again so far."""
         return self._budget.retries
 
-    @abstractmethod
-    def _open(self, api_key: str | None, ca_file: str | None) -> None:
-        """Make the transport for the url."""
+    def _call(
+        self, model: str, version: str | None, deadline_s: float | None = None, request_id: str | None = None
+    ) -> Call:
+        """Check the arguments that every call has; raise RuntimeError if the client is closed."""
+        self._check_open()
+        check_model(model, version)
+        deadline_s = self.deadline_s if deadline_s is None else _checked_deadline_s(deadline_s)
+        return Call(model, version, deadline_s, choose_request_id(request_id))
 
-    @abstractmethod
-    def _hands(self) -> Hands:
-        """Return what works on shared requests."""
-
-    @abstractmethod
-    async def _carry(
-        self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float
-    ) -> PredictReply:
-        """Send a request once; see `Transport.send`."""
-
-    @abstractmethod
-    async def _pause(self, seconds: float) -> None:
-        """Wait before a retry."""
-
-    async def _encode(self, pictures: list[Picture]) -> list[list[bytes] | Exception]:
-        """Turn each picture of a stream into files, or into what is wrong with it."""
-        encoded: list[list[bytes] | Exception] = []
-        for picture in pictures:
-            try:
-                encoded.append(encode_pictures([picture]).files)
-            except Exception as error:
-                encoded.append(error)
-        return encoded
-
-    @abstractmethod
-    def _crew(self, concurrency: int) -> AbstractAsyncContextManager[Crew[list[Prediction]]]:
-        """Open what works on several requests side by side."""
-
-    async def _send(
-        self,
-        request: PredictRequest,
-        model: str,
-        version: str | None,
-        deadline_s: float | None,
-        *,
-        retries: int | None = None,
-        shared: bool = False,
-    ) -> Answer:
-        """Send a request until it is answered or the failure is final; a worker's is, to a request that is shared."""
-        deadline_s = self._check(model, version, deadline_s)
-        attempts = Attempts(self.retries if retries is None else retries, deadline_s=deadline_s, budget=self._budget)
-        while True:
-            began = time.perf_counter()
-            try:
-                reply = await self._carry(request, model=model, version=version, deadline_s=attempts.left_s())
-                check_open(reply)  # Over HTTP the headers were heard, too.
-            except ConvscopeError as error:
-                if self._closed and isinstance(error, ConnectError):
-                    raise ConnectError(f"no connection to {self.url}: the client was closed") from error
-                final = self._closed or (shared and isinstance(error, ServerError))
-                wait_s = None if final else attempts.wait_s(error)
-                if wait_s is None:
-                    raise
-            else:
-                self._budget.put()
-                return Answer(reply, time.perf_counter() - began, request.request_id, len(request.pictures))
-            await self._pause(wait_s)
-            self._check(model, version, deadline_s)
-            self._budget.count()
-            if self._metrics is not None:
-                self._metrics.count_retry(model)
-
-    async def _ask(
-        self,
-        files: list[bytes],
-        asked: bytes,
-        model: str,
-        version: str | None,
-        deadline_s: float | None,
-        *,
-        request_id: str | None = None,
-        timing: bool = False,
-    ) -> list[Prediction]:
-        """Ask about the picture files of one question."""
-        sharing = self._sharing if request_id is None else None  # Who names a request looks for it in the logs.
-        request_id = choose_request_id(request_id)
-        with belonging_to(request_id):
-            check_files(files)
-            deadline_s = self._check(model, version, deadline_s)
-            if not files:
-                return []
-            if sharing is None:
-                asking = self._send(fill_request(asked, files, request_id), model, version, deadline_s)
-            else:
-                asking = sharing.ask(files, asked, model, version, deadline_s, request_id)
-            answer = await (asking if self._metrics is None else self._metrics.watch(asking, model))
-            reply, total_s, request_id, sent, own = answer
-            return read_predictions(reply, sent, request_id=request_id, total_s=total_s if timing else None, own=own)
-
-    async def _predict(
-        self,
-        pictures: Picture | Iterable[Picture],
-        model: str,
-        *,
-        version: str | None = None,
-        deadline_s: float | None = None,
-        request_id: str | None = None,
-        timing: bool = False,
-        **options: Any,
-    ) -> Prediction | list[Prediction]:
-        files, many = encode_pictures(pictures)
-        asked = build_options(timing=timing or self._metrics is not None, **options)
-        predictions = await self._ask(files, asked, model, version, deadline_s, request_id=request_id, timing=timing)
-        if many:
-            return predictions
-        [prediction] = predictions
-        if prediction.error is not None:
-            raise prediction.error
-        return prediction
-
-    def _predict_many(
-        self,
-        pictures: Iterable[Picture] | AsyncIterable[Picture],
-        model: str,
-        *,
-        concurrency: int,
-        batch: int,
-        progress: bool,
-        version: str | None = None,
-        deadline_s: float | None = None,
-        timing: bool = False,
-        **options: Any,
-    ) -> AsyncGenerator[Prediction, None]:
-        check_stream(pictures, concurrency=concurrency, batch=batch)
-        if "request_id" in options:
-            raise TypeError("predict_many gives each request an id of its own; request_id is for a single one")
-        self._check(model, version, deadline_s)
-        # Once for all; what is wrong with them is said before anything is read.
-        asked = build_options(timing=timing or self._metrics is not None, **options)
-
-        def failed(error: ConvscopeError) -> Prediction:
-            said, asked_of = error.request_id or "", version or ""
-            return Prediction(model=model, version=asked_of, engine="", device="", request_id=said, error=error)
-
-        async def ask(group: list[Picture]) -> list[Prediction | Exception]:
-            encoded = await self._encode(group)
-            files = [file for item in encoded if isinstance(item, list) for file in item]
-            try:
-                predictions = await self._ask(files, asked, model, version, deadline_s, timing=timing)
-            except ConvscopeError as error:  # Each picture holds it.
-                predictions = [failed(error) for _ in files]
-            results: list[Prediction | Exception] = []
-            for item in encoded:
-                if isinstance(item, list):
-                    results += predictions[: len(item)]
-                    del predictions[: len(item)]
-                elif isinstance(item, ValueError):
-                    rejected = BadImage(str(item))
-                    rejected.__cause__ = item
-                    results.append(failed(rejected))
-                else:
-                    results.append(item)
-            return results
-
-        return stream(
-            pictures, ask, crew=self._crew, concurrency=concurrency, batch=batch, bar=open_progress(pictures, progress)
-        )
-
-    async def _model_card(
-        self,
-        model: str,
-        version: str | None,
-        deadline_s: float | None,
-        request_id: str | None,
-        *,
-        retries: int | None = None,
-    ) -> ModelCard:
-        request_id = choose_request_id(request_id)
-        with belonging_to(request_id):
-            request = build_card_request(request_id)
-            answer = await self._send(request, model, version, deadline_s, retries=retries)
-            return read_card(answer.reply, request_id=request_id)
-
-    async def _filters(
-        self, model: str, layer: str, version: str | None, deadline_s: float | None, request_id: str | None
-    ) -> NDArray[np.float32]:
-        request_id = choose_request_id(request_id)
-        with belonging_to(request_id):
-            answer = await self._send(build_filters_request(layer, request_id), model, version, deadline_s)
-            return read_filters(answer.reply, request_id=request_id)
-
-    async def _ready(self, model: str, version: str | None, deadline_s: float | None, request_id: str | None) -> bool:
-        try:
-            await self._model_card(model, version, deadline_s, request_id, retries=0)
-        except (ConnectError, DeadlineExceeded, Overloaded, ServerError):
-            return False
-        return True
-
-    def _check(self, model: str, version: str | None, deadline_s: float | None) -> float:
-        """Return a question's deadline, once it can be asked."""
+    def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("this client is closed")
-        check_model(model, version)
-        return self.deadline_s if deadline_s is None else _checked_deadline_s(deadline_s)
+
+    def _options(self, *, timing: bool = False, **options: Any) -> PredictRequest:
+        """Build the options of a request; metrics need its timing, whether or not the caller does."""
+        request = build_options(timing=timing, **options)
+        if self._metrics is not None:
+            request.timing = True
+        return request
+
+    def _wait_s(self, error: ConvscopeError, attempts: Attempts) -> float:
+        """Return the seconds to wait before the next attempt; raise the error if there is to be none."""
+        if self._closed and isinstance(error, ConnectError):
+            raise ConnectError(f"no connection to {self.url}: the client was closed") from error
+        wait_s = None if self._closed else attempts.wait_s(error)
+        if wait_s is None:
+            raise error
+        return wait_s
+
+    def _count_retry(self, model: str) -> None:
+        """Count a request that is about to be sent again."""
+        self._check_open()
+        self._budget.count_retry()
+        if self._metrics is not None:
+            self._metrics.count_retry(model)
+
+    def _observe(self, model: str, started: float, outcome: Response | BaseException) -> None:
+        """Count a call that ended, if metrics are kept."""
+        if self._metrics is not None:
+            self._metrics.observe(model, time.perf_counter() - started, outcome)
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled or copied."""
         kind = type(self).__name__
         raise TypeError(
-            f"{kind} cannot be pickled or copied: it holds open connections and threads or tasks, and a pickle would "
-            f"hold the API key in clear text. Create one {kind} in each process"
+            f"{kind} cannot be pickled or copied: it holds open connections, and a pickle would hold the API key in "
+            f"clear text. Create one {kind} in each process"
         )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
 
 
+def one_of(results: list[Result]) -> Result:
+    """Return the result of a single picture.
+
+    Args:
+        results: A list of that one result.
+
+    Returns:
+        The result.
+
+    Raises:
+        ConvscopeError: The picture's own error.
+    """
+    [result] = results
+    if result.error is not None:
+        raise result.error
+    return result
+
+
+def failed_predictions(count: int, call: Call, error: ConvscopeError) -> list[Prediction]:
+    """Return a prediction that holds the error for each picture of a request that failed."""
+    return [
+        Prediction(
+            model=call.model,
+            version=call.version or "",
+            engine="",
+            device="",
+            request_id=error.request_id or "",
+            error=error,
+        )
+        for _ in range(count)
+    ]
+
+
+def encode_each(pictures: list[Picture]) -> list[list[bytes] | Exception]:
+    """Return the files of each picture of a stream, or the exception that encoding it raised."""
+    encoded: list[list[bytes] | Exception] = []
+    for picture in pictures:
+        try:
+            encoded.append(encode_pictures([picture]).files)
+        except Exception as error:
+            encoded.append(error)
+    return encoded
+
+
+def merge_predictions(
+    encoded: list[list[bytes] | Exception], predictions: list[Prediction], call: Call
+) -> list[Prediction | Exception]:
+    """Return the results of a batch of a stream in the order of its pictures.
+
+    Args:
+        encoded: From `encode_each`.
+        predictions: One for each file.
+        call: The batch's.
+
+    Returns:
+        Predictions. A picture that has no pixels to send holds `BadImage`; any other exception stands at its place, to
+        be raised there.
+    """
+    answered = iter(predictions)
+    results: list[Prediction | Exception] = []
+    for item in encoded:
+        if isinstance(item, list):
+            results += [next(answered) for _ in item]
+        elif isinstance(item, ValueError):
+            rejected = BadImage(str(item))
+            rejected.__cause__ = item
+            results += failed_predictions(1, call, rejected)
+        else:
+            results.append(item)
+    return results
+
+
 def _open_metrics(metrics: bool | CollectorRegistry, url: str) -> Metrics:
-    """Open what counts a client's requests."""
     try:
         from convscope._metrics import Metrics
     except ImportError as error:
@@ -313,9 +213,8 @@ def _open_metrics(metrics: bool | CollectorRegistry, url: str) -> Metrics:
 
 
 def _checked_deadline_s(deadline_s: float) -> float:
-    """Return a deadline, once it is one."""
     if isinstance(deadline_s, bool) or not isinstance(deadline_s, Real):
         raise TypeError(f"deadline_s must be a number of seconds, not {deadline_s!r}")
-    if not 0 < deadline_s <= LONGEST_DEADLINE_S:
-        raise ValueError(f"deadline_s must be above 0 and at most {LONGEST_DEADLINE_S} seconds, not {deadline_s!r}")
+    if not 0 < deadline_s <= MAX_DEADLINE_S:
+        raise ValueError(f"deadline_s must be above 0 and at most {MAX_DEADLINE_S} seconds, not {deadline_s!r}")
     return float(deadline_s)

@@ -1,17 +1,15 @@
-"""The command line: `convscope predict|explain|strongest|card|ready|probe|filters|report|ui`.
+"""The command line.
 
     convscope predict cat.png dog.jpg --model cifar --layers conv1,conv2 --save maps
     convscope explain cat.png --model cifar --method occlusion --save why
-    convscope strongest samples/*.png --model cifar --layer conv2 --channel 3 --save patches
-    convscope probe shift pictures/ --model cifar --save probes
-    convscope filters cifar --save filters
     convscope card cifar --url grpc://localhost:7070
     convscope ready cifar
-    convscope report cat.png --model cifar --out report.html
-    convscope ui --model cifar,digits
 
-Exit status: 0 if all went well, 1 if anything failed, 2 if the command was not understood. The API key is read from
-the environment variable CONVSCOPE_API_KEY, never from the command line, where other users of the machine could see it.
+Other packages add sub-commands, see `convscope.commands`; convscope-lens adds `report`, `ui`, `probe`, `filters` and
+`strongest`.
+
+Exit status: 0 for success, 1 if anything failed, 2 if the arguments are wrong. The API key is read from the environment
+variable CONVSCOPE_API_KEY, never from the command line, which other users of the machine can see.
 """
 
 from __future__ import annotations
@@ -20,19 +18,21 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from convscope import __version__, _cli_filters, _cli_probe
-from convscope._cli_common import METHODS, as_json, channels, model, name, names, request_id
+from convscope import __version__
 from convscope._exceptions import ConvscopeError
-from convscope._page.commands import add_report, add_ui
-from convscope._table import printable
+from convscope.commands import METHODS, SubParsers, add_request_id, format_json, model, names, printable
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from convscope._client import Client
 
 API_KEY_VARIABLE = "CONVSCOPE_API_KEY"
+OWN_COMMANDS = ("predict", "explain", "card", "ready")
+LENS_COMMANDS = ("report", "ui", "probe", "filters", "strongest")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,20 +46,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         try:
-            return _run(arguments)
+            return _run(sys.argv[1:] if arguments is None else arguments)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # Who was reading has gone, as `head` does: the rest goes nowhere, without a word.
+    except BrokenPipeError:  # The reader has gone, as `head` does: the rest of the output is dropped silently.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
-def _run(arguments: Sequence[str] | None) -> int:
-    """Do what the arguments ask for."""
-    parser = build_parser()
+def _run(arguments: Sequence[str]) -> int:
+    command = arguments[0] if arguments else ""
+    added = [] if command in OWN_COMMANDS else _added_commands()
+    if command in LENS_COMMANDS and command not in [point.name for point in added]:
+        print(
+            f"convscope: {command} is a command of the package convscope-lens, which is not installed:"
+            " run `pip install ./lens` in convscope's repository",
+            file=sys.stderr,
+        )
+        return 2
+    parser = build_parser(added)
     options = parser.parse_args(arguments)
     try:
-        from convscope._client import Client  # Here, so that --help need not wait for numpy.
+        from convscope._client import Client  # Imported late: --help must not wait for numpy.
 
         try:
             client = Client(
@@ -84,8 +92,20 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 130
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
+def _added_commands() -> list[EntryPoint]:
+    """Find the sub-commands of other packages."""
+    from importlib.metadata import entry_points  # Imported late: predict and the like must not wait for it.
+
+    points = entry_points(group="convscope.commands")
+    return sorted((point for point in points if point.name not in OWN_COMMANDS), key=lambda point: point.name)
+
+
+def build_parser(added: Iterable[EntryPoint]) -> argparse.ArgumentParser:
+    """Make the parser of the command line.
+
+    Args:
+        added: The sub-commands of other packages. One that cannot be loaded is left out, with a line on standard error.
+    """
     parser = argparse.ArgumentParser(
         prog="convscope",
         description="Class scores and feature maps of a served CNN.",
@@ -93,121 +113,118 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"convscope {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    predict = commands.add_parser("predict", help="what a model sees in pictures")
-    predict.add_argument("pictures", nargs="+", metavar="PICTURE", help="a PNG, JPEG, WebP or .npy file")
-    predict.add_argument("--model", required=True, type=model)
-    predict.add_argument("--layers", default=[], type=names, metavar="A,B|all", help="layers whose maps to return")
-    predict.add_argument("--top-k", default=5, type=int, metavar="K", help="classes to show, 0 for all (default 5)")
-    predict.add_argument(
-        "--map-dtype", default="float32", choices=("float32", "float16", "uint8"), help="what maps travel as"
-    )
-    predict.add_argument("--pool", type=int, metavar="P", help="average maps down to P x P cells")
-    predict.add_argument(
-        "--channels", type=channels, metavar="N|A,B", help="the N strongest channels, or these (for one alone: 'A,')"
-    )
-    predict.add_argument("--timing", action="store_true", help="show where the time went")
-    predict.add_argument("--save", metavar="DIR", help="write scores and maps of each picture to DIR/<its name>")
-    predict.set_defaults(run=_predict)
-
-    explain = commands.add_parser("explain", help="which part of a picture a class's score rests on")
-    explain.add_argument("pictures", nargs="+", metavar="PICTURE", help="a PNG, JPEG, WebP or .npy file")
-    explain.add_argument("--model", required=True, type=model)
-    explain.add_argument("--method", default="grad_cam", choices=METHODS, help="how to find out (default %(default)s)")
-    explain.add_argument("--layer", help="grad_cam, cam: whose map to look at (default: the last of several cells)")
-    explain.add_argument("--target", type=int, metavar="K", help="index of the class (default: the most probable)")
-    explain.add_argument("--window", type=int, metavar="P", help="occlusion: pixels of the square, each way")
-    explain.add_argument("--step", type=int, metavar="P", help="occlusion: pixels from one square to the next")
-    explain.add_argument("--steps", type=int, metavar="N", help="integrated_gradients: points (default 32)")
-    explain.add_argument("--save", metavar="DIR", help="write heat and overlay of each picture to DIR/<its name>")
-    explain.set_defaults(run=_explain)
-
-    strongest = commands.add_parser("strongest", help="what a channel answers to most, in pictures")
-    strongest.add_argument("pictures", nargs="+", metavar="PICTURE", help="a PNG, JPEG, WebP or .npy file")
-    strongest.add_argument("--model", required=True, type=model)
-    strongest.add_argument("--layer", required=True, type=name)
-    strongest.add_argument("--channel", required=True, type=int, metavar="C")
-    strongest.add_argument("-n", default=9, type=int, help="how many cells (default %(default)s)")
-    strongest.add_argument("--per-picture", default=1, type=int, metavar="N", help="at most so many of one picture (1)")
-    strongest.add_argument("--save", metavar="DIR", help="write each patch as a PNG to a new directory")
-    strongest.set_defaults(run=_strongest)
-
-    card = commands.add_parser("card", help="what a model is, takes and publishes")
-    card.add_argument("model", type=model)
-    card.set_defaults(run=_card)
-
-    ready = commands.add_parser("ready", help="whether a model answers now")
-    ready.add_argument("model", type=model)
-    ready.set_defaults(run=_ready)
-
-    probe, filters = _cli_probe.add(commands), _cli_filters.add(commands)
-    report, ui = add_report(commands), add_ui(commands)
-
-    for command in (predict, explain, strongest, card, ready, probe, filters, report, ui):
-        command.add_argument("--version", type=model, help="version of the model (default: the server's default)")
-        command.add_argument(
-            "--url", default="http://localhost:8080", help="http(s):// or grpc(s)://host:port (default %(default)s)"
-        )
-        command.add_argument("--ca-file", metavar="FILE", help="PEM file of the certificates to trust")
-        command.add_argument("--deadline-s", default=30.0, type=float, metavar="S", help="seconds it may take (30)")
-        command.add_argument("--retries", default=3, type=int, metavar="N", help="how often it is asked again (3)")
-        if command not in (strongest, probe, ui):  # Whose requests are many.
-            command.add_argument(
-                "--request-id", type=request_id, metavar="ID", help="what the service's log calls it (default: made)"
-            )
-        command.add_argument("--json", action="store_true", help="answer in JSON, for programs")
+    parsers = [_add_predict(commands), _add_explain(commands), _add_card(commands), _add_ready(commands)]
+    for command in parsers:
+        add_request_id(command)
+    for point in added:
+        try:
+            parsers.append(point.load()(commands))
+        except Exception as error:  # A broken package must not break the commands of the others.
+            print(f"convscope: the command {point.name} cannot be loaded: {_one_line(str(error))}", file=sys.stderr)
+    for command in parsers:
+        _add_common_options(command)
     return parser
 
 
-def _predict(client: Client, options: argparse.Namespace) -> int:
-    """Ask about pictures; show, and save if asked."""
-    from convscope._cli_pictures import ask_about
-    from convscope._report import predictions_json, predictions_text
+def _add_common_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--version", type=model, help="version of the model (default: the server's default)")
+    parser.add_argument(
+        "--url", default="http://localhost:8080", help="http(s):// or grpc(s)://host:port (default %(default)s)"
+    )
+    parser.add_argument("--ca-file", metavar="FILE", help="PEM file of the certificates to trust")
+    parser.add_argument("--deadline-s", default=30.0, type=float, metavar="S", help="seconds a request may take (30)")
+    parser.add_argument("--retries", default=3, type=int, metavar="N", help="how often a request is sent again (3)")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
-    asked = _chosen(options, "model version layers top_k map_dtype pool channels timing request_id")
-    rows = ask_about(options.pictures, lambda files: client.predict(files, **asked), save=options.save)
-    print(as_json(predictions_json(rows)) if options.json else predictions_text(rows))
-    return 1 if any(row.error is not None for row in rows) else 0
+
+def _add_predict(commands: SubParsers) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser("predict", help="class scores and feature maps of pictures")
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="a PNG, JPEG, WebP or .npy file")
+    parser.add_argument("--model", required=True, type=model)
+    parser.add_argument("--layers", default=[], type=names, metavar="A,B|all", help="layers whose maps to return")
+    parser.add_argument("--top-k", default=5, type=int, metavar="K", help="classes to show, 0 for all (default 5)")
+    parser.add_argument(
+        "--map-dtype",
+        default="float32",
+        choices=("float32", "float16", "uint8"),
+        help="how maps are sent (default %(default)s)",
+    )
+    parser.add_argument("--pool", type=int, metavar="P", help="average maps down to P x P cells")
+    parser.add_argument(
+        "--channels", type=channels, metavar="N|A,B", help="the N strongest channels, or these (for one alone: 'A,')"
+    )
+    parser.add_argument("--timing", action="store_true", help="show where the time went")
+    parser.add_argument("--save", metavar="DIR", help="write scores and maps of each picture to DIR/<its name>")
+    parser.set_defaults(run=_predict)
+    return parser
+
+
+def _add_explain(commands: SubParsers) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser("explain", help="which part of a picture decides a score")
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="a PNG, JPEG, WebP or .npy file")
+    parser.add_argument("--model", required=True, type=model)
+    parser.add_argument("--method", default="grad_cam", choices=METHODS, help="how to explain (default %(default)s)")
+    parser.add_argument("--layer", help="grad_cam, cam: whose map is used (default: the last layer of several cells)")
+    parser.add_argument("--target", type=int, metavar="K", help="index of the class (default: the most probable)")
+    parser.add_argument("--window", type=int, metavar="P", help="occlusion: side of the covered square in pixels")
+    parser.add_argument("--step", type=int, metavar="P", help="occlusion: pixels from one square to the next")
+    parser.add_argument("--steps", type=int, metavar="N", help="integrated_gradients: points (default 32)")
+    parser.add_argument("--save", metavar="DIR", help="write heat and overlay of each picture to DIR/<its name>")
+    parser.set_defaults(run=_explain)
+    return parser
+
+
+def _add_card(commands: SubParsers) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser("card", help="what a model is, takes and publishes")
+    parser.add_argument("model", type=model)
+    parser.set_defaults(run=_card)
+    return parser
+
+
+def _add_ready(commands: SubParsers) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser("ready", help="whether a model answers now")
+    parser.add_argument("model", type=model)
+    parser.set_defaults(run=_ready)
+    return parser
+
+
+def channels(text: str) -> int | list[int]:
+    """Read `4`, the four strongest channels, or `0,3,5`, those."""
+    return [int(number) for number in names(text)] if "," in text else int(text)
+
+
+def _predict(client: Client, options: argparse.Namespace) -> int:
+    from convscope._cli_pictures import predictions_json, predictions_text, process_pictures
+
+    chosen = _chosen(options, "model version layers top_k map_dtype pool channels timing request_id")
+    results = process_pictures(options.pictures, lambda files: client.predict(files, **chosen), save=options.save)
+    print(format_json(predictions_json(results)) if options.json else predictions_text(results))
+    return 1 if any(result.error is not None for result in results) else 0
 
 
 def _explain(client: Client, options: argparse.Namespace) -> int:
-    """Ask what scores rest on; show, and save if asked."""
-    from convscope._cli_pictures import ask_about
-    from convscope._explain_report import explanations_json, explanations_text
+    from convscope._cli_pictures import explanations_json, explanations_text, process_pictures
 
-    asked = _chosen(options, "model version method layer target window step steps request_id")
-    rows = ask_about(options.pictures, lambda files: client.explain(files, **asked), save=options.save)
-    print(as_json(explanations_json(rows)) if options.json else explanations_text(rows))
-    return 1 if any(row.error is not None for row in rows) else 0
-
-
-def _strongest(client: Client, options: argparse.Namespace) -> int:
-    """Look for what a channel answers to; show, and save if asked."""
-    from convscope._explain_report import find_strongest, patches_json, patches_text, save_patches
-
-    asked = _chosen(options, "model version layer channel n per_picture")
-    found = find_strongest(client, options.pictures, save=options.save, **asked)
-    saved = [] if options.save is None else save_patches(found, options.save)
-    print(as_json(patches_json(found, saved)) if options.json else patches_text(found, saved))
-    return 1 if found.failed else 0
+    chosen = _chosen(options, "model version method layer target window step steps request_id")
+    results = process_pictures(options.pictures, lambda files: client.explain(files, **chosen), save=options.save)
+    print(format_json(explanations_json(results)) if options.json else explanations_text(results))
+    return 1 if any(result.error is not None for result in results) else 0
 
 
 def _chosen(options: argparse.Namespace, which: str) -> dict[str, Any]:
-    """Return the options that go with a question, by name."""
+    """Return the options that are arguments of the client's method."""
     return {name: getattr(options, name) for name in which.split()}
 
 
 def _card(client: Client, options: argparse.Namespace) -> int:
-    """Show a model's card."""
-    from convscope._card_report import card_text
+    from convscope._cli_card import card_text
 
     card = client.model_card(options.model, options.version, request_id=options.request_id)
-    print(as_json(dataclasses.asdict(card)) if options.json else card_text(card))
+    print(format_json(dataclasses.asdict(card)) if options.json else card_text(card))
     return 0
 
 
 def _ready(client: Client, options: argparse.Namespace) -> int:
-    """Say whether a model answers, and if not, why."""
     reason = None
     try:
         client.model_card(options.model, options.version, request_id=options.request_id)
@@ -217,7 +234,7 @@ def _ready(client: Client, options: argparse.Namespace) -> int:
         answer: dict[str, object] = {"model": options.model, "ready": reason is None, "error": None}
         if reason is not None:
             answer["error"] = {"code": reason.code, "message": reason.message, "request_id": reason.request_id}
-        print(as_json(answer))
+        print(format_json(answer))
     elif reason is None:
         print(f"{options.model} is ready")
     else:

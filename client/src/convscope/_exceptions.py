@@ -1,6 +1,6 @@
 """Every exception the client raises, and which error code becomes which.
 
-The same on REST and gRPC; what httpcore or grpc raised is kept as `__cause__`.
+The same on REST and gRPC; what httpx or grpc raised is kept as `__cause__`.
 
     ConvscopeError                    .code, .message, .request_id
     ├── TransportError                no answer of the service came back
@@ -22,6 +22,9 @@ The same on REST and gRPC; what httpcore or grpc raised is kept as `__cause__`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 __all__ = [
     "AuthenticationFailed",
@@ -188,23 +191,18 @@ class ServerError(ConvscopeError):
 _REJECTIONS: dict[str, type[RequestRejected]] = {kind.code: kind for kind in RequestRejected.__subclasses__()}
 
 
-class belonging_to:  # noqa: N801 (used as a function is)
-    """Give a request's id to the exceptions raised within, unless they have one.
+@contextmanager
+def request_context(request_id: str) -> Iterator[None]:
+    """Give a request's id to each ConvscopeError raised in the context, unless it has one.
 
     Args:
         request_id: The id.
     """
-
-    def __init__(self, request_id: str) -> None:
-        self._request_id = request_id
-
-    def __enter__(self) -> None:
-        """Begin."""
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Mark what was raised."""
-        if isinstance(error, ConvscopeError):
-            error.request_id = error.request_id or self._request_id
+    try:
+        yield
+    except ConvscopeError as error:
+        error.request_id = error.request_id or request_id
+        raise
 
 
 def error_from_code(code: str, message: str, request_id: str | None = None) -> ConvscopeError:

@@ -1,6 +1,6 @@
 """Which part of a picture a class's score rests on.
 
-Drawing and saving are done by `_heat`, `_figure` and `_export`, imported when asked for.
+Figures are drawn by `figures` and files written by `_export`, both imported when they are used.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convscope._heat import paint_heat
-from convscope._patches import Patch, cut_patch
+from convscope.pixels import paint_heat
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from convscope._card import Layer
     from convscope._exceptions import ConvscopeError
     from convscope._prediction import ClassScore, Prediction
 
@@ -133,7 +131,7 @@ class Explanation:
         """
         picture, heat, overlay = self.picture, self.heat.sum(axis=0), self.overlay()
         try:
-            from convscope._figure import draw_explanation
+            from convscope.figures import draw_explanation
         except ImportError as error:
             raise ImportError(
                 "figure() draws with matplotlib, which cannot be imported: pip install 'convscope[figure]'"
@@ -159,22 +157,6 @@ class Explanation:
         from convscope._export import save_explanation
 
         return save_explanation(self, directory)
-
-    def patch(self, layer: Layer, cell: tuple[int, int]) -> Patch:
-        """Cut out of the picture what one cell of a layer's map answers to.
-
-        Args:
-            layer: Of the model's card.
-            cell: (row, column) in the layer's map.
-
-        Returns:
-            The patch.
-
-        Raises:
-            ConvscopeError: The picture's own error.
-            ValueError: No picture, no such cell, or the card does not say what the layer's cells answer to.
-        """
-        return cut_patch(self.picture, layer, cell)
 
     def _size(self) -> tuple[int, int]:
         """Return (H, W) that the heat belongs to."""

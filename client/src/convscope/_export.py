@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convscope import __version__
-from convscope._tiles import encode_png, tile_grid
+from convscope.pixels import encode_png, tile_grid
 
 if TYPE_CHECKING:
     import os

@@ -1,13 +1,15 @@
-"""The gRPC seam: a request as `input["request"]` of TorchServe's `Predictions`.
+"""gRPC on grpcio: a request as `input["request"]` of TorchServe's `Predictions`.
 
-The only module that knows grpc. One channel, shared between threads.
+The only module that knows grpc, whose exceptions `map_grpc_exceptions` turns into ours. A client has one channel.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +29,12 @@ from convscope._exceptions import (
     ReplyTooLarge,
     ServerError,
 )
-from convscope._forking import renew_after_fork
-from convscope._http_answers import refusal
 from convscope._transport import (
     API_KEY_HEADER,
     MAX_MESSAGE_BYTES,
     REQUEST_ID_HEADER,
     USER_AGENT,
+    http_error,
     parse_reply,
     torchserve_error,
 )
@@ -43,12 +44,12 @@ if TYPE_CHECKING:
     from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
 
 _METHOD = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
-_HTTP_STATUS = re.compile(r"http2 header with status: (\d{3})$")  # gRPC's words for an answer that is not gRPC's.
+_HTTP_STATUS = re.compile(r"http2 header with status: (\d{3})$")  # gRPC's message for a response that is not gRPC's.
 
-# Which of ours stands for which status, where its words (below) do not say more; of any other ServerError.
+# What each status becomes, unless its message says more (`_kind_by_words`); any other becomes a ServerError.
 TRANSLATIONS: dict[grpc.StatusCode, type[ConvscopeError]] = {
     grpc.StatusCode.OK: ProtocolError,
-    grpc.StatusCode.CANCELLED: ImageTooLarge,  # We never cancel; TorchServe does so to a request over its limit.
+    grpc.StatusCode.CANCELLED: ImageTooLarge,  # TorchServe cancels a request over its limit.
     grpc.StatusCode.INVALID_ARGUMENT: BadRequest,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.NOT_FOUND: ModelNotFound,
@@ -69,11 +70,11 @@ _MESSAGES: dict[type[ConvscopeError], str] = {
 
 
 class _Grpc:
-    """What both transports over gRPC are.
+    """What both transports share.
 
     Args:
         target: `host:port`.
-        secure: Whether to speak TLS.
+        secure: Whether to use TLS.
         api_key: Sent as `x-api-key` metadata, if given.
         ca_file: PEM file of the certificates to trust; None for gRPC's usual ones.
         use_proxies: Whether to use the proxies of the environment.
@@ -94,11 +95,11 @@ class _Grpc:
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.primary_user_agent", USER_AGENT),
-            # A connection of its own: gRPC would share one among all clients of an address.
+            # Without this, gRPC shares one connection among all clients of an address.
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.enable_http_proxy", int(use_proxies)),
-            # After a refused connection gRPC answers from memory for a while; a caller that waits for a server to
-            # come up must not wait the two minutes it may grow to.
+            # After a refused connection, gRPC fails calls for a while without trying: up to two minutes unless told
+            # otherwise, which is too long for a caller that waits for a server to start.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 2000),
         ]
@@ -108,12 +109,12 @@ class _Grpc:
             self._credentials = grpc.ssl_channel_credentials(roots)
 
     def _metadata(self, request: PredictRequest) -> tuple[tuple[str, str], ...]:
-        """Return what goes out beside a request."""
+        """Return the metadata of a request."""
         return (*self._key, (REQUEST_ID_HEADER, request.request_id))
 
     def _connect(self, kind: Any) -> tuple[Any, Any]:
         """Make a channel, of `grpc` or of `grpc.aio`, and its method."""
-        target = f"dns:///{self._target}"  # gRPC would take a host named `unix` or `dns` for a scheme.
+        target = f"dns:///{self._target}"  # Without a scheme, gRPC takes a host named `unix` or `dns` for one.
         if self._credentials is None:
             channel = kind.insecure_channel(target, options=self._options)
         else:
@@ -132,22 +133,13 @@ class GrpcTransport(_Grpc):
     def __init__(self, target: str, **settings: Any) -> None:
         super().__init__(target, **settings)
         self._channel, self._predictions = self._connect(grpc)
-        self._inherited: list[Any] = []  # Closing what a fork left behind may wait for threads that are gone.
-        renew_after_fork(self)
-
-    def renew(self) -> None:
-        """Begin with a channel of its own."""
-        self._inherited.append(self._channel)
-        self._channel, self._predictions = self._connect(grpc)
 
     def send(self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float) -> PredictReply:
         """Send a request and return the reply; see `Transport.send`."""
-        try:
+        with map_grpc_exceptions(self._target):
             response = self._predictions(
                 _wrap(request, model, version), timeout=deadline_s, metadata=self._metadata(request)
             )
-        except grpc.RpcError as error:
-            raise translate(error, self._target) from error
         return parse_reply(response.prediction)
 
     def close(self) -> None:
@@ -162,36 +154,56 @@ class AsyncGrpcTransport(_Grpc):
         super().__init__(target, **settings)
         self._channel: Any = None  # Made in the event loop, which it needs.
 
-    async def send(
+    async def asend(
         self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float
     ) -> PredictReply:
         """Send a request and return the reply; see `Transport.send`."""
         if self._channel is None:
             self._channel, self._predictions = self._connect(grpc.aio)
         try:
-            response = await self._predictions(
-                _wrap(request, model, version), timeout=deadline_s, metadata=self._metadata(request)
-            )
-        except grpc.RpcError as error:
-            raise translate(error, self._target) from error
-        except (asyncio.CancelledError, grpc.aio.UsageError) as error:
+            with map_grpc_exceptions(self._target):
+                response = await self._predictions(
+                    _wrap(request, model, version), timeout=deadline_s, metadata=self._metadata(request)
+                )
+        except asyncio.CancelledError as error:
             task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            if task is not None and task.cancelling():
                 raise
-            raise ConnectError(f"no connection to {self._target}: channel closed") from error  # By another task.
+            raise _closed(self._target) from error  # Closing a channel cancels its calls.
         return parse_reply(response.prediction)
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Close the channel."""
         if self._channel is not None:
             await self._channel.close()
 
 
 def _wrap(request: PredictRequest, model: str, version: str | None) -> PredictionsRequest:
-    """Put a request into TorchServe's."""
+    """Wrap a request in TorchServe's."""
     return PredictionsRequest(
         model_name=model, model_version=version or "", input={"request": request.SerializeToString()}
     )
+
+
+@contextlib.contextmanager
+def map_grpc_exceptions(target: str) -> Iterator[None]:
+    """Raise our exception in place of one of grpc's, which becomes its cause.
+
+    Args:
+        target: The service's `host:port`, for the message.
+    """
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise translate(error, target) from error
+    except (grpc.aio.UsageError, ValueError) as error:
+        if "closed" not in str(error):
+            raise
+        raise _closed(target) from error
+
+
+def _closed(target: str) -> ConnectError:
+    return ConnectError(f"no connection to {target}: channel closed")
 
 
 def translate(error: grpc.RpcError, target: str) -> ConvscopeError:
@@ -199,7 +211,7 @@ def translate(error: grpc.RpcError, target: str) -> ConvscopeError:
 
     Args:
         error: What grpc raised.
-        target: Whom it was talking to, `host:port`.
+        target: The service's `host:port`, for the message.
 
     Returns:
         The exception, not raised.
@@ -211,10 +223,10 @@ def translate(error: grpc.RpcError, target: str) -> ConvscopeError:
         return known
     retry_after_s = _retry_after_s(error)
     if (found := _HTTP_STATUS.search(details)) is not None:
-        return refusal(int(found[1]), b"", retry_after_s)
+        return http_error(int(found[1]), b"", retry_after_s)
     kind = _kind_by_words(status, details) or TRANSLATIONS.get(status, ServerError)
     if kind is ConnectError and retry_after_s is not None:
-        kind = Overloaded  # It answered.
+        kind = Overloaded  # It was a server that answered.
     if kind is ConnectError:
         return ConnectError(f"no connection to {target}: {details.rpartition('last error: ')[2] or status.name}")
     said = f"{status.name}: {details.splitlines()[0]}" if details else status.name
@@ -225,9 +237,9 @@ def translate(error: grpc.RpcError, target: str) -> ConvscopeError:
 
 
 def _kind_by_words(status: grpc.StatusCode, details: str) -> type[ConvscopeError] | None:
-    """Tell apart what one status stands for, by the words that came with it."""
+    """Tell errors of one status apart by their messages."""
     if status is grpc.StatusCode.CANCELLED and "hannel closed" in details:
-        return ConnectError  # Another thread closed this client.
+        return ConnectError  # Another thread closed the client.
     if status is grpc.StatusCode.INTERNAL and "deserializing" in details:
         return ProtocolError
     if status is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
@@ -235,18 +247,18 @@ def _kind_by_words(status: grpc.StatusCode, details: str) -> type[ConvscopeError
     if status is grpc.StatusCode.RESOURCE_EXHAUSTED and "exceeds maximum size" in details:
         return ImageTooLarge
     if status is grpc.StatusCode.UNAVAILABLE and "org.pytorch.serve" in details:
-        return ServerError  # TorchServe itself answered: its worker failed.
+        return ServerError  # From TorchServe itself: its worker failed.
     if status is grpc.StatusCode.UNAVAILABLE and "Failed parsing HTTP/2" in details:
         return ProtocolError  # A REST port.
     if status is grpc.StatusCode.UNAVAILABLE and "upstream request timeout" in details:
         return DeadlineExceeded  # The gateway's deadline.
     if status is grpc.StatusCode.UNAVAILABLE and "upstream" in details:
-        return Overloaded  # The gateway answered: no server behind it takes requests now.
+        return Overloaded  # From the gateway: no server behind it takes requests now.
     return None
 
 
 def _retry_after_s(error: grpc.RpcError) -> float | None:
-    """Return the seconds a server asked to wait, if its trailing metadata say so; infinite if it said not to retry."""
+    """Return the seconds that the trailing metadata ask to wait, if any; infinite if they say not to retry."""
     metadata = dict(error.trailing_metadata() or ())
     if "grpc-retry-pushback-ms" in metadata:
         pushback = str(metadata["grpc-retry-pushback-ms"])

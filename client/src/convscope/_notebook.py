@@ -6,7 +6,7 @@ import base64
 from html import escape
 from typing import TYPE_CHECKING
 
-from convscope._tiles import encode_png, tile_grid
+from convscope.pixels import encode_png, tile_grid
 
 if TYPE_CHECKING:
     from convscope._prediction import Prediction

@@ -1,6 +1,6 @@
 """What the service saw in one picture: scores, maps, or why there are none.
 
-Drawing, showing and saving are done by `_figure`, `_notebook` and `_export`, imported when asked for.
+Drawing, showing and saving are done by `figures`, `_notebook` and `_export`, imported when asked for.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Prediction:
         if layer not in maps:
             raise KeyError(f"no map of layer {layer!r} here; there are: {', '.join(maps) or 'none'}")
         try:
-            from convscope._figure import draw_map
+            from convscope.figures import draw_map
         except ImportError as error:
             raise ImportError(
                 "figure() draws with matplotlib, which cannot be imported: pip install 'convscope[figure]'"

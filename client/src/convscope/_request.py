@@ -1,13 +1,11 @@
-"""Building a PredictRequest out of a caller's options: a pure function, for every kind of client."""
+"""Builds a PredictRequest from a caller's options: pure functions, shared by both clients."""
 
 from __future__ import annotations
 
-import os
-import random
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import Any, Literal, TypeAlias, TypedDict
+from uuid import uuid4
 
 from convscope._exceptions import ImageTooLarge
 from convscope._transport import MAX_MESSAGE_BYTES
@@ -21,14 +19,10 @@ _MAP_DTYPES: dict[str, Dtype] = {"float32": FLOAT32, "float16": FLOAT16, "uint8"
 _UINT32_MAX = 2**32 - 1
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")  # What TorchServe's archiver and this service's launcher take.
-# Ids have to differ, not to be secret. uuid4 asks the operating system, at which a thread lets go of the interpreter.
-_IDS = random.Random()  # noqa: S311
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_IDS.seed)
 
 
-class Options(TypedDict, total=False):
-    """What a question asks for, as in `predict`; of a stream, each of its questions."""
+class PredictOptions(TypedDict, total=False):
+    """Options of `predict`."""
 
     version: str | None
     layers: str | Iterable[str]
@@ -38,16 +32,11 @@ class Options(TypedDict, total=False):
     channels: Channels | None
     deadline_s: float | None
     timing: bool
-
-
-class OwnOptions(Options, total=False):
-    """And what only a single question can have."""
-
     request_id: str | None
 
 
 class ExplainOptions(TypedDict, total=False):
-    """What a question for an explanation asks for, as in `explain`."""
+    """Options of `explain`."""
 
     version: str | None
     method: Method
@@ -86,40 +75,9 @@ def check_model(model: str, version: str | None) -> None:
             )
 
 
-def check_files(files: Sequence[bytes]) -> None:
-    """Refuse more than this client sends at once.
-
-    Args:
-        files: Picture files of one question.
-
-    Raises:
-        ImageTooLarge: Together they are over its limit.
-    """
-    if sum(map(len, files)) > MAX_MESSAGE_BYTES - 65536:  # What is left is for the options and the framing.
-        raise ImageTooLarge(f"the pictures together are over this client's limit of {MAX_MESSAGE_BYTES} bytes")
-
-
 def build_request(files: Sequence[bytes], *, request_id: str = "", **options: Any) -> PredictRequest:
-    """Build the request for some pictures; see `check_files` and, for what may be asked, `build_options`."""
-    check_files(files)
-    return fill_request(build_options(**options), files, request_id)
-
-
-def fill_request(asked: bytes, files: Sequence[bytes], request_id: str) -> PredictRequest:
-    """Build the request for some pictures.
-
-    Args:
-        asked: What to ask about them, as `build_options` returns it.
-        files: Picture files.
-        request_id: The request's id.
-
-    Returns:
-        The request.
-    """
-    request = PredictRequest.FromString(asked)
-    request.pictures.extend(files)
-    request.request_id = request_id
-    return request
+    """Build the request for some pictures; see `build_options` and `add_pictures`."""
+    return add_pictures(build_options(**options), files, request_id)
 
 
 def build_options(
@@ -130,35 +88,24 @@ def build_options(
     pool: int | None = None,
     channels: Channels | None = None,
     timing: bool = False,
-) -> bytes:
-    """Build what is asked about pictures; what was asked of late is remembered.
+) -> PredictRequest:
+    """Build a request without pictures.
 
     Args:
         layers: Public layer names, a single one, or `"all"`; none for scores only.
         top_k: Classes to return; 0 for all.
-        map_dtype: What the maps travel as.
-        pool: Average each map down to pool x pool cells; 1 for one number a channel.
+        map_dtype: The dtype in which maps travel.
+        pool: Average each map down to pool x pool cells; 1 for one number per channel.
         channels: An int n for the n strongest channels, a sequence for those channels.
-        timing: Whether the reply is to say where its time went.
+        timing: Whether the reply should say where its time went.
 
     Returns:
-        A `PredictRequest` without pictures, serialized: equal where the same is asked.
+        The request.
 
     Raises:
-        TypeError: An option is of another type.
+        TypeError: An option has the wrong type.
         ValueError: An option is out of range.
     """
-    named: Any = tuple(layers) if isinstance(layers, list) else layers
-    # Of other things one may be equal to another and not mean the same, or mean another thing the next time.
-    if type(named) in (str, tuple) and type(channels) in (int, type(None)):
-        try:
-            return _remembered(named, top_k, map_dtype, pool, channels, timing)
-        except TypeError:
-            pass  # What cannot be remembered is built, or refused.
-    return _build(layers, top_k, map_dtype, pool, channels, timing)
-
-
-def _build(layers: Any, top_k: Any, map_dtype: Any, pool: Any, channels: Any, timing: Any) -> bytes:
     if not isinstance(map_dtype, str) or map_dtype not in _MAP_DTYPES:
         raise ValueError(f"map_dtype must be one of {', '.join(_MAP_DTYPES)}, not {map_dtype!r}")
     if not isinstance(timing, bool):
@@ -173,10 +120,30 @@ def _build(layers: Any, top_k: Any, map_dtype: Any, pool: Any, channels: Any, ti
         pool=None if pool is None else _number("pool", pool, least=1),
         channels=None if channels is None else _selection(channels),
         timing=timing,
-    ).SerializeToString(deterministic=True)
+    )
 
 
-_remembered = lru_cache(maxsize=256, typed=True)(_build)
+def add_pictures(options: PredictRequest, files: Sequence[bytes], request_id: str) -> PredictRequest:
+    """Build the request for some pictures.
+
+    Args:
+        options: A request without pictures; it is not changed.
+        files: Picture files.
+        request_id: The id of the new request.
+
+    Returns:
+        The request.
+
+    Raises:
+        ImageTooLarge: The files together are over this client's limit.
+    """
+    if sum(map(len, files)) > MAX_MESSAGE_BYTES - 65536:  # The rest is for the options and the framing.
+        raise ImageTooLarge(f"the pictures together are over this client's limit of {MAX_MESSAGE_BYTES} bytes")
+    request = PredictRequest()
+    request.CopyFrom(options)
+    request.pictures.extend(files)
+    request.request_id = request_id
+    return request
 
 
 def build_explain(
@@ -192,19 +159,19 @@ def build_explain(
     """Build the part of a request that asks for an explanation.
 
     Args:
-        method: How to find out; the service knows which there are.
-        layer: Whose map to look at; None for the service's choice.
+        method: Name of the method; the service knows which there are.
+        layer: Layer whose map is used; None for the service's choice.
         target: Index of the class to explain; None for the most probable one.
-        window: occlusion: pixels of the square that is covered, each way.
+        window: occlusion: height and width of the covered square, in pixels.
         step: occlusion: pixels from one square to the next.
         steps: integrated_gradients: points between the baseline and the picture.
-        picture: Whether the picture is to come along.
+        picture: Whether the reply should hold the picture.
 
     Returns:
         That part.
 
     Raises:
-        TypeError: An option is of another type.
+        TypeError: An option has the wrong type.
         ValueError: An option is out of range.
     """
     if not isinstance(method, str) or not isinstance(layer, str | None):
@@ -219,14 +186,7 @@ def build_explain(
 
 
 def build_card_request(request_id: str) -> PredictRequest:
-    """Build the request for a model's card.
-
-    Args:
-        request_id: The request's id.
-
-    Returns:
-        The request.
-    """
+    """Build the request for a model's card."""
     return PredictRequest(describe=True, request_id=request_id)
 
 
@@ -241,8 +201,8 @@ def build_filters_request(layer: str, request_id: str) -> PredictRequest:
         The request.
 
     Raises:
-        TypeError: The name is no text.
-        ValueError: It is empty.
+        TypeError: `layer` is no text.
+        ValueError: `layer` is empty.
     """
     if not isinstance(layer, str):
         raise TypeError(f"layer must be the name of one layer, not {layer!r}")
@@ -252,20 +212,20 @@ def build_filters_request(layer: str, request_id: str) -> PredictRequest:
 
 
 def choose_request_id(request_id: str | None) -> str:
-    """Choose the id by which a request is known to the gateway, to the service's log and in the reply.
+    """Return the id by which the gateway, the service's log and the reply know a request.
 
     Args:
-        request_id: The caller's own; None to make one.
+        request_id: The caller's own id; None to make one.
 
     Returns:
         The id.
 
     Raises:
-        TypeError: It is no text.
-        ValueError: It is not 1 to 64 letters, digits, `.`, `_` and `-`.
+        TypeError: The id is no text.
+        ValueError: The id is not 1 to 64 letters, digits, `.`, `_` and `-`.
     """
     if request_id is None:
-        return f"{_IDS.getrandbits(128):032x}"
+        return uuid4().hex
     if not isinstance(request_id, str):
         raise TypeError(f"request_id must be text, not {request_id!r}")
     if not is_request_id(request_id):
@@ -274,12 +234,12 @@ def choose_request_id(request_id: str | None) -> str:
 
 
 def is_request_id(text: str) -> bool:
-    """Say whether a text can be a request's id."""
+    """Return whether a text can be a request's id."""
     return _REQUEST_ID.fullmatch(text) is not None
 
 
 def _selection(channels: Channels) -> ChannelSelection:
-    """Turn the `channels` option into the contract's words."""
+    """Turn the `channels` option into its message."""
     if isinstance(channels, Iterable):
         indexes = [_number("channels", index, least=0) for index in channels]
         if not indexes:
@@ -289,7 +249,7 @@ def _selection(channels: Channels) -> ChannelSelection:
 
 
 def _number(name: str, value: int, *, least: int) -> int:
-    """Return an option's value, once it is a whole number in range."""
+    """Return an option's value; raise unless it is a whole number in range."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be a whole number, not {value!r}")
     number = value.__index__()

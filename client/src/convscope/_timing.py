@@ -1,4 +1,4 @@
-"""Where the time of a request went."""
+"""The timing of a request."""
 
 from __future__ import annotations
 

@@ -1,23 +1,36 @@
-"""The seam between the client and the network: one method, behind which REST and gRPC are alike.
+"""The seam between the clients and the network: one method, behind which REST and gRPC look alike.
 
-It does not know what is in a request or a reply. The two implementations are `_rest` and `_grpc`; each is imported
-only when a URL asks for it.
+It does not know what a request or a reply holds. The implementations are `_rest` and `_grpc`, each imported only when a
+URL asks for it, and `testing`, for applications' own tests.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
-from typing import TYPE_CHECKING, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 from urllib.parse import SplitResult, urlsplit
 
 from google.protobuf.message import DecodeError
 
-from convscope._exceptions import ConvscopeError, ModelNotFound, Overloaded, ProtocolError, ServerError
+from convscope._exceptions import (
+    AuthenticationFailed,
+    BadRequest,
+    ConvscopeError,
+    DeadlineExceeded,
+    ImageTooLarge,
+    ModelNotFound,
+    Overloaded,
+    ProtocolError,
+    ServerError,
+)
 from convscope._wire.convscope_pb2 import PredictReply
 
 if TYPE_CHECKING:
     from convscope._wire.convscope_pb2 import PredictRequest
+
+Backend: TypeAlias = Literal["httpx", "aiohttp"]
 
 MAX_MESSAGE_BYTES = 512 * 1024 * 1024  # Of a request or a reply; gRPC's own default of 4 MB is less than one large map.
 API_KEY_HEADER = "x-api-key"
@@ -29,13 +42,13 @@ _HOST = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
 class Transport(Protocol):
-    """A way to the server. Safe to use from several threads at once."""
+    """A connection to the service, for `Client`. Safe to use from several threads at once."""
 
     def send(self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float) -> PredictReply:
         """Send a request and return the reply, which may hold errors of the contract.
 
         Args:
-            request: What to ask; its `request_id` goes out as `x-request-id`, too.
+            request: The request; its `request_id` is sent as the header `x-request-id`, too.
             model: The model's name.
             version: Its version; None for the server's default.
             deadline_s: Seconds from now until the reply must be complete.
@@ -52,19 +65,19 @@ class Transport(Protocol):
 
 
 class AsyncTransport(Protocol):
-    """A way to the server, for one event loop."""
+    """A connection to the service, for `AsyncClient`; it belongs to one event loop."""
 
-    async def send(
+    async def asend(
         self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float
     ) -> PredictReply:
         """Send a request and return the reply; see `Transport.send`."""
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Close the connections."""
 
 
 def open_transport(url: str, *, api_key: str | None, ca_file: str | None) -> Transport:
-    """Make the transport a URL asks for; nothing is connected yet.
+    """Make the transport for a URL; nothing is connected yet.
 
     Args:
         url: `http://`, `https://`, `grpc://host:port` or `grpcs://host:port`.
@@ -88,29 +101,27 @@ def open_transport(url: str, *, api_key: str | None, ca_file: str | None) -> Tra
     return GrpcTransport(_grpc_target(parts, url), secure=parts.scheme == "grpcs", **settings)
 
 
-def open_async_transport(url: str, *, api_key: str | None, ca_file: str | None) -> AsyncTransport:
-    """Make the transport a URL asks for, for asyncio; see `open_transport`."""
+def open_async_transport(url: str, *, api_key: str | None, ca_file: str | None, backend: Backend) -> AsyncTransport:
+    """Make the transport for a URL, for asyncio; see `open_transport`, and `AsyncClient` for `backend`."""
     parts, settings = _settings(url, api_key, ca_file)
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, not {backend!r}")
     if parts.scheme in ("http", "https"):
         from convscope._rest import AsyncRestTransport
 
-        return AsyncRestTransport(parts.geturl(), **settings)
+        return AsyncRestTransport(parts.geturl(), backend=backend, **settings)
+    if backend != "httpx":
+        raise ValueError(f"backend has no meaning for {parts.scheme}://")
     from convscope._grpc import AsyncGrpcTransport
 
     return AsyncGrpcTransport(_grpc_target(parts, url), secure=parts.scheme == "grpcs", **settings)
 
 
-class _Settings(TypedDict):
-    api_key: str | None
-    ca_file: str | None
-    use_proxies: bool
-
-
-def _settings(url: str, api_key: str | None, ca_file: str | None) -> tuple[SplitResult, _Settings]:
-    """Check what a transport is opened with.
+def _settings(url: str, api_key: str | None, ca_file: str | None) -> tuple[SplitResult, dict[str, Any]]:
+    """Check the arguments of a transport.
 
     Returns:
-        The URL's parts, with the host as `ascii_host` writes it, and the settings that all transports have.
+        The URL's parts, with the host as `ascii_host` writes it, and the settings that all transports take.
     """
     if not isinstance(url, str) or not isinstance(api_key, str | None):
         raise TypeError("url must be text, and so must api_key where there is one")
@@ -140,11 +151,11 @@ def ascii_host(host: str) -> str:
     """Return a host's name as DNS, TLS and HTTP know it.
 
     Args:
-        host: The host of a URL, without brackets. A name with other letters than ASCII is converted as browsers do it:
-            IDNA 2008 after the mapping of UTS 46, so that ß is not ss. (Python's own codec is IDNA 2003.)
+        host: The host of a URL, without brackets. A name with letters outside ASCII is converted as browsers do it:
+            IDNA 2008 after the mapping of UTS 46. (Python's own codec is IDNA 2003, in which ß is ss.)
 
     Returns:
-        An IP address or a name in ASCII.
+        An IP address, or a name in ASCII.
 
     Raises:
         ValueError: It is neither.
@@ -167,7 +178,7 @@ def ascii_host(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether a host is this machine itself, for which proxies of the environment are not used."""
+    """Return whether a host is this machine itself, for which the environment's proxies are not used."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -192,19 +203,62 @@ def parse_reply(data: bytes) -> PredictReply:
         raise ProtocolError("the answer is not a convscope reply: is this a convscope server?") from error
 
 
+def http_error(status: int, body: bytes, retry_after_s: float | None) -> ConvscopeError:
+    """Make the exception for a response of HTTP that is not the handler's: TorchServe's, a gateway's, or another's.
+
+    Args:
+        status: Its status code.
+        body: The whole of it.
+        retry_after_s: Seconds after which the server asks to be tried again, if it said so.
+
+    Returns:
+        The exception, not raised.
+    """
+    kind, message = _read_error(body)
+    known = torchserve_error(message)
+    if known is not None:
+        return known
+    said = f"HTTP {status}" + (f": {message}" if message else "")
+    if status in (401, 403):
+        return AuthenticationFailed(f"the server refused the API key or the lack of one ({said})")
+    if status == 413:
+        return ImageTooLarge(f"the request is larger than the server's request limit ({said})")
+    if status == 429 or (status == 503 and kind != "InternalServerException"):
+        return Overloaded(f"the server takes no more work now ({said})", retry_after_s=retry_after_s)
+    if status == 502:
+        return Overloaded(f"a gateway got no answer from the server ({said})", retry_after_s=retry_after_s)
+    if status in (408, 504):
+        return DeadlineExceeded(f"a server on the way gave up waiting ({said})")
+    if status == 400:
+        return BadRequest(said)
+    if status >= 500:
+        return ServerError(said)
+    return ProtocolError(f"not a convscope reply ({said}): is this a convscope server?")
+
+
+def _read_error(body: bytes) -> tuple[str, str]:
+    """Return type and message of TorchServe's JSON error; of anything else no type and its first line."""
+    try:
+        error = json.loads(body)
+        return str(error["type"]), str(error["message"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        text = body[:200].decode("utf-8", "replace").strip()
+        return "", text.splitlines()[0] if text.isprintable() and text else ""
+
+
 def torchserve_error(text: str) -> ConvscopeError | None:
-    """Recognise an answer that TorchServe gave itself, before or instead of our handler.
+    """Recognise an error that TorchServe made itself, before or instead of the handler.
 
     Args:
         text: The message it sent; on gRPC with the name of a Java exception as its last line.
 
     Returns:
-        The exception, not raised; None if the words are not among those known.
+        The exception, not raised; None if the message is not a known one.
     """
     message = text.split("\n", 1)[0]
     if "Model not found" in text or "does not exist for model" in text:
         return ModelNotFound(message)
-    if "has no worker to serve" in text:  # Its words for a full queue, too.
+    if "has no worker to serve" in text:  # Its message for a full queue, too.
         return Overloaded(message)
     if WORKER_DIED in text or "Prediction failed" in text:
         return ServerError(message)

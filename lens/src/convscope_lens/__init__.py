@@ -1,0 +1,49 @@
+"""Looks into a CNN that a convscope service runs: reports, a web page, probes, filters and patches.
+
+    from convscope import Client
+    from convscope_lens import report
+
+    with Client("http://localhost:8080") as client:
+        html = report(client, "cat.png", model="cifar")
+
+Importing this package imports no library; numpy comes with the first name used, matplotlib with the first figure.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from convscope_lens import filters, probes
+    from convscope_lens._page.report import report
+    from convscope_lens._page.server import PageServer
+    from convscope_lens.patches import Patch, cut_patch, strongest
+
+__version__ = "0.1.0"
+
+__all__ = ["PageServer", "Patch", "__version__", "cut_patch", "filters", "probes", "report", "strongest"]
+
+_LAZY = {
+    "PageServer": "_page.server",
+    "Patch": "patches",
+    "cut_patch": "patches",
+    "report": "_page.report",
+    "strongest": "patches",
+}
+_MODULES = ("filters", "probes")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    value.__module__ = __name__
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,134 @@
+"""The public fake transport: applications test themselves without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import convscope
+import numpy as np
+import pytest
+from convscope import AsyncClient, Client, Explanation, Input, Layer, Limits, ModelCard, Overloaded, Training
+from convscope.testing import FakeTransport, Request, prediction
+
+CAT = prediction({"cat": 0.75, "dog": 0.25}, maps={"conv1": np.arange(24, dtype=np.float32).reshape(2, 3, 4)})
+CARD = ModelCard(
+    model="cifar",
+    version="1.0",
+    description="a fake",
+    architecture="somewhere:Network",
+    engine="fake",
+    device="cpu",
+    classes=("cat", "dog"),
+    input=Input(channels=3, height=32, width=None, mean=(0.5,), std=(0.25,)),
+    layers=(
+        Layer("conv1", "relu1", (2, 3, 4), (1, 1), (3, 3), (-1, -1), 10, {"float32": 96}, kernel=(3, 3), groups=1),
+        Layer("fc", "fc", (2,), None, None, None, 5, {"float32": 8}),
+    ),
+    parameters=15,
+    training=Training("pictures", 50, 10, 5, None, 0.75, 1.5, "a machine", {"torch": "2"}),
+    limits=Limits(64, 1000, 2000, 3000),
+)
+
+
+@pytest.fixture(params=[Client, AsyncClient])
+def ask(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """A function that calls a method of a client with a fake transport."""
+
+    def call(transport: FakeTransport, method: str, *arguments: Any, retries: int = 0, **options: Any) -> Any:
+        if request.param is Client:
+            with Client("http://fake", transport=transport, retries=retries) as client:
+                found = getattr(client, method)(*arguments, **options)
+                return list(found) if method == "predict_many" else found
+
+        async def run() -> Any:
+            async with AsyncClient("http://fake", transport=transport, retries=retries) as client:
+                found = getattr(client, method)(*arguments, **options)
+                return [one async for one in found] if method == "predict_many" else await found
+
+        return asyncio.run(run())
+
+    return call
+
+
+def test_one_prediction_is_the_response_to_every_picture(ask: Callable[..., Any]):
+    transport = FakeTransport(CAT)
+    seen = ask(transport, "predict", b"picture", model="cifar")
+    assert [(score.label, round(score.probability, 3)) for score in seen.top] == [("cat", 0.75), ("dog", 0.25)]
+    np.testing.assert_array_equal(seen.maps["conv1"], CAT.maps["conv1"])
+    assert (seen.model, seen.version, seen.request_id) == ("cifar", "1.0", transport.requests[0].request_id)
+    assert len(ask(FakeTransport(CAT), "predict", [b"one", b"two"], model="cifar")) == 2
+    assert len(ask(FakeTransport(CAT), "predict_many", [b"one"] * 5, model="cifar", batch=2)) == 5
+    assert transport.closed
+
+
+def test_a_function_sees_the_request_and_answers_picture_by_picture(ask: Callable[..., Any]):
+    def respond(request: Request) -> Any:
+        return [
+            prediction(error=convscope.BadImage("no picture")) if file == b"bad" else prediction({file.decode(): 1.0})
+            for file in request.pictures
+        ]
+
+    transport = FakeTransport(respond)
+    good, bad = ask(
+        transport,
+        "predict",
+        [b"good", b"bad"],
+        model="cifar",
+        version="2",
+        layers="conv1",
+        top_k=3,
+        map_dtype="uint8",
+        pool=2,
+        channels=[0, 3],
+        request_id="order-7",
+        deadline_s=5,
+    )
+    assert good.top[0].label == "good"
+    assert isinstance(bad.error, convscope.BadImage)
+    [request] = transport.requests
+    assert 0 < request.deadline_s <= 5
+    expected = {
+        **{"kind": "predict", "model": "cifar", "version": "2", "pictures": (b"good", b"bad"), "layers": ("conv1",)},
+        **{"top_k": 3, "map_dtype": "uint8", "pool": 2, "channels": (0, 3), "request_id": "order-7", "timing": False},
+    }
+    assert {name: getattr(request, name) for name in expected} == expected
+
+
+def test_explanations_cards_and_filters_are_answered(ask: Callable[..., Any]):
+    heat = np.ones((1, 2, 2), np.float32)
+    why = Explanation(CAT, method="grad_cam", layer="conv1", target=1, label="dog", heat=heat, picture=heat)
+    transport = FakeTransport(why)
+    seen = ask(transport, "explain", b"picture", model="cifar", target=1)
+    assert (seen.method, seen.layer, seen.target, seen.label) == ("grad_cam", "conv1", 1, "dog")
+    np.testing.assert_array_equal(seen.heat, heat)
+    np.testing.assert_array_equal(seen.picture, heat)
+    assert (transport.requests[0].kind, transport.requests[0].method, transport.requests[0].target) == (
+        *("explain", "grad_cam"),
+        1,
+    )
+    assert ask(FakeTransport(CARD), "model_card", "cifar") == CARD
+    assert ask(FakeTransport(CARD), "ready", "cifar") is True
+    kernels = np.ones((2, 3, 3, 3), np.float32)
+    transport = FakeTransport(kernels)
+    np.testing.assert_array_equal(ask(transport, "filters", "cifar", "conv1"), kernels)
+    assert (transport.requests[0].kind, transport.requests[0].layers) == ("filters", ("conv1",))
+
+
+@pytest.mark.usefixtures("waits")
+def test_errors_are_raised_and_retried_as_a_services_are(ask: Callable[..., Any]):
+    responses: list[Any] = [Overloaded("full"), convscope.ConnectError("gone"), CAT]
+    transport = FakeTransport(lambda _: responses.pop(0))
+    assert ask(transport, "predict", b"picture", model="cifar", retries=2).top
+    assert len({request.request_id for request in transport.requests}) == 1
+    with pytest.raises(convscope.ModelNotFound, match=r"no such model \(request "):
+        ask(FakeTransport(convscope.ModelNotFound("no such model")), "predict", b"picture", model="cifar")
+    assert ask(FakeTransport(Overloaded("full")), "ready", "cifar") is False
+
+
+def test_a_response_of_the_wrong_kind_or_number_is_found_out(ask: Callable[..., Any]):
+    with pytest.raises(convscope.ProtocolError, match="2 pictures were sent and 1 results came back"):
+        ask(FakeTransport([CAT]), "predict", [b"one", b"two"], model="cifar")
+    with pytest.raises(convscope.ProtocolError, match="none came back"):
+        ask(FakeTransport(CAT), "model_card", "cifar")
