@@ -59,6 +59,8 @@ def look(folder: Path, rest_port: int, timeout_s: float = CARD_TIMEOUT_S) -> Ver
         timeout_s: For the cards.
     """
     sockets = list(folder.glob("convscope-*/management.sock"))
+    if sockets and (restarts := find_restarts(sockets[0].with_name("watch.json"))):
+        return 503, {"ready": False, "restarting": restarts}
     try:
         status, body = _get(_SocketConnection(sockets[0]), "/models?limit=1000") if sockets else (503, b"")
         names = [model["modelName"] for model in json.loads(body)["models"]] if status == 200 else []
@@ -70,7 +72,7 @@ def look(folder: Path, rest_port: int, timeout_s: float = CARD_TIMEOUT_S) -> Ver
         return 503, {"ready": False, "why": "no model is loaded yet"}
     with ThreadPoolExecutor(min(len(names), MOST_QUESTIONS)) as pool:
         statuses = list(pool.map(partial(_card_status, rest_port, timeout_s), names))
-    return judge(dict(zip(names, statuses, strict=True)), find_restarts(sockets[0].with_name("watch.json")))
+    return judge(dict(zip(names, statuses, strict=True)))
 
 
 def find_restarts(file: Path) -> dict[str, str]:
@@ -82,19 +84,13 @@ def find_restarts(file: Path) -> dict[str, str]:
         return {}
 
 
-def judge(cards: Mapping[str, int | None], restarts: Mapping[str, str] | None = None) -> Verdict:
+def judge(cards: Mapping[str, int | None]) -> Verdict:
     """Make one answer of the cards' statuses; None stands for a card that did not come in time.
 
-    503 is for a server that says so itself: it starts, drains, has no worker, or restarts a model. A model that is
-    silent while another answers is busy, and no reason to take all the others away; if all are silent that is 504.
-
-    Args:
-        cards: The status of each model's card.
-        restarts: Models that the watch restarts, with the reason.
+    503 is for a server that says so itself: it starts, drains, or has no worker. A model that is silent while another
+    answers is busy, and no reason to take all the others away; if all are silent that is 504.
     """
-    said: dict[str, Any] = {"models": dict(cards)}
-    if restarts:
-        return 503, {"ready": False, **said, "restarting": dict(restarts)}
+    said = {"models": dict(cards)}
     wrong = [status for status in cards.values() if status not in (200, None)]
     if wrong:
         return 503 if 503 in wrong else 500, {"ready": False, **said}

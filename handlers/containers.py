@@ -37,6 +37,7 @@ _DECIDING = (b"IDAT", b"IHDR", b"IEND", b"PLTE", b"tRNS", b"eXIf")
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _END, _SCAN, _EXIF, _ADOBE = 0xD9, 0xDA, 0xE1, 0xEE
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_HUFFMAN = (BASELINE, EXTENDED, 0xC2, 0xC3)  # And progressive, and lossless.
 _SEGMENTS = frozenset(range(0xC0, 0xFF)) - set(range(0xD0, 0xDA))  # Markers that a length follows.
 _LENGTH = struct.Struct(">H")
 _FRAME = struct.Struct(">BHHB")
@@ -209,12 +210,14 @@ def _read_jpeg(data: Bytes) -> Jpeg:
             if frame:
                 raise damaged("JPEG")
             frame = kind
+            if kind not in _HUFFMAN:  # Arithmetic coding packs as much work into a byte as one likes.
+                raise BadImage("the JPEG file is arithmetic-coded or hierarchical; save it as baseline or progressive")
             bits, height, width, channels = _FRAME.unpack_from(data, at + 2)
             if bits != 8:
                 raise BadImage(f"the JPEG file has {bits} bits a sample; only 8 are supported")
             missing.update(data[at + 8 : at + length : 3])
         elif kind == _EXIF:
-            if exif is None and data[at + 2 : at + 8] == b"Exif\0\0":
+            if exif is None and not scans and data[at + 2 : at + 8] == b"Exif\0\0":
                 exif = data[at + 8 : at + length]
         elif kind == _ADOBE:
             if length >= 14 and data[at + 2 : at + 7] == b"Adobe":

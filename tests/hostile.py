@@ -298,6 +298,15 @@ def _bare_jpeg(scale: float, *, progressive: bool = False, restarts: bool = Fals
     return b"".join([parts[0], segment(0xDD, b"\0\1"), *parts[1:]] if restarts else parts)
 
 
+def _lossless_jpeg(scale: float) -> bytes:
+    """Return a lossless JPEG (frame SOF3) of 64 scans without pixels."""
+    side = _side(scale)
+    frame = struct.pack(">BHHB", 8, side, side, 4) + b"".join(bytes([channel, 0x11, 0]) for channel in range(4))
+    table = segment(0xC4, bytes([0, 1] + [0] * 15 + [0]))
+    scans = [segment(0xDA, bytes([1, number % 4, 0, 1, 0, 0])) for number in range(64)]
+    return b"".join([b"\xff\xd8", segment(0xC3, frame), table, *scans, b"\xff\xd9"])
+
+
 def _thin_jpeg(scale: float, *, tall: bool) -> bytes:
     longest = min(int(scale * DEFAULT_MAX_PIXELS), 65_500)
     size = (1, longest) if tall else (longest, 1)
@@ -441,6 +450,7 @@ HEAVY: dict[str, Callable[[float], bytes]] = {
     "jpeg: 65 scans": partial(_jpeg_of_scans, "RGB", 4, count=65),
     "jpeg: no pixels": _bare_jpeg,
     "jpeg: no pixels, progressive": partial(_bare_jpeg, progressive=True),
+    "jpeg: 64 scans, lossless": _lossless_jpeg,
     "jpeg: nothing but restarts": partial(_bare_jpeg, restarts=True),
     "jpeg: tall": partial(_thin_jpeg, tall=True),
     "jpeg: wide": partial(_thin_jpeg, tall=False),

@@ -199,7 +199,8 @@ def test_a_big_endian_array_is_read_right() -> None:
 @pytest.mark.parametrize("version", [1, 2])
 def test_the_header_of_an_array_is_read_as_others_write_it(text: bytes, version: int) -> None:
     expected = np.arange(6).reshape((1, 2, 3), order="F" if b"True" in text else "C")
-    assert np.array_equal(one(npy_header(text, version) + bytes(range(6))), expected)
+    for kind in (bytes, bytearray, memoryview):
+        assert np.array_equal(one(kind(npy_header(text, version) + bytes(range(6)))), expected)
 
 
 @pytest.mark.parametrize(

@@ -351,12 +351,16 @@ def watching(store: Path, work: Path, *options: str, broken: Path = Path("/nonex
 
 
 def metric(server: Launched, name: str, **labels: str) -> float:
-    status, body = server.ask("GET", "/metrics", what="metrics")
-    assert status == 200
+    """Return a series' value; it is left out of a scrape where TorchServe takes too long to answer the exporter."""
     wanted = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
-    lines = [line for line in body.decode().splitlines() if line.startswith(f"convscope_{name}{{{wanted}}} ")]
-    assert len(lines) == 1, (name, labels, body)
-    return float(lines[0].rpartition(" ")[2])
+
+    def lines() -> list[str]:
+        status, body = server.ask("GET", "/metrics", what="metrics")
+        assert status == 200
+        return [line for line in body.decode().splitlines() if line.startswith(f"convscope_{name}{{{wanted}}} ")]
+
+    [line] = poll(lines, 60)
+    return float(line.rpartition(" ")[2])
 
 
 def restarts(server: Launched, model: str) -> float:
@@ -368,8 +372,8 @@ def ready_workers(server: Launched, model: str) -> float:
     return metric(server, "workers", model=model, state="ready", version="1.0")
 
 
-def look(server: Launched) -> tuple[int, dict]:
-    return readiness.look(server.work, server.port("REST"), 1.0)
+def look(server: Launched, timeout_s: float = 30.0) -> tuple[int, dict]:
+    return readiness.look(server.work, server.port("REST"), timeout_s)
 
 
 def test_a_worker_that_is_stopped_is_replaced_and_the_other_models_go_on(store, work):
@@ -380,17 +384,14 @@ def test_a_worker_that_is_stopped_is_replaced_and_the_other_models_go_on(store, 
         os.kill(stopped, signal.SIGSTOP)
         poll(lambda: ready_workers(server, "alpha") == 0)
         assert metric(server, "workers", model="alpha", state="silent", version="1.0") == 1
-        seen = set()
 
-        def replaced() -> bool:
+        def restarting() -> bool:
             assert server.rest("beta", "pid:") == others
-            status, said = look(server)
-            seen.add((status, tuple(said.get("restarting", {}).items())))
-            return restarts(server, "alpha") == 1 and ready_workers(server, "alpha") == 1
+            return look(server, 0.5) == (503, {"ready": False, "restarting": {NAME: "worker_gone"}})
 
-        poll(replaced, 120)
+        poll(restarting, 120)
+        poll(lambda: restarts(server, "alpha") == 1 and ready_workers(server, "alpha") == 1, 120)
         assert int(server.rest("alpha", "pid:")) != stopped
-        assert (503, ((NAME, "worker_gone"),)) in seen
         assert look(server)[0] == 200
         assert metric(server, "card_answered", model="alpha", version="1.0") == 1
         assert restarts(server, "beta") == 0
@@ -405,17 +406,17 @@ def test_a_model_whose_thread_in_torchserve_has_ended_is_brought_back(store, wor
         with grpc.insecure_channel(f"127.0.0.1:{server.port('gRPC')}") as channel:
             call = channel.stream_stream(f"/{INFERENCE}.InferenceAPIsService/StreamPredictions2")
 
-            def ended() -> bool:
-                """Send one, and give it time: whether it ends the thread depends on which of two threads is first."""
+            (log,) = work.glob("convscope-*/logs/torchserve.log")
+            deadline = time.monotonic() + 120
+            while "IllegalStateException error" not in log.read_text():
+                assert time.monotonic() < deadline
                 with pytest.raises(grpc.RpcError):
-                    list(call(iter([sequence]), timeout=30))
-                time.sleep(0.5)
-                return ready_workers(server, "alpha") == 0
-
-            poll(ended, 120)
-        poll(lambda: restarts(server, "alpha") >= 1 and ready_workers(server, "alpha") == 1, 120)
+                    list(call(iter([sequence]), timeout=60))
+                time.sleep(2)  # Whether it ends the thread depends on which of two is first. What waits ends the next.
+        poll(lambda: restarts(server, "alpha") >= 1, 120)
+        poll(lambda: ready_workers(server, "alpha") == 1, 240)
         assert server.rest("alpha") == b"alpha 1.0"
-        assert "TorchServe's own thread for its worker ended: java.lang." in server.err
+        assert "TorchServe's own thread for its worker ended: java.lang.IllegalStateException" in server.err
 
 
 def test_a_model_that_torchserve_has_given_up_is_started_again(store, work, tmp_path):
@@ -423,10 +424,12 @@ def test_a_model_that_torchserve_has_given_up_is_started_again(store, work, tmp_
     with watching(store, work, "--models", "failing", broken=broken) as server:
         broken.touch()
         os.kill(int(server.rest("failing", "pid")), signal.SIGKILL)
-        poll(lambda: "its worker failed: ValueError: broken" in server.err)
+        (log,) = work.glob("convscope-*/logs/models.log")
+        poll(lambda: "ValueError: broken" in log.read_text(), 120)
+        poll(lambda: restarts(server, "failing") == 1, 120)
         broken.unlink()
-        poll(lambda: ready_workers(server, "failing") == 1, 120)
-        assert metric(server, "model_restarts_total", model="failing", reason="given_up", version="1.0") == 1
+        poll(lambda: ready_workers(server, "failing") == 1, 240)
+        assert metric(server, "model_restarts_total", model="failing", reason="given_up", version="1.0") >= 1
 
 
 def test_a_busy_model_is_left_alone(store, work, tmp_path):
