@@ -41,8 +41,7 @@ if TYPE_CHECKING:
     from convscope._client import Client
     from convscope._explanation import Explanation
     from convscope._pictures import encode_pictures
-    from convscope._prediction import ClassScore, Prediction
-    from convscope._timing import Timing
+    from convscope._prediction import ClassScore, Prediction, Timing
 
 __version__ = "0.1.0"
 
@@ -89,7 +88,7 @@ _LAZY = {
     "Limits": "_card",
     "ModelCard": "_card",
     "Prediction": "_prediction",
-    "Timing": "_timing",
+    "Timing": "_prediction",
     "Training": "_card",
     "encode_pictures": "_pictures",
 }

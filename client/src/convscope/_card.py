@@ -1,4 +1,4 @@
-"""The model card: what a served model is, takes, publishes and reached. Values only."""
+"""The model card: what a served model is, which pictures it takes, its layers and its accuracy. Values only."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Input:
-    """What pictures become before they enter the network.
+    """The pictures that the network takes; the service converts others.
 
     Attributes:
         channels: 1 for grey, 3 for colour.
         height: In pixels; None for any size, pictures are then not resized.
         width: In pixels; None for any size.
-        mean: Subtracted a channel, from values in 0..1; empty for no normalisation.
-        std: Divided by a channel, after that; empty for no normalisation.
+        mean: Subtracted from each channel's values in 0..1; empty for no normalisation.
+        std: Each channel is divided by it after that; empty for no normalisation.
     """
 
     channels: int
@@ -26,20 +26,20 @@ class Input:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer whose map can be asked for.
+    """A layer whose map can be requested.
 
     Attributes:
         name: The public name, to put into `layers=`.
         module: The node of the network it is bound to.
         shape: (C, h, w) of its map, for the model's input size.
         stride: Input pixels from one cell to the next, (y, x); None where not defined.
-        receptive_field: Input pixels one cell answers to, (height, width); None where not defined.
+        receptive_field: Input pixels that one cell depends on, (height, width); None where not defined.
         receptive_field_start: First input pixel of cell (0, 0), (y, x), negative in the padding; None where not
             defined.
         parameters: Of the operation with weights that makes the map, which is what all below but `bytes` are of.
         bytes: Size of the whole map by dtype name.
-        input_shape: (C, h, w) of what it takes; empty where there is none.
-        operation: `Conv2d`, `Linear`, ...; empty where there is none.
+        input_shape: (C, h, w) of the operation's input; empty if there is none.
+        operation: `Conv2d`, `Linear`, ...; empty if there is none.
         kernel: Cells of its window, (height, width); empty for a linear layer, as are the next three.
         step: Its own stride in cells of its input, (y, x).
         padding: Cells added before the first one, (y, x).
@@ -71,7 +71,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Training:
-    """How the weights came to be.
+    """How the weights were trained.
 
     Attributes:
         data: What it was trained on.
@@ -98,7 +98,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may hold and one reply may weigh.
+    """The limits of a request and of a reply.
 
     Attributes:
         max_images: Pictures in a request.

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from convscope._explanation import Explanation
-    from convscope._prediction import Prediction
-    from convscope._timing import Timing
+    from convscope._prediction import Prediction, Timing
 
 PICTURES_PER_REQUEST = 64  # The limit of a service, unless its archive says otherwise.
 

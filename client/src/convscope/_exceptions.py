@@ -48,13 +48,11 @@ __all__ = [
 
 
 class ConvscopeError(Exception):
-    """Anything that went wrong between this client and the service.
-
-    As text it ends with the request's id, by which the service's log tells the same failure.
+    """Base class of this package's exceptions. Its text ends with the request's id, which is in the service's log, too.
 
     Attributes:
-        code: What went wrong, for programs: snake case, stable.
-        request_id: The id of the request that it belongs to; None if it belongs to none.
+        code: The kind of error, for programs: snake case, stable.
+        request_id: The id of the request that failed; None if there was none.
     """
 
     code: str = "error"
@@ -62,7 +60,7 @@ class ConvscopeError(Exception):
 
     @property
     def message(self) -> str:
-        """What went wrong, for people, without the request's id."""
+        """The text for people, without the request's id."""
         return super().__str__()
 
     def __str__(self) -> str:
@@ -70,35 +68,35 @@ class ConvscopeError(Exception):
 
 
 class TransportError(ConvscopeError):
-    """No answer of the service came back; whether it did the work is not known."""
+    """No reply of the service came back; whether it did the work is not known."""
 
     code = "transport_error"
 
 
 class ConnectError(TransportError):
-    """No connection could be made, or it broke before the answer was complete."""
+    """No connection could be made, or it broke before the response was complete."""
 
     code = "connect_error"
 
 
 class DeadlineExceeded(TransportError):
-    """The answer was not complete within the deadline."""
+    """The response was not complete within the deadline, or a gateway gave up waiting for it."""
 
     code = "deadline_exceeded"
 
 
 class ProtocolError(TransportError):
-    """Something answered, but not in the words of this service: another program, or another version of it."""
+    """The response is not one of this service: another program sent it, or another version."""
 
     code = "protocol_error"
 
 
 class RequestRejected(ConvscopeError):
-    """The service understood and refused; the same request will be refused again.
+    """The service rejected the request, and will reject the same request again.
 
     Args:
         message: For people, as the service put it.
-        code: The service's error code, where no subclass stands for it.
+        code: The service's error code, if it has no subclass.
     """
 
     code = "rejected"
@@ -116,7 +114,7 @@ class AuthenticationFailed(RequestRejected):
 
 
 class BadImage(RequestRejected):
-    """The picture's bytes are no PNG, JPEG, WebP or .npy file that can be read."""
+    """The picture's bytes are not a PNG, JPEG, WebP or .npy file that can be read."""
 
     code = "bad_image"
 
@@ -206,12 +204,12 @@ def request_context(request_id: str) -> Iterator[None]:
 
 
 def error_from_code(code: str, message: str, request_id: str | None = None) -> ConvscopeError:
-    """Make the exception that stands for an `Error` of the contract.
+    """Make the exception for an `Error` of the contract.
 
     Args:
         code: The error's code; one this client does not know makes a plain `RequestRejected` of that code.
         message: The error's message.
-        request_id: The id of the request that was answered so.
+        request_id: The id of the request.
 
     Returns:
         The exception, not raised.

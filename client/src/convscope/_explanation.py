@@ -23,17 +23,16 @@ if TYPE_CHECKING:
 
 
 class Explanation:
-    """One picture's explanation.
+    """The explanation of one picture.
 
-    Where the picture failed alone among others, reading `top`, `heat` or `picture` raises its error; `error` tells
-    without raising.
+    If the picture failed, reading `top`, `heat` or `picture` raises its error, and `error` holds it.
 
     Attributes:
-        prediction: Whose score it is: model, version, engine, device, request_id and timing are its.
-        method: How it was found out.
-        layer: The layer whose map was looked at; empty where none was.
-        target: The class explained: its index; None where nothing is.
-        label: Its name.
+        prediction: The scores, with model, version, engine, device, request_id and timing.
+        method: Name of the method.
+        layer: The layer whose map was used; empty if none was.
+        target: Index of the explained class; None if the method explains nothing.
+        label: Name of that class.
         delta: integrated_gradients: by how much the sum of `heat` exceeds the change of the logit; else None.
     """
 
@@ -74,7 +73,7 @@ class Explanation:
 
     @property
     def heat(self) -> NDArray[np.float32]:
-        """How much each place speaks for the class: float32, read-only.
+        """How much each place contributes to the class's score: float32, read-only.
 
         (1, h, w) cells of the layer for grad_cam and cam, (1, H, W) pixels for occlusion, (C, H, W) values for
         input_gradient and integrated_gradients.
@@ -143,7 +142,7 @@ class Explanation:
         """Write the explanation into a new directory: manifest.json, explanation.npz, heat.png and overlay.png.
 
         Args:
-            directory: Where; it must not exist yet. What was written is removed again if writing fails.
+            directory: A path that does not exist yet. It is removed again if writing fails.
 
         Returns:
             The directory.

@@ -1,4 +1,4 @@
-"""A prediction or an explanation as a directory: manifest.json, the arrays, and pictures to look at."""
+"""Writes a prediction or an explanation into a directory: manifest.json, the arrays, and pictures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def save_prediction(prediction: Prediction, directory: str | os.PathLike[str]) -
 
     Args:
         prediction: One with a result.
-        directory: Must not exist; its parents are made.
+        directory: A path that does not exist yet; its parents are made.
 
     Returns:
         The directory.
@@ -52,7 +52,7 @@ def save_explanation(explanation: Explanation, directory: str | os.PathLike[str]
 
     Args:
         explanation: One with heat and picture.
-        directory: Must not exist; its parents are made.
+        directory: A path that does not exist yet; its parents are made.
 
     Returns:
         The directory.
@@ -120,7 +120,7 @@ def _write(prediction: Prediction, folder: Path) -> None:
 
 
 def _origin(prediction: Prediction) -> dict[str, Any]:
-    """Return what every manifest says first: who answered, and the scores."""
+    """Return the first fields of every manifest: the model and the scores."""
     return {
         "schema_version": SCHEMA_VERSION,
         "model": prediction.model,

@@ -1,12 +1,13 @@
-"""What the service saw in one picture: scores, maps, or why there are none.
+"""The result of one picture: scores and maps, or its error; and the timing of a request.
 
-Drawing, showing and saving are done by `figures`, `_notebook` and `_export`, imported when asked for.
+Drawing, showing and saving are done by `figures`, `_notebook` and `_export`, imported when they are used.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,17 +21,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from convscope._timing import Timing
-
 
 class ClassScore(NamedTuple):  # There may be a thousand in a reply, and a frozen dataclass is twice as slow to make.
-    """One class and how strongly the network believes in it.
+    """The score of one class.
 
     Attributes:
-        index: The class's place in the model card's `classes`.
-        label: Its name.
+        index: The class's index in the model card's `classes`.
+        label: The class's name.
         probability: Softmax over all classes, 0..1.
-        logit: The network's own number.
+        logit: The network's output.
     """
 
     index: int  # type: ignore[assignment]  # It hides a tuple's own.
@@ -39,19 +38,51 @@ class ClassScore(NamedTuple):  # There may be a thousand in a reply, and a froze
     logit: float
 
 
-class Prediction:
-    """One picture's answer.
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The timing of a request, in seconds, for all its pictures together.
 
-    Where the picture failed alone among others, reading `top`, `maps` or `channels` raises its error; `error` tells
-    without raising. Two are equal when the same was seen: whose request it was, and how long it took, do not count.
+    The stages need not add up to `handler_s`: the rest was spent on other requests of the batch.
 
     Attributes:
-        model: Name of the model that answered.
-        version: Its version.
-        engine: What computed it, such as `torch-2.15.0`.
-        device: Where, `cpu` or `cuda:0`.
-        request_id: The id of the request, as the service's log has it; that of all its pictures.
-        timing: Where the request's time went, if that was asked for and the service tells; else None.
+        read_s: Reading the body and its options.
+        decode_s: From picture files to pixels of the network's size.
+        preprocess_s: Normalising and stacking.
+        forward_s: The forward passes that this request took part in.
+        encode_s: Selecting, pooling and converting maps, and writing the reply.
+        handler_s: From the worker receiving the batch to the reply being ready.
+        batch_requests: Requests in that batch.
+        total_s: Measured by the client, from sending the request to having read the reply; of the last attempt only.
+    """
+
+    read_s: float
+    decode_s: float
+    preprocess_s: float
+    forward_s: float
+    encode_s: float
+    handler_s: float
+    batch_requests: int
+    total_s: float
+
+    @property
+    def outside_s(self) -> float:
+        """Seconds outside the worker: the network, the gateway, waiting for a worker, and this client."""
+        return self.total_s - self.handler_s
+
+
+class Prediction:
+    """The result of one picture.
+
+    If the picture failed, reading `top`, `maps` or `channels` raises its error, and `error` holds it. Predictions are
+    equal if their results are; `request_id` and `timing` do not count.
+
+    Attributes:
+        model: The model's name.
+        version: The model's version.
+        engine: What ran the network, such as `torch-2.15.0`.
+        device: Where it ran: `cpu` or `cuda:0`.
+        request_id: The id of the request in the service's log; all pictures of a request share it.
+        timing: The request's timing, if it was asked for and the service reports it; else None.
         error: Why this picture has no result; None if it has one.
     """
 
@@ -102,7 +133,7 @@ class Prediction:
 
     @property
     def channels(self) -> Mapping[str, tuple[int, ...]]:
-        """Which channels of the layer the first axis of each map holds, by layer name.
+        """The channel numbers of each map's first axis, by layer name.
 
         Raises:
             ConvscopeError: The picture's own error.
@@ -111,7 +142,7 @@ class Prediction:
         return MappingProxyType(self._channels)
 
     def figure(self, layer: str, *, columns: int = 8, tile_inches: float = 1.2) -> Figure:
-        """Draw a layer's map as rows of grey tiles, one a channel, each scaled to its own least and greatest value.
+        """Draw a layer's map as rows of grey tiles, one for each channel, each scaled to its own range.
 
         Args:
             layer: Name of a layer asked for in `predict`.
@@ -124,8 +155,8 @@ class Prediction:
         Raises:
             ConvscopeError: The picture's own error.
             ImportError: matplotlib is not installed; says how to get it.
-            KeyError: The layer was not asked for; says which were.
-            ValueError: The map was pooled to one number a channel.
+            KeyError: The layer was not asked for; names those that were.
+            ValueError: The map was pooled to one number per channel.
         """
         maps = self.maps
         if layer not in maps:
@@ -145,10 +176,10 @@ class Prediction:
         )
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write scores and maps into a new directory: manifest.json, maps.npz, and a PNG of grey tiles a layer.
+        """Write scores and maps into a new directory: manifest.json, maps.npz, and a PNG of grey tiles for each layer.
 
         Args:
-            directory: Where; it must not exist yet. What was written is removed again if writing fails.
+            directory: A path that does not exist yet. It is removed again if writing fails.
 
         Returns:
             The directory.
@@ -197,5 +228,5 @@ class Prediction:
 
 
 def _identity(error: ConvscopeError | None) -> tuple[type, str, str] | None:
-    """Return what makes two errors the same."""
+    """Return what two equal errors have in common."""
     return None if error is None else (type(error), error.code, error.message)

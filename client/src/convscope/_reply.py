@@ -10,9 +10,8 @@ import numpy as np
 from convscope._card import Input, Layer, Limits, ModelCard, Training
 from convscope._exceptions import ConvscopeError, Overloaded, ProtocolError, error_from_code
 from convscope._explanation import Explanation
-from convscope._prediction import ClassScore, Prediction
+from convscope._prediction import ClassScore, Prediction, Timing
 from convscope._request import is_request_id
-from convscope._timing import Timing
 from convscope._wire import convscope_pb2 as wire
 
 if TYPE_CHECKING:
