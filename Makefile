@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 PORT ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo stop serve test prometheus chromium lint format test-gpu test-docker secrets update bench bench-full archives proto lock clean
+.PHONY: help install demo stop serve test prometheus chromium lint format test-gpu test-docker campaign secrets update bench bench-full archives proto lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ bench-full: .venv-bench/installed ## Measure every workload on every network: ho
 
 test-docker: .venv/installed ## Build the image and test the compose file (needs a Docker engine with Compose)
 	$(BIN)/pytest -m docker tests/docker
+
+campaign: .venv/installed ## Send 10^6 generated requests, valid and hostile, to a service of its own: 45 minutes
+	$(BIN)/python -m tests.campaign
 
 secrets: ## Make a test certificate, an API key and Grafana's password for `docker compose up`, in secrets/
 	deploy/secrets.sh

@@ -2,8 +2,9 @@
 
     python -m deploy.readiness --model-store /models --host 0.0.0.0     # the launcher's own arguments
 
-`GET /ready` on port 8083 has every model served answer its card, which takes a real forward pass: 200 if they all did.
-Nobody has to name a model: TorchServe is asked for them, over the management socket that only this user can open.
+`GET /ready` on port 8083 has every model served answer its card, which takes a real forward pass: 200 if they all did
+and the launcher's watch (server/watch.py) is not restarting one of them. Nobody has to name a model: TorchServe is
+asked for them, over the management socket that only this user can open.
 The gateway asks it once a second and the image's health check now and then. It is here and not in the metrics exporter,
 which may die at any time: whoever asks finds this as long as there is a launcher.
 """
@@ -58,6 +59,8 @@ def look(folder: Path, rest_port: int, timeout_s: float = CARD_TIMEOUT_S) -> Ver
         timeout_s: For the cards.
     """
     sockets = list(folder.glob("convscope-*/management.sock"))
+    if sockets and (restarts := find_restarts(sockets[0].with_name("watch.json"))):
+        return 503, {"ready": False, "restarting": restarts}
     try:
         status, body = _get(_SocketConnection(sockets[0]), "/models?limit=1000") if sockets else (503, b"")
         names = [model["modelName"] for model in json.loads(body)["models"]] if status == 200 else []
@@ -70,6 +73,15 @@ def look(folder: Path, rest_port: int, timeout_s: float = CARD_TIMEOUT_S) -> Ver
     with ThreadPoolExecutor(min(len(names), MOST_QUESTIONS)) as pool:
         statuses = list(pool.map(partial(_card_status, rest_port, timeout_s), names))
     return judge(dict(zip(names, statuses, strict=True)))
+
+
+def find_restarts(file: Path) -> dict[str, str]:
+    """Return the models that the launcher's watch is restarting, `name/version` to reason; empty if it says nothing."""
+    try:
+        models = json.loads(file.read_text())["models"]
+        return {name: known["restarting"] for name, known in models.items() if known["restarting"]}
+    except (OSError, ValueError):
+        return {}
 
 
 def judge(cards: Mapping[str, int | None]) -> Verdict:

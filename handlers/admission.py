@@ -71,6 +71,7 @@ class Admission:
         """Parse a row and decode its pictures; a model card or a refusal is encoded already."""
         media_type = media.REST_DEFAULT if headers else media.GRPC_DEFAULT
         try:
+            row = request.open_row(row, headers)
             media_type = request.reply_type(row, headers)
             asked = request.parse(row, headers, trace, max_images=self._limits.max_images)
             media_type = asked.media_type
@@ -90,8 +91,8 @@ class Admission:
             trace.lap("decode")
             if explain is not None:
                 self._explainer.check_work(explain, pictures)
-            if media_type == media.PNG and len(pictures) > 1:
-                raise BadRequest(formats.NO_PNG)
+            if media_type == media.PNG and not formats.fits_png(pictures, layers, options):
+                media_type = _without_png(row, headers)
             if media_type != media.PNG:  # How small it gets is not known before.
                 self._check_size(pictures, layers, options, media_type)
         except RequestError as error:
@@ -108,12 +109,10 @@ class Admission:
         return self._starting_file is not None
 
     def _resolve(self, layers: tuple[str, ...]) -> tuple[str, ...]:
-        if "all" in layers:
-            return tuple(self._geometry)
-        unknown = [name for name in layers if name not in self._geometry]
+        unknown = [name for name in layers if name not in self._geometry and name != "all"]
         if unknown:
             raise UnknownLayer.of(unknown[0], self._geometry)
-        return layers
+        return tuple(self._geometry) if "all" in layers else layers
 
     def _decode(self, files: Sequence[request.Bytes]) -> list[Picture | RequestError]:
         """Decode every file; one that fails is its own error, unless there are too many of them for the request."""
@@ -181,6 +180,14 @@ class Admission:
         encoded = filters.encode(kernels, layers[0], self._identity, media_type, trace.request_id)
         sizes.check(encoded.size, self._limits.max_reply_bytes)
         return encoded
+
+
+def _without_png(row: request.Row, headers: Mapping[str, str]) -> str:
+    """Return the format that a caller likes next to PNG, which cannot show this reply; browsers accept PNG and more."""
+    try:
+        return request.reply_type(row, headers, without=media.PNG)
+    except BadRequest as err:
+        raise BadRequest(formats.NO_PNG) from err
 
 
 def refuse(identity: reply.Identity, trace: Trace, error: RequestError, media_type: str) -> Encoded:

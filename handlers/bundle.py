@@ -75,6 +75,8 @@ class Bundle:
         layers: Public name → node.
         classes: Labels by index; empty for a network without classes.
         card: The content of card.json.
+        has_gradients: Whether its scores have gradients with respect to the picture. Archives say so where they have
+            none; older ones, which do not say, are taken to have them.
         graph: The network once more, for ONNX Runtime; None where the archive has none.
     """
 
@@ -84,6 +86,7 @@ class Bundle:
     classes: tuple[str, ...]
     card: dict[str, Any]
     graph: Graph | None = None
+    has_gradients: bool = True
 
 
 def load(directory: Path) -> Bundle:
@@ -111,6 +114,7 @@ def load(directory: Path) -> Bundle:
         classes=tuple(card["classes"]),
         card=card,
         graph=_load_graph(directory, card),
+        has_gradients="no_gradients" not in card,
     )
 
 

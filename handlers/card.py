@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,7 +21,12 @@ _TRAINING_FIELDS = tuple(wire.Training.DESCRIPTOR.fields_by_name)
 
 
 def describe(
-    bundle: Bundle, identity: Identity, limits: Limits, geometry: Mapping[str, LayerGeometry], multiply_adds: int
+    bundle: Bundle,
+    identity: Identity,
+    limits: Limits,
+    geometry: Mapping[str, LayerGeometry],
+    multiply_adds: int,
+    explanations: Sequence[str],
 ) -> dict[str, Any]:
     """Gather the card, in the field names of `convscope.v1.ModelCard`.
 
@@ -31,6 +36,7 @@ def describe(
         limits: In force here.
         geometry: Of each published layer, in the order of the forward pass.
         multiply_adds: Of the whole network for one picture.
+        explanations: The methods that suit the network.
     """
     preprocessing = bundle.preprocessing
     training = {name: bundle.card.get("training", {}).get(name) for name in _TRAINING_FIELDS}
@@ -51,6 +57,7 @@ def describe(
         "training": {name: value for name, value in training.items() if value is not None},
         "limits": asdict(limits),
         "multiply_adds": multiply_adds,
+        "explanations": list(explanations),
     }
 
 

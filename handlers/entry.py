@@ -61,6 +61,11 @@ class ConvscopeHandler:
         for index, answer in enumerate(answers):
             context.set_response_content_type(index, answer.media_type)
             context.set_response_status(answer.status, HTTPStatus(answer.status).phrase, index)
+            # TorchServe's gRPC method StreamPredictions reads this header of every reply; where it is missing, an
+            # exception ends the worker. TorchServe withholds a REST reply that has it. A request over gRPC has no
+            # headers; one over REST has at least content-length or transfer-encoding.
+            if not any(isinstance(value, str) for value in properties[index].values()):
+                context.set_response_header(index, "ts_stream_next", "false")
         if isinstance(getattr(context, "cl_socket", None), Improved):
             return [answer.pieces for answer in answers]
         return [answer.body for answer in answers]

@@ -1,33 +1,69 @@
 """Files: from a PNG, JPEG or WebP file to upright pixels of a network's channels.
 
-Pillow fixes what a picture decodes to; `plain` is a shorter way to the same decoders where there is one. Axes: `C`
-channels, `H, W` picture pixels.
+`containers` finds the parts that decide pixels; Pillow's decoders get those alone and fix what they decode to. Axes:
+`C` channels, `H, W` picture pixels.
 """
 
 from __future__ import annotations
 
 import io
-import re
-import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from handlers import plain
-from handlers.errors import BadImage, ImageTooLarge, WrongChannels
+from handlers.containers import BASELINE, EXTENDED, Bytes, Jpeg, Png, Webp, damaged, read
+from handlers.errors import BadImage, ImageTooLarge, RequestError, WrongChannels
 
 # The limit on pixels is per model and checked below before a pixel is decoded, so Pillow's own would only warn twice.
 Image.MAX_IMAGE_PIXELS = None
 
-ACCEPTED = "a PNG, JPEG or WebP file, or a .npy array"
+_TURNS = {  # By EXIF orientation.
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
-_GREY_16_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+_PNG_MODES = {  # By colour type and bits a sample: Pillow's mode, its name for the file's samples, samples a pixel.
+    (0, 1): ("1", "1", 1),
+    (0, 2): ("L", "L;2", 1),
+    (0, 4): ("L", "L;4", 1),
+    (0, 8): ("L", "L", 1),
+    (0, 16): ("I;16", "I;16B", 1),
+    (2, 8): ("RGB", "RGB", 3),
+    (2, 16): ("RGB", "RGB;16B", 3),
+    (3, 1): ("P", "P;1", 1),
+    (3, 2): ("P", "P;2", 1),
+    (3, 4): ("P", "P;4", 1),
+    (3, 8): ("P", "P", 1),
+    (4, 8): ("LA", "LA", 2),
+    (4, 16): ("RGBA", "LA;16B", 2),
+    (6, 8): ("RGBA", "RGBA", 4),
+    (6, 16): ("RGBA", "RGBA;16B", 4),
+}
+_ADAM7 = (  # First row and column of each pass, and steps to the next.
+    (0, 0, 8, 8),
+    (0, 4, 8, 8),
+    (4, 0, 8, 4),
+    (0, 2, 4, 4),
+    (2, 0, 4, 2),
+    (0, 1, 2, 2),
+    (1, 0, 2, 1),
+)
+_ZERO = (0, (0, 0), (0, 0, 0), (0, 0, 0, 0))  # A pixel of a row that is missing.
+_PIECE = 2**16  # Bytes inflated at a time.
+_JPEG_MODES = {1: ("L", "L"), 3: ("RGB", "RGB"), 4: ("CMYK", "CMYK;I")}  # Four channels are inverted, as Adobe's are.
 
-# Each scan of a JPEG may go over all of its pixels, in thirty bytes; encoders write ten or so. Its header is one of
-# these, of one to four channels, or the file is refused; nothing like it comes within a scan.
-_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
-_MOST_SCANS = 64
+# In place of a JPEG's end: libjpeg fills up with grey what is missing before that marker, and says nothing; here it
+# reports that data is missing. Eight bytes of ones are what it reads ahead, and no Huffman code.
+_ONES = b"\xff\x00" * 8
 
 
 class Budget:
@@ -58,9 +94,7 @@ class Budget:
         self._left -= pixels
 
 
-def decode_file(
-    data: bytes | bytearray | memoryview, channels: int, *, max_pixels: int, budget: Budget | None = None
-) -> NDArray[np.uint8]:
+def decode_file(data: Bytes, channels: int, *, max_pixels: int, budget: Budget | None = None) -> NDArray[np.uint8]:
     """Decode an upright picture of 1 or 3 channels.
 
     Args:
@@ -73,35 +107,26 @@ def decode_file(
         (H, W, C), uint8.
 
     Raises:
-        BadImage: None of the formats, or damaged.
+        BadImage: None of the formats, damaged or incomplete.
         ImageTooLarge: More pixels than allowed, or than `budget` has.
         WrongChannels: C is neither 1 nor 3.
     """
     if channels not in (1, 3):
         raise WrongChannels(f"encoded pictures are grey or RGB, this network takes {channels} channels; send an array")
-    name = _sniff(data)
-    if name == "JPEG" and count_scans(data) > _MOST_SCANS:
-        raise BadImage(f"the JPEG file has more than {_MOST_SCANS} scans; save it anew")
-    image = _decode_plain(data, name, max_pixels, budget)
-    if image is not None:
-        return _to_array(image, channels)
-    if name == "PNG" and data[12:16] == b"IHDR" and len(data) >= 24:  # Pillow tells no size before pixel data.
-        width, height = struct.unpack(">II", data[16:24])
-        check_pixels(height, width, max_pixels)
+    file = read(data)
+    check_pixels(*file.size, max_pixels, budget)
     try:
-        with Image.open(io.BytesIO(data), formats=[name]) as image:
-            check_pixels(image.height, image.width, max_pixels, budget)
-            image.load()
-            return _to_array(_upright(image), channels)
-    except ImageTooLarge:
+        image = _DECODERS[type(file)](file)
+        mode = "L" if channels == 1 else "RGB"
+        if image.mode != mode:
+            image = image.convert(mode)
+        if file.orientation != 1:
+            image = image.transpose(_TURNS[file.orientation])
+        return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, channels)
+    except RequestError:
         raise
     except Exception as err:  # Pillow raises nearly anything on a damaged file; its texts hold addresses, so use ours.
-        raise BadImage(f"the {name} file is truncated or damaged") from err
-
-
-def count_scans(data: bytes | bytearray | memoryview) -> int:
-    """Return how many scans a JPEG has."""
-    return len(_SCAN.findall(data))
+        raise damaged(type(file).__name__.upper()) from err
 
 
 def check_pixels(height: int, width: int, max_pixels: int, budget: Budget | None = None) -> None:
@@ -116,48 +141,113 @@ def check_pixels(height: int, width: int, max_pixels: int, budget: Budget | None
         budget.take(height * width)
 
 
-def _sniff(data: bytes | bytearray | memoryview) -> str:
-    """Return Pillow's name of the format that the first bytes announce."""
-    head = bytes(data[:12])
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head[:4] == b"RIFF" and head[8:] == b"WEBP":
-        return "WEBP"
-    raise BadImage(f"the first bytes are not those of a picture; send {ACCEPTED}")
+def _decode_jpeg(file: Jpeg) -> Image.Image:
+    """Decode a JPEG to mode L, RGB or CMYK."""
+    height, width = file.size
+    mode, raw = _JPEG_MODES[file.channels]
+    data = file.file
+    if file.scans == 1 and file.frame in (BASELINE, EXTENDED):
+        data = b"".join((memoryview(data)[: file.end], _ONES))
+    return Image.frombytes(mode, (width, height), data, "jpeg", raw, "")
 
 
-def _decode_plain(
-    data: bytes | bytearray | memoryview, name: str, max_pixels: int, budget: Budget | None
-) -> Image.Image | None:
-    """Return the picture of a plain file, None of any other."""
-    file = plain.read_png(data) if name == "PNG" else plain.read_jpeg(data) if name == "JPEG" else None
-    if file is None:
-        return None
-    check_pixels(*file.size, max_pixels, budget)
-    return file.decode()
+def _decode_webp(file: Webp) -> Image.Image:
+    """Decode a WebP to mode RGB, over white where it is transparent."""
+    with Image.open(io.BytesIO(file.file), formats=["WEBP"]) as image:
+        image.load()
+        return _over_white(image) if image.mode == "RGBA" else image
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn the picture as its EXIF orientation says; one without a readable orientation stays as it is."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # Damaged EXIF beside good pixels: every viewer shows such a picture, unturned.
-        return image
+def _decode_png(file: Png) -> Image.Image:
+    """Decode a PNG to mode 1, L, P or RGB, over white where it is transparent."""
+    height, width = file.size
+    mode, raw, channels = _PNG_MODES[file.colour, file.depth]
+    image = Image.frombytes(mode, (width, height), file.pixels, "zip", raw, int(file.interlaced))
+    if not _has_all_rows(file, channels * file.depth, image):
+        raise BadImage("the PNG file has fewer rows than its header says")
+    if file.colour == 3:
+        image.putpalette(_read_palette(file))
+    elif mode in ("LA", "RGBA"):
+        return _over_white(image)
+    elif mode == "I;16" or file.transparency:
+        return _read_samples(file, image)
+    return image
 
 
-def _to_array(image: Image.Image, channels: int) -> NDArray[np.uint8]:
-    """Bring any Pillow mode to (H, W, C) uint8: transparency over white, 16-bit grey scaled to 8 bit."""
-    if image.mode in _GREY_16_BIT:  # Pillow's own conversion clips at 255 instead of scaling.
-        grey = np.asarray(image.convert("I")).clip(0, 65535)
-        cells = ((grey + 128) // 257).astype(np.uint8)
-        if isinstance(image.info.get("transparency"), int):
-            cells[grey == image.info["transparency"]] = 255
-        image = Image.fromarray(cells)
-    elif image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    mode = "L" if channels == 1 else "RGB"
-    cells = np.frombuffer((image if image.mode == mode else image.convert(mode)).tobytes(), np.uint8)
-    return cells.reshape(image.height, image.width, channels)
+def _has_all_rows(file: Png, bits: int, image: Image.Image) -> bool:
+    """Tell whether a PNG's zlib stream holds all rows: Pillow's decoder takes its end for the picture's.
+
+    Args:
+        file: The PNG.
+        bits: Of a pixel.
+        image: As decoded, of zeros where a row is missing.
+    """
+    height, width = file.size
+    if file.interlaced:
+        sides = [(-((y - height) // down), -((x - width) // right)) for y, x, down, right in _ADAM7]
+        expected = sum(rows * (1 + (columns * bits + 7) // 8) for rows, columns in sides if columns)
+    elif image.getpixel((width - 1, height - 1)) not in _ZERO:
+        return True  # Rows come in order, and the last is there.
+    else:
+        expected = height * (1 + (width * bits + 7) // 8)
+        if expected > _PIECE and image.crop((0, height - 1, width, height)).tobytes().strip(b"\0"):
+            return True
+    stream, found = zlib.decompressobj(), 0
+    for at in range(0, len(file.pixels), _PIECE):
+        piece = file.pixels[at : at + _PIECE]
+        while piece and found < expected and not stream.eof:
+            found += len(stream.decompress(piece, _PIECE))
+            piece = stream.unconsumed_tail
+    return found >= expected
+
+
+def _read_palette(file: Png) -> bytes:
+    """Return a PNG's palette, three bytes a colour, over white where it is transparent."""
+    colours = np.frombuffer(file.palette, np.uint8).reshape(1, -1, 3)
+    if not colours.size:
+        raise BadImage("the PNG file has no palette")
+    if not file.transparency:
+        return file.palette
+    alpha = np.frombuffer(file.transparency, np.uint8)[: colours.shape[1]]
+    table = np.full((1, colours.shape[1], 4), 255, np.uint8)
+    table[..., :3] = colours
+    table[0, : len(alpha), 3] = alpha
+    return _over_white(Image.fromarray(table)).tobytes()
+
+
+def _read_samples(file: Png, image: Image.Image) -> Image.Image:
+    """Return a PNG of grey or RGB in mode L or RGB, white where it has the transparent colour.
+
+    That colour is one of the file's samples, of up to 16 bits, and not of the bytes that they become.
+    """
+    channels = 1 if file.colour == 0 else 3
+    transparent = np.frombuffer(file.transparency[: 2 * channels], ">u2") & (2**file.depth - 1)
+    if transparent.size not in (0, channels):
+        raise BadImage("the PNG file's tRNS chunk is too short")
+    samples: list[tuple[NDArray[Any], NDArray[Any]]]  # And what of the transparent colour they are compared with.
+    if image.mode == "I;16":
+        grey = np.asarray(image)[..., np.newaxis]
+        levels = ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        samples = [(grey, transparent)]
+    else:
+        levels = np.array(image.convert("L" if channels == 1 else "RGB")).reshape(*file.size, channels)
+        samples = [(levels, transparent * (255 // (2**file.depth - 1)))]
+        if file.depth == 16:  # Those are the high bytes.
+            low = Image.frombytes("RGB", image.size, file.pixels, "zip", "RGB;16L", int(file.interlaced))
+            samples = [(levels, transparent >> 8), (np.asarray(low), transparent & 255)]
+    if transparent.size:
+        clear = np.full(file.size, 255, np.uint8)
+        for cells, value in samples:
+            for channel in range(channels):
+                clear *= cells[..., channel] == value[channel]
+        levels |= clear[..., np.newaxis]  # 255 where every sample is the colour's, else 0.
+    return Image.fromarray(levels[..., 0] if channels == 1 else levels)
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """Lay a picture with alpha over white; the result is of mode RGB."""
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+_DECODERS: dict[type, Callable[[Any], Image.Image]] = {Png: _decode_png, Jpeg: _decode_jpeg, Webp: _decode_webp}

@@ -7,7 +7,7 @@ import io
 import json
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,6 +21,7 @@ from handlers.assembly import Piece, assemble
 from handlers.errors import BadRequest, RequestError
 from handlers.explanations.painting import paint
 from handlers.maps import FeatureMap
+from handlers.options import Options
 from handlers.reply import Explanation, Identity, Reply, Result, Timing
 from handlers.wire import convscope_pb2 as wire
 
@@ -118,6 +119,20 @@ def _to_npz(reply: Reply) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
+
+
+def fits_png(pictures: Sequence[object], layers: Sequence[str], options: Options) -> bool:
+    """Tell whether one PNG can show the reply to a request: one picture's explanation or layer, or why there is none.
+
+    Args:
+        pictures: Decoded ones, or the errors in their place.
+        layers: Public names of the layers asked for.
+        options: The caller's.
+    """
+    if len(pictures) != 1:
+        return False
+    is_one_layer = len(layers) == 1 and options.pool != 1
+    return is_one_layer or options.explain is not None or isinstance(pictures[0], RequestError)
 
 
 def to_png(reply: Reply) -> list[Piece]:

@@ -6,8 +6,9 @@ It knows file formats and one network's input, and nothing of requests, layers o
 
 from __future__ import annotations
 
-import io
 import math
+import re
+import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
@@ -18,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from handlers.containers import ACCEPTED
 from handlers.errors import BadImage, ImageTooLarge, TooManyImages, WrongChannels
-from handlers.files import ACCEPTED, Budget, check_pixels, decode_file
+from handlers.files import Budget, check_pixels, decode_file
 from handlers.resizing import resize
 
 DEFAULT_MAX_IMAGES = 64
@@ -28,6 +30,16 @@ DEFAULT_MAX_PIXELS = 16_000_000
 ANY_SIZE = (32, 32)  # (H, W) of the picture that a network of any size is tried on.
 
 _NPY_MAGIC = b"\x93NUMPY"
+# numpy's own reader runs Python's tokenizer and parser on whatever stands there, and may log what they think of it.
+_NPY_HEADER = re.compile(
+    rb"\{ ?'descr': ?'(?P<descr>[^']*)', ?'fortran_order': ?(?P<fortran_order>True|False), ?"
+    rb"'shape': ?\((?P<shape>(?:\d{1,10}, ?){0,32}(?:\d{1,10})?)\),? ?\}\s*"
+)
+_NPY_DTYPES: dict[bytes, np.dtype[Any]] = {
+    **dict.fromkeys((b"|u1", b"<u1", b">u1"), np.dtype(np.uint8)),
+    b"<f4": np.dtype("<f4"),
+    b">f4": np.dtype(">f4"),
+}
 _WHITE = np.float32(255)
 
 Picture = NDArray[np.uint8] | NDArray[np.float32]
@@ -256,27 +268,27 @@ def _decode_array(
 
 def _read_npy(data: bytes | bytearray | memoryview) -> Picture:
     """View the cells of a .npy file as an array; what its header claims is checked against the bytes that are there."""
-    stream = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, fortran, dtype = read_header(stream)
-    except Exception as err:
-        raise BadImage("the .npy header is damaged; write the array with numpy.save") from err
-    if dtype not in (np.dtype(np.uint8), np.dtype("<f4"), np.dtype(">f4")):
+    lengths = {b"\1\0": "<8xH", b"\2\0": "<8xI"}.get(bytes(data[6:8]))  # By version.
+    header = None
+    if lengths is not None and len(data) >= struct.calcsize(lengths):
+        [length] = struct.unpack_from(lengths, data)
+        start = struct.calcsize(lengths) + length
+        header = _NPY_HEADER.fullmatch(data, start - length, start)
+    if header is None or start > len(data):
+        raise BadImage("the .npy header is not that of a uint8 or float32 array; write it with numpy.save")
+    dtype = _NPY_DTYPES.get(header["descr"])
+    if dtype is None:
         raise BadImage("the array must be uint8 (0..255) or float32 (0..1 scale)")
-    start = stream.tell()
-    if len(shape) not in (2, 3, 4) or not all(type(length) is int and 0 < length < 2**31 for length in shape):
+    shape = tuple(int(length) for length in header["shape"].split(b",") if length.strip())
+    if len(shape) not in (2, 3, 4) or not all(0 < length < 2**31 for length in shape):
         raise BadImage("the array must be (H, W), (H, W, C) or (N, H, W, C), none of them 0")
     expected = math.prod(shape) * dtype.itemsize
     if len(data) - start != expected:
         raise BadImage(f"the .npy header promises {expected:,} bytes of cells, {len(data) - start:,} are there")
     cells = np.frombuffer(data, dtype=dtype, offset=start)
-    array = cells.reshape(shape[::-1]).T if fortran else cells.reshape(shape)
-    return array.astype(dtype.newbyteorder("="), copy=False)
+    array = cells.reshape(shape, order="F" if header["fortran_order"] == b"True" else "C")
+    picture: Picture = array.astype(dtype.newbyteorder("="), copy=False)
+    return picture
 
 
 def _fit(picture: Picture, size: tuple[int, int] | None) -> Picture:

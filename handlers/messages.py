@@ -9,13 +9,13 @@ named `data`, of which TorchServe's worker keeps the last without a word. Here t
 
 from __future__ import annotations
 
-import json
 import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
+from handlers import json_text
 from handlers.assembly import Piece
 from handlers.connection import Improved, improve
 
@@ -110,9 +110,9 @@ def _value(content_type: str, content: bytes) -> Any:
     """Return what a parameter holds; its bytes where it is not what its type says."""
     try:
         if content_type == "application/json":
-            return json.loads(content.decode())
+            return json_text.loads(content.decode())
         return content.decode() if content_type.startswith("text") else content
-    except (ValueError, RecursionError):
+    except ValueError:
         return content
 
 

@@ -2,8 +2,8 @@
 
 A photograph takes a CPU longer to decode than a GPU takes to run most networks on it. nvJPEG comes with torchvision.
 Its pixels are near Pillow's and not the same: colour that a file stores at half the resolution it repeats, where Pillow
-interpolates. So nothing goes there unless asked for, and of that only baseline JPEGs that leave nothing to interpret
-(`plain`) and are large enough to be worth the way; every other file is Pillow's, and every one that nvJPEG refuses.
+interpolates. So nothing goes there unless asked for, and of that only baseline JPEGs that are stored upright in usual
+colours and are large enough to be worth the way; every other file is Pillow's, and every one that nvJPEG refuses.
 No GPU was at hand: `decode_on_gpu` was never run. Axes: `C` channels, `H, W` picture pixels.
 """
 
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from handlers import plain
-from handlers.files import Budget, count_scans, decode_file
+from handlers.containers import BASELINE, Bytes, Jpeg, read
+from handlers.errors import BadImage
+from handlers.files import Budget, decode_file
 from handlers.maps import to_host
 from handlers.resizing import resize, resize_anywhere
 from handlers.vision import RGB
@@ -35,7 +36,6 @@ LEAST_PIXELS = 2**16  # Smaller pictures take Pillow less than a millisecond. No
 _PIXELS_AT_ONCE = 2**25  # They are held in the GPU's memory, three bytes each, until they are resized.
 _MOST_OFF = 3.0  # Levels of 255 from Pillow's, on average over the trial's pictures.
 
-Bytes = bytes | bytearray | memoryview
 Decode = Callable[[list[Tensor], torch.device], list[Tensor]]
 """Takes files, each (bytes,) uint8 on the CPU, and returns pictures, each (3, H, W) uint8 on the device."""
 
@@ -158,11 +158,19 @@ def _pixels(file: Bytes) -> int:
     """Return how many pixels a file has that belongs on the GPU, 0 for any other."""
     if bytes(file[:3]) != b"\xff\xd8\xff":
         return 0
-    found = plain.read_jpeg(file)
-    if found is None or found.mode != "RGB" or not found.is_baseline or count_scans(file) != 1:
+    try:
+        found = read(file)
+    except BadImage:  # Pillow's way says so of that picture.
+        return 0
+    if not isinstance(found, Jpeg) or (found.frame, found.channels, found.scans, found.orientation) != (
+        BASELINE,
+        3,
+        1,
+        1,
+    ):
         return 0
     height, width = found.size
-    return height * width
+    return height * width if found.transform in (None, 1) else 0
 
 
 def _portions(pixels: dict[int, int]) -> Iterator[list[int]]:

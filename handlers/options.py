@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
+from handlers import json_text
 from handlers.errors import BadRequest
-from handlers.explanations.asked import Explain
+from handlers.explanations.asked import SWITCH, Explain, number_in
 from handlers.wire import convscope_pb2 as wire
 
 OPTION_NAMES = ("layers", "top_k", "map_dtype", "pool", "channels", "timing", "explain")
@@ -16,7 +16,6 @@ DTYPES = ("float32", "float16", "uint8")
 
 _LONGEST_TEXT = 2**20  # Characters of an option.
 _MOST_NAMES = 2**16  # Of layers, or of channels: more than any layer has.
-_SWITCH = {"1": True, "true": True, "0": False, "false": False}
 
 
 @dataclass(frozen=True)
@@ -99,9 +98,22 @@ class Options:
         Raises:
             BadRequest: As `from_values`.
         """
+        return cls.from_values(cls.read_message(message))
+
+    @staticmethod
+    def read_message(message: wire.PredictRequest) -> dict[str, Any]:
+        """Return the fields that a PredictRequest sets as values of JSON types.
+
+        Raises:
+            BadRequest: A list is too long, channels are chosen in two ways, or as `Explain.from_message`.
+        """
         _check_length(message.layers, "layers")
         _check_length(message.channels.indexes, "channels")
-        values: dict[str, Any] = {"layers": tuple(message.layers), "timing": message.timing}
+        values: dict[str, Any] = {}
+        if message.layers:
+            values["layers"] = tuple(message.layers)
+        if message.timing:
+            values["timing"] = True
         if message.HasField("top_k"):
             values["top_k"] = message.top_k
         if message.HasField("pool"):
@@ -117,7 +129,7 @@ class Options:
             values["channels"] = message.channels.strongest
         if message.HasField("explain"):
             values["explain"] = Explain.from_message(message.explain)
-        return cls.from_values(values)
+        return values
 
 
 def _explain(value: Any) -> Explain | None:
@@ -129,23 +141,19 @@ def _from_text(name: str, text: str) -> Any:
         raise BadRequest(f"{name} has {len(text):,} characters; at most {_LONGEST_TEXT:,} are read")
     if text[0] in "[{":
         try:
-            return json.loads(text)
-        except (ValueError, RecursionError) as err:
-            raise BadRequest(f"{name} is neither a comma-separated list nor valid JSON") from err
+            return json_text.loads(text)
+        except ValueError as err:
+            raise BadRequest(f"{name} is neither a comma-separated list nor valid JSON: {err}") from err
     if name == "explain":
         return Explain.from_text(text)
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if name == "layers":
         return parts
     if name == "channels" and "," in text:
-        return [_number(part) for part in parts]
+        return [number_in(part) for part in parts]
     if name == "timing":
-        return _SWITCH.get(text.lower(), text)
-    return text if name == "map_dtype" else _number(text)
-
-
-def _number(text: str) -> int | str:
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else text
+        return SWITCH.get(text.lower(), text)
+    return text if name == "map_dtype" else number_in(text)
 
 
 def _whole(value: Any, name: str, *, least: int) -> int:

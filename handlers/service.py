@@ -96,7 +96,14 @@ class Service:
         if network is None:
             network = Eager(archive.module, archive.layers, has_scores=bool(archive.classes), device=device)
         engine = engine or network
-        self._explainer = Explainer(network, engine, archive.preprocessing, archive.classes, self._geometry)
+        self._explainer = Explainer(
+            network,
+            engine,
+            archive.preprocessing,
+            archive.classes,
+            self._geometry,
+            has_gradients=archive.has_gradients,
+        )
         self._inference = Inference(engine, archive.preprocessing, archive.classes, network.device)
         self._inference.check_graph()
         self._admission = Admission(
@@ -104,7 +111,7 @@ class Service:
             limits,
             archive.preprocessing,
             self._geometry,
-            card.describe(archive, identity, limits, self._geometry, multiply_adds),
+            card.describe(archive, identity, limits, self._geometry, multiply_adds, self._explainer.available()),
             self._inference,
             self._explainer,
             drain_file=drain_file,

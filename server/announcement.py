@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,51 +13,64 @@ from server.models import Archive
 from server.ports import reachable
 
 
-def list_listeners(
-    listeners: Listeners, archives: Sequence[Archive], java: Java, seconds: float, logs: Path
-) -> dict[str, Any]:
-    """Say what `describe_listeners` says as values for a log collector."""
+@dataclass(frozen=True)
+class Facts:
+    """A server that is ready.
+
+    Attributes:
+        listeners: Where it listens.
+        archives: What it serves, the newest version of a model first.
+        java: The Java it runs on.
+        patches: Names of the patches of TorchServe that are active.
+        seconds: Time it took to be ready.
+        logs: Folder of its logs.
+    """
+
+    listeners: Listeners
+    archives: Sequence[Archive]
+    java: Java
+    patches: Sequence[str]
+    seconds: float
+    logs: Path
+
+
+def list_listeners(facts: Facts) -> dict[str, Any]:
+    """Return what `describe_listeners` says as values for a log collector."""
+    listeners, java = facts.listeners, facts.java
     host = reachable(listeners.host)
     return {
         "rest": f"http://{host}:{listeners.rest}",
         "grpc": f"{host}:{listeners.grpc}",
         "metrics": f"http://{host}:{listeners.metrics}/metrics",
-        "models": [f"{archive.name}/{archive.version}" for archive in archives],
-        "seconds": round(seconds, 3),
+        "models": [f"{archive.name}/{archive.version}" for archive in facts.archives],
+        "seconds": round(facts.seconds, 3),
         "java": f"{java.version} ({java.source})",
-        "logs": str(logs),
+        "patches": list(facts.patches),
+        "logs": str(facts.logs),
     }
 
 
-def describe_listeners(
-    listeners: Listeners, archives: Sequence[Archive], java: Java, seconds: float, logs: Path
-) -> str:
-    """Describe a server that is ready.
-
-    Args:
-        listeners: Where it listens.
-        archives: What it serves, the newest version of a model first.
-        java: The Java it runs on.
-        seconds: Time it took to be ready.
-        logs: Folder of its logs.
-    """
+def describe_listeners(facts: Facts) -> str:
+    """Describe a server that is ready, for a person at a terminal."""
+    listeners, java = facts.listeners, facts.java
     host = reachable(listeners.host)
     rest = f"http://{host}:{listeners.rest}"
     defaults: set[str] = set()
     urls: list[tuple[str, str]] = []
-    for archive in archives:
+    for archive in facts.archives:
         path = archive.name if archive.name not in defaults else f"{archive.name}/{archive.version}"
         defaults.add(archive.name)
         urls.append((f"{archive.name} {archive.version}", f"{rest}/predictions/{path}"))
     width = max(len(name) for name, _ in urls)
     first = urls[0][1]
     lines = [
-        f"Ready after {seconds:.1f} s, on Java {java.version} ({java.source}).",
+        f"Ready after {facts.seconds:.1f} s, on Java {java.version} ({java.source}).",
         f"  REST     {rest}",
         f"  gRPC     {host}:{listeners.grpc}",
         f"  metrics  http://{host}:{listeners.metrics}/metrics",
         *(f"  model    {name:<{width}}  {url}" for name, url in urls),
-        f"  logs     {logs}",
+        f"  patches  {', '.join(facts.patches) or 'none'} (of TorchServe)",
+        f"  logs     {facts.logs}",
         "Try:",
         f"  curl {first}",
         f"  curl -T picture.png {first}",

@@ -31,6 +31,7 @@ class Settings:
         startup_timeout_s: Seconds until every model must have answered.
         warm_up_s: Seconds of requests of its own before the server is ready; 0 for none.
         drain_s: Seconds that requests in flight get after a signal to stop.
+        watch_s: Seconds from one answered model card to the launcher's next question.
         unready_s: Seconds to go on serving while readiness already fails.
         max_request_mb: Largest request, in MiB.
         max_reply_mb: Largest reply, in MiB.
@@ -40,7 +41,7 @@ class Settings:
         engine: What runs the networks: `auto`, `torch` or `onnxruntime`.
         precision: What they compute in: `float32`, `float16` or `bfloat16`.
         jpeg: Where JPEGs are decoded: `cpu` or `gpu`.
-        mend: Change what makes requests wait in TorchServe's own classes; see `mending`.
+        mend: Patch TorchServe; see `mending`.
         log_format: `text` for people or `json` for log collectors, on standard error.
     """
 
@@ -56,6 +57,7 @@ class Settings:
     warm_up_s: float
     drain_s: float
     unready_s: float
+    watch_s: float
     max_request_mb: int
     max_reply_mb: int
     heap_mb: int
@@ -94,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--warm-up-s", type=_seconds, default=2.0, metavar="S", help="of requests of its own before it is ready")
     add("--drain-s", type=_seconds, default=10.0, metavar="S", help="for requests in flight once told to stop")
     add("--unready-s", type=_seconds, default=0.0, metavar="S", help="go on serving while readiness already fails")
+    add("--watch-s", type=_pause, default=10.0, metavar="S", help="between two checks that a model answers")
     add("--max-request-mb", type=_megabytes, default=64, metavar="MB", help="largest request")
     add("--max-reply-mb", type=_megabytes, default=256, metavar="MB", help="largest reply")
     add("--heap-mb", type=_heap, default=1024, metavar="MB", help="largest heap of the Java front end")
@@ -134,7 +137,7 @@ def build_parser() -> argparse.ArgumentParser:
         dest="mend",
         action="store_false",
         default=argparse.SUPPRESS,
-        help="run TorchServe's queue as it came: a request then waits a millisecond for others",
+        help="run TorchServe without our patches: callers can then stop a worker, and requests wait for others",
     )
     add("--log-format", choices=("text", "json"), default="text", help="what standard error says")
     return parser
@@ -167,6 +170,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         warm_up_s=given.warm_up_s,
         drain_s=given.drain_s,
         unready_s=given.unready_s,
+        watch_s=given.watch_s,
         max_request_mb=given.max_request_mb,
         max_reply_mb=given.max_reply_mb,
         heap_mb=given.heap_mb,
@@ -200,6 +204,13 @@ def _megabytes(text: str) -> int:
 
 def _heap(text: str) -> int:
     return _integer(text, 512, 1024 * 1024)
+
+
+def _pause(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds < 0.1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 86400")
+    return seconds
 
 
 def _seconds(text: str) -> float:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+PROCESSES = Path("/proc")
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 _started: dict[int, subprocess.Popen[bytes]] = {}
@@ -85,6 +86,28 @@ def die_with(launcher: int) -> None:
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != launcher:  # It ended before the kernel was told.
         os._exit(1)
+
+
+def is_alive(process: int, processes: Path = PROCESSES) -> bool:
+    """Tell whether a process runs: False if it has ended, is a zombie, or is stopped.
+
+    Args:
+        process: Its id; that of any process of this machine.
+        processes: The kernel's folder of processes; where there is none, a stopped process counts as running.
+    """
+    if process <= 0:
+        return False
+    if not processes.is_dir():
+        try:
+            os.kill(process, 0)
+        except OSError:
+            return False
+        return True
+    try:
+        state = (processes / str(process) / "stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state not in "ZXTt"
 
 
 def describe_ending(status: int) -> str:

@@ -117,6 +117,11 @@ class PrivateDirectory:
         return self.path / "draining"
 
     @property
+    def watch_file(self) -> Path:
+        """What the watch knows of the models, for the exporter and for readiness."""
+        return self.path / "watch.json"
+
+    @property
     def metrics(self) -> Path:
         """Where the workers write their metrics; empty at every start, as the directory is new."""
         return self.path / "metrics"

@@ -105,7 +105,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = build_parser().parse_args(arguments)
     die_with(given.launcher)
     models = [(name, version) for name, _, version in (model.partition("/") for model in given.models)]
-    server = ServerMetrics(models, given.torchserve_port, given.management_socket, given.drain_file, given.started)
+    server = ServerMetrics(
+        models,
+        given.torchserve_port,
+        given.management_socket,
+        given.drain_file,
+        given.watch_file,
+        given.started,
+    )
     Server(socket.socket(fileno=given.listener), build_app(given.folder, server)).serve_forever()
 
 
@@ -118,6 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--torchserve-port", type=int, required=True, metavar="PORT", help="TorchServe's own metrics, on 127.0.0.1")
     add("--management-socket", type=Path, required=True, metavar="FILE", help="TorchServe's management API")
     add("--drain-file", type=Path, required=True, metavar="FILE", help="there while the server drains")
+    add("--watch-file", type=Path, required=True, metavar="FILE", help="what the launcher's watch knows of the models")
     add("--models", nargs="+", required=True, metavar="NAME/VERSION", help="served, a model's default version first")
     add("--started", type=float, required=True, metavar="UNIX_TIME", help="when the server was started")
     add("--launcher", type=int, required=True, metavar="PID", help="with whom it ends")

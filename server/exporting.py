@@ -58,6 +58,7 @@ class Exporter:
             *("--torchserve-port", str(torchserve_port)),
             *("--management-socket", str(directory.management_socket)),
             *("--drain-file", str(directory.drain_file)),
+            *("--watch-file", str(directory.watch_file)),
             *("--models", *(f"{archive.name}/{archive.version}" for archive in archives)),
             *("--started", f"{started:.3f}"),
             *("--launcher", str(os.getpid())),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from server import configuration, devices, ports
-from server.announcement import describe_listeners, list_listeners
+from server.announcement import Facts, describe_listeners, list_listeners
 from server.arguments import Settings
 from server.children import describe_ending
 from server.configuration import Listeners, PrivateDirectory
@@ -19,11 +20,13 @@ from server.exporting import Exporter
 from server.failures import Failure, Interrupted
 from server.java import Java, find_java
 from server.management import Management
+from server.mending import PATCHES, mend
 from server.models import find_archives
 from server.process import JavaProcess, build_command, find_torchserve
 from server.readiness import Readiness
 from server.reporting import Reporter, write
 from server.warming import WarmUp
+from server.watch import Watch
 from server.worker_log import Relay
 
 PAUSE_S = 0.1
@@ -110,9 +113,17 @@ class Launcher:
         file = configuration.write_configuration(directory, settings, self._listeners, self._archives, self._gpus)
         own = configuration.own_environment()
         environment = configuration.worker_environment(directory, settings, workers, devices.count_cores(), own)
+        self._patches = mend(home, directory.classes) if settings.mend else []
+        why = "TorchServe is another than the patch was written for" if settings.mend else "--no-mend"
+        for patch in (patch for patch in PATCHES if patch not in self._patches):
+            self._say(f"TorchServe runs without the {patch.name} patch ({why}): {patch.without}", level="warning")
         command = build_command(java, home, directory, file, settings)
         self._diagnosis = Diagnosis(directory, self._archives)
-        self._relay = Relay(self._reporter.relay, self._tell_rest)
+        self._relay = Relay(self._reporter.relay, partial(self._tell_rest, directory.models_log, "worker"))
+        self._warnings: Relay[str] = Relay(
+            lambda warning: self._say(f"TorchServe warns: {warning}", level="warning", source="torchserve"),
+            partial(self._tell_rest, directory.torchserve_log, "torchserve"),
+        )
         self._java_log_start = directory.jvm_log.stat().st_size if directory.jvm_log.exists() else 0
         process = JavaProcess(command, directory, environment)
         started = time.time() - (time.monotonic() - self._started)
@@ -131,21 +142,31 @@ class Launcher:
         process = self._start(java, home)
         try:
             self._await_ready(process)
+            watch = Watch(self._listeners, self._archives, self._directory, self._settings.watch_s)
             self._announce(java)
-            self._watch(process)
+            self._watch(process, watch)
+            watch.stop()
             self._drain(process)
         finally:
             process.kill()
             self._exporter.stop()
             self._relay.pass_on(self._diagnosis.read().complaints, time.monotonic())
             self._relay.close()
+            self._warnings.close()
 
     def _announce(self, java: Java) -> None:
-        facts = (self._listeners, self._archives, java, time.monotonic() - self._started, self._directory.logs)
+        facts = Facts(
+            self._listeners,
+            self._archives,
+            java,
+            sorted(patch.name for patch in self._patches),
+            time.monotonic() - self._started,
+            self._directory.logs,
+        )
         if self._reporter.as_json:
-            self._say("ready", **list_listeners(*facts))
+            self._say("ready", **list_listeners(facts))
         else:
-            write(describe_listeners(*facts), sys.stdout)
+            write(describe_listeners(facts), sys.stdout)
 
     def _await_ready(self, process: JavaProcess) -> None:
         management = Management(self._directory.management_socket)
@@ -178,15 +199,25 @@ class Launcher:
                 f"archive {name}: runs on {device}" for name, device in readiness.devices().items() if device == "cpu"
             ]
             if slow:
-                raise Failure("\n".join(slow) + "\n--device cuda needs a torch that was built with CUDA")
+                log = self._directory.models_log
+                raise Failure("\n".join(slow) + f"\n--device cuda was asked for; {log} has what their workers said")
 
     def _all_loaded(self, management: Management) -> bool:
         states = management.describe_all(self._archives)
         return states is not None and all(state.loaded >= state.workers for state in states)
 
-    def _watch(self, process: JavaProcess) -> None:
+    def _watch(self, process: JavaProcess, watch: Watch) -> None:
+        """Serve until a signal comes.
+
+        Raises:
+            Failure: Java has ended, or TorchServe has to be started anew.
+        """
         while not self._signals.stop():
             self._check(process, starting=False)
+            for level, sentence in watch.news():
+                self._say(sentence, level=level)
+            if watch.failure:
+                raise Failure(f"TorchServe has to be started anew: {watch.failure}")
             time.sleep(PAUSE_S)
 
     def _check(self, process: JavaProcess, *, starting: bool) -> None:
@@ -206,10 +237,10 @@ class Launcher:
             ending = describe_ending(status)
             raise Failure(f"TorchServe ended by itself ({ending}): {explain_java(self._java_output())}")
         for failure in news.failures:
-            self._say(f"{failure}; TorchServe starts it again", level="error", source="worker")
+            again = "starts it again" if failure in news.retried else "has not said that it starts it again"
+            self._say(f"{failure}; TorchServe {again}", level="error", source="worker")
         if not starting:
-            for warning in news.warnings:
-                self._say(f"TorchServe warns: {warning}", level="warning", source="torchserve")
+            self._warnings.pass_on(news.warnings, time.monotonic())
 
     def _tend(self) -> News:
         """Look after the exporter, read the logs and pass on what workers complain of; return the rest of the news."""
@@ -239,9 +270,8 @@ class Launcher:
             time.sleep(PAUSE_S / 2)
         self._say("stopped" if not self._killed() else "killed")
 
-    def _tell_rest(self, count: int) -> None:
-        log = self._directory.models_log
-        self._say(f"{count} more such lines in the same second; all are in {log}", level="warning", source="worker")
+    def _tell_rest(self, log: Path, source: str, count: int) -> None:
+        self._say(f"{count} more such lines in the same second; all are in {log}", level="warning", source=source)
 
     def _java_output(self) -> list[str]:
         with self._directory.jvm_log.open("rb") as file:

@@ -8,10 +8,22 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from server.fetching import fetch
 from server.models import Archive
+
+
+class Worker(NamedTuple):
+    """A worker, as TorchServe describes it now.
+
+    Attributes:
+        pid: Its process, or the last one it had; -1 before the first.
+        ready: TorchServe believes that it has loaded the model and runs.
+    """
+
+    pid: int
+    ready: bool
 
 
 @dataclass(frozen=True)
@@ -20,17 +32,22 @@ class ModelState:
 
     Attributes:
         workers: Workers it is meant to have.
-        started: Workers it has, loaded or not.
-        loaded: Workers that have loaded it.
+        most: Workers it may have.
+        found: The workers it has.
         pending: Requests that wait for a worker; those a worker has taken are not among them.
         batch_delay_s: Longest time a request waits for others to join its batch, in seconds.
     """
 
     workers: int
-    started: int
-    loaded: int
+    most: int
+    found: tuple[Worker, ...]
     pending: int
     batch_delay_s: float
+
+    @property
+    def loaded(self) -> int:
+        """Workers that TorchServe believes to have loaded the model."""
+        return sum(worker.ready for worker in self.found)
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -67,15 +84,25 @@ class Management:
         model = answer[0]
         return ModelState(
             workers=model["minWorkers"],
-            started=len(model["workers"]),
-            loaded=sum(worker["status"] == "READY" for worker in model["workers"]),
+            most=model["maxWorkers"],
+            found=tuple(Worker(worker["pid"], worker["status"] == "READY") for worker in model["workers"]),
             pending=model["jobQueueStatus"]["pendingRequests"],
             batch_delay_s=model["maxBatchDelay"] / 1000,
         )
 
-    def scale(self, archive: Archive, workers: int) -> None:
-        """Ask for a number of workers; `describe` tells when they are there."""
-        self._ask("PUT", f"/models/{archive.name}/{archive.version}?min_worker={workers}&max_worker={workers}")
+    def scale(self, archive: Archive, workers: int, most: int | None = None) -> bool:
+        """Ask for a number of workers; `describe` tells when they are there.
+
+        Args:
+            archive: The model.
+            workers: How many.
+            most: How many there may be; None for no more than that.
+
+        Returns:
+            Whether TorchServe has taken it.
+        """
+        scale = f"min_worker={workers}&max_worker={workers if most is None else most}"
+        return self._ask("PUT", f"/models/{archive.name}/{archive.version}?{scale}") is not None
 
     def describe_all(self, archives: Sequence[Archive]) -> list[ModelState] | None:
         """Describe several models; None if any of them is not described."""

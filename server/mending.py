@@ -1,15 +1,38 @@
-"""Mending three things in TorchServe 0.12 that cost requests time, by bytes of its classes; nobody develops it further.
+"""Patches six classes of TorchServe 0.12, a few bytes each; upstream is archived and will not fix them.
+
+**safety**: one caller must not stop a worker. TorchServe answers a batch from the worker's own thread, and an exception
+from answering one caller ends that thread. Where other callers of the batch were answered already, a second exception
+follows while it cleans up, and the worker is neither stopped nor started again, while TorchServe goes on calling it
+ready.
+
+* A gRPC call that is cancelled, or whose deadline passes, just before its reply is such an exception, since TorchServe
+  closes the call itself when it hears of the cancellation: 30 s of cancelled calls left a model without an answer for
+  good. Patched, it leaves the call to grpc-java, which drops such a reply without an exception; and it finishes a reply
+  that it has begun, or the reply's memory would never be freed.
+* `StreamPredictions` and `StreamPredictions2` are such exceptions whenever a handler does not stream. Patched,
+  TorchServe's two methods have names that nothing calls, so that grpc-java's own take their place, which answer
+  UNIMPLEMENTED.
+
+**latency**: three things make requests wait.
 
 * The first request of a batch waits all of maxBatchDelay for others, a millisecond at least, also where nobody else
-  asks: twice what a small network takes. Mended, a worker takes what waits, up to batchSize, and waits for nothing.
+  asks: twice what a small network takes. Patched, a worker takes what waits, up to batchSize, and waits for nothing.
 * A batch's reply is read from the worker in pieces of 64 KB at most and parsed from its beginning again at each.
-  Mended, a piece holds what is there: as much as the worker's socket buffer takes (`handlers.connection`).
+  Patched, a piece holds what is there: as much as the worker's socket buffer takes (`handlers.connection`).
 * A batch is handed to the worker's connection by a task of the JVM's common pool, which waits until it is written; with
-  one or two cores the JVM has no such pool and starts a thread for each batch. Mended, the thread that has the batch
-  hands it over and goes on.
+  one or two cores the JVM has no such pool and starts a thread for each batch. Patched, the thread that has the batch
+  hands it over and goes on. `benchmarks/batching.md` has what these three bring.
 
-Changed classes lie in the private directory and go before the jar. If any is not exactly the one that is known, none
-is changed. `benchmarks/batching.md` has what it brings.
+**blame**: a form that TorchServe cannot read (it breaks off, or a part has no name) is the caller's mistake, and got
+500, which a gateway sends again and counts against the service, with a traceback in the log. Patched, any exception
+while a REST request is read is answered with 400; a worker's own failures do not pass this place.
+
+Patched classes lie in the private directory and go before the jar on the class path. Each of the three patches is
+applied whole or not at all: only if every class that it changes is exactly the one it was written for. `--no-mend`
+applies none. The launcher says which are active; `server.watch` restarts what hangs without them.
+
+A patch that keeps any exception from ending a worker's thread would need new code in a class, with tables for the
+verifier: more than a few bytes. What remains is Java running out of memory while it answers.
 """
 
 from __future__ import annotations
@@ -23,74 +46,176 @@ JAR = Path("ts/frontend/model-server.jar")
 
 
 @dataclass(frozen=True)
+class Edit:
+    """Bytes to replace.
+
+    Attributes:
+        before: What stands in the class.
+        after: What to put there instead: as many bytes, unless it is a constant, which carries its own length.
+        times: How often `before` occurs; all of them are replaced.
+    """
+
+    before: bytes
+    after: bytes
+    times: int = 1
+
+
+@dataclass(frozen=True)
 class Change:
     """Changes to a class.
 
     Attributes:
         member: The class file in the jar.
         sha256: Of the class that is known.
-        edits: Bytes that occur in it once, each with as many to stand there instead.
+        edits: What to replace.
     """
 
     member: str
     sha256: str
-    edits: tuple[tuple[bytes, bytes], ...]
+    edits: tuple[Edit, ...]
 
     def make(self, original: bytes) -> bytes:
         """Return the class with the changes."""
-        for before, after in self.edits:
-            original = original.replace(before, after)
+        for edit in self.edits:
+            original = original.replace(edit.before, edit.after)
         return original
 
 
-CHANGES = (
-    # In Model.pollBatch, where a batch's second and later requests are taken, jobsQueue.poll(maxDelay, MILLISECONDS)
-    # becomes poll(0, MILLISECONDS): aload 5, lload 6, getstatic; aload 5, lconst_0, nop, getstatic.
-    Change(
-        "org/pytorch/serve/wlm/Model.class",
-        "7c5523f1fe77fe79aa32665469e17725e70518692abcf4987989ef72f10d4cff",
-        ((bytes.fromhex("1905 1606 b2"), bytes.fromhex("1905 0900 b2")),),
-    ),
-    # The constant 65,536 becomes 4 MiB: the most that netty, used with its defaults, reads at once.
-    Change(
-        "io/netty/channel/AdaptiveRecvByteBufAllocator.class",
-        "0b9f688fa3f189aa5729e811c589f25f9682a1178c0e3974965f0e04b4c58c97",
-        ((bytes.fromhex("03 00010000"), bytes.fromhex("03 00400000")),),
-    ),
-    # In WorkerThread.run, where a batch goes out, futures.add(CompletableFuture.runAsync(() -> lambda$run$0(i))) is now
-    # lambda$run$0(i), and in that method channel.writeAndFlush(request).sync() loses its sync(). Nobody looks at those
-    # futures: a connection that breaks interrupts this thread, which is then waiting for the reply, as before.
-    Change(
-        "org/pytorch/serve/wlm/WorkerThread.class",
-        "5292f5b79ac1ec509876cd997e2605848fd79f0b15b24ebd1a96c9c6b035ffd6",
+@dataclass(frozen=True)
+class Patch:
+    """Changes that belong together.
+
+    Attributes:
+        name: What the log calls it.
+        without: What happens where it is not applied.
+        changes: To a class each.
+    """
+
+    name: str
+    without: str
+    changes: tuple[Change, ...]
+
+
+PATCHES = (
+    Patch(
+        "safety",
+        "a gRPC call that is cancelled, or to a streaming method, can stop a worker",
         (
-            # aload 8, aload_0, iload 10, invokedynamic, invokestatic runAsync, invokeinterface add, pop.
-            (
-                bytes.fromhex("1908 2a 150a ba01670000 b8016b b901710200 57"),
-                bytes.fromhex("2a 150a b703ed" + 13 * "00"),
+            # The methods' names; and in the three cancellation handlers (Ping, StreamPredictions2, and all others)
+            # responseObserver.onError(Status.CANCELLED.withDescription(...).asRuntimeException()): aload_0, getstatic,
+            # ldc_w, invokevirtual, invokevirtual, invokeinterface become nop, and return stays.
+            Change(
+                "org/pytorch/serve/grpcimpl/InferenceImpl.class",
+                "8b85e06f700eeb9dc6e595307bcaf38c67209883a08dcd09039f72f1462e36cc",
+                (
+                    Edit(b"\x01\x00\x11streamPredictions", b"\x01\x00\x11unusedPredictions"),
+                    Edit(b"\x01\x00\x12streamPredictions2", b"\x01\x00\x12unusedPredictions2"),
+                    Edit(
+                        bytes.fromhex("2a b20198 13019b b6009c b600a7 b900ab0200 b1"),
+                        bytes.fromhex(18 * "00" + "b1"),
+                        times=3,
+                    ),
+                ),
             ),
-            # invokeinterface writeAndFlush, invokeinterface sync, pop.
-            (bytes.fromhex("b903550200 b9027b0100 57"), bytes.fromhex("b903550200 0000000000 57")),
+            # In GRPCJob.response, between onNext and onCompleted, if (cancelHandler(observer)) return; becomes
+            # if (false) return; aload_0, aload 8, invokespecial, ifeq, return, aload 8, invokevirtual onCompleted.
+            Change(
+                "org/pytorch/serve/job/GRPCJob.class",
+                "37d38e228b6314e854c0ab05d7488eb29ade8239683289b36d027357784058ce",
+                (
+                    Edit(
+                        bytes.fromhex("2a 1908 b700a2 990004 b1 1908 b600ce"),
+                        bytes.fromhex("03 0000 000000 990004 b1 1908 b600ce"),
+                    ),
+                ),
+            ),
+        ),
+    ),
+    Patch(
+        "blame",
+        "a form that cannot be read is answered with 500 instead of 400",
+        (
+            # In HttpRequestHandler.channelRead0, catch (IllegalArgumentException) becomes catch (RuntimeException), and
+            # in it logger.error becomes logger.trace and FORBIDDEN becomes BAD_REQUEST: aload_3, invokeinterface,
+            # aload_1, getstatic, aload_3, invokestatic sendError.
+            Change(
+                "org/pytorch/serve/http/HttpRequestHandler.class",
+                "4284484a3cbe3c227cec2578dcb44b9ae9c4f1b8cffbccec26e36490803cea31",
+                (
+                    Edit(
+                        b"\x01\x00\x22java/lang/IllegalArgumentException",
+                        b"\x01\x00\x1ajava/lang/RuntimeException",
+                    ),
+                    Edit(
+                        bytes.fromhex("2d b900840300 2b b20087 2d b8005e"),
+                        bytes.fromhex("2d b900520300 2b b20066 2d b8005e"),
+                    ),
+                ),
+            ),
+        ),
+    ),
+    Patch(
+        "latency",
+        "a request waits a millisecond for others, and large replies are parsed again and again",
+        (
+            # In Model.pollBatch, where a batch's second and later requests are taken, jobsQueue.poll(maxDelay,
+            # MILLISECONDS) becomes poll(0, MILLISECONDS): aload 5, lload 6, getstatic; aload 5, lconst_0, nop,
+            # getstatic.
+            Change(
+                "org/pytorch/serve/wlm/Model.class",
+                "7c5523f1fe77fe79aa32665469e17725e70518692abcf4987989ef72f10d4cff",
+                (Edit(bytes.fromhex("1905 1606 b2"), bytes.fromhex("1905 0900 b2")),),
+            ),
+            # The constant 65,536 becomes 4 MiB: the most that netty, used with its defaults, reads at once.
+            Change(
+                "io/netty/channel/AdaptiveRecvByteBufAllocator.class",
+                "0b9f688fa3f189aa5729e811c589f25f9682a1178c0e3974965f0e04b4c58c97",
+                (Edit(bytes.fromhex("03 00010000"), bytes.fromhex("03 00400000")),),
+            ),
+            # In WorkerThread.run, where a batch goes out, futures.add(CompletableFuture.runAsync(() ->
+            # lambda$run$0(i))) is now lambda$run$0(i), and in that method channel.writeAndFlush(request).sync() loses
+            # its sync(). Nobody looks at those futures: a connection that breaks interrupts this thread, which is then
+            # waiting for the reply, as before.
+            Change(
+                "org/pytorch/serve/wlm/WorkerThread.class",
+                "5292f5b79ac1ec509876cd997e2605848fd79f0b15b24ebd1a96c9c6b035ffd6",
+                (
+                    # aload 8, aload_0, iload 10, invokedynamic, invokestatic runAsync, invokeinterface add, pop.
+                    Edit(
+                        bytes.fromhex("1908 2a 150a ba01670000 b8016b b901710200 57"),
+                        bytes.fromhex("2a 150a b703ed" + 13 * "00"),
+                    ),
+                    # invokeinterface writeAndFlush, invokeinterface sync, pop.
+                    Edit(bytes.fromhex("b903550200 b9027b0100 57"), bytes.fromhex("b903550200 0000000000 57")),
+                ),
+            ),
         ),
     ),
 )
 
 
-def mend(home: Path, folder: Path) -> bool:
-    """Write the mended classes into a folder for the front of the class path; False if TorchServe is another one.
+def mend(home: Path, folder: Path) -> list[Patch]:
+    """Write the patched classes into a folder for the front of the class path.
 
     Args:
         home: Where TorchServe is installed.
         folder: Where to write, made if need be.
+
+    Returns:
+        The patches that were applied; the others are for another TorchServe than this one.
     """
     with zipfile.ZipFile(home / JAR) as jar:
         members = set(jar.namelist())
-        found = {change: jar.read(change.member) for change in CHANGES if change.member in members}
-    known = [hashlib.sha256(found.get(change, b"")).hexdigest() == change.sha256 for change in CHANGES]
-    if not all(known):
-        return False
-    for change, original in found.items():
+        found = {
+            change: jar.read(change.member) for patch in PATCHES for change in patch.changes if change.member in members
+        }
+    applied = [patch for patch in PATCHES if all(_known(change, found.get(change)) for change in patch.changes)]
+    for change in (change for patch in applied for change in patch.changes):
         path = folder / change.member
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(change.make(original))
-    return True
+        path.write_bytes(change.make(found[change]))
+    return applied
+
+
+def _known(change: Change, original: bytes | None) -> bool:
+    return original is not None and hashlib.sha256(original).hexdigest() == change.sha256

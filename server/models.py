@@ -20,6 +20,7 @@ from server.failures import Failure, UsageFailure
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 TIMEOUT_S = 120  # What TorchServe gives a worker where the archive does not say.
+RETRY_TIMEOUT_S = 300  # How long it tries to start one, likewise.
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Archive:
         modules: Top-level Python modules and packages inside the archive.
         response_timeout_s: Seconds a worker may take for a batch until TorchServe ends it.
         startup_timeout_s: Seconds it may take to load.
+        retry_timeout_s: Seconds of failures after which TorchServe no longer starts a worker.
     """
 
     path: Path
@@ -43,6 +45,7 @@ class Archive:
     modules: frozenset[str]
     response_timeout_s: int = TIMEOUT_S
     startup_timeout_s: int = TIMEOUT_S
+    retry_timeout_s: int = RETRY_TIMEOUT_S
 
     @property
     def label(self) -> str:
@@ -129,6 +132,7 @@ def read_archive(path: Path) -> Archive:
         modules,
         config.get("responseTimeout", TIMEOUT_S),
         config.get("startupTimeout", TIMEOUT_S),
+        config.get("maxRetryTimeoutInSec", RETRY_TIMEOUT_S),
     )
 
 

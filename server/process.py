@@ -16,7 +16,6 @@ from server.arguments import Settings
 from server.configuration import LOGGING, PrivateDirectory
 from server.failures import Failure
 from server.java import Java
-from server.mending import mend
 
 
 def find_torchserve() -> Path:
@@ -34,8 +33,10 @@ def find_torchserve() -> Path:
 def build_command(
     java: Java, home: Path, directory: PrivateDirectory, configuration: Path, settings: Settings
 ) -> list[str]:
-    """Build the command line that starts TorchServe in the foreground."""
-    mended = [str(directory.classes)] if settings.mend and mend(home, directory.classes) else []
+    """Build the command line that starts TorchServe in the foreground.
+
+    Patched classes, if `directory.classes` holds any, come before TorchServe's own.
+    """
     return [
         str(java.executable),
         "-Xms512m",
@@ -55,7 +56,7 @@ def build_command(
         f"-Dconvscope.logs={directory.logs}",
         f"-Dlog4j.configurationFile={LOGGING.as_uri()}",
         "-cp",
-        os.pathsep.join([*mended, f"{home}/ts/frontend/*"]),
+        os.pathsep.join([str(directory.classes), f"{home}/ts/frontend/*"]),
         "org.pytorch.serve.ModelServer",
         "--python",
         sys.executable,

@@ -1,4 +1,4 @@
-"""What only the server knows: its workers, its queues, TorchServe's own counters, the drain, the GPUs.
+"""What only the server knows: its workers, its queues, TorchServe's own counters, the drain, the watch, the GPUs.
 
 TorchServe calls the version that callers get who name none `default`; it is counted under its own name here. Only the
 models served have series: what callers invent has none.
@@ -10,16 +10,19 @@ import http.client
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from server.children import is_alive
 from server.fetching import fetch
 from server.gpu_metrics import Gpus, gpu_families
 from server.management import Management, ModelState
 from server.sources import Source
+from server.watch import read_published
 
 WAIT_S = 2.0  # For all questions together: Prometheus gives a scrape 4 s.
 FETCH_TIMEOUT_S, DESCRIBE_TIMEOUT_S = 2.0, 10.0
@@ -40,16 +43,24 @@ class ServerMetrics(Collector):
         metrics_port: Port of TorchServe's own metrics, on 127.0.0.1.
         management_socket: TorchServe's management API.
         drain_file: The file that exists while the server drains.
+        watch_file: What the launcher's watch publishes of the models.
         started: When the server was started, unix time.
     """
 
     def __init__(
-        self, models: Sequence[Model], metrics_port: int, management_socket: Path, drain_file: Path, started: float
+        self,
+        models: Sequence[Model],
+        metrics_port: int,
+        management_socket: Path,
+        drain_file: Path,
+        watch_file: Path,
+        started: float,
     ) -> None:
         self._models = models
         self._metrics_port = metrics_port
         self._management = Management(management_socket, DESCRIBE_TIMEOUT_S)
         self._drain_file = drain_file
+        self._watch_file = watch_file
         self._started = started
         self._counters: Source[Samples] = Source(self._read_counters)
         self._states: Source[dict[Model, ModelState]] = Source(self._describe, keep_s=KEEP_S)
@@ -71,8 +82,10 @@ class ServerMetrics(Collector):
         yield GaugeMetricFamily(
             "convscope_server_start_time_seconds", "When the server was started, unix time.", value=self._started
         )
+        watched = read_published(self._watch_file)
+        yield from _watch_families(watched)
         if states is not None:
-            yield from _state_families(states)
+            yield from _state_families(states, watched)
         if counters is not None:
             yield from self._counter_families(counters)
         yield from gpu_families(self._gpus.answer(deadline) or [])
@@ -138,10 +151,30 @@ class ServerMetrics(Collector):
         return next(matches, None)
 
 
-def _state_families(states: dict[Model, ModelState]) -> Iterable[Metric]:
+def _watch_families(watched: dict[str, dict[str, Any]]) -> Iterable[Metric]:
+    answered = GaugeMetricFamily(
+        "convscope_card_answered",
+        "1 if the model answered its last card, asked for by the launcher, in time.",
+        labels=["model", "version"],
+    )
+    restarts = CounterMetricFamily(
+        "convscope_model_restarts",
+        "Times that the launcher started all workers of a model anew, by reason; TorchServe's own restarts apart.",
+        labels=["model", "version", "reason"],
+    )
+    for name, known in watched.items():
+        model = name.split("/")
+        answered.add_metric(model, known["answered"])
+        for reason, count in known["restarts"].items():
+            restarts.add_metric([*model, reason], count)
+    return answered, restarts
+
+
+def _state_families(states: dict[Model, ModelState], watched: dict[str, dict[str, Any]]) -> Iterable[Metric]:
     workers = GaugeMetricFamily(
         "convscope_workers",
-        "Workers by what they are at: ready, or loading (starting, restarting, or given up by TorchServe).",
+        "Workers by state: ready (the model answers its card and the worker's process runs), silent (TorchServe calls "
+        "it ready, and that is not so), or loading (starting, restarting, or given up by TorchServe).",
         labels=["model", "version", "state"],
     )
     wanted = GaugeMetricFamily(
@@ -151,8 +184,11 @@ def _state_families(states: dict[Model, ModelState]) -> Iterable[Metric]:
         "convscope_queue_requests", "Requests that wait for a worker now.", labels=["model", "version"]
     )
     for model, state in states.items():
-        workers.add_metric([*model, "ready"], state.loaded)
-        workers.add_metric([*model, "loading"], state.started - state.loaded)
+        answers = watched.get("/".join(model), {}).get("answered", False)
+        ready = sum(worker.ready and is_alive(worker.pid) for worker in state.found) if answers else 0
+        workers.add_metric([*model, "ready"], ready)
+        workers.add_metric([*model, "silent"], state.loaded - ready)
+        workers.add_metric([*model, "loading"], len(state.found) - state.loaded)
         wanted.add_metric(model, state.workers)
         waiting.add_metric(model, state.pending)
     return workers, wanted, waiting

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
+T = TypeVar("T")
 MOST_A_SECOND = 50
 LONGEST = 500  # Characters of a line for a person.
 
@@ -52,7 +54,7 @@ def parse(line: str) -> Complaint | None:
     return Complaint(line, said["model"], said["version"], said["message"], said.get("request_id"), said.get("code"))
 
 
-class Relay:
+class Relay(Generic[T]):
     """Passes complaints on, a bounded number each second, and counts the rest.
 
     Args:
@@ -60,13 +62,13 @@ class Relay:
         tell_rest: Takes the number of those that were not passed on, once their second is over.
     """
 
-    def __init__(self, tell: Callable[[Complaint], None], tell_rest: Callable[[int], None]) -> None:
+    def __init__(self, tell: Callable[[T], None], tell_rest: Callable[[int], None]) -> None:
         self._tell = tell
         self._tell_rest = tell_rest
         self._since = 0.0
         self._told = self._untold = 0
 
-    def pass_on(self, complaints: Iterable[Complaint], now: float) -> None:
+    def pass_on(self, complaints: Iterable[T], now: float) -> None:
         """Pass on what there is; to be called again and again.
 
         Args:

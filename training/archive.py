@@ -25,7 +25,7 @@ from pathlib import Path
 
 from training import packing
 from training.arguments import STORE, parse
-from training.contents import Contents, from_checkpoint, from_files
+from training.contents import NO_GRADIENTS, Contents, from_checkpoint, from_files
 from training.custom import from_network, read_classes
 from training.engine import with_engine
 from training.packing import ArchiveError
@@ -174,9 +174,11 @@ def _summary(path: Path, files: Mapping[str, bytes]) -> str:
     card = json.loads(files[packing.CARD])
     layers = ", ".join(f"{name} = {node}" for name, node in card["layers"].items())
     classes = card["classes"]
+    without = card.get(NO_GRADIENTS)
+    explained = f"\nexplanations: by occlusion, not by gradients: {without}" if without else ""
     return (
         f"{path}  {path.stat().st_size:,} bytes, version {card['version']}\nlayers: {layers}\n"
-        f"classes: {len(classes) or 'none, so maps and no scores; --classes FILE names them'}"
+        f"classes: {len(classes) or 'none, so maps and no scores; --classes FILE names them'}{explained}"
     )
 
 

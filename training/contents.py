@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -24,11 +24,13 @@ from training import packing
 from training.architecture import Architecture, find
 from training.graph import prove
 from training.packing import ArchiveError
-from training.proof import check_company, check_rebuilt
+from training.proof import check_company, check_rebuilt, why_no_gradients
 from training.survey import Shape, batch_size, check_layers, check_scores, survey
 from training.weights import load_strictly, load_tensors
 
 FORMAT = 1
+NO_GRADIENTS = "no_gradients"
+"""In the card: why the network's scores have no gradients. It is not there where they have."""
 
 _CHECKPOINT_KEYS = (
     "model",
@@ -60,6 +62,18 @@ _TAKEN = ("all", "none", "index", "label", "probability", "logit", "reply", "fil
 _TAKEN_ENDS = (".scale", ".offset", ".channels", ".npy")  # A layer is a member of an npz; these stand beside it.
 
 
+class Proof(NamedTuple):
+    """What proving a model found out.
+
+    Attributes:
+        shapes: (C, h, w) of every published layer, by public name.
+        no_gradients: Why its scores have no gradients; empty if they have, or if there are no scores.
+    """
+
+    shapes: dict[str, Shape]
+    no_gradients: str
+
+
 @dataclass(frozen=True)
 class Contents:
     """One model, ready to be proven and packed.
@@ -82,13 +96,17 @@ class Contents:
         Raises:
             ArchiveError: They do not; the message says why.
         """
-        batch = batch_size(self.prove(), any_size=self.preprocessing.size is None)
+        proof = self.prove()
+        batch = batch_size(proof.shapes, any_size=self.preprocessing.size is None)
+        card = {name: value for name, value in self.card.items() if name != NO_GRADIENTS}
+        if proof.no_gradients:
+            card[NO_GRADIENTS] = proof.no_gradients
         graph = {} if self.graph is None else {packing.GRAPH: self.graph}
         return {
             **packing.handler_files(),
             **self.architecture.sources,
             packing.MANIFEST: packing.manifest(self.card["model"], self.card["version"]),
-            packing.CARD: packing.to_json(self.card),
+            packing.CARD: packing.to_json(card),
             packing.CONFIG: packing.model_config(batch),
             packing.WEIGHTS: self.weights,
             **graph,
@@ -111,11 +129,8 @@ class Contents:
             load_strictly(network, torch.load(io.BytesIO(self.weights), map_location="cpu", weights_only=True))
             yield network.eval()
 
-    def prove(self) -> dict[str, Shape]:
+    def prove(self) -> Proof:
         """Build the network from what will be packed and run pictures of noise.
-
-        Returns:
-            (C, h, w) of every published layer, by public name.
 
         Raises:
             ArchiveError: It cannot be built, the weights do not fit, layers, classes or graph do not match what it
@@ -129,11 +144,12 @@ class Contents:
             check_scores(found, len(self.card["classes"]))
             eager = Eager(network, self.card["layers"], has_scores=bool(self.card["classes"]))
             check_company(eager, self.preprocessing)
+            no_gradients = why_no_gradients(eager, self.preprocessing) if self.card["classes"] else ""
             with self.network() as again:  # Inside the first, whose random numbers are drawn: it draws others.
                 check_rebuilt(again, picture, found.output)
             if self.graph is not None:
                 prove(self.graph, self.card, network, self.preprocessing)
-        return shapes
+        return Proof(shapes, no_gradients)
 
 
 def from_checkpoint(path: Path, version: str, *, half: bool = False) -> Contents:

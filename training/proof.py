@@ -1,7 +1,8 @@
 """Proofs: what a network must do before it may be served, whatever it computes.
 
 It answers a picture the same each time, the same beside another picture as alone, and the same once it is built anew
-from its archive. Axes: `N` batch, `C` channels, `H, W` picture pixels.
+from its archive. Whether it has gradients is found out and not demanded. Axes: `N` batch, `C` channels, `H, W` picture
+pixels.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from handlers.engines.eager import Eager
 from handlers.engines.engine import Engine
 from handlers.images import Preprocessing, noise
 from training.packing import ArchiveError
@@ -114,6 +116,29 @@ def check_company(engine: Engine, preprocessing: Preprocessing) -> None:
                     f"an answer depends on what else is in the batch: {what} of a picture beside another differ by "
                     f"{off:.1e} of their largest value from those of the picture alone"
                 )
+
+
+def why_no_gradients(engine: Eager, preprocessing: Preprocessing) -> str:
+    """Return why the scores have no gradient with respect to the picture; empty if they have one.
+
+    What rounds its values somewhere has a gradient, which is 0: that is the truth, and not looked at here.
+
+    Args:
+        engine: What runs the network, in torch.
+        preprocessing: What it takes.
+    """
+    picture = noise(preprocessing).requires_grad_(True)
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+        try:
+            scores, _ = engine.forward_with_gradients(picture.clone())
+            if not scores.requires_grad:
+                return "its forward pass runs without gradients (torch.no_grad, detach, or a cast to integers)"
+            [gradient] = torch.autograd.grad(scores.sum(), picture, allow_unused=True)
+        except Exception as err:  # The forward pass is the user's code, and so may be its derivative.
+            return f"its backward pass fails with {type(err).__name__}"
+    if gradient is None:
+        return "its scores do not come from the picture by operations that have a gradient"
+    return ""
 
 
 def _answers(engine: Engine, pictures: Tensor, failing: str) -> list[tuple[str, Tensor]]:

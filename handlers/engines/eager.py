@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 Forward = Callable[[Tensor], Mapping[str, Tensor]]
 
 SCORES = "//scores"  # No public layer name can hold a slash, so no clash.
+_TRACED = frozenset([SCORES])  # In place of layers: none, but the graph that was traced and not the module itself.
 _EXTRACTORS_KEPT = 32  # One per set of layers ever asked for; they share the network's weights.
 
 
@@ -111,6 +112,9 @@ class Eager(Torch):
     def forward_with_gradients(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor, Maps]:
         """Run the network once and keep the graph of what was computed; gradients must be enabled.
 
+        A traced network gives the derivative of what it computes, even where its own code runs under `torch.no_grad`:
+        tracing does not record that. The logits of a network without gradients do not require any.
+
         Args:
             images: (N, C, H, W), float32, normalised, on the device.
             layers: Public names of the maps wanted.
@@ -120,7 +124,7 @@ class Eager(Torch):
         """
         if not images.requires_grad:  # No weight requires gradients, so the picture must.
             images = images.clone().requires_grad_(True).clone()  # A network may change its input, but not a leaf.
-        outputs = self.extractor(layers)(images)
+        outputs = self.extractor(layers or _TRACED)(images)
         return outputs[SCORES], {name: outputs[name] for name in layers}
 
     def _trace(self) -> str | None:
@@ -155,6 +159,7 @@ class Eager(Torch):
     def _build(self, layers: frozenset[str]) -> Forward:
         if not layers:
             return lambda images: {SCORES: self.module(images)}
+        layers -= _TRACED
         if self._output_node is None:
             return lambda images: self._forward_with_hooks(images, layers)
         # One node may go out under several names (a last layer that is also the scores), which torchvision's dict of

@@ -13,6 +13,7 @@ from handlers.wire import convscope_pb2 as wire
 GRAD_CAM, CAM, OCCLUSION = "grad_cam", "cam", "occlusion"
 INPUT_GRADIENT, INTEGRATED_GRADIENTS, PICTURE = "input_gradient", "integrated_gradients", "picture"
 METHODS = (GRAD_CAM, CAM, OCCLUSION, INPUT_GRADIENT, INTEGRATED_GRADIENTS, PICTURE)
+OF_GRADIENTS = (GRAD_CAM, INPUT_GRADIENT, INTEGRATED_GRADIENTS)
 VIEWS = ("overlay", "heat")
 
 MAX_STEPS = 512  # Of integrated gradients: finding the points of the rule takes their third power.
@@ -20,7 +21,9 @@ MAX_STEPS = 512  # Of integrated gradients: finding the points of the rule takes
 _WHOLE = 2**32 - 1
 _NUMBERS = {"target": (0, _WHOLE), "window": (1, _WHOLE), "step": (1, _WHOLE), "steps": (1, MAX_STEPS)}  # From, to.
 _FIELDS = tuple(wire.Explain.DESCRIPTOR.fields_by_name)
-_SWITCH = {"1": True, "true": True, "0": False, "false": False}
+
+SWITCH = {"1": True, "true": True, "0": False, "false": False}
+"""How text says yes and no."""
 
 
 @dataclass(frozen=True)
@@ -84,18 +87,17 @@ class Explain:
         Raises:
             BadRequest: As `from_value`.
         """
-        if text.lower() in _SWITCH:
-            return cls.from_value(_SWITCH[text.lower()])
+        if text.lower() in SWITCH:
+            return cls.from_value(SWITCH[text.lower()])
         values: dict[str, Any] = {}
         for part in filter(None, map(str.strip, text.split(","))):
             name, separator, word = (piece.strip() for piece in part.partition("="))
             name, word = (name, word) if separator else ("method", name)
             if name in values:
                 raise BadRequest(f"explain says its {name[:40]} twice")
-            is_number = name in _NUMBERS and word.isascii() and word.isdigit() and len(word) <= len(str(_WHOLE))
-            values[name] = int(word) if is_number else word
+            values[name] = number_in(word) if name in _NUMBERS else word
             if name == "picture":
-                values[name] = _SWITCH.get(word.lower(), word)
+                values[name] = SWITCH.get(word.lower(), word)
         return cls.from_value(values)
 
     @classmethod
@@ -106,6 +108,12 @@ class Explain:
             BadRequest: As `from_value`.
         """
         return cls.from_value({field.name: value for field, value in message.ListFields()})
+
+
+def number_in(text: str) -> int | str:
+    """Return the whole number that a text is, in decimal ASCII digits and 32 bits; any other text as it is."""
+    is_number = text.isascii() and text.isdigit() and len(text) <= len(str(_WHOLE))
+    return int(text) if is_number else text
 
 
 def _whole(value: Any, name: str, least: int, most: int) -> int | None:

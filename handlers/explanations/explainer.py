@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +27,9 @@ from handlers.explanations.asked import (
     GRAD_CAM,
     INPUT_GRADIENT,
     INTEGRATED_GRADIENTS,
+    METHODS,
     OCCLUSION,
+    OF_GRADIENTS,
     PICTURE,
     Explain,
 )
@@ -43,7 +46,15 @@ MAX_SECONDS = 25.0  # For the explanations of one call: clients wait for 30 s, a
 MAX_PIXELS = 2**18  # Of a picture: gradients keep every map of the network, at 512×512 hundreds of MB.
 DEFAULT_STEPS = 32  # ResNet-18 on one busy core: 15 s.
 
+NO_GRADIENTS = (
+    "this network gives no gradients: its forward pass runs without them, so there is no {method}; occlusion and "
+    "picture need none"
+)
+
 _SAME = 1e-4  # How far a head may be from the linear one, as a share of the largest logit.
+
+
+_Heat = TypeVar("_Heat")
 
 
 class Explainer:
@@ -55,6 +66,7 @@ class Explainer:
         preprocessing: What the network takes.
         classes: Labels by index; empty for a network without classes, of which nothing can be explained.
         geometry: Of each published layer, in the order of the forward pass.
+        has_gradients: Whether the scores have gradients with respect to the picture.
         max_seconds: For the explanations of one call.
     """
 
@@ -66,6 +78,7 @@ class Explainer:
         classes: tuple[str, ...],
         geometry: Mapping[str, LayerGeometry],
         *,
+        has_gradients: bool = True,
         max_seconds: float = MAX_SECONDS,
     ) -> None:
         self._network = network
@@ -73,6 +86,7 @@ class Explainer:
         self._preprocessing = preprocessing
         self._classes = classes
         self._shapes = {name: layer.shape for name, layer in geometry.items()}
+        self._has_gradients = has_gradients
         self._max_seconds = max_seconds
         self._heads: dict[str, Tensor | None] = {}
 
@@ -80,13 +94,15 @@ class Explainer:
         """Fill in the layer, and refuse what cannot be explained.
 
         Raises:
-            BadRequest: No score to explain, no such class, or the method does not suit the network.
+            BadRequest: No score to explain, no gradients, no such class, or the method does not suit the network.
             UnknownLayer: The model does not publish the layer.
         """
         if asked.method == PICTURE:
             return asked
         if not self._classes:
             raise BadRequest("this model has no classes, so there is no score to explain; its maps can be asked for")
+        if asked.method in OF_GRADIENTS and not self._has_gradients:
+            raise BadRequest(NO_GRADIENTS.format(method=asked.method))
         if asked.target is not None and asked.target >= len(self._classes):
             raise BadRequest(f"explain.target is {asked.target}; the classes are 0 to {len(self._classes) - 1}")
         if asked.window is not None and asked.step is not None and asked.step > asked.window:
@@ -104,6 +120,16 @@ class Explainer:
                 "one does not; grad_cam does without"
             )
         return replace(asked, layer=layer)
+
+    def available(self) -> list[str]:
+        """Return the methods that suit the network; a method of layers may still not suit each of them."""
+        if not self._classes:
+            return [PICTURE]
+        maps = [name for name, shape in self._shapes.items() if len(shape) == 3]
+        unfit = {*(() if self._has_gradients else OF_GRADIENTS), *(() if maps else (GRAD_CAM, CAM))}
+        if maps and self._head(self._default_layer()) is None:
+            unfit.add(CAM)
+        return [method for method in METHODS if method not in unfit]
 
     def check_work(self, asked: Explain, pictures: Sequence[Picture | RequestError]) -> None:
         """Refuse a request that would keep the worker for too long.
@@ -184,6 +210,8 @@ class Explainer:
         image = torch.from_numpy(stack([picture], self._preprocessing)).to(self._network.device)  # (1, C, H, W)
         with torch.inference_mode(False), torch.enable_grad():
             heat, delta = self._heat(asked, image, target, check)
+        if not heat.isfinite().all():
+            raise BadRequest(f"{asked.method} of this picture is not finite; occlusion may be")
         dtype = "float32" if is_png else job.options.map_dtype
         [cells] = prepare("explanation", heat.detach()[None].float().contiguous(), Options(map_dtype=dtype))
         if isinstance(cells, BadImage):
@@ -196,9 +224,9 @@ class Explainer:
         if asked.method == GRAD_CAM:
             logits, maps = self._network.forward_with_gradients(image, frozenset([asked.layer]))
             heat = methods.grad_cam(maps[asked.layer], logits, target)
-            if heat is None:
+            if heat is None and logits.requires_grad:
                 raise BadRequest(f"the scores do not depend on the map of {asked.layer}")
-            return heat, None
+            return _found(heat, asked), None
         if asked.method == CAM:
             weight = self._head(asked.layer)
             assert weight is not None  # noqa: S101  # For the types; `settle` saw to it.
@@ -208,9 +236,9 @@ class Explainer:
             window, step = self._squares(asked, image.shape[2], image.shape[3])
             return methods.occlusion(self._score, image.cpu(), target, window, step, check), None
         if asked.method == INPUT_GRADIENT:
-            return methods.input_gradient(self._differentiable, image, target), None
+            return _found(methods.input_gradient(self._differentiable, image, target), asked), None
         steps = asked.steps or DEFAULT_STEPS
-        return methods.integrated_gradients(self._differentiable, image, target, steps, check)
+        return _found(methods.integrated_gradients(self._differentiable, image, target, steps, check), asked)
 
     def _score(self, images: Tensor) -> Tensor:
         logits, _ = self._engine.forward(images)
@@ -255,16 +283,26 @@ class Explainer:
         What the network does is what counts, not how it is written: a linear layer of that shape is tried on noise.
         """
         if layer not in self._heads:
-            logits, maps = self._network.forward(noise(self._preprocessing, 2), frozenset([layer]))
-            assert logits is not None  # noqa: S101  # For the types; `settle` saw to it.
-            means = maps[layer].mean(dim=(2, 3))
             self._heads[layer] = None
-            for part in self._network.module.modules():
-                if isinstance(part, nn.Linear) and part.weight.shape == (logits.shape[1], means.shape[1]):
+            shape = len(self._classes), self._shapes[layer][0]
+            linear = [part for part in self._network.module.modules() if isinstance(part, nn.Linear)]
+            fitting = [part for part in linear if part.weight.shape == shape]
+            if fitting:
+                logits, maps = self._network.forward(noise(self._preprocessing, 2), frozenset([layer]))
+                assert logits is not None  # noqa: S101  # For the types; `settle` saw to it.
+                means = maps[layer].mean(dim=(2, 3))
+                for part in fitting:
                     found = part(means.to(part.weight.device)).cpu()
                     if (found - logits).abs().max() <= _SAME * logits.abs().max():
                         self._heads[layer] = part.weight.detach()
         return self._heads[layer]
+
+
+def _found(heat: _Heat | None, asked: Explain) -> _Heat:
+    """Return what a method found; archives made before they told of gradients may have none."""
+    if heat is None:
+        raise BadRequest(NO_GRADIENTS.format(method=asked.method))
+    return heat
 
 
 def _shown(picture: Picture) -> FeatureMap:

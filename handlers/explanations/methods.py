@@ -32,9 +32,9 @@ def grad_cam(maps: Tensor, logits: Tensor, target: int) -> Tensor | None:
         target: The class's index.
 
     Returns:
-        (1, h, w), nowhere negative; None where the logit does not depend on the maps.
+        (1, h, w), nowhere negative; None where the logit has no gradient with respect to the maps.
     """
-    [gradient] = torch.autograd.grad(logits[0, target], maps, allow_unused=True)
+    gradient = _gradient(logits[0, target], maps)
     if gradient is None:
         return None
     weights = gradient.mean(dim=(2, 3), keepdim=True)
@@ -58,7 +58,7 @@ def cam(maps: Tensor, weight: Tensor, target: int) -> Tensor:
     return torch.einsum("c,nchw->nhw", weight[target], maps)
 
 
-def input_gradient(network: Scores, image: Tensor, target: int) -> Tensor:
+def input_gradient(network: Scores, image: Tensor, target: int) -> Tensor | None:
     """Say how much the logit grows with each normalised value of the picture.
 
     Simonyan et al., "Deep Inside Convolutional Networks", 2014, section 3, with its sign.
@@ -69,14 +69,15 @@ def input_gradient(network: Scores, image: Tensor, target: int) -> Tensor:
         target: The class's index.
 
     Returns:
-        (C, H, W).
+        (C, H, W); None where the logit has no gradient with respect to the picture.
     """
-    return _gradients(network, image, target)[0]
+    gradients = _gradients(network, image, target)
+    return None if gradients is None else gradients[0]
 
 
 def integrated_gradients(
     network: Scores, image: Tensor, target: int, steps: int, check: Callable[[], None]
-) -> tuple[Tensor, float]:
+) -> tuple[Tensor, float] | None:
     """Share the change of the logit, from a picture of zeros to this one, out among the values that changed.
 
     Sundararajan et al., "Axiomatic Attribution for Deep Networks", ICML 2017; the integral by Gauss's and Legendre's
@@ -90,7 +91,8 @@ def integrated_gradients(
         check: Called between runs; may raise to end the work.
 
     Returns:
-        (C, H, W), and by how much its sum exceeds the change of the logit: 0 but for the rule and rounding.
+        (C, H, W), and by how much its sum exceeds the change of the logit: 0 but for the rule and rounding. None where
+        the logit has no gradient with respect to the picture.
     """
     points, weights = _rule(steps)
     shares = torch.tensor((points + 1) / 2, dtype=image.dtype, device=image.device).view(-1, 1, 1, 1)
@@ -99,6 +101,8 @@ def integrated_gradients(
     chunk = _chunk(image)
     for start in range(0, steps, chunk):
         gradients = _gradients(network, shares[start : start + chunk] * image, target)
+        if gradients is None:
+            return None
         mean += (gradients * parts[start : start + chunk]).sum(dim=0)
         check()
     heat = mean * image[0]
@@ -159,12 +163,18 @@ def _chunk(image: Tensor) -> int:
     return max(1, _CHUNK_BYTES // (image.numel() * image.element_size()))
 
 
-def _gradients(network: Scores, images: Tensor, target: int) -> Tensor:
-    """Return the logit's gradient with respect to each image, (N, C, H, W)."""
+def _gradients(network: Scores, images: Tensor, target: int) -> Tensor | None:
+    """Return the logit's gradient with respect to each image, (N, C, H, W); None where it has none."""
     leaf = images.detach().clone().requires_grad_(True)
     # The network gets a copy: one that changes its input in place could not change a leaf.
-    [gradients] = torch.autograd.grad(network(leaf.clone())[:, target].sum(), leaf)
-    return gradients
+    return _gradient(network(leaf.clone())[:, target].sum(), leaf)
+
+
+def _gradient(score: Tensor, values: Tensor) -> Tensor | None:
+    """Return a score's gradient; None where it does not come from these values, or was computed without gradients."""
+    if not (score.requires_grad and values.requires_grad):
+        return None
+    return torch.autograd.grad(score, values, allow_unused=True)[0]
 
 
 @lru_cache(maxsize=16)  # Its time grows with the third power of the points: 0.1 s for 512.

@@ -11,7 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from handlers.service import Service
+from handlers.wire import convscope_pb2 as wire
 from tests.archive.conftest import NET
+from tests.handlers.support import ask_json, ask_message
+from tests.pictures import colours, png
 from training import packing
 from training.archive import main
 from training.zoo import look_up
@@ -53,6 +57,42 @@ def test_a_file_of_ones_own_travels_in_the_archive(run: Run, net_file: Path, tmp
     assert files["own_net.py"] == net_file.read_bytes()
     assert json.loads(files["card.json"])["architecture"] == "own_net:Net"
     assert main(["--check", "--store", str(tmp_path / "store")]) == 0
+
+
+def test_an_archive_says_that_its_network_has_no_gradients(
+    run: Run, net_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = "    def forward(self, images):\n"
+    cannot_be_traced = "        assert images.shape[1] == 3\n"
+    net_file.write_text(NET.replace(head, f"    @torch.no_grad()\n{head}{cannot_be_traced}"))
+    classes = tmp_path / "classes.txt"
+    classes.write_text("a\nb\nc\n")
+    status, shown = run("--arch", f"{net_file}:Net", *OWN, *RANDOM, "--classes", classes)
+    assert status == 0, shown
+    assert "explanations: by occlusion, not by gradients: its forward pass runs without gradients" in shown
+    files = packed(tmp_path)
+    assert "runs without gradients" in json.loads(files["card.json"])["no_gradients"]
+    assert main(["--check", "--store", str(tmp_path / "store")]) == 0
+
+    for place, content in files.items():
+        (tmp_path / "own" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "own" / place).write_bytes(content)
+    monkeypatch.syspath_prepend(tmp_path / "own")
+    config = {"convscope": {}}
+    service = Service.load(tmp_path / "own", model="own", version="1.0", config=config, batch_size=1, gpu=None)
+    del sys.modules["own_net"]
+    assert ask_json(service, {"body": b""})["explanations"] == ["cam", "occlusion", "picture"]
+    for method, code in (("input_gradient", "bad_request"), ("integrated_gradients", "bad_request"), ("occlusion", "")):
+        asked = wire.PredictRequest(pictures=[png(colours())], explain=wire.Explain(method=method))
+        assert ask_message(service, asked).error.code == code
+
+
+def test_an_archive_of_a_network_with_gradients_says_nothing_of_them(run: Run, net_file: Path, tmp_path: Path) -> None:
+    classes = tmp_path / "classes.txt"
+    classes.write_text("a\nb\nc\n")
+    _, shown = run("--arch", f"{net_file}:Net", *OWN, *RANDOM, "--classes", classes)
+    assert "gradients" not in shown
+    assert "no_gradients" not in json.loads(packed(tmp_path)["card.json"])
 
 
 def test_the_archive_of_ones_own_network_is_refreshed_from_itself(run: Run, net_file: Path, tmp_path: Path) -> None:

@@ -145,6 +145,7 @@ def test_the_client_reads_the_golden_card() -> None:
     assert seen.layers[0].receptive_field_start == (-1, -1)
     assert seen.training.test_accuracy == 0.65625
     assert seen.limits.max_images == 64
+    assert seen.explanations == ("grad_cam", "occlusion", "picture")
 
 
 def test_the_handler_writes_the_golden_card() -> None:

@@ -127,6 +127,16 @@ def test_a_busy_model_does_not_take_the_others_away(torchserve: TorchServe) -> N
     assert torchserve.ready(timeout_s=1.0) == (200, {"ready": True, "models": {"one": 200, "busy": None}})
 
 
+def test_a_model_that_the_watch_restarts_makes_it_not_ready_though_the_others_answer(torchserve: TorchServe) -> None:
+    torchserve.cards = {"one": 200, "restarted": 200}
+    file = torchserve.folder / "convscope-1" / "watch.json"
+    for restarting, status in (("worker_gone", 503), (None, 200)):
+        known = {"answered": restarting is None, "restarting": restarting, "restarts": {"worker_gone": 1}}
+        file.write_text(json.dumps({"models": {"one/1.0": known | {"restarting": None}, "restarted/1.0": known}}))
+        assert torchserve.ready()[0] == status
+        assert torchserve.ready()[1].get("restarting") == ({"restarted/1.0": restarting} if restarting else None)
+
+
 def test_a_replica_all_of_whose_models_are_silent_says_so(torchserve: TorchServe) -> None:
     torchserve.cards = {"busy": SILENT}
     assert torchserve.ready(timeout_s=0.3) == (504, {"ready": False, "models": {"busy": None}})

@@ -148,6 +148,48 @@ def test_control_characters_in_a_header_are_refused_or_harmless(stack: Stack, va
     assert "\nb: c" not in said
 
 
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
+@pytest.mark.parametrize(
+    "path", ["/predictions/cifar?layers=conv1", "/explanations/cifar/1.0?", "/predictions/cifar?%00"]
+)
+def test_a_query_string_is_refused_and_not_dropped(stack: Stack, method: str, path: str) -> None:
+    statuses, said = raw(stack, head(stack, f"{method} {path}", f"Content-Length: {len(PICTURE)}") + PICTURE)
+    assert statuses == [400]
+    assert error_of(said) == "bad_request"
+    assert "query string" in said
+
+
+def test_a_query_string_on_another_path_changes_nothing(stack: Stack) -> None:
+    statuses, said = raw(stack, head(stack, "GET /ping?layers=conv1"))
+    assert (statuses, error_of(said)) == ([404], "not_found")
+
+
+@pytest.mark.parametrize("length", [[], ["Content-Length: 0"], ["content-length: 0"], ["Transfer-Encoding: chunked"]])
+@pytest.mark.parametrize("lie", [[], ["X-Convscope-Method: GET"], ["X-Convscope-Method: POST"]])
+def test_the_card_is_for_an_empty_get_alone(stack: Stack, length: list[str], lie: list[str]) -> None:
+    end = b"0\r\n\r\n" if length == ["Transfer-Encoding: chunked"] else b""
+    statuses, said = raw(stack, head(stack, "GET /predictions/cifar", *length, *lie) + end)
+    assert (statuses, '"classes"' in said) == ([200], True)
+    for method in ("POST", "PUT"):
+        statuses, said = raw(stack, head(stack, f"{method} /predictions/cifar", *length, *lie) + end)
+        assert (statuses, error_of(said)) == ([400], "bad_request")
+
+
+def test_a_repeated_header_is_joined(stack: Stack) -> None:
+    headers = ["X-Convscope-Layers: conv2", "Accept: image/gif", "x-convscope-layers: conv1", "Accept: application/*"]
+    statuses, said = raw(
+        stack, head(stack, "POST /predictions/cifar", *headers, f"Content-Length: {len(PICTURE)}") + PICTURE
+    )
+    assert statuses == [200]
+    assert list(json.loads(said.partition("\r\n\r\n")[2])["results"][0]["maps"]) == ["conv2", "conv1"]
+
+
+def test_a_header_that_is_not_known_is_refused(stack: Stack) -> None:
+    length = f"Content-Length: {len(PICTURE)}"
+    statuses, said = raw(stack, head(stack, "POST /predictions/cifar", "X-Convscope-Layer: conv1", length) + PICTURE)
+    assert (statuses, error_of(said)) == ([400], "bad_request")
+
+
 def test_a_thousand_headers_are_refused(stack: Stack) -> None:
     statuses, said = raw(stack, head(stack, "GET /predictions/cifar", *(f"x-{number}: 1" for number in range(1000))))
     assert statuses == [431]
@@ -195,6 +237,20 @@ def test_slow_headers_are_cut_off(stack: Stack) -> None:
         said = receive(connection).decode("latin-1")
     assert said.startswith("HTTP/1.1 408")
     assert time.monotonic() - started < 20
+
+
+def test_errors_that_a_caller_causes_take_no_replica_away(stack: Stack) -> None:
+    """TorchServe itself answers a form that it cannot read, and over gRPC INTERNAL where it has no such model."""
+    form = b'--x\r\nContent-Dispositio: form-data; name="data"\r\n\r\nabc\r\n--x--\r\n'
+    headers = ["Content-Type: multipart/form-data; boundary=x", f"Content-Length: {len(form)}", "Connection: close"]
+    with channel(stack) as opened:
+        call = opened.unary_unary(f"{SERVICE}/Predictions", PredictionsRequest.SerializeToString, None)
+        for _ in range(40):
+            assert raw(stack, head(stack, "POST /predictions/cifar", *headers) + form)[0] == [400]
+            with pytest.raises(grpc.RpcError):
+                call(PredictionsRequest(model_name="nobody"), timeout=20, metadata=(("x-api-key", stack.key),))
+    assert stack.statistic(r"cluster\.(?:rest|grpc)\.outlier_detection\.ejections_enforced_total") == 0
+    assert stack.balanced() == 3
 
 
 def channel(stack: Stack) -> grpc.Channel:

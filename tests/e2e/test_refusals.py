@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +13,7 @@ from convscope import Client, ConvscopeError
 from convscope._wire import convscope_pb2 as wire
 from convscope._wire import inference_pb2
 
+from tests.containers import chunk, png_header
 from tests.pictures import colours, npy, png
 from tests.server.harness import ROOT, Launched, processes
 
@@ -24,8 +23,7 @@ CAT = (SAMPLES / "cat.png").read_bytes()
 
 
 def header_of_a_bomb() -> bytes:
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return png_header(50_000, 50_000) + chunk(b"IDAT") + chunk(b"IEND")
 
 
 def truncated_jpeg() -> bytes:
@@ -130,7 +128,7 @@ def post(server: Launched, body: bytes, headers: dict[str, str]) -> httpx.Respon
 @pytest.mark.parametrize(
     ("body", "headers", "status", "code"),
     [
-        (b"", {}, 400, "bad_image"),
+        (b"", {}, 400, "bad_request"),
         (b"{", {"Content-Type": "application/json"}, 400, "bad_request"),
         (b"\xff\xfe", {"Content-Type": "text/plain"}, 400, "bad_image"),
         (header_of_a_bomb(), {}, 413, "image_too_large"),
@@ -156,3 +154,23 @@ def test_a_reply_too_large_to_send_is_refused_before_it_kills_the_worker(client:
         client.predict([black] * 5, model="edges", layers=["conv1"])
     assert caught.value.code == "reply_too_large"
     assert len(client.predict([black] * 5, model="edges", layers=["conv1"], pool=8)) == 5
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("multipart/form-data; boundary=b", b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n"),
+        ("multipart/form-data; boundary=b", b'--b\r\nContent-Disposition: form-data; name=""\r\n\r\nx\r\n--b--\r\n'),
+        ("multipart/form-data; boundary=b", b"--b\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n--c\r\n\r\nx"),
+        ("multipart/form-data; boundary=b", b'--b\r\nContent-Disposition: form-data; name"data"\r\n\r\nx\r\n--b--\r\n'),
+        ("application/x-www-form-urlencoded", b"data=%ff%%"),
+    ],
+    ids=["no name", "empty name", "mixed without a name", "no equals sign", "bad escape"],
+)
+def test_a_form_that_torchserve_cannot_read_is_the_callers_mistake(
+    server: Launched, content_type: str, body: bytes
+) -> None:
+    url = f"http://127.0.0.1:{server.port('REST')}/predictions/cifar"
+    answer = httpx.post(url, content=body, headers={"Content-Type": content_type})
+    assert answer.status_code == 400
+    assert answer.json()["code"] == 400

@@ -24,7 +24,8 @@ def make_service(
 ) -> Service:
     card = {"architecture": "handlers.networks:Any", "description": "", "training": {}}
     layers = kwargs.pop("layers", None) or dict(module.layers)
-    archive = Bundle(module.eval(), preprocessing, layers, classes, card)
+    has_gradients = kwargs.pop("has_gradients", True)
+    archive = Bundle(module.eval(), preprocessing, layers, classes, card, has_gradients=has_gradients)
     limits = kwargs.pop("limits", Limits(max_reply_bytes=50_000_000))
     return Service(archive, Identity("cifar", "1.0", "torch-test", "cpu"), limits, **kwargs)
 

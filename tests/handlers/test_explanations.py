@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import warnings
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.nn import functional
 
 from handlers.bundle import Limits
 from handlers.explanations import explainer
-from handlers.explanations.asked import METHODS
+from handlers.explanations.asked import METHODS, OF_GRADIENTS
 from handlers.explanations.methods import integrated_gradients
 from handlers.explanations.painting import paint, stretch
 from handlers.images import Preprocessing, stack
@@ -217,6 +218,140 @@ def test_networks_that_overwrite_or_cannot_be_traced_are_explained_all_the_same(
         copy(image.clone())[0, 2].backward()
         assert image.grad is not None
         assert np.allclose(found, image.grad[0], **CLOSE)
+
+
+class UnderNoGrad(InPlace):
+    """Runs without gradients by its own code, which tracing does not record."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(images)
+
+
+class UnderInferenceMode(InPlace):
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images)
+
+
+class StoppedHalfway(InPlace):
+    """A backbone that is not to be trained."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            maps = self.relu(self.conv(images * 2))
+        maps = functional.relu(self.more(maps)) + maps
+        scores: Tensor = self.fc(maps.mean(dim=(2, 3)))
+        return scores
+
+
+class UntraceableUnderNoGrad(Untraceable):
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images)
+
+
+class Detached(InPlace):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).detach()
+
+
+class OfIntegers(InPlace):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward((images * 100).long().float())
+
+
+class Scripted(nn.Module):
+    """Compiled by TorchScript, with its mode in it."""
+
+    layers: ClassVar = {"conv1": "inner.forward"}
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        class Inner(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv = nn.Conv2d(3, 10, 3)
+
+            def forward(self, images: Tensor) -> Tensor:
+                with torch.no_grad():
+                    maps: Tensor = self.conv(images)
+                return maps
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is on its way out.
+            self.inner = torch.jit.script(Inner())
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.inner(images)
+        return maps.mean(dim=(2, 3))
+
+
+class TestWithoutGradients:
+    @pytest.mark.parametrize("kind", [UnderNoGrad, UnderInferenceMode, StoppedHalfway])
+    @pytest.mark.parametrize("method", OF_GRADIENTS)
+    def test_a_traced_network_gives_the_gradients_of_what_it_computes(self, kind: type, method: str) -> None:
+        found = []
+        for which in (kind, InPlace):
+            torch.manual_seed(0)
+            service = make_service(which(), CIFAR_INPUT, CIFAR_CLASSES)
+            found.append(array(explain(service, method=method, target=2).heat))
+        assert np.allclose(*found, **CLOSE)
+        assert np.abs(found[0]).max() > 0
+
+    @pytest.mark.parametrize("has_gradients", [True, False], ids=["not said in the archive", "said"])
+    @pytest.mark.parametrize("kind", [UntraceableUnderNoGrad, Detached, OfIntegers, Scripted])
+    def test_any_other_is_not_explained_by_them_and_says_why(self, kind: type, has_gradients: bool) -> None:
+        torch.manual_seed(0)
+        service = make_service(kind(), CIFAR_INPUT, CIFAR_CLASSES, has_gradients=has_gradients)
+        for method in OF_GRADIENTS:
+            code, message = refusal(service, method=method)
+            assert (code, "gives no gradients" in message, "occlusion" in message) == ("bad_request", True, True)
+        assert np.abs(array(explain(service, method="occlusion").heat)).max() > 0
+        assert array(explain(service, method="picture").picture).shape == (3, 32, 32)
+
+    def test_one_that_is_not_finite_is_its_pictures_error(self) -> None:
+        class Rooted(InPlace):
+            def forward(self, images: Tensor) -> Tensor:
+                return super().forward(images.sqrt())  # Of 0 the derivative is infinite.
+
+        service = make_service(Rooted(), Preprocessing(3, 32, 32), CIFAR_CLASSES)
+        black = png(np.zeros((32, 32, 3), np.uint8))
+        for method in ("input_gradient", "integrated_gradients"):
+            for dtype in (wire.FLOAT32, wire.FLOAT16, wire.UINT8):
+                asked = wire.Explain(method=method)
+                message = wire.PredictRequest(pictures=[black], map_dtype=dtype, explain=asked)
+                assert ask_message(service, message).results[0].error.code == "bad_request"
+            body = {"data": base64.b64encode(black).decode(), "explain": method}
+            error = ask_json(service, {"body": body}, content_type="application/json")["error"]
+            assert (error["code"], "not finite" in error["message"]) == ("bad_request", True)
+
+
+class TestTheCard:
+    @pytest.mark.parametrize(
+        ("kind", "options", "expected"),
+        [
+            (Deep, {}, set(METHODS)),
+            (InPlace, {}, set(METHODS)),
+            (Cifar, {}, set(METHODS) - {"cam"}),
+            (Detached, {"has_gradients": False}, {"cam", "occlusion", "picture"}),
+            (Cifar, {"has_gradients": False}, {"occlusion", "picture"}),
+        ],
+    )
+    def test_lists_the_methods_that_suit_the_network(
+        self, kind: type, options: dict[str, Any], expected: set[str]
+    ) -> None:
+        service = make_service(kind(), CIFAR_INPUT, CIFAR_CLASSES, **options)
+        listed = ask_json(service, {"body": bytearray()})["explanations"]
+        assert set(listed) == expected
+        assert list(ask_message(service, wire.PredictRequest(describe=True)).card.explanations) == listed
+        for method in METHODS:
+            error = refusal(service, method=method)[0]
+            assert error == ("" if method in listed else "bad_request"), method
+
+    def test_lists_the_picture_where_there_are_no_classes(self, edges: Service) -> None:
+        assert ask_json(edges, {"body": bytearray()})["explanations"] == ["picture"]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from PIL import Image
 
 from handlers.errors import BadImage, ImageTooLarge, RequestError, TooManyImages, WrongChannels
 from handlers.images import Preprocessing, decode, normalise, stack
+from tests.containers import chunk, npy_header, png_header
 from tests.handlers.support import CIFAR_INPUT
 from tests.pictures import colours, npy, png, saved
 
@@ -27,11 +26,6 @@ ANY_GREY = Preprocessing(1, None, None)
 def one(data: bytes, preprocessing: Preprocessing = ANY_COLOUR) -> np.ndarray[Any, Any]:
     [picture] = decode(data, preprocessing)
     return picture
-
-
-def png_header(width: int, height: int) -> bytes:
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
 
 
 def test_a_png_gives_its_own_pixels() -> None:
@@ -143,6 +137,15 @@ def test_a_picture_is_resized_to_the_network(size: tuple[int, int], channels: in
     assert np.mean(picture != expected) < 0.1
 
 
+@pytest.mark.parametrize(("height", "width"), [(90_000, 2), (2, 90_000)])
+def test_a_long_picture_is_resized_as_any_other(height: int, width: int) -> None:
+    array = colours(0, height, width)
+    expected = np.asarray(Image.fromarray(array).resize((224, 224), Image.Resampling.BILINEAR))
+    assert np.abs(one(npy(array), Preprocessing(3, 224, 224)).astype(int) - expected).max() <= 1
+    floats = one(npy(array / np.float32(255)), Preprocessing(3, 224, 224))
+    assert np.abs(floats * 255 - expected).max() <= 1
+
+
 def test_an_array_of_any_channels_is_resized_each_like_a_picture_of_its_own() -> None:
     array = np.concatenate([colours(seed, 64, 48) for seed in range(2)], axis=2)
     six, three = (one(npy(array[:, :, :count]), Preprocessing(count, 32, 32)) for count in (6, 3))
@@ -185,13 +188,53 @@ def test_a_big_endian_array_is_read_right() -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': (1, 2, 3), }",
+        b"{'descr': '<u1', 'fortran_order': False, 'shape': (1, 2, 3), }    \n",
+        b"{'descr':'|u1','fortran_order':False,'shape':(1,2,3)}\n",
+        b"{'descr': '|u1', 'fortran_order': True, 'shape': (1, 2, 3), }\n",
+    ],
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_header_of_an_array_is_read_as_others_write_it(text: bytes, version: int) -> None:
+    expected = np.arange(6).reshape((1, 2, 3), order="F" if b"True" in text else "C")
+    for kind in (bytes, bytearray, memoryview):
+        assert np.array_equal(one(kind(npy_header(text, version) + bytes(range(6)))), expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{'descr': '|u1', 'fortran_order': False}",
+        b"{'descr': '|u1', 'fortran_order': 0, 'shape': (1, 2, 3), }",
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': (1 2, 3), }",
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': (1, 2, 3), 'more': 1}",
+        b"{'descr': [('a', '|u1')], 'fortran_order': False, 'shape': (1, 2, 3), }",
+        b"{'descr': '|O', 'fortran_order': False, 'shape': (1, 2, 3), }",
+        b"{'descr': '<f2', 'fortran_order': False, 'shape': (1, 1, 3), }",
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': (" + b"1, " * 33 + b"), }",
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999, 2, 3), }",
+    ],
+)
+def test_any_other_header_of_an_array_is_a_bad_image(text: bytes) -> None:
+    with pytest.raises(BadImage, match=r"uint8|numpy\.save"):
+        one(npy_header(text) + bytes(6))
+
+
+@pytest.mark.parametrize(
     ("data", "error"),
     [
         pytest.param(b"", BadImage, id="empty"),
         pytest.param(b"hello, this is text\n", BadImage, id="text"),
         pytest.param(saved(Image.fromarray(colours()), "JPEG")[:400], BadImage, id="truncated JPEG"),
         pytest.param(png(colours())[:200], BadImage, id="truncated PNG"),
-        pytest.param(png_header(50_000, 50_000), ImageTooLarge, id="PNG header of 50,000×50,000"),
+        pytest.param(
+            png_header(50_000, 50_000) + chunk(b"IDAT") + chunk(b"IEND"),
+            ImageTooLarge,
+            id="PNG header of 50,000×50,000",
+        ),
         pytest.param(saved(Image.fromarray(colours()), "GIF"), BadImage, id="GIF"),
         pytest.param(saved(Image.fromarray(colours()), "TIFF"), BadImage, id="TIFF"),
         pytest.param(npy(np.zeros((0, 4, 3), np.uint8)), BadImage, id="array without a cell"),

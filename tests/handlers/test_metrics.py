@@ -80,7 +80,7 @@ ROWS: list[tuple[dict[str, Any], dict[str, Any], str, str, tuple[str, ...], tupl
     (body(GOOD), REST, "json", "ok", ("ok",), ALL),
     (body(GOOD), REST | {"accept": "application/x-npz", "x-convscope-layers": "conv1"}, "npz", "ok", ("ok",), ALL),
     (body(GOOD), REST | {"accept": "image/png", "x-convscope-layers": "conv1"}, "png", "ok", ("ok",), ALL),
-    (body(GOOD), REST | {"accept": "image/png"}, "json", "bad_request", (), ALL[:-1]),
+    (body(GOOD), REST | {"accept": "image/png"}, "json", "bad_request", (), ("read", "decode")),
     (body(b"text"), REST | {"accept": "image/png"}, "json", "bad_image", ("bad_image",), UNSEEN),
     (body(GOOD), REST | {"accept": "text/html"}, "json", "bad_request", (), ()),
     ({"body": {"data": "%%%"}}, REST | {"content-type": "application/json"}, "json", "bad_request", (), ()),

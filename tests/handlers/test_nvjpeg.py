@@ -94,6 +94,7 @@ LEFT_ALONE = {
     "cmyk": saved(photograph().convert("CMYK"), "JPEG"),
     "progressive": jpeg(progressive=True),
     "turned": jpeg(exif=EXIF),
+    "stored as RGB": jpeg(keep_rgb=True, subsampling="4:4:4"),
     "cut off": jpeg()[:-2000],
     "several scans": jpeg()[:-2] + b"\xff\xda\x00\x08\x01" + b"\xff\xd9",
     "empty": b"",
@@ -107,6 +108,12 @@ def test_whatever_is_no_plain_colour_photograph_is_left_to_pillow(
     assert decoded(decoder, LEFT_ALONE[kind]) == {}
     assert list(decoded(decoder, LEFT_ALONE[kind], jpeg())) == [1]
     assert stand.calls == [1]
+
+
+def test_a_photograph_that_says_it_is_upright_is_decoded(decoder: JpegDecoder) -> None:
+    upright = Image.Exif()
+    upright[0x0112] = 1
+    assert list(decoded(decoder, jpeg(exif=upright))) == [0]
 
 
 def test_what_the_limits_forbid_is_left_to_be_refused(decoder: JpegDecoder) -> None:

@@ -219,6 +219,9 @@ class TestRequestId:
 
             def set_response_status(self, code: int, phrase: str, index: int) -> None: ...
 
+            def set_response_header(self, index: int, key: str, value: str) -> None:
+                assert (index, key, value) == (1, "ts_stream_next", "false"), "for gRPC alone: REST would wait for more"
+
         handler = ConvscopeHandler()
         handler._service = service
         rows = [{"body": bytearray(GOOD)}, {"data": bytearray(GOOD)}, {"body": bytearray(GOOD)}]

@@ -32,6 +32,12 @@ def test_the_help_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ["report", "cat.png", "--model", "cifar"],
         ["ui", "--model", ","],
+        ["ui", "--model", "cifar,.."],
+        ["report", "cat.png", "--model", "..", "--out", "cat.html"],
+        ["filters", ".."],
+        ["probe", "shift", "cat.png", "--model", ".."],
+        ["strongest", "cat.png", "--model", "..", "--layer", "conv1", "--channel", "0"],
+        ["filters", "cifar", "--version", "1/2"],
         ["filters"],
         ["probe", "shift", "--model", "cifar"],
         ["strongest", "cat.png", "--model", "cifar", "--layer", "conv1", "--channel", "0", "--request-id", "ticket-7"],

@@ -105,7 +105,8 @@ class Launched:
         self, store: Path, work: Path, *options: str, environment: dict[str, str] | None = None, deaf: bool = False
     ) -> None:
         self.work = work
-        ports = ("--rest-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--device", "cpu")
+        # Seldom watched: what a test counts is its own requests. Tests of the watch ask for more.
+        ports = ("--rest-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--device", "cpu", "--watch-s", "3600")
         command = [
             sys.executable,
             "-m",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -29,10 +30,12 @@ QueueTime{Level="Host",Hostname="vm",} 14283.0
 """
 
 
-def describe(workers: int, ready: int, wanted: int = 2, pending: int = 0) -> str:
-    """Describe a model as TorchServe does, as far as anybody reads it."""
-    states = [{"status": "READY" if number < ready else "UNLOADING"} for number in range(workers)]
-    model = {"minWorkers": wanted, "maxBatchDelay": 100, "workers": states}
+def describe(workers: int, ready: int, wanted: int = 2, pending: int = 0, pid: int | None = None) -> str:
+    """Describe a model as TorchServe does, as far as anybody reads it; its workers are this process, or another."""
+    states = [
+        {"status": "READY" if number < ready else "UNLOADING", "pid": pid or os.getpid()} for number in range(workers)
+    ]
+    model = {"minWorkers": wanted, "maxWorkers": wanted, "maxBatchDelay": 100, "workers": states}
     return json.dumps([{**model, "jobQueueStatus": {"pendingRequests": pending}}])
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from server.configuration import PrivateDirectory
-from server.diagnosis import Diagnosis, explain_java, explain_worker, find_cause
+from server.diagnosis import Diagnosis, News, explain_java, explain_worker, find_cause
 from server.logs import Follower
 from server.models import Archive
 
@@ -56,7 +56,7 @@ def traceback(*causes: str) -> list[str]:
             "its worker failed: RuntimeError: Error(s) in loading state_dict for Cifar: Missing key: conv1",
         ),
         (["KeyboardInterrupt"], "its worker failed: KeyboardInterrupt"),
-        ([], "its worker ended without saying why"),
+        ([], "archive cifar.mar: its worker ended without a message"),
     ],
 )
 def test_a_workers_last_words_become_one_sentence(causes, words):
@@ -91,6 +91,70 @@ def test_a_worker_that_torchserve_ended_did_not_answer_whatever_it_printed_befor
     ]
 
 
+THREAD = "2026-01-01T00:00:00,000 [ERROR] W-9000-cifar_1.0 WorkerThread -"
+
+
+def read_death(tmp_path, *lines: str, said: tuple[str, ...] = (), cgroups: Path = Path("/nonexistent")) -> News:
+    """Return the news of one worker's death, from TorchServe's log and the worker's own."""
+    with PrivateDirectory(tmp_path, None) as directory:
+        diagnosis = Diagnosis(directory, [CIFAR], cgroups)
+        if cgroups.exists():
+            kill_for_memory(cgroups)
+        stdout = "2026-01-01T00:00:00,000 [INFO ] W-9000-cifar_1.0-stdout MODEL_LOG -"
+        directory.models_log.write_text("".join(f"{stdout} {line}\n" for line in said))
+        directory.torchserve_log.write_text("".join(f"{line}\n" for line in lines))
+        while not (news := diagnosis.read()).failures:
+            pass
+    return news
+
+
+def kill_for_memory(cgroups: Path) -> None:
+    """Have the kernel count one more kill in this process's control group, below a folder."""
+    own = Path("/proc/self/cgroup").read_text().rpartition("::/")[2].strip()
+    events = cgroups / own / "memory.events"
+    events.parent.mkdir(parents=True, exist_ok=True)
+    kills = int(events.read_text().split()[-1]) if events.exists() else 2
+    events.write_text(f"low 0\noom 1\noom_kill {kills + 1}\n")
+
+
+def test_an_exception_that_ended_torchserves_own_thread_is_quoted_whatever_the_worker_printed_before(tmp_path):
+    thrown = 'java.lang.NullPointerException: Cannot invoke "String.equals(Object)"'
+    lines = (f"{THREAD} Backend worker thread exception.", thrown, "\tat x.y(Z.java:1)")
+    said = tuple(traceback("ValueError: long ago"))
+    expected = f"archive cifar.mar: TorchServe's own thread for its worker ended: {thrown}"
+    news = read_death(tmp_path, *lines, f"{THREAD} Retry worker: 9000 in 1 seconds.", said=said)
+    assert (news.failures, news.retried) == ([expected], {expected})
+    news = read_death(tmp_path, *lines, said=said)
+    assert (news.failures, news.retried) == ([expected], set())
+
+
+def test_a_traceback_of_a_request_is_not_taken_for_the_cause_of_a_later_death(tmp_path):
+    said = ("Torch worker started.", "Invoking custom service failed.", *traceback("ValueError: a request")[2:])
+    news = read_death(tmp_path, f"{THREAD} Retry worker: 9000 in 1 seconds.", said=said)
+    assert news.failures == ["archive cifar.mar: its worker ended without a message"]
+
+
+def test_want_of_memory_is_told_where_the_kernel_has_counted_it(tmp_path):
+    kill_for_memory(tmp_path / "cgroups")
+    lines = [f"{THREAD} Retry worker: 9000 in 1 seconds."]
+    news = read_death(tmp_path, *lines, cgroups=tmp_path / "cgroups")
+    told = (
+        "its worker ended without a message; the kernel has killed 1 of this container's processes for want of memory"
+    )
+    assert news.failures == [f"archive cifar.mar: {told}"]
+
+
+def test_warnings_without_a_message_are_told_by_their_exception_and_callers_that_hang_up_are_not(tmp_path):
+    head = "2026-01-01T00:00:00,000 [ERROR] epollEventLoopGroup-3-1 HttpRequestHandler - "
+    with PrivateDirectory(tmp_path, None) as directory:
+        diagnosis = Diagnosis(directory, [CIFAR])
+        directory.torchserve_log.write_text(
+            f"{head}\njava.lang.OutOfMemoryError: Cannot reserve 5 bytes\n\tat x.y\n"
+            f"{head}\nio.netty.channel.unix.Errors$NativeIoException: read(..) failed: Connection reset by peer\n"
+        )
+        assert diagnosis.read().warnings == ["java.lang.OutOfMemoryError: Cannot reserve 5 bytes"]
+
+
 def test_the_newest_of_several_deaths_is_told():
     assert find_cause([*traceback("ValueError: first"), *traceback("ValueError: second")]) == "ValueError: second"
 
@@ -106,7 +170,11 @@ def test_what_a_worker_prints_outside_a_traceback_is_no_cause():
             ["Invalid maximum heap size: -Xmx9z", "Error: Could not create the Java Virtual Machine."],
             "Error: Could not",
         ),
-        (["java.io.IOException: Failed to bind to address: http://127.0.0.1:80", "\tat x.y"], "a port was taken while"),
+        (["java.net.BindException: Address already in use", "\tat x.y"], "a port was taken while TorchServe started"),
+        (
+            ["hello", "java.io.IOException: Failed to bind to address: http://192.0.2.1:80"],
+            "java.io.IOException: Failed",
+        ),
         (["Invalid configuration: Invalid port"], "Invalid configuration: Invalid port"),
         (["hello", "\tat a.b.C"], "hello"),
         ([], "it says nothing"),

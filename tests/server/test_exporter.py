@@ -27,7 +27,8 @@ def metrics_folder(work):
 @pytest.fixture
 def address(work, metrics_folder):
     listener = ports.listen("127.0.0.1", 0, "--metrics-port")
-    app = exporter.build_app(metrics_folder, ServerMetrics([("m", "1")], 1, work / "m.sock", work / "draining", 0))
+    server = ServerMetrics([("m", "1")], 1, work / "m.sock", work / "draining", work / "watch.json", 0)
+    app = exporter.build_app(metrics_folder, server)
     server = exporter.Server(listener, app)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
@@ -120,6 +121,7 @@ def command(work, listener: socket.socket) -> list[str]:
     return [
         *(sys.executable, "-m", "server.exporter", "--listener", str(listener.fileno()), "--torchserve-port", "1"),
         *("--folder", str(work / "metrics"), "--management-socket", str(work / "m"), "--drain-file", str(work / "d")),
+        *("--watch-file", str(work / "w.json")),
         *("--models", "m/1", "--started", "7", "--launcher"),
     ]
 

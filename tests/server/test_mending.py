@@ -1,48 +1,68 @@
-"""What is changed in TorchServe: few places in few classes, and only in the TorchServe that is known."""
+"""The patches of TorchServe: few places in few classes, and only in the TorchServe that is known."""
 
-import os
+import shutil
 import zipfile
-from pathlib import Path
 
 import pytest
 
-from server.arguments import parse
-from server.configuration import PrivateDirectory
-from server.java import Java
-from server.mending import CHANGES, JAR, mend
-from server.process import build_command, find_torchserve
+from server.mending import JAR, PATCHES, mend
+from server.process import find_torchserve
+from tests.server.harness import launched, write_archive
+
+CHANGES = [change for patch in PATCHES for change in patch.changes]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.member)
 def test_the_installed_torchserve_is_changed_where_it_is_meant_to_be_and_nowhere_else(change, tmp_path):
     home = find_torchserve()
-    assert mend(home, tmp_path / "classes")
+    assert mend(home, tmp_path / "classes") == list(PATCHES)
     with zipfile.ZipFile(home / JAR) as jar:
         original = jar.read(change.member)
-    mended = (tmp_path / "classes" / change.member).read_bytes()
-    for before, after in change.edits:
-        assert original.count(before) == 1
-        assert len(before) == len(after)
-    places = sorted((original.index(before), before, after) for before, after in change.edits)
+    patched = (tmp_path / "classes" / change.member).read_bytes()
+    places = []
+    for edit in change.edits:
+        assert original.count(edit.before) == edit.times
+        assert len(edit.before) == len(edit.after) or edit.after[0] == 1  # A constant.
+        start = -1
+        for _ in range(edit.times):
+            start = original.index(edit.before, start + 1)
+            places.append((start, edit))
     expected, at = b"", 0
-    for start, before, after in places:
-        expected += original[at:start] + after
-        at = start + len(before)
-    assert mended == expected + original[at:]
+    for start, edit in sorted(places, key=lambda place: place[0]):
+        expected += original[at:start] + edit.after
+        at = start + len(edit.before)
+    assert patched == expected + original[at:]
 
 
-def test_it_can_be_left_as_it_came(tmp_path):
-    with PrivateDirectory(tmp_path, None) as directory:
-        java = Java(Path("java"), "17.0.15", "PATH")
-        for options, mended in (([], True), (["--no-mend"], False)):
-            command = build_command(java, find_torchserve(), directory, tmp_path, parse(options))
-            path = command[command.index("-cp") + 1].split(os.pathsep)
-            assert (str(directory.classes) in path) == mended
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.name)
+def test_a_patch_is_left_out_where_a_class_of_it_is_another_and_the_others_are_applied(patch, tmp_path):
+    home = tmp_path / "home"
+    (home / JAR).parent.mkdir(parents=True)
+    with zipfile.ZipFile(find_torchserve() / JAR) as known, zipfile.ZipFile(home / JAR, "w") as jar:
+        for change in CHANGES:
+            other = b"\0" if change is patch.changes[0] else b""
+            jar.writestr(change.member, known.read(change.member) + other)
+    assert mend(home, tmp_path / "classes") == [other for other in PATCHES if other is not patch]
+    assert not [change for change in patch.changes if (tmp_path / "classes" / change.member).exists()]
 
 
-def test_another_torchserve_is_left_alone(tmp_path):
+def test_a_torchserve_without_the_classes_is_left_alone(tmp_path):
     (tmp_path / JAR).parent.mkdir(parents=True)
     with zipfile.ZipFile(tmp_path / JAR, "w") as jar:
-        jar.writestr(CHANGES[0].member, b"\xca\xfe\xba\xbe" + CHANGES[0].edits[0][0])
-    assert not mend(tmp_path, tmp_path / "classes")
+        jar.writestr("org/pytorch/serve/ModelServer.class", b"")
+    assert mend(tmp_path, tmp_path / "classes") == []
     assert not (tmp_path / "classes").exists()
+
+
+def test_the_log_says_which_patches_are_active_and_which_are_not(tmp_path, work):
+    write_archive(tmp_path / "store", "alpha")
+    for options, active in (([], "blame, latency, safety"), (["--no-mend"], "none")):
+        with launched(tmp_path / "store", work, "--warm-up-s", "0", *options) as server:
+            server.await_ready()
+            assert f"  patches  {active} (of TorchServe)\n" in server.out
+            missing = [patch.name for patch in PATCHES if patch.name not in active]
+            for name in missing:
+                assert f"server: TorchServe runs without the {name} patch (--no-mend): " in server.err
+            assert server.err.count("TorchServe runs without") == len(missing)
+        shutil.rmtree(work)
+        work.mkdir()

@@ -67,7 +67,7 @@ class Handler:
             "archive bad.mar: its worker failed: RuntimeError: wrong weights",
         ),
         (handler("pass", "def ("), "archive bad.mar: its handler cannot be imported: SyntaxError: "),
-        (handler("import os; os._exit(3)"), "archive bad.mar: its worker ended without saying why"),
+        (handler("import os; os._exit(3)"), "archive bad.mar: its worker ended without a message"),
     ],
     ids=["missing package", "initialize raises", "RuntimeError", "syntax error", "sudden death"],
 )

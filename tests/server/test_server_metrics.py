@@ -1,6 +1,7 @@
 """What the exporter asks TorchServe and the driver, and what it leaves out when they do not answer."""
 
 import itertools
+import json
 import sys
 import threading
 import time
@@ -28,9 +29,15 @@ def stop():
     event.set()
 
 
+def publish(work, answered: bool = True, **restarts: int) -> None:
+    """Publish what a watch knows of both models."""
+    known = {"answered": answered, "restarting": None, "restarts": restarts}
+    (work / "watch.json").write_text(json.dumps({"models": {"cifar/2.0": known, "cifar/1.0": known}}))
+
+
 def collect(work, port, models=MODELS) -> dict[tuple, float]:
     """Collect once; samples by name and label values."""
-    server = ServerMetrics(models, port, work / "m.sock", work / "draining", 1234.5)
+    server = ServerMetrics(models, port, work / "m.sock", work / "draining", work / "watch.json", 1234.5)
     return samples(server)
 
 
@@ -43,6 +50,7 @@ def samples(server) -> dict[tuple, float]:
 
 
 def test_what_torchserve_says_comes_under_our_names_with_the_default_version_under_its_own(work):
+    publish(work)
     with serving(LOOPBACK, saying(COUNTERS)) as port, serving(work / "m.sock", saying(describe(3, 1, 2, 5))):
         found = collect(work, port)
     assert found[("torchserve_up",)] == 1
@@ -59,8 +67,31 @@ def test_what_torchserve_says_comes_under_our_names_with_the_default_version_und
     assert found[("server_start_time_seconds",)] == 1234.5
 
 
+@pytest.mark.parametrize("answered", [True, False])
+def test_workers_are_ready_only_while_the_model_answers_its_card_and_their_processes_run(answered, work):
+    publish(work, answered, worker_gone=3, no_answer=0)
+    for pid, running in ((None, True), (2**30, False)):
+        with serving(work / "m.sock", saying(describe(3, 2, 3, pid=pid))):
+            found = collect(work, port=1)
+        (work / "m.sock").unlink()
+        ready = 2 if answered and running else 0
+        assert found[("workers", "1.0", "cifar", "ready")] == ready
+        assert found[("workers", "1.0", "cifar", "silent")] == 2 - ready
+        assert found[("workers", "1.0", "cifar", "loading")] == 1
+        assert found[("card_answered", "1.0", "cifar")] == answered
+        assert found[("model_restarts_total", "1.0", "cifar", "worker_gone")] == 3
+        assert found[("model_restarts_total", "1.0", "cifar", "no_answer")] == 0
+
+
+def test_before_the_watch_has_said_anything_no_worker_is_ready(work):
+    with serving(work / "m.sock", saying(describe(1, 1))):
+        found = collect(work, port=1)
+    assert found[("workers", "1.0", "cifar", "ready")] == 0
+    assert not [key for key in found if key[0] == "card_answered"]
+
+
 def test_the_drain_shows(work):
-    server = ServerMetrics(MODELS, 1, work / "m.sock", work / "draining", 0)
+    server = ServerMetrics(MODELS, 1, work / "m.sock", work / "draining", work / "watch.json", 0)
     assert samples(server)[("draining",)] == 0
     (work / "draining").touch()
     assert samples(server)[("draining",)] == 1
@@ -79,6 +110,7 @@ def test_without_torchserve_its_series_are_left_out_and_up_is_0(work):
     ids=["half", "500", "nonsense", "hangs up"],
 )
 def test_broken_metrics_leave_the_workers_shown(metrics, work):
+    publish(work)
     with serving(LOOPBACK, metrics) as port, serving(work / "m.sock", saying(describe(1, 1))):
         found = collect(work, port)
     assert found[("torchserve_up",)] == 0
@@ -98,7 +130,7 @@ def test_a_broken_management_api_leaves_the_counters_shown(management, work):
 @pytest.mark.parametrize("slow", [dripping, silent])
 def test_a_torchserve_that_drips_or_hangs_does_not_hold_up_a_scrape(slow, work, stop):
     with serving(LOOPBACK, slow(stop)) as port, serving(work / "m.sock", slow(stop)):
-        server = ServerMetrics(MODELS, port, work / "m.sock", work / "draining", 0)
+        server = ServerMetrics(MODELS, port, work / "m.sock", work / "draining", work / "watch.json", 0)
         for _ in range(2):
             started = time.monotonic()
             found = samples(server)

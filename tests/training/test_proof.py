@@ -10,7 +10,7 @@ from handlers.images import Preprocessing, noise
 from handlers.networks import NETWORKS
 from training.graph import export, prove
 from training.packing import ArchiveError
-from training.proof import check_company, check_mode, check_rebuilt, check_steady
+from training.proof import check_company, check_mode, check_rebuilt, check_steady, why_no_gradients
 from training.survey import Survey, check_scores, survey
 
 PREPROCESSING = Preprocessing(3, 16, 16)
@@ -191,6 +191,66 @@ def test_outputs_of_any_structure_are_compared() -> None:
 def test_a_forward_pass_with_a_further_argument_is_refused_with_what_to_do() -> None:
     with pytest.raises(ArchiveError, match="wrap it so that forward takes the picture alone, without mask"):
         survey(Masked().eval(), PICTURE)
+
+
+class UntracedUnderNoGrad(Net):
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        assert images.shape[1] == 3  # What cannot be traced.
+        return super().forward(images)
+
+
+class TracedUnderNoGrad(Net):
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images)
+
+
+class OfIntegers(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward((images * 100).long().float())
+
+
+class OfTheIndex(Net):
+    """What it computes goes through argmax, and its own numbers have gradients."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        most = functional.one_hot(super().forward(images).argmax(1), 3).float()
+        return most * torch.ones(3, requires_grad=True)
+
+
+class Backwards(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, maps: Tensor) -> Tensor:
+        return maps * 2
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        raise NotImplementedError("in /home/me")
+
+
+class NoDerivative(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        assert images.shape[1] == 3
+        return Backwards.apply(super().forward(images))
+
+
+@pytest.mark.parametrize(
+    ("network", "why"),
+    [
+        (Net, ""),
+        (TracedUnderNoGrad, ""),
+        (UntracedUnderNoGrad, "runs without gradients"),
+        (OfIntegers, "runs without gradients"),
+        (OfTheIndex, "do not come from the picture"),
+        (NoDerivative, "its backward pass fails with NotImplementedError"),
+    ],
+)
+def test_why_there_are_no_gradients_is_found_out(network: type[nn.Module], why: str) -> None:
+    said = why_no_gradients(in_torch(network().eval(), "relu"), PREPROCESSING)
+    assert why in said
+    assert bool(said) == bool(why)
+    assert "/home" not in said
 
 
 def test_scores_that_are_probabilities_are_refused_and_their_logarithms_are_not() -> None:

@@ -8,8 +8,9 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
-from convscope._exceptions import ConnectError, ConvscopeError
+from convscope._exceptions import BadImage, ConnectError, ConvscopeError
 from convscope._explanation import Explanation
+from convscope._pictures import Picture, encode_pictures
 from convscope._prediction import Prediction
 from convscope._request import build_options, check_model, choose_request_id
 from convscope._retries import Attempts, RetryBudget
@@ -160,6 +161,45 @@ def failed_predictions(count: int, call: Call, error: ConvscopeError) -> list[Pr
         )
         for _ in range(count)
     ]
+
+
+def encode_each(pictures: list[Picture]) -> list[list[bytes] | Exception]:
+    """Return the files of each picture of a stream, or the exception that encoding it raised."""
+    encoded: list[list[bytes] | Exception] = []
+    for picture in pictures:
+        try:
+            encoded.append(encode_pictures([picture]).files)
+        except Exception as error:
+            encoded.append(error)
+    return encoded
+
+
+def merge_predictions(
+    encoded: list[list[bytes] | Exception], predictions: list[Prediction], call: Call
+) -> list[Prediction | Exception]:
+    """Return the results of a batch of a stream in the order of its pictures.
+
+    Args:
+        encoded: From `encode_each`.
+        predictions: One for each file.
+        call: The batch's.
+
+    Returns:
+        Predictions. A picture that has no pixels to send holds `BadImage`; any other exception stands at its place, to
+        be raised there.
+    """
+    answered = iter(predictions)
+    results: list[Prediction | Exception] = []
+    for item in encoded:
+        if isinstance(item, list):
+            results += [next(answered) for _ in item]
+        elif isinstance(item, ValueError):
+            rejected = BadImage(str(item))
+            rejected.__cause__ = item
+            results += failed_predictions(1, call, rejected)
+        else:
+            results.append(item)
+    return results
 
 
 def _open_metrics(metrics: bool | CollectorRegistry, url: str) -> Metrics:

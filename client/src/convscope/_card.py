@@ -131,6 +131,7 @@ class ModelCard:
         training: None for a network that was not trained.
         limits: Of a request and a reply.
         multiply_adds: Of the whole network for one picture; 0 from a service that does not say.
+        explanations: Methods of `explain` that suit the network; empty from a service that does not say.
     """
 
     model: str
@@ -146,3 +147,4 @@ class ModelCard:
     training: Training | None
     limits: Limits
     multiply_adds: int = 0
+    explanations: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
-from convscope._base import BaseClient, Call, failed_predictions, one_of
+from convscope._base import BaseClient, Call, encode_each, failed_predictions, merge_predictions, one_of
 from convscope._exceptions import (
     ConnectError,
     ConvscopeError,
@@ -228,13 +228,17 @@ class Client(BaseClient):
             layers=layers, top_k=top_k, map_dtype=map_dtype, pool=pool, channels=channels, timing=timing
         )
 
-        def predict(group: list[Picture]) -> list[Prediction]:
-            files = encode_pictures(group).files
+        def predict(group: list[Picture]) -> list[Prediction | Exception]:
+            encoded = encode_each(group)
+            files = [file for item in encoded if isinstance(item, list) for file in item]
             call = self._call(model, version, deadline_s)
-            try:
-                return self._predict(files, options, call, timing=timing)
-            except ConvscopeError as error:
-                return failed_predictions(len(files), call, error)
+            predictions: list[Prediction] = []
+            if files:
+                try:
+                    predictions = self._predict(files, options, call, timing=timing)
+                except ConvscopeError as error:
+                    predictions = failed_predictions(len(files), call, error)
+            return merge_predictions(encoded, predictions, call)
 
         bar = open_progress(pictures, progress)
         return map_batches(pictures, predict, concurrency=concurrency, batch=batch, bar=bar)

@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 
 def map_batches(
     items: Iterable[Item],
-    work: Callable[[list[Item]], list[Result]],
+    work: Callable[[list[Item]], list[Result | Exception]],
     *,
     concurrency: int,
     batch: int,
@@ -45,7 +45,7 @@ def map_batches(
 
     Args:
         items: Any number of them; may be endless.
-        work: Turns a batch into its results.
+        work: Turns a batch into its results; an exception among them is raised at its place.
         concurrency: Batches under way at a time.
         batch: Items in a batch.
         bar: A progress bar, or a context of None.
@@ -57,7 +57,7 @@ def map_batches(
         Exception: Whatever `work` or `items` raised, after the results of the items before.
     """
     source = _batches(items, batch)
-    pending: deque[Future[list[Result]]] = deque()
+    pending: deque[Future[list[Result | Exception]]] = deque()
     failure: Exception | None = None
     more = True
     with bar as shown, ThreadPoolExecutor(concurrency, thread_name_prefix="convscope-many") as pool:
@@ -72,6 +72,8 @@ def map_batches(
                         more, failure = False, error
                 while pending and (not more or len(pending) >= AHEAD * concurrency or pending[0].done()):
                     for result in pending.popleft().result():
+                        if isinstance(result, Exception):
+                            raise result
                         if shown is not None:
                             shown.update()
                         yield result
@@ -84,7 +86,7 @@ def map_batches(
 
 async def map_batches_async(
     items: Iterable[Item] | AsyncIterable[Item],
-    work: Callable[[list[Item]], Awaitable[list[Result]]],
+    work: Callable[[list[Item]], Awaitable[list[Result | Exception]]],
     *,
     concurrency: int,
     batch: int,
@@ -93,10 +95,10 @@ async def map_batches_async(
     """Work on batches of items in tasks; see `map_batches`. One task reads all items."""
     ahead = asyncio.Semaphore(AHEAD * concurrency)
     free = asyncio.Semaphore(concurrency)
-    begun: asyncio.Queue[asyncio.Task[list[Result]] | BaseException | None] = asyncio.Queue()
+    begun: asyncio.Queue[asyncio.Task[list[Result | Exception]] | BaseException | None] = asyncio.Queue()
     tasks: set[asyncio.Task[Any]] = set()
 
-    async def run(group: list[Item]) -> list[Result]:
+    async def run(group: list[Item]) -> list[Result | Exception]:
         async with free:
             return await work(group)
 
@@ -122,6 +124,8 @@ async def map_batches_async(
                 if isinstance(task, BaseException):
                     raise task
                 for result in await task:
+                    if isinstance(result, Exception):
+                        raise result
                     if shown is not None:
                         shown.update()
                     yield result

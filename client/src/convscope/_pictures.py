@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import operator
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 _NPY_MAGIC = b"\x93NUMPY"
-_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})  # What PIL writes as PNG without loss.
-_TRANSPARENT = {"La": "LA", "PA": "RGBA", "RGBa": "RGBA"}  # What of the others keeps how transparent they are.
+# What a PIL image is written as, by its mode; the 16-bit ones and P are below, and any other becomes RGB.
+_PNG_MODES = {"1": "1", "L": "L", "LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA", "PA": "RGBA"}
+_TRANSPARENT = ("1", "L", "P", "RGB", "I", "I;16", "I;16B", "I;16L", "I;16N")  # Modes with a transparent colour.
+_TURNS: dict[object, int] = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # PIL's transpositions, by EXIF orientation.
 
 
 @runtime_checkable
@@ -64,7 +67,7 @@ def encode_pictures(pictures: Picture | Iterable[Picture]) -> EncodedPictures:
     Raises:
         OSError: A path cannot be read.
         TypeError: Something is no picture.
-        ValueError: An array has a shape or dtype that is no picture's.
+        ValueError: An array has a shape or dtype that is no picture's, or a PIL image cannot be written as PNG.
     """
     # Whether something is a PIL image is asked last, and not of a list: Python 3.11 takes 20 µs to find out.
     if not isinstance(pictures, (list, tuple)):
@@ -105,8 +108,10 @@ def _encode_array(array: NDArray[Any]) -> EncodedPictures:
         One file, or N.
 
     Raises:
-        ValueError: Another shape or dtype.
+        ValueError: Another shape or dtype, or masked cells.
     """
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise ValueError("some cells of the array are masked: fill them with .filled(value)")
     if array.dtype.newbyteorder("=") not in (np.uint8, np.float32):
         raise ValueError(
             f"an array of pictures is uint8 (0..255) or float32 (0..1), not {array.dtype}:"
@@ -153,11 +158,61 @@ def _read_several(data: bytes) -> NDArray[Any] | None:
 
 
 def _encode_pillow(picture: PillowImage) -> bytes:
-    """Write a PIL image as PNG, with its EXIF record, so that the service turns it upright as it would the file."""
-    if picture.mode == "F":
+    """Write a PIL image as PNG: its pixels, turned upright, and nothing else of what it carries.
+
+    Raises:
+        ValueError: It has no pixels that PNG can hold; says what to do.
+    """
+    image: Any = picture
+    mode = picture.mode
+    if mode == "F":
         raise ValueError("a PIL image of mode F has no range: send numpy.asarray(picture) as float32 in 0..1")
-    if picture.mode not in _PNG_MODES:
-        picture = picture.convert("I;16" if picture.mode.startswith("I") else _TRANSPARENT.get(picture.mode, "RGB"))
-    file = io.BytesIO()
-    picture.save(file, format="PNG", exif=picture.getexif(), compress_level=1)
+    options: dict[str, Any] = {}
+    clear = image.info.get("transparency") if mode in _TRANSPARENT else None
+    if clear is not None and not _is_colour(clear, mode):
+        raise ValueError(
+            f"the PIL image of mode {mode} has info['transparency'] = {repr(clear)[:60]}, which is no colour of that"
+            " mode: delete that entry, or send the file that the image was opened from"
+        )
+    try:
+        turn = _turn(image)
+        if mode.startswith("I"):
+            image = image.convert("I")  # The other modes of 16 bits are clipped to 8 on any direct way.
+            lowest, highest = image.getextrema()
+            if lowest < 0 or highest > 65535:
+                raise ValueError(f"its values are {lowest}..{highest}, rescale them to 0..65535")
+            image = image.convert("I;16")
+            options = {} if clear is None else {"transparency": operator.index(clear)}
+        elif mode == "P":  # Written as one, a pixel beyond its palette's end would come out as another.
+            image = image.convert("RGBA" if getattr(image, "has_transparency_data", True) else "RGB")
+        else:
+            image = image.convert("RGBA" if clear is not None else _PNG_MODES.get(mode, "RGB"))
+        image.info = {}
+        if turn is not None:
+            image = image.transpose(turn)
+        file = io.BytesIO()
+        image.save(file, format="PNG", compress_level=1, **options)
+    except Exception as error:  # PIL raises nearly anything.
+        raise ValueError(f"the PIL image of mode {mode} cannot be written as PNG: {error}") from error
     return file.getvalue()
+
+
+def _is_colour(value: Any, mode: str) -> bool:
+    """Tell whether a PIL image's `transparency` means something in its mode: a colour, or the alpha of a palette."""
+    if mode == "P" and isinstance(value, bytes):
+        return len(value) <= 256
+    values = value if isinstance(value, tuple | list) else (value,)
+    try:
+        numbers = [operator.index(number) for number in values]
+    except TypeError:
+        return False
+    most = 65535 if mode.startswith("I") else 255
+    return len(numbers) == (3 if mode == "RGB" else 1) and all(0 <= number <= most for number in numbers)
+
+
+def _turn(image: Any) -> int | None:
+    """Return what turns a PIL image upright, None if nothing has to or its EXIF record cannot be read."""
+    try:
+        return _TURNS.get(image.getexif().get(0x0112))
+    except Exception:  # PIL raises nearly anything on a damaged record.
+        return None

@@ -274,6 +274,7 @@ def read_card(reply: wire.PredictReply, *, request_id: str = "") -> ModelCard:
             max_reply_bytes=card.limits.max_reply_bytes,
         ),
         multiply_adds=card.multiply_adds,
+        explanations=tuple(card.explanations),
     )
 
 

@@ -1,0 +1,43 @@
+"""The gateway's configuration beside the handler that it serves."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from handlers.options import OPTION_NAMES
+
+ENVOY = Path(__file__).parents[2] / "deploy/envoy"
+
+
+def manager() -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((ENVOY / "http.yaml").read_text())["resources"][0]["typed_config"]
+    return config
+
+
+def test_every_header_that_is_an_option_is_joined_where_it_is_repeated() -> None:
+    [join] = [one["typed_config"] for one in manager()["http_filters"] if one["name"] == "join"]
+    [names] = re.findall(r"OPTIONS = \{(.*)\}", join["default_source_code"]["inline_string"])
+    assert re.findall(r'"([^"]*)"', names) == [name.replace("_", "-") for name in OPTION_NAMES]
+
+
+def test_no_replica_is_ejected_for_errors_that_callers_can_cause() -> None:
+    for cluster in yaml.safe_load((ENVOY / "clusters.yaml").read_text())["resources"]:
+        detection = cluster["outlier_detection"]
+        assert (detection["enforcing_consecutive_5xx"], detection["enforcing_success_rate"]) == (0, 0)
+        assert detection["split_external_local_origin_errors"] is True
+
+
+def test_the_method_is_told_and_a_query_string_refused_wherever_rest_is_routed() -> None:
+    [host] = manager()["route_config"]["virtual_hosts"]
+    refusing, routed = [route for route in host["routes"] if route["name"] == "rest"]
+    assert refusing["direct_response"]["status"] == 400
+    assert {"name": ":path", "string_match": {"contains": "?"}} in refusing["match"]["headers"]
+    assert routed["match"]["headers"] == refusing["match"]["headers"][:2]
+    assert routed["match"]["safe_regex"] == refusing["match"]["safe_regex"]
+    [added] = routed["request_headers_to_add"]
+    assert (added["header"]["key"], added["header"]["value"]) == ("x-convscope-method", "%REQ(:METHOD)%")
+    assert added["append_action"] == "OVERWRITE_IF_EXISTS_OR_ADD"

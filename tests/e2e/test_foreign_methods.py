@@ -1,0 +1,174 @@
+"""TorchServe takes more than the contract names; none of it may hurt a worker, with no gateway in between.
+
+The requests come from `tests.foreign`. `python -m server` patches TorchServe for this (`server.mending`); what holds
+without the patch, as in a stock TorchServe, is tested too.
+"""
+
+from __future__ import annotations
+
+import collections
+import random
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.e2e.conftest import STORE
+from tests.foreign import (
+    INFERENCE,
+    PATIENCE_S,
+    PICTURE,
+    PREDICTIONS,
+    Target,
+    foreign,
+    good_calls,
+    predictions_request,
+)
+from tests.server.harness import Launched, launched, processes
+
+CALLERS, CALLS, CANCELLED = 4, 250, 2000  # Per caller.
+SERVICE = f"/{INFERENCE}.InferenceAPIsService"
+REQUEST = predictions_request("cifar", {b"data": PICTURE, b"accept": b"application/json"})
+
+
+def workers(server: Launched) -> list[int]:
+    return sorted(set(processes("model_service_worker.py")) & set(server.descendants()))
+
+
+def target(server: Launched) -> Target:
+    return Target("127.0.0.1", server.port("REST"), server.port("gRPC"), "cifar", "1.0")
+
+
+@pytest.fixture(scope="module")
+def unpatched() -> Iterator[Launched]:
+    work = Path(tempfile.mkdtemp(prefix="e2e-"))
+    with launched(STORE, work, "--models", "cifar", "--no-mend", "--warm-up-s", "0") as running:
+        yield running.await_ready()
+    shutil.rmtree(work)
+
+
+def at_once(caller: Callable[[int], None]) -> None:
+    """Run as many callers at once as `CALLERS` says, each with its number; raises what they raise."""
+    failures: list[BaseException] = []
+
+    def run(number: int) -> None:
+        try:
+            caller(number)
+        except BaseException as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(CALLERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def call_everything(server: Launched, **transports: bool) -> collections.Counter[str]:
+    """Send calls outside the contract, among good ones, from several callers; return what came how often."""
+    came: collections.Counter[str] = collections.Counter()
+    before = workers(server)
+    assert before
+
+    def caller(seed: int) -> None:
+        calls = foreign(random.Random(seed), target(server), **transports)
+        for number, call in zip(range(CALLS), calls, strict=False):
+            try:
+                answer = call.send()
+            except AssertionError as error:
+                raise AssertionError(f"{call.name}: {error}") from error
+            assert "Worker died" not in answer, call.name
+            came[answer] += 1
+            if number % 10 == 0:
+                for good in good_calls(target(server)):
+                    good.send()
+
+    at_once(caller)
+    assert workers(server) == before
+    return came
+
+
+def test_whatever_is_asked_is_answered_and_the_worker_lives_on(server: Launched) -> None:
+    came = call_everything(server)
+    statuses = {answer.split(" ")[0] for answer in came}
+    assert {"200", "404", "400", "OK", "UNIMPLEMENTED", "INTERNAL"} <= statuses, came
+
+
+def test_whatever_is_asked_over_rest_is_answered_without_the_patches_too(unpatched: Launched) -> None:
+    came = call_everything(unpatched, grpc=False)
+    assert {"200", "404", "400"} <= {answer.split(" ")[0] for answer in came}, came
+
+
+def cancel_at_random(server: Launched) -> None:
+    """Cancel gRPC calls at about the time of their answers."""
+
+    def caller(seed: int) -> None:
+        rng = random.Random(seed)
+        with grpc.insecure_channel(
+            f"127.0.0.1:{server.port('gRPC')}", [("grpc.use_local_subchannel_pool", 1)]
+        ) as channel:
+            call = channel.unary_unary(PREDICTIONS)
+            for _ in range(CANCELLED):
+                asked = call.future(REQUEST, timeout=PATIENCE_S)
+                time.sleep(rng.uniform(0, 0.004))
+                asked.cancel()
+
+    at_once(caller)
+
+
+def test_calls_that_are_cancelled_at_the_moment_of_their_answer_do_not_stop_the_worker(server: Launched) -> None:
+    before = workers(server)
+    logged = server.err
+    cancel_at_random(server)
+    assert [good.send() for good in good_calls(target(server))] == ["ok", "ok"]
+    assert workers(server) == before
+    assert server.err == logged, "a line for each call that was cancelled"
+
+
+def stream(server: Launched, method: str, *requests: bytes) -> list[bytes]:
+    with grpc.insecure_channel(f"127.0.0.1:{server.port('gRPC')}") as channel:
+        if method == "StreamPredictions":
+            return list(channel.unary_stream(f"{SERVICE}/{method}")(requests[0], timeout=PATIENCE_S))
+        return list(channel.stream_stream(f"{SERVICE}/{method}")(iter(requests), timeout=PATIENCE_S))
+
+
+def test_the_streaming_methods_are_not_there(server: Launched) -> None:
+    before = workers(server)
+    sequence = predictions_request("cifar", {b"data": PICTURE}, sequence_id="1")
+    unknown = predictions_request("cifar", {b"data": PICTURE, b"layers": b"conv9"})
+    for method, request in (
+        ("StreamPredictions", REQUEST),
+        ("StreamPredictions2", REQUEST),
+        ("StreamPredictions2", REQUEST),
+        ("StreamPredictions2", sequence),
+        ("StreamPredictions", unknown),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            stream(server, method, request)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
+    assert [good.send() for good in good_calls(target(server))] == ["ok", "ok"]
+    assert workers(server) == before
+
+
+def test_without_the_patches_a_streamed_reply_is_the_plain_one_and_the_worker_lives_on(unpatched: Launched) -> None:
+    before = workers(unpatched)
+    [reply] = stream(unpatched, "StreamPredictions", REQUEST)
+    assert b'"results"' in reply
+    assert [good.send() for good in good_calls(target(unpatched))] == ["ok", "ok"]
+    assert workers(unpatched) == before
+
+
+def test_a_rest_request_without_any_header_is_answered(server: Launched) -> None:
+    """The handler tells gRPC from REST by there being no header: netty adds one to every request over REST."""
+    for path in ("/cifar/predict", "/predictions/cifar"):
+        with socket.create_connection(("127.0.0.1", server.port("REST")), PATIENCE_S) as connection:
+            connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+            assert connection.recv(100).startswith(b"HTTP/1.1 ")

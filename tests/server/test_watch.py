@@ -1,0 +1,467 @@
+"""The watch: what it takes for a model that needs a restart, with a TorchServe made up for it and with a real one."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+
+from server import watch
+from server.children import is_alive
+from server.configuration import Listeners, PrivateDirectory
+from server.models import Archive
+from server.watch import Watch, read_published
+from tests.foreign import INFERENCE, predictions_request
+from tests.server.harness import ROOT, Launched, launched, poll, write_archive
+from tests.server.standins import Answer, saying, serving
+
+NAME = "alpha/1.0"
+GOOD, DRAINING, INTERNAL = (
+    saying("{}"),
+    saying('{"error": {"code": "draining", "message": "x"}}', "503 Service Unavailable"),
+    saying('{"error": {"code": "internal", "message": "x"}}', "500 Internal Server Error"),
+)
+FULL = saying('{"code": 503, "type": "ServiceUnavailableException"}', "503 Service Unavailable")
+DIED = saying('{"code": 500, "type": "InternalServerException", "message": "Worker died."}', "500 x")
+
+
+@pytest.fixture(scope="module")
+def gone() -> int:
+    """A process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.fixture
+def hurried(monkeypatch):
+    """Waits of tens of seconds become tenths."""
+    for name in ("GONE_S", "FAILING_S", "MANAGEMENT_S", "LEAST_GIVEN_UP_S"):
+        monkeypatch.setattr(watch, name, 0.3)
+    for name in ("TICK_S", "LOOK_S", "BACK_OFF_S", "LONGEST_BACK_OFF_S"):
+        monkeypatch.setattr(watch, name, 0.05)
+
+
+class TorchServe:
+    """A model as TorchServe describes it, and what asking it for its card brings."""
+
+    def __init__(self, work: Path, **timeouts: int) -> None:
+        timeouts = {"response_timeout_s": 1000, "startup_timeout_s": 1000, "retry_timeout_s": 0, **timeouts}
+        self.archive = Archive(Path("alpha.mar"), "alpha", "1.0", None, frozenset(), **timeouts)
+        self.workers = [{"pid": os.getpid(), "status": "READY"}]
+        self.after_restart = self.workers
+        self.wanted = 1
+        self.pending = 0
+        self.card = GOOD
+        self.asked = 0
+        self.scaled: list[str] = []
+        self.deaf = threading.Event()  # The management API says nothing.
+        self.refuse = 0  # Scalings to refuse.
+        self._work = work
+
+    def watched(self, interval_s: float = 0.05):
+        """Serve both APIs and watch; yields the watch, and what it publishes."""
+        stack = contextlib.ExitStack()
+        directory = stack.enter_context(PrivateDirectory(self._work, None))
+        stack.enter_context(serving(directory.management_socket, self._manage))
+        port = stack.enter_context(serving(("127.0.0.1", 0), self._answer))
+        self.file = directory.watch_file
+        listeners = Listeners("127.0.0.1", port, 0, 0, 0, 0, 0)
+        watching = Watch(listeners, [self.archive], directory, interval_s)
+        stack.callback(watching.stop)
+        return stack, watching
+
+    def known(self) -> dict:
+        return read_published(self.file)[NAME]
+
+    def _answer(self, connection: socket.socket, path: str) -> None:
+        assert path == f"/predictions/{NAME}"
+        self.asked += 1
+        self.card(connection, path)
+
+    def _manage(self, connection: socket.socket, path: str) -> None:
+        if not self.deaf.is_set():
+            self._reply(path)(connection, path)
+
+    def _reply(self, path: str) -> Answer:
+        _, _, query = path.partition("?min_worker=")
+        if query and self.refuse:
+            self.refuse -= 1
+            return saying("{}", "500 x")
+        if query:
+            self.scaled.append(query)
+            self.wanted = int(query.partition("&")[0])
+            self.workers = self.after_restart if self.wanted else []
+            return saying('{"status": "Processing worker updates..."}', "202 x")
+        model = {"minWorkers": self.wanted, "maxWorkers": self.wanted, "maxBatchDelay": 1, "workers": self.workers}
+        return saying(json.dumps([{**model, "jobQueueStatus": {"pendingRequests": self.pending}}]))
+
+
+def restarted(torchserve: TorchServe, reason: str) -> bool:
+    return torchserve.known()["restarts"][reason] > 0
+
+
+@pytest.mark.usefixtures("hurried")
+class TestRestart:
+    def test_of_a_model_whose_worker_is_gone_though_torchserve_calls_it_ready(self, work, gone):
+        torchserve = TorchServe(work)
+        stack, watching = torchserve.watched()
+        with stack:
+            poll(lambda: torchserve.asked > 2)
+            assert torchserve.known() == {
+                "answered": True,
+                "restarting": None,
+                "restarts": dict.fromkeys(("worker_gone", "given_up", "card_fails", "no_answer"), 0),
+            }
+            release = threading.Event()
+            torchserve.card = lambda connection, path: release.wait() and GOOD(connection, path)
+            torchserve.workers = [{"pid": os.getpid(), "status": "READY"}, {"pid": gone, "status": "READY"}]
+            torchserve.after_restart = torchserve.workers[:1] * 2
+            poll(lambda: restarted(torchserve, "worker_gone"))
+            assert torchserve.known()["restarting"] == "worker_gone"
+            assert torchserve.known()["answered"] is False
+            assert torchserve.scaled[:2] == ["0&max_worker=0", "1&max_worker=1"]
+            release.set()
+            poll(lambda: torchserve.known()["answered"])
+            assert torchserve.known()["restarting"] is None
+            assert [level for level, _ in watching.news()] == ["error", "info"]
+            assert watching.failure is None
+
+    def test_of_one_of_several_workers_while_the_others_answer(self, work, gone):
+        torchserve = TorchServe(work)
+        torchserve.workers = [{"pid": os.getpid(), "status": "READY"}, {"pid": gone, "status": "READY"}]
+        torchserve.after_restart = torchserve.workers[:1] * 2
+        torchserve.wanted = 2
+        stack, _ = torchserve.watched()
+        with stack:
+            poll(lambda: restarted(torchserve, "worker_gone"))
+            assert torchserve.scaled == ["0&max_worker=0", "2&max_worker=2"]
+
+    def test_of_a_model_that_torchserve_has_given_up(self, work, gone):
+        torchserve = TorchServe(work)
+        torchserve.card, torchserve.workers = FULL, [{"pid": gone, "status": "UNLOADING"}]
+        stack, _ = torchserve.watched()
+        with stack:
+            poll(lambda: restarted(torchserve, "given_up"))
+
+    def test_of_a_model_whose_card_keeps_failing(self, work):
+        torchserve = TorchServe(work)
+        torchserve.card = INTERNAL
+        stack, _ = torchserve.watched()
+        with stack:
+            poll(lambda: restarted(torchserve, "card_fails"))
+
+    def test_of_a_model_that_is_silent_for_longer_than_torchserve_allows(self, work):
+        torchserve = TorchServe(work, response_timeout_s=1, startup_timeout_s=0)
+        release = threading.Event()
+        torchserve.card = lambda *_: release.wait()
+        stack, _ = torchserve.watched()
+        with stack:
+            poll(lambda: restarted(torchserve, "no_answer"))
+            release.set()
+
+    def test_that_torchserve_refuses_is_tried_again_and_one_that_broke_off_half_way_is_finished(self, work, gone):
+        torchserve = TorchServe(work)
+        torchserve.workers = [{"pid": gone, "status": "READY"}]
+        torchserve.after_restart = [{"pid": os.getpid(), "status": "READY"}]
+        torchserve.refuse = 1
+        release = threading.Event()
+        torchserve.card = lambda connection, path: release.wait() and GOOD(connection, path)
+        stack, _ = torchserve.watched()
+        with stack:
+            poll(lambda: restarted(torchserve, "worker_gone"))
+            assert torchserve.scaled == ["0&max_worker=0", "1&max_worker=1"]
+            torchserve.wanted, torchserve.workers = 0, []
+            poll(lambda: torchserve.scaled[2:] == ["1&max_worker=1"])
+            release.set()
+            poll(lambda: torchserve.known()["answered"])
+
+    def test_three_times_without_an_answer_is_a_failure_of_torchserve(self, work, gone):
+        torchserve = TorchServe(work)
+        release = threading.Event()
+        torchserve.card = lambda *_: release.wait()
+        torchserve.workers = torchserve.after_restart = [{"pid": gone, "status": "READY"}]
+        stack, watching = torchserve.watched()
+        with stack:
+            poll(lambda: watching.failure)
+            assert torchserve.known()["restarts"]["worker_gone"] == watch.MOST_RESTARTS
+            release.set()
+
+
+@pytest.mark.usefixtures("hurried")
+class TestNoRestart:
+    """Each holds for many times as long as a restart would have taken."""
+
+    def hold(self, torchserve: TorchServe, seconds: float = 3.0) -> Watch:
+        stack, watching = torchserve.watched()
+        with stack:
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline:
+                assert torchserve.scaled == []
+                time.sleep(0.05)
+        return watching
+
+    def test_of_a_model_that_drains_or_starts(self, work):
+        torchserve = TorchServe(work)
+        torchserve.card = DRAINING
+        self.hold(torchserve)
+        assert torchserve.asked > 5
+
+    def test_of_a_model_whose_queue_is_full(self, work):
+        torchserve = TorchServe(work)
+        torchserve.card = FULL
+        self.hold(torchserve)
+
+    def test_of_a_model_that_is_busy_with_what_came_before_the_card(self, work):
+        torchserve = TorchServe(work, response_timeout_s=1, startup_timeout_s=0)
+        torchserve.pending = 100
+        release = threading.Event()
+        torchserve.card = lambda *_: release.wait()
+        timer = threading.Timer(6, release.set)
+        timer.start()
+        self.hold(torchserve, 5.0)
+        release.set()
+        assert torchserve.asked == 1, "the card is asked for once, however long it takes"
+        timer.cancel()
+
+    def test_of_a_worker_that_torchserve_keeps_starting(self, work, gone):
+        torchserve = TorchServe(work)
+        torchserve.card = DIED
+        numbers = iter(range(10**9))
+
+        class Attempts(list):
+            def __iter__(self):
+                return iter([{"pid": -2 - next(numbers), "status": "UNLOADING"}])
+
+            def __len__(self):
+                return 1
+
+        torchserve.workers = Attempts([None])
+        self.hold(torchserve)
+
+    def test_where_the_management_api_is_silent_but_the_card_is_answered(self, work):
+        torchserve = TorchServe(work)
+        torchserve.deaf.set()
+        assert self.hold(torchserve).failure is None
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_torchserve_that_answers_nothing_is_a_failure(work):
+    torchserve = TorchServe(work)
+    torchserve.deaf.set()
+    torchserve.card = lambda *_: None
+    stack, watching = torchserve.watched()
+    with stack:
+        poll(lambda: watching.failure)
+        assert "management API has been silent" in watching.failure
+
+
+@pytest.mark.usefixtures("hurried")
+def test_after_it_is_stopped_nothing_is_asked_or_restarted(work, gone):
+    torchserve = TorchServe(work)
+    stack, watching = torchserve.watched()
+    with stack:
+        poll(lambda: torchserve.asked)
+        watching.stop()
+        torchserve.workers = [{"pid": gone, "status": "READY"}]
+        asked = torchserve.asked
+        time.sleep(1)
+        assert torchserve.asked == asked
+        assert torchserve.scaled == []
+
+
+def test_before_anything_is_published_nothing_is_known(tmp_path):
+    assert read_published(tmp_path / "watch.json") == {}
+
+
+def test_a_process_that_is_stopped_ended_or_unknown_is_not_alive(gone):
+    assert is_alive(os.getpid())
+    assert not is_alive(gone)
+    assert not is_alive(-1)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        poll(lambda: is_alive(process.pid))
+        process.send_signal(signal.SIGSTOP)
+        poll(lambda: not is_alive(process.pid))
+        process.kill()
+        poll(lambda: not is_alive(process.pid))  # A zombie.
+
+
+# With a real TorchServe.
+
+SPEC = importlib.util.spec_from_file_location("readiness", ROOT / "deploy/readiness.py")
+assert SPEC
+assert SPEC.loader
+readiness = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(readiness)
+
+HANGING = """
+import os, threading
+
+class Handler:
+    def initialize(self, context):
+        pass
+
+    def handle(self, rows, context):
+        if any(bytes(row.get("body") or b"") == b"hang" for row in rows):
+            threading.Event().wait()
+        return [str(os.getpid()).encode() for row in rows]
+"""
+
+
+FAILING = """
+import os, pathlib
+
+class Handler:
+    def initialize(self, context):
+        if pathlib.Path(os.environ["BROKEN"]).exists():
+            raise ValueError("broken")
+
+    def handle(self, rows, context):
+        return [str(os.getpid()).encode() for row in rows]
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("store")
+    write_archive(path, "alpha")
+    write_archive(path, "beta")
+    write_archive(path, "hanging", HANGING, config="responseTimeout: 4\n")
+    write_archive(path, "failing", FAILING, config="maxRetryTimeoutInSec: 1\n")
+    return path
+
+
+@contextlib.contextmanager
+def watching(store: Path, work: Path, *options: str, broken: Path = Path("/nonexistent")):
+    options = ("--warm-up-s", "0", "--watch-s", "0.5", *options)
+    with launched(store, work, *options, environment={"BROKEN": str(broken)}) as server:
+        yield server.await_ready()
+
+
+def metric(server: Launched, name: str, **labels: str) -> float:
+    """Return a series' value; it is left out of a scrape where TorchServe takes too long to answer the exporter."""
+    wanted = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
+
+    def lines() -> list[str]:
+        status, body = server.ask("GET", "/metrics", what="metrics")
+        assert status == 200
+        return [line for line in body.decode().splitlines() if line.startswith(f"convscope_{name}{{{wanted}}} ")]
+
+    [line] = poll(lines, 60)
+    return float(line.rpartition(" ")[2])
+
+
+def restarts(server: Launched, model: str) -> float:
+    reasons = ("worker_gone", "given_up", "card_fails", "no_answer")
+    return sum(metric(server, "model_restarts_total", model=model, reason=reason, version="1.0") for reason in reasons)
+
+
+def ready_workers(server: Launched, model: str) -> float:
+    return metric(server, "workers", model=model, state="ready", version="1.0")
+
+
+def look(server: Launched, timeout_s: float = 30.0) -> tuple[int, dict]:
+    return readiness.look(server.work, server.port("REST"), timeout_s)
+
+
+def test_a_worker_that_is_stopped_is_replaced_and_the_other_models_go_on(store, work):
+    with watching(store, work) as server:
+        stopped, others = int(server.rest("alpha", "pid:")), server.rest("beta", "pid:")
+        assert ready_workers(server, "alpha") == 1
+        assert look(server)[0] == 200
+        os.kill(stopped, signal.SIGSTOP)
+        poll(lambda: ready_workers(server, "alpha") == 0)
+        assert metric(server, "workers", model="alpha", state="silent", version="1.0") == 1
+
+        def restarting() -> bool:
+            assert server.rest("beta", "pid:") == others
+            return look(server, 0.5) == (503, {"ready": False, "restarting": {NAME: "worker_gone"}})
+
+        poll(restarting, 120)
+        poll(lambda: restarts(server, "alpha") == 1 and ready_workers(server, "alpha") == 1, 120)
+        assert int(server.rest("alpha", "pid:")) != stopped
+        assert look(server)[0] == 200
+        assert metric(server, "card_answered", model="alpha", version="1.0") == 1
+        assert restarts(server, "beta") == 0
+        assert f"server: {NAME}: TorchServe calls a worker ready whose process has ended or is stopped" in server.err
+        assert f"server: {NAME} answers its card again\n" in server.err
+
+
+def test_a_model_whose_thread_in_torchserve_has_ended_is_brought_back(store, work):
+    """Unpatched, the sequence leaves TorchServe without a thread for the worker, which it calls ready for good."""
+    with watching(store, work, "--no-mend", "--models", "alpha") as server:
+        sequence = predictions_request("alpha", {b"data": b""}, sequence_id="1")
+        with grpc.insecure_channel(f"127.0.0.1:{server.port('gRPC')}") as channel:
+            call = channel.stream_stream(f"/{INFERENCE}.InferenceAPIsService/StreamPredictions2")
+
+            (log,) = work.glob("convscope-*/logs/torchserve.log")
+            deadline = time.monotonic() + 120
+            while "IllegalStateException error" not in log.read_text():
+                assert time.monotonic() < deadline
+                with pytest.raises(grpc.RpcError):
+                    list(call(iter([sequence]), timeout=60))
+                time.sleep(2)  # Whether it ends the thread depends on which of two is first. What waits ends the next.
+        poll(lambda: restarts(server, "alpha") >= 1, 120)
+        poll(lambda: ready_workers(server, "alpha") == 1, 240)
+        assert server.rest("alpha") == b"alpha 1.0"
+        assert "TorchServe's own thread for its worker ended: java.lang.IllegalStateException" in server.err
+
+
+def test_a_model_that_torchserve_has_given_up_is_started_again(store, work, tmp_path):
+    broken = tmp_path / "broken"
+    with watching(store, work, "--models", "failing", broken=broken) as server:
+        broken.touch()
+        os.kill(int(server.rest("failing", "pid")), signal.SIGKILL)
+        (log,) = work.glob("convscope-*/logs/models.log")
+        poll(lambda: "ValueError: broken" in log.read_text(), 120)
+        poll(lambda: restarts(server, "failing") == 1, 120)
+        broken.unlink()
+        poll(lambda: ready_workers(server, "failing") == 1, 240)
+        assert metric(server, "model_restarts_total", model="failing", reason="given_up", version="1.0") >= 1
+
+
+def test_a_busy_model_is_left_alone(store, work, tmp_path):
+    with watching(store, work, "--models", "alpha") as server:
+        worker = server.rest("alpha", "pid:")
+        threads = [
+            threading.Thread(target=server.rest, args=("alpha", f"sleep:{tmp_path / 'started'},5")) for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        poll(lambda: metric(server, "card_answered", model="alpha", version="1.0") == 0)
+        for thread in threads:
+            thread.join(120)
+        poll(lambda: metric(server, "card_answered", model="alpha", version="1.0") == 1)
+        assert restarts(server, "alpha") == 0
+        assert server.rest("alpha", "pid:") == worker
+        assert server.err == ""
+
+
+def test_a_handler_that_hangs_is_not_ready_until_torchserve_has_ended_it(store, work):
+    with watching(store, work, "--models", "hanging") as server:
+        hung = server.rest("hanging", "pid")
+
+        def hang() -> None:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                server.ask("POST", "/predictions/hanging", "hang")
+
+        thread = threading.Thread(target=hang)
+        thread.start()
+        poll(lambda: ready_workers(server, "hanging") == 0)
+        poll(lambda: ready_workers(server, "hanging") == 1, 120)
+        assert server.rest("hanging", "pid") != hung
+        assert restarts(server, "hanging") == 0
+        assert "its worker did not answer within 4 s (responseTimeout)" in server.err
+        thread.join(60)
