@@ -144,7 +144,7 @@ class RestTransport(_Rest):
         ends = time.monotonic() + deadline_s
         body = request.SerializeToString()
         upload = Upload(body, ends) if len(body) > SMALL_BYTES else None
-        opened = Opened(upload, self._sockets)
+        opened = Opened(upload if len(body) > LARGE_BYTES else None, self._sockets)
         extensions = {"timeout": TimeLeft(ends), "trace": opened.trace}
         sent = self._request(body, upload or body, request.request_id, model, version, extensions)
         client = self._client if len(body) <= LARGE_BYTES else self._uploads

@@ -17,9 +17,9 @@ import httpcore
 
 from convscope._exceptions import DeadlineExceeded
 
-SMALL_BYTES = 64 * 1024  # Bodies up to here are sent at once.
+SMALL_BYTES = 256 * 1024  # Bodies up to here are sent at once, and others in such pieces unless they are watched.
 LARGE_BYTES = 8 * 1024 * 1024  # For larger bodies, a connection of their own costs little beside the upload.
-PIECE_BYTES = 16 * 1024  # No more than a socket takes at once when it is ready.
+PIECE_BYTES = 16 * 1024  # Of a watched body: no more than a socket takes at once when it is ready.
 _POLL_S = 0.01  # Seconds between two looks at the socket, in asyncio.
 
 
@@ -39,6 +39,10 @@ class _Watch:
         self._poll = select.poll()
         self._poll.register(stream.get_extra_info("socket"), select.POLLOUT | events)
 
+    def piece_bytes(self) -> int:
+        """Return how large the pieces should be."""
+        return SMALL_BYTES if self._poll is None else PIECE_BYTES
+
     def takes_more(self, seconds: float) -> bool:
         """Wait so long until the socket is ready; return whether it takes more.
 
@@ -54,7 +58,7 @@ class _Watch:
 
 
 class Upload:
-    """The body of a large request for `httpx.Client`.
+    """The body of a request for `httpx.Client`; only a large one is watched.
 
     Args:
         body: The body.
@@ -71,11 +75,12 @@ class Upload:
         self._watch.start(stream)
 
     def __iter__(self) -> Iterator[bytes]:
-        for start in range(0, len(self._body), PIECE_BYTES):
+        size = self._watch.piece_bytes()
+        for start in range(0, len(self._body), size):
             left_s = self._ends - time.monotonic()
             if left_s <= 0 or not self._watch.takes_more(left_s):
                 raise DeadlineExceeded("the deadline passed")
-            yield self._body[start : start + PIECE_BYTES]
+            yield self._body[start : start + size]
 
 
 class AsyncUpload:
@@ -94,7 +99,8 @@ class AsyncUpload:
         self._watch.start(stream)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for start in range(0, len(self._body), PIECE_BYTES):
+        size = self._watch.piece_bytes()
+        for start in range(0, len(self._body), size):
             while not self._watch.takes_more(0):
                 await asyncio.sleep(_POLL_S)
-            yield self._body[start : start + PIECE_BYTES]
+            yield self._body[start : start + size]
