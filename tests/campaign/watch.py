@@ -140,6 +140,7 @@ class Watch:
         below.set(ylabel="open files and sockets", xlabel="minutes", ylim=(0, None))
         for axes in (above, below):
             axes.grid(alpha=0.3)
-        figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+        lines, roles = above.get_legend_handles_labels()
+        figure.legend(lines, roles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
         figure.savefig(path, dpi=110)
         pyplot.close(figure)
