@@ -49,7 +49,7 @@ def test_a_command_works(server: Launched, folder: Path, command: str) -> None:
     command = on_ports(command, server).replace("curl ", "curl --fail -sS ", 1)
     if command.startswith(".venv") and "--url" not in command:
         command += f" --url http://127.0.0.1:{server.port('REST')}"
-    if command.startswith(".venv/bin/convscope ui "):  # It serves until told to stop; a busy machine takes seconds to start it.
+    if command.startswith(".venv/bin/convscope ui "):  # It serves until told to stop.
         command = f"timeout --preserve-status 15 {command}"
     done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
