@@ -13,6 +13,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -376,21 +379,40 @@ def look(server: Launched, timeout_s: float = 30.0) -> tuple[int, dict]:
     return readiness.look(server.work, server.port("REST"), timeout_s)
 
 
+@contextlib.contextmanager
+def seen(observe: Callable[[], object]) -> Iterator[list[object]]:
+    """Observe again and again in another thread, so that no passing state is missed, and collect what was seen."""
+    done, found = threading.Event(), []
+
+    def observe_until_done() -> None:
+        while not done.is_set():
+            found.append(observe())
+
+    with ThreadPoolExecutor(1) as pool:
+        observing = pool.submit(observe_until_done)
+        try:
+            yield found
+        finally:
+            done.set()
+        observing.result()
+
+
 def test_a_worker_that_is_stopped_is_replaced_and_the_other_models_go_on(store, work):
     with watching(store, work) as server:
         stopped, others = int(server.rest("alpha", "pid:")), server.rest("beta", "pid:")
         assert ready_workers(server, "alpha") == 1
         assert look(server)[0] == 200
-        os.kill(stopped, signal.SIGSTOP)
-        poll(lambda: ready_workers(server, "alpha") == 0)
-        assert metric(server, "workers", model="alpha", state="silent", version="1.0") == 1
+        silent = partial(metric, server, "workers", model="alpha", state="silent", version="1.0")
+        with seen(partial(look, server, 0.5)) as verdicts, seen(silent) as counts:
+            os.kill(stopped, signal.SIGSTOP)
 
-        def restarting() -> bool:
-            assert server.rest("beta", "pid:") == others
-            return look(server, 0.5) == (503, {"ready": False, "restarting": {NAME: "worker_gone"}})
+            def restarted() -> bool:
+                assert server.rest("beta", "pid:") == others
+                return restarts(server, "alpha") == 1 and ready_workers(server, "alpha") == 1
 
-        poll(restarting, 120)
-        poll(lambda: restarts(server, "alpha") == 1 and ready_workers(server, "alpha") == 1, 120)
+            poll(restarted, 120)
+        assert (503, {"ready": False, "restarting": {NAME: "worker_gone"}}) in verdicts
+        assert 1 in counts
         assert int(server.rest("alpha", "pid:")) != stopped
         assert look(server)[0] == 200
         assert metric(server, "card_answered", model="alpha", version="1.0") == 1
