@@ -1,6 +1,6 @@
 """Which part of a picture a class's score rests on.
 
-Figures are drawn by `figures` and files written by `_export`, both imported when they are used.
+`figures` and `_export`, which draw and save, are imported when they are used.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from convscope._prediction import manifest_fields
 from convscope.pixels import paint_heat
 
 if TYPE_CHECKING:
@@ -153,9 +154,22 @@ class Explanation:
             OSError: It cannot be written.
             ValueError: There is no heat, or no picture.
         """
-        from convscope._export import save_explanation
+        from convscope._export import write_directory
 
-        return save_explanation(self, directory)
+        manifest = {
+            **manifest_fields(self.prediction),
+            "method": self.method,
+            "layer": self.layer or None,
+            "target": self.target,
+            "label": self.label,
+            "delta": self.delta,
+            "arrays": "explanation.npz",
+            "heat": "heat.png",
+            "overlay": "overlay.png",
+        }
+        arrays = {"heat": self.heat, "picture": self.picture}
+        pictures = {"heat.png": self.heatmap(), "overlay.png": self.overlay()}
+        return write_directory(directory, manifest, {"explanation.npz": arrays}, pictures)
 
     def _size(self) -> tuple[int, int]:
         """Return (H, W) that the heat belongs to."""

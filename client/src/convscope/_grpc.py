@@ -29,7 +29,7 @@ from convscope._exceptions import (
     ReplyTooLarge,
     ServerError,
 )
-from convscope._transport import (
+from convscope._protocol import (
     API_KEY_HEADER,
     MAX_MESSAGE_BYTES,
     REQUEST_ID_HEADER,

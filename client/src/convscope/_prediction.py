@@ -1,19 +1,22 @@
 """The result of one picture: scores and maps, or its error; and the timing of a request.
 
-Drawing, showing and saving are done by `figures`, `_notebook` and `_export`, imported when they are used.
+`figures` and `_export`, which draw and save, are imported when they are used.
 """
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from convscope._exceptions import ConvscopeError
+from convscope.pixels import encode_png, tile_grid
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -190,19 +193,48 @@ class Prediction:
             OSError: It cannot be written.
         """
         self._check()
-        from convscope._export import save_prediction
+        from convscope._export import file_stem, write_directory
 
-        return save_prediction(self, directory)
+        layers: dict[str, Any] = {}
+        pictures: dict[str, NDArray[np.uint8]] = {}
+        for name, cells in self._maps.items():
+            grid = f"{file_stem(name, len(layers))}.png" if cells.ndim == 3 and cells.size else None
+            if grid is not None:
+                pictures[grid] = tile_grid(cells)
+            layers[name] = {
+                "shape": list(cells.shape),
+                "dtype": cells.dtype.name,
+                "channels": list(self._channels[name]),
+                "grid": grid,
+            }
+        manifest = {**manifest_fields(self), "maps": "maps.npz" if layers else None, "layers": layers}
+        return write_directory(directory, manifest, {"maps.npz": self._maps} if layers else {}, pictures)
 
     def _check(self) -> None:
         if self.error is not None:
             raise self.error.with_traceback(None)
 
     def _repr_html_(self) -> str:
-        """Show scores and maps in a notebook; needs no matplotlib."""
-        from convscope._notebook import prediction_html
-
-        return prediction_html(self)
+        """Show scores and maps in a notebook; every text from the service is escaped. Needs no matplotlib."""
+        heading = f"<b>{escape(self.model)}</b> {escape(self.version)} on {escape(self.device)}"
+        if self.error is not None:
+            return f"<div>{heading}<br>{escape(self.error.code)}: {escape(str(self.error))}</div>"
+        parts = [heading]
+        if self._top:
+            rows = "".join(
+                f"<tr><td>{score.index}</td><td>{escape(score.label)}</td>"
+                f"<td>{score.probability:.4f}</td><td>{score.logit:.3f}</td></tr>"
+                for score in self._top
+            )
+            parts.append(
+                "<table><tr><th>index</th><th>label</th><th>probability</th><th>logit</th></tr>" + rows + "</table>"
+            )
+        for name, cells in self._maps.items():
+            parts.append(f"<p>{escape(name)} {cells.shape}</p>")
+            if cells.ndim == 3 and cells.size:
+                png = base64.b64encode(encode_png(tile_grid(cells))).decode()
+                parts.append(f'<img alt="{escape(name)}" src="data:image/png;base64,{png}">')
+        return "<div>" + "\n".join(parts) + "</div>"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Prediction):
@@ -225,6 +257,18 @@ class Prediction:
         best = f"{self._top[0].label} {self._top[0].probability:.3f}" if self._top else "none"
         shapes = {name: cells.shape for name, cells in self._maps.items()}
         return f"Prediction(model={self.model!r}, top={best!r}, maps={shapes})"
+
+
+def manifest_fields(prediction: Prediction) -> dict[str, Any]:
+    """Return the fields that every saved manifest.json begins with: the model, where it ran, and the scores."""
+    return {
+        "model": prediction.model,
+        "version": prediction.version,
+        "engine": prediction.engine,
+        "device": prediction.device,
+        "request_id": prediction.request_id,
+        "scores": [score._asdict() for score in prediction.top],
+    }
 
 
 def _identity(error: ConvscopeError | None) -> tuple[type, str, str] | None:

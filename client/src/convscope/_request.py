@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, TypedDict
 from uuid import uuid4
 
 from convscope._exceptions import ImageTooLarge
-from convscope._transport import MAX_MESSAGE_BYTES
+from convscope._protocol import MAX_MESSAGE_BYTES
 from convscope._wire.convscope_pb2 import FLOAT16, FLOAT32, UINT8, ChannelSelection, Dtype, Explain, PredictRequest
 
 MapDtype: TypeAlias = Literal["float32", "float16", "uint8"]

@@ -22,8 +22,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import httpx
 
 from convscope._exceptions import ConnectError, DeadlineExceeded, ProtocolError, ReplyTooLarge, TransportError
-from convscope._reply import check_open
-from convscope._transport import (
+from convscope._protocol import (
     API_KEY_HEADER,
     MAX_MESSAGE_BYTES,
     REQUEST_ID_HEADER,
@@ -32,6 +31,7 @@ from convscope._transport import (
     http_error,
     parse_reply,
 )
+from convscope._reply import check_open
 from convscope._upload import LARGE_BYTES, SMALL_BYTES, AsyncUpload, Upload
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from convscope._exceptions import ConnectError, ConvscopeError, DeadlineExceeded, Overloaded, ServerError
-from convscope._transport import WORKER_DIED
+from convscope._protocol import WORKER_DIED
 
 FIRST_WAIT_S = 0.2  # The longest wait before the first retry; it doubles for each further one.
 LONGEST_WAIT_S = 5.0
