@@ -173,7 +173,7 @@ def describe(model: str, version: str) -> wire.ModelCard:
         training=wire.Training(
             data="pictures", train_pictures=50, test_pictures=10, epochs=5, test_accuracy=0.75, seconds=1.5, machine="m"
         ),
-        limits=wire.Limits(max_images=64, max_image_bytes=1000, max_image_pixels=2000, max_reply_bytes=3000),
+        limits=wire.Limits(max_images=64, max_image_bytes=1000, max_image_pixels=2000, max_reply_bytes=3000000),
         multiply_adds=12345,
     )
 

@@ -32,7 +32,7 @@ def test_a_card_says_all_that_the_service_said(client: Client):
         ),
         parameters=1000,
         training=convscope.Training("pictures", 50, 10, 5, None, 0.75, 1.5, "m", {}),
-        limits=convscope.Limits(64, 1000, 2000, 3000),
+        limits=convscope.Limits(64, 1000, 2000, 3_000_000),
         multiply_adds=12345,
     )
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from convscope import Client
 from convscope._cli import main
-from convscope._cli_card import card_text
+from convscope._cli_results import format_card
 from convscope._wire import convscope_pb2 as wire
 from convscope.commands import format_table
 
@@ -365,7 +365,7 @@ def test_a_card_of_large_numbers_and_many_classes_fits_a_terminal(client: Client
         bytes=dict.fromkeys(["float32", "float16", "uint8"], 10**8),
     )
     large = dataclasses.replace(card, layers=(layer,), classes=("quite a long label",) * 1000)
-    lines = card_text(large).splitlines()
+    lines = format_card(large).splitlines()
     assert max(map(len, lines)) <= 120
     assert [line for line in lines if line.startswith("classes      1,000: quite a long label")]
     assert len(lines) < 20

@@ -82,7 +82,10 @@ def test_every_exception_of_httpx_is_translated(kind):
     mapped = [ancestor for ancestor in kind.__mro__ if ancestor in _rest.TRANSLATIONS]
     assert mapped, f"httpx.{kind.__name__} would reach users: add it to _rest.TRANSLATIONS"
     raised = kind.__new__(kind)
-    with pytest.raises(convscope.TransportError) as caught, _rest.map_httpx_exceptions("http://stand.in", ["opened"]):
+    with (
+        pytest.raises(convscope.TransportError) as caught,
+        _rest.map_httpx_exceptions("http://stand.in", 30, new_connections=["new"]),
+    ):
         raise raised
     assert caught.value.__cause__ is raised
 
@@ -107,12 +110,12 @@ def test_every_exception_of_httpx_is_translated(kind):
     ids=repr,
 )
 def test_what_httpx_raises_becomes_ours(raised, expected):
-    assert type(_rest.translate(raised, "http://stand.in", reused=False)) is expected
+    assert type(_rest.translate(raised, "http://stand.in", 30, reused=False)) is expected
 
 
 @pytest.mark.parametrize("status", list(grpc.StatusCode))
 def test_every_status_of_grpc_is_translated_and_those_of_no_other_meaning_are_the_servers(status: grpc.StatusCode):
-    error = _grpc.translate(FailedCall(status, "why"), "stand.in:7070")
+    error = _grpc.translate(FailedCall(status, "why"), "stand.in:7070", 30)
     assert type(error) is _grpc.TRANSLATIONS.get(status, convscope.ServerError)
     assert convscope.ServerError not in _grpc.TRANSLATIONS.values()
 
@@ -244,14 +247,14 @@ class FailedCall(grpc.RpcError):  # type: ignore[misc]
     ],
 )
 def test_what_grpc_raises_becomes_ours(status: str, details: str | None, expected):
-    error = _grpc.translate(FailedCall(grpc.StatusCode[status], details), "stand.in:7070")
+    error = _grpc.translate(FailedCall(grpc.StatusCode[status], details), "stand.in:7070", 30)
     assert type(error) is expected
     assert "\n" not in str(error)
 
 
 def test_an_overloaded_grpc_server_says_when_to_come_back():
     failed = FailedCall(grpc.StatusCode.RESOURCE_EXHAUSTED, "rate limit", (("retry-after", "3"),))
-    error = _grpc.translate(failed, "stand.in:7070")
+    error = _grpc.translate(failed, "stand.in:7070", 30)
     assert isinstance(error, convscope.Overloaded)
     assert error.retry_after_s == 3.0
 

@@ -10,9 +10,7 @@ from pathlib import Path
 import convscope
 import numpy as np
 import pytest
-from convscope import _pictures
 from convscope._pictures import encode_pictures
-from PIL import Image
 
 
 def read_npy(file: bytes) -> np.ndarray:
@@ -176,11 +174,6 @@ def test_pictures_over_the_clients_limit_are_refused_before_they_are_sent(monkey
     from convscope import _request
 
     monkeypatch.setattr(_request, "MAX_MESSAGE_BYTES", 65536 + 10)
-    assert _request.build_request([b"x" * 5, b"x" * 5])
+    assert _request.request_with_pictures(_request.build_options(), [b"x" * 5, b"x" * 5], "")
     with pytest.raises(convscope.ImageTooLarge, match="limit"):
-        _request.build_request([b"x" * 5, b"x" * 6])
-
-
-def test_the_protocol_is_what_pil_images_have():
-    assert isinstance(Image.new("L", (1, 1)), _pictures.PillowImage)
-    assert not isinstance(Path("cat.png"), _pictures.PillowImage)
+        _request.request_with_pictures(_request.build_options(), [b"x" * 5, b"x" * 6], "")

@@ -45,10 +45,10 @@ def test_processes_make_ids_of_their_own_even_if_one_is_the_others_copy_or_seeds
     program = (
         "import os, random\n"
         "random.seed(0)\n"
-        "from convscope._request import choose_request_id\n"
-        "choose_request_id(None)\n"
+        "from convscope._request import validate_or_create_request_id\n"
+        "validate_or_create_request_id(None)\n"
         "child = os.fork()\n"
-        "os.write(1, f'{choose_request_id(None)}\\n'.encode())\n"
+        "os.write(1, f'{validate_or_create_request_id(None)}\\n'.encode())\n"
         "child and os.waitpid(child, 0)\n"
     )
     runs = [subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True) for _ in range(2)]

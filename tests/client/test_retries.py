@@ -8,7 +8,7 @@ from typing import Any
 import convscope
 import pytest
 from convscope import AsyncClient, Client
-from convscope._retries import BUDGET, Attempts, RetryBudget
+from convscope._retries import MAX_TOKENS, Attempts, RetryBudget
 from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
 
 from tests.client.stand_in import StandIn, answer
@@ -117,48 +117,48 @@ FINAL = [getattr(convscope, name) for name in convscope._exceptions.__all__ if n
 
 @pytest.mark.parametrize("kind", FINAL)
 def test_what_will_not_pass_is_final(kind):
-    assert attempts().wait_s(kind("internal")) is None
+    assert attempts().next_wait_s(kind("internal")) is None
 
 
 def test_waits_double_and_end():
     tries = attempts(3)
-    assert [tries.wait_s(convscope.ConnectError()) for _ in range(4)] == [0.2, 0.4, 0.8, None]
-    assert [attempts(9).wait_s(convscope.ConnectError())] == [0.2]
+    assert [tries.next_wait_s(convscope.ConnectError()) for _ in range(4)] == [0.2, 0.4, 0.8, None]
+    assert [attempts(9).next_wait_s(convscope.ConnectError())] == [0.2]
 
 
 def test_a_wait_beyond_the_deadline_is_not_waited():
-    assert attempts(deadline_s=0.1).wait_s(convscope.ConnectError()) is None
+    assert attempts(deadline_s=0.1).next_wait_s(convscope.ConnectError()) is None
 
 
 def test_a_request_that_kills_two_workers_kills_no_third():
     tries = attempts()
-    assert tries.wait_s(convscope.ServerError("Worker died.")) == 0.2
-    assert tries.wait_s(convscope.ServerError("Worker died.")) is None
+    assert tries.next_wait_s(convscope.ServerError("Worker died.")) == 0.2
+    assert tries.next_wait_s(convscope.ServerError("Worker died.")) is None
 
 
 def test_a_request_that_a_gateway_gave_up_on_twice_is_not_sent_a_third_time():
     tries = attempts()
-    assert tries.wait_s(convscope.DeadlineExceeded("HTTP 504")) == 0.2
-    assert tries.wait_s(convscope.DeadlineExceeded("HTTP 504")) is None
+    assert tries.next_wait_s(convscope.DeadlineExceeded("HTTP 504")) == 0.2
+    assert tries.next_wait_s(convscope.DeadlineExceeded("HTTP 504")) is None
 
 
 def test_a_deadline_of_our_own_is_final_and_costs_no_budget():
     now = [0.0]
     budget = RetryBudget()
-    for _ in range(int(BUDGET)):
+    for _ in range(int(MAX_TOKENS)):
         tries = Attempts(3, deadline_s=1, budget=budget, clock=lambda: now[0], uniform=lambda least, _: least)
         now[0] += 1
-        assert tries.wait_s(convscope.DeadlineExceeded("the deadline passed")) is None
-    assert attempts(budget=budget).wait_s(convscope.ConnectError()) is not None
+        assert tries.next_wait_s(convscope.DeadlineExceeded("no complete response within 1 s")) is None
+    assert attempts(budget=budget).next_wait_s(convscope.ConnectError()) is not None
 
 
 def test_an_outage_empties_the_budget_and_answers_fill_it_slowly():
     budget = RetryBudget()
-    failures = [attempts(budget=budget).wait_s(convscope.ConnectError()) for _ in range(int(BUDGET))]
-    assert sum(wait is not None for wait in failures) == BUDGET / 2 - 1
+    failures = [attempts(budget=budget).next_wait_s(convscope.ConnectError()) for _ in range(int(MAX_TOKENS))]
+    assert sum(wait is not None for wait in failures) == MAX_TOKENS / 2 - 1
     for _ in range(1000):
         budget.record_success()
-    assert attempts(budget=budget).wait_s(convscope.ConnectError()) is not None
+    assert attempts(budget=budget).next_wait_s(convscope.ConnectError()) is not None
 
 
 @pytest.mark.parametrize(("retries", "error"), [(-1, ValueError), (True, TypeError), (1.5, TypeError)])

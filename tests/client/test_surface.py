@@ -81,5 +81,5 @@ def test_the_package_is_typed():
 
 def test_the_testing_module_exports_what_it_lists():
     names = {name for name, value in vars(testing).items() if getattr(value, "__module__", "") == testing.__name__}
-    assert {name for name in names if not name.startswith("_")} | {"Response"} == set(testing.__all__)
+    assert {name for name in names if not name.startswith("_")} | {"FakeResponse"} == set(testing.__all__)
     assert testing.__all__ == sorted(testing.__all__)

@@ -90,7 +90,7 @@ def test_a_function_sees_the_request_and_answers_picture_by_picture(ask: Callabl
     [request] = transport.requests
     assert 0 < request.deadline_s <= 5
     expected = {
-        **{"kind": "predict", "model": "cifar", "version": "2", "pictures": (b"good", b"bad"), "layers": ("conv1",)},
+        **{"method": "predict", "model": "cifar", "version": "2", "pictures": (b"good", b"bad"), "layers": ("conv1",)},
         **{"top_k": 3, "map_dtype": "uint8", "pool": 2, "channels": (0, 3), "request_id": "order-7", "timing": False},
     }
     assert {name: getattr(request, name) for name in expected} == expected
@@ -104,7 +104,7 @@ def test_explanations_cards_and_filters_are_answered(ask: Callable[..., Any]):
     assert (seen.method, seen.layer, seen.target, seen.label) == ("grad_cam", "conv1", 1, "dog")
     np.testing.assert_array_equal(seen.heat, heat)
     np.testing.assert_array_equal(seen.picture, heat)
-    assert (transport.requests[0].kind, transport.requests[0].method, transport.requests[0].target) == (
+    assert (transport.requests[0].method, transport.requests[0].explain_method, transport.requests[0].target) == (
         *("explain", "grad_cam"),
         1,
     )
@@ -113,7 +113,7 @@ def test_explanations_cards_and_filters_are_answered(ask: Callable[..., Any]):
     kernels = np.ones((2, 3, 3, 3), np.float32)
     transport = FakeTransport(kernels)
     np.testing.assert_array_equal(ask(transport, "filters", "cifar", "conv1"), kernels)
-    assert (transport.requests[0].kind, transport.requests[0].layers) == ("filters", ("conv1",))
+    assert (transport.requests[0].method, transport.requests[0].layers) == ("filters", ("conv1",))
 
 
 @pytest.mark.usefixtures("waits")
@@ -128,7 +128,7 @@ def test_errors_are_raised_and_retried_as_a_services_are(ask: Callable[..., Any]
 
 
 def test_a_response_of_the_wrong_kind_or_number_is_found_out(ask: Callable[..., Any]):
-    with pytest.raises(convscope.ProtocolError, match="2 pictures were sent and 1 results came back"):
+    with pytest.raises(convscope.ProtocolError, match="1 results for 2 pictures"):
         ask(FakeTransport([CAT]), "predict", [b"one", b"two"], model="cifar")
-    with pytest.raises(convscope.ProtocolError, match="none came back"):
+    with pytest.raises(convscope.ProtocolError, match="no model card"):
         ask(FakeTransport(CAT), "model_card", "cifar")

@@ -12,7 +12,7 @@ from typing import Any
 import convscope
 import pytest
 from convscope import AsyncClient, Client
-from convscope._transport import is_loopback
+from convscope._urls import is_loopback
 
 from tests.client.stand_in import StandIn, serve
 from tests.client.wire import listening, outcomes, take
