@@ -91,7 +91,7 @@ def test_a_client_belongs_to_the_loop_that_it_was_first_used_in(url: str):
 
     async def second() -> None:
         for question in (client.predict(b"cat", model="cifar"), client.ready("cifar"), client.close()):
-            with pytest.raises(RuntimeError, match="belongs to another event loop"):
+            with pytest.raises(RuntimeError, match="first used in another event loop"):
                 await question
 
     with asyncio.Runner() as one:

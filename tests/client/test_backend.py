@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import convscope
 import pytest
-from convscope import AsyncClient
+from convscope import AsyncClient, _rest
 
 from tests.client.test_wire_responses import COMPLETE, NO_HTTP
 from tests.client.wire import HEAD, listening, make_certificate, outcomes, reply, send, serve_tls, take, take_request
@@ -104,8 +106,16 @@ def test_a_certificate_is_trusted_only_if_it_is_named(tmp_path):
 def test_what_is_no_backend_is_refused(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ValueError, match="backend must be one of httpx, aiohttp"):
         AsyncClient("http://localhost:1", backend="curl")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="backend has no meaning for grpc://"):
+    with pytest.raises(ValueError, match="backend applies only to http:// and https:// URLs"):
         AsyncClient("grpc://localhost:1", backend="aiohttp")
     monkeypatch.setitem(sys.modules, "httpx_aiohttp", None)
     with pytest.raises(ImportError, match=r"convscope\[aiohttp\]"):
         AsyncClient("http://localhost:1", backend="aiohttp")
+
+
+@pytest.mark.parametrize("package", _rest.WRITTEN_FOR)
+def test_the_transport_is_tested_with_the_versions_that_it_was_written_for(package: str):
+    """`_rest` goes beyond the documented interface of these packages: read its docstring before changing a version."""
+    pins = (Path(__file__).parents[2] / "requirements/dev.txt").read_text("utf-8")
+    assert importlib.metadata.version(package) == _rest.WRITTEN_FOR[package]
+    assert f"\n{package}=={_rest.WRITTEN_FOR[package]} " in f"\n{pins}"

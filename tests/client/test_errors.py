@@ -158,8 +158,8 @@ def ask(response: Answer) -> list[Any]:
 @pytest.mark.parametrize(
     ("response", "expected", "words"),
     [
-        (answer(200, "<html>"), convscope.ProtocolError, "is this a convscope server"),
-        (answer(200, b"\xff", **PROTOBUF), convscope.ProtocolError, "not a convscope reply"),
+        (answer(200, "<html>"), convscope.ProtocolError, "not from a convscope service; check the URL"),
+        (answer(200, b"\xff", **PROTOBUF), convscope.ProtocolError, "not from a convscope service; check the URL"),
         (answer(302, location="http://elsewhere/"), convscope.ProtocolError, "302"),
         (answer(400, "no"), convscope.BadRequest, "no"),
         (answer(401, "Client authentication failed."), convscope.AuthenticationFailed, "API key"),
@@ -173,7 +173,7 @@ def ask(response: Answer) -> list[Any]:
         (answer(429, retry_after="7"), convscope.Overloaded, "429"),
         (torchserve_says(500, "InternalServerException", "Worker died."), convscope.ServerError, "Worker died"),
         (answer(500, '["odd"]'), convscope.ServerError, "500"),
-        (answer(502), convscope.Overloaded, "a gateway got no answer"),
+        (answer(502), convscope.Overloaded, "bad gateway: no response from the server"),
         (answer(503, "no healthy upstream"), convscope.Overloaded, "no healthy upstream"),
         (torchserve_says(503, "InternalServerException", "Prediction failed"), convscope.ServerError, "failed"),
         (answer(504), convscope.DeadlineExceeded, "504"),

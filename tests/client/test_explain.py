@@ -103,7 +103,7 @@ def test_what_was_not_asked_for_says_so(client: Client) -> None:
         bare.overlay()
     assert bare.heatmap().shape[2] == 3
     alone = client.explain(b"cat", model="cifar", method="picture")
-    with pytest.raises(ValueError, match="explains nothing"):
+    with pytest.raises(ValueError, match="returns only the network input"):
         _ = alone.heat
     assert alone.target is None
 
@@ -193,7 +193,7 @@ class TestCommandLine:
         assert [row["picture"] for row in rows] == files
         assert [row.get("error", {}).get("code") for row in rows] == [None, "unreadable", "bad_image", None]
         with Client(url) as client:
-            assert [row["most"] for row in rows[::3]] == [
+            assert [row["max"] for row in rows[::3]] == [
                 client.explain(name, model="cifar").heat.max() for name in (b"cat", b"dog")
             ]
 
@@ -203,7 +203,7 @@ class TestCommandLine:
         (tmp_path / "out" / "dog").mkdir(parents=True)
         arguments = ["explain", *pictures, "--model", "cifar", "--url", stand_in.rest_url]
         assert main([*arguments, "--save", str(tmp_path / "out")]) == 1
-        assert "exists already" in capsys.readouterr().err
+        assert "already exists" in capsys.readouterr().err
         assert not stand_in.requests
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["dog"]
 

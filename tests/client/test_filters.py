@@ -60,7 +60,7 @@ def test_what_has_no_filters_is_an_error_with_the_requests_id(address):
         assert caught.value.request_id == "order-7"
         with pytest.raises(UnknownLayer):
             client.filters("cifar", "nose")
-        with pytest.raises(TypeError, match="one layer"):
+        with pytest.raises(TypeError, match="layer must be a str"):
             client.filters("cifar", ["conv1"])
         with pytest.raises(ValueError, match="empty"):
             client.filters("cifar", "")

@@ -120,13 +120,13 @@ def test_an_array_of_another_dtype_is_refused_by_name(dtype: str):
 
 @pytest.mark.parametrize("shape", [(), (5,), (1, 1, 4, 5, 3), (0, 4, 5, 3), (0, 5)])
 def test_an_array_of_another_shape_is_refused(shape: tuple[int, ...]):
-    with pytest.raises(ValueError, match=r"is \(H, W\), \(H, W, C\) or \(N, H, W, C\)"):
+    with pytest.raises(ValueError, match=r"must be \(H, W\), \(H, W, C\) or \(N, H, W, C\)"):
         encode_pictures(np.zeros(shape, np.uint8))
 
 
 @pytest.mark.parametrize("thing", [7, None, [7], [None], [[b"nested"]], 1.5, {}, {b"cat": 1}, io.BytesIO(b"a\nb")])
 def test_what_is_no_picture_is_a_type_error_that_says_what_is(thing):
-    with pytest.raises(TypeError, match="a picture is a path, bytes, a PIL image or a numpy array, not"):
+    with pytest.raises(TypeError, match="expected a path, bytes, a PIL image or a numpy array, not"):
         encode_pictures(thing)
 
 

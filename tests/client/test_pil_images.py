@@ -179,7 +179,9 @@ class TestTransparency:
     def test_that_is_no_colour_is_refused(self, mode: str, value: object):
         image = MODES[mode][0]()
         image.info["transparency"] = value
-        with pytest.raises(ValueError, match=rf"mode {mode} has info\['transparency'\].*delete that entry"):
+        with pytest.raises(
+            ValueError, match=rf"info\['transparency'\] = .* not a valid colour for mode {mode}: delete that entry"
+        ):
             encode_pictures(image)
 
 

@@ -128,7 +128,7 @@ def test_a_figure_can_be_saved_and_shows_itself_without_pyplot(tmp_path: Path):
 
 
 def test_a_figure_of_a_layer_not_asked_for_says_which_were():
-    with pytest.raises(KeyError, match="there are: conv1"):
+    with pytest.raises(KeyError, match="was not requested; maps: conv1"):
         make_prediction().figure("conv9")
 
 

@@ -81,7 +81,7 @@ def test_what_is_no_id_is_refused_before_anything_is_sent(client: Client, stand_
 
 
 def test_an_id_of_another_type_is_a_type_error(client: Client):
-    with pytest.raises(TypeError, match="request_id must be text"):
+    with pytest.raises(TypeError, match="request_id must be a str"):
         client.predict(b"cat", model="cifar", request_id=7)  # type: ignore[call-overload]
 
 

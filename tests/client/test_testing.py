@@ -10,7 +10,7 @@ import convscope
 import numpy as np
 import pytest
 from convscope import AsyncClient, Client, Explanation, Input, Layer, Limits, ModelCard, Overloaded, Training
-from convscope.testing import FakeTransport, Request, prediction
+from convscope.testing import FakeTransport, Request, explanation, model_card, prediction
 
 CAT = prediction({"cat": 0.75, "dog": 0.25}, maps={"conv1": np.arange(24, dtype=np.float32).reshape(2, 3, 4)})
 CARD = ModelCard(
@@ -114,6 +114,31 @@ def test_explanations_cards_and_filters_are_answered(ask: Callable[..., Any]):
     transport = FakeTransport(kernels)
     np.testing.assert_array_equal(ask(transport, "filters", "cifar", "conv1"), kernels)
     assert (transport.requests[0].method, transport.requests[0].layers) == ("filters", ("conv1",))
+
+
+def test_an_explanation_without_a_delta_has_none(ask: Callable[..., Any]):
+    result = ask(FakeTransport(explanation(np.ones((1, 2, 2)), label="cat")), "explain", b"picture", model="cifar")
+    assert (result.delta, result.target, result.label, result.has_picture) == (None, 0, "cat", False)
+    exact = explanation(np.ones((1, 2, 2)), label="cat", delta=0.0, picture=np.zeros((3, 8, 8)))
+    result = ask(FakeTransport(exact), "explain", b"picture", model="cifar")
+    assert (result.delta, result.has_picture, result.picture.shape) == (0.0, True, (3, 8, 8))
+
+
+def test_a_card_can_be_made(ask: Callable[..., Any]):
+    card = model_card(layers={"conv1": (16, 32, 32), "fc": (10,)}, classes=["cat", "dog"])
+    assert ask(FakeTransport(card), "model_card", "fake") == card
+    assert card.layer("conv1").shape == (16, 32, 32)
+    with pytest.raises(convscope.UnknownLayer, match="fake has no layer 'conv2'; layers: conv1, fc"):
+        card.layer("conv2")
+
+
+def test_the_timing_is_there_if_it_is_requested(ask: Callable[..., Any]):
+    timed = prediction({"cat": 1.0})
+    timed.timing = convscope.Timing(0.1, 0.2, 0.3, 0.4, 0.5, 1.5, 2, 3.0)
+    [result] = ask(FakeTransport(timed), "predict", [b"picture"], model="cifar", timing=True)
+    assert (result.timing.forward_s, result.timing.handler_s, result.timing.batch_requests) == (0.4, 1.5, 2)
+    assert ask(FakeTransport(CAT), "predict", b"picture", model="cifar", timing=True).timing.batch_requests == 1
+    assert ask(FakeTransport(timed), "predict", b"picture", model="cifar").timing is None
 
 
 @pytest.mark.usefixtures("waits")

@@ -23,7 +23,7 @@ from tests.client.wire import listening, outcomes, take
     [
         ("localhost:8080", "must begin with"),
         ("ftp://localhost", "must begin with"),
-        ("http://", "name a host"),
+        ("http://", "contain a host"),
         ("", "must begin with"),
         ("grpc://localhost", "grpc://host:port"),
         ("grpc://localhost:7070/path", "without a path"),
@@ -47,7 +47,7 @@ def test_a_key_that_cannot_be_a_header_is_refused_without_being_shown(key: str):
 
 @pytest.mark.parametrize("arguments", [{"url": None}, {"url": b"http://localhost"}, {"api_key": 5}])
 def test_what_is_no_text_is_a_type_error(arguments: dict[str, Any]):
-    with pytest.raises(TypeError, match="must be text"):
+    with pytest.raises(TypeError, match=r"must be a str"):
         Client(**{"url": "http://localhost:8080", **arguments})
 
 
@@ -58,9 +58,7 @@ def test_a_proxy_that_cannot_be_used_is_named_and_not_shown(
     kind: type, proxy: str, name: str, url: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv(f"{name}_proxy", proxy)
-    with pytest.raises(
-        ValueError, match=rf"{name}_proxy or {name.upper()}_PROXY .* must be http://host:port"
-    ) as caught:
+    with pytest.raises(ValueError, match=rf"{name}_proxy/{name.upper()}_PROXY must be http://host:port") as caught:
         kind(url)
     assert "secret" not in "".join(traceback.format_exception(caught.value))
     assert kind("http://localhost:1")  # Which needs no proxy.

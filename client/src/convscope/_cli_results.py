@@ -324,10 +324,13 @@ def format_card(card: ModelCard) -> str:
 
 
 def _operations_table(card: ModelCard) -> str:
-    """Return the table of operations and receptive fields."""
+    """Return the table of operations and receptive fields; without groups if there is only one everywhere."""
     headings = list(LAYER_HEADINGS.values())
-    header = ["layer", *headings[: headings.index("parameters")]]
-    return format_table(header, [_operations_row(layer) for layer in card.layers])
+    table = [["layer", *headings[: headings.index("parameters")]], *map(_operations_row, card.layers)]
+    if all(layer.groups <= 1 for layer in card.layers):
+        groups = table[0].index(LAYER_HEADINGS["groups"])
+        table = [row[:groups] + row[groups + 1 :] for row in table]
+    return format_table(table[0], table[1:])
 
 
 def _operations_row(layer: Layer) -> list[str]:

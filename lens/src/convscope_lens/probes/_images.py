@@ -28,8 +28,8 @@ def list_pictures(sources: Source | Iterable[Source], *, limit: int | None, seed
     """List pictures, including those in folders.
 
     Args:
-        sources: A picture, a folder, or an iterable of them. A folder stands for the PNG, JPEG, WebP and .npy files in it
-            and its sub-folders, sorted by name.
+        sources: A picture, a folder, or an iterable of them. A folder stands for the PNG, JPEG, WebP and .npy files
+            in it and its sub-folders, sorted by name.
         limit: Use a random sample of this size, in order; None for all.
         seed: Seed of the sample.
 

@@ -67,8 +67,8 @@ def shift(
         seed: Seed of all random choices.
 
     Returns:
-        Measures: `interior` and `whole`. Scores: of the shifted pictures. Totals: `shift_consistency`, 0..1, the number of
-        `pairs`, and `max_shift_px`; none for a model without classes.
+        Measures: `interior` and `whole`. Scores: of the shifted pictures. Totals: `shift_consistency`, 0..1, the number
+        of `pairs`, and `max_shift_px`; none for a model without classes.
 
     Raises:
         ConvscopeError: A request failed.
