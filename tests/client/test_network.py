@@ -331,3 +331,23 @@ def test_asyncio_speaks_tls_and_trusts_whom_it_is_told_to(secure: tuple[StandIn,
 def test_a_host_that_does_not_exist_is_a_connect_error(kind: type):
     with pytest.raises(convscope.ConnectError, match=r"elsewhere\.invalid"):
         ask(kind, "http://elsewhere.invalid:80")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "line"), [("http", b"POST http://2001:db8::1/"), ("https", b"CONNECT 2001:db8::1:443 ")]
+)
+def test_an_ipv6_address_reaches_a_proxy_without_its_brackets(
+    scheme: str, line: bytes, monkeypatch: pytest.MonkeyPatch
+):
+    """A limitation of httpx that the README states: when this fails, it is gone."""
+    received: list[bytes] = []
+
+    def serve(connection: socket.socket) -> None:
+        received.append(take(connection))
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+
+    with listening(serve) as where:
+        monkeypatch.setenv(f"{scheme}_proxy", f"http://{where}")
+        with Client(f"{scheme}://[2001:db8::1]", retries=0) as client, pytest.raises(convscope.ConvscopeError):
+            client.predict(b"cat", model="cifar")
+    assert received[0].startswith(line), received

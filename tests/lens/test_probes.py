@@ -182,7 +182,7 @@ def test_a_scaled_map_is_compared_where_its_place_is_still_in_the_picture(client
 
 
 def test_the_border_is_felt_as_far_as_receptive_fields_reach_over_it(client):
-    result = probes.border(client, noise(), model="cifar").layers
+    result = probes.border(client, noise(), model="cifar").measures
     for measure in ("constant", "shifted"):
         assert result[measure]["conv1"][0] > 0.01  # 3×3, padded by one: the outermost cells.
         assert result[measure]["conv1"][1:].max() < ROUNDING
@@ -415,7 +415,7 @@ def test_a_probe_that_is_not_understood_ends_with_two(capsys, arguments, words):
 def test_a_layer_that_goes_while_probing_is_an_error_not_a_number(client, monkeypatch):
     real = client.model_card("cifar")
     strange = type(real)(
-        **{**vars(real), "layers": (type(real.measures[0])(**{**vars(real.measures[0]), "name": "gone"}),)}
+        **{**vars(real), "layers": (type(real.layers[0])(**{**vars(real.layers[0]), "name": "gone"}),)}
     )
     monkeypatch.setattr(client, "model_card", lambda *_, **__: strange)
     with pytest.raises(UnknownLayer):

@@ -202,7 +202,7 @@ def test_the_command_says_why_there_is_no_explanation_if_one_was_asked_for(
     command = ["report", str(tmp_path / "cat.png"), "--model", "older", "--out", str(page), "--url", stand_in.rest_url]
     for chosen in (["--target", "3"], ["--method", "cam"]):
         assert main([*command, *chosen]) == 1
-        assert "protocol_error: an explanation was asked for and none came back" in capsys.readouterr().err
+        assert "protocol_error: the service does not support explanations" in capsys.readouterr().err
         assert not page.exists()
     assert main(command) == 0
     assert page_data_of(page.read_text("utf-8"))["heat"] is None
