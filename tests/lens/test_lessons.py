@@ -110,11 +110,11 @@ def test_a_training_reads_its_options_and_pictures(command: str, monkeypatch: py
 
 def test_what_is_stated_of_convolutions_holds() -> None:
     for line in (
-        "28   26     3     1",
-        " 5    3     3     1",
-        "32   28     5     1",
+        "28   26     3      1",
+        " 5    3     3      1",
+        "32   28     5      1",
         "28   28     5",
-        "28   16     3     2",
+        "28   16     3      2",
     ):
         assert line in LESSONS
 
