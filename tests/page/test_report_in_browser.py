@@ -23,7 +23,7 @@ def field(page: Any) -> list[float]:
     """Return the marked part of the picture in pixels of the picture: top, left, height, width."""
     marked: list[float] = page.evaluate(
         """side => {
-          const box = document.getElementById("field");
+          const box = document.getElementById("receptive-field-box");
           return ["top", "left", "height", "width"].map((name) => parseFloat(box.style[name]) * side / 100);
         }""",
         SIDE,
