@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from convscope import AsyncClient, BadImage, Client, Explanation, ProtocolError
+from convscope import AsyncClient, BadImage, Client, Explanation, ProtocolError, testing
 from convscope._cli import main
 from convscope._reply import read_tensor
 
@@ -97,7 +97,25 @@ def test_settings_out_of_range_are_refused_before_anything_is_sent(
     assert not stand_in.requests
 
 
-def test_what_was_not_asked_for_says_so(client: Client) -> None:
+def test_an_explanation_has_the_model_and_the_request_of_its_prediction(client: Client) -> None:
+    explanation = client.explain(b"cat", model="cifar", version="2.0", request_id="order-7", timing=True)
+    assert (explanation.model, explanation.version, explanation.request_id) == ("cifar", "2.0", "order-7")
+    assert explanation.timing == explanation.prediction.timing is not None
+
+
+def test_a_notebook_shows_scores_and_overlay_and_escapes_every_text(client: Client) -> None:
+    html = client.explain(b"cat", model="cifar")._repr_html_()
+    assert html.count("<table>") == html.count('src="data:image/png;base64,') == 1
+    hostile = testing.explanation(np.ones((1, 2, 2)), label="<b>", method="<i>")
+    assert "<img" in hostile._repr_html_()  # The heat alone.
+    assert "<i>" not in hostile._repr_html_()
+    assert "&lt;i&gt;" in hostile._repr_html_()
+    failed = Explanation(testing.prediction(error=BadImage("no <picture>")))
+    assert "bad_image: no &lt;picture&gt;" in failed._repr_html_()
+    assert not failed.has_heat
+
+
+def test_what_was_not_requested_says_so(client: Client) -> None:
     bare = client.explain(b"cat", model="cifar", picture=False)
     with pytest.raises(ValueError, match="picture=True"):
         bare.overlay()

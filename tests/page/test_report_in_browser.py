@@ -109,7 +109,7 @@ def test_the_description_has_the_value_of_the_cell(open_report: Open):
 def test_it_can_be_read_by_keys_alone(open_report: Open):
     page = open_report().page
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "To the maps"
+    assert page.evaluate("document.activeElement.textContent") == "Skip to feature maps"
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "map"
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
