@@ -15,7 +15,7 @@ from tests.client.stand_in import CLASSES, StandIn
 LAYER = convscope.Layer("conv1", "relu1", (4, 8, 8), (1, 1), (3, 3), (-1, -1), 100, {"float32": 1024})
 
 
-def test_a_card_says_all_that_the_service_said(client: Client):
+def test_a_card_has_all_fields_of_the_reply(client: Client):
     card = client.model_card("cifar", "2.0")
     assert card == convscope.ModelCard(
         model="cifar",
@@ -62,13 +62,13 @@ def test_a_card_cannot_be_changed(client: Client):
         client.model_card("cifar").model = "other"  # type: ignore[misc]
 
 
-def test_a_model_that_answers_is_ready(client: Client, stand_in: StandIn):
+def test_a_model_that_responds_is_ready(client: Client, stand_in: StandIn):
     assert client.ready("cifar") is True
     assert stand_in.requests[-1][2].describe
 
 
 @pytest.mark.parametrize("model", ["full", "died", "failed", "error-draining", "error-internal"])
-def test_a_model_that_may_answer_later_is_not_ready(client: Client, model: str):
+def test_a_model_that_may_respond_later_is_not_ready(client: Client, model: str):
     assert client.ready(model) is False
 
 
@@ -78,7 +78,7 @@ def test_a_server_that_cannot_be_reached_is_not_ready(scheme: str):
         assert client.ready("cifar") is False
 
 
-def test_a_model_that_does_not_answer_in_time_is_not_ready(client: Client, stand_in: StandIn):
+def test_a_model_that_does_not_respond_in_time_is_not_ready(client: Client, stand_in: StandIn):
     stand_in.release.clear()
     try:
         assert client.ready("slow", deadline_s=0.2) is False

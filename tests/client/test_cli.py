@@ -116,9 +116,9 @@ def test_json_holds_scores_errors_and_shapes(capsys, url: str, pictures: Path):
     options = ["--model", "cifar", "--layers", "conv2", "--top-k", "1", "--url", url, "--json"]
     status, out, _ = run(capsys, "predict", "cat.png", "torn.png", *options)
     assert status == 1
-    answer = json.loads(out)
-    cat, torn = answer["results"]
-    assert (answer["model"], answer["version"], answer["engine"], answer["device"]) == (
+    response = json.loads(out)
+    cat, torn = response["results"]
+    assert (response["model"], response["version"], response["engine"], response["device"]) == (
         "cifar",
         "1.0",
         "stand-in-1",
@@ -129,8 +129,8 @@ def test_json_holds_scores_errors_and_shapes(capsys, url: str, pictures: Path):
     assert cat["maps"]["conv2"]["shape"] == [3, 2, 2]
     assert cat["maps"]["conv2"]["max"] == fetch_maps(b"cat", LAYERS["conv2"]).max()
     assert torn == {"picture": "torn.png", "error": {"code": "bad_image", "message": "not a picture: b'bad'"}}
-    assert answer["timing"] is None
-    assert re.fullmatch("[0-9a-f]{32}", answer["request_id"])
+    assert response["timing"] is None
+    assert re.fullmatch("[0-9a-f]{32}", response["request_id"])
 
 
 def test_the_request_goes_by_the_id_given_and_errors_name_it(capsys, url: str, stand_in: StandIn, pictures: Path):

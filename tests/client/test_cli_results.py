@@ -49,8 +49,8 @@ def test_more_pictures_than_the_model_accepts_are_sent_in_several_requests_in_or
     rows = json.loads(capsys.readouterr().out)["results"]
     assert [row["picture"] for row in rows] == many
     assert [row["picture"] for row in rows if "error" in row] == ["gone.png"]
-    found = [row["top"][0]["index"] if command == "predict" else row["target"] for row in rows if "error" not in row]
-    assert found == [int(fetch_maps(name.encode(), (10,)).argmax()) for name in many if name != "gone.png"]
+    result = [row["top"][0]["index"] if command == "predict" else row["target"] for row in rows if "error" not in row]
+    assert result == [int(fetch_maps(name.encode(), (10,)).argmax()) for name in many if name != "gone.png"]
 
 
 def test_as_many_pictures_as_the_model_accepts_are_one_request(
@@ -137,7 +137,7 @@ def test_an_empty_map_has_no_range() -> None:
     }
 
 
-def test_a_name_that_is_no_text_is_shown_and_told_to_programs(
+def test_a_name_that_is_not_text_is_printed_as_a_table_and_in_json(
     capsys: pytest.CaptureFixture[str], stand_in: StandIn, folder: Path
 ) -> None:
     name = os.fsdecode(b"caf\xe9.png")
@@ -158,7 +158,7 @@ def test_letters_stay_letters_in_json(capsys: pytest.CaptureFixture[str], stand_
 
 
 @pytest.mark.parametrize("command", [["--help"], ["ready", "cifar"], ["predict", "--model", "cifar", "--top-k", "0"]])
-def test_a_reader_that_has_gone_ends_the_command_without_a_word(
+def test_a_reader_that_has_gone_ends_the_command_silently(
     stand_in: StandIn, many: list[str], command: list[str]
 ) -> None:
     options = [*(many if "predict" in command else []), "--url", stand_in.rest_url]

@@ -152,7 +152,7 @@ def ask(response: Answer) -> list[Any]:
         connection.sendall(response.written())
 
     with listening(serve) as where:
-        return [found for kind in (Client, AsyncClient) for found in outcomes(kind, f"http://{where}", 1)]
+        return [result for kind in (Client, AsyncClient) for result in outcomes(kind, f"http://{where}", 1)]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def ask(response: Answer) -> list[Any]:
     ],
     ids=lambda value: str(value.status) if isinstance(value, Answer) else None,
 )  # fmt: skip
-def test_answers_that_are_not_our_handlers_are_understood(response, expected, words: str):
+def test_responses_of_torchserve_and_gateways_are_mapped(response, expected, words: str):
     for error in ask(response):
         assert type(error) is expected
         assert words in str(error)
@@ -302,7 +302,7 @@ def test_the_wrong_kind_of_port_is_a_protocol_error(stand_in: StandIn):
             client.predict(b"cat", model="cifar")
 
 
-def test_json_nested_too_deeply_is_an_answer_like_any_other():
+def test_json_nested_too_deeply_is_a_response_like_any_other():
     for error in ask(answer(500, "[" * 100_000)):
         assert isinstance(error, convscope.ServerError)
         assert "HTTP 500" in str(error)

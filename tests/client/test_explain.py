@@ -43,20 +43,20 @@ def test_every_setting_is_sent(stand_in: StandIn, client: Client) -> None:
 
 @pytest.mark.parametrize("map_dtype", ["float32", "float16", "uint8"])
 def test_an_explanation_holds_what_came(client: Client, map_dtype: Any) -> None:
-    found = client.explain(b"cat", model="cifar", target=4, layer="conv2", map_dtype=map_dtype)
-    assert (found.method, found.layer, found.target, found.label) == ("grad_cam", "conv2", 4, "class 4")
-    assert (found.heat.shape, found.heat.dtype, found.picture.shape) == ((1, 6, 5), np.float32, PIXELS)
-    assert (found.delta, found.error) == (None, None)
-    assert found.top == client.predict(b"cat", model="cifar").top
-    assert found.prediction.request_id
-    assert not found.heat.flags.writeable
-    assert 0 <= found.picture.min() < found.picture.max() <= 1
+    result = client.explain(b"cat", model="cifar", target=4, layer="conv2", map_dtype=map_dtype)
+    assert (result.method, result.layer, result.target, result.label) == ("grad_cam", "conv2", 4, "class 4")
+    assert (result.heat.shape, result.heat.dtype, result.picture.shape) == ((1, 6, 5), np.float32, PIXELS)
+    assert (result.delta, result.error) == (None, None)
+    assert result.top == client.predict(b"cat", model="cifar").top
+    assert result.prediction.request_id
+    assert not result.heat.flags.writeable
+    assert 0 <= result.picture.min() < result.picture.max() <= 1
 
 
 def test_the_most_probable_class_is_explained_unless_said_otherwise(client: Client) -> None:
-    found = client.explain(b"cat", model="cifar", method="integrated_gradients")
-    assert found.target == found.top[0].index
-    assert found.delta == 0.0
+    result = client.explain(b"cat", model="cifar", method="integrated_gradients")
+    assert result.target == result.top[0].index
+    assert result.delta == 0.0
 
 
 def test_a_list_comes_in_order_and_a_bad_picture_fails_when_it_is_read(client: Client) -> None:
@@ -75,7 +75,7 @@ def test_one_bad_picture_is_raised(client: Client) -> None:
         client.explain(b"bad", model="cifar")
 
 
-def test_a_service_too_old_to_explain_is_found_out(client: Client) -> None:
+def test_a_service_too_old_to_explain_is_detected(client: Client) -> None:
     with pytest.raises(ProtocolError, match="older"):
         client.explain(b"cat", model="older")
 
@@ -89,7 +89,7 @@ def test_a_service_too_old_to_explain_is_found_out(client: Client) -> None:
         ({"top_k": -1}, ValueError),
     ],
 )
-def test_settings_out_of_range_are_refused_before_anything_is_sent(
+def test_settings_out_of_range_are_rejected_before_anything_is_sent(
     stand_in: StandIn, client: Client, options: dict[str, Any], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
@@ -126,7 +126,7 @@ def test_what_was_not_requested_says_so(client: Client) -> None:
     assert alone.target is None
 
 
-def test_the_asynchronous_client_answers_the_same(url: str) -> None:
+def test_the_asynchronous_client_returns_the_same(url: str) -> None:
     async def ask() -> list[Explanation]:
         async with AsyncClient(url) as client:
             return await client.explain([b"one", b"two"], model="cifar")
@@ -137,14 +137,14 @@ def test_the_asynchronous_client_answers_the_same(url: str) -> None:
 
 
 def test_the_overlay_is_large_and_red_where_the_heat_is(client: Client) -> None:
-    found = client.explain(b"cat", model="cifar", method="occlusion")
-    painted = found.overlay()
+    result = client.explain(b"cat", model="cifar", method="occlusion")
+    painted = result.overlay()
     assert painted.dtype == np.uint8
     assert painted.shape == (12 * 22, 10 * 22, 3)
-    row, column = np.unravel_index(found.heat[0].argmax(), found.heat[0].shape)
-    least = np.unravel_index(found.heat[0].argmin(), found.heat[0].shape)
+    row, column = np.unravel_index(result.heat[0].argmax(), result.heat[0].shape)
+    lowest = np.unravel_index(result.heat[0].argmin(), result.heat[0].shape)
     middle = painted[int((row + 0.5) * 44), int((column + 0.5) * 44)].astype(int)
-    cold = painted[int((least[0] + 0.5) * 44), int((least[1] + 0.5) * 44)].astype(int)
+    cold = painted[int((lowest[0] + 0.5) * 44), int((lowest[1] + 0.5) * 44)].astype(int)
     assert middle[0] > middle[2]
     assert cold[2] > cold[0]
 
@@ -156,18 +156,18 @@ def test_a_figure_shows_picture_heat_and_overlay(client: Client) -> None:
 
 
 def test_saving_leaves_arrays_pictures_and_a_manifest(client: Client, tmp_path: Path) -> None:
-    found = client.explain(b"cat", model="cifar", method="integrated_gradients")
-    folder = found.save(tmp_path / "a" / "why")
+    result = client.explain(b"cat", model="cifar", method="integrated_gradients")
+    folder = result.save(tmp_path / "a" / "why")
     assert {path.name for path in folder.iterdir()} == {"manifest.json", "explanation.npz", "heat.png", "overlay.png"}
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert (manifest["method"], manifest["target"], manifest["delta"]) == (found.method, found.target, 0.0)
+    assert (manifest["method"], manifest["target"], manifest["delta"]) == (result.method, result.target, 0.0)
     with np.load(folder / "explanation.npz") as arrays:
-        assert np.array_equal(arrays["heat"], found.heat)
-        assert np.array_equal(arrays["picture"], found.picture)
-    assert np.array_equal(pixels_of(folder / "overlay.png"), found.overlay())
-    assert np.array_equal(pixels_of(folder / "heat.png"), found.heatmap())
+        assert np.array_equal(arrays["heat"], result.heat)
+        assert np.array_equal(arrays["picture"], result.picture)
+    assert np.array_equal(pixels_of(folder / "overlay.png"), result.overlay())
+    assert np.array_equal(pixels_of(folder / "heat.png"), result.heatmap())
     with pytest.raises(FileExistsError):
-        found.save(folder)
+        result.save(folder)
 
 
 def test_explanations_of_different_heat_are_not_equal(client: Client) -> None:
@@ -195,7 +195,7 @@ class TestCommandLine:
         assert "bad_image" in shown
         assert sorted(path.parent.name for path in tmp_path.rglob("overlay.png")) == ["cat", "dog"]
 
-    def test_explain_answers_programs(self, url: str, pictures: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    def test_explain_prints_json(self, url: str, pictures: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         arguments = ["explain", *pictures[:2], "--model", "cifar", "--method", "occlusion", "--url", url, "--json"]
         assert main(arguments) == 1
         good, bad = json.loads(capsys.readouterr().out)["results"]
@@ -215,7 +215,7 @@ class TestCommandLine:
                 client.explain(name, model="cifar").heat.max() for name in (b"cat", b"dog")
             ]
 
-    def test_what_would_be_written_over_is_found_out_before_anything_is_asked(
+    def test_an_existing_folder_is_an_error_before_anything_is_sent(
         self, stand_in: StandIn, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (tmp_path / "out" / "dog").mkdir(parents=True)

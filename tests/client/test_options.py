@@ -37,7 +37,7 @@ from tests.client.stand_in import StandIn
         ({"channels": ["1"]}, TypeError, "channels must be an int, not"),
     ],
 )
-def test_an_option_out_of_range_is_refused(client: Client, stand_in: StandIn, options, error, words: str):
+def test_an_option_out_of_range_is_rejected(client: Client, stand_in: StandIn, options, error, words: str):
     for pictures in (b"cat", []):
         with pytest.raises(error, match=words):
             client.predict(pictures, **{"model": "cifar", **options})
@@ -81,7 +81,7 @@ def test_one_layer_may_be_named_without_a_list():
     assert list(build_options(layers=("conv2", "conv1")).layers) == ["conv2", "conv1"]
 
 
-def test_what_is_not_asked_for_is_not_sent():
+def test_what_is_not_requested_is_not_sent():
     request = build_options()
     assert not request.HasField("pool")
     assert not request.HasField("channels")
@@ -93,7 +93,7 @@ def test_what_is_not_asked_for_is_not_sent():
     "options",
     [{"top_k": True}, {"top_k": 1.0}, {"pool": True}, {"channels": True}, {"channels": [True]}, {"timing": 0}],
 )
-def test_what_only_looks_like_a_number_is_refused(options):
+def test_what_only_looks_like_a_number_is_rejected(options):
     with pytest.raises(TypeError):
         build_options(**options)
 

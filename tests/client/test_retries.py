@@ -35,24 +35,24 @@ def ask(kind: type, url: str, **settings: Any) -> tuple[Any, int]:
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 @pytest.mark.parametrize("mishaps", [["full"], ["died"], ["reset"], ["cut"], ["full", "reset", "died"]], ids=str)
-def test_what_may_pass_is_asked_again(kind: type, url: str, stand_in: StandIn, mishaps: list[str], waits: list[float]):
+def test_temporary_errors_are_retried(kind: type, url: str, stand_in: StandIn, mishaps: list[str], waits: list[float]):
     stand_in.mishaps[:] = mishaps
-    seen, retries = ask(kind, url)
-    assert seen.top
+    result, retries = ask(kind, url)
+    assert result.top
     assert retries == len(waits) == len(mishaps)
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 @pytest.mark.usefixtures("waits")
-def test_a_service_that_drains_is_asked_again(kind: type, url: str, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch):
+def test_a_service_that_drains_is_retried(kind: type, url: str, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch):
     first = iter(["error-draining"])
 
     def take(model: str, version: str, data: bytes, _: str | None) -> PredictReply:
         return answer(next(first, model), version, PredictRequest.FromString(data))
 
     monkeypatch.setattr(stand_in, "take", take)
-    seen, retries = ask(kind, url)
-    assert seen.top
+    result, retries = ask(kind, url)
+    assert result.top
     assert retries == 1
 
 
@@ -65,9 +65,7 @@ def test_without_retries_the_first_failure_is_final(kind: type, url: str, stand_
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_a_server_says_when_to_come_back_and_is_heard_if_that_is_in_time(
-    kind: type, url: str, stand_in: StandIn, waits: list[float]
-):
+def test_retry_after_is_respected_within_the_deadline(kind: type, url: str, stand_in: StandIn, waits: list[float]):
     stand_in.mishaps[:] = ["full 7"]
     assert ask(kind, url, deadline_s=30)[0].top
     assert 7 <= waits[0] <= 7.2
@@ -77,7 +75,7 @@ def test_a_server_says_when_to_come_back_and_is_heard_if_that_is_in_time(
     assert retries == 0
 
 
-def test_the_pushback_of_grpc_is_heard(stand_in: StandIn, waits: list[float]):
+def test_the_pushback_of_grpc_is_respected(stand_in: StandIn, waits: list[float]):
     stand_in.mishaps[:] = ["pushback 2500"]
     assert ask(Client, stand_in.grpc_url)[0].top
     assert 2.5 <= waits[0] <= 2.7
@@ -87,7 +85,7 @@ def test_the_pushback_of_grpc_is_heard(stand_in: StandIn, waits: list[float]):
     assert retries == 0
 
 
-def test_a_readiness_question_is_asked_once(url: str, stand_in: StandIn):
+def test_readiness_does_not_retry(url: str, stand_in: StandIn):
     stand_in.mishaps[:] = ["full", "full"]
     with Client(url) as client:
         assert client.ready("cifar") is False
@@ -116,7 +114,7 @@ FINAL = [getattr(convscope, name) for name in convscope._exceptions.__all__ if n
 
 
 @pytest.mark.parametrize("kind", FINAL)
-def test_what_will_not_pass_is_final(kind):
+def test_permanent_errors_are_final(kind):
     assert attempts().next_wait_s(kind("internal")) is None
 
 
@@ -152,7 +150,7 @@ def test_a_deadline_of_our_own_is_final_and_costs_no_budget():
     assert attempts(budget=budget).next_wait_s(convscope.ConnectError()) is not None
 
 
-def test_an_outage_empties_the_budget_and_answers_fill_it_slowly():
+def test_an_outage_empties_the_budget_and_successes_fill_it_slowly():
     budget = RetryBudget()
     failures = [attempts(budget=budget).next_wait_s(convscope.ConnectError()) for _ in range(int(MAX_TOKENS))]
     assert sum(wait is not None for wait in failures) == MAX_TOKENS / 2 - 1
@@ -162,6 +160,6 @@ def test_an_outage_empties_the_budget_and_answers_fill_it_slowly():
 
 
 @pytest.mark.parametrize(("retries", "error"), [(-1, ValueError), (True, TypeError), (1.5, TypeError)])
-def test_retries_that_are_no_number_are_refused(retries: Any, error: type[Exception]):
+def test_retries_that_are_not_a_number_are_rejected(retries: Any, error: type[Exception]):
     with pytest.raises(error, match="retries must be"):
         Client("http://localhost:1", retries=retries)

@@ -39,13 +39,13 @@ def ask(request: pytest.FixtureRequest) -> Callable[..., Any]:
     def call(transport: FakeTransport, method: str, *arguments: Any, retries: int = 0, **options: Any) -> Any:
         if request.param is Client:
             with Client("http://fake", transport=transport, retries=retries) as client:
-                found = getattr(client, method)(*arguments, **options)
-                return list(found) if method == "predict_many" else found
+                result = getattr(client, method)(*arguments, **options)
+                return list(result) if method == "predict_many" else result
 
         async def run() -> Any:
             async with AsyncClient("http://fake", transport=transport, retries=retries) as client:
-                found = getattr(client, method)(*arguments, **options)
-                return [one async for one in found] if method == "predict_many" else await found
+                result = getattr(client, method)(*arguments, **options)
+                return [one async for one in result] if method == "predict_many" else await result
 
         return asyncio.run(run())
 
@@ -54,16 +54,16 @@ def ask(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
 def test_one_prediction_is_the_response_to_every_picture(ask: Callable[..., Any]):
     transport = FakeTransport(CAT)
-    seen = ask(transport, "predict", b"picture", model="cifar")
-    assert [(score.label, round(score.probability, 3)) for score in seen.top] == [("cat", 0.75), ("dog", 0.25)]
-    np.testing.assert_array_equal(seen.maps["conv1"], CAT.maps["conv1"])
-    assert (seen.model, seen.version, seen.request_id) == ("cifar", "1.0", transport.requests[0].request_id)
+    result = ask(transport, "predict", b"picture", model="cifar")
+    assert [(score.label, round(score.probability, 3)) for score in result.top] == [("cat", 0.75), ("dog", 0.25)]
+    np.testing.assert_array_equal(result.maps["conv1"], CAT.maps["conv1"])
+    assert (result.model, result.version, result.request_id) == ("cifar", "1.0", transport.requests[0].request_id)
     assert len(ask(FakeTransport(CAT), "predict", [b"one", b"two"], model="cifar")) == 2
     assert len(ask(FakeTransport(CAT), "predict_many", [b"one"] * 5, model="cifar", batch=2)) == 5
     assert transport.closed
 
 
-def test_a_function_sees_the_request_and_answers_picture_by_picture(ask: Callable[..., Any]):
+def test_a_function_gets_the_request_and_responds_picture_by_picture(ask: Callable[..., Any]):
     def respond(request: Request) -> Any:
         return [
             prediction(error=convscope.BadImage("no picture")) if file == b"bad" else prediction({file.decode(): 1.0})
@@ -100,10 +100,10 @@ def test_explanations_cards_and_filters_are_answered(ask: Callable[..., Any]):
     heat = np.ones((1, 2, 2), np.float32)
     why = Explanation(CAT, method="grad_cam", layer="conv1", target=1, label="dog", heat=heat, picture=heat)
     transport = FakeTransport(why)
-    seen = ask(transport, "explain", b"picture", model="cifar", target=1)
-    assert (seen.method, seen.layer, seen.target, seen.label) == ("grad_cam", "conv1", 1, "dog")
-    np.testing.assert_array_equal(seen.heat, heat)
-    np.testing.assert_array_equal(seen.picture, heat)
+    result = ask(transport, "explain", b"picture", model="cifar", target=1)
+    assert (result.method, result.layer, result.target, result.label) == ("grad_cam", "conv1", 1, "dog")
+    np.testing.assert_array_equal(result.heat, heat)
+    np.testing.assert_array_equal(result.picture, heat)
     assert (transport.requests[0].method, transport.requests[0].explain_method, transport.requests[0].target) == (
         *("explain", "grad_cam"),
         1,
@@ -152,7 +152,7 @@ def test_errors_are_raised_and_retried_as_a_services_are(ask: Callable[..., Any]
     assert ask(FakeTransport(Overloaded("full")), "ready", "cifar") is False
 
 
-def test_a_response_of_the_wrong_kind_or_number_is_found_out(ask: Callable[..., Any]):
+def test_a_response_of_the_wrong_kind_or_number_is_detected(ask: Callable[..., Any]):
     with pytest.raises(convscope.ProtocolError, match="1 results for 2 pictures"):
         ask(FakeTransport([CAT]), "predict", [b"one", b"two"], model="cifar")
     with pytest.raises(convscope.ProtocolError, match="no model card"):

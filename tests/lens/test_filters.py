@@ -68,12 +68,12 @@ def test_a_blur_peaks_at_zero_and_has_no_orientation():
 
 def test_spectra_are_the_fourier_sum_by_hand():
     weights = np.random.default_rng(0).normal(size=(2, 3, 3, 3)).astype(np.float32)
-    found, steps = spectra(weights), frequencies(32)
-    assert found.shape == (2, 3, 32, 32)
+    result, steps = spectra(weights), frequencies(32)
+    assert result.shape == (2, 3, 32, 32)
     y, x = np.mgrid[:3, :3]
     for row, column in [(0, 0), (16, 16), (20, 3)]:
         by_hand = np.abs((weights[1, 2] * np.exp(-2j * np.pi * (steps[row] * y + steps[column] * x))).sum())
-        assert found[1, 2, row, column] == pytest.approx(by_hand)
+        assert result[1, 2, row, column] == pytest.approx(by_hand)
     assert (steps[0], steps[16]) == (-0.5, 0)
 
 
@@ -109,7 +109,7 @@ def test_the_command_shows_peaks_and_saves_pictures(capsys, address, tmp_path):
             assert min(figure.size) > 200
 
 
-def test_the_command_answers_in_json(capsys, address, cifar):
+def test_the_command_prints_json(capsys, address, cifar):
     assert main(["filters", "cifar", "--layer", "conv2", "--json", "--url", address]) == 0
     values = json.loads(capsys.readouterr().out)
     assert (values["layer"], values["shape"], len(values["peaks"])) == ("conv2", [32, 16, 3, 3], 32)

@@ -23,7 +23,7 @@ LAYER = Layer("conv2", "conv2", (4, 5, 5), (2, 2), (5, 5), (-2, -2), 1, {})
 class TestPatch:
     PICTURE = np.arange(3 * 12 * 10, dtype=np.float32).reshape(3, 12, 10) / 360
 
-    def test_is_what_the_cell_answers_to(self) -> None:
+    def test_is_what_the_cell_depends_on(self) -> None:
         patch = cut_patch(self.PICTURE, LAYER, (2, 3))
         assert patch.box == (2, 4, 7, 9)
         assert np.array_equal(patch.pixels, self.PICTURE[:, 2:7, 4:9].transpose(1, 2, 0))
@@ -34,11 +34,11 @@ class TestPatch:
         assert np.array_equal(patch.pixels, self.PICTURE[:, 0:3, 8:10].transpose(1, 2, 0))
 
     @pytest.mark.parametrize("cell", [(-1, 0), (7, 0), (0, 9)])
-    def test_of_a_cell_that_is_not_there_is_refused(self, cell: tuple[int, int]) -> None:
+    def test_of_a_cell_that_is_not_there_is_rejected(self, cell: tuple[int, int]) -> None:
         with pytest.raises(ValueError, match="no cell"):
             cut_patch(self.PICTURE, LAYER, cell)
 
-    def test_of_a_layer_of_unknown_geometry_is_refused(self) -> None:
+    def test_of_a_layer_of_unknown_geometry_is_rejected(self) -> None:
         unknown = Layer("fc", "fc", (10,), None, None, None, 1, {})
         with pytest.raises(ValueError, match="does not state the receptive field"):
             cut_patch(self.PICTURE, unknown, (0, 0))
@@ -52,18 +52,18 @@ class TestStrongest:
     PICTURES = (b"one", b"two", b"three", b"four")
 
     def test_cells_come_in_falling_order_with_their_pictures(self, client: Client) -> None:
-        found = strongest_patches(client, self.PICTURES, model="cifar", layer="conv1", channel=1, n=5, per_picture=2)
+        result = strongest_patches(client, self.PICTURES, model="cifar", layer="conv1", channel=1, n=5, per_picture=2)
         maps = [fetch_maps(picture, (4, 6, 5))[1] for picture in self.PICTURES]
         best = [(value, number) for number, cells in enumerate(maps) for value in np.sort(cells, axis=None)[-2:]]
-        assert [(patch.value, patch.picture_index) for patch in found] == sorted(best, reverse=True)[:5]
-        for patch in found:
+        assert [(patch.value, patch.picture_index) for patch in result] == sorted(best, reverse=True)[:5]
+        for patch in result:
             assert maps[patch.picture_index][patch.cell] == patch.value
             assert patch.box == (patch.cell[0] - 1, patch.cell[1] - 1, patch.cell[0] + 2, patch.cell[1] + 2)
             assert (patch.layer, patch.channel) == ("conv1", 1)
 
     def test_one_of_a_picture_at_most_unless_said_otherwise(self, client: Client) -> None:
-        found = strongest_patches(client, self.PICTURES, model="cifar", layer="conv1", channel=0)
-        assert sorted(patch.picture_index for patch in found) == [0, 1, 2, 3]
+        result = strongest_patches(client, self.PICTURES, model="cifar", layer="conv1", channel=0)
+        assert sorted(patch.picture_index for patch in result) == [0, 1, 2, 3]
 
     def test_requests_are_as_large_as_their_replies_may_be(
         self, stand_in: StandIn, client: Client, monkeypatch: pytest.MonkeyPatch
@@ -79,8 +79,8 @@ class TestStrongest:
     def test_a_picture_that_fails_can_be_left_out(self, client: Client) -> None:
         errors: dict[int, ConvscopeError] = {}
         options = {"model": "cifar", "layer": "conv1", "channel": 0}
-        found = strongest_patches(client, [b"one", b"bad", b"two"], **options, on_error=errors.__setitem__)
-        assert {patch.picture_index for patch in found} == {0, 2}
+        result = strongest_patches(client, [b"one", b"bad", b"two"], **options, on_error=errors.__setitem__)
+        assert {patch.picture_index for patch in result} == {0, 2}
         assert [(number, type(error)) for number, error in errors.items()] == [(1, BadImage)]
 
     def test_pictures_are_read_in_batches(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,10 +102,10 @@ class TestStrongest:
             return predict(files, **options)
 
         monkeypatch.setattr(client, "predict", counted)
-        found = strongest_patches(client, pictures(), model="cifar", layer="conv1", channel=0, n=3)
+        result = strongest_patches(client, pictures(), model="cifar", layer="conv1", channel=0, n=3)
         assert sent == [2, 4, 6]
         best = sorted((fetch_maps(str(index).encode(), (4, 6, 5))[0].max(), index) for index in range(6))[:-4:-1]
-        assert [(patch.value, patch.picture_index) for patch in found] == best
+        assert [(patch.value, patch.picture_index) for patch in result] == best
 
     @pytest.mark.parametrize("picture", ["cat.png", b"cat"])
     def test_a_single_picture_is_a_type_error(self, client: Client, picture: Any) -> None:
@@ -139,13 +139,13 @@ class TestCommandLine:
         gone = str(tmp_path / "gone.png")
         command = ["strongest", gone, *pictures, "--model", "cifar", "--layer", "conv1", "--channel", "2", "--url", url]
         assert main([*command, "--json"]) == 1
-        answer = json.loads(capsys.readouterr().out)
+        response = json.loads(capsys.readouterr().out)
         with Client(url) as client:
             patches = strongest_patches(client, [b"cat", b"dog"], model="cifar", layer="conv1", channel=2)
-        assert [(patch["picture"], patch["value"]) for patch in answer["patches"]] == [
+        assert [(patch["picture"], patch["value"]) for patch in response["patches"]] == [
             (pictures[2 * patch.picture_index], patch.value) for patch in patches
         ]
-        assert [(item["picture"], item["error"]["code"]) for item in answer["failed"]] == [
+        assert [(item["picture"], item["error"]["code"]) for item in response["failed"]] == [
             (gone, "unreadable"),
             (pictures[1], "bad_image"),
         ]

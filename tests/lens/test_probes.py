@@ -123,14 +123,14 @@ def test_a_shift_error_is_what_its_formula_says(client):
     down, right = np.roll(picture, 2, 0), np.roll(picture, 2, 1)
     down[:2], right[:, :2] = picture[[2, 1]], picture[:, [2, 1]]
     before, *after = (
-        seen.maps["conv1"] for seen in client.predict([picture, down, right], model="cifar", layers="all")
+        prediction.maps["conv1"] for prediction in client.predict([picture, down, right], model="cifar", layers="all")
     )
     wrong = np.square(after[0][:, 2:] - before[:, :-2]).sum() + np.square(after[1][:, :, 2:] - before[:, :, :-2]).sum()
     right_sum = np.square(before[:, :-2]).sum() + np.square(before[:, :, :-2]).sum()
     assert result.measures["whole"]["conv1"][0] == pytest.approx(np.sqrt(wrong / right_sum), rel=1e-5)
 
 
-def test_a_fully_connected_network_has_no_interior_and_is_compared_with_itself_unmoved(client):
+def test_a_fully_connected_network_has_no_interior_and_is_compared_with_itself_unshifted(client):
     result = probes.shift(client, noise(), model="flat", shifts=[1, 2])
     assert np.isnan(result.measures["interior"]["fc1"]).all()
     assert (result.measures["whole"]["fc1"] > 0.01).all()
@@ -151,13 +151,13 @@ def test_shift_consistency_counts_pairs_of_one_class(client, networks):
     assert result == probes.shift(client, moving, model="flat", shifts=[1], pairs=20, max_shift=9, seed=3).totals
 
 
-def test_agreement_and_probability_are_those_of_the_unmoved_pictures_class(client):
+def test_agreement_and_probability_are_those_of_the_unshifted_pictures_class(client):
     [picture] = noise(1)
     scores = probes.rotate(client, picture, model="flat", angles=[0, 90]).scores
     before, turned = client.predict([picture, np.rot90(picture)], model="flat", top_k=0)
-    chosen = before.top[0].index
-    assert scores["agreement"].tolist() == [1, turned.top[0].index == chosen]
-    [probability] = [score.probability for score in turned.top if score.index == chosen]
+    selected = before.top[0].index
+    assert scores["agreement"].tolist() == [1, turned.top[0].index == selected]
+    [probability] = [score.probability for score in turned.top if score.index == selected]
     assert scores["probability"].tolist() == pytest.approx([before.top[0].probability, probability])
 
 

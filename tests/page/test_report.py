@@ -44,7 +44,7 @@ def test_the_page_refers_to_nothing_but_itself():
     page = report(Service(), make_picture(), model="net")
 
     class References(HTMLParser):
-        found: list[str] = []  # noqa: RUF012
+        result: list[str] = []  # noqa: RUF012
 
         def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
             self.found += [str(value) for name, value in attributes if name in ("src", "href", "srcset", "action")]
@@ -194,14 +194,14 @@ def test_the_command_writes_the_page(transport: str, stand_in: StandIn, tmp_path
     assert [layer["name"] for layer in data["layers"]] == ["conv1", "conv2"]
 
 
-def test_the_command_says_why_there_is_no_explanation_if_one_was_asked_for(
+def test_the_command_says_why_there_is_no_explanation_if_one_was_requested(
     stand_in: StandIn, tmp_path: Path, capsys: Any
 ):
     (tmp_path / "cat.png").write_bytes(make_picture())
     page = tmp_path / "cat.html"
     command = ["report", str(tmp_path / "cat.png"), "--model", "older", "--out", str(page), "--url", stand_in.rest_url]
-    for chosen in (["--target", "3"], ["--method", "cam"]):
-        assert main([*command, *chosen]) == 1
+    for selected in (["--target", "3"], ["--method", "cam"]):
+        assert main([*command, *selected]) == 1
         assert "protocol_error: the service does not support explanations" in capsys.readouterr().err
         assert not page.exists()
     assert main(command) == 0
@@ -216,7 +216,7 @@ def test_a_file_whose_name_is_no_text_has_a_report(stand_in: StandIn, tmp_path: 
     assert page_data_of(page.read_text("utf-8"))["title"] == "caf\N{REPLACEMENT CHARACTER}.png"
 
 
-def test_what_the_service_refuses_is_raised_and_nothing_written(stand_in: StandIn, tmp_path: Path):
+def test_what_the_service_rejects_is_raised_and_nothing_written(stand_in: StandIn, tmp_path: Path):
     with Client(stand_in.rest_url) as client:
         with pytest.raises(ModelNotFound):
             report(client, make_picture(), model="missing")

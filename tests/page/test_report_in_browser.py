@@ -202,9 +202,9 @@ def test_it_fits_narrow_and_wide_windows(width: int, open_report: Open):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_fault(scheme: str, open_report: Open):
     watched = open_report(color_scheme=scheme, bypass_csp=True)  # axe is a script that the page does not know.
-    found = Axe().run(watched.page)
-    assert found.violations_count == 0, found.generate_report()
-    assert len(found.response["passes"]) > 20
+    result = Axe().run(watched.page)
+    assert result.violations_count == 0, result.generate_report()
+    assert len(result.response["passes"]) > 20
 
 
 def test_a_screen_reader_finds_landmarks_headings_and_names(open_report: Open):

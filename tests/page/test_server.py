@@ -71,22 +71,22 @@ def test_it_listens_on_this_machine_alone(server: PageServer):
 
 
 def test_the_page_holds_no_secret_and_may_not_be_framed(server: PageServer, http: httpx.Client):
-    answer = http.get("/", headers={"x-convscope-token": ""})
-    assert answer.status_code == 200
-    said = answer.text + str(answer.headers)
-    assert token(server) not in said
-    assert API_KEY not in said
-    assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
-    assert "connect-src 'self'" in answer.headers["content-security-policy"]
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["cache-control"] == "no-store"
+    response = http.get("/", headers={"x-convscope-token": ""})
+    assert response.status_code == 200
+    text = response.text + str(response.headers)
+    assert token(server) not in text
+    assert API_KEY not in text
+    assert "frame-ancestors 'none'" in response.headers["content-security-policy"]
+    assert "connect-src 'self'" in response.headers["content-security-policy"]
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["cache-control"] == "no-store"
 
 
 def test_a_picture_is_answered_with_page_data_and_the_service_gets_the_key(stand_in: StandIn, http: httpx.Client):
     stand_in.keys.clear()
-    answer = http.post("/predict?model=digits&title=a%26b&explain=1", content=make_picture())
-    assert answer.status_code == 200
-    assert (answer.json()["title"], answer.json()["model"]["name"]) == ("a&b", "digits")
+    response = http.post("/predict?model=digits&title=a%26b&explain=1", content=make_picture())
+    assert response.status_code == 200
+    assert (response.json()["title"], response.json()["model"]["name"]) == ("a&b", "digits")
     assert set(stand_in.keys) == {API_KEY}
 
 
@@ -105,9 +105,9 @@ def test_without_the_key_nothing_is_asked(headers: dict[str, str], stand_in: Sta
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1"])
 def test_another_page_may_not_ask(origin: str, http: httpx.Client):
-    answer = http.post("/predict?model=cifar", content=make_picture(), headers={"origin": origin})
-    assert code(answer) == (403, "forbidden")
-    assert "access-control-allow-origin" not in answer.headers
+    response = http.post("/predict?model=cifar", content=make_picture(), headers={"origin": origin})
+    assert code(response) == (403, "forbidden")
+    assert "access-control-allow-origin" not in response.headers
 
 
 def test_the_page_itself_may_ask_by_either_name(server: PageServer, http: httpx.Client):
@@ -116,20 +116,20 @@ def test_the_page_itself_may_ask_by_either_name(server: PageServer, http: httpx.
         assert http.post("/predict?model=cifar", content=make_picture(), headers=headers).status_code == 200
 
 
-def test_a_large_body_is_refused_unread(server: PageServer):
+def test_a_large_body_is_rejected_unread(server: PageServer):
     with socket.create_connection(address(server), timeout=30) as connection:
         head = (
             f"POST /predict?model=cifar HTTP/1.1\r\nhost: {hosts(server)[0]}\r\nx-convscope-token: {token(server)}\r\n"
         )
         connection.sendall(f"{head}content-length: {MAX_BODY_BYTES + 1}\r\n\r\n".encode())
-        answer = b"".join(iter(lambda: connection.recv(65536), b""))
-    assert answer.startswith(b"HTTP/1.1 413")
-    assert b"image_too_large" in answer
+        response = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert response.startswith(b"HTTP/1.1 413")
+    assert b"image_too_large" in response
 
 
-def test_a_body_of_unknown_length_is_refused(http: httpx.Client):
-    answer = http.post("/predict?model=cifar", content=iter([b"abc"]))
-    assert code(answer) == (411, "bad_request")
+def test_a_body_of_unknown_length_is_rejected(http: httpx.Client):
+    response = http.post("/predict?model=cifar", content=iter([b"abc"]))
+    assert code(response) == (411, "bad_request")
 
 
 def test_errors_of_the_service_come_with_their_code(http: httpx.Client):
@@ -145,7 +145,7 @@ def test_what_is_no_fault_of_the_pictures_is_told_as_such(stand_in: StandIn, htt
     assert http_status(AuthenticationFailed()) == 502
 
 
-def test_on_port_80_it_answers_to_names_without_a_port(
+def test_on_port_80_names_without_a_port_are_accepted(
     server: PageServer, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(server._server, "server_port", 80)

@@ -108,7 +108,7 @@ def test_a_drawing_can_be_made_by_keys(watch: Open, server: PageServer):
     await_title(page, "drawing – digits")
 
 
-def test_what_the_service_refuses_stands_there_with_its_code(watch: Open, server: PageServer, tmp_path: Path):
+def test_what_the_service_rejects_stands_there_with_its_code(watch: Open, server: PageServer, tmp_path: Path):
     (tmp_path / "bad.png").write_bytes(b"bad picture")
     watched = watch()
     page = watched.open(server.url)
@@ -133,5 +133,5 @@ def test_axe_finds_no_fault(scheme: str, watch: Open, server: PageServer, pictur
     page = watch(color_scheme=scheme, bypass_csp=True).open(server.url)
     page.set_input_files("#file", picture)
     await_title(page, "dog.png – digits")
-    found = Axe().run(page)
-    assert found.violations_count == 0, found.generate_report()
+    result = Axe().run(page)
+    assert result.violations_count == 0, result.generate_report()
