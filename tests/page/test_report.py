@@ -44,14 +44,14 @@ def test_the_page_refers_to_nothing_but_itself():
     page = report(Service(), make_picture(), model="net")
 
     class References(HTMLParser):
-        result: list[str] = []  # noqa: RUF012
+        references: list[str] = []  # noqa: RUF012
 
         def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-            self.found += [str(value) for name, value in attributes if name in ("src", "href", "srcset", "action")]
+            self.references += [str(value) for name, value in attributes if name in ("src", "href", "srcset", "action")]
 
     parser = References()
     parser.feed(page)
-    assert set(parser.found) == {"#maps", "data:,"}
+    assert set(parser.references) == {"#maps", "data:,"}
     assert not re.search(r"https?://|@import|url\(", page)
 
 

@@ -218,7 +218,7 @@ class ModelCard:
             At least 1; 1 for arrays from a network that accepts any size, as their bytes are not known beforehand.
         """
         if not reply_bytes:
-            return self.limits.max_images
+            return max(1, self.limits.max_images)
         if self.input.height is None:
             return 1
         total_bytes = reply_bytes + _REPLY_OVERHEAD_BYTES + _SCORE_BYTES * len(self.classes)
