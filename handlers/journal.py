@@ -83,6 +83,8 @@ class Samples:
 
     Args:
         every_s: Seconds from one to the next, at least; 0 logs none.
+
+    Its line has no `code`: whoever searches a log for codes finds what failed.
     """
 
     def __init__(self, every_s: float) -> None:
@@ -106,7 +108,6 @@ class Samples:
         request = {
             "request_id": trace.request_id,
             "transport": trace.transport,
-            "code": trace.code,
             "pictures": trace.pictures,
             "reply_bytes": trace.reply_bytes,
             "batch_requests": len(traces),

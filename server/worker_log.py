@@ -22,7 +22,7 @@ class Complaint:
         version: Its version.
         message: What it is, for people.
         request_id: Of the request, as in its reply; None if it is not about one.
-        code: The error's code, or `ok`; None likewise.
+        code: The error's code; None if it was answered.
     """
 
     line: str
@@ -34,7 +34,8 @@ class Complaint:
 
     def describe(self) -> str:
         """Describe it in one line that is safe to show on a terminal."""
-        about = f" request {self.request_id}: {self.code}" if self.request_id else ""
+        code = f": {self.code}" if self.code else ""
+        about = f" request {self.request_id}{code}" if self.request_id else ""
         text = f"{self.model} {self.version}{about}: {self.message}"
         text = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
         return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

@@ -69,9 +69,9 @@ def test_a_callers_text_cannot_command_the_terminal_or_fill_it():
 
 
 def test_an_answered_request_is_passed_on_like_a_failed_one():
-    answered = parse(line(level="info", code="ok", message="answered 1 picture in 0.8 ms"))
+    answered = parse(line(level="info", code=None, message="answered 1 picture in 0.8 ms"))
     assert answered is not None
-    assert answered.describe() == "cifar 1.0 request 3f2a: ok: answered 1 picture in 0.8 ms"
+    assert answered.describe() == "cifar 1.0 request 3f2a: answered 1 picture in 0.8 ms"
 
 
 def reported(*, as_json: bool) -> tuple[Reporter, io.StringIO]:
