@@ -628,7 +628,6 @@ def test_a_worker_that_is_stopped_is_replaced_and_the_other_models_go_on(store, 
         silent = partial(metric, server, "workers", model="alpha", state="silent", version="1.0")
         with seen(partial(look, server)) as verdicts, seen(silent) as counts:
             os.kill(stopped, signal.SIGSTOP)
-            assert look(server)[1]["models"] == {NAME: "dead", "beta/1.0": "ready"}
 
             def restarted() -> bool:
                 assert server.rest("beta", "pid:") == others
@@ -637,6 +636,7 @@ def test_a_worker_that_is_stopped_is_replaced_and_the_other_models_go_on(store, 
             poll(restarted, 120)
         assert {(status, said["models"][NAME]) for status, said in verdicts} >= {(503, "dead"), (503, "restarting")}
         assert (200, "dead") not in {(status, said["models"][NAME]) for status, said in verdicts}
+        assert {said["models"]["beta/1.0"] for _, said in verdicts} <= {"ready", "busy"}
         assert 1 in counts
         assert int(server.rest("alpha", "pid:")) != stopped
         assert look(server)[0] == 200
@@ -679,17 +679,17 @@ def test_a_model_that_torchserve_has_given_up_is_started_again(store, work, tmp_
         assert metric(server, "model_restarts_total", model="failing", reason="given_up", version="1.0") >= 1
 
 
-def test_a_busy_model_is_left_alone(store, work, tmp_path):
+def test_a_busy_model_is_left_alone(store, work):
     with watching(store, work, "--models", "alpha") as server:
         worker = server.rest("alpha", "pid:")
-        threads = [
-            threading.Thread(target=server.rest, args=("alpha", f"sleep:{tmp_path / 'started'},5")) for _ in range(4)
-        ]
-        for thread in threads:
-            thread.start()
-        poll(lambda: metric(server, "card_answered", model="alpha", version="1.0") == 0)
-        for thread in threads:
-            thread.join(120)
+        threads = [threading.Thread(target=server.rest, args=("alpha", "compute:5")) for _ in range(4)]
+        with seen(partial(look, server)) as verdicts:
+            for thread in threads:
+                thread.start()
+            poll(lambda: metric(server, "card_answered", model="alpha", version="1.0") == 0)
+            for thread in threads:
+                thread.join(120)
+        assert {(status, said["models"][NAME]) for status, said in verdicts} == {(200, "ready"), (200, "busy")}
         poll(lambda: metric(server, "card_answered", model="alpha", version="1.0") == 1)
         assert restarts(server, "alpha") == 0
         assert server.rest("alpha", "pid:") == worker
@@ -705,9 +705,13 @@ def test_a_handler_that_hangs_is_not_ready_until_torchserve_has_ended_it(store, 
                 server.ask("POST", "/predictions/hanging", "hang")
 
         thread = threading.Thread(target=hang)
-        thread.start()
-        poll(lambda: ready_workers(server, "hanging") == 0)
-        poll(lambda: ready_workers(server, "hanging") == 1, 120)
+        with seen(partial(look, server)) as verdicts:
+            thread.start()
+            poll(lambda: ready_workers(server, "hanging") == 0)
+            poll(lambda: ready_workers(server, "hanging") == 1, 120)
+        states = [said["models"]["hanging/1.0"] for _, said in verdicts]
+        assert states.index("silent") < states.index("dead"), "before TorchServe ended it"
+        assert {status for status, said in verdicts if said["models"]["hanging/1.0"] in ("silent", "dead")} == {503}
         assert server.rest("hanging", "pid") != hung
         assert restarts(server, "hanging") == 0
         assert "its worker did not answer within 4 s (responseTimeout)" in server.err
