@@ -680,7 +680,8 @@ def test_a_model_that_torchserve_has_given_up_is_started_again(store, work, tmp_
 
 
 def test_a_busy_model_is_left_alone(store, work):
-    with watching(store, work, "--models", "alpha") as server:
+    # Four seconds without computing make a model silent: a busy machine does not keep a worker waiting so long.
+    with watching(store, work, "--models", "alpha", "--watch-s", "2") as server:
         worker = server.rest("alpha", "pid:")
         threads = [threading.Thread(target=server.rest, args=("alpha", "compute:5")) for _ in range(4)]
         with seen(partial(look, server)) as verdicts:
