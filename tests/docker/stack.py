@@ -83,6 +83,12 @@ class Stack:
         """Run a `docker` command; return what it prints."""
         return self._run("docker", *arguments)
 
+    def log(self, container: str, since: float) -> str:
+        """Return what a container has logged since a time, on either stream."""
+        command = ["docker", "logs", "--since", f"{since:.3f}", container]
+        answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
+        return answer.stdout
+
     def up(self, replicas: int) -> None:
         """Start the services, or change their number, and wait until they are healthy."""
         self.compose("up", "-d", "--wait", "--no-recreate", "--scale", f"torchserve={replicas}", *SERVICES)

@@ -55,7 +55,7 @@ def test_grafana_is_published_on_this_machine_only(stack: Stack) -> None:
 
 def test_the_launcher_is_process_1(stack: Stack) -> None:
     command = stack.docker("exec", stack.replicas()[0], "python", "-c", "print(open('/proc/1/cmdline').read())")
-    assert command.split("\0")[:3] == ["python", "-m", "deploy.readiness"]
+    assert command.split("\0")[:3] == ["python", "-m", "server"]
 
 
 def test_the_root_cannot_be_written(stack: Stack) -> None:
