@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from deploy.commands.credentials import Vault
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all commands."""
     parser = argparse.ArgumentParser(prog="python3 -m deploy.commands", description=__doc__)
-    parser.add_argument("--secrets", type=Path, metavar="DIR", help="folder of secrets; default: secrets/, and what .env names")
+    parser.add_argument(
+        "--secrets", type=Path, metavar="DIR", help="folder of secrets; default: secrets/, and what .env names"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("secrets", help="make what is missing in the folder of secrets")
     key = commands.add_parser("key", help="add a caller's key")
@@ -23,7 +26,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("revoke", help="take a caller's key away").add_argument("name")
     commands.add_parser("keys", help="list the callers who have a key")
     certificate = commands.add_parser("certificate", help="put another certificate in place")
-    certificate.add_argument("--cert", type=Path, metavar="FILE", help="the certificate, and after it the intermediates")
+    certificate.add_argument(
+        "--cert", type=Path, metavar="FILE", help="the certificate, and after it the intermediates"
+    )
     certificate.add_argument("--key", type=Path, metavar="FILE", help="its private key")
     certificate.add_argument("--test", action="store_true", help="make one that signs itself")
     commands.add_parser("check-config", help="see whether the configuration would be taken in")
@@ -37,7 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return its exit status."""
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # An update takes minutes: each line when it is written.
     asked = build_parser().parse_args(arguments)
     vault = Vault(asked.secrets)
     try:

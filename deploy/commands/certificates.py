@@ -62,7 +62,17 @@ def read_chain(text: str) -> list[Certificate]:
 
 
 def _read(pem: str, place: int) -> Certificate:
-    wanted = ["-subject", "-issuer", "-nameopt", "RFC2253", "-startdate", "-enddate", "-fingerprint", "-sha256", "-pubkey"]
+    wanted = [
+        "-subject",
+        "-issuer",
+        "-nameopt",
+        "RFC2253",
+        "-startdate",
+        "-enddate",
+        "-fingerprint",
+        "-sha256",
+        "-pubkey",
+    ]
     try:
         said = run("openssl", "x509", "-noout", *wanted, text=pem)
     except Refused as error:
@@ -128,25 +138,41 @@ def covers(certificate: Certificate, hostname: str) -> bool:
 
 def _check_key(chain: list[Certificate], key_text: str) -> list[str]:
     if "ENCRYPTED" in key_text:
-        return ["KEY is encrypted with a passphrase, which the gateway does not have: `openssl pkey -in KEY -out plain.pem`"]
+        return [
+            "KEY is encrypted with a passphrase, which the gateway does not have: `openssl pkey -in KEY -out plain.pem`"
+        ]
     try:
         run("openssl", "pkey", "-noout", "-check", text=key_text)
-        public = _find(r"(-----BEGIN PUBLIC KEY-----.*-----END PUBLIC KEY-----)", run("openssl", "pkey", "-pubout", text=key_text))
+        public = _find(
+            r"(-----BEGIN PUBLIC KEY-----.*-----END PUBLIC KEY-----)", run("openssl", "pkey", "-pubout", text=key_text)
+        )
     except Refused:
         return ["KEY is no private key that openssl can read"]
     for place, one in enumerate(chain):
         if one.public_key == public:
-            return [f"KEY belongs to certificate {place + 1} of CERT: the gateway's own has to stand first"] if place else []
+            return (
+                [f"KEY belongs to certificate {place + 1} of CERT: the gateway's own has to stand first"]
+                if place
+                else []
+            )
     return ["KEY does not belong to the certificate: another key was used to ask for it"]
 
 
 def _check_order(chain: list[Certificate]) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{place}.pem" for place in range(len(chain))]
-        for file, one in zip(files, chain):  # noqa: B905 - `strict` came with Python 3.10.
+        for file, one in zip(files, chain):
             file.write_text(one.pem)
         for place in range(len(chain) - 1):
-            command = ["openssl", "verify", "-no_check_time", "-partial_chain", "-trusted", str(files[place + 1]), str(files[place])]
+            command = [
+                "openssl",
+                "verify",
+                "-no_check_time",
+                "-partial_chain",
+                "-trusted",
+                str(files[place + 1]),
+                str(files[place]),
+            ]
             if subprocess.run(command, capture_output=True, check=False).returncode:
                 signed = f"certificate {place + 1} of CERT ({chain[place].subject}) is not signed by the one after it"
                 return [f"{signed} ({chain[place + 1].subject}): the order is certificate, intermediate, root"]
@@ -205,6 +231,13 @@ def make_test_certificate(hostname: str) -> tuple[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         certificate, key = Path(folder) / "tls.crt", Path(folder) / "tls.key"
         curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", str(DAYS)]
-        subject = ["-subj", "/CN=convscope test", "-addext", f"subjectAltName={names}", "-addext", "extendedKeyUsage=serverAuth"]
+        subject = [
+            "-subj",
+            "/CN=convscope test",
+            "-addext",
+            f"subjectAltName={names}",
+            "-addext",
+            "extendedKeyUsage=serverAuth",
+        ]
         run("openssl", "req", "-x509", *curve, *subject, "-keyout", key, "-out", certificate)
         return certificate.read_text(), key.read_text()

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +90,13 @@ def succeeds(*command: str | Path) -> bool:
         return False
 
 
-@lru_cache(maxsize=None)
+@cache
 def has_docker() -> bool:
     """Return whether a Docker engine with Compose answers."""
     return succeeds("docker", "info") and succeeds("docker", "compose", "version")
 
 
-@lru_cache(maxsize=None)
+@cache
 def deployment() -> dict[str, Any]:
     """Return what Compose makes of its files and settings.
 
@@ -118,7 +118,7 @@ def start_once(
     text: str | None = None,
     timeout_s: float = 120,
 ) -> str:
-    """Run a program in a container made like a service's, with its files and without any network; return what it prints.
+    """Run a program in a container made like a service's, with its files and no network; return what it prints.
 
     Args:
         service: Whose image, user and files.
@@ -141,7 +141,9 @@ def start_once(
     command += ["--user", found.get("user", "")] if found.get("user") else []
     for target, source in places.items():
         if not Path(source).exists():
-            raise Refused(f"{source} is missing, which `{service}` reads; `make secrets` makes what belongs into secrets/")
+            raise Refused(
+                f"{source} is missing, which `{service}` reads; `make secrets` makes what belongs into secrets/"
+            )
         command += ["--mount", f"type=bind,source={Path(source).resolve()},target={target},readonly"]
     command += ["--interactive"] if text is not None else []
     return run(*command, "--entrypoint", program, found["image"], *arguments, text=text, timeout_s=timeout_s)
@@ -152,7 +154,7 @@ def replace(path: Path, content: str, mode: int) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     fresh = Path(name)
     try:
-        with open(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -204,6 +206,6 @@ def audit(folder: Path, what: str, **facts: str) -> None:
     line = json.dumps({"time": stamp(now()), "user": user, "what": what, **facts})
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / "audit.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    with open(descriptor, "a", encoding="utf-8") as file:
+    with os.fdopen(descriptor, "a", encoding="utf-8") as file:
         file.write(line + "\n")
     print(line)

@@ -1,7 +1,7 @@
 """The folder of secrets: `make secrets`, `make key`, `make revoke`, `make keys`, `make certificate`.
 
-Only this user can enter the folder. Of what lies in it, the containers read the files that they mount: those are readable
-by all, since the containers' users are none of this machine's.
+Only this user can enter the folder. What containers mount of it is readable by all, since their users are none of this
+machine's.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class Key:
 
     def write(self) -> str:
         """Return the line."""
-        return f"        - {{client: {self.name}, key: {self.digest}}}" + (f"  # added {self.added}" if self.added else "")
+        return f"        - {{client: {self.name}, key: {self.digest}}}" + (
+            f"  # added {self.added}" if self.added else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ class Keys:
             name = (entry["name"] or entry["name2"] or "").strip() if entry else ""
             digest = (entry["digest"] or entry["digest2"] or "") if entry else ""
             if not (entry and name and digest):
-                raise Refused(f"keys.yaml, line {number}, is not `- {{client: NAME, key: SHA-256 of the key}}`: {line.strip()[:40]}")
+                raise Refused(
+                    f"keys.yaml, line {number}, is not `- {{client: NAME, key: DIGEST}}`: {line.strip()[:40]}"
+                )
             keys.append(Key(name, digest, (entry["added"] or "").strip()))
         for what, values in (("name", [one.name for one in keys]), ("key", [one.digest for one in keys])):
             if len(set(values)) < len(values):
@@ -106,11 +110,12 @@ class Vault:
     """The folders in which keys and certificate lie.
 
     Args:
-        folder: The folder of secrets; None for `secrets/`, and what the settings name instead of its parts.
+        folder: The folder of secrets; None for CONVSCOPE_SECRETS, else `secrets/`, with what the settings name
+            instead of its parts.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = (ROOT / "secrets" if folder is None else folder).absolute()
+        self.folder = (ROOT / setting("CONVSCOPE_SECRETS", "secrets") if folder is None else folder).absolute()
         own = folder is None
         self.certificate = self._place("CONVSCOPE_CERTIFICATE" if own else "", "certificate")
         self.api_keys = self._place("CONVSCOPE_API_KEYS" if own else "", "api-keys")
@@ -175,7 +180,10 @@ class Vault:
             return
         mounts = {}
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".trial-") as name:
-            for place, own in (("/run/secrets/api_keys", self.api_keys), ("/run/secrets/certificate", self.certificate)):
+            for place, own in (
+                ("/run/secrets/api_keys", self.api_keys),
+                ("/run/secrets/certificate", self.certificate),
+            ):
                 # A copy of the other folder too: it may not be where Compose's settings look.
                 copy = Path(name) / Path(place).name
                 shutil.copytree(own, copy)
@@ -223,11 +231,15 @@ def add_key(vault: Vault, name: str, output: Path | None = None) -> None:
         Refused: The name will not do or is taken, or the gateway does not take the key.
     """
     if not NAME.fullmatch(name) or name in RESERVED:
-        raise Refused(f"{name!r} will not do as a name: letters, digits, `.`, `_` and `-`, up to 63 of them, and not `none`")
+        raise Refused(
+            f"{name!r} will not do as a name: letters, digits, `.`, `_` and `-`, up to 63 of them, and not `none`"
+        )
     with vault.changing():
         keys = vault.read_keys()
         if keys.find(name):
-            raise Refused(f"there is a key of {name} already; `make revoke NAME={name}` first, or give the new one another name")
+            raise Refused(
+                f"there is a key of {name} already; `make revoke NAME={name}` first, or give the new one another name"
+            )
         if output is not None and output.exists():
             raise Refused(f"{output} is there already")
         key, digest = _make_key()
@@ -245,7 +257,9 @@ def add_key(vault: Vault, name: str, output: Path | None = None) -> None:
         elif gateway.wait_until(lambda: gateway.answers_to(key) not in (None, 401)):
             print(f"The gateway takes it: a request with the key of {name} is let in.")
         else:
-            raise Refused(f"the key is in {vault.keys_file}, but the gateway does not let it in. It says:\n{gateway.complaints()}")
+            raise Refused(
+                f"the key is in {vault.keys_file}, but the gateway does not let it in. It says:\n{gateway.complaints()}"
+            )
 
 
 def revoke_key(vault: Vault, name: str) -> None:
@@ -257,9 +271,11 @@ def revoke_key(vault: Vault, name: str) -> None:
     with vault.changing():
         keys = vault.read_keys()
         if not keys.find(name):
-            raise Refused(f"there is no key of {name!r}; there are {', '.join(one.name for one in keys.keys) or 'none'}")
-        # Of the revoked key only the digest is known, so the gateway cannot be asked what it does with it. It says how often
-        # it has read the keys anew.
+            raise Refused(
+                f"there is no key of {name!r}; there are {', '.join(one.name for one in keys.keys) or 'none'}"
+            )
+        # Of the revoked key only the digest is known, so the gateway cannot be asked about it. But it counts how
+        # often it has read the keys.
         before = gateway.statistic(RELOADS) if gateway.running() else None
         vault.put_keys(Keys(keys.head, tuple(one for one in keys.keys if one.name != name)))
         audit(vault.folder, "key revoked", name=name)
@@ -270,7 +286,9 @@ def revoke_key(vault: Vault, name: str) -> None:
         elif gateway.wait_until(lambda: gateway.statistic(RELOADS) != before):
             print(f"The gateway has read the keys without that of {name}: it gets 401.")
         else:
-            raise Refused(f"the key is no longer in {vault.keys_file}, but the gateway may let it in. It says:\n{gateway.complaints()}")
+            raise Refused(
+                f"{vault.keys_file} has the key no longer, but the gateway may. It says:\n{gateway.complaints()}"
+            )
 
 
 def list_keys(vault: Vault) -> None:
@@ -317,7 +335,11 @@ def change_certificate(vault: Vault, chain_file: Path | None, key_file: Path | N
         print("The gateway serves it.")
     else:
         served = gateway.served_fingerprint()
-        what = f"the gateway still serves another, SHA-256 {served[:16]}" if served else "the gateway does not answer over TLS"
+        what = (
+            f"the gateway still serves another, SHA-256 {served[:16]}"
+            if served
+            else "the gateway does not answer over TLS"
+        )
         raise Refused(f"the certificate is in {vault.certificate}, but {what}. It says:\n{gateway.complaints()}")
 
 
@@ -327,11 +349,15 @@ def show_changes(vault: Vault) -> None:
     files = [one for folder in folders for one in folder.rglob("*") if one.suffix in (".yaml", ".yml", ".lua")]
     found = {str(one): hashlib.sha256(one.read_bytes()).hexdigest() for one in [ROOT / "docker-compose.yml", *files]}
     record = vault.folder / "configuration.sha256"
-    old = dict(reversed(line.split("  ", 1)) for line in record.read_text().splitlines()) if record.exists() else {}
+    old = {line[66:]: line[:64] for line in record.read_text().splitlines()} if record.exists() else {}
     changed = sorted(name for name in {*found, *old} if found.get(name) != old.get(name))
     if changed:
         short = [str(Path(name).relative_to(ROOT)) if Path(name).is_relative_to(ROOT) else name for name in changed]
-        audit(vault.folder, "configuration changed" if old else "configuration noted", files=" ".join(short) if old else "")
+        audit(
+            vault.folder,
+            "configuration changed" if old else "configuration noted",
+            files=" ".join(short) if old else "",
+        )
         replace(record, "".join(f"{digest}  {name}\n" for name, digest in sorted(found.items())), 0o600)
 
 
@@ -352,7 +378,9 @@ def _read_input(what: str, path: Path) -> str:
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"{what}: {path} cannot be read: {getattr(error, 'strerror', None) or 'it is no PEM file'}") from error
+        raise Refused(
+            f"{what}: {path} cannot be read: {getattr(error, 'strerror', None) or 'it is no PEM file'}"
+        ) from error
 
 
 def _show_certificate(vault: Vault) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
+import json
 import re
 import socket
 import ssl
@@ -89,7 +91,9 @@ def _plain(line: str) -> str:
     """Return what a line of Envoy's log complains of; nothing if it does not."""
     if "work-in-progress" in line or not re.search(r"warn|error|critical", line):
         return ""
-    return re.sub(r"^\[[^]]*\]\[\d+\]", "", line).strip()
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return str(json.loads(line)["message"])
+    return re.sub(r"^(\[[^]]*\]\s*)+", "", line).strip()
 
 
 def running() -> bool:
@@ -170,6 +174,10 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = TAKEN_IN_S) -> 
 
 def complaints(seconds: int = 60) -> str:
     """Return the latest lines in which the gateway itself, not its access log, says what is wrong."""
-    lines = run("docker", "compose", "logs", "--no-log-prefix", "--since", f"{seconds}s", "gateway", check=False).splitlines()
+    lines = run(
+        "docker", "compose", "logs", "--no-log-prefix", "--since", f"{seconds}s", "gateway", check=False
+    ).splitlines()
     own = [line for line in map(_plain, lines) if line and '"request_id"' not in line]
-    return "\n".join(f"  {line}" for line in own[-5:]) or "  (it logged nothing; `docker compose logs --tail 50 gateway`)"
+    return (
+        "\n".join(f"  {line}" for line in own[-5:]) or "  (it logged nothing; `docker compose logs --tail 50 gateway`)"
+    )

@@ -67,7 +67,9 @@ def find_replicas() -> list[Replica]:
     """Return all there are, those that do not run too, in the order of their numbers."""
     ids = run("docker", "compose", "ps", "--all", "--quiet", SERVICE, check=True).split()
     found = [one for one in map(_inspect, ids) if one]
-    return sorted(found, key=lambda one: [int(part) if part.isdigit() else 0 for part in re.split(r"(\d+)", one.name)][-2:])
+    return sorted(
+        found, key=lambda one: [int(part) if part.isdigit() else 0 for part in re.split(r"(\d+)", one.name)][-2:]
+    )
 
 
 def _inspect(container: str) -> Replica | None:
@@ -145,9 +147,13 @@ def restart(vault: Vault, name: str, *, force: bool = False) -> None:
         replicas = find_replicas()
         found = next((one for one in replicas if name in (one.name, one.id, one.id[:12])), None)
         if found is None:
-            raise Refused(f"there is no replica {name!r}; there are: {', '.join(one.name for one in replicas) or 'none'}")
+            raise Refused(
+                f"there is no replica {name!r}; there are: {', '.join(one.name for one in replicas) or 'none'}"
+            )
         if found.ready and not force and not any(one.ready for one in replicas if one.id != found.id):
-            raise Refused(f"{found.name} is the only replica that is ready: callers would get 503 (FORCE=1 restarts it all the same)")
+            raise Refused(
+                f"{found.name} is the only replica that is ready: callers would get 503 (FORCE=1 does it all the same)"
+            )
         audit(vault.folder, "replica restarted", name=found.name)
         run("docker", "restart", "-t", str(STOP_S), found.id)
         _wait_ready(found.id, restarts=_restarts(found.id))
@@ -157,10 +163,9 @@ def restart(vault: Vault, name: str, *, force: bool = False) -> None:
 def update(vault: Vault) -> None:
     """Replace all replicas, one after another, by as many new ones as are wanted: `make update`.
 
-    A new replica comes first. It has answered for every model, the gateway uses it, and its archives are all sound before
-    an old one is told to drain; so there has to be memory for one more. Whatever state the old ones are in, they only go
-    once a new one serves. What happens on the way, Ctrl-C too, ends with the new replica that is not yet good removed and
-    the others serving.
+    A new replica comes first, so there has to be memory for one more. An old one is told to drain once the new one has
+    answered for every model, has loaded all archives, and is used by the gateway. Whatever goes wrong then, Ctrl-C
+    included, a new replica that is not yet good is removed, and the others serve on.
 
     Raises:
         Refused: A new replica will not do. The old ones that are left serve on.
@@ -249,7 +254,10 @@ def _wait_used(replica: Replica) -> None:
     def used() -> bool:
         clusters = gateway.ask_admin("/clusters")
         return all(
-            any(re.search(rf"^{transport}::{re.escape(one)}:\d+::health_flags::healthy", clusters, re.M) for one in replica.addresses)
+            any(
+                re.search(rf"^{transport}::{re.escape(one)}:\d+::health_flags::healthy", clusters, re.M)
+                for one in replica.addresses
+            )
             for transport in ("rest", "grpc")
         )
 
