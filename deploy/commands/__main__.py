@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from deploy.commands import configuration, credentials, replicas
@@ -16,7 +18,11 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all commands."""
     parser = argparse.ArgumentParser(prog="python3 -m deploy.commands", description=__doc__)
     parser.add_argument(
-        "--secrets", type=Path, metavar="DIR", help="folder of secrets; default: secrets/, and what .env names"
+        "--secrets",
+        type=Path,
+        default=os.environ.get("CONVSCOPE_SECRETS"),
+        metavar="DIR",
+        help="folder of secrets; default: secrets/, with what .env names instead of its parts",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("secrets", help="make what is missing in the folder of secrets")
@@ -47,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = build_parser().parse_args(arguments)
     vault = Vault(asked.secrets)
     try:
-        {
+        actions: dict[str, Callable[[], None]] = {
             "secrets": lambda: credentials.make(vault),
             "key": lambda: credentials.add_key(vault, asked.name, asked.output),
             "revoke": lambda: credentials.revoke_key(vault, asked.name),
@@ -57,7 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
             "replicas": replicas.list_replicas,
             "restart": lambda: replicas.restart(vault, asked.name, force=asked.force),
             "update": lambda: replicas.update(vault),
-        }[asked.command]()
+        }
+        actions[asked.command]()
     except Refused as error:
         print(error, file=sys.stderr)
         return 1

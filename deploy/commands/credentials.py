@@ -110,21 +110,17 @@ class Vault:
     """The folders in which keys and certificate lie.
 
     Args:
-        folder: The folder of secrets; None for CONVSCOPE_SECRETS, else `secrets/`, with what the settings name
-            instead of its parts.
+        folder: The folder of secrets; None for `secrets/`, with what the settings name instead of its parts.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = (ROOT / setting("CONVSCOPE_SECRETS", "secrets") if folder is None else folder).absolute()
-        own = folder is None
-        self.certificate = self._place("CONVSCOPE_CERTIFICATE" if own else "", "certificate")
-        self.api_keys = self._place("CONVSCOPE_API_KEYS" if own else "", "api-keys")
-        self.grafana = self._place("CONVSCOPE_GRAFANA_PASSWORD" if own else "", "grafana-password")
+        self.folder = (folder or ROOT / "secrets").absolute()
+        parts = {"certificate": "CONVSCOPE_CERTIFICATE", "api-keys": "CONVSCOPE_API_KEYS"}
+        parts |= {"grafana-password": "CONVSCOPE_GRAFANA_PASSWORD"}
+        named = {part: setting(name) if folder is None else "" for part, name in parts.items()}
+        places = {part: ROOT / name if name else self.folder / part for part, name in named.items()}
+        self.certificate, self.api_keys, self.grafana = places.values()
         self.hostname = setting("CONVSCOPE_HOSTNAME", "localhost")
-
-    def _place(self, name: str, default: str) -> Path:
-        said = setting(name) if name else ""
-        return ROOT / said if said else self.folder / default
 
     @property
     def keys_file(self) -> Path:
@@ -158,7 +154,10 @@ class Vault:
             Refused: It would not be taken.
         """
         text = keys.write()
-        Keys.parse(text)
+        if tried and not has_docker() and _without_comments(keys.head) != _without_comments(HEAD):
+            raise Refused(
+                f"{self.keys_file} was changed by hand, and no Docker engine answers here to ask Envoy about it"
+            )
         if tried:
             self._try("/run/secrets/api_keys", {"keys.yaml": text})
         self.api_keys.mkdir(parents=True, exist_ok=True)
@@ -176,7 +175,7 @@ class Vault:
 
     def _try(self, target: str, files: dict[str, str]) -> None:
         if not has_docker():
-            print("No Docker engine answers here, so Envoy could not be asked whether it takes this.")
+            print("No Docker engine answers here: Envoy was not asked whether it takes this.")
             return
         mounts = {}
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".trial-") as name:
@@ -359,6 +358,10 @@ def show_changes(vault: Vault) -> None:
             files=" ".join(short) if old else "",
         )
         replace(record, "".join(f"{digest}  {name}\n" for name, digest in sorted(found.items())), 0o600)
+
+
+def _without_comments(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.lstrip().startswith("#")]
 
 
 def _make_key() -> tuple[str, str]:
