@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.commands.configuration import RULES, find_unrecorded
 from deploy.commands.gateway import judge
 
 ROOT = Path(__file__).parents[2]
@@ -333,13 +332,6 @@ def test_a_test_certificate_is_made_only_where_it_is_asked_for(run: Run, tmp_pat
     made = run("certificate", "--test", CONVSCOPE_HOSTNAME="10.1.2.3")
     assert made.returncode == 0
     assert "IP Address:10.1.2.3" in made.stdout
-
-
-def test_a_recorded_series_that_nothing_records_is_found() -> None:
-    texts = [path.read_text() for path in sorted(RULES.glob("*.yml"))]
-    assert find_unrecorded(texts) == []
-    misspelt = '- record: a:b\n  expr: transport:slo_erors:ratio{window="1h"} / a:b\n'
-    assert find_unrecorded([*texts, misspelt]) == ["transport:slo_erors:ratio"]
 
 
 TAKEN = """=== statistics
