@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import re
 import secrets
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,10 +115,10 @@ class Vault:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = (folder or ROOT / "secrets").absolute()
         parts = {"certificate": "CONVSCOPE_CERTIFICATE", "api-keys": "CONVSCOPE_API_KEYS"}
-        parts |= {"grafana-password": "CONVSCOPE_GRAFANA_PASSWORD"}
+        parts |= {"grafana-password": "CONVSCOPE_GRAFANA_PASSWORD", "probe-key": "CONVSCOPE_PROBE_KEY"}
         named = {part: setting(name) if folder is None else "" for part, name in parts.items()}
         places = {part: ROOT / name if name else self.folder / part for part, name in named.items()}
-        self.certificate, self.api_keys, self.grafana = places.values()
+        self.certificate, self.api_keys, self.grafana, self.probe = places.values()
         self.hostname = setting("CONVSCOPE_HOSTNAME", "localhost")
 
     @property
@@ -159,7 +158,8 @@ class Vault:
                 f"{self.keys_file} was changed by hand, and no Docker engine answers here to ask Envoy about it"
             )
         if tried:
-            self._try("/run/secrets/api_keys", {"keys.yaml": text})
+            part = "extension_config_discovery.http_filter.api_keys"
+            self._try(part, "/run/secrets/api_keys", {"keys.yaml": text})
         self.api_keys.mkdir(parents=True, exist_ok=True)
         replace(self.keys_file, text, 0o644)
 
@@ -170,29 +170,22 @@ class Vault:
             Refused: It would not be taken.
         """
         if tried:
-            self._try("/run/secrets/certificate", {"tls.crt": chain, "tls.key": key})
+            self._try("sds.certificate", "/run/secrets/certificate", {"tls.crt": chain, "tls.key": key})
         certificates.install(self.certificate, chain, key)
+        if all(one.stat().st_mode & 0o001 for one in [self.certificate, *self.certificate.resolve().parents]):
+            print(f"Everybody on this machine can read the private key: close a folder above {self.certificate}.")
 
-    def _try(self, target: str, files: dict[str, str]) -> None:
+    def _try(self, part: str, target: str, files: dict[str, str]) -> None:
         if not has_docker():
             print("No Docker engine answers here: Envoy was not asked whether it takes this.")
             return
-        mounts = {}
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".trial-") as name:
-            for place, own in (
-                ("/run/secrets/api_keys", self.api_keys),
-                ("/run/secrets/certificate", self.certificate),
-            ):
-                # A copy of the other folder too: it may not be where Compose's settings look.
-                copy = Path(name) / Path(place).name
-                shutil.copytree(own, copy)
-                mounts[place] = copy
-            shutil.rmtree(mounts[target])
-            mounts[target].mkdir()
-            for file, content in files.items():
-                replace(mounts[target] / file, content, 0o644)
             Path(name).chmod(0o755)
-            gateway.try_files(mounts)
+            for file, content in files.items():
+                replace(Path(name) / file, content, 0o644)
+            # Both folders are named: with a folder of secrets of its own, Compose's settings need not lead there.
+            mounts = {"/run/secrets/api_keys": self.api_keys, "/run/secrets/certificate": self.certificate}
+            gateway.try_files({**mounts, target: Path(name)}, part)
 
 
 def make(vault: Vault) -> None:
@@ -203,21 +196,22 @@ def make(vault: Vault) -> None:
             vault.put_certificate(chain, key, tried=False)
             _audit_certificate(vault, "test certificate made", chain)
         _show_certificate(vault)
-        if not vault.keys_file.exists():
+        fresh = not vault.keys_file.exists()
+        if fresh:
             first, digest = _make_key()
             vault.put_keys(Keys(HEAD, (Key("first", digest, stamp(now())),)), tried=False)
             replace(vault.folder / "api-key", first + "\n", 0o600)
             audit(vault.folder, "key added", name="first")
             print(f"{vault.folder / 'api-key'}: the key of the caller `first`")
         keys = vault.read_keys() if vault.api_keys != ROOT / "deploy/envoy/open" else None
-        if keys and not (keys.find(PROBE) and (vault.folder / "probe-key").exists()):
+        if keys and not (keys.find(PROBE) and vault.probe.exists()):
             probe, digest = _make_key()
             others = tuple(one for one in keys.keys if one.name != PROBE)
             # The file that the probe reads is there before the key holds: until then it is refused, as without any.
-            _write_for_containers(vault.folder / "probe-key", probe + "\n")
-            vault.put_keys(Keys(keys.head, (*others, Key(PROBE, digest, stamp(now())))), tried=len(others) > 1)
+            _write_for_containers(vault.probe, probe + "\n")
+            vault.put_keys(Keys(keys.head, (*others, Key(PROBE, digest, stamp(now())))), tried=not fresh)
             audit(vault.folder, "key added", name=PROBE)
-            print(f"{vault.folder / 'probe-key'}: the key by which the probe asks")
+            print(f"{vault.probe}: the key by which the probe asks")
         if not vault.grafana.exists():
             replace(vault.grafana, secrets.token_hex(16) + "\n", 0o644)
             print(f"{vault.grafana}: the password of Grafana's user admin")
@@ -244,7 +238,7 @@ def add_key(vault: Vault, name: str, output: Path | None = None) -> None:
         key, digest = _make_key()
         vault.put_keys(Keys(keys.head, (*keys.keys, Key(name, digest, stamp(now())))))
         if name == PROBE:
-            _write_for_containers(vault.folder / "probe-key", key + "\n")
+            _write_for_containers(vault.probe, key + "\n")
         audit(vault.folder, "key added", name=name)
         if output is None:
             print(f"The key of {name}, which is shown this once and stored nowhere:\n{key}")

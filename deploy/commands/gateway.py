@@ -46,7 +46,7 @@ PLACES = {  # What an operator edits, by the part of Envoy that reads it.
 }
 
 
-def try_files(mounts: Mapping[str, Path] | None = None) -> None:
+def try_files(mounts: Mapping[str, Path] | None = None, part: str = "") -> None:
     """Start Envoy for a moment as the gateway would be started, and see whether it takes every file.
 
     Its `--mode validate` reads neither what `dynamic_resources` names nor keys and certificates. So it starts for real,
@@ -54,21 +54,22 @@ def try_files(mounts: Mapping[str, Path] | None = None) -> None:
 
     Args:
         mounts: Folders to use instead of the gateway's own, by where they lie in the container.
+        part: The one part that matters (a key of PLACES), or all. A bad keys.yaml must not keep a good certificate out.
 
     Raises:
-        Refused: Envoy takes a file not, or not as it is written; with Envoy's own words.
+        Refused: Envoy does not take a file; with its own words.
     """
     arguments = [str(word).replace("$$", "$") for word in deployment()["services"]["gateway"]["command"]]
     # A field that Envoy does not know is an error, not a line in the log.
     arguments += [one for one in ("--reject-unknown-dynamic-fields",) if one not in arguments]
     said = start_once("gateway", "bash", ["-c", TRIAL, "trial", *arguments], mounts)
-    problems = judge(said)
+    problems = judge(said, part)
     if problems:
         raise Refused("the gateway would not take this in:\n" + "\n".join(f"  {line}" for line in problems))
 
 
-def judge(said: str) -> list[str]:
-    """Return what is wrong by a trial's output; nothing if all is well."""
+def judge(said: str, part: str = "") -> list[str]:
+    """Return what is wrong by a trial's output; nothing if all is well, or the one part that was asked about."""
     log, _, statistics = said.partition("=== statistics")
     why = list(dict.fromkeys(line for line in map(_plain, log.splitlines()) if line))[-8:]
     if not statistics:
@@ -76,12 +77,14 @@ def judge(said: str) -> list[str]:
     counts = {name: int(value) for name, value in re.findall(r"^([\w.]+): (\d+)\s*$", statistics, re.M)}
     problems = []
     for attempt in counts:
-        part, _, kind = attempt.rpartition(".")
-        if kind != "update_attempt" or part.startswith("cluster."):  # Names that are looked up, which a trial cannot.
+        one, _, kind = attempt.rpartition(".")
+        if kind != "update_attempt" or one.startswith("cluster."):  # Names that are looked up, which a trial cannot.
             continue
-        bad = counts.get(f"{part}.update_rejected", 0) + counts.get(f"{part}.update_failure", 0)
-        if bad or not counts.get(f"{part}.update_success"):
-            problems.append(f"{PLACES.get(part, part)} is not taken")
+        bad = counts.get(f"{one}.update_rejected", 0) + counts.get(f"{one}.update_failure", 0)
+        if bad or not counts.get(f"{one}.update_success"):
+            problems.append(f"{PLACES.get(one, one)} is not taken")
+        elif one == part:
+            return []
     if counts.get("listener_manager.total_listeners_warming") or "public::" not in statistics:
         problems.append("the door for callers does not open")
     return problems + why if problems else []

@@ -7,7 +7,9 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,9 +69,7 @@ def find_replicas() -> list[Replica]:
     """Return all there are, those that do not run too, in the order of their numbers."""
     ids = run("docker", "compose", "ps", "--all", "--quiet", SERVICE, check=True).split()
     found = [one for one in map(_inspect, ids) if one]
-    return sorted(
-        found, key=lambda one: [int(part) if part.isdigit() else 0 for part in re.split(r"(\d+)", one.name)][-2:]
-    )
+    return sorted(found, key=lambda one: int(re.sub(r".*\D", "", one.name) or 0))
 
 
 def _inspect(container: str) -> Replica | None:
@@ -181,7 +181,13 @@ def update(vault: Vault) -> None:
             old.remove(one)
         audit(vault.folder, "update begun", replicas=str(wanted))
         for number in range(1, wanted + 1):
-            fresh = _start_one()
+            _stop.heed()
+            try:
+                fresh = _start_one()
+            except BaseException as error:
+                ended = "refused" if isinstance(error, Refused) else "stopped"
+                audit(vault.folder, f"update {ended}", replaced=str(number - 1), replicas=str(wanted))
+                raise
             print(f"{fresh.name} is ready ({number} of {wanted})")
             # As many stay as there should be, old and new together.
             while old and len(old) + number > wanted:
@@ -224,6 +230,7 @@ def _start_one() -> Replica:
 def _wait_ready(container: str, restarts: int) -> Replica:
     until = time.monotonic() + READY_S
     while True:
+        _stop.heed()
         found = _inspect(container)
         if found is None:
             raise Refused("it is gone")
@@ -252,6 +259,7 @@ def _wait_used(replica: Replica) -> None:
         return
 
     def used() -> bool:
+        _stop.heed()
         clusters = gateway.ask_admin("/clusters")
         return all(
             any(
@@ -274,26 +282,47 @@ def _retire(replica: Replica) -> None:
 def _remove(replica: Replica) -> str:
     """Keep a replica's log and remove it; return where the log is."""
     folder = ROOT / "logs" / deployment()["name"]
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{now():%Y%m%dT%H%M%SZ}-{replica.name}.log.gz"
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        file.write(run("docker", "logs", "--timestamps", replica.id, check=False))
-    for one in sorted(folder.glob("*.log.gz"))[:-KEPT_LOGS]:
-        one.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        command = ["docker", "logs", "--timestamps", replica.id]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        with process, gzip.open(path, "wb") as file:
+            shutil.copyfileobj(process.stdout, file)  # type: ignore[arg-type]
+        for one in sorted(folder.glob("*.log.gz"))[:-KEPT_LOGS]:
+            one.unlink()
+        place = os.path.relpath(path, Path.cwd())
+    except OSError as error:  # A full disk is no reason to stop half-way.
+        place = f"lost ({error.strerror})"
     run("docker", "rm", "--force", replica.id, check=False)
-    return os.path.relpath(path, Path.cwd())
+    return place
+
+
+class _Stop:
+    """Whether this process was told to stop. It stops where nothing is half done."""
+
+    asked = False
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        """Take a signal."""
+        self.asked = True
+
+    def heed(self) -> None:
+        """Stop here, if that was asked for."""
+        if self.asked:
+            raise KeyboardInterrupt
+
+
+_stop = _Stop()
 
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Let one command at a time change the replicas, and let it clean up when it is told to stop."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
+    """Let one command at a time change the replicas, and let it stop only where it heeds that it should."""
     with only_one(ROOT / "logs" / deployment()["name"] / ".lock", "another change of the replicas"):
-        before = signal.signal(signal.SIGTERM, stop)
+        before = {number: signal.signal(number, _stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -355,6 +355,12 @@ def test_a_trial_of_the_gateway_is_judged_by_each_file() -> None:
     assert judge(refused) == ["clusters.yaml is not taken", "no such field: 'cleint'"]
     assert judge(TAKEN.replace("cds.update_success: 1", "cds.update_success: 0")) == ["clusters.yaml is not taken"]
     assert judge(TAKEN.replace("public::", "other::")) == ["the door for callers does not open"]
+    # A certificate is taken in though the keys are wrong, and the other way round.
+    both = refused + "sds.certificate.update_attempt: 1\nsds.certificate.update_success: 1\n"
+    assert judge(both) != []
+    assert judge(both, "sds.certificate") == []
+    assert judge(both, "cluster_manager.cds") == judge(refused)
+    assert judge(both, "not.even.asked") == judge(refused)
     as_json = '{"level":"warning","message":"no such field: \'cleint\'"}\n'
     assert judge(as_json + TAKEN.replace("rejected: 0", "rejected: 1"))[-1] == "no such field: 'cleint'"
 
