@@ -25,13 +25,14 @@ class Refused(Exception):
 
 def setting(name: str, default: str = "") -> str:
     """Return a setting as Compose reads it: from the environment, else from `.env`, else the default."""
-    return os.environ.get(name) or _read_env_file(ROOT / ".env").get(name) or default
+    return os.environ.get(name) or read_settings(ROOT / ".env").get(name) or default
 
 
-def _read_env_file(path: Path) -> dict[str, str]:
+def read_settings(path: Path) -> dict[str, str]:
+    """Read a file of settings, as Compose reads `.env`; empty if there is none."""
     if not path.exists():
         return {}
-    pairs = re.findall(r"^\s*(?:export\s+)?(\w+)=(.*?)\s*$", path.read_text(), re.M)
+    pairs = re.findall(r"^[ \t]*(?:export[ \t]+)?(\w+)[ \t]*=[ \t]*(.*?)[ \t]*$", path.read_text(), re.M)
     return {name: _unquote(value) for name, value in pairs}
 
 

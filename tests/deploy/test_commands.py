@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deploy.commands.common import read_settings
 from deploy.commands.gateway import judge
 
 ROOT = Path(__file__).parents[2]
@@ -332,6 +333,24 @@ def test_a_test_certificate_is_made_only_where_it_is_asked_for(run: Run, tmp_pat
     made = run("certificate", "--test", CONVSCOPE_HOSTNAME="10.1.2.3")
     assert made.returncode == 0
     assert "IP Address:10.1.2.3" in made.stdout
+
+
+def test_settings_are_read_as_compose_reads_them(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text(
+        "# A comment\nCONVSCOPE_REPLICAS=3\n CONVSCOPE_PORT = 8443\n"
+        "CONVSCOPE_STORE='/a # b'  # c\nexport CONVSCOPE_DOOR=\"tls\"\n"
+        "CONVSCOPE_MODELS=a,b # c\nCONVSCOPE_CPUS=\n#CONVSCOPE_HOSTNAME=x\n"
+    )
+    assert read_settings(file) == {
+        "CONVSCOPE_REPLICAS": "3",
+        "CONVSCOPE_PORT": "8443",
+        "CONVSCOPE_STORE": "/a # b",
+        "CONVSCOPE_DOOR": "tls",
+        "CONVSCOPE_MODELS": "a,b",
+        "CONVSCOPE_CPUS": "",
+    }
+    assert read_settings(tmp_path / "nothing") == {}
 
 
 TAKEN = """=== statistics
