@@ -18,7 +18,7 @@ class Section:
 
     Attributes:
         alert: Its name.
-        first: The commands of its first action, in order.
+        first: The commands of its first action, in order; none if its first sentence has none.
         commands: All commands of the section.
     """
 
@@ -34,8 +34,11 @@ def read_sections(page: Path = PAGE) -> list[Section]:
     sections = []
     for part in re.split(r"^### ", alerts, flags=re.M)[1:]:
         name, _, text = part.partition("\n")
-        first = text.partition("**First:**")[2]
-        sections.append(Section(name.strip(), find_commands(first), find_commands(text)))
+        action = text.partition("**First:**")[2]
+        first = find_commands(action)
+        if first and re.search(r"[.:]\s", " ".join(action.split()).partition(f"`{first[0]}`")[0]):
+            first = ()
+        sections.append(Section(name.strip(), first, find_commands(text)))
     return sections
 
 

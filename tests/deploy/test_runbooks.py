@@ -92,11 +92,11 @@ def test_a_first_action_is_read_off_the_page(tmp_path: Path) -> None:
     page.write_text(
         "# Page\n\n## Alerts\n\n### One\nPage. `make keys`. **First:** `make replicas`. A panel: `Requests`.\n"
         "Then `docker compose\nps`.\n"
-        "\n### Two\nTicket.\n\n## Sizing\n### Three\n"
+        "\n### Two\nTicket. **First:** look around. Then `make keys`.\n\n## Sizing\n### Three\n"
     )
     assert read_sections(page) == [
         Section("One", ("make replicas", "docker compose ps"), ("make keys", "make replicas", "docker compose ps")),
-        Section("Two", (), ()),
+        Section("Two", (), ("make keys",)),
     ]
 
 
