@@ -42,6 +42,7 @@ PLACES = {  # What an operator edits, by the part of Envoy that reads it.
     "listener_manager.lds": "the listener's file (tls.yaml or plain.yaml)",
     "extension_config_discovery.network_filter.http": "http.yaml",
     "extension_config_discovery.http_filter.api_keys": "keys.yaml",
+    "extension_config_discovery.http_filter.key_limits": "limits.yaml",
     "sds.certificate": "the certificate (tls.crt, tls.key)",
 }
 
