@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
@@ -168,25 +169,34 @@ def test_a_replica_that_is_not_there_is_not_restarted(small: Stack) -> None:
 
 def test_an_update_to_a_damaged_archive_is_refused_and_one_to_a_good_archive_then_goes_through(small: Stack) -> None:
     before = containers(small)
-    archive = small.store / "digits.mar"
+    archive, other = small.store / "digits.mar", small.store / "other.mar"
     good = archive.read_bytes()
-    damage(archive)
-    refused = small.make("update")
-    assert refused.returncode != 0
-    assert "the new replica will not do" in refused.stdout
-    assert "Its last lines:" in refused.stdout
-    assert containers(small) == before
-    assert let_in(small, small.key)
-    [kept] = logs(small).glob("*.log.gz")
-    assert kept.stat().st_size > 100
-
+    refuse(small, archive, good[:-1000])  # As a copy that broke off.
     restore(archive, good)
+    refuse(small, other, good[:-1000])  # Beside one that is good.
+    other.unlink()
+    assert containers(small) == before
     said = succeed(small, "update")
     after = containers(small)
     assert len(after) == 2
     assert not set(after) & set(before)
     assert "2 of 2" in said
-    assert len(list(logs(small).glob("*.log.gz"))) == 3
+    assert len(list(logs(small).glob("*.log.gz"))) == 4
+
+
+def refuse(stack: Stack, archive: Path, content: bytes) -> None:
+    """Put an archive into the store, and see an update refused, the old replicas serving on, and the new one's log kept."""
+    before, kept = containers(stack), set(logs(stack).glob("*.log.gz"))
+    restore(archive, content)
+    refused = stack.make("update")
+    assert refused.returncode != 0
+    assert "the new replica will not do" in refused.stdout
+    assert "Its last lines:" in refused.stdout
+    assert archive.stem in refused.stdout
+    assert containers(stack) == before
+    assert let_in(stack, stack.key)
+    [log] = set(logs(stack).glob("*.log.gz")) - kept
+    assert archive.stem in gzip.decompress(log.read_bytes()).decode()
 
 
 def test_an_update_ends_well_whatever_it_finds(small: Stack) -> None:
@@ -194,7 +204,7 @@ def test_an_update_ends_well_whatever_it_finds(small: Stack) -> None:
     serving = containers(small)
     archive = small.store / "digits.mar"
     good = archive.read_bytes()
-    damage(archive)
+    restore(archive, good[:-1000])
     small.compose("up", "-d", "--no-recreate", "--no-deps", "--scale", "torchserve=4", "torchserve")
     before = containers(small)
     looping, stopped = sorted(set(before) - set(serving))
@@ -238,12 +248,8 @@ def test_the_only_replica_that_is_ready_is_not_restarted(small: Stack) -> None:
     assert "2 of 2 ready" in succeed(small, "replicas")
 
 
-def damage(archive: Path) -> None:
-    """Cut an archive short, as a copy that broke off does."""
-    restore(archive, archive.read_bytes()[:-1000])
-
-
 def restore(archive: Path, content: bytes) -> None:
+    """Rename an archive into the store."""
     fresh = archive.with_suffix(".new")
     fresh.write_bytes(content)
     fresh.chmod(0o644)
