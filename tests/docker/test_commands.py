@@ -185,7 +185,7 @@ def test_an_update_to_a_damaged_archive_is_refused_and_one_to_a_good_archive_the
 
 
 def refuse(stack: Stack, archive: Path, content: bytes) -> None:
-    """Put an archive into the store, and see an update refused, the old replicas serving on, and the new one's log kept."""
+    """Put an archive into the store; see the update refused, the old replicas serve on, and the new one's log kept."""
     before, kept = containers(stack), set(logs(stack).glob("*.log.gz"))
     restore(archive, content)
     refused = stack.make("update")
