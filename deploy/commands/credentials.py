@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import re
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -144,6 +145,8 @@ class Vault:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
         with only_one(self.folder / ".lock", "another change of the secrets"):
+            for left in self.folder.glob(".trial-*"):  # By a command that was killed.
+                shutil.rmtree(left)
             yield
 
     def put_keys(self, keys: Keys, *, tried: bool = True) -> None:
@@ -204,12 +207,12 @@ def make(vault: Vault) -> None:
             audit(vault.folder, "key added", name="first")
             print(f"{vault.folder / 'api-key'}: the key of the caller `first`")
         keys = vault.read_keys() if vault.api_keys != ROOT / "deploy/envoy/open" else None
-        if keys and not (keys.find(PROBE) and vault.probe.exists()):
+        known = vault.probe.exists() and _digest(vault.probe.read_text().strip())
+        if keys and not any((one.name, one.digest) == (PROBE, known) for one in keys.keys):
             probe, digest = _make_key()
             others = tuple(one for one in keys.keys if one.name != PROBE)
-            # The file that the probe reads is there before the key holds: until then it is refused, as without any.
-            _write_for_containers(vault.probe, probe + "\n")
             vault.put_keys(Keys(keys.head, (*others, Key(PROBE, digest, stamp(now())))), tried=not fresh)
+            _write_for_containers(vault.probe, probe + "\n")
             audit(vault.folder, "key added", name=PROBE)
             print(f"{vault.probe}: the key by which the probe asks")
         if not vault.grafana.exists():
@@ -247,7 +250,7 @@ def add_key(vault: Vault, name: str, output: Path | None = None) -> None:
             print(f"{output}: the key of {name}")
         if not gateway.running():
             print("The gateway does not run; it reads the key when it starts.")
-        elif gateway.wait_until(lambda: gateway.answers_to(key) not in (None, 401)):
+        elif gateway.wait_until(lambda: gateway.answers_to(key) not in (None, 401, 429)):
             print(f"The gateway takes it: a request with the key of {name} is let in.")
         else:
             raise Refused(
@@ -269,14 +272,15 @@ def revoke_key(vault: Vault, name: str) -> None:
             )
         # Of the revoked key only the digest is known, so the gateway cannot be asked about it. But it counts how
         # often it has read the keys.
-        before = gateway.statistic(RELOADS) if gateway.running() else None
+        asked = gateway.running()
+        before = gateway.statistic(RELOADS) if asked else None
         vault.put_keys(Keys(keys.head, tuple(one for one in keys.keys if one.name != name)))
         audit(vault.folder, "key revoked", name=name)
         if name == PROBE:
             print("The probe is refused from now on: `make secrets` makes it a new key.")
-        if before is None:
+        if not asked:
             print("The gateway does not run; it reads the keys when it starts.")
-        elif gateway.wait_until(lambda: gateway.statistic(RELOADS) != before):
+        elif gateway.wait_until(lambda: gateway.statistic(RELOADS) not in (None, before)):
             print(f"The gateway has read the keys without that of {name}: it gets 401.")
         else:
             raise Refused(
@@ -361,7 +365,11 @@ def _without_comments(text: str) -> list[str]:
 def _make_key() -> tuple[str, str]:
     """Return a key and its digest: 192 bits, and short enough for one block of SHA-256."""
     key = secrets.token_hex(24)
-    return key, hashlib.sha256(key.encode()).hexdigest()
+    return key, _digest(key)
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def _write_for_containers(path: Path, content: str) -> None:

@@ -112,10 +112,10 @@ def ask_admin(path: str) -> str:
     return run("docker", "compose", "exec", "-T", "gateway", "bash", "-c", script, check=False)
 
 
-def statistic(name: str) -> int:
-    """Return one of the running gateway's counters; 0 if there is none."""
+def statistic(name: str) -> int | None:
+    """Return one of the running gateway's counters; None if it does not say."""
     found = re.search(rf"^{re.escape(name)}: (\d+)\s*$", ask_admin(f"/stats?filter=^{name}$"), re.M)
-    return int(found[1]) if found else 0
+    return int(found[1]) if found else None
 
 
 def address() -> tuple[str, int]:

@@ -153,7 +153,7 @@ def test_a_folder_from_before_gets_the_probe_s_key_and_keeps_the_rest(run: Run, 
     keys = secrets / "api-keys/keys.yaml"
     old = "".join(line for line in keys.read_text().splitlines(keepends=True) if "probe" not in line)
     keys.write_text(re.sub(r"  # added .*", "", old))
-    (secrets / "probe-key").unlink()
+    (secrets / "probe-key").write_text("of somewhere else\n")
     digest = read_keys(secrets)["first"]
     assert run("secrets").returncode == 0
     assert read_keys(secrets)["first"] == digest
