@@ -35,6 +35,13 @@ YAML
   chmod 0600 "$folder/api-key"
   echo "$folder/api-key: the first API key"
 fi
+if [[ ! -e $folder/probe-key ]]; then
+  openssl rand -hex 24 >"$folder/probe-key"
+  digest=$(tr -d '\n' <"$folder/probe-key" | openssl dgst -sha256 -r | cut -d ' ' -f 1)
+  sed "s/^      credentials:$/&\n        - {client: probe, key: $digest}/" "$folder/api-keys/keys.yaml" >"$folder/api-keys/keys.new"
+  mv "$folder/api-keys/keys.new" "$folder/api-keys/keys.yaml"
+  echo "$folder/probe-key: the probe's API key"
+fi
 if [[ ! -e $folder/grafana-password ]]; then
   openssl rand -hex 16 >"$folder/grafana-password"
   echo "$folder/grafana-password: the password of Grafana's user admin"
