@@ -4,8 +4,9 @@
     python deploy/probe.py --check            # exit status 0 if the last probe of each transport got a right answer
 
 Each probe sends a real picture with an API key over a new connection, so DNS, TCP, TLS, keys, routes, replicas and
-workers are all part of the test. The probe also compares the certificate that the gateway serves with the one in its file.
-Trouble of the probe's own (a file that it cannot read) never counts as a failure of the service: its series disappear.
+workers are all part of the test. The probe also compares the certificate that the gateway serves with the one in its
+file. Trouble of the probe's own (a file that it cannot read) never counts as a failure of the service: its series
+disappear.
 """
 
 from __future__ import annotations
@@ -57,21 +58,22 @@ class Trust:
 
     Args:
         certificate: The gateway's `tls.crt`.
+        folder: Where `bundle` is written.
     """
 
-    def __init__(self, certificate: Path) -> None:
+    def __init__(self, certificate: Path, folder: Path) -> None:
         self._certificate = certificate
         self._lock = threading.Lock()
         self._seen: list[bytes] = []
-        self._folder = tempfile.TemporaryDirectory(prefix="probe-")
-        self.bundle = Path(self._folder.name) / "trusted.pem"
+        self.bundle = folder / "trusted.pem"
         self.update()
 
     def update(self) -> str | None:
-        """Read the file again and renew `bundle`; return the file's text, or None if it cannot be read."""
+        """Read the file again and renew `bundle`; return the file's text, or None if that holds no certificate."""
         try:
             text = self._certificate.read_text(encoding="ascii")
-        except (OSError, UnicodeDecodeError) as error:
+            ssl.create_default_context(cadata=text)
+        except (OSError, ValueError) as error:  # No file, no PEM (an SSLError is an OSError), or not even ASCII.
             log("certificate_unreadable", error=str(error))
             text = None
         with self._lock:
@@ -96,6 +98,7 @@ class Probe:
         picture: The picture to send.
         key: File with the API key.
         certificate: The gateway's `tls.crt`.
+        folder: Where the trusted certificates are written.
         registry: Where the metrics go.
     """
 
@@ -109,11 +112,12 @@ class Probe:
         picture: Path,
         key: Path,
         certificate: Path,
+        folder: Path,
         registry: CollectorRegistry,
     ) -> None:
         self._host, self._port, self._secure = host, port, door == "tls"
         self._model, self._picture, self._key = model, picture, key
-        self._trust = Trust(certificate) if self._secure else None
+        self._trust = Trust(certificate, folder) if self._secure else None
         self._started = time.monotonic()
         self._last: dict[str, str] = {}  # The last result by transport: "ok" or a reason.
         self._answered: set[str] = set()
@@ -340,6 +344,7 @@ def main() -> int:
         picture=options.picture,
         key=options.key,
         certificate=options.certificate,
+        folder=Path(tempfile.mkdtemp(prefix="probe-")),
         registry=registry,
     )
     start_http_server(options.metrics_port, registry=registry)
