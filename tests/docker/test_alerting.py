@@ -1,4 +1,4 @@
-"""From an incident to the notification and to its end, through Prometheus, Alertmanager and a webhook, in the running stack."""
+"""From an incident to the notification and to its end: Prometheus, Alertmanager and a webhook, in the running stack."""
 
 from __future__ import annotations
 
