@@ -15,8 +15,11 @@ from typing import Any
 
 from convscope import Client
 
+from tests.docker.receiver import RECEIVER_URL
+
 ROOT = Path(__file__).parents[2]
-SERVICES = ("torchserve", "gateway", "prometheus")  # Grafana's image is left out: its wiring is checked as text only.
+SERVICES = ("torchserve", "gateway", "probe", "prometheus", "alertmanager")  # Grafana is off unless asked for.
+ALERTMANAGER = "prom/alertmanager:v0.25.0"
 
 WORKER, JAVA = "model_service_worker", "org.pytorch.serve.ModelServer"
 FIND = """
@@ -72,8 +75,11 @@ class Stack:
             "CONVSCOPE_GATEWAY": str(self.configuration),
             "CONVSCOPE_CERTIFICATE": str(self.secrets / "certificate"),
             "CONVSCOPE_API_KEYS": str(self.secrets / "api-keys"),
+            "CONVSCOPE_PROBE_KEY": str(self.secrets / "probe-key"),
             "CONVSCOPE_GRAFANA_PASSWORD": str(self.secrets / "grafana-password"),
             "CONVSCOPE_SECRETS": str(self.secrets),
+            "CONVSCOPE_ALERT_WEBHOOK": RECEIVER_URL,
+            "CONVSCOPE_WATCHDOG_WEBHOOK": f"{RECEIVER_URL}watchdog",
         }
 
     def compose(self, *arguments: str, **settings: str) -> str:
@@ -102,6 +108,14 @@ class Stack:
         self.environment["CONVSCOPE_REPLICAS"] = str(replicas)
         self.compose("up", "-d", "--wait", "--no-recreate", *services)
         wait_until(lambda: self.balanced() == replicas, 30)
+
+    def build(self) -> None:
+        """Build the project's images; and Alertmanager's from Debian's package, where no registry has it."""
+        self.compose("build", "torchserve", "probe")
+        commands = (["docker", "image", "inspect", ALERTMANAGER], ["docker", "pull", "-q", ALERTMANAGER])
+        if not any(subprocess.run(command, capture_output=True, check=False).returncode == 0 for command in commands):
+            file = ROOT / "tests/docker/images/alertmanager.Dockerfile"
+            self.docker("build", "-q", "-t", ALERTMANAGER, "-f", str(file), str(file.parent))
 
     def down(self) -> None:
         """Remove everything."""
