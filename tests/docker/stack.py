@@ -79,19 +79,34 @@ class Stack:
             "CONVSCOPE_GRAFANA_PASSWORD": str(self.secrets / "grafana-password"),
             "CONVSCOPE_ALERT_WEBHOOK": RECEIVER_URL,
             "CONVSCOPE_WATCHDOG_WEBHOOK": f"{RECEIVER_URL}watchdog",
+            "CONVSCOPE_SECRETS": str(self.secrets),
         }
 
     def compose(self, *arguments: str, **settings: str) -> str:
         """Run a `docker compose` command under further settings; return what it prints."""
         return self._run("docker", "compose", *arguments, **settings)
 
+    def make(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """Run one of the operator's commands; return how it ended and what it printed, errors included."""
+        return subprocess.run(
+            ["make", "--no-print-directory", *arguments],
+            cwd=ROOT,
+            env=self.environment | settings,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+
     def docker(self, *arguments: str) -> str:
         """Run a `docker` command; return what it prints."""
         return self._run("docker", *arguments)
 
-    def up(self, replicas: int) -> None:
-        """Start the services, or change their number, and wait until they are healthy."""
-        self.compose("up", "-d", "--wait", "--no-recreate", "--scale", f"torchserve={replicas}", *SERVICES)
+    def up(self, replicas: int, services: tuple[str, ...] = SERVICES) -> None:
+        """Start the services, or change the number of replicas, and wait until they are healthy."""
+        self.environment["CONVSCOPE_REPLICAS"] = str(replicas)
+        self.compose("up", "-d", "--wait", "--no-recreate", *services)
         wait_until(lambda: self.balanced() == replicas, 30)
 
     def build(self) -> None:
