@@ -2,9 +2,9 @@
 -- as well (a hedge: the first response is used, whoever sends it).
 --
 -- A replica that hangs without closing its connections keeps what it has. A request that only takes long must not be done twice: so the
--- wait is four times what the model lately took, and 2 s at least. What it took is the time of the replica that responded, and goes
+-- wait is three times what the model lately took, and 1.5 s at least. What it took is the time of the replica that responded, and goes
 -- down by 2 % a response; so the wait grows with a queue, and under overload no request is sent twice.
-local FLOOR_MS, FACTOR, DECAY = 2000, 4, 0.98
+local FLOOR_MS, FACTOR, DECAY = 1500, 3, 0.98
 local HEDGE = "x-envoy-upstream-rq-per-try-timeout-ms"
 local TRY = "x-convscope-try-ms"  -- Set by the route.
 local NAMESPACE = "convscope"
