@@ -103,6 +103,12 @@ class Stack:
         """Run a `docker` command; return what it prints."""
         return self._run("docker", *arguments)
 
+    def log(self, container: str, since: float) -> str:
+        """Return what a container has logged since a time, on either stream."""
+        command = ["docker", "logs", "--since", f"{since:.3f}", container]
+        answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
+        return answer.stdout
+
     def up(self, replicas: int, services: tuple[str, ...] = SERVICES) -> None:
         """Start the services, or change the number of replicas, and wait until they are healthy."""
         self.environment["CONVSCOPE_REPLICAS"] = str(replicas)
