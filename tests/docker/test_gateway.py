@@ -427,6 +427,19 @@ def test_requests_and_bytes_are_counted_by_the_name_of_the_key_which_a_caller_ca
     assert not [labels for labels in series() if 'key="me"' in labels]
 
 
+def test_requests_of_the_probe_are_counted_by_its_key_alone(gateway: Gateway) -> None:
+    def probed() -> float:
+        return gateway.metrics("envoy_gateway_key_requests").get(
+            '{key="probe",transport="rest",status="200",grpc_status=""}', 0
+        )
+
+    before, counted = probed(), gateway.counted()
+    key = (gateway.secrets / "probe-key").read_text().strip()
+    gateway.rest("/predictions/any", content=b"0123456789", headers={"x-api-key": key})
+    wait_until(lambda: probed() == before + 1, 20)
+    assert gateway.counted() == counted
+
+
 def test_a_key_has_a_limit_of_its_own(gateway: Gateway) -> None:
     text, limits = gateway.keys.read_text(), (gateway.configuration / "limits.yaml").read_text()
     digest = hashlib.sha256(b"second").hexdigest()
