@@ -77,9 +77,9 @@ class Stack:
             "CONVSCOPE_API_KEYS": str(self.secrets / "api-keys"),
             "CONVSCOPE_PROBE_KEY": str(self.secrets / "probe-key"),
             "CONVSCOPE_GRAFANA_PASSWORD": str(self.secrets / "grafana-password"),
-            "CONVSCOPE_SECRETS": str(self.secrets),
             "CONVSCOPE_ALERT_WEBHOOK": RECEIVER_URL,
             "CONVSCOPE_WATCHDOG_WEBHOOK": f"{RECEIVER_URL}watchdog",
+            "CONVSCOPE_SECRETS": str(self.secrets),
         }
 
     def compose(self, *arguments: str, **settings: str) -> str:
@@ -102,6 +102,12 @@ class Stack:
     def docker(self, *arguments: str) -> str:
         """Run a `docker` command; return what it prints."""
         return self._run("docker", *arguments)
+
+    def log(self, container: str, since: float) -> str:
+        """Return what a container has logged since a time, on either stream."""
+        command = ["docker", "logs", "--since", f"{since:.3f}", container]
+        answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
+        return answer.stdout
 
     def up(self, replicas: int, services: tuple[str, ...] = SERVICES) -> None:
         """Start the services, or change the number of replicas, and wait until they are healthy."""

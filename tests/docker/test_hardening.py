@@ -72,7 +72,7 @@ def test_prometheus_has_a_way_out_for_an_alertmanager_elsewhere_only_if_asked(st
 
 def test_the_launcher_is_process_1(stack: Stack) -> None:
     command = stack.docker("exec", stack.replicas()[0], "python", "-c", "print(open('/proc/1/cmdline').read())")
-    assert command.split("\0")[:3] == ["python", "-m", "deploy.readiness"]
+    assert command.split("\0")[:3] == ["python", "-m", "server"]
 
 
 def test_the_root_cannot_be_written(stack: Stack) -> None:
