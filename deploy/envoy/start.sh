@@ -63,6 +63,7 @@ drain() {
   kill -TERM "$envoy" 2>/dev/null
 }
 
+trap 'exit 143' TERM INT  # The first process of a container ignores a signal without a trap.
 check_readable "$@" || exit 1
 envoy "$@" &
 envoy=$!

@@ -458,8 +458,11 @@ def test_a_key_has_a_limit_of_its_own(gateway: Gateway) -> None:
 
 def test_requests_without_a_fault_can_be_sampled_and_all_others_are_logged(gateway: Gateway) -> None:
     everything, nothing = "percent_sampled: {numerator: 100", "percent_sampled: {numerator: 0"
+    taken = f"envoy_{FILTERS}_network_filter_http_update_success"
+    before = gateway.metrics(taken)["{}"]
     gateway.reconfigure("http.yaml", everything, nothing)
     try:
+        wait_until(lambda: gateway.metrics(taken)["{}"] > before, 20)
         for path in ("any", "slow-1.2", "missing", "internal"):
             gateway.rest(f"/predictions/{path}", headers={"x-request-id": f"sampled-{path}"})
 
