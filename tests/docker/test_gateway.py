@@ -116,7 +116,6 @@ def gateway() -> Iterator[Gateway]:
     work.chmod(0o755)
     running = Gateway(work)
     try:
-        running.compose("build", "torchserve")
         running.up(3)
         yield running
     finally:
