@@ -57,5 +57,5 @@ def test_whoever_is_answered_is_named_by_the_gateway_alone() -> None:
 
 
 def test_no_replica_gets_pings_over_grpc() -> None:
-    """A gRPC server closes a connection with two pings more than it allows, one in 5 min, and the requests on it fail."""
+    """A gRPC server closes a connection with more pings than one in 5 min; its requests fail."""
     assert "connection_keepalive" not in (ENVOY / "clusters.yaml").read_text()
