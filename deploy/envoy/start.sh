@@ -1,18 +1,20 @@
 #!/bin/bash
-# The gateway's first process. It adds two things to Envoy.
+# The gateway's first process. It adds three things to Envoy.
 #
 # Start: Envoy listens, and calls itself live, with a configuration or a certificate that it could not take in. This ends the container
 # instead, and says in the log which file is at fault. Docker then starts it again, so a corrected file is taken in within a minute.
 #
 # Stop: Envoy ends at once on SIGTERM. This has it finish what is in flight first: its listeners take no new connection, callers are told
 # to close theirs (Connection: close, GOAWAY), and it goes when the last request has.
+#
+# Between them: a line in the log for each file that changes, the keys' names included.
 set -u
 source "${BASH_SOURCE[0]%/*}/health.sh"
 drain_s=${CONVSCOPE_GATEWAY_DRAIN_S:-30}
 
 # Log a line of the same form as Envoy's own.
 say() {
-  printf '{"time":"%s","level":"%s","logger":"start","message":"%s"}\n' "$(date -u +%Y-%m-%dT%H:%M:%S.%3NZ)" "$1" "$2" >&2
+  printf '{"time":"%s","level":"%s","logger":"%s","message":"%s"}\n' "$(date -u +%Y-%m-%dT%H:%M:%S.%3NZ)" "$1" "${3-start}" "$2" >&2
 }
 
 check_readable() {
@@ -51,6 +53,22 @@ watch_start() {
   done
 }
 
+# Log which files are in place, and each that changes: its digest, and of the keys their names. Whether Envoy takes a file in is told by
+# its own lines, which are about the files that it rejects.
+watch_files() {
+  local before="" after digest file names
+  while sleep 5 && kill -0 "$envoy" 2>/dev/null; do
+    after=$(sha256sum /etc/envoy/*.yaml /etc/envoy/*.lua /run/secrets/api_keys/keys.yaml /run/secrets/certificate/tls.crt 2>/dev/null | sort)
+    while read -r digest file; do
+      [[ -n $file ]] || continue
+      names=""
+      if [[ $file == */keys.yaml ]]; then names="; keys of: $(sed -n 's/.*client: *\([A-Za-z0-9._-]*\).*/\1/p' "$file" | paste -sd' ')"; fi
+      say info "$file is in place, SHA-256 $digest$names" audit
+    done < <(comm -13 <(echo "$before") <(echo "$after"))
+    before=$after
+  done
+}
+
 in_flight() {
   admin GET '/stats?filter=^http.public.downstream_rq_active$' | sed -n 's/^http.public.downstream_rq_active: \([0-9]*\).*/\1/p'
 }
@@ -63,12 +81,14 @@ drain() {
   kill -TERM "$envoy" 2>/dev/null
 }
 
+trap 'exit 143' TERM INT  # The first process of a container ignores a signal without a trap.
 check_readable "$@" || exit 1
 envoy "$@" &
 envoy=$!
 trap drain TERM INT
 watch_start &
 watcher=$!
+watch_files &
 while kill -0 "$envoy" 2>/dev/null; do
   wait "$envoy"  # A signal ends it early; the loop waits on.
 done

@@ -54,3 +54,8 @@ def test_whoever_is_answered_is_named_by_the_gateway_alone() -> None:
     [change] = mutation["typed_config"]["mutations"]
     assert change["append"]["header"] == {"key": "x-convscope-caller", "value": "none"}
     assert change["append"]["append_action"] == "OVERWRITE_IF_EXISTS_OR_ADD"
+
+
+def test_no_replica_gets_pings_over_grpc() -> None:
+    """A gRPC server closes a connection with more pings than one in 5 min; its requests fail."""
+    assert "connection_keepalive" not in (ENVOY / "clusters.yaml").read_text()

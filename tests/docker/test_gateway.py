@@ -116,7 +116,6 @@ def gateway() -> Iterator[Gateway]:
     work.chmod(0o755)
     running = Gateway(work)
     try:
-        running.compose("build", "torchserve")
         running.up(3)
         yield running
     finally:
@@ -469,10 +468,29 @@ def test_a_key_has_a_limit_of_its_own(gateway: Gateway) -> None:
     wait_until(lambda: gateway.rest("/predictions/any", headers={"x-api-key": "second"}).status_code == 401, 20)
 
 
+def test_a_change_of_the_keys_is_in_the_log_with_their_names(gateway: Gateway) -> None:
+    text = gateway.keys.read_text()
+    digest = hashlib.sha256(b"audited").hexdigest()
+    changed = text + f"        - {{client: audited, key: {digest}}}\n"
+    try:
+        replace(gateway.keys, changed)
+
+        def told() -> bool:
+            lines = [str(line["message"]) for line in gateway.log() if line.get("logger") == "audit"]
+            return any(hashlib.sha256(changed.encode()).hexdigest() in line and "audited" in line for line in lines)
+
+        wait_until(told, 60)
+    finally:
+        replace(gateway.keys, text)
+
+
 def test_requests_without_a_fault_can_be_sampled_and_all_others_are_logged(gateway: Gateway) -> None:
     everything, nothing = "percent_sampled: {numerator: 100", "percent_sampled: {numerator: 0"
+    taken = f"envoy_{FILTERS}_network_filter_http_update_success"
+    before = gateway.metrics(taken)["{}"]
     gateway.reconfigure("http.yaml", everything, nothing)
     try:
+        wait_until(lambda: gateway.metrics(taken)["{}"] > before, 20)
         for path in ("any", "slow-1.2", "missing", "internal"):
             gateway.rest(f"/predictions/{path}", headers={"x-request-id": f"sampled-{path}"})
 
