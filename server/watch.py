@@ -372,7 +372,7 @@ class _Model:
         since, before = self._computed[0]
         # All of what a worker has used counts that was not known then.
         used_s = sum(seconds - before.get(process, 0.0) for process, seconds in spent.items())
-        is_silent = bool(spent) and now - since >= window_s and used_s < IDLE_SHARE * window_s
+        is_silent = self._died_at is None and bool(spent) and now - since >= window_s and used_s < IDLE_SHARE * window_s
         if is_silent and self._silent_since is None:
             self._silent_since = now
             self._watch.say(
@@ -449,7 +449,7 @@ class _Model:
         """Note that no worker is left, once."""
         if self._died_at is not None:
             return
-        self._died_at = now
+        self._died_at, self._silent_since = now, None
         if not self._restarting:
             host = self._watch.describe_host()
             self._watch.say(f"{self.name}: no worker of it runs; it is not ready until one answers ({host})")
@@ -465,7 +465,8 @@ class _Model:
             return "given_up"
         if self._failing_since is not None and min(now - self._failing_since, quiet_s) >= FAILING_S:
             return "card_fails"
-        if self._silent_since is not None and now - self._silent_since > archive.response_timeout_s + GONE_S:
+        silent_s = 0.0 if self._silent_since is None else min(now - self._silent_since, quiet_s)
+        if silent_s > archive.response_timeout_s + GONE_S:
             return "no_answer"  # A batch that a worker had would have ended by now.
         batches = self._backlog + 2  # The one at work, those that wait, and the card.
         allowed_s = batches * archive.response_timeout_s + archive.startup_timeout_s

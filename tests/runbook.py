@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/operations.md"
 
-_PROGRAMS = re.compile(r"(make|docker|curl|nvidia-smi|python3?|deploy/\S+\.sh)(\s|$)")
+_PROGRAMS = re.compile(r"(make|docker|curl|openssl|nvidia-smi|python3?|deploy/\S+\.sh)(\s|$)")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ ask() {
   exec 3<>/dev/tcp/127.0.0.1/9901 || return
   printf 'GET %s HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n' "$1" >&3; cat <&3; exec 3>&-
 }
-for ((round = 0; round < 100; round++)); do
+for ((round = 0; round < 300; round++)); do
   sleep 0.2
   kill -0 $! 2>/dev/null || exit 0
   ask /ready 2>/dev/null | grep -q LIVE || continue

@@ -92,7 +92,7 @@ def _inspect(container: str) -> Replica | None:
 
 
 def ask_ready(replica: Replica) -> dict[str, Any]:
-    """Return what a replica says of itself (deploy/readiness.py); empty if it does not answer."""
+    """Return what a replica says of itself (server/health.py); empty if it does not answer."""
     said = run("docker", "exec", replica.id, "python", "-c", ASK_READY, check=False, timeout_s=30)
     try:
         found = json.loads(said.strip().splitlines()[-1])

@@ -87,6 +87,16 @@ def check_compose(words: list[str]) -> None:
         assert named or action == "ps" or not others, f"no service of docker-compose.yml among {others}"
 
 
+@pytest.mark.parametrize("page", [*alerts(), "operations.md"])
+def test_nothing_in_a_runbook_replaces_or_restarts_all_replicas(page: str) -> None:
+    for command in find_commands(PAGES[page]):
+        words = command.split()
+        assert words[:2] != ["docker", "restart"], "`make restart` looks whether another replica is ready"
+        if words[:4] == ["docker", "compose", "up", "-d"]:
+            one = words[-1] in COMPOSE["services"] and words[-1] != "torchserve"
+            assert one or "--no-recreate" in words, "after a change of a setting it replaces all replicas at once"
+
+
 def test_a_first_action_is_read_off_the_page(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(

@@ -26,6 +26,7 @@ def small() -> Iterator[Stack]:
     work.chmod(0o755)
     running = Stack(work, models=("digits",))
     try:
+        running.compose("build", "torchserve")
         running.up(2, SERVICES)
         yield running
     finally:

@@ -337,6 +337,32 @@ class TestReady:
             poll(lambda: self.ask(watching) == (200, "ready"))
             assert "no worker of it runs" in watching.news()[0][1]
 
+    def test_no_longer_though_the_worker_that_died_had_answered_a_card_before(self, work, idle):
+        torchserve = TorchServe(work)
+        torchserve.workers = [{"pid": idle.pid, "status": "READY"}]
+        held, release = threading.Event(), threading.Event()
+
+        def hold(connection: socket.socket, path: str) -> None:
+            torchserve.card = FULL  # For those after this one.
+            held.set()
+            release.wait()
+            GOOD(connection, path)
+
+        stack, watching = torchserve.watched()
+        with stack:
+            poll(lambda: torchserve.asked > 2)
+            torchserve.card = hold
+            assert held.wait(30)
+            torchserve.workers = [{"pid": idle.pid, "status": "UNLOADING"}]
+            idle.kill()
+            idle.wait()
+            poll(lambda: "no worker of it runs" in str(watching.news()))
+            asked = torchserve.asked
+            with seen(partial(self.ask, watching)) as answers:
+                release.set()
+                poll(lambda: torchserve.asked > asked)
+            assert set(answers) == {(503, "dead")}
+
     def test_no_longer_while_the_only_worker_is_stopped(self, work, idle):
         torchserve = TorchServe(work)
         torchserve.workers = [{"pid": idle.pid, "status": "READY"}]
@@ -680,7 +706,8 @@ def test_a_model_that_torchserve_has_given_up_is_started_again(store, work, tmp_
 
 
 def test_a_busy_model_is_left_alone(store, work):
-    with watching(store, work, "--models", "alpha") as server:
+    # Four seconds without computing make a model silent: a busy machine does not keep a worker waiting so long.
+    with watching(store, work, "--models", "alpha", "--watch-s", "2") as server:
         worker = server.rest("alpha", "pid:")
         threads = [threading.Thread(target=server.rest, args=("alpha", "compute:5")) for _ in range(4)]
         with seen(partial(look, server)) as verdicts:
