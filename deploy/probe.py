@@ -1,7 +1,6 @@
 """Asks the service for a prediction through its public door, as a caller does, and exports the result to Prometheus.
 
     python deploy/probe.py --host gateway     # probe every 5 s and serve /metrics on port 8084
-    python deploy/probe.py --check            # exit status 0 if the last probe of each transport got a right answer
 
 Each probe sends a real picture with an API key over a new connection, so DNS, TCP, TLS, keys, routes, replicas and
 workers are all part of the test. The probe also compares the certificate that the gateway serves with the one in its
@@ -18,11 +17,9 @@ import math
 import socket
 import ssl
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -301,23 +298,9 @@ def log(event: str, **facts: object) -> None:
     print(json.dumps({"time": now, "event": event, **facts}), flush=True)
 
 
-def check(port: int) -> int:
-    """Return 0 if the running probe's last result was right on every transport, and print its state."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=4) as answer:
-            lines = answer.read().decode().splitlines()
-    except OSError as error:
-        print(error)
-        return 1
-    state = [line for line in lines if line.startswith("convscope_probe_success{")]
-    print("\n".join(state) or "no result yet")
-    return 0 if len(state) == len(TRANSPORTS) and all(float(line.split()[-1]) == 1 for line in state) else 1
-
-
-def main() -> int:
-    """Probe until stopped, or check the probe that runs."""
+def main() -> None:
+    """Probe until stopped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="ask the running probe for its last result")
     parser.add_argument("--host", default="localhost", help="name of the gateway, as in its certificate")
     parser.add_argument("--port", type=int, default=8443, help="port of the gateway")
     parser.add_argument("--door", choices=("tls", "plain"), default="tls", help="whether the gateway speaks TLS")
@@ -329,8 +312,6 @@ def main() -> int:
     parser.add_argument("--replicas", type=int, default=1, help="how many replicas should run, for Prometheus")
     parser.add_argument("--metrics-port", type=int, default=METRICS_PORT)
     options = parser.parse_args()
-    if options.check:
-        return check(options.metrics_port)
     registry = CollectorRegistry()
     wanted = Gauge("convscope_replicas_wanted", "Replicas that should run (CONVSCOPE_REPLICAS)", registry=registry)
     wanted.set(options.replicas)
@@ -351,8 +332,7 @@ def main() -> int:
     for transport in TRANSPORTS:
         threading.Thread(target=repeat, args=(lambda name=transport: probe.probe(name),), daemon=True).start()
     repeat(probe.look_at_certificate)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -56,7 +56,17 @@ class Receiver:
         self._network, self._container = f"{project}_outward", f"{project}-{NAME}"
 
     def __enter__(self) -> Receiver:
-        command = ["run", "-d", "--name", self._container, "--network", self._network, "--network-alias", NAME]
+        command = [
+            "run",
+            "-d",
+            "--name",
+            self._container,
+            "--network",
+            self._network,
+            "--network-alias",
+            NAME,
+            "--no-healthcheck",
+        ]
         _docker(*command, "--entrypoint", "python", IMAGE, "-u", "-c", SERVER % PORT)
         return self
 
