@@ -21,7 +21,7 @@ ready.
   Patched, a piece holds what is there: as much as the worker's socket buffer takes (`handlers.connection`).
 * A batch is handed to the worker's connection by a task of the JVM's common pool, which waits until it is written; with
   one or two cores the JVM has no such pool and starts a thread for each batch. Patched, the thread that has the batch
-  hands it over and goes on. `benchmarks/batching.md` has what these three bring.
+  hands it over and goes on. `docs/decisions/0004-batches.md` says what these three bring.
 
 **blame**: a form that TorchServe cannot read (it breaks off, or a part has no name) is the caller's mistake, and got
 500, which a gateway sends again and counts against the service, with a traceback in the log. Patched, any exception
