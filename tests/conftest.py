@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-# Rooms whose tests start a TorchServe, a browser, a Prometheus or a training run, and the functions that do so elsewhere.
+# Rooms whose tests start a TorchServe, a browser, a Prometheus or a training run; functions that start one elsewhere.
 STARTING_ROOMS = frozenset({"e2e", "docker", "gpu", "watching", "page", "training", "archive"})
 STARTERS = frozenset({"launched", "listening", "serve", "venv"})
 STARTING_FIXTURES = frozenset({"stand_in"})
