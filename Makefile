@@ -39,7 +39,7 @@ serve: .venv/installed stop ## Serve every archive of model_store/ until Ctrl-C
 	$(BIN)/python -m server --rest-port $(PORT)
 
 check: lint ## Lint, type-check, and run the tests that start no server: about a minute
-	$(BIN)/pytest -q -m "not server and not docker and not gpu"
+	$(BIN)/pytest -q -m "not slow and not docker and not gpu"
 
 test: install prometheus chromium lint ## Set up, lint, type-check, and run every test that needs no Docker and no GPU
 	$(BIN)/pytest -m "not docker and not gpu"
