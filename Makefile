@@ -7,7 +7,7 @@ need_python = @test -n "$(PYTHON)" || { echo "convscope needs Python 3.11 to 3.1
 PORT ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo stop serve check test prometheus chromium lint format test-gpu test-docker campaign secrets update bench bench-full archives proto lock clean
+.PHONY: help install demo stop serve check test prometheus chromium lint format test-client test-gpu test-docker campaign secrets update bench bench-full archives proto lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,16 @@ format: .venv/installed ## Put the code into the common format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.venv-client/installed: requirements/client.txt client/pyproject.toml
+	$(need_python)
+	$(PYTHON) -m venv .venv-client
+	$(call pip_install,.venv-client) --require-hashes --no-deps -r requirements/client.txt
+	$(call pip_install,.venv-client) --no-deps --no-build-isolation -e ./client
+	@touch $@
+
+test-client: .venv-client/installed ## Run the client's tests in an environment without torch
+	.venv-client/bin/pytest tests/client
+
 test-gpu: .venv/installed ## Run the tests that need an NVIDIA GPU
 	$(BIN)/pytest -m gpu
 
@@ -98,8 +108,9 @@ proto: .venv-proto/installed ## Generate the code of proto/*.proto
 lock: ## Pin requirements/*.txt anew (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --fork-strategy fewest --no-header -q -o requirements/service.txt
 	uv pip compile pyproject.toml --all-extras -c requirements/service.txt --universal --python-version 3.11 --generate-hashes --fork-strategy fewest --no-header -q -o requirements/dev.txt
+	uv pip compile client/pyproject.toml requirements/client.in --all-extras -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/client.txt
 	uv pip compile requirements/proto.in --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/proto.txt
 	uv pip compile benchmarks/requirements.in -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-header -q -o benchmarks/requirements.txt
 
 clean: ## Remove what the other targets made
-	rm -rf .venv .venv-proto .venv-bench .tools out runs
+	rm -rf .venv .venv-client .venv-proto .venv-bench .tools out runs

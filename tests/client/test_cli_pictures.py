@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from convscope import Prediction
 from convscope._cli import main
-from convscope._cli_pictures import PICTURES_PER_REQUEST, PictureResult, predictions_json, predictions_text
+from convscope._cli_pictures import PictureResult, predictions_json, predictions_text
 
-from handlers.bundle import DEFAULT_MAX_IMAGES
 from tests.client.stand_in import StandIn, fetch_maps
 
 
@@ -53,7 +52,6 @@ def test_as_many_pictures_as_a_service_takes_are_one_request(
 ) -> None:
     assert main(["predict", *many[:64], "--model", "cifar", "--url", stand_in.rest_url]) == 0
     assert [len(request.pictures) for *_, request in stand_in.requests] == [64]
-    assert PICTURES_PER_REQUEST == DEFAULT_MAX_IMAGES
     assert len(capsys.readouterr().out.splitlines()) == 3 + 64 * 5
 
 

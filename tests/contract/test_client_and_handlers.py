@@ -1,4 +1,4 @@
-"""Filters through the client: the same on both transports and both clients."""
+"""The client and the handlers together, without TorchServe: filters, and how many pictures go into a request."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import numpy as np
 import pytest
 import torch
 from convscope import AsyncClient, BadRequest, Client, ProtocolError, UnknownLayer
+from convscope._cli_pictures import PICTURES_PER_REQUEST
 from convscope._reply import read_filters
 from convscope._wire import convscope_pb2 as wire
 
+from handlers.bundle import DEFAULT_MAX_IMAGES
 from handlers.images import Preprocessing
 from handlers.networks import Cifar, Edges, Flat
+from tests.client.conftest import clean_environment
 from tests.client.served import serving
 from tests.client.stand_in import StandIn, encode_tensor
 from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, make_service
+
+__all__ = ["clean_environment"]
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +77,7 @@ def test_what_has_no_filters_is_an_error_with_the_requests_id(address):
 def test_a_reply_without_kernels_breaks_the_contract(reply):
     with pytest.raises(ProtocolError, match="filters"):
         read_filters(reply)
+
+
+def test_the_command_sends_as_many_pictures_in_a_request_as_an_archive_takes_by_default():
+    assert PICTURES_PER_REQUEST == DEFAULT_MAX_IMAGES
