@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-# Rooms whose tests start a TorchServe, a browser, a Prometheus or a training run; functions that start one elsewhere.
+# Rooms whose tests start a TorchServe, a browser, a Prometheus or a training run; what starts a process elsewhere.
 STARTING_ROOMS = frozenset({"e2e", "docker", "gpu", "watching", "page", "training", "archive"})
-STARTERS = frozenset({"launched", "listening", "serve", "serving", "venv"})
+STARTERS = frozenset({"launched", "listening", "serve", "serving", "subprocess", "venv"})
 STARTING_FIXTURES = frozenset({"stand_in"})
-EXHAUSTIVE = frozenset({"test_carriers.py", "test_hostile.py"})
+EXHAUSTIVE = frozenset({"test_carriers.py", "test_captured.py", "test_geometry.py", "test_gpu.py", "test_hostile.py"})
 SHARED_SERVER = frozenset({"e2e", "docker"})
 
 
@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def starts_server(item: pytest.Item) -> bool:
-    """Tell whether a test, or another one of its file, starts a server."""
+    """Tell whether a test, or another one of its file, starts a server or another process."""
     names = vars(getattr(item, "module", None) or object).keys()
     return bool(STARTERS & names or STARTING_FIXTURES & set(getattr(item, "fixturenames", ())))
 
