@@ -38,7 +38,7 @@ stop: ## Stop the service that `make demo` left running
 serve: .venv/installed stop ## Serve every archive of model_store/ until Ctrl-C
 	$(BIN)/python -m server --rest-port $(PORT)
 
-check: lint ## Lint, type-check, and run the tests that start no server: about a minute
+check: lint ## Lint, type-check, and run the tests that start no process: about a minute
 	$(BIN)/pytest -q -m "not slow and not docker and not gpu"
 
 test: install prometheus chromium lint ## Set up, lint, type-check, and run every test that needs no Docker and no GPU

@@ -11,7 +11,9 @@ HERE = Path(__file__).parent
 STARTING_ROOMS = frozenset({"e2e", "docker", "gpu", "watching", "page", "training", "archive"})
 STARTERS = frozenset({"launched", "listening", "serve", "serving", "subprocess", "venv"})
 STARTING_FIXTURES = frozenset({"stand_in"})
-EXHAUSTIVE = frozenset({"test_carriers.py", "test_captured.py", "test_geometry.py", "test_gpu.py", "test_hostile.py"})
+EXHAUSTIVE = frozenset(
+    {"test_captured.py", "test_carriers.py", "test_explanations.py", "test_geometry.py", "test_gpu.py", "test_hostile.py"}
+)
 SHARED_SERVER = frozenset({"e2e", "docker"})
 
 
