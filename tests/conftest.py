@@ -12,7 +12,7 @@ STARTING_ROOMS = frozenset({"e2e", "docker", "gpu", "watching", "page", "trainin
 STARTERS = frozenset({"launched", "listening", "serve", "serving", "subprocess", "venv"})
 STARTING_FIXTURES = frozenset({"stand_in"})
 EXHAUSTIVE = frozenset(
-    {"test_captured.py", "test_carriers.py", "test_explanations.py", "test_geometry.py", "test_gpu.py", "test_hostile.py"}
+    f"test_{subject}.py" for subject in ("captured", "carriers", "explanations", "geometry", "gpu", "hostile")
 )
 SHARED_SERVER = frozenset({"e2e", "docker"})
 
