@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import convscope
 import pytest
-from convscope import AsyncClient
+from convscope import AsyncClient, _rest
 
 from tests.client.test_wire_responses import COMPLETE, NO_HTTP
 from tests.client.wire import HEAD, listening, make_certificate, outcomes, reply, send, serve_tls, take, take_request
@@ -29,8 +31,8 @@ def test_a_response_in_any_form_is_read(form: str):
         connection.sendall(response)
 
     with listening(serve) as where:
-        [seen] = ask(f"http://{where}")
-    assert seen.top
+        [result] = ask(f"http://{where}")
+    assert result.top
 
 
 def test_a_request_is_whole_and_asks_for_no_compression():
@@ -42,8 +44,8 @@ def test_a_request_is_whole_and_asks_for_no_compression():
         send(connection, reply())
 
     with listening(serve) as where:
-        [seen] = ask(f"http://{where}", api_key="secret")
-    assert seen.top
+        [result] = ask(f"http://{where}", api_key="secret")
+    assert result.top
     assert b"accept-encoding: identity\r\n" in heads[0]
     assert b"x-api-key: secret\r\n" in heads[0]
     assert requests[0] is not None
@@ -51,7 +53,7 @@ def test_a_request_is_whole_and_asks_for_no_compression():
 
 
 @pytest.mark.parametrize("form", NO_HTTP)
-def test_what_is_no_http_is_a_protocol_error(form: str):
+def test_what_is_not_http_is_a_protocol_error(form: str):
     def serve(connection: socket.socket) -> None:
         take(connection)
         connection.sendall(NO_HTTP[form])
@@ -95,17 +97,25 @@ def test_a_certificate_is_trusted_only_if_it_is_named(tmp_path):
             send(connection, reply())
 
     with listening(serve_tls(context, serve)) as where:
-        [seen] = ask(f"https://{where}", ca_file=str(certificate))
+        [result] = ask(f"https://{where}", ca_file=str(certificate))
         [error] = ask(f"https://{where}")
-    assert seen.top
+    assert result.top
     assert type(error) is convscope.ConnectError
 
 
-def test_what_is_no_backend_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_an_unknown_backend_is_rejected(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ValueError, match="backend must be one of httpx, aiohttp"):
         AsyncClient("http://localhost:1", backend="curl")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="backend has no meaning for grpc://"):
+    with pytest.raises(ValueError, match="backend applies only to http:// and https:// URLs"):
         AsyncClient("grpc://localhost:1", backend="aiohttp")
     monkeypatch.setitem(sys.modules, "httpx_aiohttp", None)
     with pytest.raises(ImportError, match=r"convscope\[aiohttp\]"):
         AsyncClient("http://localhost:1", backend="aiohttp")
+
+
+@pytest.mark.parametrize("package", _rest.WRITTEN_FOR)
+def test_the_transport_is_tested_with_the_versions_that_it_was_written_for(package: str):
+    """`_rest` goes beyond the documented interface of these packages: read its docstring before changing a version."""
+    pins = (Path(__file__).parents[2] / "requirements/dev.txt").read_text("utf-8")
+    assert importlib.metadata.version(package) == _rest.WRITTEN_FOR[package]
+    assert f"\n{package}=={_rest.WRITTEN_FOR[package]} " in f"\n{pins}"

