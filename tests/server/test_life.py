@@ -156,6 +156,7 @@ def test_what_runbooks_have_people_search_for_is_in_a_replicas_log(tmp_path, wor
     searched |= set(re.findall(r'the log (?:around|before) "([^"]+)"', operations))
     assert searched, "no runbook has people search a log any more"
     write_archive(tmp_path / "store", "alpha", FAILING.replace("bad_image", "internal"))
+    (tmp_path / "store" / "broken.mar").write_bytes(b"PK")  # Rejected; the other is served.
     with launched(tmp_path / "store", work, "--log-format", "json", "--watch-s", "1") as server:
         server.await_ready()
         server.rest("alpha", "1")  # A request that fails, with the code that a runbook looks for.
