@@ -21,7 +21,7 @@ ready.
   Patched, a piece holds what is there: as much as the worker's socket buffer takes (`handlers.connection`).
 * A batch is handed to the worker's connection by a task of the JVM's common pool, which waits until it is written; with
   one or two cores the JVM has no such pool and starts a thread for each batch. Patched, the thread that has the batch
-  hands it over and goes on. `benchmarks/batching.md` has what these three bring.
+  hands it over and goes on. `docs/decisions/0004-batches.md` says what these three bring.
 * Between attempts to start a worker TorchServe pauses for 1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, ... s, so a model comes
   back a minute after what kept it from starting is over, a full disk for instance. Patched, no pause is above 13 s.
 

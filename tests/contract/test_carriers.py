@@ -153,7 +153,7 @@ def test_a_format_is_the_same_in_every_carrier(service: Service) -> None:
         assert len(set(found.values())) == 1, value
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(seed=st.integers(0, 2**32))
 @example(seed=7138)  # An empty header is no option, also where the path asks for an explanation.
 def test_a_question_means_the_same_in_every_carrier(service: Service, seed: int) -> None:
@@ -165,7 +165,7 @@ def test_a_question_means_the_same_in_every_carrier(service: Service, seed: int)
     check(service, Ask(asked.pictures, fields, asked.path))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32), carrier=st.sampled_from(sorted(CARRIERS)))
 def test_a_damaged_request_is_answered_or_refused_and_never_our_fault(
     service: Service, seed: int, carrier: str

@@ -98,6 +98,14 @@ def test_no_modules_import_each_other_in_a_circle(room: str) -> None:
     TopologicalSorter(arrows).prepare()  # Raises CycleError, which names the circle.
 
 
+def test_the_clients_tests_run_without_torch() -> None:
+    """`make test-client` installs the client's own packages alone."""
+    for path in (ROOT / "tests/client").glob("test_*.py"):
+        for name in imports(path):
+            top = name.partition(".")[0]
+            assert top not in ("torch", "torchvision", "ts", "handlers"), f"{path.name} imports {name}"
+
+
 def test_the_client_declares_what_it_imports() -> None:
     import tomllib
 

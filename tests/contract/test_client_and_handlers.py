@@ -1,4 +1,4 @@
-"""Filters through the client: the same on both transports and both clients."""
+"""Filters through the client, from the handlers without TorchServe: the same on both transports and both clients."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from convscope._wire import convscope_pb2 as wire
 
 from handlers.images import Preprocessing
 from handlers.networks import Cifar, Edges, Flat
+from tests.client.conftest import clean_environment
 from tests.client.served import serving
 from tests.client.stand_in import StandIn, encode_tensor
 from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, make_service
+
+__all__ = ["clean_environment"]
 
 
 @pytest.fixture(scope="module")

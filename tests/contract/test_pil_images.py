@@ -15,8 +15,11 @@ from convscope._pictures import encode_pictures
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from handlers.files import decode_file
+from tests.client.conftest import clean_environment, stand_in, url
 from tests.containers import exif, split_png
 from tests.pictures import colours, saved
+
+__all__ = ["clean_environment", "stand_in", "url"]
 
 RGB = colours(0, 6, 7)
 GREY = RGB[..., 0]
