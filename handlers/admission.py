@@ -21,7 +21,6 @@ from handlers.formats import Encoded
 from handlers.images import ANY_SIZE, Picture, Preprocessing, decode
 from handlers.inference import Inference, Job
 from handlers.networks.geometry import LayerGeometry
-from handlers.nvjpeg import JpegDecoder
 from handlers.options import Options
 from handlers.trace import Trace
 
@@ -39,7 +38,6 @@ class Admission:
         explainer: That says which explanations there are, and what they cost.
         drain_file: While this file exists, readiness says no.
         starting_file: While this file exists, readiness says no.
-        jpegs: Decodes JPEGs on the GPU; None for Pillow alone.
     """
 
     def __init__(
@@ -54,7 +52,6 @@ class Admission:
         *,
         drain_file: Path | None = None,
         starting_file: Path | None = None,
-        jpegs: JpegDecoder | None = None,
     ) -> None:
         self._identity = identity
         self._limits = limits
@@ -65,7 +62,6 @@ class Admission:
         self._explainer = explainer
         self._drain_file = drain_file
         self._starting_file = starting_file
-        self._jpegs = jpegs
 
     def admit(self, row: request.Row, headers: Mapping[str, str], trace: Trace) -> Job | Encoded:
         """Parse a row and decode its pictures; a model card or a refusal is encoded already."""
@@ -118,24 +114,16 @@ class Admission:
         """Decode every file; one that fails is its own error, unless there are too many of them for the request."""
         pictures: list[Picture | RequestError] = []
         limits, budget = self._limits, Budget(self._limits.max_request_pixels)
-        decoded: Mapping[int, Picture] = {}
-        if self._jpegs is not None:
-            decoded = self._jpegs.decode(
-                files, max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels, budget=budget
-            )
-        for place, file in enumerate(files):
+        for file in files:
             try:
-                if place in decoded:
-                    pictures.append(decoded[place])
-                else:
-                    pictures += decode(
-                        file,
-                        self._preprocessing,
-                        max_bytes=limits.max_image_bytes,
-                        max_pixels=limits.max_image_pixels,
-                        max_images=limits.max_images,
-                        budget=budget,
-                    )
+                pictures += decode(
+                    file,
+                    self._preprocessing,
+                    max_bytes=limits.max_image_bytes,
+                    max_pixels=limits.max_image_pixels,
+                    max_images=limits.max_images,
+                    budget=budget,
+                )
             except (TooManyImages, MemoryError):
                 raise
             except RequestError as error:

@@ -76,11 +76,6 @@ class Budget:
     def __init__(self, pixels: int) -> None:
         self._all = self._left = pixels
 
-    @property
-    def left(self) -> int:
-        """Pixels not taken yet."""
-        return self._left
-
     def take(self, pixels: int) -> None:
         """Count pixels that are about to be decoded.
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.nn import functional
 
 if TYPE_CHECKING:
@@ -47,17 +46,3 @@ def resize_by_torch(picture: Picture, size: tuple[int, int]) -> Picture:
     images = torch.from_numpy(own).permute(2, 0, 1)[None]  # (1, C, H, W), of which channels lie side by side.
     resized = functional.interpolate(images, size, mode="bilinear", antialias=True)
     return np.asarray(resized[0].permute(1, 2, 0).numpy())
-
-
-def resize_anywhere(picture: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize on the device where the picture is, a GPU too, which has this filter for floats only.
-
-    Args:
-        picture: (C, H, W), uint8.
-        size: (H, W) wanted.
-
-    Returns:
-        (C, H, W) of that size, uint8.
-    """
-    resized = functional.interpolate(picture[None].float(), size, mode="bilinear", antialias=True)
-    return resized[0].round_().to(torch.uint8)

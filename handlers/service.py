@@ -29,7 +29,6 @@ from handlers.images import ANY_SIZE, noise
 from handlers.inference import Inference, Job
 from handlers.networks.geometry import blank, layer_geometry
 from handlers.networks.operations import count_multiply_adds
-from handlers.nvjpeg import JpegDecoder
 from handlers.telemetry import Nobody, Telemetry
 from handlers.trace import Trace
 
@@ -66,7 +65,6 @@ class Service:
         drain_file: While this file exists, readiness says no.
         starting_file: While this file exists, readiness says no and nobody is told of requests.
         telemetry: Told of every request.
-        jpegs: Decodes JPEGs on the GPU; None for Pillow alone.
 
     Raises:
         RuntimeError: The network does not survive its first forward pass, or its graph computes something else.
@@ -84,7 +82,6 @@ class Service:
         drain_file: Path | None = None,
         starting_file: Path | None = None,
         telemetry: Telemetry | None = None,
-        jpegs: JpegDecoder | None = None,
     ) -> None:
         self._preprocessing = archive.preprocessing
         self._identity = identity
@@ -116,7 +113,6 @@ class Service:
             self._explainer,
             drain_file=drain_file,
             starting_file=starting_file,
-            jpegs=jpegs,
         )
 
     @classmethod
@@ -141,8 +137,8 @@ class Service:
             batch_size: Most rows in one call.
             gpu: Index of the GPU given to this worker, None for the CPU.
             environment: `CONVSCOPE_MAX_RESPONSE_BYTES`, `CONVSCOPE_DRAIN_FILE`, `CONVSCOPE_STARTING_FILE`,
-                `CONVSCOPE_THREADS`, `CONVSCOPE_ENGINE`: `auto`, `torch` or `onnxruntime`, `CONVSCOPE_PRECISION`:
-                `float32`, `float16` or `bfloat16`, and `CONVSCOPE_JPEG`: `cpu` or `gpu`, for networks that take colour.
+                `CONVSCOPE_THREADS`, `CONVSCOPE_ENGINE`: `auto`, `torch` or `onnxruntime`, and `CONVSCOPE_PRECISION`:
+                `float32`, `float16` or `bfloat16`.
         """
         began = perf_counter()
         memory.keep()
@@ -159,11 +155,7 @@ class Service:
         if not isinstance(engine, Eager):
             # What is left to torch is converting maps: too little for threads to wait on others.
             torch.set_num_threads(1)
-        jpegs, name = None, engine.name
-        if environment.get("CONVSCOPE_JPEG", "cpu") == "gpu" and archive.preprocessing.channels == 3:
-            jpegs = JpegDecoder.proven(device, archive.preprocessing.size)
-            name += "-nvjpeg"  # Its pixels are not Pillow's, nor are the scores: callers are told.
-        identity = reply.Identity(model, version, name, str(device))
+        identity = reply.Identity(model, version, engine.name, str(device))
         drain_file, starting_file = (environment.get(f"CONVSCOPE_{what}_FILE") for what in ("DRAIN", "STARTING"))
         telemetry = Telemetry.of(identity, tuple(archive.layers), archive.classes)
         service = cls(
@@ -175,7 +167,6 @@ class Service:
             drain_file=Path(drain_file) if drain_file else None,
             starting_file=Path(starting_file) if starting_file else None,
             telemetry=telemetry,
-            jpegs=jpegs,
         )
         service.rehearse()
         telemetry.loaded(perf_counter() - began)

@@ -32,14 +32,10 @@ def _without_compiler() -> Iterator[None]:
 
 with _without_compiler():
     from torchvision import __version__, ops
-    from torchvision.io import ImageReadMode
     from torchvision.models.convnext import LayerNorm2d
     from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor, get_graph_node_names
 
-RGB = ImageReadMode.RGB.value  # As torchvision's operators name it.
-
 __all__ = [
-    "RGB",
     "LayerNorm2d",
     "NodePathTracer",
     "__version__",

@@ -40,7 +40,6 @@ class Settings:
         log_dir: Folder for the logs; None keeps them in the private directory.
         engine: What runs the networks: `auto`, `torch` or `onnxruntime`.
         precision: What they compute in: `float32`, `float16` or `bfloat16`.
-        jpeg: Where JPEGs are decoded: `cpu` or `gpu`.
         mend: Patch TorchServe; see `mending`.
         log_format: `text` for people or `json` for log collectors, on standard error.
     """
@@ -65,7 +64,6 @@ class Settings:
     log_dir: Path | None
     engine: str
     precision: str
-    jpeg: str
     mend: bool
     log_format: str
 
@@ -127,12 +125,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="what the networks compute in; 16 bits run in torch, float16 on a GPU only",
     )
     add(
-        "--jpeg",
-        choices=("cpu", "gpu"),
-        default="cpu",
-        help="where JPEGs are decoded; gpu: photographs go to nvJPEG, whose pixels are near Pillow's, not the same",
-    )
-    add(
         "--no-mend",
         dest="mend",
         action="store_false",
@@ -178,7 +170,6 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         log_dir=getattr(given, "log_dir", None),
         engine=given.engine,
         precision=given.precision,
-        jpeg=given.jpeg,
         mend=getattr(given, "mend", True),
         log_format=given.log_format,
     )

@@ -211,7 +211,6 @@ def worker_environment(
     result["CONVSCOPE_HUSH"] = "1"  # Of TorchServe's workers' own metrics none is read (server/server_metrics.py).
     result["CONVSCOPE_ENGINE"] = settings.engine
     result["CONVSCOPE_PRECISION"] = settings.precision
-    result["CONVSCOPE_JPEG"] = settings.jpeg
     if settings.device == "cpu":
         result["CUDA_VISIBLE_DEVICES"] = ""
     return result
