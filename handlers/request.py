@@ -15,12 +15,11 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from handlers import fields, json_text
+from handlers import json_text
 from handlers.errors import BadRequest, TooManyImages
 from handlers.explanations.asked import SWITCH
 from handlers.media import GRPC_DEFAULT, REST_DEFAULT, choose
@@ -35,7 +34,6 @@ _OPTION_HEADERS = {_HEADER_PREFIX + name.replace("_", "-"): name for name in OPT
 _METHOD = "x-convscope-method"
 _GATEWAY_HEADERS = (_METHOD, "x-convscope-caller")
 _OF_TORCHSERVE = ("explain", "url_path")  # It adds these to a request's headers, spelt so.
-_MOST_OPTION_BYTES = 512  # That are worth remembering: fields that we do not know may hold anything.
 _PROTOBUF_TYPES = ("application/x-protobuf", "application/protobuf")
 _FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}", re.ASCII)
@@ -198,39 +196,15 @@ def _is_json(headers: Mapping[str, str]) -> bool:
 
 def _from_protobuf(body: Any, given: Mapping[str, str], trace: Trace, media_type: str, max_images: int) -> Request:
     try:
-        if not isinstance(body, (bytes, bytearray)):
-            raise TypeError(type(body))
-        pictures, request_id, rest = fields.split(bytes(body))
-        trace.identify(request_id)
-        # Callers that ask often always ask the same of their pictures.
-        asked = _remembered(rest) if len(rest) <= _MOST_OPTION_BYTES else _asked(rest)
-    except (DecodeError, TypeError, ValueError) as err:
+        message = wire.PredictRequest.FromString(body)
+    except (DecodeError, TypeError) as err:
         raise BadRequest("the body is not a convscope.v1.PredictRequest; see proto/convscope.proto") from err
-    if asked.describe or asked.filters:
-        return Request((), Options(), media_type, describe=asked.describe, filters=asked.filters)
-    options = asked.options
-    if given:
-        said = Options.read_message(wire.PredictRequest.FromString(rest))
-        options = Options.from_values(Options.parse_text(given) | said)
-    check_count(len(pictures), max_images)
-    return Request(pictures, options, media_type)
-
-
-class _Asked(NamedTuple):
-    """What a message asks, whatever its pictures and its id."""
-
-    describe: bool
-    filters: str
-    options: Options
-
-
-def _asked(rest: bytes) -> _Asked:
-    message = wire.PredictRequest.FromString(rest)
-    aside = message.describe or bool(message.filters)
-    return _Asked(message.describe, message.filters, Options() if aside else Options.from_message(message))
-
-
-_remembered = lru_cache(maxsize=256)(_asked)
+    trace.identify(message.request_id)
+    if message.describe or message.filters:
+        return Request((), Options(), media_type, describe=message.describe, filters=message.filters)
+    options = Options.from_values(Options.parse_text(given) | Options.read_message(message))
+    check_count(len(message.pictures), max_images)
+    return Request(tuple(message.pictures), options, media_type)
 
 
 def _from_json(body: Any, given: Mapping[str, str], trace: Trace, media_type: str, max_images: int) -> Request:

@@ -1,4 +1,4 @@
-"""How requests are read: nothing a caller says is ignored without a word, and options are remembered."""
+"""How requests are read: nothing that a caller sends is silently ignored."""
 
 from __future__ import annotations
 
@@ -322,25 +322,14 @@ class TestAccept:
             assert (answer.status, b"name exactly one" in answer.body) == (400, True)
 
 
-def test_what_is_remembered_of_options_is_only_what_is_asked_for() -> None:
-    """Requests that differ in pictures and id share their options; others do not."""
-
-    def options(**asked: Any) -> Options:
-        message = wire.PredictRequest(**asked)
-        return parse({"request": message.SerializeToString()}, {}, Trace({}), max_images=4).options
-
-    first = options(pictures=[b"a"], request_id="one", layers=["conv1"], map_dtype=wire.UINT8, pool=2)
-    assert options(pictures=[b"b", b"c"], request_id="two", layers=["conv1"], map_dtype=wire.UINT8, pool=2) is first
-    assert options(pictures=[b"a"], request_id="one", layers=["conv1"], map_dtype=wire.UINT8, pool=3).pool == 3
-    assert options(pictures=[b"a"], layers=["conv1"]).map_dtype == "float32"
-    for _ in range(2):
-        with pytest.raises(BadRequest, match="pool"):
-            options(pictures=[b"a"], pool=0)
-
-
-def test_fields_that_are_not_known_are_not_remembered() -> None:
+def test_protobuf_fields_of_a_later_version_are_skipped() -> None:
     message = wire.PredictRequest(pictures=[b"a"], layers=["conv1"]).SerializeToString()
     unknown = b"\xa2\x1f\xe8\x07" + b"x" * 1000  # Field 500, 1,000 bytes.
-    found = [parse({"request": message + unknown}, {}, Trace({}), max_images=4).options for _ in range(2)]
-    assert found[0] == found[1] == Options(layers=("conv1",))
-    assert found[0] is not found[1]
+    found = parse({"request": message + unknown}, {}, Trace({}), max_images=4)
+    assert (found.pictures, found.options) == ((b"a",), Options(layers=("conv1",)))
+
+
+@pytest.mark.parametrize("message", [b"\xff" * 1_000_000, b"\x0a\x05abc", b"\x42\x01\xff", "text", {}])
+def test_bytes_that_are_no_message_are_rejected(message: Any) -> None:
+    with pytest.raises(BadRequest, match=r"not a convscope\.v1\.PredictRequest"):
+        parse({"request": message}, {}, Trace({}), max_images=4)
