@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from benchmarks.engines import alternate
-from handlers import files
-from handlers.resizing import resize_by_torch
+from handlers.images.decoding import decode_file
+from handlers.images.preprocessing import resize_by_torch
 
 Decoder = Callable[[bytes], NDArray[np.uint8]]
 
@@ -52,7 +52,7 @@ def pillow(data: bytes) -> NDArray[np.uint8]:
 
 def ours(data: bytes) -> NDArray[np.uint8]:
     """As served."""
-    return files.decode_file(data, 3, max_pixels=MAX_PIXELS)
+    return decode_file(data, 3, max_pixels=MAX_PIXELS)
 
 
 def opencv(data: bytes) -> NDArray[np.uint8]:

@@ -26,14 +26,14 @@ import numpy as np
 import torch
 
 from benchmarks.engines import BATCHES, NETWORKS
-from handlers.engines.captured import Captured, Record, record_on_gpu
-from handlers.engines.eager import Eager
-from handlers.engines.engine import Engine
-from handlers.images import Picture, Preprocessing, stack_on
-from handlers.maps import prepare
-from handlers.networks.geometry import blank
-from handlers.networks.operations import count_multiply_adds
-from handlers.options import Options
+from handlers.api.options import Options
+from handlers.images.preprocessing import Picture, Preprocessing, stack_on
+from handlers.network.engines.cuda_graphs import Captured, Record, record_on_gpu
+from handlers.network.engines.eager import Eager
+from handlers.network.engines.engine import Engine
+from handlers.network.geometry import blank
+from handlers.network.operations import count_multiply_adds
+from handlers.outputs.maps import prepare
 
 COPY_BYTES = 2**28
 MATRIX = 4096

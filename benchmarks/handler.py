@@ -36,22 +36,23 @@ PICTURES = {"digits": "digit-3.png", "edges": "square.png"}
 
 
 def work(checkout: Path, model: str, engine: str) -> None:
-    """Answer lines `[workload, seconds]` on standard input with the least and median time of a call."""
+    """Response lines `[workload, seconds]` on standard input with the least and median time of a call."""
     sys.path.insert(0, str(checkout))
-    from handlers.service import Service
+    from handlers.pipeline import Pipeline
+    from handlers.settings import Settings
     from handlers.wire import convscope_pb2 as wire
 
     with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(checkout / "model_store" / f"{model}.mar") as archive:
             archive.extractall(folder)
-        service = Service.load(
+        service = Pipeline.load(
             Path(folder),
             model=model,
             version="1.0",
             config={},
             batch_size=1,
             gpu=None,
-            environment={"CONVSCOPE_MAX_RESPONSE_BYTES": str(2**28), "CONVSCOPE_ENGINE": engine},
+            settings=Settings(engine=engine, max_response_bytes=2**28),
         )
     picture = (ROOT / "samples" / PICTURES.get(model, "cat.png")).read_bytes()
     rows = {}
@@ -59,7 +60,7 @@ def work(checkout: Path, model: str, engine: str) -> None:
         rows[name] = [
             {"request": bytearray(wire.PredictRequest(pictures=[picture] * count, **asked).SerializeToString())}
         ]
-        reply = wire.PredictReply.FromString(service.answer(rows[name], [{}])[0].body)
+        reply = wire.PredictReply.FromString(service.respond(rows[name], [{}])[0].body)
         assert not reply.HasField("error"), reply.error
     print(json.dumps(reply.engine), flush=True)
     for line in sys.stdin:
@@ -67,7 +68,7 @@ def work(checkout: Path, model: str, engine: str) -> None:
         times: list[float] = []
         while sum(times) < seconds:
             began = time.thread_time()
-            service.answer(rows[name], [{}])
+            service.respond(rows[name], [{}])
             times.append(time.thread_time() - began)
         print(json.dumps([min(times) * 1e6, statistics.median(times) * 1e6]), flush=True)
 

@@ -25,9 +25,8 @@ from typing import Any
 import torch
 import yaml
 
-from handlers.metrics import Metrics
-from handlers.service import Service
-from handlers.telemetry import Silence
+from handlers.pipeline import Pipeline
+from handlers.settings import Settings
 from handlers.wire import convscope_pb2 as wire
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,35 +69,40 @@ def main() -> int:
     return 0
 
 
-def load(folder: Path) -> Service:
+def load(folder: Path) -> Pipeline:
     """Load the archive's handler as a worker has it, on one thread, its metrics in `folder`."""
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)  # prometheus_client reads it too.
     unpacked = folder / "archive"
     with zipfile.ZipFile(ROOT / "model_store/cifar.mar") as archive:
         archive.extractall(unpacked)
     config = yaml.safe_load((unpacked / "model-config.yaml").read_text())
-    environment = {"CONVSCOPE_THREADS": "1", "CONVSCOPE_MAX_RESPONSE_BYTES": str(2**28)}
-    service = Service.load(
-        unpacked, model="cifar", version="1.0", config=config, batch_size=1, gpu=None, environment=environment
+    service = Pipeline.load(
+        unpacked,
+        model="cifar",
+        version="1.0",
+        config=config,
+        batch_size=1,
+        gpu=None,
+        settings=Settings(max_response_bytes=2**28, metrics_dir=folder),
     )
-    if not isinstance(service._telemetry._recorder, Metrics):
+    if service.telemetry._metrics is None:
         raise SystemExit("benchmarks: the handler keeps no metrics here")
     return service
 
 
-def measure(service: Service, message: wire.PredictRequest, pairs: int) -> tuple[list[float], list[float]]:
-    """Return the seconds of each pair's call without a recorder, and what the one with it took more."""
+def measure(service: Pipeline, message: wire.PredictRequest, pairs: int) -> tuple[list[float], list[float]]:
+    """Return the seconds of each pair's call without metrics, and how much longer the one with them took."""
     rows = [{"request": message.SerializeToString()}]
-    kept = service._telemetry._recorder
-    recorders = (Silence(), kept)
+    kept = service.telemetry._metrics
+    recorders = (None, kept)
     seconds: tuple[list[float], list[float]] = ([], [])
     for number in range(WARM_UP + pairs):
         for which in (0, 1) if number % 2 else (1, 0):
-            service._telemetry._recorder = recorders[which]
+            service.telemetry._metrics = recorders[which]
             began = thread_time()
-            service.answer(rows, [{}], ["0af7651916cd43dd8448eb211c80319c"])
+            service.respond(rows, [{}], ["0af7651916cd43dd8448eb211c80319c"])
             seconds[which].append(thread_time() - began)
-    service._telemetry._recorder = kept
+    service.telemetry._metrics = kept
     quiet, counted = (taken[WARM_UP:] for taken in seconds)
     return quiet, [more - less for less, more in zip(quiet, counted, strict=True)]
 

@@ -61,7 +61,7 @@ def test_the_card_carries_the_checkpoints_facts_without_history_or_optimizer(arc
 
 
 def test_the_handler_loads_what_was_packed(archive: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
-    from handlers.bundle import load
+    from handlers.network.archive import load
 
     for name, content in packing.unpack(archive).items():
         (tmp_path / "unpacked" / name).parent.mkdir(parents=True, exist_ok=True)

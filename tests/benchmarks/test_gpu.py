@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import gpu
 from benchmarks.gpu import Rates, measure, rates, table
-from tests.handlers.test_captured import Recorder
+from tests.handlers.test_cuda_graphs import Recorder
 
 CPU = torch.device("cpu")
 

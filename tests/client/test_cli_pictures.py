@@ -14,7 +14,7 @@ from convscope import Prediction
 from convscope._cli import main
 from convscope._cli_pictures import PICTURES_PER_REQUEST, PictureResult, predictions_json, predictions_text
 
-from handlers.bundle import DEFAULT_MAX_IMAGES
+from handlers.images.decoding import DEFAULT_MAX_IMAGES
 from tests.client.stand_in import StandIn, fetch_maps
 
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from convscope import Client
 
-from handlers.engines.captured import Captured
-from handlers.engines.choice import GPU_TOLERANCE, PRECISIONS, choose, difference
-from handlers.engines.eager import Eager
-from handlers.engines.engine import Engine
-from handlers.images import noise, stack, stack_on
-from handlers.maps import FeatureMap, prepare
+from handlers.api.options import Options
+from handlers.images.preprocessing import noise, stack, stack_on
+from handlers.network.engines.choice import GPU_TOLERANCE, PRECISIONS, choose, difference
+from handlers.network.engines.cuda_graphs import Captured
+from handlers.network.engines.eager import Eager
+from handlers.network.engines.engine import Engine
 from handlers.networks.cifar import Cifar
-from handlers.options import Options
+from handlers.outputs.maps import FeatureMap, prepare
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, ask_message, cells, make_service
 from tests.pictures import colours, png

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from handlers import images as pictures
-from handlers.engines.eager import SCORES, Eager
-from handlers.explanations import methods
-from handlers.maps import quantise_in_torch
+from handlers.images import preprocessing as pictures
+from handlers.network.engines.eager import SCORES, Eager
+from handlers.network.geometry import blank, layer_geometry
+from handlers.network.operations import count_multiply_adds
 from handlers.networks import NETWORKS, Network
-from handlers.networks.geometry import blank, layer_geometry
-from handlers.networks.operations import count_multiply_adds
+from handlers.outputs import explanation_methods as methods
+from handlers.outputs.maps import quantise_in_torch
 from tests.handlers.support import CIFAR_INPUT
 
 GPU = torch.device("cuda:0")

@@ -14,8 +14,9 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from torch import Tensor
 
-from handlers.errors import BadImage, ImageTooLarge, RequestError, TooManyImages, WrongChannels
-from handlers.images import Preprocessing, decode, normalise, stack, stack_on
+from handlers.api.errors import BadImage, ImageTooLarge, RequestError, TooManyImages, WrongChannels
+from handlers.images.decoding import decode
+from handlers.images.preprocessing import Preprocessing, normalise, stack, stack_on
 from tests.containers import chunk, npy_header, png_header
 from tests.handlers.support import CIFAR_INPUT
 from tests.pictures import colours, npy, png, saved
@@ -342,7 +343,7 @@ class TestSentToAGpu:
             calls.append(len(pictures))
             return torch.from_numpy(np.stack(pictures))
 
-        monkeypatch.setattr("handlers.images._send", send)
+        monkeypatch.setattr("handlers.images.preprocessing._send", send)
         return calls
 
     def test_bytes_become_there_what_they_become_here(self, sent: list[int]) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+MODULE = "handlers.torchserve.torchvision_import"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -22,10 +23,10 @@ def test_what_a_worker_imports_does_not_import_the_compiler() -> None:
 
 
 def test_the_compiler_can_be_imported_afterwards() -> None:
-    code = "import handlers.vision, torch._dynamo.utils as utils; print(utils.__file__ is not None)"
+    code = f"import {MODULE}, torch._dynamo.utils as utils; print(utils.__file__ is not None)"
     assert run(code) == "True"
 
 
 def test_it_is_left_alone_where_it_is_there_already() -> None:
-    code = "import torch._dynamo as before, handlers.vision, sys; print(sys.modules['torch._dynamo'] is before)"
+    code = f"import torch._dynamo as before, {MODULE}, sys; print(sys.modules['torch._dynamo'] is before)"
     assert run(code) == "True"
