@@ -124,13 +124,11 @@ def build_parser() -> argparse.ArgumentParser:
         default="float32",
         help="what the networks compute in; 16 bits run in torch, float16 on a GPU only",
     )
-    add(
-        "--no-mend",
-        dest="mend",
-        action="store_false",
-        default=argparse.SUPPRESS,
-        help="run TorchServe without our patches: callers can then stop a worker, and requests wait for others",
-    )
+    for option, text in (
+        ("--no-patches", "run TorchServe unpatched: callers can then stop a worker, and requests wait for others"),
+        ("--no-mend", argparse.SUPPRESS),  # Its former name.
+    ):
+        add(option, dest="mend", action="store_false", default=argparse.SUPPRESS, help=text)
     add("--log-format", choices=("text", "json"), default="text", help="what standard error says")
     return parser
 

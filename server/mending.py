@@ -28,7 +28,7 @@ ready.
 while a REST request is read is answered with 400; a worker's own failures do not pass this place.
 
 Patched classes lie in the private directory and go before the jar on the class path. Each of the three patches is
-applied whole or not at all: only if every class that it changes is exactly the one it was written for. `--no-mend`
+applied whole or not at all: only if every class that it changes is exactly the one it was written for. `--no-patches`
 applies none. The launcher says which are active; `server.watch` restarts what hangs without them.
 
 A patch that keeps any exception from ending a worker's thread would need new code in a class, with tables for the

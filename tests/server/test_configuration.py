@@ -132,6 +132,19 @@ def test_the_workers_are_told_the_engine_and_the_precision_asked_for(directory):
     assert told == ["torch", "bfloat16"]
 
 
+def test_the_workers_are_told_whether_they_may_be_patched(directory):
+    for options, told in (([], "1"), (["--no-patches"], "0"), (["--no-mend"], "0")):
+        environment = worker_environment(directory, parse(options), workers=1, cores=1, environment={})
+        assert environment["CONVSCOPE_PATCHES"] == told
+
+
+def test_workers_keep_what_a_request_frees_unless_the_user_has_settings_of_malloc(directory):
+    environment = {"MALLOC_TRIM_THRESHOLD_": "1"}
+    result = worker_environment(directory, parse([]), workers=1, cores=1, environment=environment)
+    assert result["MALLOC_TRIM_THRESHOLD_"] == "1"
+    assert result["MALLOC_MMAP_THRESHOLD_"] == str(32 * 2**20)
+
+
 def test_thread_counts_of_the_users_own_are_kept_and_there_is_always_one(directory):
     environment = worker_environment(directory, parse([]), workers=4, cores=2, environment={"OMP_NUM_THREADS": "3"})
     assert (environment["OMP_NUM_THREADS"], environment["CONVSCOPE_THREADS"]) == ("3", "1")
