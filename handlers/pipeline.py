@@ -21,9 +21,9 @@ from handlers.api import card, media
 from handlers.api.errors import BadRequest, Draining, Internal, RequestError, TooManyImages, UnknownLayer
 from handlers.api.job import Job, Parameters
 from handlers.api.limits import Limits, estimate_maps
-from handlers.api.request import accepted_type, check_count, parse, request_headers
+from handlers.api.request import Bytes, accepted_type, check_count, parse, request_headers
 from handlers.images.decoding import Budget, decode
-from handlers.images.preprocessing import ANY_SIZE, noise
+from handlers.images.preprocessing import ANY_SIZE, Picture, noise
 from handlers.network import archive as archives
 from handlers.network.archive import Archive
 from handlers.network.engines.choice import choose
@@ -187,7 +187,8 @@ class Pipeline:
         try:
             ids = request_ids or [None] * len(batch)
             jobs = [
-                Job(row, request_headers(own), given) for row, own, given in zip(batch, properties, ids, strict=True)
+                Job(parameters, request_headers(own), given)
+                for parameters, own, given in zip(batch, properties, ids, strict=True)
             ]
             for job in jobs:
                 job.resume()
@@ -218,7 +219,7 @@ class Pipeline:
             self._reject(job, Internal(failure, unexpected=cause))
 
     def _parse(self, job: Job) -> None:
-        """Read what is asked for; the model card and a layer's filters are answered at once."""
+        """Read what is asked for; the model card and a layer's filters get their response here."""
         request = parse(job, max_images=self._limits.max_images)
         if request.is_describe:
             job.response = self._describe(job)
@@ -283,9 +284,9 @@ class Pipeline:
             raise UnknownLayer.of(unknown[0], self._geometry)
         return tuple(self._geometry) if "all" in layers else layers
 
-    def _decode_files(self, files: Sequence[bytes | bytearray]) -> list[Any]:
+    def _decode_files(self, files: Sequence[Bytes]) -> list[Picture | RequestError]:
         """Decode every file; an error is that picture's own, unless the request holds too many pictures."""
-        pictures: list[Any] = []
+        pictures: list[Picture | RequestError] = []
         limits, budget = self._limits, Budget(self._limits.max_request_pixels)
         for file in files:
             try:

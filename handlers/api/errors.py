@@ -1,13 +1,13 @@
-"""The errors a caller can meet, as exceptions that carry their code.
+"""The errors that a caller can get, as exceptions that carry their code.
 
-bytes ──request──► options, pictures ──images──► tensor ──engines──► logits, maps ──reply──► bytes
+bytes ──request──► options, pictures ──images──► tensor ──engines──► logits, maps ──formats──► bytes
         BadRequest          BadImage                 Internal                    ReplyTooLarge
         UnknownLayer        ImageTooLarge
         TooManyImages       WrongChannels
 
-The message is returned to the caller: it says what would be right and holds no path, no address and no secret. The same
-code goes out on both transports; `status` is REST's alone, since TorchServe ignores it on gRPC. `proto/README.md`
-lists the codes.
+The message is sent to the caller: it says what would be right, and holds no path, no address and no secret. The code is
+the same on both transports; only REST has the `status`, since TorchServe ignores it on gRPC. `proto/README.md` lists
+the codes.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import ClassVar, Self
 
 
 class RequestError(Exception):
-    """A request, or one picture of it, that gets an error instead of a result.
+    """A request, or one picture of it, gets an error instead of a result.
 
     Args:
         message: For the caller.
-        unexpected: The exception behind it, where that is ours to look into: the log gets its traceback.
+        unexpected: The exception behind it, if it is a fault of the server: its traceback is logged.
     """
 
     code: ClassVar[str] = "internal"
@@ -45,14 +45,14 @@ class BadRequest(RequestError):
 
 
 class UnknownLayer(RequestError):
-    """A layer was asked for that the model does not publish."""
+    """The model does not publish a layer of that name."""
 
     code = "unknown_layer"
     status = 400
 
     @classmethod
     def of(cls, name: str, published: Iterable[str]) -> Self:
-        """Name the layer that is not there, and those that are."""
+        """Return the error for a layer, naming those that are published."""
         return cls(f"there is no layer {name[:40]!r}; this model publishes {', '.join(published)}")
 
 
@@ -85,21 +85,21 @@ class TooManyImages(RequestError):
 
 
 class ReplyTooLarge(RequestError):
-    """The reply would exceed what TorchServe may send, which would kill the worker."""
+    """The response would be longer than TorchServe may send, which would kill the worker."""
 
     code = "reply_too_large"
     status = 413
 
 
 class Draining(RequestError):
-    """The server is stopping, or still warming up; asked for readiness, it says no."""
+    """The server is stopping, or still warming up, and so is not ready."""
 
     code = "draining"
     status = 503
 
 
 class Internal(RequestError):
-    """Something here is broken; the log says what."""
+    """The server has a fault; the log says which."""
 
     code = "internal"
     status = 500

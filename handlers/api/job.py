@@ -9,17 +9,14 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from handlers.api.errors import RequestError
 from handlers.api.media import GRPC_DEFAULT, REST_DEFAULT
 from handlers.api.options import Options
-
-if TYPE_CHECKING:
-    from handlers.images.preprocessing import Picture
-    from handlers.outputs.response import Response, Result
+from handlers.images.preprocessing import Picture
+from handlers.outputs.response import Response, Result, Timing
 
 STAGES: tuple[str, ...] = ("read", "decode", "preprocess", "forward", "encode")
 TRANSPORTS: tuple[str, ...] = ("rest", "grpc")
@@ -30,19 +27,6 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 Parameters = Mapping[str, Any]
 """A request's parameters as TorchServe passes them: bytes by name, text or parsed JSON where it decodes them, or a list
 of these for a repeated form field."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Where a request's time went, in the fields of `convscope.v1.Timing`; a stage it did not get through is 0."""
-
-    read_s: float
-    decode_s: float
-    preprocess_s: float
-    forward_s: float
-    encode_s: float
-    handler_s: float
-    batch_requests: int
 
 
 class Job:

@@ -1,4 +1,4 @@
-"""Options: what a caller wants to know about each picture, read alike from text, JSON and protobuf."""
+"""Options: what a caller asks for about each picture, read the same way from text, JSON and protobuf."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NUMBERS = {
 _FIELDS = tuple(wire.Explain.DESCRIPTOR.fields_by_name)
 
 SWITCH = {"1": True, "true": True, "0": False, "false": False}
-"""How text says yes and no."""
+"""Texts for true and false."""
 
 OPTION_NAMES = ("layers", "top_k", "map_dtype", "pool", "channels", "timing", "explain")
 DTYPES = ("float32", "float16", "uint8")
@@ -43,14 +43,14 @@ class Explain:
     """How to explain a class's score.
 
     Attributes:
-        method: One of `METHODS`; `picture` explains nothing, for the sake of the picture.
-        layer: Public name, of the methods that look at a map; empty for the default.
+        method: One of `METHODS`; `picture` explains nothing and only sends the picture.
+        layer: Public name, for methods that use a map; empty for the default.
         target: The class's index; None for the picture's most probable class.
-        window: Pixels of the square that occlusion covers, each way; None for the default, as are the two below.
+        window: Side in pixels of the square that occlusion covers; None for the default, as in the two below.
         step: Pixels from one square to the next.
         steps: Points between the baseline and the picture.
         view: What a PNG shows, one of `VIEWS`.
-        picture: Send the picture along, as the network saw it.
+        picture: Send the picture too, as the network saw it.
     """
 
     method: str = GRAD_CAM
@@ -67,7 +67,7 @@ class Explain:
         """Check a value of JSON: an object of the fields, a method's name, or true or false.
 
         Raises:
-            BadRequest: It has no meaning; the text says what would be right.
+            BadRequest: It is invalid; the message says what would be right.
         """
         if isinstance(value, bool):
             return cls() if value else None
@@ -94,7 +94,7 @@ class Explain:
 
     @classmethod
     def from_text(cls, text: str) -> Explain | None:
-        """Check the words of a header, a form or a plain key: `occlusion,window=8,step=4`.
+        """Check the text of a header, a form field or a plain key: `occlusion,window=8,step=4`.
 
         Raises:
             BadRequest: As `from_value`.
@@ -124,16 +124,16 @@ class Explain:
 
 @dataclass(frozen=True)
 class Options:
-    """What to answer.
+    """What to put into the response.
 
     Attributes:
         layers: Public names in the order asked for, without repetition; `("all",)` for every layer.
         top_k: How many classes, most probable first; 0 for all.
-        map_dtype: What the maps travel as: `float32`, `float16` or `uint8`.
+        map_dtype: Type of the map values sent: `float32`, `float16` or `uint8`.
         pool: Average each map down to pool × pool cells; None for whole maps.
         channels: Which channels: their indexes in the order asked for, or how many of the strongest; None for all.
-        timing: Say in the reply where the time went.
-        explain: Say which part of each picture a class's score rests on, and how to find out; None for not.
+        timing: Add to the response how long each stage took.
+        explain: Explain a class's score by the parts of each picture; None for no explanation.
     """
 
     layers: tuple[str, ...] = ()
@@ -149,7 +149,7 @@ class Options:
         """Check values of JSON types.
 
         Raises:
-            BadRequest: A value has no meaning; the text says what would be right.
+            BadRequest: A value is invalid; the message says what would be right.
         """
         layers = values.get("layers", ())
         if isinstance(layers, str):
@@ -192,7 +192,7 @@ class Options:
 
     @staticmethod
     def parse_text(values: Mapping[str, str]) -> dict[str, Any]:
-        """Turn text into values of JSON types: lists are written `a,b` or as JSON."""
+        """Convert text to values of JSON types; lists are written `a,b` or as JSON."""
         return {name: _from_text(name, text.strip()) for name, text in values.items() if text.strip()}
 
     @classmethod
@@ -280,6 +280,6 @@ def _explain_number(value: Any, name: str, least: int, most: int) -> int | None:
 
 
 def number_in(text: str) -> int | str:
-    """Return the whole number that a text is, in decimal ASCII digits and 32 bits; any other text as it is."""
+    """Convert decimal ASCII digits of at most 32 bits to a number; return any other text unchanged."""
     is_number = text.isascii() and text.isdigit() and len(text) <= len(str(_MOST_WHOLE))
     return int(text) if is_number else text

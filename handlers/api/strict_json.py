@@ -1,4 +1,4 @@
-"""JSON as requests hold it: a name given twice is an error, since one of its values would be ignored."""
+"""JSON in requests: a name that occurs twice is an error, since one of its values would be ignored."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 
 class RepeatedName(ValueError):
-    """An object holds one name twice."""
+    """An object has the same name twice."""
 
 
 def loads(text: str | bytes | bytearray) -> Any:
     """Parse JSON.
 
     Args:
-        text: UTF-8 where it is bytes.
+        text: Bytes are UTF-8.
 
     Raises:
-        ValueError: It is not valid JSON, nested too deeply, or an object holds a name twice; the message is for the
-            caller.
+        ValueError: It is not valid JSON, is nested too deeply, or has an object with the same name twice; the message
+            is for the caller.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique)

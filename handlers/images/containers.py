@@ -3,7 +3,7 @@
 Each reader walks a file once, part by part (a chunk or a segment), in time linear in its size, and keeps the parts that
 decide pixels and the EXIF orientation. Everything else is skipped: text, profiles, thumbnails, later frames. Pillow's
 own readers interpret those too, some in quadratic time or with a log line for each part. A file that ends early is
-rejected here. It knows nothing of decoding. Sizes are (H, W) in pixels.
+rejected here. Decoding is done elsewhere. Sizes are (H, W) in pixels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MOST_PARTS = 65_536
 """Chunks or segments of a file. Encoders write a few hundred for the largest pictures."""
 
 MOST_SCANS = 64
-"""Scans of a JPEG, each of which may go over all of its pixels in thirty bytes. Encoders write ten or so."""
+"""Scans of a JPEG: thirty bytes can make a scan go over all of its pixels. Encoders write ten or so."""
 
 BASELINE, EXTENDED = 0xC0, 0xC1  # Markers of a JPEG's frame: sequential, Huffman-coded.
 
@@ -133,12 +133,12 @@ def read(data: Bytes) -> Png | Jpeg | Webp:
         raise BadImage(f"the first bytes are not those of a picture; send {ACCEPTED}")
     try:
         return reader(data)
-    except (struct.error, IndexError) as err:  # It was read beyond its end.
+    except (struct.error, IndexError) as err:  # The reader went beyond the end.
         raise damaged(name) from err
 
 
 def damaged(name: str) -> BadImage:
-    """Return the error of a file that Pillow or a reader here cannot make sense of."""
+    """Return the error of a file that cannot be read or decoded."""
     return BadImage(f"the {name} file is truncated or damaged")
 
 
@@ -210,7 +210,7 @@ def _read_jpeg(data: Bytes) -> Jpeg:
             if frame:
                 raise damaged("JPEG")
             frame = kind
-            if kind not in _HUFFMAN:  # Arithmetic coding packs as much work into a byte as one likes.
+            if kind not in _HUFFMAN:  # With arithmetic coding a byte can hold any amount of work.
                 raise BadImage("the JPEG file is arithmetic-coded or hierarchical; save it as baseline or progressive")
             bits, height, width, channels = _FRAME.unpack_from(data, at + 2)
             if bits != 8:
@@ -292,7 +292,7 @@ def _write_webp(chunks: list[bytes]) -> bytes:
 
 
 def _read_orientation(record: Bytes | None) -> int:
-    """Return the orientation in an EXIF record, 1 to 8; 1, which is upright, where none can be read."""
+    """Return the orientation in an EXIF record, 1 to 8; 1, which is upright, if none can be read."""
     if record is None:
         return 1
     if record[:6] == b"Exif\0\0":

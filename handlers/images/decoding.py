@@ -27,7 +27,7 @@ DEFAULT_MAX_BYTES = 16 * 2**20
 DEFAULT_MAX_PIXELS = 16_000_000
 
 _NPY_MAGIC = b"\x93NUMPY"
-# numpy's own reader runs Python's tokenizer and parser on whatever stands there, and may log what they think of it.
+# numpy's own reader runs Python's tokenizer and parser on the header, and may log warnings about it.
 _NPY_HEADER = re.compile(
     rb"\{ ?'descr': ?'(?P<descr>[^']*)', ?'fortran_order': ?(?P<fortran_order>True|False), ?"
     rb"'shape': ?\((?P<shape>(?:\d{1,10}, ?){0,32}(?:\d{1,10})?)\),? ?\}\s*"
@@ -81,13 +81,13 @@ _ZERO = (0, (0, 0), (0, 0, 0), (0, 0, 0, 0))  # A pixel of a row that is missing
 _PIECE = 2**16  # Bytes inflated at a time.
 _JPEG_MODES = {1: ("L", "L"), 3: ("RGB", "RGB"), 4: ("CMYK", "CMYK;I")}  # Four channels are inverted, as Adobe's are.
 
-# In place of a JPEG's end: libjpeg fills up with grey what is missing before that marker, and says nothing; here it
-# reports that data is missing. Eight bytes of ones are what it reads ahead, and no Huffman code.
+# This replaces the end of a JPEG: before an end marker libjpeg silently fills missing data with grey; before this it
+# reports that data is missing. Eight bytes of ones are as much as it reads ahead, and are no Huffman code.
 _ONES = b"\xff\x00" * 8
 
 
 class Budget:
-    """Pixels that may still be decoded: what a file costs goes by them, and a request may hold many.
+    """The pixels that may still be decoded for one request; decoding costs time in proportion to them.
 
     Args:
         pixels: Of all pictures together.
@@ -179,12 +179,12 @@ def decode_file(data: Bytes, channels: int, *, max_pixels: int, budget: Budget |
         return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, channels)
     except RequestError:
         raise
-    except Exception as err:  # Pillow raises nearly anything on a damaged file; its texts hold addresses, so use ours.
+    except Exception as err:  # Pillow raises nearly anything on a damaged file, and its messages hold addresses.
         raise damaged(type(file).__name__.upper()) from err
 
 
 def check_pixels(height: int, width: int, max_pixels: int, budget: Budget | None = None) -> None:
-    """Refuse a picture of too many pixels.
+    """Check the number of pixels of a picture.
 
     Raises:
         ImageTooLarge: It has more than `max_pixels`, or than `budget` has.
@@ -327,7 +327,7 @@ def _decode_array(data: Bytes, preprocessing: Preprocessing, *, max_pixels: int,
 
 
 def _read_npy(data: Bytes) -> Picture:
-    """View the cells of a .npy file as an array; what its header claims is checked against the bytes that are there."""
+    """View the cells of a .npy file as an array; its header is checked against the number of bytes."""
     lengths = {b"\1\0": "<8xH", b"\2\0": "<8xI"}.get(bytes(data[6:8]))  # By version.
     header = None
     if lengths is not None and len(data) >= struct.calcsize(lengths):

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-ANY_SIZE = (32, 32)  # (H, W) of the picture that a network of any size is tried on.
+ANY_SIZE = (32, 32)  # (H, W) of the trial picture for a network of any size.
 
 _WHITE = np.float32(255)
 
@@ -29,7 +29,7 @@ Picture = NDArray[np.uint8] | NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a network takes, and what happens to a picture before it gets there.
+    """A network's input, and how a picture is converted to it.
 
     Attributes:
         channels: C; encoded pictures are converted to 1 (grey) or 3 (RGB).
@@ -46,7 +46,7 @@ class Preprocessing:
     std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what no picture could satisfy.
+        """Check that the fields fit together.
 
         Raises:
             ValueError: The fields contradict each other.
@@ -121,7 +121,7 @@ def _statistics(preprocessing: Preprocessing, device: torch.device) -> tuple[Ten
 
 
 def stack(pictures: Sequence[Picture], preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Make what the network takes out of pictures of one size: `normalise`, bit for bit, without tensors.
+    """Return the input for pictures of one size: what `normalise` returns, bit for bit, without tensors.
 
     Args:
         pictures: N pictures (H, W, C) of the same H and W, uint8 and float32 in any mixture.
@@ -140,7 +140,7 @@ def stack(pictures: Sequence[Picture], preprocessing: Preprocessing) -> NDArray[
     for number, picture in enumerate(pictures):
         if picture.dtype == np.uint8:
             values[number] /= _WHITE
-    with np.errstate(over="ignore"):  # A caller's float32 may be anything finite; the scores will show it.
+    with np.errstate(over="ignore"):  # A caller's float32 may be any finite number.
         return preprocessing.normalise(values)
 
 
@@ -149,8 +149,8 @@ def stack_on(
 ) -> NDArray[np.float32] | Tensor:
     """Do as `stack`, for a network on that device.
 
-    A GPU is sent pictures as bytes, where all of them are: a quarter of what it would be sent, and it scales and
-    normalises them itself, to the same values.
+    If all pictures are bytes, a GPU is sent these, a quarter of the float32 data, and scales and normalises them to the
+    same values.
 
     Returns:
         As `stack`; a tensor on the GPU, or else an array.
@@ -169,7 +169,7 @@ def _send(pictures: Sequence[Picture], device: torch.device) -> Tensor:
 
 
 def noise(preprocessing: Preprocessing, count: int = 1) -> Tensor:
-    """Return pictures to try a network on.
+    """Return pictures for a trial of a network.
 
     Args:
         preprocessing: The network's input.

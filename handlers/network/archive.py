@@ -1,7 +1,7 @@
 """Archives: what an unpacked archive holds, loaded and checked.
 
-`card.json` names the network and its meaning, `weights.pt` is a state dict read without running any code of its own,
-`graph.onnx` is there where the network could be exported, and `model-config.yaml` holds the limits under `convscope:`.
+`card.json` names the network and describes it, `weights.pt` is a state dict that is read without running any code,
+`graph.onnx` is present if the network could be exported, and `model-config.yaml` holds the limits under `convscope:`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from handlers.network.engines.onnx import Graph
 
 @dataclass(frozen=True)
 class Archive:
-    """A network and its meaning.
+    """A network and its description.
 
     Attributes:
         module: The network with its weights, in evaluation mode, on the CPU.
-        preprocessing: What it takes.
+        preprocessing: How pictures become its input.
         layers: Public name → node.
         classes: Labels by index; empty for a network without classes.
         card: The content of card.json.
-        has_gradients: Whether its scores have gradients with respect to the picture. Archives say so where they have
-            none; older ones, which do not say, are taken to have them.
-        graph: The network once more, for ONNX Runtime; None where the archive has none.
+        has_gradients: Whether its scores have gradients with respect to the picture. An archive states it if they have
+            none; older archives, which state nothing, are assumed to have them.
+        graph: The network for ONNX Runtime; None if the archive has no graph.
     """
 
     module: nn.Module
@@ -48,13 +48,13 @@ def load(directory: Path) -> Archive:
     """Load an unpacked archive.
 
     Args:
-        directory: Where `card.json` and `weights.pt` lie. It must be on the import path for a network of the user's.
+        directory: Where `card.json` and `weights.pt` are. For a user's own network it must be on the import path.
 
     Raises:
         FileNotFoundError: A file is missing.
         ImportError: The network's module, or one it needs, is not installed.
         RuntimeError: The weights do not fit the network.
-        ValueError: The card is not of a format that this code reads.
+        ValueError: The card has a format that this code does not read.
     """
     card = json.loads((directory / "card.json").read_text(encoding="utf-8"))
     if card.get("format") != 1:
@@ -87,7 +87,7 @@ def build(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
 
     Raises:
         ImportError: The module cannot be imported.
-        TypeError: What the call returns is no `nn.Module`.
+        TypeError: The call does not return an `nn.Module`.
     """
     module_name, _, name = architecture.partition(":")
     module = getattr(importlib.import_module(module_name), name)(**arguments)

@@ -1,7 +1,8 @@
-"""Where the maps come from: each published layer's shape, receptive field, stride, and the operation that makes it.
+"""Geometry: each published layer's shape, receptive field, stride, and the operation that makes its map.
 
-The network is traced and run once on an empty picture, and every operation says what it does to the rectangle of input
-pixels that a cell answers to (`fields`). Axes: `N` batch, `C` channels, `H, W` picture pixels, `h, w` map cells.
+The network is traced and run once on an empty picture; `receptive_fields` tells what each operation does to the
+rectangle of input pixels that a cell depends on.
+Axes: `N` batch, `C` channels, `H, W` picture pixels, `h, w` map cells.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from handlers.network.operations import Operation, of_function, watched
-from handlers.network.receptive_fields import CONSTANT, MAP_AXES, Answer, Field, follow
+from handlers.network.receptive_fields import CONSTANT, MAP_AXES, Extent, Field, follow
 from handlers.torchserve.torchvision_import import NodePathTracer, ops
 
 # What torchvision's feature extraction traces with unless told otherwise: the node names depend on it.
@@ -26,15 +27,15 @@ _LEAVES = [part for part in vars(ops).values() if inspect.isclass(part) and issu
 
 @dataclass(frozen=True)
 class LayerGeometry:
-    """Where the cells of one layer's map lie in the picture.
+    """Where the cells of one layer's map are in the picture.
 
     Attributes:
-        shape: Of the map, (C, h, w); of a layer that has no map, its shape without the batch.
+        shape: Of the map, (C, h, w); of other outputs, the shape without the batch.
         stride: Input pixels from one cell to the next, (y, x); None where not defined (as are the two below).
-        receptive_field: Input pixels that one cell answers to, (height, width): the rectangle that bounds them.
+        receptive_field: Input pixels that one cell depends on, (height, width): the rectangle that bounds them.
         receptive_field_start: The first input pixel of cell (0, 0), (y, x); negative: padding.
-        operation: The convolution or linear layer that makes the map: the last one, where branches meet the last one
-            of the branch with the most of them. None where there is none.
+        operation: The convolution or linear layer that makes the map: the last one, or, where branches meet, the last
+            one of the branch with the most of them; None if there is none.
     """
 
     shape: tuple[int, ...]
@@ -52,12 +53,12 @@ class LayerGeometry:
 def layer_geometry(
     model: nn.Module, layers: Mapping[str, str], picture_shape: tuple[int, int, int]
 ) -> dict[str, LayerGeometry]:
-    """Say where each published map's cells lie in the picture.
+    """Return where each published map's cells are in the picture.
 
-    The model is run in evaluation mode and comes back in the modes it had.
+    The model is run in evaluation mode; afterwards its modes are as before.
 
     Args:
-        model: The network. One that cannot be traced gets shapes and operations, and None for the rest.
+        model: The network. If it cannot be traced, only shapes and operations are known.
         layers: Public name to node name of `torchvision.models.feature_extraction`, or to module path for a network
             that cannot be traced.
         picture_shape: (C, H, W) of the picture to run it on.
@@ -66,7 +67,7 @@ def layer_geometry(
         Geometry by public name, in the order of the forward pass.
 
     Raises:
-        ValueError: A layer is bound to a node that is not there, or whose output is not one tensor.
+        ValueError: A layer is bound to a node that does not exist, or whose output is not one tensor.
     """
     images = blank(model, picture_shape)
     with _evaluating(model), torch.no_grad():
@@ -113,7 +114,7 @@ class _Step:
     """
 
     shape: tuple[int, ...]
-    field: Answer
+    field: Extent
     operation: Operation | None
     depth: int = 0
     learned: int = 0
@@ -131,7 +132,7 @@ def _describe(step: _Step) -> LayerGeometry:
 
 
 class _Walk(fx.Interpreter):
-    """Runs a traced network and keeps, for every node by name, the step it made."""
+    """Runs a traced network and keeps a step for every node, by name."""
 
     def __init__(self, module: fx.GraphModule, operations: list[Operation]) -> None:
         super().__init__(module)
@@ -161,7 +162,7 @@ class _Walk(fx.Interpreter):
     def _inputs(self, node: fx.Node) -> list[_Step]:
         return [self.steps[source.name] for source in node.all_input_nodes if source.name in self.steps]
 
-    def _field(self, node: fx.Node, result: Tensor) -> Answer:
+    def _field(self, node: fx.Node, result: Tensor) -> Extent:
         if node.op == "placeholder":
             return Field()
         if node.op == "get_attr":

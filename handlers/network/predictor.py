@@ -27,11 +27,11 @@ _MAX_INPUT_BYTES = 8 * 2**20  # Of one forward pass: activations are many times 
 
 
 class Predictor:
-    """A network together with what it takes and what its outputs mean.
+    """A network with its preprocessing and the meaning of its outputs.
 
     Args:
         network: The loaded network, in its engine.
-        preprocessing: What it takes.
+        preprocessing: How pictures become its input.
         classes: Labels by index; empty for a network without classes.
         device: Where it runs.
     """
@@ -50,7 +50,7 @@ class Predictor:
         """Run one real forward pass of a black picture.
 
         Args:
-            layers: Maps to compute; None for none, or for all where the network has no scores.
+            layers: Maps to compute; None for none, or for all if the network has no scores.
 
         Returns:
             Logits (1, K), or None for a network without classes.
@@ -66,10 +66,10 @@ class Predictor:
         return logits
 
     def check_graph(self) -> None:
-        """Run once with every map and once plain, so that workers start warm and the extracted graph is proven.
+        """Run once with every map and once without, so that workers start warm and the extracted graph is checked.
 
         Raises:
-            RuntimeError: The graph scores something else than the network.
+            RuntimeError: The graph computes other scores than the network.
         """
         traced = self.warm_up(frozenset(self._network.layers))
         plain = self.warm_up()

@@ -1,7 +1,7 @@
-"""Receptive fields: which input pixels a cell answers to, and what each operation does to that.
+"""Receptive fields: which input pixels a cell depends on, and what each operation does to that.
 
-Cell (i, j) of a map answers to the rectangle of input pixels that begins at `start + (i, j) · stride` and has `size`.
-With dilation, or strides longer than a kernel, the rectangle has holes: it bounds what the cell answers to. Pixels
+Cell (i, j) of a map depends on the rectangle of input pixels that begins at `start + (i, j) · stride` and has `size`.
+With dilation, or strides longer than a kernel, the rectangle has holes: it bounds what the cell depends on. Pixels
 before 0 or beyond the picture are padding. Everything here is (y, x).
 
 An operation's inputs are a `Field`, `CONSTANT` (weights, numbers: no pixel in it), or None (unknown, or all pixels).
@@ -27,7 +27,7 @@ MAP_AXES: Final = (2, 3)
 
 
 class Constant:
-    """What no input pixel has a part in."""
+    """A value that does not depend on the picture."""
 
 
 CONSTANT: Final = Constant()
@@ -41,7 +41,7 @@ class Field:
         size: Input pixels, (height, width).
         stride: Input pixels from one cell to the next.
         start: The first input pixel of cell (0, 0); negative in the padding.
-        axes: Where the map's rows and columns are among the axes of its tensor.
+        axes: Which axes of the tensor are the map's rows and columns.
     """
 
     size: Pair = (1, 1)
@@ -57,7 +57,7 @@ class Field:
         return Field((size[0], size[1]), (steps[0], steps[1]), (start[0], start[1]))
 
     def join(self, other: Field) -> Field | None:
-        """Return the field of two maps combined cell by cell; None where their cells do not go together."""
+        """Return the field of two maps combined cell by cell; None if their cells do not match."""
         if (self.stride, self.axes) != (other.stride, other.axes):
             return None
         start = [min(pair) for pair in zip(self.start, other.start, strict=True)]
@@ -70,7 +70,7 @@ class Field:
         return replace(self, axes=(places.index(self.axes[0]), places.index(self.axes[1])))
 
 
-Answer = Field | Constant | None
+Extent = Field | Constant | None
 
 _WINDOW_MODULES = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d)
 _WINDOW_FUNCTIONS: Mapping[Any, Sequence[str]] = {
@@ -96,7 +96,7 @@ _POINTWISE_NAMES = """
 _POINTWISE = frozenset(_POINTWISE_NAMES.split())
 
 
-def follow(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], fields: Sequence[Answer]) -> Answer:
+def follow(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], fields: Sequence[Extent]) -> Extent:
     """Return the field of an operation's result.
 
     Args:
@@ -106,8 +106,8 @@ def follow(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], field
         fields: Of each tensor among its inputs, in order.
 
     Returns:
-        The field; CONSTANT where no input depends on a pixel; None where cells answer to all pixels, or where this
-        module does not know the operation.
+        The field; CONSTANT where no input depends on a pixel; None where cells depend on all pixels, or where the
+        operation is unknown here.
     """
     moving = [field for field in fields if not isinstance(field, Constant)]
     if not moving:
@@ -132,8 +132,8 @@ def follow(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], field
     return _join(moving) if operation is torch.cat or is_pointwise(operation) else None
 
 
-def _chain(parts: nn.Sequential, fields: Sequence[Answer]) -> Answer:
-    field: Answer = _join(fields)
+def _chain(parts: nn.Sequential, fields: Sequence[Extent]) -> Extent:
+    field: Extent = _join(fields)
     for part in parts:
         field = follow(part, (), {}, [field])
     return field
@@ -180,7 +180,7 @@ def _window(named: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**named, "kernel_size": tuple(named["weight"].shape[-2:]), "stride": named.get("stride", 1)}
 
 
-def _slide(field: Answer, window: Mapping[str, Any]) -> Answer:
+def _slide(field: Extent, window: Mapping[str, Any]) -> Extent:
     if not isinstance(field, Field):
         return None
     kernel, dilation = _pair(window["kernel_size"]), _pair(window.get("dilation", 1))
@@ -198,7 +198,7 @@ def _pair(value: Any) -> Pair:
     return (values[0], values[0]) if len(values) == 1 else (values[0], values[1])
 
 
-def _join(fields: Sequence[Answer]) -> Answer:
+def _join(fields: Sequence[Extent]) -> Extent:
     joined = fields[0]
     for field in fields[1:]:
         if not isinstance(joined, Field) or not isinstance(field, Field):

@@ -1,7 +1,7 @@
 """The worker's log: one JSON object a line on standard output, which TorchServe copies into its own log.
 
-ASCII on one line, whatever a caller sent: a text with a line break in it could otherwise pass for a line of what the
-worker tells TorchServe on the same stream.
+It is ASCII on one line, whatever a caller sent: text with a line break could otherwise look like one of the lines that
+the worker prints for TorchServe on the same stream.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class JsonLines(logging.Formatter):
 
 
 def write_to_standard_output(model: str, version: str) -> None:
-    """Send what this package logs to standard output as JSON lines and nowhere else; other loggers stay as they are."""
+    """Write this package's log to standard output as JSON lines, and nowhere else; other loggers are not changed."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines(model, version))
     package = logging.getLogger("handlers")

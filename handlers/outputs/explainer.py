@@ -1,8 +1,8 @@
-"""The explainer: what was asked made definite, kept within bounds, and carried out picture by picture.
+"""The explainer: completes what was asked for, checks its cost, and explains picture by picture.
 
-Gradients come from the torch network, whichever engine predicts; occlusion only scores, so the engine does that. The
-time of a call is shared out among the requests in it that ask for explanations: a large one takes nothing from the
-others, but all wait for it. Axes: `C` channels, `H, W` picture pixels, `h, w` map cells, `K` classes.
+Gradients come from the torch network, whichever engine predicts; occlusion only needs scores, so it runs on the engine.
+The requests of a batch that ask for explanations share its time equally: a large one takes nothing from the others, but
+all wait for it. Axes: `C` channels, `H, W` picture pixels, `h, w` map cells, `K` classes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from handlers.outputs.maps import FeatureMap, prepare
 from handlers.outputs.response import Explanation, Result
 
 MAX_RUNS = 4096  # Of the network, for the explanations of one request.
-MAX_SECONDS = 25.0  # For the explanations of one call: clients wait for 30 s, and TorchServe kills a worker after 120.
+MAX_SECONDS = 25.0  # For the explanations of one batch: clients wait for 30 s, and TorchServe kills a worker after 120.
 MAX_PIXELS = 2**18  # Of a picture: gradients keep every map of the network, at 512×512 hundreds of MB.
 DEFAULT_STEPS = 32  # ResNet-18 on one busy core: 15 s.
 
@@ -58,16 +58,16 @@ _Heat = TypeVar("_Heat")
 
 
 class Explainer:
-    """Explains what a loaded network scores.
+    """Explains the scores of a loaded network.
 
     Args:
         network: In torch, for gradients.
-        engine: What scores.
-        preprocessing: What the network takes.
-        classes: Labels by index; empty for a network without classes, of which nothing can be explained.
+        engine: The engine that predicts.
+        preprocessing: How pictures become its input.
+        classes: Labels by index; empty for a network without classes, which has no score to explain.
         geometry: Of each published layer, in the order of the forward pass.
         has_gradients: Whether the scores have gradients with respect to the picture.
-        max_seconds: For the explanations of one call.
+        max_seconds: For the explanations of one batch.
     """
 
     def __init__(
@@ -91,10 +91,10 @@ class Explainer:
         self._heads: dict[str, Tensor | None] = {}
 
     def settle(self, asked: Explain) -> Explain:
-        """Fill in the layer, and refuse what cannot be explained.
+        """Fill in the layer, and check that this can be explained.
 
         Raises:
-            BadRequest: No score to explain, no gradients, no such class, or the method does not suit the network.
+            BadRequest: There is no score, no gradient or no such class, or the method does not suit the network.
             UnknownLayer: The model does not publish the layer.
         """
         if asked.method == PICTURE:
@@ -122,7 +122,7 @@ class Explainer:
         return replace(asked, layer=layer)
 
     def available(self) -> list[str]:
-        """Return the methods that suit the network; a method of layers may still not suit each of them."""
+        """Return the methods that suit the network; one that uses a layer may not suit every layer."""
         if not self._classes:
             return [PICTURE]
         maps = [name for name, shape in self._shapes.items() if len(shape) == 3]
@@ -132,7 +132,7 @@ class Explainer:
         return [method for method in METHODS if method not in unfit]
 
     def check_work(self, asked: Explain, pictures: Sequence[Picture | RequestError]) -> None:
-        """Refuse a request that would keep the worker for too long.
+        """Check that a request does not keep the worker for too long.
 
         Raises:
             BadRequest: More than `MAX_RUNS` runs of the network.
@@ -146,7 +146,7 @@ class Explainer:
             )
 
     def estimate(self, asked: Explain, pictures: Sequence[Picture], options: Options) -> int:
-        """Return about how many bytes the explanations of pictures take at least, before any encoding."""
+        """Return about how many bytes the explanations of pictures take at least, before encoding."""
         size = 0
         for picture in pictures:
             if asked.method in (INPUT_GRADIENT, INTEGRATED_GRADIENTS):
@@ -159,7 +159,7 @@ class Explainer:
         return size
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Add to every result its explanation, where one was asked for; one that fails takes its picture's place."""
+        """Add the explanation to every result for which one was asked; an error replaces the result."""
         asking = [job for job in jobs if job.options.explain is not None]
         if not asking:
             return
@@ -250,7 +250,7 @@ class Explainer:
 
     def _runs(self, asked: Explain, height: int, width: int) -> int:
         if height * width > MAX_PIXELS:
-            return 0  # That picture gets the error itself.
+            return 0  # That picture gets an error of its own.
         if asked.method == INTEGRATED_GRADIENTS:
             return asked.steps or DEFAULT_STEPS
         if asked.method != OCCLUSION:
@@ -258,7 +258,7 @@ class Explainer:
         try:
             return methods.occlusion_runs(height, width, *self._squares(asked, height, width))
         except BadRequest:
-            return 0  # That picture gets the error itself.
+            return 0  # That picture gets an error of its own.
 
     @staticmethod
     def _squares(asked: Explain, height: int, width: int) -> tuple[int, int]:
@@ -278,9 +278,9 @@ class Explainer:
         return (wide or maps)[-1]
 
     def _head(self, layer: str) -> Tensor | None:
-        """Return the weight (K, C) with which the mean over a layer's cells becomes the logits; None if none does.
+        """Return the weight (K, C) that maps the mean over a layer's cells to the logits; None if there is none.
 
-        What the network does is what counts, not how it is written: a linear layer of that shape is tried on noise.
+        A linear layer of that shape is tried on noise: what the network computes counts, not how it is written.
         """
         if layer not in self._heads:
             self._heads[layer] = None
@@ -299,7 +299,7 @@ class Explainer:
 
 
 def _found(heat: _Heat | None, asked: Explain) -> _Heat:
-    """Return what a method found; archives made before they told of gradients may have none."""
+    """Return the heat; a network of an older archive may turn out to have no gradients."""
     if heat is None:
         raise BadRequest(NO_GRADIENTS.format(method=asked.method))
     return heat

@@ -1,6 +1,6 @@
-"""Methods: from a class's score back to the picture.
+"""Explanation methods: from a class's score back to the picture.
 
-Each takes one picture and gives a heat map. They know networks and tensors, and nothing of requests. Axes: `N` batch,
+Each takes one picture and returns a heat map. Requests are unknown here. Axes: `N` batch,
 `C` channels, `H, W` picture pixels, `h, w` map cells, `K` classes.
 """
 
@@ -22,7 +22,7 @@ _CHUNK_BYTES = 2**20  # Of input in one run: with gradients, every operation's o
 
 
 def grad_cam(maps: Tensor, logits: Tensor, target: int) -> Tensor | None:
-    """Weigh each channel by the mean gradient of the class's logit over its cells; keep what speaks for the class.
+    """Weigh each channel by the mean gradient of the class's logit over its cells; keep what is positive.
 
     Selvaraju et al., "Grad-CAM", ICCV 2017, equations 1 and 2.
 
@@ -59,7 +59,7 @@ def cam(maps: Tensor, weight: Tensor, target: int) -> Tensor:
 
 
 def input_gradient(network: Scores, image: Tensor, target: int) -> Tensor | None:
-    """Say how much the logit grows with each normalised value of the picture.
+    """Return how much the logit grows with each normalised value of the picture.
 
     Simonyan et al., "Deep Inside Convolutional Networks", 2014, section 3, with its sign.
 
@@ -78,10 +78,10 @@ def input_gradient(network: Scores, image: Tensor, target: int) -> Tensor | None
 def integrated_gradients(
     network: Scores, image: Tensor, target: int, steps: int, check: Callable[[], None]
 ) -> tuple[Tensor, float] | None:
-    """Share the change of the logit, from a picture of zeros to this one, out among the values that changed.
+    """Attribute the change of the logit, from a picture of zeros to this one, to the values that changed.
 
     Sundararajan et al., "Axiomatic Attribution for Deep Networks", ICML 2017; the integral by Gauss's and Legendre's
-    rule, as captum has it.
+    rule, as in captum.
 
     Args:
         network: Differentiable.
@@ -112,13 +112,13 @@ def integrated_gradients(
 
 
 def occlusion(network: Scores, image: Tensor, target: int, window: int, step: int, check: Callable[[], None]) -> Tensor:
-    """Say how much the logit falls when a square around each pixel is set to zero, the mean colour.
+    """Return how much the logit falls when a square around each pixel is set to zero, the mean colour.
 
     Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014; a pixel under several squares
-    gets their mean, as captum has it.
+    gets their mean, as in captum.
 
     Args:
-        network: Anything that scores.
+        network: Computes scores.
         image: (1, C, H, W).
         target: The class's index.
         window: Pixels of the square, each way; the last of a row may stick out.

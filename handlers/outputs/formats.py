@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 from handlers.api import media
 from handlers.api.errors import RequestError
-from handlers.api.job import Timing
 from handlers.outputs import png
 from handlers.outputs.maps import FeatureMap
 from handlers.outputs.protobuf import encode_results
-from handlers.outputs.response import Explanation, Identity, Piece, Response, Result
+from handlers.outputs.response import Explanation, Identity, Piece, Response, Result, Timing
 from handlers.wire import convscope_pb2 as wire
 
 Results = Sequence[Result | RequestError]

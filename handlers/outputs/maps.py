@@ -1,6 +1,6 @@
-"""Feature maps: choosing channels, pooling, and the cells they travel as.
+"""Feature maps: choosing channels, pooling, and converting to the type that is sent.
 
-It knows tensors and nothing of requests or formats. Axes: `N` batch, `C` channels, `h, w` map cells.
+Requests and formats are unknown here. Axes: `N` batch, `C` channels, `h, w` map cells.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _HALF_INFINITY = np.uint16(0x7C00)  # Above it is what is not a number.
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """One layer's map of one picture, ready to travel.
+    """One layer's map of one picture, ready to be sent.
 
     Attributes:
         layer: Public name.
         cells: (C, h, w), (C, p, p) when pooled to p × p, (C,) when p = 1; float32, float16 or uint8; C-contiguous.
         scale: uint8 only: float32 (C,); value = offset[c] + scale[c] · cell.
         offset: uint8 only: float32 (C,).
-        channels: Which channels these are, when a selection was asked for.
+        channels: Indexes of these channels, if a selection was asked for.
     """
 
     layer: str
@@ -49,7 +49,7 @@ class FeatureMap:
         return _NAMES[self.cells.dtype]
 
     def values(self) -> NDArray[np.float32]:
-        """Return what the cells stand for, float32."""
+        """Return the values of the cells, float32."""
         if self.scale is None or self.offset is None:
             return self.cells.astype(np.float32)
         shape = (-1, *(1 for _ in self.cells.shape[1:]))  # (C, 1, 1)
@@ -58,17 +58,17 @@ class FeatureMap:
 
 
 def prepare(layer: str, values: Cells, options: Options) -> list[FeatureMap | BadImage]:
-    """Turn the maps of several pictures into what was asked for, all of them at once.
+    """Convert the maps of several pictures to what was asked for, all at once.
 
     Args:
         layer: Public name.
-        values: (N, C, h, w), float32, contiguous, an array, or a tensor on any device. Maps of another shape pass as
-            they are, unless an option needs channels.
-        options: The caller's, of all N pictures.
+        values: (N, C, h, w), float32, contiguous, an array, or a tensor on any device. Maps of another shape are
+            returned as they are, unless an option needs channels.
+        options: Of all N pictures.
 
     Returns:
-        For each picture its map, or why the asked-for dtype cannot carry that map's values. Cells of maps that nothing
-        was done to are a view of `values`.
+        For each picture its map, or an error if the dtype cannot hold that map's values. Cells of unconverted maps are
+        a view of `values`.
 
     Raises:
         BadRequest: An option does not fit these maps.
@@ -169,7 +169,7 @@ def quantise(cells: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.
 
 
 def quantise_in_torch(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Do as `quantise` does on the device where the values are, so that bytes cross the bus and not floats.
+    """Do as `quantise`, on the device of the values, so that bytes and not floats are copied from it.
 
     Every operation is numpy's in float32, in its order: the results are the same.
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from handlers.api.errors import RequestError
-from handlers.api.job import Timing
 from handlers.outputs.maps import FeatureMap
 
 Piece = bytes | memoryview
@@ -28,16 +27,16 @@ class ClassScore(NamedTuple):  # There may be a thousand of them in a reply, and
 
 @dataclass(frozen=True)
 class Explanation:
-    """Which part of a picture a class's score rests on.
+    """Which parts of a picture a class's score depends on.
 
     Attributes:
-        method: How it was found out.
-        layer: Public name of the layer whose map was looked at; empty where none was.
-        target: The class's index; None where nothing is explained but the picture shown.
+        method: The method that was used.
+        layer: Public name of the layer whose map was used; empty if none was.
+        target: The class's index; None if only the picture is shown.
         label: The class's name.
-        heat: (C, h, w), and of what the method says; None where nothing is explained.
-        delta: By how much the sum of the heat misses what it should be, where the method promises a sum.
-        picture: (C, H, W), as the network saw it, where that was asked for.
+        heat: (C, h, w), values as the method defines them; None if only the picture is shown.
+        delta: The error of the sum of the heat, for methods that promise a sum.
+        picture: (C, H, W), as the network saw it, if it was asked for.
         view: What a PNG of it shows.
     """
 
@@ -68,6 +67,19 @@ class Identity:
     version: str
     engine: str
     device: str
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where a request's time went, in the fields of `convscope.v1.Timing`; a stage it did not get through is 0."""
+
+    read_s: float
+    decode_s: float
+    preprocess_s: float
+    forward_s: float
+    encode_s: float
+    handler_s: float
+    batch_requests: int
 
 
 @dataclass(frozen=True)

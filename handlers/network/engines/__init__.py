@@ -1,1 +1,1 @@
-"""What runs a network: torch always, a faster engine where there is one."""
+"""Engines that run a network: torch always, a faster one if it is available."""

@@ -1,8 +1,7 @@
-"""Choosing: the fastest engine that is installed, that the archive has a graph for, and that computes the same.
+"""The choice of an engine: the fastest that is installed, that the archive has a graph for, and that computes the same.
 
-`torch` is always there. On the CPU `onnxruntime` goes first; what keeps it from running is logged and torch runs
-instead, unless it was asked for by name. On a GPU torch runs, in the order of tensors that its kernels like and from
-recordings (`captured`), each taken only where it computes the same.
+On the CPU `onnxruntime` is tried first. If it cannot run, the reason is logged and torch runs instead, unless it was
+asked for by name. On a GPU torch runs, with channels-last tensors and CUDA graphs, each only if it computes the same.
 """
 
 from __future__ import annotations
@@ -51,8 +50,8 @@ def choose(
 
     Args:
         eager: The network in torch, on the device it is to run on.
-        graph: The archive's, None where it has none.
-        images: (N, C, H, W), float32, on the CPU: what a graph is tried on. Noise tells more than black.
+        graph: The archive's; None if it has none.
+        images: (N, C, H, W), float32, on the CPU: for a trial of the graph. Noise tells more than black.
         wanted: One of `ENGINES`; `auto` takes the fastest that works.
         threads: Of one run.
         precision: One of `PRECISIONS`; one of 16 bits is for torch, and never taken unless asked for.
@@ -60,8 +59,8 @@ def choose(
     `torch` is plain eager torch, on a GPU too.
 
     Raises:
-        ValueError: `wanted` is no engine, or `precision` no precision.
-        RuntimeError: The engine asked for by name cannot run this network here; the text says why.
+        ValueError: `wanted` is not an engine, or `precision` not a precision.
+        RuntimeError: The engine asked for by name cannot run this network here; the message says why.
     """
     if wanted not in ENGINES:
         raise ValueError(f"CONVSCOPE_ENGINE is {wanted!r}; there are {', '.join(ENGINES)}")
@@ -78,7 +77,7 @@ def choose(
         return eager
     if eager.device.type == "cuda" and wanted == "auto":
         return choose_on_gpu(eager, images)
-    reason = _hindrance(eager, graph)
+    reason = _obstacle(eager, graph)
     if reason is None and graph is not None:
         try:
             session = Session(graph, eager.module, eager.layers, has_scores=eager.has_scores, threads=threads)
@@ -101,7 +100,7 @@ def choose_on_gpu(
     plain: Eager | None = None,
     record: Record = record_on_gpu,
 ) -> Engine:
-    """Take channels-last tensors and recordings, each if what comes out is eager torch's; else say once why not.
+    """Use channels-last tensors and CUDA graphs, each if the outputs are those of eager torch; log why one is not used.
 
     Args:
         eager: The network in torch, float32, on the GPU.
@@ -135,10 +134,10 @@ def choose_on_gpu(
 
 
 def check(engine: Engine, eager: Eager, images: Tensor, tolerance: float = TOLERANCE) -> None:
-    """Prove that an engine computes what eager torch does: scores and every published map.
+    """Check that an engine computes what eager torch does: scores and every published map.
 
     Args:
-        engine: To be proven.
+        engine: To be checked.
         eager: The same network in torch.
         images: (N, C, H, W), float32, on the CPU.
         tolerance: As `difference` measures.
@@ -199,8 +198,8 @@ def _copy(eager: Eager, dtype: torch.dtype, memory_format: torch.memory_format =
     )
 
 
-def _hindrance(eager: Eager, graph: Graph | None) -> str | None:
-    """Return why ONNX Runtime is out of the question, None if it is not."""
+def _obstacle(eager: Eager, graph: Graph | None) -> str | None:
+    """Return why ONNX Runtime cannot be used; None if it can."""
     if eager.device.type != "cpu":
         return f"it runs on the CPU, and this worker on {eager.device}"
     if graph is None:

@@ -1,4 +1,4 @@
-"""Captured: torch's kernels recorded once for each batch size and set of layers, and replayed in one launch.
+"""CUDA graphs: torch's kernels are recorded once for each batch size and set of layers, and replayed in one launch.
 
 Eager torch launches every kernel from Python, which takes longer than a small kernel runs. A CUDA graph launches all of
 them at once, but for one shape and at fixed addresses: pictures are copied into its input, outputs out of its memory.
@@ -38,7 +38,7 @@ class _Recording:
     images: Tensor
     replay: Replay
     outputs: Outputs
-    extractor: Forward  # A recording knows addresses only: somebody must own the constants that it reads.
+    extractor: Forward  # A recording has only addresses; this owns the constants that it reads.
     used: int = 0
 
 
@@ -69,8 +69,8 @@ class Captured(Torch):
         eager: What is recorded, and what runs where no recording can.
         picture: (C, H, W) of the pictures that are worth it; a network of any size sees too many shapes to record.
         record: What records, `record_on_gpu` but for tests.
-        kept: Recordings at most. A full house makes room for a new shape once the one unused for longest was idle for
-            `idle_calls` calls.
+        kept: Recordings at most. When there is no room, a new shape replaces the one unused for longest, once that was
+            idle for `idle_calls` calls.
         idle_calls: See `kept`.
 
     Attributes:

@@ -1,7 +1,7 @@
-"""Eager torch: the engine that is always there, and the reference for every other.
+"""Eager torch: the engine that is always available, and the reference for every other.
 
-Maps come from torchvision's feature extraction, which keeps the graph's named nodes as further outputs; a network that
-cannot be traced gets forward hooks instead. Either way a layer nobody asked for is neither kept nor copied. Axes:
+Maps come from torchvision's feature extraction, which makes named nodes of the graph outputs; a network that cannot be
+traced gets forward hooks instead. Either way, a layer that is not asked for is neither kept nor copied. Axes:
 `N` batch, `C` channels, `h, w` map cells, `K` classes.
 """
 
@@ -31,20 +31,20 @@ class Eager(Torch):
     """A network run by torch, operation by operation.
 
     Args:
-        module: The network, weights loaded. It is put into evaluation mode, and its in-place activations made to write
-            to new memory: a map must not change after it was taken.
+        module: The network, weights loaded. It is put into evaluation mode, and its in-place activations write to new
+            memory from then on: a map must not change after it was taken.
         layers: Public name of each layer → node name of torchvision's feature extraction (for a network that cannot be
             traced: module path).
         has_scores: Whether the network's output is logits (N, K).
         device: Where it runs.
-        dtype: Of weights and activations. Another than float32 is for predicting only, on a module of its own.
+        dtype: Of weights and activations. If it is not float32, the engine needs its own copy of the module.
         memory_format: Of weights and input: `torch.channels_last` or `torch.contiguous_format`.
 
     Attributes:
         name, layers, has_scores: As `Engine` says.
-        module: The network; what needs gradients runs it itself.
+        module: The network.
         device: Where it runs.
-        threads: What torch had to run it on when it was made.
+        threads: torch's number of threads when the engine was made.
 
     Raises:
         ValueError: A layer is bound to a node that the network does not have.
@@ -146,7 +146,7 @@ class Eager(Torch):
                 raise ValueError(f"layer {name!r} is bound to {node!r}, which the network does not have: {nodes}")
 
     def extractor(self, layers: frozenset[str]) -> Forward:
-        """Return what runs the network and keeps these layers; it owns constants that tracing made."""
+        """Return a function that runs the network and keeps these layers; it owns constants made by tracing."""
         if layers in self._extractors:
             self._extractors.move_to_end(layers)
         else:

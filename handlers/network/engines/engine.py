@@ -1,4 +1,4 @@
-"""Engines: what runs a network. Every engine takes the same tensors, gives the same outputs, and says its name."""
+"""The interface of engines: all take the same tensors, return the same outputs, and have a name."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 
 Maps = dict[str, Tensor]
 Cells = NDArray[np.float32] | Tensor
-"""Of a map: an array on the CPU, a tensor on a GPU."""
+"""The values of a map: an array on the CPU, a tensor on a GPU."""
 
 
 class Engine(Protocol):
-    """A loaded network that answers scores and maps.
+    """A loaded network that computes scores and maps.
 
     Attributes:
-        name: Which engine it is, with its version: `torch-2.15.0`, `onnxruntime-1.31.1`.
+        name: The engine with its version: `torch-2.15.0`, `onnxruntime-1.31.1`.
         layers: Public name of each published layer → node of the network.
         has_scores: Whether the network's output is logits (N, K).
     """
@@ -43,23 +43,23 @@ class Engine(Protocol):
 
         Returns:
             Logits (N, K) float32 on the CPU, or None for a network without classes; and a map (N, C, h, w) float32 for
-            each layer asked for, contiguous, on the device of the engine. Nobody else writes to any of them.
+            each layer asked for, contiguous, on the device of the engine. They are the caller's own.
         """
         ...
 
     def run(
         self, images: NDArray[np.float32] | Tensor, layers: frozenset[str] = frozenset()
     ) -> tuple[NDArray[np.float32] | None, dict[str, Cells]]:
-        """Do as `forward`, on arrays, or a tensor on a GPU: torch, where it is not what runs, has no part in it.
+        """Do as `forward`, on arrays or, on a GPU, tensors.
 
-        Going through torch from array to tensor and back takes 1 µs in a loop, and 8 between two requests, when its
-        code has left the processor's caches: a tenth of a request with maps.
+        An engine other than torch does not convert to tensors and back: that takes 1 µs in a loop, and 8 µs between two
+        requests, when torch's code has left the processor's caches.
         """
         ...
 
 
 class Torch(ABC):
-    """What engines that run torch have in common."""
+    """The base of engines that run torch."""
 
     @abstractmethod
     def forward(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor | None, Maps]:

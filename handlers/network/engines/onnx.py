@@ -1,10 +1,10 @@
 """ONNX Runtime: the same network as a graph, exported when the archive was made.
 
-The graph file holds no large weights: they are handed over by name from the loaded torch network, whichever precision
-they were stored in. One session has every published map as an output; a run computes what the asked-for outputs need
-and no more, and what it returns is ONNX Runtime's own memory, new each time, so that no map is copied.
+The graph file holds no large weights: the session gets them by name from the loaded torch network, in whichever
+precision they were stored. One session has every published map as an output; a run computes only what the wanted
+outputs need, and returns new memory of ONNX Runtime each time, so that no map is copied.
 
-The package is used if it is installed; an archive serves without it. Axes: `N` batch, `C` channels, `K` classes.
+The package is used if it is installed; an archive can be served without it. Axes: `N` batch, `C` channels, `K` classes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from handlers.network.engines.engine import Cells, Maps
 
 _IMAGES = "images"
-_ERRORS = 3  # Severity: ONNX Runtime's warnings are about the graph, which nobody who serves can change.
+_ERRORS = 3  # Severity: ONNX Runtime's warnings are about the graph, which cannot be changed when serving.
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Graph:
     Attributes:
         content: An ONNX model. Its input is `images`; an output is `/maps/<node>`, the first being the scores where
             there are any.
-        weights: The entries of the network's state dict that it leaves out and wants handed over.
+        weights: The entries of the network's state dict that it leaves out.
     """
 
     content: bytes
@@ -67,7 +67,7 @@ class Session:
         # ONNX Runtime's own pool keeps the most that a run ever needed: 0.85 GB after one picture of 12 million pixels.
         # 1 and 32 pictures of `cifar` take the same with and without it (medians of 400 and 100 runs).
         options.enable_cpu_mem_arena = False
-        # Threads that spin until the next run burn a core, the one that TorchServe's front end needs: on two threads a
+        # Threads that spin until the next run keep a core busy that TorchServe's front end needs: on two threads a
         # picture of `cifar` every millisecond takes 1.1 ms of CPU time, and 0.1 ms so (15 rounds).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         state = module.state_dict()
@@ -93,7 +93,7 @@ class Session:
         """Run the network once; see `Engine.run`."""
         names = list(dict.fromkeys([*self._scores, *(self._maps[name] for name in layers)]))
         arrays = self._session.run(names, {_IMAGES: images}, self._run_options)
-        if not names:  # Of a network without scores no map was asked for: it ran, which may have failed: that is all.
+        if not names:  # A network without scores, and no map asked for: the run only shows that it works.
             return None, {}
         outputs = dict(zip(names, arrays, strict=True))
         return (outputs[names[0]] if self.has_scores else None), {name: outputs[self._maps[name]] for name in layers}
