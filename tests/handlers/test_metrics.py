@@ -27,6 +27,7 @@ from handlers.ops.metrics import MOST_CLASSES, Metrics, slot_name
 from handlers.ops.telemetry import Telemetry
 from handlers.outputs.response import Response
 from handlers.pipeline import Pipeline
+from handlers.torchserve.patches import PATCHES
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.metering import every, scrape, value
 from tests.handlers.support import CIFAR_CLASSES, ask_message, ask_rest
@@ -198,6 +199,11 @@ def test_starts_load_time_and_what_answers_are_told(service: Pipeline, directory
     assert value(directory, "convscope_load_seconds") == 0.25
     [(labels, number)] = scrape(directory)["convscope_model_info"]
     assert (labels["engine"], labels["device"], labels["torch"], number) == ("torch-test", "cpu", torch.__version__, 1)
+
+
+def test_every_patch_of_the_worker_is_told_on_or_off(service: Pipeline, directory: Path) -> None:
+    service.telemetry.patched({PATCHES[0]: True, PATCHES[1]: False})
+    assert every(directory, "convscope_patch_active") == [({"patch": PATCHES[0]}, 1), ({"patch": PATCHES[1]}, 0)]
 
 
 def test_labels_are_bounded_whatever_callers_send(service: Pipeline, directory: Path) -> None:
