@@ -32,12 +32,13 @@ UNWANTED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "TS_CONFIG_FILE", "TS_M
 METRICS_VARIABLES = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 
 MALLOC = {
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_MMAP_THRESHOLD_": str(256 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
     "MALLOC_TOP_PAD_": str(64 * 2**20),
 }
 """glibc's settings for workers: what a request frees is kept for the next. Otherwise the maps of a batch are mapped
-anew for every request, and each of their pages is faulted in. What is larger than 32 MiB is given back at once."""
+anew for every request, and each of their pages is faulted in: 32 pictures take ResNet-18 a tenth longer. Memory above
+256 MiB that is free goes back to the system."""
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def test_the_archive_of_ones_own_network_is_refreshed_from_itself(run: Run, net_
     path = tmp_path / "store" / "own.mar"
     fresh = path.read_bytes()
     net_file.unlink()
-    path.write_bytes(packing.pack(packing.unpack(path) | {"handlers/errors.py": b""}))
+    path.write_bytes(packing.pack(packing.unpack(path) | {"handlers/api/errors.py": b""}))
     assert run("--refresh") == (0, "own.mar: rewritten\n")
     assert path.read_bytes() == fresh
 

@@ -142,7 +142,7 @@ def test_workers_keep_what_a_request_frees_unless_the_user_has_settings_of_mallo
     environment = {"MALLOC_TRIM_THRESHOLD_": "1"}
     result = worker_environment(directory, parse([]), workers=1, cores=1, environment=environment)
     assert result["MALLOC_TRIM_THRESHOLD_"] == "1"
-    assert result["MALLOC_MMAP_THRESHOLD_"] == str(32 * 2**20)
+    assert result["MALLOC_MMAP_THRESHOLD_"] == str(256 * 2**20)
 
 
 def test_thread_counts_of_the_users_own_are_kept_and_there_is_always_one(directory):
