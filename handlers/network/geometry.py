@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torchvision import ops
+from torchvision.models.feature_extraction import NodePathTracer
 
 from handlers.network.operations import Operation, of_function, watched
 from handlers.network.receptive_fields import CONSTANT, MAP_AXES, Extent, Field, follow
-from handlers.torchserve.torchvision_import import NodePathTracer, ops
 
 # What torchvision's feature extraction traces with unless told otherwise: the node names depend on it.
 _LEAVES = [part for part in vars(ops).values() if inspect.isclass(part) and issubclass(part, nn.Module)]

@@ -16,8 +16,8 @@ from typing import Any, Final
 import torch
 from torch import nn
 from torch.nn import functional
-
-from handlers.torchserve.torchvision_import import LayerNorm2d, ops
+from torchvision import ops
+from torchvision.models.convnext import LayerNorm2d
 
 Pair = tuple[int, int]
 

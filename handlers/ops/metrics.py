@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.values import MultiProcessValue
@@ -31,7 +32,6 @@ from handlers.api.errors import CODES, RequestError
 from handlers.api.job import OK, STAGES, TRANSPORTS, Job
 from handlers.api.media import FORMATS
 from handlers.outputs.response import Identity
-from handlers.torchserve import torchvision_import
 from handlers.torchserve.patches import PATCHES
 
 MOST_CLASSES = 1000  # With a series of their own.
@@ -104,7 +104,7 @@ class Metrics:
         labels += [OTHER] * (len(classes) - len(labels))
         transport, kind, code = {"transport": TRANSPORTS}, {"format": tuple(FORMATS.values())}, {"code": _CODES}
         computes = {"engine": [identity.engine], "device": [identity.device]}
-        versions = {"torch": [torch.__version__], "torchvision": [torchvision_import.__version__]}
+        versions = {"torch": [torch.__version__], "torchvision": [torchvision.__version__]}
         metrics = {
             "requests": _Metric("convscope_requests_total", "Prediction requests answered.", transport | kind | code),
             "cards": _Metric("convscope_cards_total", "Model cards answered: readiness probes.", transport | code),

@@ -1,4 +1,4 @@
-"""Departures from the public interfaces of TorchServe and torchvision inside a worker, all in one place.
+"""Departures from TorchServe's public interface inside a worker, all in one place.
 
 Each one checks the exact version that it was written for, is named in a line of the worker's log and in the metric
 `convscope_patch_active`, and is off with `CONVSCOPE_PATCHES=0` (the launcher's `--no-patches`). The worker serves

@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from handlers.torchserve import torchvision_import
-
 TORCHSERVE = "0.12.0"
 REPEATED_FIELDS = "repeated-form-fields"
-PATCHES = (REPEATED_FIELDS, torchvision_import.PATCH)
+PATCHES = (REPEATED_FIELDS,)
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +23,7 @@ def apply(*, is_wanted: bool = True) -> dict[str, bool]:
     is_known = ts.__version__.strip() == TORCHSERVE
     if is_wanted and is_known:
         _keep_repeated_fields()
-    active = {REPEATED_FIELDS: is_wanted and is_known, torchvision_import.PATCH: torchvision_import.IS_ACTIVE}
+    active = {REPEATED_FIELDS: is_wanted and is_known}
     said = ", ".join(f"{name} {'active' if is_active else 'off'}" for name, is_active in active.items())
     logger.info("patches for TorchServe %s in this worker of %s: %s", TORCHSERVE, ts.__version__.strip(), said)
     return active

@@ -202,8 +202,9 @@ def test_starts_load_time_and_what_answers_are_told(service: Pipeline, directory
 
 
 def test_every_patch_of_the_worker_is_told_on_or_off(service: Pipeline, directory: Path) -> None:
-    service.telemetry.patched({PATCHES[0]: True, PATCHES[1]: False})
-    assert every(directory, "convscope_patch_active") == [({"patch": PATCHES[0]}, 1), ({"patch": PATCHES[1]}, 0)]
+    for is_active in (True, False):
+        service.telemetry.patched(dict.fromkeys(PATCHES, is_active))
+        assert every(directory, "convscope_patch_active") == [({"patch": name}, is_active) for name in PATCHES]
 
 
 def test_labels_are_bounded_whatever_callers_send(service: Pipeline, directory: Path) -> None:

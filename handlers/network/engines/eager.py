@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from handlers.network.engines.engine import Maps, Torch
-from handlers.torchserve.torchvision_import import create_feature_extractor, get_graph_node_names
 
 logger = logging.getLogger(__name__)
 
