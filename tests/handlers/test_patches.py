@@ -67,6 +67,7 @@ def read(batch: Batch) -> Any:
 def stock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """TorchServe's own code again when the test ends."""
     original = service.Service.retrieve_data_for_inference
+    monkeypatch.setattr(otf_message_handler, "_retrieve_buffer", otf_message_handler._retrieve_buffer)
     yield
     service.Service.retrieve_data_for_inference = staticmethod(original)
 
@@ -105,15 +106,46 @@ def test_a_patch_that_is_not_wanted_or_not_known_to_fit_is_left_out_and_said_so(
         active = patches.apply(is_wanted=how != "off")
     assert not active[patches.REPEATED_FIELDS]
     assert service.Service.retrieve_data_for_inference is original
-    assert f"{patches.REPEATED_FIELDS} off" in caplog.text
+    assert not active[patches.BUFFERED_READS]
+    assert all(f"{name} off" in caplog.text for name in patches.PATCHES)
 
 
 def test_every_patch_is_named_in_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         active = patches.apply()
-    assert tuple(active) == patches.PATCHES == (patches.REPEATED_FIELDS,)
+    assert tuple(active) == patches.PATCHES == (patches.REPEATED_FIELDS, patches.BUFFERED_READS)
     [line] = [record.getMessage() for record in caplog.records]
     assert all(name in line for name in patches.PATCHES)
+
+
+@pytest.mark.parametrize("sizes", [(0,), (70_000, 5, 300_000), (5_000_000,)])
+def test_a_batch_is_read_the_same_through_the_buffer(sizes: tuple[int, ...]) -> None:
+    batch: Batch = [(HEADERS, [("body", "image/png", bytes(range(256)) * (size // 256))]) for size in sizes]
+    before = read(batch)
+    patches.apply()
+    assert read(batch) == before
+
+
+def test_several_batches_come_over_one_connection() -> None:
+    patches.apply()
+    front, worker = socket.socketpair()
+    with front, worker:
+        for _ in range(3):
+            front.sendall(b"I" + written(BATCHES["one"]))
+            command, [request] = otf_message_handler.retrieve_msg(worker)
+            assert (command, request["parameters"][0]["value"]) == (b"I", PICTURE[2])
+
+
+@pytest.mark.parametrize("kept", [0, 1, 5, 40, 200, -1])
+def test_a_front_end_that_goes_away_ends_the_worker(kept: int) -> None:
+    patches.apply()
+    front, worker = socket.socketpair()
+    with worker:
+        front.sendall((b"I" + written(BATCHES["several"]))[:kept])
+        front.close()
+        with pytest.raises(SystemExit) as caught:
+            otf_message_handler.retrieve_msg(worker)
+        assert caught.value.code == 0
 
 
 def test_a_service_of_torchserve_responds_through_it() -> None:
