@@ -37,7 +37,8 @@ class ConvscopeHandler:
         version = str(context.manifest["model"]["modelVersion"])
         log.write_to_standard_output(context.model_name, version)
         settings = Settings.from_environment()
-        active = patches.apply(is_wanted=settings.patches)
+        unread = getattr(context, "metrics", None) if settings.is_quiet else None
+        active = patches.apply(is_wanted=settings.patches, metrics=unread)
         if settings.is_quiet:
             log.quiet_torchserve()
         # TorchServe's setting decode_input_request: bodies come as they were sent, and are parsed in one place, here.

@@ -9,6 +9,7 @@ import struct
 import threading
 import warnings
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,10 +111,19 @@ def test_a_patch_that_is_not_wanted_or_not_known_to_fit_is_left_out_and_said_so(
     assert all(f"{name} off" in caplog.text for name in patches.PATCHES)
 
 
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_times_that_nothing_reads_are_not_formatted(is_wanted: bool) -> None:
+    told: list[str] = []
+    metrics = SimpleNamespace(add_time=lambda name, *_: told.append(name))
+    assert patches.apply(is_wanted=is_wanted, metrics=metrics)[patches.NO_TIMES] is is_wanted
+    metrics.add_time("PredictionTime", 1.5)
+    assert told == ([] if is_wanted else ["PredictionTime"])
+
+
 def test_every_patch_is_named_in_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         active = patches.apply()
-    assert tuple(active) == patches.PATCHES == (patches.REPEATED_FIELDS, patches.BUFFERED_READS)
+    assert tuple(active) == patches.PATCHES == (patches.REPEATED_FIELDS, patches.BUFFERED_READS, patches.NO_TIMES)
     [line] = [record.getMessage() for record in caplog.records]
     assert all(name in line for name in patches.PATCHES)
 
