@@ -12,7 +12,7 @@ from convscope import AsyncClient, BadRequest, Client, ProtocolError, UnknownLay
 from convscope._reply import read_filters
 from convscope._wire import convscope_pb2 as wire
 
-from handlers.images import Preprocessing
+from handlers.images.preprocessing import Preprocessing
 from handlers.networks import Cifar, Edges, Flat
 from tests.client.conftest import clean_environment
 from tests.client.served import serving

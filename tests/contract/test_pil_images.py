@@ -14,7 +14,7 @@ from convscope import AsyncClient, Client
 from convscope._pictures import encode_pictures
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
-from handlers.files import decode_file
+from handlers.images.decoding import decode_file
 from tests.client.conftest import clean_environment, stand_in, url
 from tests.containers import exif, split_png
 from tests.pictures import colours, saved

@@ -52,8 +52,8 @@ MAY_IMPORT = {
     },
     "convscope_lens": {"convscope", "numpy", "matplotlib", "PIL"},
 }
-# errors is what images raises; engines are what a graph is proven with before it is packed.
-TRAINING_USES = ("handlers.networks", "handlers.images", "handlers.errors", "handlers.engines")
+# Decoding raises errors; a graph is checked with the engines before it is packed.
+TRAINING_USES = ("handlers.networks", "handlers.network", "handlers.images", "handlers.api.errors")
 
 
 def imports(path: Path) -> Iterator[str]:

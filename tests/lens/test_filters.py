@@ -12,7 +12,7 @@ from convscope._cli import main
 from convscope_lens.filters import draw_filters, draw_spectra, frequencies, peaks, spectra
 from PIL import Image
 
-from handlers.images import Preprocessing
+from handlers.images.preprocessing import Preprocessing
 from handlers.networks import Cifar, Edges, Flat
 from tests.client.served import serving
 from tests.client.stand_in import StandIn

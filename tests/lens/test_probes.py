@@ -17,8 +17,8 @@ from convscope_lens.probes import _detail, _images
 from PIL import Image
 from torch import nn
 
-from handlers.bundle import Limits
-from handlers.images import Preprocessing
+from handlers.api.limits import Limits
+from handlers.images.preprocessing import Preprocessing
 from handlers.networks import Cifar, Edges, Flat, Simple
 from tests.client.served import serving
 from tests.client.stand_in import StandIn

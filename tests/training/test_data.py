@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from handlers.images import Preprocessing, decode
+from handlers.images.decoding import decode
+from handlers.images.preprocessing import Preprocessing
 from training import data
 from training.corpus import statistics
 from training.errors import DataError

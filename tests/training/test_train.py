@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from handlers.images import Preprocessing
+from handlers.images.preprocessing import Preprocessing
 from handlers.networks import NETWORKS, Digits
 from training import checkpoint as checkpoints
 from training import run as runs
