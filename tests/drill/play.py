@@ -49,7 +49,7 @@ class Outcome:
 def play(site: Site, incident: Incident) -> Outcome:
     """Cause an incident, try the runbook, end it, and return what came of it."""
     outcome = Outcome(incident)
-    site.calm()
+    site.calm(incident.history)
     incident.prepare(site)
     time.sleep(LOAD_S)
     began = time.time()
@@ -65,11 +65,11 @@ def play(site: Site, incident: Incident) -> Outcome:
         outcome.whole_s = time.time() - whole_since
     ended = time.time()
     if incident.rings:
-        expected = incident.rings.keys() - BUDGET
-        if _await(lambda: not _ringing(site, expected), ended + incident.resolve_s):
+        if _await(lambda: not _ringing(site, incident), ended + incident.resolve_s):
             outcome.resolved_s = time.time() - remedied
         else:
-            outcome.faults.append(f"not resolved {incident.resolve_s:.0f} s after it ended: {_ringing(site, expected)}")
+            still = ", ".join(sorted(_ringing(site, incident)))
+            outcome.faults.append(f"not resolved {incident.resolve_s:.0f} s after it ended: {still}")
     _await(lambda: site.tally.complete(ended), time.time() + 60)
     tally = site.tally.between(began, ended)
     outcome.sent, outcome.lost, outcome.wait_s = tally.sent, len(tally.failed), tally.slowest_s
@@ -90,7 +90,8 @@ def _await(condition: Callable[[], bool], until: float) -> bool:
 
 
 def _all_rang(site: Site, incident: Incident, began: float) -> bool:
-    return incident.rings.keys() <= _notified(site, began).keys()
+    notified = _notified(site, began)
+    return all(set(names.split("|")) & notified.keys() for names in incident.rings)
 
 
 def _notified(site: Site, began: float) -> dict[str, float]:
@@ -104,10 +105,18 @@ def _notified(site: Site, began: float) -> dict[str, float]:
     return found
 
 
-def _ringing(site: Site, names: set[str]) -> set[str]:
-    """Return which of some alerts ring still, in Prometheus or by the webhook's last word."""
+def _ringing(site: Site, incident: Incident) -> set[str]:
+    """Return which of the expected alerts ring still, in Prometheus or by the webhook's last word.
+
+    An alert that another one silenced while it ended is never called resolved, so of names joined by `|` one is enough.
+    """
     last = {one.alert: one.status for one in site.webhook.notifications.copy()}
-    return (site.bells.firing() | {name for name, status in last.items() if status == "firing"}) & names
+    ringing = site.bells.firing() & incident.expected.keys()
+    for names in incident.rings:
+        said = {name: last[name] for name in names.split("|") if name in last}
+        if said and "resolved" not in said.values():
+            ringing |= said.keys()
+    return ringing - BUDGET
 
 
 def _note_bells(site: Site, outcome: Outcome, began: float) -> None:
@@ -118,7 +127,7 @@ def _note_bells(site: Site, outcome: Outcome, began: float) -> None:
             outcome.severities[bell.name] = bell.severity
             if bell.name in notified:
                 outcome.notified[bell.name] = notified[bell.name] - began
-    allowed = outcome.incident.rings.keys() | outcome.incident.may_ring | outcome.incident.stays
+    allowed = outcome.incident.expected.keys() | outcome.incident.may_ring | outcome.incident.stays
     for name, severity in outcome.severities.items():
         if severity == "page" and name not in allowed:
             outcome.faults.append(f"{name} paged")
@@ -126,11 +135,12 @@ def _note_bells(site: Site, outcome: Outcome, began: float) -> None:
 
 def _judge_ringing(site: Site, outcome: Outcome, began: float) -> None:
     notified = _notified(site, began)
-    for name, limit_s in outcome.incident.rings.items():
-        if name not in notified:
-            outcome.faults.append(f"{name} did not ring")
-        elif notified[name] - began > limit_s:
-            outcome.faults.append(f"{name} rang after {notified[name] - began:.0f} s, later than {limit_s:.0f}")
+    for names, limit_s in outcome.incident.rings.items():
+        after_s = min((notified[name] - began for name in names.split("|") if name in notified), default=None)
+        if after_s is None:
+            outcome.faults.append(f"{names} did not ring")
+        elif after_s > limit_s:
+            outcome.faults.append(f"{names} rang after {after_s:.0f} s, later than {limit_s:.0f}")
     for name in outcome.incident.stays - site.bells.firing():
         outcome.faults.append(f"{name} stopped")
 
@@ -139,7 +149,7 @@ def _try_first_actions(site: Site, outcome: Outcome) -> None:
     """Run the first actions as they are written."""
     incident, said = outcome.incident, ""
     rung = site.bells.firing()
-    for alert in incident.rings if incident.first is None else incident.first:
+    for alert in incident.expected if incident.first is None else incident.first:
         if alert not in rung:
             continue
         command = first_action(alert)

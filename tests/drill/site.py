@@ -26,6 +26,7 @@ from tests.watching.tools import Prometheus
 REPLICAS = 3
 CALLERS, PERIOD_S = 20, 7.0  # Three requests a second, also while some of the callers wait for a silent replica.
 TICKET_FOR = "15s"
+THIS_MACHINE = "drill.internal"  # As Alertmanager's container knows it.
 MINUTES = re.compile(r"(\d+)(s|m|h)$")
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -72,7 +73,7 @@ class Bells:
         while not self._stop.wait(0.5):
             try:
                 alerts = self.prometheus.alerts() if self.prometheus else None
-            except (httpx.HTTPError, ValueError):
+            except (httpx.HTTPError, RuntimeError, ValueError):
                 continue  # Prometheus starts, or is stopped: that is not silence.
             if alerts is not None:
                 self._note([alert["labels"] for alert in alerts if alert["state"] == "firing"])
@@ -103,13 +104,26 @@ class Site(Stack):
         shutil.copytree(ROOT / "deploy/prometheus", self.watching)
         self._hasten_tickets()
         self.webhook, self.bells = Webhook(), Bells()
+        self.notifying = work / "alertmanager"
+        self._hasten_notifications()
         self.tally = Tally()
         self.history = work / "history.txt"
         self._samples: list[tuple[str, float]] = []
         override = work / "override.yml"
-        mount = {"type": "bind", "source": str(self.watching), "target": "/etc/prometheus", "read_only": True}
-        override.write_text(yaml.safe_dump({"services": {"prometheus": {"volumes": [mount]}}}))
-        self.environment |= {"COMPOSE_FILE": f"{ROOT / 'docker-compose.yml'}:{override}"}
+        changes = {"prometheus": {"volumes": [_mount(self.watching, "/etc/prometheus")]}}
+        if self.notifying.exists():
+            changes["alertmanager"] = {
+                "volumes": [_mount(self.notifying, "/etc/alertmanager")],
+                "extra_hosts": [f"{THIS_MACHINE}:host-gateway"],
+            }
+        override.write_text(yaml.safe_dump({"services": changes}))
+        url = f"http://{THIS_MACHINE}:{self.webhook.port}/"
+        self.environment |= {
+            "COMPOSE_FILE": f"{ROOT / 'docker-compose.yml'}:{override}",
+            "CONVSCOPE_REPLICAS": str(REPLICAS),
+            "CONVSCOPE_ALERT_WEBHOOK": url,
+            "CONVSCOPE_WATCHDOG_WEBHOOK": url,
+        }
         self.services = [name for name in self.compose("config", "--services").split() if name != "grafana"]
 
     @property
@@ -126,6 +140,7 @@ class Site(Stack):
                 yield self
         finally:
             self.bells.close()
+            self._leave_prometheus()
             self.webhook.close()
             self.down()
 
@@ -138,6 +153,11 @@ class Site(Stack):
             networks = self.inspect("prometheus")["NetworkSettings"]["Networks"]
             self.bells.prometheus = Prometheus(f"http://{next(iter(networks.values()))['IPAddress']}:9090")
         return self.bells.prometheus
+
+    def _leave_prometheus(self) -> None:
+        gone, self.bells.prometheus = self.bells.prometheus, None
+        if gone is not None:
+            gone.close()
 
     def served(self, since: float) -> bool:
         """Tell whether the callers are well: of those who asked after a moment, the last six got the right answer."""
@@ -169,7 +189,7 @@ class Site(Stack):
             self._await_rules()
             time.sleep(30)
             self._samples = calm_samples(self.prometheus, self.watching)
-        self.bells.prometheus = None
+        self._leave_prometheus()
         self.compose("rm", "-sfv", *self.watchers)
         for volume in self.watchers:
             name = f"{self.environment['COMPOSE_PROJECT_NAME']}_{volume}"
@@ -205,7 +225,9 @@ class Site(Stack):
         self.history.chmod(0o644)
         mount = f"{self.history}:/history.txt:ro"
         self.compose(
-            *("run", "--rm", "--no-deps", "-T", "-v", mount, "--entrypoint", "promtool", "prometheus"),
+            # promtool writes temporary files, and the container's root is read-only.
+            *("run", "--rm", "--no-deps", "-T", "-v", mount, "-e", "TMPDIR=/prometheus"),
+            *("--entrypoint", "promtool", "prometheus"),
             *("tsdb", "create-blocks-from", "openmetrics", "--quiet", "/history.txt", "/prometheus"),
         )
 
@@ -269,6 +291,21 @@ class Site(Stack):
                     if ticket and seconds(rule.get("for", "0s")) > seconds(TICKET_FOR):
                         rule["for"] = TICKET_FOR
             path.write_text(yaml.safe_dump(groups, width=1000, sort_keys=False))
+
+    def _hasten_notifications(self) -> None:
+        """Have tickets notified as pages are; the configuration has them wait to be gathered."""
+        if not (ROOT / "deploy/alertmanager").exists():
+            return
+        shutil.copytree(ROOT / "deploy/alertmanager", self.notifying)
+        path = self.notifying / "alertmanager.yml"
+        configuration = yaml.safe_load(path.read_text())
+        [pages] = [route for route in configuration["route"]["routes"] if "severity = page" in route["matchers"]]
+        configuration["route"] |= {name: pages[name] for name in ("group_wait", "group_interval")}
+        path.write_text(yaml.safe_dump(configuration, width=1000, sort_keys=False))
+
+
+def _mount(source: Path, target: str) -> dict[str, Any]:
+    return {"type": "bind", "source": str(source), "target": target, "read_only": True}
 
 
 def seconds(duration: str) -> float:

@@ -12,8 +12,8 @@ from tests.drill.runbook import OPERATIONS
 TABLE = ROOT / "out/drill/drill.md"
 BEGIN, END = "<!-- drill: begin -->\n", "<!-- drill: end -->\n"
 HEAD = (
-    "| incident | before the drill | pages: notified after s (limit) | tickets | requests lost of sent | longest wait s "
-    "| first action | whole again s | resolved s | verdict |\n"
+    "| incident | before the drill | pages: notified after s (limit) | tickets | requests lost of sent "
+    "| longest wait s | first action | whole again s | resolved s | verdict |\n"
     "|---|---|---|---|---|---|---|---|---|---|\n"
 )
 
@@ -52,7 +52,7 @@ def _alerts(outcome: Outcome, severity: str) -> str:
     words = []
     for name, rang_s in sorted(outcome.rang.items(), key=lambda item: item[1]):
         if outcome.severities[name] == severity:
-            limit_s = outcome.incident.rings.get(name)
+            limit_s = outcome.incident.expected.get(name)
             limit = "" if limit_s is None else f" ({limit_s:.0f})"
             words.append(f"{name} {outcome.notified.get(name, rang_s):.0f}{limit}")
     return ", ".join(words) or "none"

@@ -1,4 +1,4 @@
-"""Each incident rings in time, rings right and resolves; its first action works; callers lose no more than they must."""
+"""Each incident rings in time and resolves, its first action works, and callers lose no more than they must."""
 
 from __future__ import annotations
 
