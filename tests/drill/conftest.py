@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    mine = [item for item in items if HERE in item.path.parents]
+    mine = [item for item in items if HERE in item.path.parents and "site" in getattr(item, "fixturenames", ())]
     if not mine:
         return
     missing = engine_missing()
