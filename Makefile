@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 PORT ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo stop serve test prometheus chromium lint format test-gpu test-docker drill campaign secrets update bench bench-full archives proto lock clean
+.PHONY: help install demo stop serve test prometheus chromium lint format test-gpu test-docker drill campaign secrets key revoke keys certificate check-config replicas restart update bench bench-full archives proto lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,11 +83,37 @@ drill: .venv/installed ## Cause every incident of tests/drill on a stack of its 
 campaign: .venv/installed ## Send 10^6 generated requests, valid and hostile, to a service of its own: 45 minutes
 	$(BIN)/python -m tests.campaign
 
-secrets: ## Make a test certificate, an API key and Grafana's password for `docker compose up`, in secrets/
-	deploy/secrets.sh
+# The operator's commands need Docker, openssl and Python 3.9 or newer, and no .venv.
+OPERATE := python3 -m deploy.commands
+# What is given on the command line reaches the shell as an argument, whatever is in it.
+export NAME CERT KEY OUT REPLICA
 
-update: ## Replace the running replicas one by one, by ones with the archives and the image of now
-	deploy/update.sh
+secrets: ## Make what is missing in secrets/: a test certificate, API keys, Grafana's password; say what is there
+	@$(OPERATE) secrets
+
+key: ## Add an API key: NAME=alice, and OUT=file to write it there instead of showing it
+	@$(OPERATE) key $(if $(OUT),--output "$$OUT") -- "$$NAME"
+
+revoke: ## Take an API key away: NAME=alice
+	@$(OPERATE) revoke -- "$$NAME"
+
+keys: ## List who has an API key
+	@$(OPERATE) keys
+
+certificate: ## Put a certificate in place and see it served: CERT=fullchain.pem KEY=privkey.pem, or TEST=yes
+	@$(OPERATE) certificate $(if $(CERT),--cert "$$CERT") $(if $(KEY),--key "$$KEY") $(if $(filter yes,$(TEST)),--test)
+
+check-config: ## See whether gateway, Prometheus, Alertmanager and Compose would take their files
+	@$(OPERATE) check-config
+
+replicas: ## List the replicas: which are ready, why not, their memory, since when
+	@$(OPERATE) replicas
+
+restart: ## Restart one replica: REPLICA=name, and FORCE=1 if it is the only one that is ready
+	@$(OPERATE) restart $(if $(filter 1,$(FORCE)),--force) -- "$$REPLICA"
+
+update: ## Replace the replicas one by one, by CONVSCOPE_REPLICAS with the archives, image and settings of now
+	@$(OPERATE) update
 
 archives: .venv/installed ## Rebuild the archives of model_store/ from handlers/ and their own weights
 	$(BIN)/python -m training.archive --refresh
@@ -98,6 +124,7 @@ proto: .venv-proto/installed ## Generate the code of proto/*.proto
 lock: ## Pin requirements/*.txt anew (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --fork-strategy fewest --no-header -q -o requirements/service.txt
 	uv pip compile pyproject.toml --all-extras -c requirements/service.txt --universal --python-version 3.11 --generate-hashes --fork-strategy fewest --no-header -q -o requirements/dev.txt
+	uv pip compile client/pyproject.toml requirements/probe.in -c requirements/service.txt --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/probe.txt
 	uv pip compile requirements/proto.in --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/proto.txt
 	uv pip compile benchmarks/requirements.in -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-header -q -o benchmarks/requirements.txt
 

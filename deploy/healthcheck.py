@@ -1,4 +1,4 @@
-"""The container's health: exit status 0 if this replica says that it is ready (`deploy/readiness.py`)."""
+"""The container's health: exit status 0 if this replica says that it is ready (`server/health.py`)."""
 
 from __future__ import annotations
 

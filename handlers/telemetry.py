@@ -40,30 +40,35 @@ class Telemetry:
 
     Args:
         recorder: Keeps the metrics.
+        samples: Log answered requests now and then.
     """
 
-    def __init__(self, recorder: Recorder | None = None) -> None:
+    def __init__(self, recorder: Recorder | None = None, samples: journal.Samples | None = None) -> None:
         self._recorder: Recorder = recorder or Silence()
+        self._samples = samples or journal.Samples(0)
         self._has_failed = False
 
     @classmethod
     def of(cls, identity: Identity, layers: Sequence[str], classes: Sequence[str]) -> Telemetry:
         """Keep metrics if `PROMETHEUS_MULTIPROC_DIR` is set and prometheus_client installed, else none.
 
+        `CONVSCOPE_LOG_REQUESTS_S` says how many seconds lie between two answered requests in the log; 0 for none.
+
         Args:
             identity: Who answers.
             layers: The published ones.
             classes: Labels by index.
         """
+        samples = journal.Samples(float(os.environ.get("CONVSCOPE_LOG_REQUESTS_S") or 0))
         if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-            return cls()
+            return cls(samples=samples)
         try:
             from handlers.metrics import Metrics  # Needs prometheus_client, which a stock TorchServe may not have.
 
-            return cls(Metrics(identity, layers, classes))
+            return cls(Metrics(identity, layers, classes), samples)
         except Exception:
             logger.warning("no metrics are kept, as they could not be set up", exc_info=True)
-            return cls()
+            return cls(samples=samples)
 
     def loaded(self, seconds: float) -> None:
         """Note that the archive is loaded, and how long that took."""
@@ -74,8 +79,9 @@ class Telemetry:
         self._attempt(self._recorder.in_flight, requests)
 
     def record(self, traces: Sequence[Trace], handler_s: float) -> None:
-        """Count the requests of a batch, all answered, and log those that failed."""
+        """Count the requests of a batch, all answered; log those that failed, and one of the others now and then."""
         self._attempt(self._recorder.record, traces, handler_s)
+        self._samples.write(traces, handler_s)
         for trace in traces:
             journal.write_failure(trace)
 

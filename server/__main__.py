@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from server.arguments import parse
 from server.failures import Failure, Interrupted
@@ -24,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         Launcher(settings, signals, reporter).run()
     except Failure as failure:
-        reporter.say(str(failure), level="error")
+        fields: dict[str, Any] = {"logs": failure.logs} if failure.logs else {}
+        reporter.say(str(failure), level="error", **fields)
         return failure.exit_code
     except Interrupted:
         reporter.say("stopped before it was ready")

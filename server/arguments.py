@@ -26,6 +26,7 @@ class Settings:
         rest_port: Port of the REST API; 0 takes a free one.
         grpc_port: Port of the gRPC API; 0 takes a free one.
         metrics_port: Port of `/metrics`; 0 takes a free one.
+        ready_port: Port of `/ready`; None for none.
         workers: Worker processes per model; None leaves it to the archive.
         device: `auto`, `cpu` or `cuda`.
         startup_timeout_s: Seconds until every model must have answered.
@@ -42,6 +43,7 @@ class Settings:
         precision: What they compute in: `float32`, `float16` or `bfloat16`.
         jpeg: Where JPEGs are decoded: `cpu` or `gpu`.
         mend: Patch TorchServe; see `mending`.
+        log_requests_s: Seconds from one answered request that a worker logs to the next; 0 logs none.
         log_format: `text` for people or `json` for log collectors, on standard error.
     """
 
@@ -51,6 +53,7 @@ class Settings:
     rest_port: int
     grpc_port: int
     metrics_port: int
+    ready_port: int | None
     workers: int | None
     device: str
     startup_timeout_s: float
@@ -67,6 +70,7 @@ class Settings:
     precision: str
     jpeg: str
     mend: bool
+    log_requests_s: float
     log_format: str
 
 
@@ -84,6 +88,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rest-port", type=_port, default=8080, metavar="PORT", help="REST; 0 takes a free port")
     add("--grpc-port", type=_port, default=7070, metavar="PORT", help="gRPC; 0 takes a free port")
     add("--metrics-port", type=_port, default=8082, metavar="PORT", help="Prometheus; 0 takes a free port")
+    add(
+        "--ready-port",
+        type=_port,
+        default=argparse.SUPPRESS,
+        metavar="PORT",
+        help="/ready, for load balancers; 0 takes a free port (default: none)",
+    )
     add(
         "--workers",
         type=_count,
@@ -139,6 +150,13 @@ def build_parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="run TorchServe without our patches: callers can then stop a worker, and requests wait for others",
     )
+    add(
+        "--log-requests-s",
+        type=_seconds,
+        default=0.0,
+        metavar="S",
+        help="log an answered request every S seconds and worker, at most; 0: only those that fail",
+    )
     add("--log-format", choices=("text", "json"), default="text", help="what standard error says")
     return parser
 
@@ -154,9 +172,10 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     """
     parser = build_parser()
     given = parser.parse_args(arguments)
-    ports = [port for port in (given.rest_port, given.grpc_port, given.metrics_port) if port]
+    asked = (given.rest_port, given.grpc_port, given.metrics_port, getattr(given, "ready_port", None))
+    ports = [port for port in asked if port]
     if len(set(ports)) < len(ports):
-        parser.error("--rest-port, --grpc-port and --metrics-port must differ")
+        parser.error("--rest-port, --grpc-port, --metrics-port and --ready-port must differ")
     return Settings(
         model_store=given.model_store,
         models=tuple(name.strip() for name in given.models.split(",") if name.strip()),
@@ -164,6 +183,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         rest_port=given.rest_port,
         grpc_port=given.grpc_port,
         metrics_port=given.metrics_port,
+        ready_port=getattr(given, "ready_port", None),
         workers=getattr(given, "workers", None),
         device=given.device,
         startup_timeout_s=given.startup_timeout_s,
@@ -180,6 +200,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         precision=given.precision,
         jpeg=given.jpeg,
         mend=getattr(given, "mend", True),
+        log_requests_s=given.log_requests_s,
         log_format=given.log_format,
     )
 

@@ -110,6 +110,20 @@ def is_alive(process: int, processes: Path = PROCESSES) -> bool:
     return state not in "ZXTt"
 
 
+def processor_s(process: int, processes: Path = PROCESSES) -> float:
+    """Return the processor time that a process has used with all its threads, in seconds; 0 where nobody says.
+
+    Args:
+        process: Its id.
+        processes: The kernel's folder of processes.
+    """
+    try:
+        fields = (processes / str(process) / "stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime, proc(5).
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
 def describe_ending(status: int) -> str:
     """Describe an exit status as `subprocess` gives it."""
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"

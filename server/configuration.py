@@ -25,6 +25,9 @@ TEMPLATE = Path(__file__).with_name("config.properties")
 LOGGING = Path(__file__).with_name("log4j2.xml")
 LONGEST_SOCKET_PATH = 107  # What the kernel takes, in bytes.
 
+# What of a log goes to standard error when the server fails: the collector of a container's log splits longer lines.
+SHOWN_BYTES, SHOWN_LINES, SHOWN_CHARACTERS = 16384, 20, 200
+
 # Variables that would redirect TorchServe or its workers behind our back: TS_CONFIG_FILE overrides the file we wrote,
 # PYTHONPATH comes before the archive on a worker's path.
 UNWANTED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "TS_CONFIG_FILE", "TS_MODEL_SERVER_HOME", "LOG_LOCATION")
@@ -146,6 +149,11 @@ class PrivateDirectory:
         """What the workers print."""
         return self.logs / "models.log"
 
+    def last_lines(self) -> dict[str, list[str]]:
+        """Return the last lines of each log that is not empty, by file name."""
+        lines = {path.name: _read_last_lines(path) for path in (self.jvm_log, self.torchserve_log, self.models_log)}
+        return {name: last for name, last in lines.items() if last}
+
     def keep_logs(self) -> Path | None:
         """Move the logs out of the private directory, so that they outlive it; return where they are.
 
@@ -158,6 +166,16 @@ class PrivateDirectory:
         for path in written:
             shutil.move(path, kept / path.name)
         return kept
+
+
+def _read_last_lines(path: Path) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - SHOWN_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [line[:SHOWN_CHARACTERS] for line in text.splitlines()[-SHOWN_LINES:]]
 
 
 def write_configuration(
@@ -204,11 +222,13 @@ def worker_environment(
         result.setdefault(key, threads)
     result["TMPDIR"] = str(directory.path / "tmp")
     result["PYTHONUNBUFFERED"] = "1"
+    result["PYTHONFAULTHANDLER"] = "1"  # A worker that crashes says by which signal (server/diagnosis.py).
     result["PROMETHEUS_MULTIPROC_DIR"] = str(directory.metrics)
     result["CONVSCOPE_MAX_RESPONSE_BYTES"] = str(settings.max_reply_mb * MEGABYTE)
     result["CONVSCOPE_DRAIN_FILE"] = str(directory.drain_file)
     result["CONVSCOPE_STARTING_FILE"] = str(directory.starting_file)
     result["CONVSCOPE_HUSH"] = "1"  # Of TorchServe's workers' own metrics none is read (server/server_metrics.py).
+    result["CONVSCOPE_LOG_REQUESTS_S"] = f"{settings.log_requests_s:g}"
     result["CONVSCOPE_ENGINE"] = settings.engine
     result["CONVSCOPE_PRECISION"] = settings.precision
     result["CONVSCOPE_JPEG"] = settings.jpeg

@@ -1,7 +1,9 @@
-"""TorchServe's failures in plain words, read from its logs. What the logs do not tell is not guessed.
+"""TorchServe's failures in plain words, read from its logs. What is not known is not guessed.
 
-It reads files alone: it knows nothing of processes or ports. Only Java learns how a worker's process ended, and does
-not log it. That the kernel killed a process of this container for want of memory, the kernel counts.
+It knows nothing of processes or ports. Only Java learns how a worker's process ended, and does not log it. A worker
+that dies of a fatal signal of its own making (SIGSEGV, SIGBUS, SIGABRT) prints it, by Python's faulthandler
+(`configuration.worker_environment`). One that is killed prints nothing; whether the kernel killed a process of this
+container for want of memory, the kernel counts (`host`).
 """
 
 from __future__ import annotations
@@ -10,17 +12,22 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from server.configuration import PrivateDirectory
+from server.configuration import SHOWN_CHARACTERS, SHOWN_LINES, PrivateDirectory
+from server.host import Memory, describe_host, read_memory
 from server.logs import Follower, Record
 from server.models import Archive
 from server.worker_log import Complaint, parse
 
 MISSING = re.compile(r"^ModuleNotFoundError: No module named '(?P<module>[^']+)'")
+FATAL = "Fatal Python error: "
 LAST_LINE = re.compile(r"^(?P<error>[A-Za-z_][\w.]*)(: |$)")
+JAVA_MARKS = (
+    *("Failed to bind", "OutOfMemoryError", "insufficient memory", "#  SIG", "Invalid configuration", "Error: "),
+    "Exception",
+)
 NO_ANSWER = "Backend worker did not respond in given time"
 # What TorchServe's thread for a worker logs where an exception ends it, other than that the worker failed.
 THREAD_ENDS = ("Backend worker thread exception.", "IllegalStateException error", "Out of memory error when creating")
@@ -34,8 +41,12 @@ KEPT_LINES = 400  # of each worker's output; a traceback is far shorter
 LAST_WORDS_S = 1.0
 SILENCE_S = 5.0
 
-CGROUPS = Path("/sys/fs/cgroup")
-
+# Why a worker ended, as `convscope_worker_deaths_total` counts it.
+CAUSES = ("oom", "late", "error", "crash", "torchserve", "killed")
+# Exceptions that are the machine's fault, not the archive's.
+HOST_ERRORS = re.compile(
+    r"^(MemoryError|OSError: \[Errno (12|28)\]|torch\.(cuda\.)?OutOfMemoryError|RuntimeError: .*out of memory)"
+)
 # The import name differs from the name to install.
 PACKAGES = {
     "PIL": "pillow",
@@ -47,19 +58,40 @@ PACKAGES = {
 }
 
 
+@dataclass(frozen=True)
+class Death:
+    """The end of a worker that nobody had planned, or an archive that TorchServe cannot load.
+
+    Attributes:
+        model: `name/version`; None for an archive that TorchServe cannot load.
+        archive: The archive's file name without `.mar`.
+        cause: One of `CAUSES`.
+        text: What is known of it, in a sentence.
+        retried: TorchServe says that it starts the worker again.
+        lines: The worker's last lines.
+        is_ours: The archive or its handler is at fault, as far as is known; not the machine.
+    """
+
+    model: str | None
+    archive: str
+    cause: str
+    text: str
+    retried: bool = False
+    lines: tuple[str, ...] = ()
+    is_ours: bool = False
+
+
 @dataclass
 class News:
     """What the logs say that was not known before.
 
     Attributes:
-        failures: Sentences, one per archive that cannot be loaded or whose worker died.
-        retried: Those of them about a worker that TorchServe says it starts again.
+        deaths: Of workers, and archives that cannot be loaded.
         warnings: First lines of TorchServe's other warnings.
         complaints: What workers complain of, requests that failed above all.
     """
 
-    failures: list[str] = field(default_factory=list)
-    retried: set[str] = field(default_factory=set)
+    deaths: list[Death] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     complaints: list[Complaint] = field(default_factory=list)
 
@@ -70,10 +102,13 @@ class Diagnosis:
     Args:
         directory: Where the logs are.
         archives: The archives being served.
-        cgroups: The kernel's folder of control groups.
+        memory: Reads what the kernel says of memory.
     """
 
-    def __init__(self, directory: PrivateDirectory, archives: Sequence[Archive], cgroups: Path = CGROUPS) -> None:
+    def __init__(
+        self, directory: PrivateDirectory, archives: Sequence[Archive], memory: Callable[[], Memory] = read_memory
+    ) -> None:
+        self._folder = directory.path
         self._torchserve = Follower(directory.torchserve_log)
         self._models = Follower(directory.models_log)
         self._archives = {archive.label: archive for archive in archives}
@@ -82,8 +117,8 @@ class Diagnosis:
         self._late: set[str] = set()  # Those of them whose worker TorchServe ended, since it did not answer.
         self._exceptions: dict[str, str] = {}  # What ended TorchServe's thread for the worker of a label.
         self._retried: set[str] = set()
-        self._cgroups = cgroups
-        self._killed = count_memory_kills(cgroups)
+        self._memory = memory
+        self._kills = memory().kills
 
     def read(self) -> News:
         """Read on in the logs.
@@ -94,16 +129,9 @@ class Diagnosis:
         now = time.monotonic()
         for record in self._torchserve.read():
             if record.label in self._archives:
-                if _is_death(record):
-                    self._dead.setdefault(record.label, now)
-                if record.text.startswith("Retry worker: "):
-                    self._retried.add(record.label)
-                if record.text.startswith(THREAD_ENDS):
-                    self._exceptions.setdefault(record.label, record.more[0] if record.more else record.text)
-                if any(NO_ANSWER in line for line in record.more):
-                    self._late.add(record.label)
+                self._note(record.label, record, now)
             elif record.text.startswith("Failed to load model: "):
-                news.failures.append(_explain_loading(record))
+                news.deaths.append(_explain_loading(record))
             elif record.level in ("WARN", "ERROR", "FATAL"):
                 said = record.text.strip() or (record.more[0] if record.more else "")
                 if said and not said.endswith(CALLER_LEFT):
@@ -116,34 +144,57 @@ class Diagnosis:
                 lines.extend([record.text, *record.more])
                 del lines[:-KEPT_LINES]
         for label, died in list(self._dead.items()):
-            lines, late, exception = self._said[label], label in self._late, self._exceptions.get(label)
-            told = late or exception or find_cause(lines)
-            if now - died < (LAST_WORDS_S if told else SILENCE_S):
-                continue
-            archive = self._archives[label]
-            if late:
-                failure = explain_late(archive)
-            elif exception:
-                failure = f"archive {archive.path.name}: TorchServe's own thread for its worker ended: {exception}"
-            else:
-                failure = explain_worker(archive, lines)
-                if not told:
-                    failure += self._explain_memory()
-            news.failures.append(failure)
-            if label in self._retried:
-                news.retried.add(failure)
-            del self._dead[label], self._said[label]
-            self._late.discard(label)
-            self._retried.discard(label)
-            self._exceptions.pop(label, None)
+            told = label in self._late or label in self._exceptions or find_cause(self._said[label])
+            if now - died >= (LAST_WORDS_S if told else SILENCE_S):
+                news.deaths.append(self._conclude(label))
         return news
 
-    def _explain_memory(self) -> str:
-        """Say how many processes the kernel has killed for want of memory since this was last asked; empty for none."""
-        before, self._killed = self._killed, count_memory_kills(self._cgroups)
-        if self._killed <= before:
-            return ""
-        return f"; the kernel has killed {self._killed - before} of this container's processes for want of memory"
+    def describe_host(self) -> str:
+        """Describe memory and disks, and how many processes the kernel has killed since this was last said."""
+        memory = self._memory()
+        before, self._kills = self._kills, memory.kills
+        said = describe_host(self._folder, memory)
+        killed = (self._kills or 0) - (before or 0)
+        if killed > 0:
+            return f"the kernel has killed {killed} of this container's processes for want of memory; {said}"
+        return f"the kernel has counted no kill for want of memory; {said}" if self._kills is not None else said
+
+    def _note(self, label: str, record: Record, now: float) -> None:
+        """Note what TorchServe says of the worker of a label."""
+        if _is_death(record):
+            self._dead.setdefault(label, now)
+        if record.text.startswith("Retry worker: "):
+            self._retried.add(label)
+        if record.text.startswith(THREAD_ENDS):
+            self._exceptions.setdefault(label, record.more[0] if record.more else record.text)
+        if any(NO_ANSWER in line for line in record.more):
+            self._late.add(label)
+
+    def _conclude(self, label: str) -> Death:
+        """Say what is known of a worker's death, and forget it."""
+        archive, lines, exception = self._archives[label], self._said.pop(label, []), self._exceptions.pop(label, None)
+        del self._dead[label]
+        said = find_cause(lines)
+        is_ours = True
+        if label in self._late:
+            cause, text = "late", explain_late(archive)
+        elif exception:
+            cause, is_ours = "torchserve", False
+            text = f"archive {archive.path.name}: TorchServe's own thread for its worker ended: {exception}"
+        else:
+            text = explain_worker(archive, lines)
+            cause = "killed" if said is None else "crash" if said.startswith(FATAL) else "error"
+            if said is None or HOST_ERRORS.match(said):
+                before, is_ours = self._kills, False
+                text += f"; {self.describe_host()}"
+                if cause == "killed" and (self._kills or 0) > (before or 0):
+                    cause = "oom"
+        retried = label in self._retried
+        self._late.discard(label)
+        self._retried.discard(label)
+        shown = tuple(line[:SHOWN_CHARACTERS] for line in lines[-SHOWN_LINES:])
+        model = f"{archive.name}/{archive.version}"
+        return Death(model, archive.path.stem, cause, text, retried=retried, lines=shown, is_ours=is_ours)
 
 
 def explain_late(archive: Archive) -> str:
@@ -164,7 +215,9 @@ def explain_worker(archive: Archive, lines: Sequence[str]) -> str:
     who = f"archive {archive.path.name}"
     cause = find_cause(lines)
     if cause is None:
-        return f"{who}: its worker ended without a message"
+        return f"{who}: its worker ended without a message: it was killed, or it exited"
+    if cause.startswith(FATAL):
+        return f"{who}: its worker crashed: {cause.removeprefix(FATAL)}"
     if match := MISSING.match(cause):
         module = match["module"]
         top = module.split(".")[0]
@@ -194,6 +247,8 @@ def find_cause(lines: Sequence[str]) -> str | None:
             about_request = False
         elif line.startswith("Traceback (most recent call last):"):
             inside = not about_request
+        elif line.startswith(FATAL):  # Its last words, whatever it was at.
+            causes.append(line)
         elif inside and LAST_LINE.match(line):
             inside = False
             # "Error(s) in loading state_dict for Cifar:" says nothing without the line below it.
@@ -203,41 +258,33 @@ def find_cause(lines: Sequence[str]) -> str | None:
     return told[-1] if told else causes[-1] if causes else None
 
 
-def count_memory_kills(cgroups: Path = CGROUPS) -> int:
-    """Count the processes of this container, or control group, that the kernel has killed for want of memory.
+def explain_java(lines: Sequence[str], *, killed: bool = False) -> str:
+    """Say why Java ended, from what it printed itself.
 
     Args:
-        cgroups: The kernel's folder of control groups, version 2; 0 where there is none.
+        lines: What it printed.
+        killed: A signal ended it: unless a line tells of an error, what it printed has nothing to do with it.
     """
-    try:
-        own = Path("/proc/self/cgroup").read_text().rpartition("::/")[2].strip()
-        events = (cgroups / own / "memory.events").read_text().split()
-        return int(events[events.index("oom_kill") + 1])
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
-def explain_java(lines: Sequence[str]) -> str:
-    """Say why Java ended, from what it printed itself."""
     said = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith(("at ", "... "))]
     for line in said:
         if "Address already in use" in line:
             return f"a port was taken while TorchServe started ({line}): start again, or choose other ports"
-    for mark in ("Failed to bind", "OutOfMemoryError", "Invalid configuration", "Error: ", "Exception"):
+    for mark in JAVA_MARKS:
         for line in said:
             if mark in line:
                 return line
-    return said[-1] if said else "it says nothing"
+    return said[-1] if said and not killed else "it says nothing"
 
 
 def _is_death(record: Record) -> bool:
     return record.text.startswith(("Retry worker: ", "Load model failed: ", "Backend worker error", *THREAD_ENDS))
 
 
-def _explain_loading(record: Record) -> str:
-    file = record.text.removeprefix("Failed to load model: ").split("/")[-1]
-    cause = next((line for line in record.more if line.strip()), "TorchServe does not say why")
-    return f"archive {file}: TorchServe cannot load it: {cause.split('Exception: ')[-1]}"
+def _explain_loading(record: Record) -> Death:
+    file = record.text.removeprefix("Failed to load model: ").split("/")[-1].split(" ")[0]
+    cause = next((line for line in record.more if line.strip()), "TorchServe does not say why").split("Exception: ")[-1]
+    text = f"archive {file}: TorchServe cannot load it: {cause}"
+    return Death(None, file.removesuffix(".mar"), "error", text, is_ours=not HOST_ERRORS.match(cause))
 
 
 def _is_wrapper(cause: str) -> bool:

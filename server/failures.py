@@ -7,9 +7,17 @@ from __future__ import annotations
 
 
 class Failure(Exception):
-    """The server cannot start or go on; the message says why and, where there is one, what to do about it."""
+    """The server cannot start or go on; the message says why and, where there is one, what to do about it.
+
+    Attributes:
+        logs: The last lines of each log, by file name.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.logs: dict[str, list[str]] = {}
 
 
 class UsageFailure(Failure):

@@ -14,14 +14,15 @@ from server.announcement import Facts, describe_listeners, list_listeners
 from server.arguments import Settings
 from server.children import describe_ending
 from server.configuration import Listeners, PrivateDirectory
-from server.diagnosis import Diagnosis, News, explain_java
+from server.diagnosis import Death, Diagnosis, News, explain_java
 from server.draining import Traffic
 from server.exporting import Exporter
 from server.failures import Failure, Interrupted
+from server.health import Health, HealthServer
 from server.java import Java, find_java
 from server.management import Management
 from server.mending import PATCHES, mend
-from server.models import find_archives
+from server.models import Archive, find_archives
 from server.process import JavaProcess, build_command, find_torchserve
 from server.readiness import Readiness
 from server.reporting import Reporter, write
@@ -79,17 +80,29 @@ class Launcher:
             Interrupted: It was told to stop before it was ready.
         """
         settings = self._settings
-        self._archives = find_archives(settings.model_store, settings.models)
+        self._health = Health()
+        if settings.ready_port is not None:
+            host = ports.resolve_host(settings.host)
+            HealthServer(ports.listen(host, settings.ready_port, "--ready-port"), self._health)
+        self._archives, rejected = find_archives(settings.model_store, settings.models)
+        self._unproven: list[Archive] = []  # Not answered yet; TorchServe goes on trying.
+        for name, why in rejected.items():
+            self._reject(name, why)
         home, java = find_torchserve(), find_java()
         self._gpus = devices.count_gpus(settings.device)
         self._listeners = self._claim_ports()
         with self._metrics_listener, PrivateDirectory(settings.work_dir, settings.log_dir) as directory:
             self._directory = directory
+            self._health.drain_file = directory.drain_file
             try:
                 self._serve(java, home)
             except Failure as failure:
-                kept = directory.keep_logs()
-                raise type(failure)(f"{failure}\nthe full logs are in {kept}" if kept else str(failure)) from failure
+                logs = directory.last_lines()
+                # A container's files are gone when it starts again; its log has the last lines of each.
+                kept = None if self._reporter.as_json and not settings.log_dir else directory.keep_logs()
+                told = type(failure)(f"{failure}\nthe full logs are in {kept}" if kept else str(failure))
+                told.logs = logs
+                raise told from failure
 
     def _claim_ports(self) -> Listeners:
         settings = self._settings
@@ -142,7 +155,16 @@ class Launcher:
         process = self._start(java, home)
         try:
             self._await_ready(process)
-            watch = Watch(self._listeners, self._archives, self._directory, self._settings.watch_s)
+            watch = Watch(
+                self._listeners,
+                self._archives,
+                self._directory,
+                self._settings.watch_s,
+                process.pid,
+                self._health.rejected,
+                self._unproven,
+            )
+            self._health.watch = watch
             self._announce(java)
             self._watch(process, watch)
             watch.stop()
@@ -175,7 +197,11 @@ class Launcher:
         warm_up: WarmUp | None = None
         try:
             while True:
-                self._check(process, starting=True)
+                news = self._check(process, starting=True)
+                for archive, why, is_ours in self._find_ill(news, readiness):
+                    self._drop(archive, why, management if is_ours else None)
+                    readiness.drop(archive)
+                unscaled = [archive for archive in unscaled if archive in self._archives]
                 if unscaled and (state := management.describe(unscaled[-1].name, unscaled[-1].version)):
                     archive = unscaled.pop()
                     if state.workers != self._settings.workers:
@@ -202,6 +228,42 @@ class Launcher:
                 log = self._directory.models_log
                 raise Failure("\n".join(slow) + f"\n--device cuda was asked for; {log} has what their workers said")
 
+    def _find_ill(self, news: News, readiness: Readiness) -> list[tuple[Archive, str, bool]]:
+        """Return the archives that cannot be served, why, and whether it is the archive that is at fault."""
+        ill = [
+            (archive, death.text, death.is_ours)
+            for death in news.deaths
+            for archive in self._archives
+            if archive.path.stem == death.archive
+        ]
+        ill += [(archive, why, True) for archive, why in readiness.refused().items()]
+        ill += [(archive, why, False) for archive, why in readiness.late().items()]
+        return list({archive: (archive, why, is_ours) for archive, why, is_ours in reversed(ill)}.values())
+
+    def _drop(self, archive: Archive, why: str, management: Management | None) -> None:
+        """Serve without an archive.
+
+        Args:
+            archive: The archive.
+            why: In a sentence.
+            management: To take its workers away, for good; None to have TorchServe go on trying.
+
+        Raises:
+            Failure: No archive is left.
+        """
+        self._archives = [other for other in self._archives if other is not archive]
+        self._reject(archive.path.stem, why)
+        if not self._archives:
+            raise Failure("\n".join(self._health.rejected.values()))
+        if management is None:
+            self._unproven.append(archive)
+        else:
+            management.scale(archive, 0)
+
+    def _reject(self, name: str, why: str) -> None:
+        self._health.rejected[name] = why
+        self._say(f"Archive rejected: {why}", level="error")
+
     def _all_loaded(self, management: Management) -> bool:
         states = management.describe_all(self._archives)
         return states is not None and all(state.loaded >= state.workers for state in states)
@@ -213,34 +275,40 @@ class Launcher:
             Failure: Java has ended, or TorchServe has to be started anew.
         """
         while not self._signals.stop():
-            self._check(process, starting=False)
+            for death in self._check(process, starting=False).deaths:
+                watch.count_death(death)
+                self._report(death)
             for level, sentence in watch.news():
                 self._say(sentence, level=level)
             if watch.failure:
                 raise Failure(f"TorchServe has to be started anew: {watch.failure}")
             time.sleep(PAUSE_S)
 
-    def _check(self, process: JavaProcess, *, starting: bool) -> None:
-        """Look at the process, the logs and the signals once.
+    def _check(self, process: JavaProcess, *, starting: bool) -> News:
+        """Look at the process, the logs and the signals once; return what is new in the logs.
 
         Raises:
-            Failure: Java has ended, or (while starting) an archive cannot be served.
+            Failure: Java has ended.
             Interrupted: A signal came while starting.
         """
         if starting and self._signals.stop():
             raise Interrupted
         status = process.poll()
         news = self._tend()
-        if starting and news.failures:
-            raise Failure("\n".join(news.failures))
         if status is not None:
-            ending = describe_ending(status)
-            raise Failure(f"TorchServe ended by itself ({ending}): {explain_java(self._java_output())}")
-        for failure in news.failures:
-            again = "starts it again" if failure in news.retried else "has not said that it starts it again"
-            self._say(f"{failure}; TorchServe {again}", level="error", source="worker")
+            why = explain_java(self._java_output(), killed=status < 0)
+            host = self._diagnosis.describe_host()
+            raise Failure(f"TorchServe ended by itself ({describe_ending(status)}): {why}; {host}")
         if not starting:
             self._warnings.pass_on(news.warnings, time.monotonic())
+        return news
+
+    def _report(self, death: Death) -> None:
+        """Tell of a worker's death; a runbook has people search for its first words."""
+        again = "starts it again" if death.retried else "has not said that it starts it again"
+        message = f"Worker died: {death.text}; TorchServe {again}"
+        fields = {"model": death.model, "cause": death.cause, "log": list(death.lines)}
+        self._say(message, level="error", source="worker", **fields)
 
     def _tend(self) -> News:
         """Look after the exporter, read the logs and pass on what workers complain of; return the rest of the news."""

@@ -13,7 +13,7 @@ ready.
   TorchServe's two methods have names that nothing calls, so that grpc-java's own take their place, which answer
   UNIMPLEMENTED.
 
-**latency**: three things make requests wait.
+**latency**: four things make requests wait.
 
 * The first request of a batch waits all of maxBatchDelay for others, a millisecond at least, also where nobody else
   asks: twice what a small network takes. Patched, a worker takes what waits, up to batchSize, and waits for nothing.
@@ -22,6 +22,8 @@ ready.
 * A batch is handed to the worker's connection by a task of the JVM's common pool, which waits until it is written; with
   one or two cores the JVM has no such pool and starts a thread for each batch. Patched, the thread that has the batch
   hands it over and goes on. `benchmarks/batching.md` has what these three bring.
+* Between attempts to start a worker TorchServe pauses for 1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, ... s, so a model comes
+  back a minute after what kept it from starting is over, a full disk for instance. Patched, no pause is above 13 s.
 
 **blame**: a form that TorchServe cannot read (it breaks off, or a part has no name) is the caller's mistake, and got
 500, which a gateway sends again and counts against the service, with a traceback in the log. Patched, any exception
@@ -39,6 +41,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +97,15 @@ class Patch:
     name: str
     without: str
     changes: tuple[Change, ...]
+
+
+def _build_pauses(seconds: Sequence[int]) -> bytes:
+    """Return the code that writes the ninth to the eighteenth number of an array; four fit in a byte."""
+    code = b""
+    for place, number in enumerate(seconds):
+        value = b"\x10" + number.to_bytes(1) if place < 4 else b"\x11" + number.to_bytes(2)
+        code += b"\x59\x10" + (place + 8).to_bytes(1) + value + b"\x4f"
+    return code
 
 
 PATCHES = (
@@ -156,7 +168,8 @@ PATCHES = (
     ),
     Patch(
         "latency",
-        "a request waits a millisecond for others, and large replies are parsed again and again",
+        "a request waits a millisecond for others, large replies are parsed again and again, and a model whose workers "
+        "fail to start is tried ever more seldom",
         (
             # In Model.pollBatch, where a batch's second and later requests are taken, jobsQueue.poll(maxDelay,
             # MILLISECONDS) becomes poll(0, MILLISECONDS): aload 5, lload 6, getstatic; aload 5, lconst_0, nop,
@@ -187,6 +200,8 @@ PATCHES = (
                     ),
                     # invokeinterface writeAndFlush, invokeinterface sync, pop.
                     Edit(bytes.fromhex("b903550200 b9027b0100 57"), bytes.fromhex("b903550200 0000000000 57")),
+                    # The tail of BACK_OFF, from its ninth number on: dup, bipush index, bipush or sipush, iastore.
+                    Edit(_build_pauses((21, 34, 55, 89, 144, 233, 377, 610, 987, 1597)), _build_pauses((13,) * 10)),
                 ),
             ),
         ),

@@ -1,6 +1,8 @@
 """The archives of a model store: what is in it, and which of it to serve.
 
-Reads manifests only; what the handler inside does is TorchServe's business.
+A damaged archive is rejected and the others are served: a replica that restarts must not lose all models to one bad
+file. Archives are read through, so that damage anywhere in the file shows here; what the handler inside does is
+TorchServe's business.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -53,8 +56,20 @@ class Archive:
         return f"{self.name}_{self.version}"
 
 
-def find_archives(store: Path, wanted: Sequence[str] = ()) -> list[Archive]:
-    """Find the archives to serve, the newest version of a model first.
+class Found(NamedTuple):
+    """The archives of a model store.
+
+    Attributes:
+        archives: Those to serve, the newest version of a model first.
+        rejected: Why others cannot be served, by the file's name without `.mar`.
+    """
+
+    archives: list[Archive]
+    rejected: dict[str, str]
+
+
+def find_archives(store: Path, wanted: Sequence[str] = ()) -> Found:
+    """Find the archives to serve.
 
     Args:
         store: Folder with `.mar` files.
@@ -62,7 +77,7 @@ def find_archives(store: Path, wanted: Sequence[str] = ()) -> list[Archive]:
 
     Raises:
         UsageFailure: No such folder, no archives in it, or no archive of that name.
-        Failure: An archive cannot be read, or two hold the same version of the same model.
+        Failure: No archive is left to serve.
     """
     if not store.is_dir():
         raise UsageFailure(f"there is no model store {store}: name a folder of .mar archives with --model-store")
@@ -72,24 +87,27 @@ def find_archives(store: Path, wanted: Sequence[str] = ()) -> list[Archive]:
             f"the model store {store} holds no .mar archives: build one with `python -m training.archive`"
         )
     archives: list[Archive] = []
-    broken: list[Failure] = []
+    broken: dict[str, str] = {}
     for path in files:
         try:
             archives.append(read_archive(path))
         except Failure as failure:
-            broken.append(failure)
-    chosen = [archive for archive in archives if not wanted or {archive.name, _full_name(archive)} & set(wanted)]
+            broken[path.stem] = str(failure)
     known = {name for archive in archives for name in (archive.name, _full_name(archive))}
     unknown = [name for name in wanted if name not in known]
-    # A broken archive might be the one that was asked for; beside good ones that were named, it is not in the way.
-    if broken and (unknown or not wanted):
-        raise Failure("\n".join(str(failure) for failure in broken))
-    if unknown:
+    if unknown and not broken:
         there = ", ".join(sorted({archive.name for archive in archives}))
         raise UsageFailure(f"no model {', '.join(unknown)} in {store}; there are: {there}")
-    _refuse_twins(chosen)
+    # A broken archive might be the one that was asked for; where all that were named are good, it does not matter.
+    rejected = broken if unknown or not wanted else {}
+    missing = {name.partition("/")[0]: f"no archive of {name} in {store} can be read" for name in unknown}
+    chosen = [archive for archive in archives if not wanted or {archive.name, _full_name(archive)} & set(wanted)]
+    rejected = missing | rejected | _find_twins(chosen)
+    chosen = [archive for archive in chosen if archive.path.stem not in rejected]
+    if not chosen:
+        raise Failure("\n".join(dict.fromkeys(rejected.values())))
     chosen.sort(key=lambda archive: _version_key(archive.version), reverse=True)
-    return sorted(chosen, key=lambda archive: archive.name)
+    return Found(sorted(chosen, key=lambda archive: archive.name), rejected)
 
 
 def read_archive(path: Path) -> Archive:
@@ -100,6 +118,8 @@ def read_archive(path: Path) -> Archive:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"bad checksum of {damaged}")
             members = archive.namelist()
             manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))
             model = manifest["model"]
@@ -147,15 +167,18 @@ def _read_config(document: bytes) -> dict[str, int]:
     return {key: value for key, value in entries if isinstance(value, int) and value > 0}
 
 
-def _refuse_twins(archives: Sequence[Archive]) -> None:
+def _find_twins(archives: Sequence[Archive]) -> dict[str, str]:
+    """Return why archives that hold the same version of the same model are rejected: nobody can tell which is meant."""
     seen: dict[str, Archive] = {}
+    twins = {}
     for archive in archives:
         twin = seen.setdefault(_full_name(archive), archive)
         if twin is not archive:
-            raise Failure(
+            twins[twin.path.stem] = twins[archive.path.stem] = (
                 f"{twin.path.name} and {archive.path.name} both hold version {archive.version} of {archive.name}: "
                 "keep one, or build the other with a version of its own"
             )
+    return twins
 
 
 def _version_key(version: str) -> list[tuple[int, int | str]]:

@@ -1,4 +1,4 @@
-"""Readiness as a caller would find it: every model answers its card over REST, and the gRPC port is open.
+"""The start, as a caller would find it: every model answers its card over REST, and the gRPC port is open.
 
 TorchServe's own /ping says "healthy" before a model is loaded and while it fails in a loop; it is not asked. While
 the server warms up, handlers refuse the card as while it drains.
@@ -43,7 +43,7 @@ class Readiness:
     Args:
         listeners: Where the server listens.
         archives: The models to ask.
-        timeout_s: Seconds until `ready` gives up.
+        timeout_s: Seconds after which a model is late.
     """
 
     def __init__(self, listeners: Listeners, archives: Sequence[Archive], timeout_s: float) -> None:
@@ -56,34 +56,41 @@ class Readiness:
             threading.Thread(target=self._ask, args=(probe,), daemon=True).start()
 
     def answered(self) -> bool:
-        """Tell whether every model's handler has answered, be it that the server is starting.
-
-        Raises:
-            Failure: As `ready`.
-        """
+        """Tell whether every model's handler has answered, be it that the server is starting."""
         return self._all(lambda probe: probe.ready or probe.draining)
 
     def ready(self) -> bool:
-        """Tell whether every model has answered its card and the gRPC port is open.
-
-        Raises:
-            Failure: A model refuses to describe itself, or the time is up.
-        """
+        """Tell whether every model has answered its card and the gRPC port is open."""
         return self._all(lambda probe: probe.ready)
 
+    def refused(self) -> dict[Archive, str]:
+        """Return the models that refuse to describe themselves, and what they say."""
+        return {
+            probe.archive: f"archive {probe.archive.path.name}: {probe.refused}"
+            for probe in self._probes
+            if probe.refused
+        }
+
+    def late(self) -> dict[Archive, str]:
+        """Return the models that have not answered in time, and what they said last; empty before the time is up.
+
+        Raises:
+            Failure: All have answered, but the gRPC port is still closed.
+        """
+        if time.monotonic() <= self._deadline:
+            return {}
+        late = f"not ready after {self._timeout_s:g} s (--startup-timeout-s):"
+        waiting = [probe for probe in self._probes if not probe.ready]
+        if not waiting and not self._grpc_open():
+            raise Failure(f"{late}\nthe gRPC port is closed")
+        return {probe.archive: f"{late}\narchive {probe.archive.path.name}: {probe.answer}" for probe in waiting}
+
+    def drop(self, archive: Archive) -> None:
+        """Wait for a model no longer."""
+        self._probes = [probe for probe in self._probes if probe.archive is not archive]
+
     def _all(self, good: Callable[[_Probe], bool]) -> bool:
-        refused = [probe for probe in self._probes if probe.refused]
-        if refused:
-            raise Failure("\n".join(f"archive {probe.archive.path.name}: {probe.refused}" for probe in refused))
-        waiting = [probe for probe in self._probes if not good(probe)]
-        if not waiting and self._grpc_open():
-            return True
-        if time.monotonic() > self._deadline:
-            late = [f"archive {probe.archive.path.name}: {probe.answer}" for probe in waiting] or [
-                "the gRPC port is closed"
-            ]
-            raise Failure(f"not ready after {self._timeout_s:g} s (--startup-timeout-s):\n" + "\n".join(late))
-        return False
+        return all(map(good, self._probes)) and self._grpc_open()
 
     def devices(self) -> dict[str, str]:
         """Return the devices the models say they run on, by the archive's file name; some may not say."""
@@ -96,7 +103,7 @@ class Readiness:
 
     def _ask(self, probe: _Probe) -> None:
         path = f"/predictions/{probe.archive.name}/{probe.archive.version}"
-        while not self._given_up.is_set():
+        while not self._given_up.is_set() and probe in self._probes:
             left_s = self._deadline - time.monotonic()
             if left_s <= 0:
                 return

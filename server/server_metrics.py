@@ -1,4 +1,4 @@
-"""What only the server knows: its workers, its queues, TorchServe's own counters, the drain, the watch, the GPUs.
+"""What only the server knows: workers, queues, TorchServe's own counters, drain, watch, GPUs, memory and disk.
 
 TorchServe calls the version that callers get who name none `default`; it is counted under its own name here. Only the
 models served have series: what callers invent has none.
@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from server.children import is_alive
 from server.fetching import fetch
 from server.gpu_metrics import Gpus, gpu_families
+from server.host import read_disk, read_memory
 from server.management import Management, ModelState
 from server.sources import Source
 from server.watch import read_published
@@ -82,17 +83,24 @@ class ServerMetrics(Collector):
         yield GaugeMetricFamily(
             "convscope_server_start_time_seconds", "When the server was started, unix time.", value=self._started
         )
-        watched = read_published(self._watch_file)
-        yield from _watch_families(watched)
+        published = read_published(self._watch_file)
+        yield GaugeMetricFamily(
+            "convscope_ready",
+            "1 if the replica is to be given requests, as /ready says.",
+            value=published["ready"] and not self._drain_file.exists(),
+        )
+        yield from _watch_families(published)
+        yield from _host_families(self._watch_file.parent)
         if states is not None:
-            yield from _state_families(states, watched)
+            yield from _state_families(states, published["models"])
         if counters is not None:
             yield from self._counter_families(counters)
         yield from gpu_families(self._gpus.answer(deadline) or [])
 
     def _describe(self) -> dict[Model, ModelState]:
         states = {}
-        for model in self._models:
+        watched = read_published(self._watch_file)["models"]  # Without those that cannot be loaded, once that is known.
+        for model in (model for model in self._models if not watched or "/".join(model) in watched):
             state = self._management.describe(*model)
             if state is None:
                 raise OSError(f"TorchServe does not describe {model[0]} {model[1]}")
@@ -151,7 +159,7 @@ class ServerMetrics(Collector):
         return next(matches, None)
 
 
-def _watch_families(watched: dict[str, dict[str, Any]]) -> Iterable[Metric]:
+def _watch_families(published: dict[str, Any]) -> Iterable[Metric]:
     answered = GaugeMetricFamily(
         "convscope_card_answered",
         "1 if the model answered its last card, asked for by the launcher, in time.",
@@ -162,12 +170,47 @@ def _watch_families(watched: dict[str, dict[str, Any]]) -> Iterable[Metric]:
         "Times that the launcher started all workers of a model anew, by reason; TorchServe's own restarts apart.",
         labels=["model", "version", "reason"],
     )
-    for name, known in watched.items():
+    deaths = CounterMetricFamily(
+        "convscope_worker_deaths",
+        "Workers that ended without anybody having planned it, by cause.",
+        labels=["model", "version", "cause"],
+    )
+    rejected = GaugeMetricFamily(
+        "convscope_archive_rejected",
+        "1 for an archive that is not served, by its file's name; 0 for a model that is.",
+        labels=["model"],
+    )
+    for name, known in published["models"].items():
         model = name.split("/")
         answered.add_metric(model, known["answered"])
         for reason, count in known["restarts"].items():
             restarts.add_metric([*model, reason], count)
-    return answered, restarts
+    for name, counts in published["deaths"].items():
+        for cause, count in counts.items():
+            deaths.add_metric([*name.split("/"), cause], count)
+    served = {name.split("/")[0]: 0 for name in published["models"]}
+    for name, value in {**served, **dict.fromkeys(published["rejected"], 1)}.items():
+        rejected.add_metric([name], value)
+    return answered, restarts, deaths, rejected
+
+
+def _host_families(folder: Path) -> Iterable[Metric]:
+    memory, disk = read_memory(), read_disk(folder)
+    values = {
+        "convscope_memory_used_bytes": (memory.used, "Memory of the control group, without cache that can be dropped."),
+        "convscope_memory_limit_bytes": (memory.limit, "Memory that the control group may use."),
+        "convscope_disk_free_bytes": (
+            disk.free if disk else None,
+            "Free bytes of the file system the server writes to.",
+        ),
+        "convscope_disk_size_bytes": (disk.size if disk else None, "All bytes of that file system."),
+    }
+    for name, (value, text) in values.items():
+        if value is not None:
+            yield GaugeMetricFamily(name, text, value=value)
+    if memory.kills is not None:
+        text = "Processes of the control group that the kernel has killed for want of memory."
+        yield CounterMetricFamily("convscope_oom_kills", text, value=memory.kills)
 
 
 def _state_families(states: dict[Model, ModelState], watched: dict[str, dict[str, Any]]) -> Iterable[Metric]:

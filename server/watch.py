@@ -12,15 +12,33 @@ failed for maxRetryTimeoutInSec. Its management API calls both workers what they
 | `no_answer` | the card has waited longer than responseTimeout allows for all that waited before it |
 
 A card waits in the model's queue, so a busy model answers it late. None of these takes a busy model for a dead one:
-the first three look at processes and answers, and the last bound is what TorchServe itself enforces, batch by batch.
+the first three look at processes and answers, and the last bound is what TorchServe itself enforces, batch by batch;
+a silent model (below) gets one batch's time.
 
 A restart takes all workers of that model away and starts as many: TorchServe then has new threads for them. Requests
 that wait go on waiting, and other models are not touched. Where three restarts in a row have brought no answer though
-the workers load, or TorchServe's management API is silent too, the launcher ends with a failure: whatever started it
-(Docker's restart policy) starts everything anew, with a new Java and no queue, which the launcher could not do better.
+the workers load, or TorchServe's management API is silent too, or Java is, the launcher ends with a failure: whatever
+started it (Docker's restart policy) starts everything anew, with a new Java and no queue, which the launcher could not
+do better.
 
-What is known is published in a file of the private directory, for the exporter and for `deploy/readiness.py`:
-`{"models": {"cifar/1.0": {"answered": true, "restarting": null, "restarts": {"worker_gone": 0, ...}}}}`.
+Whether the replica can be given requests (`/ready`, `server.health`) is known at any moment, without asking:
+
+| state of a model | what is known | ready |
+|---|---|---|
+| `ready` | its last card was good | yes |
+| `busy` | its card is late, or its queue is full, and its workers compute | yes |
+| `dead` | the process of each worker has ended or is stopped, or TorchServe has no worker that has loaded | no |
+| `silent` | its card has waited for two intervals, in which its workers used no processor time | no |
+| `failing` | two cards in a row were errors | no |
+| `restarting` | the watch has started its workers anew, and none has answered | no |
+
+Processor time decides between a long batch and a worker that hangs: a network that computes uses it, on a GPU too,
+where the thread that waits spins. A worker in an endless loop uses it as well: TorchServe ends it after its
+responseTimeout.
+Java itself is asked for /ping once a second: five seconds of silence, or its process stopped, and nothing is ready. One
+model that is not ready takes the whole replica out, since a replica cannot know what others serve.
+
+What is known is published in a file of the private directory, for the exporter: `read_published`.
 """
 
 from __future__ import annotations
@@ -32,12 +50,16 @@ import queue
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from server.children import is_alive
+from server.children import is_alive, processor_s
 from server.configuration import Listeners, PrivateDirectory
+from server.diagnosis import CAUSES, Death
+from server.fetching import fetch
+from server.host import describe_host, read_memory
 from server.management import Management, ModelState
 from server.models import Archive
 from server.ports import reachable
@@ -50,7 +72,10 @@ REASONS = {
 }
 GONE_S = 10.0
 FAILING_S = 60.0
-LATE_CARDS = 3  # Intervals after which a card counts as unanswered.
+LATE_CARDS = 2  # Intervals after which a card counts as unanswered.
+IDLE_SHARE = 0.01  # Of the time: a process that computes less does nothing.
+MOST_FAILURES = 2  # Cards in a row.
+PING_S, JAVA_S = 2.0, 5.0  # How long a /ping takes at most, and for how long none need be answered.
 TICK_S = 1.0
 LOOK_S = 3.0  # From one look at the management API to the next, while something is wrong: on a GPU it is slow.
 # From one restart of a model to the next. Each leaves the metrics files of a worker behind, 160 KB of `cifar`.
@@ -58,33 +83,50 @@ BACK_OFF_S, LONGEST_BACK_OFF_S, HEALTHY_S = 10.0, 300.0, 600.0
 MOST_RESTARTS = 3  # In a row, without an answer between them.
 MANAGEMENT_S = 60.0  # Silence of the management API.
 READ_S = 10.0  # For an answer that has begun.
-# TorchServe's longest pause within a limit is 0.63 of it: 1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, ... s.
-PAUSE_SHARE, LEAST_GIVEN_UP_S = 0.7, 30.0
+# Patched (`mending`), TorchServe pauses for 13 s at most between attempts to start a worker.
+GIVEN_UP_S = 30.0
 
 
 class Watch:
-    """Watches all models, each from a thread of its own.
+    """Watches Java, and all models, each from a thread of its own.
 
     Args:
         listeners: Where the server listens.
         archives: The models served, all of which have answered their card.
         directory: The private directory.
         interval_s: From one answered card to the next question, in seconds.
+        java: Process id of Java.
+        rejected: Why other archives are not served, by the file's name; changed when one of `unproven` answers.
+        unproven: Archives among the rejected that TorchServe goes on trying to load; until they answer, the replica is
+            ready without them.
     """
 
     def __init__(
-        self, listeners: Listeners, archives: Sequence[Archive], directory: PrivateDirectory, interval_s: float
+        self,
+        listeners: Listeners,
+        archives: Sequence[Archive],
+        directory: PrivateDirectory,
+        interval_s: float,
+        java: int,
+        rejected: dict[str, str],
+        unproven: Sequence[Archive] = (),
     ) -> None:
-        self._file = directory.watch_file
+        self._directory = directory
+        self._rejected = rejected
         self._lock = threading.Lock()
+        self._published: str | None = None
         self._stopped = threading.Event()
         self._news: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+        self._java = _Java(listeners, java, self._stopped, self)
         self._models = [
-            _Model(listeners, archive, Management(directory.management_socket), interval_s, self._stopped, self)
-            for archive in archives
+            _Model(listeners, archive, Management(directory.management_socket), interval_s, self._stopped, self, proven)
+            for proven, some in ((True, archives), (False, unproven))
+            for archive in some
         ]
+        self._deaths = {model.name: dict.fromkeys(CAUSES, 0) for model in self._models}
         self.publish()
-        self._threads = [threading.Thread(target=model.run, daemon=True) for model in self._models]
+        runs = [self._java.run, *(model.run for model in self._models)]
+        self._threads = [threading.Thread(target=run, daemon=True) for run in runs]
         for thread in self._threads:
             thread.start()
 
@@ -99,7 +141,29 @@ class Watch:
     @property
     def failure(self) -> str | None:
         """Why TorchServe as a whole has to be started anew; None as long as it need not."""
-        return next((model.failure for model in self._models if model.failure), None)
+        failures = [self._java.failure, *(model.failure for model in self._models)]
+        return next(filter(None, failures), None)
+
+    @property
+    def why_not_ready(self) -> str | None:
+        """Why this replica is to be given no requests: `java`, or the state of a model; None if it is to be."""
+        states = [state for state in self.states().values() if state not in ("ready", "busy", "rejected")]
+        return (self._java.trouble and "java") or next(iter(states), None)
+
+    def states(self) -> dict[str, str]:
+        """Return the state of each model, by `name/version`."""
+        return {model.name: model.state for model in self._models}
+
+    def count_death(self, death: Death) -> None:
+        """Count a worker that ended unplanned."""
+        if death.model in self._deaths:
+            self._deaths[death.model][death.cause] += 1
+            self.publish()
+
+    def accept(self, archive: Archive) -> None:
+        """Serve an archive that was rejected, since it has answered."""
+        self._rejected.pop(archive.path.stem, None)
+        self.say(f"archive {archive.path.name}: its model answers now, and is served", "info")
 
     def stop(self) -> None:
         """Ask no more, and restart nothing; a restart that has begun is finished."""
@@ -111,23 +175,81 @@ class Watch:
         """Add to the news."""
         self._news.put((level, sentence))
 
+    def describe_host(self) -> str:
+        """Describe memory and disks in a few words."""
+        return describe_host(self._directory.path, read_memory())
+
     def publish(self) -> None:
-        """Write what is known to the file, at once or not at all."""
+        """Write what is known to the file, at once or not at all, if it has changed since it was last written."""
         with self._lock:
-            text = json.dumps({"models": {model.name: model.describe() for model in self._models}})
-            draft = self._file.with_suffix(".draft")
-            with contextlib.suppress(OSError):  # A full disk: serving goes on.
+            known = {
+                "ready": self.why_not_ready is None,
+                "models": {model.name: model.describe() for model in self._models},
+                "deaths": self._deaths,
+                "rejected": self._rejected,
+            }
+            text = json.dumps(known)
+            if text == self._published:
+                return
+            draft = self._directory.watch_file.with_suffix(".draft")
+            with contextlib.suppress(OSError):  # A full disk: serving goes on, and the next second tries again.
                 draft.write_text(text)
-                draft.replace(self._file)
+                draft.replace(self._directory.watch_file)
+                self._published = text
 
 
-def read_published(file: Path) -> dict[str, dict[str, Any]]:
-    """Return what a watch has published, by `name/version`; empty before there is anything."""
+def read_published(file: Path) -> dict[str, Any]:
+    """Return what a watch has published: `ready`, and `models`, `deaths`, `rejected`; all empty before there is any.
+
+    `{"ready": true, "models": {"cifar/1.0": {"answered": true, "restarting": null, "restarts": {"worker_gone": 0}}},
+    "deaths": {"cifar/1.0": {"oom": 0}}, "rejected": {"wide": "archive wide.mar: it is damaged"}}`
+    """
     try:
-        models: dict[str, dict[str, Any]] = json.loads(file.read_text())["models"]
+        published = json.loads(file.read_text())
     except (OSError, ValueError):
-        return {}
-    return models
+        published = {}
+    return {"ready": False, "models": {}, "deaths": {}, "rejected": {}, **published}
+
+
+class _Java:
+    """The Java process: whether it runs and answers."""
+
+    def __init__(self, listeners: Listeners, process: int, stopped: threading.Event, watch: Watch) -> None:
+        self.failure: str | None = None
+        self._listeners = listeners
+        self._process = process
+        self._stopped = stopped
+        self._watch = watch
+        self._answered_at = self._well_at = time.monotonic()
+        self._said: str | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with it now; None if nothing is."""
+        if not is_alive(self._process):
+            return "Java's process is stopped or has ended"
+        silent_s = time.monotonic() - self._answered_at
+        return None if silent_s < JAVA_S else f"Java has answered nothing for {JAVA_S:g} s"
+
+    def run(self) -> None:
+        """Look once a second until stopped."""
+        while not self._stopped.wait(TICK_S):
+            connection = http.client.HTTPConnection(reachable(self._listeners.host), self._listeners.rest)
+            with contextlib.suppress(OSError):
+                fetch(connection, "/ping", PING_S)
+                self._answered_at = time.monotonic()
+            self._judge(time.monotonic())
+            self._watch.publish()
+
+    def _judge(self, now: float) -> None:
+        trouble = self.trouble
+        if trouble is None:
+            self._well_at = now
+        elif now - self._well_at > (MANAGEMENT_S if is_alive(self._process) else GONE_S):
+            self.failure = trouble
+        if trouble != self._said:
+            self._said = trouble
+            self._watch.say(trouble or "Java answers again", "error" if trouble else "info")
 
 
 class _Model:
@@ -141,6 +263,7 @@ class _Model:
         interval_s: float,
         stopped: threading.Event,
         watch: Watch,
+        proven: bool,
     ) -> None:
         now = time.monotonic()
         self.name = f"{archive.name}/{archive.version}"
@@ -155,12 +278,18 @@ class _Model:
         self._restarting: str | None = None
         self._wanted: tuple[int, int] | None = None  # Workers, and at most.
         # The card.
-        self._answered = True
+        self._answered = self._proven = proven  # Proven: it has answered at least once.
         self._answered_at = now
+        self._asked_at = now
         self._failing_since: float | None = None
+        self._failures = 0  # In a row.
+        self._is_late = False
+        self._silent_since: float | None = None
+        self._computed: deque[tuple[float, dict[int, float]]] = deque()  # When; each worker's processor time.
         self._backlog = 0  # Requests that waited at most, since the last answer.
         # The workers, as last described.
         self._processes: tuple[int, ...] = ()
+        self._died_at: float | None = None  # When the last of them was seen to be gone; until a new one has answered.
         self._found: object = None
         self._changed_at = now
         self._mute_since: float | None = None
@@ -168,6 +297,21 @@ class _Model:
         self._look_at = self._restart_at = self._restarted_at = float("-inf")
         self._back_off_s = BACK_OFF_S
         self._in_a_row = 0
+
+    @property
+    def state(self) -> str:
+        """What is known of it now, in a word: see the table above; `rejected` until it has answered once."""
+        if not self._proven:
+            return "rejected"
+        if self._restarting:
+            return "restarting"
+        if self._died_at is not None or self._are_gone():
+            return "dead"
+        if self._silent_since is not None:
+            return "silent"
+        if self._failures >= MOST_FAILURES:
+            return "failing"
+        return "busy" if self._is_late else "ready"
 
     def describe(self) -> dict[str, Any]:
         """Return what is published of it."""
@@ -194,32 +338,67 @@ class _Model:
             self._note(verdict)
 
     def _pause(self) -> None:
-        """Wait until the next question is due, with an eye on the workers."""
+        """Wait until the next question is due, with an eye on the workers; where the last card was not good, a tick."""
         due = time.monotonic() + self._interval_s
-        while time.monotonic() < due and not self._stopped.wait(min(TICK_S, self._interval_s)):
+        while not self._stopped.wait(min(TICK_S, self._interval_s)):
             self._look()
+            if time.monotonic() >= due or not self._answered:
+                return
 
     def _await_card(self) -> str | None:
         """Ask for the card, wait for it as long as it takes, and return the verdict; None if it was restarted."""
+        self._computed.clear()
         with _Card(self._listeners, self._archive) as card:
+            self._asked_at = card.asked_at
             restarts = sum(self._restarts.values())
             while not self._stopped.is_set() and restarts == sum(self._restarts.values()):
                 verdict = card.verdict(TICK_S)
                 if verdict is not None:
                     return verdict
                 if time.monotonic() - card.asked_at > LATE_CARDS * self._interval_s:
+                    self._is_late = True
                     self._set_answered(answered=False)
+                self._listen(time.monotonic())
                 self._look()
         return None
 
+    def _listen(self, now: float) -> None:
+        """Call the model silent if its workers compute nothing while the card waits; it is so until a card comes."""
+        window_s = LATE_CARDS * self._interval_s
+        spent = {process: processor_s(process) for process in self._processes}
+        self._computed.append((now, spent))
+        while len(self._computed) > 1 and self._computed[1][0] <= now - window_s:
+            self._computed.popleft()
+        since, before = self._computed[0]
+        # All of what a worker has used counts that was not known then.
+        used_s = sum(seconds - before.get(process, 0.0) for process, seconds in spent.items())
+        is_silent = self._died_at is None and bool(spent) and now - since >= window_s and used_s < IDLE_SHARE * window_s
+        if is_silent and self._silent_since is None:
+            self._silent_since = now
+            self._watch.say(
+                f"{self.name}: its card has waited for {now - self._asked_at:.0f} s and its workers compute nothing; "
+                "it is not ready until it answers"
+            )
+            self._watch.publish()
+
     def _note(self, verdict: str) -> None:
         now = time.monotonic()
+        self._is_late, self._silent_since = verdict == "refused", None
+        self._failures = self._failures + 1 if verdict in ("failed", "unreachable") else 0
         if verdict == "good":
+            if self._died_at is not None:
+                if self._asked_at < self._died_at:  # The worker that answered is gone.
+                    return
+                # Those that were seen to be gone are no longer TorchServe's: it is asked at the next tick.
+                self._died_at, self._processes, self._look_at = None, (), float("-inf")
             self._answered_at, self._failing_since, self._backlog, self._in_a_row = now, None, 0, 0
             if now - self._restarted_at > HEALTHY_S:
                 self._back_off_s = BACK_OFF_S
             if self._restarting:
                 self._watch.say(f"{self.name} answers its card again", "info")
+            if not self._proven:
+                self._proven = True
+                self._watch.accept(self._archive)
         elif verdict == "failed" and self._failing_since is None:
             self._failing_since = now
         self._set_answered(answered=verdict == "good")
@@ -234,6 +413,8 @@ class _Model:
     def _look(self) -> None:
         """Look at the workers if something is wrong, and restart them if TorchServe does not help."""
         now = time.monotonic()
+        if self._are_gone():
+            self._die(now)
         whole = self._processes and all(map(is_alive, self._processes))
         if now < self._look_at or (self._answered and whole):
             return
@@ -254,21 +435,39 @@ class _Model:
         if state.found != self._found:
             self._found, self._changed_at = state.found, now
         self._backlog = max(self._backlog, state.pending)
+        if not self._processes:
+            self._die(now)
         if state.workers < self._wanted[0]:  # A restart that broke off half-way.
             self._management.scale(self._archive, *self._wanted)
         elif now >= self._restart_at and (reason := self._find_reason(state, now)):
             self._restart(reason, self._wanted, now)
+
+    def _are_gone(self) -> bool:
+        return bool(self._processes) and not any(map(is_alive, self._processes))
+
+    def _die(self, now: float) -> None:
+        """Note that no worker is left, once."""
+        if self._died_at is not None:
+            return
+        self._died_at, self._silent_since = now, None
+        if not self._restarting:
+            host = self._watch.describe_host()
+            self._watch.say(f"{self.name}: no worker of it runs; it is not ready until one answers ({host})")
+        self._set_answered(answered=False)
+        self._watch.publish()
 
     def _find_reason(self, state: ModelState, now: float) -> str | None:
         quiet_s = now - self._changed_at
         archive = self._archive
         if quiet_s >= GONE_S and any(worker.ready and not is_alive(worker.pid) for worker in state.found):
             return "worker_gone"
-        given_up_s = max(LEAST_GIVEN_UP_S, PAUSE_SHARE * archive.retry_timeout_s)
-        if quiet_s >= given_up_s and not any(is_alive(worker.pid) for worker in state.found):
+        if quiet_s >= GIVEN_UP_S and not any(is_alive(worker.pid) for worker in state.found):
             return "given_up"
         if self._failing_since is not None and min(now - self._failing_since, quiet_s) >= FAILING_S:
             return "card_fails"
+        silent_s = 0.0 if self._silent_since is None else min(now - self._silent_since, quiet_s)
+        if silent_s > archive.response_timeout_s + GONE_S:
+            return "no_answer"  # A batch that a worker had would have ended by now.
         batches = self._backlog + 2  # The one at work, those that wait, and the card.
         allowed_s = batches * archive.response_timeout_s + archive.startup_timeout_s
         return "no_answer" if now - self._answered_at > allowed_s else None
@@ -284,6 +483,7 @@ class _Model:
         self._restarts[reason] += 1
         self._restarting, self._answered = reason, False
         self._processes, self._found, self._failing_since = (), None, None
+        self._is_late, self._silent_since, self._failures = False, None, 0
         self._changed_at = self._answered_at = self._restarted_at = now
         self._restart_at = now + self._back_off_s
         self._back_off_s = min(2 * self._back_off_s, LONGEST_BACK_OFF_S)

@@ -1,4 +1,4 @@
-"""What workers complain of, requests that failed above all: one JSON object a line, among their other output."""
+"""What workers log, requests that failed above all: one JSON object a line, among their other output."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ LONGEST = 500  # Characters of a line for a person.
 
 @dataclass(frozen=True)
 class Complaint:
-    """A request that failed, or something else that is not as it should be.
+    """A request that failed, something else that is not as it should be, or one answered request of many.
 
     Attributes:
         line: The worker's line as it is, a JSON object.
         model: Name of the model.
         version: Its version.
         message: What it is, for people.
-        request_id: Of the request that failed, as in its reply; None if it is not about one.
-        code: The error's code; None likewise.
+        request_id: Of the request, as in its reply; None if it is not about one.
+        code: The error's code; None if it was answered.
     """
 
     line: str
@@ -34,7 +34,8 @@ class Complaint:
 
     def describe(self) -> str:
         """Describe it in one line that is safe to show on a terminal."""
-        about = f" request {self.request_id}: {self.code}" if self.request_id else ""
+        code = f": {self.code}" if self.code else ""
+        about = f" request {self.request_id}{code}" if self.request_id else ""
         text = f"{self.model} {self.version}{about}: {self.message}"
         text = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
         return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
@@ -49,7 +50,9 @@ def parse(line: str) -> Complaint | None:
     except ValueError:
         return None
     said = {key: value for key, value in entry.items() if isinstance(value, str)}
-    if not {"model", "version", "message"} <= set(said) or said.get("level") not in ("warning", "error", "critical"):
+    if not {"model", "version", "message"} <= set(said):
+        return None
+    if said.get("level") not in ("warning", "error", "critical") and "request_id" not in said:
         return None
     return Complaint(line, said["model"], said["version"], said["message"], said.get("request_id"), said.get("code"))
 

@@ -44,8 +44,9 @@ def queries(panel: dict[str, Any]) -> dict[str, str]:
         name = f"{{{{{wanted['by']}}}}} " if by else ""
         buckets = f"sum by ({by}le) (rate({wanted['of']}_bucket{{{wanted['where']}}}RATE))"
         for quantile in (0.5, 0.9, 0.99):
-            expression = f"histogram_quantile({quantile}, {buckets}) {wanted.get('scale', '')}"
-            found[f"{name}p{100 * quantile:g}"] = expression.strip()
+            # `>= 0` leaves out what had no traffic, which would be NaN.
+            expression = f"histogram_quantile({quantile}, {buckets}) {wanted.get('scale', '')} >= 0"
+            found[f"{name}p{100 * quantile:g}"] = re.sub(" +", " ", expression)
     words = re.compile("|".join(WORDS))
     return {legend: words.sub(lambda match: WORDS[match[0]], query).strip() for legend, query in found.items()}
 

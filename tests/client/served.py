@@ -17,8 +17,8 @@ def serving(services: Mapping[str, Service]) -> Iterator[StandIn]:
 
     def take(model: str, version: str, data: bytes, key: str | None) -> wire.PredictReply:
         stand_in.requests.append((model, version, wire.PredictRequest.FromString(data)))
-        [answer] = services[model].answer([{"request": bytearray(data)}], [{}], ["an-id"])
-        return wire.PredictReply.FromString(answer.body)
+        [response] = services[model].answer([{"request": bytearray(data)}], [{}], ["an-id"])
+        return wire.PredictReply.FromString(response.body)
 
     with serve() as stand_in:
         stand_in.take = take  # type: ignore[method-assign]

@@ -102,37 +102,37 @@ def answer_picture(picture: bytes, request: wire.PredictRequest) -> wire.Result:
         result.top.add(index=index, label=CLASSES[index], probability=probabilities[index], logit=logits[index])
     for layer in LAYERS if list(request.layers) == ["all"] else request.layers:
         cells = fetch_maps(picture, LAYERS[layer])
-        chosen: list[int] = []
+        selected: list[int] = []
         if request.HasField("channels"):
             strongest = np.argsort(-cells.mean(axis=(1, 2)))[: request.channels.strongest]
-            chosen = list(request.channels.indexes) or [int(channel) for channel in strongest]
-            cells = cells[chosen]
+            selected = list(request.channels.indexes) or [int(channel) for channel in strongest]
+            cells = cells[selected]
         if request.HasField("pool"):
             cells = cells.mean(axis=(1, 2)) if request.pool == 1 else cells[:, : request.pool, : request.pool]
         tensor = encode_tensor(np.ascontiguousarray(cells), request.map_dtype)
-        result.maps.add(layer=layer, tensor=tensor, channels=chosen)
+        result.maps.add(layer=layer, tensor=tensor, channels=selected)
     if request.HasField("explain"):
         result.explanation.CopyFrom(answer_explain(picture, request, result.top[0].index))
     return result
 
 
 def answer_explain(picture: bytes, request: wire.PredictRequest, most_probable: int) -> wire.Explanation:
-    asked = request.explain
-    explanation = wire.Explanation(method=asked.method)
-    if asked.picture:
+    received = request.explain
+    explanation = wire.Explanation(method=received.method)
+    if received.picture:
         pixels = (np.abs(fetch_maps(b"pixels" + picture, PIXELS)) * 60).clip(0, 255).astype("u1")
         explanation.picture.CopyFrom(
             wire.Tensor(dtype=wire.UINT8, shape=PIXELS, data=pixels.tobytes(), scale=[1 / 255] * 3, offset=[0] * 3)
         )
-    if asked.method == "picture":
+    if received.method == "picture":
         return explanation
-    explanation.target = asked.target if asked.HasField("target") else most_probable
+    explanation.target = received.target if received.HasField("target") else most_probable
     explanation.label = CLASSES[explanation.target]
-    explanation.layer = asked.layer or ("conv1" if asked.method == "grad_cam" else "")
-    shape = PIXELS if "gradient" in asked.method else (1, 6, 5)
-    settings = asked.SerializeToString(deterministic=True)  # Other settings, other heat.
+    explanation.layer = received.layer or ("conv1" if received.method == "grad_cam" else "")
+    shape = PIXELS if "gradient" in received.method else (1, 6, 5)
+    settings = received.SerializeToString(deterministic=True)  # Other settings, other heat.
     explanation.heat.CopyFrom(encode_tensor(fetch_maps(settings + picture, shape), request.map_dtype))
-    if asked.method == "integrated_gradients":
+    if received.method == "integrated_gradients":
         explanation.delta = 0.0
     return explanation
 
@@ -173,7 +173,7 @@ def describe(model: str, version: str) -> wire.ModelCard:
         training=wire.Training(
             data="pictures", train_pictures=50, test_pictures=10, epochs=5, test_accuracy=0.75, seconds=1.5, machine="m"
         ),
-        limits=wire.Limits(max_images=64, max_image_bytes=1000, max_image_pixels=2000, max_reply_bytes=3000),
+        limits=wire.Limits(max_images=64, max_image_bytes=1000, max_image_pixels=2000, max_reply_bytes=3000000),
         multiply_adds=12345,
     )
 

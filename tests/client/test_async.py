@@ -42,7 +42,7 @@ def test_the_two_surfaces_are_equal():
 
 
 @pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
-def test_both_clients_give_equal_answers(url: str, question):
+def test_both_clients_give_equal_results(url: str, question):
     with Client(url) as client:
         assert question(client) == in_async(url, question)
 
@@ -57,7 +57,7 @@ def test_both_clients_raise_equal_errors(url: str, question):
     assert (blocking.value.code, blocking.value.message) == (awaited.value.code, awaited.value.message)
 
 
-def test_the_deadline_ends_a_question(url: str, stand_in: StandIn):
+def test_the_deadline_ends_a_request(url: str, stand_in: StandIn):
     stand_in.release.clear()
     with pytest.raises(convscope.DeadlineExceeded):
         in_async(url, lambda client: client.predict(b"cat", model="slow", deadline_s=0.2))
@@ -91,7 +91,7 @@ def test_a_client_belongs_to_the_loop_that_it_was_first_used_in(url: str):
 
     async def second() -> None:
         for question in (client.predict(b"cat", model="cifar"), client.ready("cifar"), client.close()):
-            with pytest.raises(RuntimeError, match="belongs to another event loop"):
+            with pytest.raises(RuntimeError, match="first used in another event loop"):
                 await question
 
     with asyncio.Runner() as one:

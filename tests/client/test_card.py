@@ -6,13 +6,16 @@ import dataclasses
 import json
 
 import convscope
+import numpy as np
 import pytest
-from convscope import Client
+from convscope import Client, testing
 
 from tests.client.stand_in import CLASSES, StandIn
 
+LAYER = convscope.Layer("conv1", "relu1", (4, 8, 8), (1, 1), (3, 3), (-1, -1), 100, {"float32": 1024})
 
-def test_a_card_says_all_that_the_service_said(client: Client):
+
+def test_a_card_has_all_fields_of_the_reply(client: Client):
     card = client.model_card("cifar", "2.0")
     assert card == convscope.ModelCard(
         model="cifar",
@@ -32,7 +35,7 @@ def test_a_card_says_all_that_the_service_said(client: Client):
         ),
         parameters=1000,
         training=convscope.Training("pictures", 50, 10, 5, None, 0.75, 1.5, "m", {}),
-        limits=convscope.Limits(64, 1000, 2000, 3000),
+        limits=convscope.Limits(64, 1000, 2000, 3_000_000),
         multiply_adds=12345,
     )
 
@@ -59,13 +62,13 @@ def test_a_card_cannot_be_changed(client: Client):
         client.model_card("cifar").model = "other"  # type: ignore[misc]
 
 
-def test_a_model_that_answers_is_ready(client: Client, stand_in: StandIn):
+def test_a_model_that_responds_is_ready(client: Client, stand_in: StandIn):
     assert client.ready("cifar") is True
     assert stand_in.requests[-1][2].describe
 
 
 @pytest.mark.parametrize("model", ["full", "died", "failed", "error-draining", "error-internal"])
-def test_a_model_that_may_answer_later_is_not_ready(client: Client, model: str):
+def test_a_model_that_may_respond_later_is_not_ready(client: Client, model: str):
     assert client.ready(model) is False
 
 
@@ -75,7 +78,7 @@ def test_a_server_that_cannot_be_reached_is_not_ready(scheme: str):
         assert client.ready("cifar") is False
 
 
-def test_a_model_that_does_not_answer_in_time_is_not_ready(client: Client, stand_in: StandIn):
+def test_a_model_that_does_not_respond_in_time_is_not_ready(client: Client, stand_in: StandIn):
     stand_in.release.clear()
     try:
         assert client.ready("slow", deadline_s=0.2) is False
@@ -94,3 +97,31 @@ def test_a_model_that_does_not_answer_in_time_is_not_ready(client: Client, stand
 def test_what_waiting_does_not_help_is_raised(client: Client, model: str, error):
     with pytest.raises(error):
         client.ready(model)
+
+
+def test_the_receptive_field_of_a_cell():
+    layer = dataclasses.replace(LAYER, stride=(2, 4), receptive_field=(5, 7), receptive_field_start=(-2, -3))
+    assert layer.has_receptive_field
+    assert layer.receptive_field_box(0, 0) == (-2, -3, 3, 4)
+    assert layer.receptive_field_box(3, 2) == (4, 5, 9, 12)
+    top, left, bottom, right = layer.receptive_field_box(np.arange(3), np.arange(2))
+    assert [array.tolist() for array in (top, left, bottom, right)] == [[-2, 0, 2], [-3, 1], [3, 5, 7], [4, 8]]
+
+
+@pytest.mark.parametrize("missing", ["stride", "receptive_field", "receptive_field_start"])
+def test_an_unknown_receptive_field_is_an_error(missing: str):
+    layer = dataclasses.replace(LAYER, **{missing: None})
+    assert not layer.has_receptive_field
+    with pytest.raises(ValueError, match="does not state the receptive field of layer 'conv1'"):
+        layer.receptive_field_box(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("height", "reply_bytes", "expected"),
+    [(32, 0, 64), (32, 1000, 64), (32, 10**6, 9), (32, 10**8, 1), (None, 0, 64), (None, 1000, 1)],
+)
+def test_how_many_pictures_fit_into_a_request(height: int | None, reply_bytes: int, expected: int):
+    card = testing.model_card(classes=["cat", "dog"])
+    limits = dataclasses.replace(card.limits, max_images=64, max_reply_bytes=10**7)
+    card = dataclasses.replace(card, limits=limits, input=dataclasses.replace(card.input, height=height))
+    assert card.pictures_per_request(reply_bytes) == expected

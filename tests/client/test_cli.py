@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from convscope import Client
 from convscope._cli import main
-from convscope._cli_card import card_text
+from convscope._cli_results import format_card
 from convscope._wire import convscope_pb2 as wire
 from convscope.commands import format_table
 
@@ -116,9 +116,9 @@ def test_json_holds_scores_errors_and_shapes(capsys, url: str, pictures: Path):
     options = ["--model", "cifar", "--layers", "conv2", "--top-k", "1", "--url", url, "--json"]
     status, out, _ = run(capsys, "predict", "cat.png", "torn.png", *options)
     assert status == 1
-    answer = json.loads(out)
-    cat, torn = answer["results"]
-    assert (answer["model"], answer["version"], answer["engine"], answer["device"]) == (
+    response = json.loads(out)
+    cat, torn = response["results"]
+    assert (response["model"], response["version"], response["engine"], response["device"]) == (
         "cifar",
         "1.0",
         "stand-in-1",
@@ -129,8 +129,8 @@ def test_json_holds_scores_errors_and_shapes(capsys, url: str, pictures: Path):
     assert cat["maps"]["conv2"]["shape"] == [3, 2, 2]
     assert cat["maps"]["conv2"]["max"] == fetch_maps(b"cat", LAYERS["conv2"]).max()
     assert torn == {"picture": "torn.png", "error": {"code": "bad_image", "message": "not a picture: b'bad'"}}
-    assert answer["timing"] is None
-    assert re.fullmatch("[0-9a-f]{32}", answer["request_id"])
+    assert response["timing"] is None
+    assert re.fullmatch("[0-9a-f]{32}", response["request_id"])
 
 
 def test_the_request_goes_by_the_id_given_and_errors_name_it(capsys, url: str, stand_in: StandIn, pictures: Path):
@@ -153,7 +153,7 @@ def test_where_the_time_went_is_a_table_and_an_object(capsys, url: str, pictures
     assert [name for name, _ in rows] == [
         "time",
         *("read", "decode", "preprocess", "forward", "encode"),
-        *("handler, 2 in the batch", "network and queue", "total"),
+        *("handler (2 in the batch)", "outside", "total"),
     ]
     assert [ms for _, ms in rows[:7]] == ["ms", "1.00", "2.00", "3.00", "4.00", "5.00", "16.00"]
     _, out, _ = run(capsys, *command, "--json")
@@ -208,7 +208,7 @@ def test_an_error_is_one_line_and_ends_with_1(capsys, url: str, pictures: Path, 
 def test_a_server_that_is_not_there_is_one_line(capsys, pictures: Path):
     status, _, err = run(capsys, "predict", "cat.png", "--model", "cifar", "--url", "http://127.0.0.1:1")
     assert status == 1
-    assert err.startswith("convscope: connect_error: no connection to http://127.0.0.1:1")
+    assert err.startswith("convscope: connect_error: connection to http://127.0.0.1:1 failed: ")
 
 
 @pytest.mark.parametrize(
@@ -324,33 +324,35 @@ def test_ready_in_json_says_why_not(capsys, url: str):
 def test_a_card_is_shown_with_its_layers(capsys, url: str):
     status, out, _ = run(capsys, "card", "cifar", "--url", url)
     assert status == 0
-    assert "input        3 channels, 32×32" in out
-    assert "accuracy     train –, test 75.00% (n = 10)" in out
-    assert "network      somewhere:Network, 1,000 parameters, 12,345 multiply-adds a picture" in out
-    flow, costs = (table.splitlines() for table in out.split("\n\n")[1:])
-    assert [line.split() for line in flow] == [
-        [*("layer", "made", "by", "in", "out", "kernel", "stride", "padding", "dilation", "sees", "jump", "from")],
-        [*("conv1", "Conv2d,", "2", "groups", "8×6×5", "4×6×5", "3×3", "1×1", "1×1", "1×1", "3×3", "1×1", "-1,", "-1")],
-        ["conv2", "–", "–", "3×2×2", *"–––––––"],
-    ]
-    assert [line.split() for line in costs] == [
+    assert "input          3 channels, 32×32" in out
+    assert "accuracy       train –, test 75.00% (n = 10)" in out
+    assert "network        somewhere:Network, 1,000 parameters, 12,345 multiply-adds per picture" in out
+    operations, costs = (table.splitlines() for table in out.split("\n\n")[1:])
+    assert [re.split("  +", line) for line in operations] == [
         [
-            *(
-                "layer",
-                "node",
-                "parameters",
-                "fully",
-                "connected",
-                "multiply-adds",
-                "float32",
-                "float16",
-                "uint8",
-                "bytes",
-            )
+            *("layer", "operation", "input", "output", "kernel", "op stride", "padding", "dilation", "groups"),
+            *("receptive field", "stride", "field start"),
         ],
-        [*("conv1", "relu1", "448", "28,920", "4,320", "480", "–", "120")],
-        [*("conv2", "conv2", "12", "–", "–", "–", "–", "–")],
+        ["conv1", "Conv2d", "8×6×5", "4×6×5", "3×3", "1×1", "1×1", "1×1", "2", "3×3", "1×1", "-1, -1"],
+        ["conv2", "–", "–", "3×2×2", *"––––––––"],
     ]
+    assert [re.split("  +", line) for line in costs] == [
+        [
+            *("layer", "node", "parameters", "dense parameters", "multiply-adds", "bytes (float32)", "float16"),
+            "uint8",
+        ],
+        ["conv1", "relu1", "448", "28,920", "4,320", "480", "–", "120"],
+        ["conv2", "conv2", "12", "–", "–", "–", "–", "–"],
+    ]
+
+
+def test_the_card_distinguishes_the_stride_of_an_operation_from_that_of_the_map(client: Client):
+    card = client.model_card("cifar")
+    layer = dataclasses.replace(card.layers[0], step=(2, 2), stride=(8, 8))
+    table = format_card(dataclasses.replace(card, layers=(layer,))).split("\n\n")[1].splitlines()
+    header, row = (re.split("  +", line) for line in table)
+    assert row[header.index("stride")] == "8×8"
+    assert row[header.index("op stride")] == "2×2"
 
 
 def test_a_card_of_large_numbers_and_many_classes_fits_a_terminal(client: Client):
@@ -360,14 +362,15 @@ def test_a_card_of_large_numbers_and_many_classes_fits_a_terminal(client: Client
         **dict.fromkeys(["input_shape", "shape"], (2048, 224, 224)),
         **dict.fromkeys(["parameters", "multiply_adds"], 10**10),
         dense_parameters=10**13,
+        groups=1,
         receptive_field=(1688, 1688),
         receptive_field_start=(-828, -828),
         bytes=dict.fromkeys(["float32", "float16", "uint8"], 10**8),
     )
     large = dataclasses.replace(card, layers=(layer,), classes=("quite a long label",) * 1000)
-    lines = card_text(large).splitlines()
+    lines = format_card(large).splitlines()
     assert max(map(len, lines)) <= 120
-    assert [line for line in lines if line.startswith("classes      1,000: quite a long label")]
+    assert [line for line in lines if line.startswith("classes        1,000: quite a long label")]
     assert len(lines) < 20
 
 
@@ -390,7 +393,7 @@ def test_what_comes_from_elsewhere_cannot_move_the_cursor(capsys, url: str, pict
 
 def test_a_table_lines_its_columns_up():
     table = format_table(
-        ["name", "n"], [["a", "1"], ["ü", "22"], ["猫", "333"], ["long name", "an error, longer"]], right=[1]
+        ["name", "n"], [["a", "1"], ["ü", "22"], ["猫", "333"], ["long name", "an error, longer"]], right_aligned=[1]
     )
     assert table.splitlines()[1:4] == [
         "a                         1",

@@ -64,7 +64,7 @@ FAILURES: dict[str, Callable[[Client], Any]] = {
 
 
 @pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
-def test_both_transports_give_equal_answers(both: tuple[Client, Client], question):
+def test_both_transports_give_equal_results(both: tuple[Client, Client], question):
     rest, grpc = map(question, both)
     assert rest == grpc
 

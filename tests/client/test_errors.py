@@ -82,7 +82,10 @@ def test_every_exception_of_httpx_is_translated(kind):
     mapped = [ancestor for ancestor in kind.__mro__ if ancestor in _rest.TRANSLATIONS]
     assert mapped, f"httpx.{kind.__name__} would reach users: add it to _rest.TRANSLATIONS"
     raised = kind.__new__(kind)
-    with pytest.raises(convscope.TransportError) as caught, _rest.map_httpx_exceptions("http://stand.in", ["opened"]):
+    with (
+        pytest.raises(convscope.TransportError) as caught,
+        _rest.map_httpx_exceptions("http://stand.in", 30, new_connections=["new"]),
+    ):
         raise raised
     assert caught.value.__cause__ is raised
 
@@ -107,12 +110,12 @@ def test_every_exception_of_httpx_is_translated(kind):
     ids=repr,
 )
 def test_what_httpx_raises_becomes_ours(raised, expected):
-    assert type(_rest.translate(raised, "http://stand.in", reused=False)) is expected
+    assert type(_rest.translate(raised, "http://stand.in", 30, reused=False)) is expected
 
 
 @pytest.mark.parametrize("status", list(grpc.StatusCode))
 def test_every_status_of_grpc_is_translated_and_those_of_no_other_meaning_are_the_servers(status: grpc.StatusCode):
-    error = _grpc.translate(FailedCall(status, "why"), "stand.in:7070")
+    error = _grpc.translate(FailedCall(status, "why"), "stand.in:7070", 30)
     assert type(error) is _grpc.TRANSLATIONS.get(status, convscope.ServerError)
     assert convscope.ServerError not in _grpc.TRANSLATIONS.values()
 
@@ -149,14 +152,14 @@ def ask(response: Answer) -> list[Any]:
         connection.sendall(response.written())
 
     with listening(serve) as where:
-        return [found for kind in (Client, AsyncClient) for found in outcomes(kind, f"http://{where}", 1)]
+        return [result for kind in (Client, AsyncClient) for result in outcomes(kind, f"http://{where}", 1)]
 
 
 @pytest.mark.parametrize(
     ("response", "expected", "words"),
     [
-        (answer(200, "<html>"), convscope.ProtocolError, "is this a convscope server"),
-        (answer(200, b"\xff", **PROTOBUF), convscope.ProtocolError, "not a convscope reply"),
+        (answer(200, "<html>"), convscope.ProtocolError, "not from a convscope service; check the URL"),
+        (answer(200, b"\xff", **PROTOBUF), convscope.ProtocolError, "not from a convscope service; check the URL"),
         (answer(302, location="http://elsewhere/"), convscope.ProtocolError, "302"),
         (answer(400, "no"), convscope.BadRequest, "no"),
         (answer(401, "Client authentication failed."), convscope.AuthenticationFailed, "API key"),
@@ -170,7 +173,7 @@ def ask(response: Answer) -> list[Any]:
         (answer(429, retry_after="7"), convscope.Overloaded, "429"),
         (torchserve_says(500, "InternalServerException", "Worker died."), convscope.ServerError, "Worker died"),
         (answer(500, '["odd"]'), convscope.ServerError, "500"),
-        (answer(502), convscope.Overloaded, "a gateway got no answer"),
+        (answer(502), convscope.Overloaded, "bad gateway: no response from the server"),
         (answer(503, "no healthy upstream"), convscope.Overloaded, "no healthy upstream"),
         (torchserve_says(503, "InternalServerException", "Prediction failed"), convscope.ServerError, "failed"),
         (answer(504), convscope.DeadlineExceeded, "504"),
@@ -178,7 +181,7 @@ def ask(response: Answer) -> list[Any]:
     ],
     ids=lambda value: str(value.status) if isinstance(value, Answer) else None,
 )  # fmt: skip
-def test_answers_that_are_not_our_handlers_are_understood(response, expected, words: str):
+def test_responses_of_torchserve_and_gateways_are_mapped(response, expected, words: str):
     for error in ask(response):
         assert type(error) is expected
         assert words in str(error)
@@ -244,14 +247,14 @@ class FailedCall(grpc.RpcError):  # type: ignore[misc]
     ],
 )
 def test_what_grpc_raises_becomes_ours(status: str, details: str | None, expected):
-    error = _grpc.translate(FailedCall(grpc.StatusCode[status], details), "stand.in:7070")
+    error = _grpc.translate(FailedCall(grpc.StatusCode[status], details), "stand.in:7070", 30)
     assert type(error) is expected
     assert "\n" not in str(error)
 
 
 def test_an_overloaded_grpc_server_says_when_to_come_back():
     failed = FailedCall(grpc.StatusCode.RESOURCE_EXHAUSTED, "rate limit", (("retry-after", "3"),))
-    error = _grpc.translate(failed, "stand.in:7070")
+    error = _grpc.translate(failed, "stand.in:7070", 30)
     assert isinstance(error, convscope.Overloaded)
     assert error.retry_after_s == 3.0
 
@@ -299,7 +302,7 @@ def test_the_wrong_kind_of_port_is_a_protocol_error(stand_in: StandIn):
             client.predict(b"cat", model="cifar")
 
 
-def test_json_nested_too_deeply_is_an_answer_like_any_other():
+def test_json_nested_too_deeply_is_a_response_like_any_other():
     for error in ask(answer(500, "[" * 100_000)):
         assert isinstance(error, convscope.ServerError)
         assert "HTTP 500" in str(error)

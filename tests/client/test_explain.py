@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from convscope import AsyncClient, BadImage, Client, Explanation, ProtocolError
+from convscope import AsyncClient, BadImage, Client, Explanation, ProtocolError, testing
 from convscope._cli import main
 from convscope._reply import read_tensor
 
@@ -43,20 +43,20 @@ def test_every_setting_is_sent(stand_in: StandIn, client: Client) -> None:
 
 @pytest.mark.parametrize("map_dtype", ["float32", "float16", "uint8"])
 def test_an_explanation_holds_what_came(client: Client, map_dtype: Any) -> None:
-    found = client.explain(b"cat", model="cifar", target=4, layer="conv2", map_dtype=map_dtype)
-    assert (found.method, found.layer, found.target, found.label) == ("grad_cam", "conv2", 4, "class 4")
-    assert (found.heat.shape, found.heat.dtype, found.picture.shape) == ((1, 6, 5), np.float32, PIXELS)
-    assert (found.delta, found.error) == (None, None)
-    assert found.top == client.predict(b"cat", model="cifar").top
-    assert found.prediction.request_id
-    assert not found.heat.flags.writeable
-    assert 0 <= found.picture.min() < found.picture.max() <= 1
+    result = client.explain(b"cat", model="cifar", target=4, layer="conv2", map_dtype=map_dtype)
+    assert (result.method, result.layer, result.target, result.label) == ("grad_cam", "conv2", 4, "class 4")
+    assert (result.heat.shape, result.heat.dtype, result.picture.shape) == ((1, 6, 5), np.float32, PIXELS)
+    assert (result.delta, result.error) == (None, None)
+    assert result.top == client.predict(b"cat", model="cifar").top
+    assert result.prediction.request_id
+    assert not result.heat.flags.writeable
+    assert 0 <= result.picture.min() < result.picture.max() <= 1
 
 
 def test_the_most_probable_class_is_explained_unless_said_otherwise(client: Client) -> None:
-    found = client.explain(b"cat", model="cifar", method="integrated_gradients")
-    assert found.target == found.top[0].index
-    assert found.delta == 0.0
+    result = client.explain(b"cat", model="cifar", method="integrated_gradients")
+    assert result.target == result.top[0].index
+    assert result.delta == 0.0
 
 
 def test_a_list_comes_in_order_and_a_bad_picture_fails_when_it_is_read(client: Client) -> None:
@@ -75,7 +75,7 @@ def test_one_bad_picture_is_raised(client: Client) -> None:
         client.explain(b"bad", model="cifar")
 
 
-def test_a_service_too_old_to_explain_is_found_out(client: Client) -> None:
+def test_a_service_too_old_to_explain_is_detected(client: Client) -> None:
     with pytest.raises(ProtocolError, match="older"):
         client.explain(b"cat", model="older")
 
@@ -89,7 +89,7 @@ def test_a_service_too_old_to_explain_is_found_out(client: Client) -> None:
         ({"top_k": -1}, ValueError),
     ],
 )
-def test_settings_out_of_range_are_refused_before_anything_is_sent(
+def test_settings_out_of_range_are_rejected_before_anything_is_sent(
     stand_in: StandIn, client: Client, options: dict[str, Any], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
@@ -97,18 +97,36 @@ def test_settings_out_of_range_are_refused_before_anything_is_sent(
     assert not stand_in.requests
 
 
-def test_what_was_not_asked_for_says_so(client: Client) -> None:
+def test_an_explanation_has_the_model_and_the_request_of_its_prediction(client: Client) -> None:
+    explanation = client.explain(b"cat", model="cifar", version="2.0", request_id="order-7", timing=True)
+    assert (explanation.model, explanation.version, explanation.request_id) == ("cifar", "2.0", "order-7")
+    assert explanation.timing == explanation.prediction.timing is not None
+
+
+def test_a_notebook_shows_scores_and_overlay_and_escapes_every_text(client: Client) -> None:
+    html = client.explain(b"cat", model="cifar")._repr_html_()
+    assert html.count("<table>") == html.count('src="data:image/png;base64,') == 1
+    hostile = testing.explanation(np.ones((1, 2, 2)), label="<b>", method="<i>")
+    assert "<img" in hostile._repr_html_()  # The heat alone.
+    assert "<i>" not in hostile._repr_html_()
+    assert "&lt;i&gt;" in hostile._repr_html_()
+    failed = Explanation(testing.prediction(error=BadImage("no <picture>")))
+    assert "bad_image: no &lt;picture&gt;" in failed._repr_html_()
+    assert not failed.has_heat
+
+
+def test_what_was_not_requested_says_so(client: Client) -> None:
     bare = client.explain(b"cat", model="cifar", picture=False)
     with pytest.raises(ValueError, match="picture=True"):
         bare.overlay()
     assert bare.heatmap().shape[2] == 3
     alone = client.explain(b"cat", model="cifar", method="picture")
-    with pytest.raises(ValueError, match="explains nothing"):
+    with pytest.raises(ValueError, match="returns only the network input"):
         _ = alone.heat
     assert alone.target is None
 
 
-def test_the_asynchronous_client_answers_the_same(url: str) -> None:
+def test_the_asynchronous_client_returns_the_same(url: str) -> None:
     async def ask() -> list[Explanation]:
         async with AsyncClient(url) as client:
             return await client.explain([b"one", b"two"], model="cifar")
@@ -119,14 +137,14 @@ def test_the_asynchronous_client_answers_the_same(url: str) -> None:
 
 
 def test_the_overlay_is_large_and_red_where_the_heat_is(client: Client) -> None:
-    found = client.explain(b"cat", model="cifar", method="occlusion")
-    painted = found.overlay()
+    result = client.explain(b"cat", model="cifar", method="occlusion")
+    painted = result.overlay()
     assert painted.dtype == np.uint8
     assert painted.shape == (12 * 22, 10 * 22, 3)
-    row, column = np.unravel_index(found.heat[0].argmax(), found.heat[0].shape)
-    least = np.unravel_index(found.heat[0].argmin(), found.heat[0].shape)
+    row, column = np.unravel_index(result.heat[0].argmax(), result.heat[0].shape)
+    lowest = np.unravel_index(result.heat[0].argmin(), result.heat[0].shape)
     middle = painted[int((row + 0.5) * 44), int((column + 0.5) * 44)].astype(int)
-    cold = painted[int((least[0] + 0.5) * 44), int((least[1] + 0.5) * 44)].astype(int)
+    cold = painted[int((lowest[0] + 0.5) * 44), int((lowest[1] + 0.5) * 44)].astype(int)
     assert middle[0] > middle[2]
     assert cold[2] > cold[0]
 
@@ -138,18 +156,18 @@ def test_a_figure_shows_picture_heat_and_overlay(client: Client) -> None:
 
 
 def test_saving_leaves_arrays_pictures_and_a_manifest(client: Client, tmp_path: Path) -> None:
-    found = client.explain(b"cat", model="cifar", method="integrated_gradients")
-    folder = found.save(tmp_path / "a" / "why")
+    result = client.explain(b"cat", model="cifar", method="integrated_gradients")
+    folder = result.save(tmp_path / "a" / "why")
     assert {path.name for path in folder.iterdir()} == {"manifest.json", "explanation.npz", "heat.png", "overlay.png"}
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert (manifest["method"], manifest["target"], manifest["delta"]) == (found.method, found.target, 0.0)
+    assert (manifest["method"], manifest["target"], manifest["delta"]) == (result.method, result.target, 0.0)
     with np.load(folder / "explanation.npz") as arrays:
-        assert np.array_equal(arrays["heat"], found.heat)
-        assert np.array_equal(arrays["picture"], found.picture)
-    assert np.array_equal(pixels_of(folder / "overlay.png"), found.overlay())
-    assert np.array_equal(pixels_of(folder / "heat.png"), found.heatmap())
+        assert np.array_equal(arrays["heat"], result.heat)
+        assert np.array_equal(arrays["picture"], result.picture)
+    assert np.array_equal(pixels_of(folder / "overlay.png"), result.overlay())
+    assert np.array_equal(pixels_of(folder / "heat.png"), result.heatmap())
     with pytest.raises(FileExistsError):
-        found.save(folder)
+        result.save(folder)
 
 
 def test_explanations_of_different_heat_are_not_equal(client: Client) -> None:
@@ -177,7 +195,7 @@ class TestCommandLine:
         assert "bad_image" in shown
         assert sorted(path.parent.name for path in tmp_path.rglob("overlay.png")) == ["cat", "dog"]
 
-    def test_explain_answers_programs(self, url: str, pictures: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    def test_explain_prints_json(self, url: str, pictures: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         arguments = ["explain", *pictures[:2], "--model", "cifar", "--method", "occlusion", "--url", url, "--json"]
         assert main(arguments) == 1
         good, bad = json.loads(capsys.readouterr().out)["results"]
@@ -193,17 +211,17 @@ class TestCommandLine:
         assert [row["picture"] for row in rows] == files
         assert [row.get("error", {}).get("code") for row in rows] == [None, "unreadable", "bad_image", None]
         with Client(url) as client:
-            assert [row["most"] for row in rows[::3]] == [
+            assert [row["max"] for row in rows[::3]] == [
                 client.explain(name, model="cifar").heat.max() for name in (b"cat", b"dog")
             ]
 
-    def test_what_would_be_written_over_is_found_out_before_anything_is_asked(
+    def test_an_existing_folder_is_an_error_before_anything_is_sent(
         self, stand_in: StandIn, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (tmp_path / "out" / "dog").mkdir(parents=True)
         arguments = ["explain", *pictures, "--model", "cifar", "--url", stand_in.rest_url]
         assert main([*arguments, "--save", str(tmp_path / "out")]) == 1
-        assert "exists already" in capsys.readouterr().err
+        assert "already exists" in capsys.readouterr().err
         assert not stand_in.requests
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["dog"]
 

@@ -44,21 +44,21 @@ def run(url: str, program: str, ready: Callable[[], bool] = lambda: True, **sett
     with subprocess.Popen(command, text=True, **pipes) as running:
         while running.poll() is None and not ready():
             time.sleep(0.01)
-        told, _ = running.communicate("\n", timeout=120)
-    return {picture: float(logit) for picture, logit in map(str.split, told.splitlines())}
+        printed, _ = running.communicate("\n", timeout=120)
+    return {picture: float(logit) for picture, logit in map(str.split, printed.splitlines())}
 
 
 def expected(*pictures: str) -> dict[str, float]:
     return {picture: float(fetch_maps(picture.encode(), (10,)).max()) for picture in pictures}
 
 
-def test_a_childs_questions_go_over_a_connection_of_its_own(url: str, stand_in: StandIn):
+def test_a_childs_requests_go_over_a_connection_of_its_own(url: str, stand_in: StandIn):
     program = "ask(b'before'); fork(lambda: ask(b'child')); ask(b'after'); os._exit(0)"
     assert run(url, program) == expected("before", "child", "after")
     assert len(stand_in.connections) == 2
 
 
-def test_a_child_asks_while_its_parents_question_is_on_its_way(stand_in: StandIn):  # Not with gRPC, which may abort.
+def test_a_child_sends_a_request_while_its_parents_is_in_progress(stand_in: StandIn):  # Not with gRPC, which may abort.
     program = (
         "ask(b'before')\n"
         "for _ in range(2): threading.Thread(target=client.predict, args=[b'held'], kwargs={'model': 'slow'}).start()\n"

@@ -25,22 +25,22 @@ def collect(
 
     async def collect_async() -> list[Prediction]:
         async with AsyncClient(url, retries=0) as client:
-            seen: list[Prediction] = []
-            async with contextlib.aclosing(client.predict_many(pictures, model="cifar", **options)) as found:
-                async for prediction in found:
-                    seen.append(prediction)
-                    if len(seen) == count:
+            result: list[Prediction] = []
+            async with contextlib.aclosing(client.predict_many(pictures, model="cifar", **options)) as results:
+                async for prediction in results:
+                    result.append(prediction)
+                    if len(result) == count:
                         break
             assert not [task for task in asyncio.all_tasks() if task.get_name() == "convscope"]
-            return seen
+            return result
 
     if kind is AsyncClient:
         return asyncio.run(collect_async())
     with Client(url, retries=0) as client:
-        seen = list(itertools.islice(found := client.predict_many(pictures, model="cifar", **options), count))
-        found.close()
+        result = list(itertools.islice(results := client.predict_many(pictures, model="cifar", **options), count))
+        results.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("convscope-many")]
-    return seen
+    return result
 
 
 BOTH = pytest.mark.parametrize("kind", [Client, AsyncClient])
@@ -50,8 +50,8 @@ BOTH = pytest.mark.parametrize("kind", [Client, AsyncClient])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_predictions_come_in_order(kind: type, url: str, stand_in: StandIn, batch: int):
     pictures = [b"%d" % number for number in range(20)]
-    seen = collect(kind, url, pictures, concurrency=3, batch=batch)
-    assert [prediction.top[0].logit for prediction in seen] == [fetch_maps(one, (10,)).max() for one in pictures]
+    result = collect(kind, url, pictures, concurrency=3, batch=batch)
+    assert [prediction.top[0].logit for prediction in result] == [fetch_maps(one, (10,)).max() for one in pictures]
     assert len(stand_in.requests) == -(-20 // batch)
 
 
@@ -71,8 +71,8 @@ def test_an_endless_iterable_is_read_no_further_than_the_bound(kind: type, url: 
 @BOTH
 def test_one_failure_does_not_end_the_stream(kind: type, url: str, stand_in: StandIn):
     stand_in.mishaps[:] = ["reset"]
-    seen = collect(kind, url, [b"one", b"bad", b"two"], concurrency=1)
-    assert [type(prediction.error) for prediction in seen] == [convscope.ConnectError, convscope.BadImage, type(None)]
+    result = collect(kind, url, [b"one", b"bad", b"two"], concurrency=1)
+    assert [type(prediction.error) for prediction in result] == [convscope.ConnectError, convscope.BadImage, type(None)]
 
 
 @BOTH
@@ -93,27 +93,27 @@ def test_what_the_pictures_raise_comes_after_those_before_it(kind: type, url: st
         yield from [b"one", b"two", b"three"]
         raise OSError("the camera is gone")
 
-    seen: list[Prediction] = []
+    result: list[Prediction] = []
 
     async def collect_async() -> None:
         async with AsyncClient(url) as client:
             async for prediction in client.predict_many(pictures(), model="cifar", batch=batch):
-                seen.append(prediction)
+                result.append(prediction)
 
     def collect_blocking() -> None:
         with Client(url) as client:
             for prediction in client.predict_many(pictures(), model="cifar", batch=batch):
-                seen.append(prediction)
+                result.append(prediction)
 
     with pytest.raises(OSError, match="the camera is gone"):
         collect_blocking() if kind is Client else asyncio.run(collect_async())
-    assert [one.top[0].logit for one in seen] == [fetch_maps(one, (10,)).max() for one in (b"one", b"two", b"three")]
+    assert [one.top[0].logit for one in result] == [fetch_maps(one, (10,)).max() for one in (b"one", b"two", b"three")]
 
 
-def test_an_answer_comes_before_the_next_picture_which_may_depend_on_it(url: str):
+def test_a_prediction_is_yielded_before_the_next_picture_which_may_depend_on_it(url: str):
     async def ask() -> list[float]:
         answered: asyncio.Queue[float] = asyncio.Queue()
-        seen = []
+        result = []
 
         async def pictures():
             yield b"first"
@@ -122,14 +122,14 @@ def test_an_answer_comes_before_the_next_picture_which_may_depend_on_it(url: str
 
         async with AsyncClient(url) as client:
             async for prediction in client.predict_many(pictures(), model="cifar", concurrency=4):
-                seen.append(prediction.top[0].logit)
+                result.append(prediction.top[0].logit)
                 answered.put_nowait(prediction.top[0].logit)
-        return seen
+        return result
 
     first = float(fetch_maps(b"first", (10,)).max())
-    seen = asyncio.run(asyncio.wait_for(ask(), 30))
-    assert seen[0] == first
-    assert seen[1:] == [float(fetch_maps(b"%f" % one, (10,)).max()) for one in seen[:-1]]
+    result = asyncio.run(asyncio.wait_for(ask(), 30))
+    assert result[0] == first
+    assert result[1:] == [float(fetch_maps(b"%f" % one, (10,)).max()) for one in result[:-1]]
 
 
 def test_all_pictures_of_an_asynchronous_iterable_are_read_by_one_task(url: str):
@@ -143,7 +143,7 @@ def test_all_pictures_of_an_asynchronous_iterable_are_read_by_one_task(url: str)
 
     async def ask() -> list[Prediction]:
         async with AsyncClient(url) as client:
-            return [seen async for seen in client.predict_many(pictures(), model="cifar", concurrency=1)]
+            return [result async for result in client.predict_many(pictures(), model="cifar", concurrency=1)]
 
     assert len(asyncio.run(ask())) == len(readers) == 5
     assert len(set(readers)) == 1
@@ -162,9 +162,9 @@ def test_leaving_a_stream_that_waits_for_a_picture_ends_the_waiting(url: str):
     async def ask() -> None:
         async with (
             AsyncClient(url) as client,
-            contextlib.aclosing(client.predict_many(pictures(), model="cifar")) as found,
+            contextlib.aclosing(client.predict_many(pictures(), model="cifar")) as result,
         ):
-            assert (await anext(found)).top
+            assert (await anext(result)).top
         assert not [task for task in asyncio.all_tasks() if task.get_name() == "convscope"]
 
     asyncio.run(asyncio.wait_for(ask(), 20))
@@ -185,7 +185,7 @@ def test_leaving_a_stream_that_waits_for_a_picture_ends_the_waiting(url: str):
     ],
 )
 @BOTH
-def test_what_cannot_be_streamed_is_refused_at_the_call(kind: type, pictures: Any, options: dict[str, Any], error):
+def test_what_cannot_be_streamed_is_rejected_at_the_call(kind: type, pictures: Any, options: dict[str, Any], error):
     with pytest.raises(error):
         kind("http://localhost:1").predict_many(pictures, model="cifar", **options)
 
@@ -210,7 +210,7 @@ def test_an_asynchronous_iterable_is_read(url: str):
 
     async def ask() -> int:
         async with AsyncClient(url) as client:
-            return len([seen async for seen in client.predict_many(pictures(), model="cifar")])
+            return len([result async for result in client.predict_many(pictures(), model="cifar")])
 
     assert asyncio.run(ask()) == 5
 
@@ -232,8 +232,8 @@ def test_requests_on_their_way_are_cancelled_with_their_stream(url: str, stand_i
 
     async def ask() -> None:
         async with AsyncClient(url) as client:
-            found = client.predict_many(itertools.repeat(b"cat"), model="slow", concurrency=2)
-            first = asyncio.create_task(anext(found))
+            result = client.predict_many(itertools.repeat(b"cat"), model="slow", concurrency=2)
+            first = asyncio.create_task(anext(result))
             while came() < 2:
                 await asyncio.sleep(0.01)
             first.cancel()
@@ -251,11 +251,11 @@ def test_requests_on_their_way_are_cancelled_with_their_stream(url: str, stand_i
 
 def test_requests_go_side_by_side_up_to_the_concurrency(url: str, stand_in: StandIn):
     stand_in.release.clear()
-    seen: list[Prediction] = []
+    result: list[Prediction] = []
 
     def ask() -> None:
         with Client(url) as client:
-            seen.extend(client.predict_many([b"cat"] * 6, model="slow", concurrency=3))
+            result.extend(client.predict_many([b"cat"] * 6, model="slow", concurrency=3))
 
     thread = threading.Thread(target=ask)
     thread.start()
@@ -264,7 +264,7 @@ def test_requests_go_side_by_side_up_to_the_concurrency(url: str, stand_in: Stan
     assert len(stand_in.requests) == 3  # None of them is answered yet.
     stand_in.release.set()
     thread.join(20)
-    assert len(seen) == 6
+    assert len(result) == 6
 
 
 def test_the_blocking_stream_works_inside_a_running_event_loop(client: Client):

@@ -29,25 +29,25 @@ def ask(kind: type, url: str, registry: Any, *questions: Any, **settings: Any) -
     """Ask questions with one client; return answers and errors."""
 
     async def ask_async() -> list[Any]:
-        found: list[Any] = []
+        result: list[Any] = []
         async with AsyncClient(url, metrics=registry, **settings) as client:
             for question in questions:
                 try:
-                    found.append(await question(client))
+                    result.append(await question(client))
                 except convscope.ConvscopeError as error:
-                    found.append(error)
-        return found
+                    result.append(error)
+        return result
 
     if kind is AsyncClient:
         return asyncio.run(ask_async())
-    found: list[Any] = []
+    result: list[Any] = []
     with Client(url, metrics=registry, **settings) as client:
         for question in questions:
             try:
-                found.append(question(client))
+                result.append(question(client))
             except convscope.ConvscopeError as error:
-                found.append(error)
-    return found
+                result.append(error)
+    return result
 
 
 def predict(model: str = "cifar", picture: Any = b"cat", **options: Any) -> Any:
@@ -88,18 +88,18 @@ def test_every_prediction_is_counted_by_what_came_of_it(kind: type, url: str, re
 @BOTH
 def test_the_servers_time_stands_beside_what_is_outside_of_it(kind: type, url: str, registry: CollectorRegistry):
     transport = "rest" if url.startswith("http") else "grpc"
-    seen, told = ask(kind, url, registry, predict(), predict(timing=True))
-    assert seen.timing is None  # The metrics asked, the caller did not.
-    assert told.timing.handler_s == HANDLER_S
+    result, printed = ask(kind, url, registry, predict(), predict(timing=True))
+    assert result.timing is None  # The metrics asked, the caller did not.
+    assert printed.timing.handler_s == HANDLER_S
     labels = ("cifar", transport)
     assert samples(registry, "convscope_client_server_seconds_sum") == {labels: pytest.approx(2 * HANDLER_S)}
     assert samples(registry, "convscope_client_server_seconds_count") == {labels: 2}
     assert samples(registry, "convscope_client_outside_seconds_count") == {labels: 2}
     total = samples(registry, "convscope_client_request_seconds_sum")[("ok", *labels)]
-    assert total >= told.timing.total_s
+    assert total >= printed.timing.total_s
 
 
-def test_what_answers_without_telling_its_time_is_counted_all_the_same(url: str, registry: CollectorRegistry):
+def test_a_reply_without_timing_is_counted(url: str, registry: CollectorRegistry):
     ask(Client, url, registry, predict("older"))
     assert list(samples(registry, SECONDS).values()) == [1]
     assert samples(registry, "convscope_client_server_seconds_count") == {}
@@ -107,7 +107,7 @@ def test_what_answers_without_telling_its_time_is_counted_all_the_same(url: str,
 
 @BOTH
 @pytest.mark.usefixtures("waits")
-def test_a_question_counts_once_and_its_retries_apart(
+def test_a_request_counts_once_and_its_retries_apart(
     kind: type, url: str, registry: CollectorRegistry, stand_in: StandIn
 ):
     transport = "rest" if url.startswith("http") else "grpc"
@@ -123,14 +123,14 @@ def test_requests_of_a_stream_are_counted(kind: type, url: str, registry: Collec
         return len(list(client.predict_many([b"one", b"two", b"three"], model="cifar", batch=2)))
 
     async def awaited(client: AsyncClient) -> int:
-        return len([seen async for seen in client.predict_many([b"one", b"two", b"three"], model="cifar", batch=2)])
+        return len([result async for result in client.predict_many([b"one", b"two", b"three"], model="cifar", batch=2)])
 
     assert ask(kind, url, registry, awaited if kind is AsyncClient else blocking) == [3]
     assert list(samples(registry, SECONDS).values()) == [2]
 
 
 @BOTH
-def test_cards_and_refused_arguments_are_no_predictions(kind: type, url: str, registry: CollectorRegistry):
+def test_cards_and_argument_errors_are_not_counted(kind: type, url: str, registry: CollectorRegistry):
     def wrong(client: Any) -> Any:
         return client.predict(b"cat", model="cifar", deadline_s=-1)
 
@@ -140,7 +140,7 @@ def test_cards_and_refused_arguments_are_no_predictions(kind: type, url: str, re
     assert samples(registry, SECONDS) == {}
 
 
-def test_a_question_given_up_is_counted_as_such(url: str, registry: CollectorRegistry, stand_in: StandIn):
+def test_a_request_given_up_is_counted_as_such(url: str, registry: CollectorRegistry, stand_in: StandIn):
     async def give_up() -> None:
         async with AsyncClient(url, metrics=registry) as client:
             question = asyncio.create_task(client.predict(b"cat", model="slow"))
@@ -212,7 +212,7 @@ def test_every_metric_says_what_it_means_and_has_the_workers_buckets(url: str, r
 
 
 @pytest.mark.parametrize("metrics", [None, 1, "yes", object()], ids=repr)
-def test_what_is_no_registry_is_refused(metrics: Any):
+def test_what_is_not_a_registry_is_rejected(metrics: Any):
     with pytest.raises(TypeError, match="metrics must be True, False or a CollectorRegistry"):
         Client("http://localhost:1", metrics=metrics)
 
@@ -232,7 +232,7 @@ def test_without_prometheus_client_the_error_names_the_extra(kind: type, monkeyp
         kind("http://localhost:1", metrics=True)
 
 
-def test_nothing_is_counted_unless_asked_for(client: Client, stand_in: StandIn):
+def test_nothing_is_counted_unless_requested(client: Client, stand_in: StandIn):
     client.predict(b"cat", model="cifar")
     assert inspect.signature(Client).parameters["metrics"].default is False
     assert client._metrics is None

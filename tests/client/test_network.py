@@ -91,17 +91,17 @@ def test_a_reply_of_megabytes_arrives_whole(kind: type, chunked: bool):
             connection.sendall(b"0\r\n\r\n")
 
     with listening(serve) as where:
-        seen = ask(kind, f"http://{where}")
-    np.testing.assert_array_equal(seen.maps["conv1"], CELLS)
+        result = ask(kind, f"http://{where}")
+    np.testing.assert_array_equal(result.maps["conv1"], CELLS)
 
 
 @BOTH
 @pytest.mark.parametrize("says_so", [False, True])
 def test_a_connection_that_the_server_closed_is_not_used_again(kind: type, says_so: bool):
-    asked = []
+    received = []
 
     def serve(connection: socket.socket) -> None:
-        asked.append(take(connection))
+        received.append(take(connection))
         send(connection, reply(), b"connection: close\r\n" if says_so else b"")
         connection.shutdown(socket.SHUT_RDWR)
         gone.set()
@@ -125,21 +125,21 @@ def test_a_connection_that_the_server_closed_is_not_used_again(kind: type, says_
                     await asyncio.sleep(0)
 
             in_async(url, thrice)
-    assert len(asked) == 3
+    assert len(received) == 3
 
 
 @BOTH
 @pytest.mark.parametrize("proxy", [False, True])
 @pytest.mark.parametrize("surplus", ["H", "HTTP/1.1 2", "again"])
-def test_what_comes_behind_a_response_is_not_taken_for_the_next(
+def test_surplus_bytes_are_not_the_next_response(
     kind: type, surplus: str, proxy: bool, monkeypatch: pytest.MonkeyPatch
 ):
     """httpx takes it for that. The next call finds out, and a retry goes over a new connection."""
-    asked: list[tuple[str, int]] = []
+    received: list[tuple[str, int]] = []
 
     def serve(connection: socket.socket) -> None:
         while request := take_request(connection):
-            asked.append(connection.getpeername())
+            received.append(connection.getpeername())
             body = wire.PredictReply(model="cifar", request_id=request.request_id, results=[wire.Result()])
             body.results[0].top.add(label=request.pictures[0].decode())
             response = HEAD + b"content-length: %d\r\n\r\n" % body.ByteSize() + body.SerializeToString()
@@ -153,7 +153,7 @@ def test_what_comes_behind_a_response_is_not_taken_for_the_next(
             monkeypatch.setenv("http_proxy", f"http://{where}")
         url = "http://elsewhere.invalid" if proxy else f"http://{where}"
         assert run(kind, url, work, retries=1) == ["one", "two", "three"]
-    assert len(set(asked)) == 3  # Each connection answered one call.
+    assert len(set(received)) == 3  # Each connection answered one call.
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -183,15 +183,15 @@ def test_closing_a_client_ends_the_waiting_of_its_threads(tls: bool, stand_in: S
     finally:
         running.release.set()
     assert [type(error) for error in errors] == [convscope.ConnectError] * 2
-    assert all("the client was closed" in str(error) for error in errors)
+    assert all("client was closed during the call" in str(error) for error in errors)
 
 
 def test_closing_a_client_ends_a_handshake_of_its_threads():
-    said, over = threading.Event(), threading.Event()
+    text, over = threading.Event(), threading.Event()
 
     def serve(connection: socket.socket) -> None:
         assert connection.recv(65536)
-        said.set()
+        text.set()
         over.wait(60)
 
     errors: list[Exception] = []
@@ -206,16 +206,16 @@ def test_closing_a_client_ends_a_handshake_of_its_threads():
         client = Client(f"https://{where}", deadline_s=60)
         thread = threading.Thread(target=question)
         thread.start()
-        assert said.wait(30)
+        assert text.wait(30)
         client.close()
         thread.join(30)
         over.set()
     assert [type(error) for error in errors] == [convscope.ConnectError]
-    assert "the client was closed" in str(errors[0])
+    assert "client was closed during the call" in str(errors[0])
 
 
 @BOTH
-def test_a_plain_proxy_is_asked_for_the_whole_url_with_its_password(kind: type, monkeypatch: pytest.MonkeyPatch):
+def test_an_http_proxy_gets_the_whole_url_with_its_password(kind: type, monkeypatch: pytest.MonkeyPatch):
     heads = []
 
     def serve(connection: socket.socket) -> None:
@@ -240,7 +240,7 @@ def test_tls_goes_through_a_proxys_tunnel(
 ):
     stand_in, certificate = secure
     port = stand_in.rest_url.rpartition(":")[2]
-    asked = []
+    received = []
 
     def pump(one: socket.socket, other: socket.socket) -> None:
         with suppress(OSError):
@@ -251,7 +251,7 @@ def test_tls_goes_through_a_proxys_tunnel(
     def serve(connection: socket.socket) -> None:
         if proxy == "https":
             connection = identify(connection, certificate)
-        asked.append(take(connection).split(b"\r\n")[0])
+        received.append(take(connection).split(b"\r\n")[0])
         with connection, socket.create_connection(("127.0.0.1", int(port))) as beyond:
             connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
             back = threading.Thread(target=pump, args=(beyond, connection), daemon=True)
@@ -264,7 +264,7 @@ def test_tls_goes_through_a_proxys_tunnel(
     with listening(serve) as where:
         monkeypatch.setenv("https_proxy", f"{proxy}://{where.replace('127.0.0.1', 'localhost')}")
         assert ask(kind, stand_in.rest_url, ca_file=certificate).top
-    assert asked == [f"CONNECT localhost:{port} HTTP/1.1".encode()]
+    assert received == [f"CONNECT localhost:{port} HTTP/1.1".encode()]
 
 
 def identify(connection: socket.socket, certificate: Path) -> ssl.SSLSocket:
@@ -275,9 +275,7 @@ def identify(connection: socket.socket, certificate: Path) -> ssl.SSLSocket:
 
 
 @BOTH
-def test_a_proxy_that_is_spoken_to_over_tls_is_asked_for_the_whole_url(
-    kind: type, secure: tuple[StandIn, Path], monkeypatch: pytest.MonkeyPatch
-):
+def test_a_proxy_over_tls_gets_the_whole_url(kind: type, secure: tuple[StandIn, Path], monkeypatch: pytest.MonkeyPatch):
     _, certificate = secure
     heads = []
 
@@ -301,8 +299,8 @@ def test_a_proxy_that_is_spoken_to_over_tls_is_asked_for_the_whole_url(
     ("said", "error", "words"),
     [
         (b"HTTP/1.1 407 Who are you\r\ncontent-length: 2\r\n\r\nno", convscope.ConnectError, "407 Who are you"),
-        (b"HTTP/1.1 200 OK\r\n\r\nsurplus", convscope.ConnectError, "no connection to"),
-        (b"SSH-2.0\r\n\r\n", convscope.ProtocolError, "does not speak HTTP"),
+        (b"HTTP/1.1 200 OK\r\n\r\nsurplus", convscope.ConnectError, "connection to .* failed"),
+        (b"SSH-2.0\r\n\r\n", convscope.ProtocolError, "invalid HTTP response"),
         (b"", convscope.ConnectError, "disconnected"),
     ],
 )
@@ -331,3 +329,23 @@ def test_asyncio_speaks_tls_and_trusts_whom_it_is_told_to(secure: tuple[StandIn,
 def test_a_host_that_does_not_exist_is_a_connect_error(kind: type):
     with pytest.raises(convscope.ConnectError, match=r"elsewhere\.invalid"):
         ask(kind, "http://elsewhere.invalid:80")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "line"), [("http", b"POST http://2001:db8::1/"), ("https", b"CONNECT 2001:db8::1:443 ")]
+)
+def test_an_ipv6_address_reaches_a_proxy_without_its_brackets(
+    scheme: str, line: bytes, monkeypatch: pytest.MonkeyPatch
+):
+    """A limitation of httpx that the README states: when this fails, it is gone."""
+    received: list[bytes] = []
+
+    def serve(connection: socket.socket) -> None:
+        received.append(take(connection))
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+
+    with listening(serve) as where:
+        monkeypatch.setenv(f"{scheme}_proxy", f"http://{where}")
+        with Client(f"{scheme}://[2001:db8::1]", retries=0) as client, pytest.raises(convscope.ConvscopeError):
+            client.predict(b"cat", model="cifar")
+    assert received[0].startswith(line), received

@@ -99,23 +99,23 @@ def test_every_mode_of_pil_is_tried_here():
     assert set(Image.MODES) <= {name.split()[0] for name in MODES} | {"F"}
 
 
-def test_a_mode_without_a_range_is_refused():
+def test_a_mode_without_a_range_is_rejected():
     with pytest.raises(ValueError, match=r"mode F.*numpy\.asarray"):
         encode_pictures(Image.new("F", (5, 4)))
 
 
 @pytest.mark.parametrize("values", [[-1, 5], [0, 65536]])
-def test_values_beyond_sixteen_bits_are_refused(values: list[int]):
+def test_values_beyond_sixteen_bits_are_rejected(values: list[int]):
     with pytest.raises(ValueError, match=r"rescale them to 0\.\.65535"):
         encode_pictures(Image.fromarray(np.array([values], np.int32)))
 
 
-def test_an_image_without_pixels_is_refused():
+def test_an_image_without_pixels_is_rejected():
     with pytest.raises(ValueError, match=r"mode RGB cannot be written as PNG: .*empty"):
         encode_pictures(Image.new("RGB", (0, 5)))
 
 
-def test_an_image_of_a_damaged_file_is_refused():
+def test_an_image_of_a_damaged_file_is_rejected():
     file = Image.open(io.BytesIO(saved(Image.fromarray(colours()), "JPEG")[:-300]))
     with pytest.raises(ValueError, match="truncated"):
         encode_pictures(file)
@@ -138,11 +138,11 @@ class TestTransparency:
         ],
     )
     def test_is_white(self, image: Callable[[], Image.Image], value: Any, is_clear: np.ndarray):
-        opaque, seen = arrived(image()), image()
-        seen.info["transparency"] = value
+        opaque, result = arrived(image()), image()
+        result.info["transparency"] = value
         expected = np.where(is_clear[..., None], 255, opaque)
-        assert np.array_equal(arrived(seen), expected)
-        assert seen.info == {"transparency": value}
+        assert np.array_equal(arrived(result), expected)
+        assert result.info == {"transparency": value}
 
     def test_of_a_palette_itself_counts(self):
         image = palette("RGBA")
@@ -176,10 +176,12 @@ class TestTransparency:
             ("I;16", object()),
         ],
     )
-    def test_that_is_no_colour_is_refused(self, mode: str, value: object):
+    def test_that_is_not_a_colour_is_rejected(self, mode: str, value: object):
         image = MODES[mode][0]()
         image.info["transparency"] = value
-        with pytest.raises(ValueError, match=rf"mode {mode} has info\['transparency'\].*delete that entry"):
+        with pytest.raises(
+            ValueError, match=rf"info\['transparency'\] = .* not a valid colour for mode {mode}: delete that entry"
+        ):
             encode_pictures(image)
 
 
@@ -248,15 +250,15 @@ def test_in_predict_many_an_image_that_cannot_be_sent_fails_alone(kind: type, ba
 
     async def ask() -> list[convscope.Prediction]:
         async with AsyncClient(url) as client:
-            return [seen async for seen in client.predict_many(pictures, model="cifar", batch=batch)]
+            return [result async for result in client.predict_many(pictures, model="cifar", batch=batch)]
 
     if kind is AsyncClient:
-        seen = asyncio.run(ask())
+        result = asyncio.run(ask())
     else:
         with Client(url) as client:
-            seen = list(client.predict_many(pictures, model="cifar", batch=batch))
-    assert [one.error is None for one in seen] == [True, False, True, False, True]
-    for failed, reason in ((seen[1], "mode F"), (seen[3], "not bool")):
+            result = list(client.predict_many(pictures, model="cifar", batch=batch))
+    assert [one.error is None for one in result] == [True, False, True, False, True]
+    for failed, reason in ((result[1], "mode F"), (result[3], "not bool")):
         assert isinstance(failed.error, convscope.BadImage)
         assert reason in failed.error.message
         with pytest.raises(convscope.BadImage, match=reason):
@@ -266,7 +268,7 @@ def test_in_predict_many_an_image_that_cannot_be_sent_fails_alone(kind: type, ba
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_in_predict_many_those_before_a_path_that_cannot_be_read_are_answered(batch: int, url: str):
     with Client(url) as client:
-        found = client.predict_many([b"one", b"two", b"three", "absent.png"], model="cifar", batch=batch)
-        assert [next(found).error for _ in range(3)] == [None, None, None]
+        result = client.predict_many([b"one", b"two", b"three", "absent.png"], model="cifar", batch=batch)
+        assert [next(result).error for _ in range(3)] == [None, None, None]
         with pytest.raises(FileNotFoundError):
-            next(found)
+            next(result)

@@ -127,12 +127,12 @@ def test_a_figure_can_be_saved_and_shows_itself_without_pyplot(tmp_path: Path):
     assert Image.open(io.BytesIO(figure._repr_png_())).format == "PNG"
 
 
-def test_a_figure_of_a_layer_not_asked_for_says_which_were():
-    with pytest.raises(KeyError, match="there are: conv1"):
+def test_a_figure_of_a_layer_not_requested_says_which_were():
+    with pytest.raises(KeyError, match="was not requested; maps: conv1"):
         make_prediction().figure("conv9")
 
 
-def test_a_figure_of_a_map_without_cells_is_refused():
+def test_a_figure_of_a_map_without_cells_is_rejected():
     with pytest.raises(ValueError, match="pool=1"):
         make_prediction(maps={"conv1": CELLS[:, 0, 0]}).figure("conv1")
     with pytest.raises(ValueError, match="columns"):
@@ -200,7 +200,7 @@ def test_scores_alone_are_saved_without_maps(tmp_path: Path):
     assert json.loads((folder / "manifest.json").read_text("utf-8"))["maps"] is None
 
 
-def test_saving_refuses_a_directory_that_exists_and_leaves_it_alone(tmp_path: Path):
+def test_saving_rejects_a_directory_that_exists_and_leaves_it_alone(tmp_path: Path):
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "mine").write_text("mine")
     with pytest.raises(FileExistsError):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from pathlib import Path
 
 import convscope
 import pytest
-from convscope import Client, _exceptions
+from convscope import _exceptions
+from convscope.typing import PredictOptions
 from PIL import Image
 
 from tests.client.stand_in import StandIn
@@ -38,5 +38,4 @@ def test_the_readme_draws_the_tree_there_is():
 def test_the_readme_lists_every_option():
     table = README.partition("## Options of `predict`")[2].partition("`client.model_card")[0]
     listed = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
-    parameters = set(inspect.signature(Client.predict).parameters) - {"self", "pictures"}
-    assert listed == parameters
+    assert listed == {"model", *PredictOptions.__annotations__}

@@ -91,7 +91,7 @@ def test_a_map_whose_channels_do_not_fit_is_a_protocol_error():
         read_predictions(reply, 1)
 
 
-def test_a_refused_request_is_raised_and_a_failed_picture_is_not():
+def test_a_rejected_request_is_raised_and_a_failed_picture_is_not():
     refused = wire.PredictReply(error=wire.Error(code="too_many_images", message="at most 64"))
     with pytest.raises(convscope.TooManyImages, match="at most 64"):
         read_predictions(refused, 100)
@@ -102,6 +102,6 @@ def test_a_refused_request_is_raised_and_a_failed_picture_is_not():
     assert [type(error) for error in errors] == [convscope.BadImage, convscope.WrongChannels]
 
 
-def test_a_reply_without_the_card_asked_for_is_a_protocol_error():
+def test_a_reply_without_the_card_requested_is_a_protocol_error():
     with pytest.raises(convscope.ProtocolError, match="card"):
         read_card(wire.PredictReply(model="cifar"))

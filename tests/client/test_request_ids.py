@@ -33,8 +33,8 @@ BOTH = pytest.mark.parametrize("kind", [Client, AsyncClient])
 
 @BOTH
 def test_every_request_has_an_id_of_its_own_and_the_prediction_tells_it(kind: type, url: str, stand_in: StandIn):
-    seen = [ask(kind, url, lambda client: client.predict(b"cat", model="cifar")) for _ in range(2)]
-    ids = [prediction.request_id for prediction in seen]
+    result = [ask(kind, url, lambda client: client.predict(b"cat", model="cifar")) for _ in range(2)]
+    ids = [prediction.request_id for prediction in result]
     assert all(MADE.fullmatch(request_id) for request_id in ids)
     assert len(set(ids)) == 2
     assert ids == stand_in.request_ids == [request.request_id for *_, request in stand_in.requests]
@@ -45,10 +45,10 @@ def test_processes_make_ids_of_their_own_even_if_one_is_the_others_copy_or_seeds
     program = (
         "import os, random\n"
         "random.seed(0)\n"
-        "from convscope._request import choose_request_id\n"
-        "choose_request_id(None)\n"
+        "from convscope._request import validate_or_create_request_id\n"
+        "validate_or_create_request_id(None)\n"
         "child = os.fork()\n"
-        "os.write(1, f'{choose_request_id(None)}\\n'.encode())\n"
+        "os.write(1, f'{validate_or_create_request_id(None)}\\n'.encode())\n"
         "child and os.waitpid(child, 0)\n"
     )
     runs = [subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True) for _ in range(2)]
@@ -59,8 +59,8 @@ def test_processes_make_ids_of_their_own_even_if_one_is_the_others_copy_or_seeds
 
 @BOTH
 def test_the_callers_own_id_travels(kind: type, url: str, stand_in: StandIn):
-    seen = ask(kind, url, lambda client: client.predict([b"cat", b"dog"], model="cifar", request_id="order-7_b.2"))
-    assert [prediction.request_id for prediction in seen] == ["order-7_b.2"] * 2
+    result = ask(kind, url, lambda client: client.predict([b"cat", b"dog"], model="cifar", request_id="order-7_b.2"))
+    assert [prediction.request_id for prediction in result] == ["order-7_b.2"] * 2
     ask(kind, url, lambda client: client.model_card("cifar", request_id="card"))
     ask(kind, url, lambda client: client.ready("cifar", request_id="ready"))
     assert stand_in.request_ids == ["order-7_b.2", "card", "ready"]
@@ -68,7 +68,7 @@ def test_the_callers_own_id_travels(kind: type, url: str, stand_in: StandIn):
 
 
 @pytest.mark.parametrize("request_id", ["", "a" * 65, "two words", "line\n", "ü", "a/b"])
-def test_what_is_no_id_is_refused_before_anything_is_sent(client: Client, stand_in: StandIn, request_id: str):
+def test_an_invalid_id_is_rejected_before_anything_is_sent(client: Client, stand_in: StandIn, request_id: str):
     for question in (
         lambda: client.predict(b"cat", model="cifar", request_id=request_id),
         lambda: client.predict([], model="cifar", request_id=request_id),
@@ -81,7 +81,7 @@ def test_what_is_no_id_is_refused_before_anything_is_sent(client: Client, stand_
 
 
 def test_an_id_of_another_type_is_a_type_error(client: Client):
-    with pytest.raises(TypeError, match="request_id must be text"):
+    with pytest.raises(TypeError, match="request_id must be a str"):
         client.predict(b"cat", model="cifar", request_id=7)  # type: ignore[call-overload]
 
 
@@ -92,9 +92,9 @@ def test_an_id_may_be_as_long_as_the_contract_says(client: Client):
 @BOTH
 def test_a_retry_has_the_id_of_the_first_attempt(kind: type, url: str, stand_in: StandIn):
     stand_in.mishaps[:] = ["full", "reset"]
-    seen, retries = ask_without_waiting(kind, url)
+    result, retries = ask_without_waiting(kind, url)
     assert retries == 2
-    assert stand_in.request_ids == [seen.request_id] * 3
+    assert stand_in.request_ids == [result.request_id] * 3
 
 
 @BOTH
@@ -153,25 +153,25 @@ def test_each_request_of_a_stream_has_an_id_of_its_own(kind: type, url: str, sta
         return list(client.predict_many([b"one", b"bad", b"two"], model="cifar", batch=2))
 
     async def awaited(client: AsyncClient) -> list[convscope.Prediction]:
-        return [seen async for seen in client.predict_many([b"one", b"bad", b"two"], model="cifar", batch=2)]
+        return [result async for result in client.predict_many([b"one", b"bad", b"two"], model="cifar", batch=2)]
 
-    seen = ask(kind, url, awaited if kind is AsyncClient else blocking)
-    assert seen[0].request_id == seen[1].request_id == seen[1].error.request_id
-    assert {seen[0].request_id, seen[2].request_id} == set(stand_in.request_ids)
+    result = ask(kind, url, awaited if kind is AsyncClient else blocking)
+    assert result[0].request_id == result[1].request_id == result[1].error.request_id
+    assert {result[0].request_id, result[2].request_id} == set(stand_in.request_ids)
     assert len(stand_in.request_ids) == 2
     with pytest.raises(TypeError, match="request_id"):
         kind(url).predict_many([], model="cifar", request_id="order-7")
 
 
 def test_a_request_of_a_stream_that_fails_tells_its_id(client: Client, stand_in: StandIn):
-    seen = list(client.predict_many([b"one", b"two"], model="missing"))
-    assert sorted(prediction.request_id for prediction in seen) == sorted(stand_in.request_ids)
-    assert all(prediction.error.request_id == prediction.request_id for prediction in seen)
+    result = list(client.predict_many([b"one", b"two"], model="missing"))
+    assert sorted(prediction.request_id for prediction in result) == sorted(stand_in.request_ids)
+    assert all(prediction.error.request_id == prediction.request_id for prediction in result)
 
 
 def test_the_id_that_the_service_went_by_counts_more_than_the_one_sent(client: Client):
-    seen, bad = client.predict([b"cat", b"bad"], model="renamed", request_id="order-7")
-    assert seen.request_id == bad.error.request_id == "from-the-gateway"
+    result, bad = client.predict([b"cat", b"bad"], model="renamed", request_id="order-7")
+    assert result.request_id == bad.error.request_id == "from-the-gateway"
     with pytest.raises(convscope.UnknownLayer, match=r"\(request from-the-gateway\)$"):
         client.predict(b"cat", model="renamed", layers="conv7", request_id="order-7")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from convscope import testing
 
 ROOT = Path(convscope.__file__).parents[1]
+LENS = ROOT.parents[1] / "lens" / "src"
 HEAVY = ("torch", "matplotlib", "PIL", "handlers", "prometheus_client", "tqdm")
 
 
@@ -21,7 +23,7 @@ def modules_after(program: str) -> set[str]:
         check=True,
         capture_output=True,
         text=True,
-        env={"PYTHONPATH": str(ROOT)},
+        env={"PYTHONPATH": f"{ROOT}{os.pathsep}{LENS}"},
     )
     return set(printed.stdout.split())
 
@@ -81,5 +83,5 @@ def test_the_package_is_typed():
 
 def test_the_testing_module_exports_what_it_lists():
     names = {name for name, value in vars(testing).items() if getattr(value, "__module__", "") == testing.__name__}
-    assert {name for name in names if not name.startswith("_")} | {"Response"} == set(testing.__all__)
+    assert {name for name in names if not name.startswith("_")} | {"FakeResponse"} == set(testing.__all__)
     assert testing.__all__ == sorted(testing.__all__)

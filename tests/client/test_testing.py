@@ -10,7 +10,7 @@ import convscope
 import numpy as np
 import pytest
 from convscope import AsyncClient, Client, Explanation, Input, Layer, Limits, ModelCard, Overloaded, Training
-from convscope.testing import FakeTransport, Request, prediction
+from convscope.testing import FakeTransport, Request, explanation, model_card, prediction
 
 CAT = prediction({"cat": 0.75, "dog": 0.25}, maps={"conv1": np.arange(24, dtype=np.float32).reshape(2, 3, 4)})
 CARD = ModelCard(
@@ -39,13 +39,13 @@ def ask(request: pytest.FixtureRequest) -> Callable[..., Any]:
     def call(transport: FakeTransport, method: str, *arguments: Any, retries: int = 0, **options: Any) -> Any:
         if request.param is Client:
             with Client("http://fake", transport=transport, retries=retries) as client:
-                found = getattr(client, method)(*arguments, **options)
-                return list(found) if method == "predict_many" else found
+                result = getattr(client, method)(*arguments, **options)
+                return list(result) if method == "predict_many" else result
 
         async def run() -> Any:
             async with AsyncClient("http://fake", transport=transport, retries=retries) as client:
-                found = getattr(client, method)(*arguments, **options)
-                return [one async for one in found] if method == "predict_many" else await found
+                result = getattr(client, method)(*arguments, **options)
+                return [one async for one in result] if method == "predict_many" else await result
 
         return asyncio.run(run())
 
@@ -54,16 +54,16 @@ def ask(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
 def test_one_prediction_is_the_response_to_every_picture(ask: Callable[..., Any]):
     transport = FakeTransport(CAT)
-    seen = ask(transport, "predict", b"picture", model="cifar")
-    assert [(score.label, round(score.probability, 3)) for score in seen.top] == [("cat", 0.75), ("dog", 0.25)]
-    np.testing.assert_array_equal(seen.maps["conv1"], CAT.maps["conv1"])
-    assert (seen.model, seen.version, seen.request_id) == ("cifar", "1.0", transport.requests[0].request_id)
+    result = ask(transport, "predict", b"picture", model="cifar")
+    assert [(score.label, round(score.probability, 3)) for score in result.top] == [("cat", 0.75), ("dog", 0.25)]
+    np.testing.assert_array_equal(result.maps["conv1"], CAT.maps["conv1"])
+    assert (result.model, result.version, result.request_id) == ("cifar", "1.0", transport.requests[0].request_id)
     assert len(ask(FakeTransport(CAT), "predict", [b"one", b"two"], model="cifar")) == 2
     assert len(ask(FakeTransport(CAT), "predict_many", [b"one"] * 5, model="cifar", batch=2)) == 5
     assert transport.closed
 
 
-def test_a_function_sees_the_request_and_answers_picture_by_picture(ask: Callable[..., Any]):
+def test_a_function_gets_the_request_and_responds_picture_by_picture(ask: Callable[..., Any]):
     def respond(request: Request) -> Any:
         return [
             prediction(error=convscope.BadImage("no picture")) if file == b"bad" else prediction({file.decode(): 1.0})
@@ -90,7 +90,7 @@ def test_a_function_sees_the_request_and_answers_picture_by_picture(ask: Callabl
     [request] = transport.requests
     assert 0 < request.deadline_s <= 5
     expected = {
-        **{"kind": "predict", "model": "cifar", "version": "2", "pictures": (b"good", b"bad"), "layers": ("conv1",)},
+        **{"method": "predict", "model": "cifar", "version": "2", "pictures": (b"good", b"bad"), "layers": ("conv1",)},
         **{"top_k": 3, "map_dtype": "uint8", "pool": 2, "channels": (0, 3), "request_id": "order-7", "timing": False},
     }
     assert {name: getattr(request, name) for name in expected} == expected
@@ -100,11 +100,11 @@ def test_explanations_cards_and_filters_are_answered(ask: Callable[..., Any]):
     heat = np.ones((1, 2, 2), np.float32)
     why = Explanation(CAT, method="grad_cam", layer="conv1", target=1, label="dog", heat=heat, picture=heat)
     transport = FakeTransport(why)
-    seen = ask(transport, "explain", b"picture", model="cifar", target=1)
-    assert (seen.method, seen.layer, seen.target, seen.label) == ("grad_cam", "conv1", 1, "dog")
-    np.testing.assert_array_equal(seen.heat, heat)
-    np.testing.assert_array_equal(seen.picture, heat)
-    assert (transport.requests[0].kind, transport.requests[0].method, transport.requests[0].target) == (
+    result = ask(transport, "explain", b"picture", model="cifar", target=1)
+    assert (result.method, result.layer, result.target, result.label) == ("grad_cam", "conv1", 1, "dog")
+    np.testing.assert_array_equal(result.heat, heat)
+    np.testing.assert_array_equal(result.picture, heat)
+    assert (transport.requests[0].method, transport.requests[0].explain_method, transport.requests[0].target) == (
         *("explain", "grad_cam"),
         1,
     )
@@ -113,7 +113,32 @@ def test_explanations_cards_and_filters_are_answered(ask: Callable[..., Any]):
     kernels = np.ones((2, 3, 3, 3), np.float32)
     transport = FakeTransport(kernels)
     np.testing.assert_array_equal(ask(transport, "filters", "cifar", "conv1"), kernels)
-    assert (transport.requests[0].kind, transport.requests[0].layers) == ("filters", ("conv1",))
+    assert (transport.requests[0].method, transport.requests[0].layers) == ("filters", ("conv1",))
+
+
+def test_an_explanation_without_a_delta_has_none(ask: Callable[..., Any]):
+    result = ask(FakeTransport(explanation(np.ones((1, 2, 2)), label="cat")), "explain", b"picture", model="cifar")
+    assert (result.delta, result.target, result.label, result.has_picture) == (None, 0, "cat", False)
+    exact = explanation(np.ones((1, 2, 2)), label="cat", delta=0.0, picture=np.zeros((3, 8, 8)))
+    result = ask(FakeTransport(exact), "explain", b"picture", model="cifar")
+    assert (result.delta, result.has_picture, result.picture.shape) == (0.0, True, (3, 8, 8))
+
+
+def test_a_card_can_be_made(ask: Callable[..., Any]):
+    card = model_card(layers={"conv1": (16, 32, 32), "fc": (10,)}, classes=["cat", "dog"])
+    assert ask(FakeTransport(card), "model_card", "fake") == card
+    assert card.layer("conv1").shape == (16, 32, 32)
+    with pytest.raises(convscope.UnknownLayer, match="fake has no layer 'conv2'; layers: conv1, fc"):
+        card.layer("conv2")
+
+
+def test_the_timing_is_there_if_it_is_requested(ask: Callable[..., Any]):
+    timed = prediction({"cat": 1.0})
+    timed.timing = convscope.Timing(0.1, 0.2, 0.3, 0.4, 0.5, 1.5, 2, 3.0)
+    [result] = ask(FakeTransport(timed), "predict", [b"picture"], model="cifar", timing=True)
+    assert (result.timing.forward_s, result.timing.handler_s, result.timing.batch_requests) == (0.4, 1.5, 2)
+    assert ask(FakeTransport(CAT), "predict", b"picture", model="cifar", timing=True).timing.batch_requests == 1
+    assert ask(FakeTransport(timed), "predict", b"picture", model="cifar").timing is None
 
 
 @pytest.mark.usefixtures("waits")
@@ -127,8 +152,8 @@ def test_errors_are_raised_and_retried_as_a_services_are(ask: Callable[..., Any]
     assert ask(FakeTransport(Overloaded("full")), "ready", "cifar") is False
 
 
-def test_a_response_of_the_wrong_kind_or_number_is_found_out(ask: Callable[..., Any]):
-    with pytest.raises(convscope.ProtocolError, match="2 pictures were sent and 1 results came back"):
+def test_a_response_of_the_wrong_kind_or_number_is_detected(ask: Callable[..., Any]):
+    with pytest.raises(convscope.ProtocolError, match="1 results for 2 pictures"):
         ask(FakeTransport([CAT]), "predict", [b"one", b"two"], model="cifar")
-    with pytest.raises(convscope.ProtocolError, match="none came back"):
+    with pytest.raises(convscope.ProtocolError, match="no model card"):
         ask(FakeTransport(CAT), "model_card", "cifar")

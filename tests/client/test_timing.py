@@ -51,11 +51,11 @@ def test_all_pictures_of_a_request_share_its_timing(client: Client):
 def test_a_stream_can_be_timed(url: str):
     async def ask() -> list[convscope.Prediction]:
         async with AsyncClient(url) as client:
-            return [seen async for seen in client.predict_many([b"one", b"two"], model="cifar", timing=True)]
+            return [result async for result in client.predict_many([b"one", b"two"], model="cifar", timing=True)]
 
     with Client(url) as client:
-        seen = list(client.predict_many([b"one", b"two"], model="cifar", timing=True))
-    assert [prediction.timing.handler_s for prediction in (*seen, *asyncio.run(ask()))] == [HANDLER_S] * 4
+        result = list(client.predict_many([b"one", b"two"], model="cifar", timing=True))
+    assert [prediction.timing.handler_s for prediction in (*result, *asyncio.run(ask()))] == [HANDLER_S] * 4
 
 
 def test_attempts_that_failed_and_waits_between_them_do_not_count(url: str, stand_in: StandIn):

@@ -12,7 +12,7 @@ from typing import Any
 import convscope
 import pytest
 from convscope import AsyncClient, Client
-from convscope._transport import is_loopback
+from convscope._urls import is_loopback
 
 from tests.client.stand_in import StandIn, serve
 from tests.client.wire import listening, outcomes, take
@@ -23,7 +23,7 @@ from tests.client.wire import listening, outcomes, take
     [
         ("localhost:8080", "must begin with"),
         ("ftp://localhost", "must begin with"),
-        ("http://", "name a host"),
+        ("http://", "contain a host"),
         ("", "must begin with"),
         ("grpc://localhost", "grpc://host:port"),
         ("grpc://localhost:7070/path", "without a path"),
@@ -39,15 +39,15 @@ def test_a_url_that_cannot_be_used_says_why(url: str, words: str):
 
 
 @pytest.mark.parametrize("key", ["", "two\nlines", "schlüssel", "secret ", " secret", "\tsecret"])
-def test_a_key_that_cannot_be_a_header_is_refused_without_being_shown(key: str):
+def test_a_key_that_cannot_be_a_header_is_rejected_without_being_shown(key: str):
     with pytest.raises(ValueError, match="api_key") as caught:
         Client("http://localhost:8080", api_key=key)
     assert not key or key not in str(caught.value)
 
 
 @pytest.mark.parametrize("arguments", [{"url": None}, {"url": b"http://localhost"}, {"api_key": 5}])
-def test_what_is_no_text_is_a_type_error(arguments: dict[str, Any]):
-    with pytest.raises(TypeError, match="must be text"):
+def test_what_is_not_a_str_is_a_type_error(arguments: dict[str, Any]):
+    with pytest.raises(TypeError, match=r"must be a str"):
         Client(**{"url": "http://localhost:8080", **arguments})
 
 
@@ -58,15 +58,13 @@ def test_a_proxy_that_cannot_be_used_is_named_and_not_shown(
     kind: type, proxy: str, name: str, url: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv(f"{name}_proxy", proxy)
-    with pytest.raises(
-        ValueError, match=rf"{name}_proxy or {name.upper()}_PROXY .* must be http://host:port"
-    ) as caught:
+    with pytest.raises(ValueError, match=rf"{name}_proxy/{name.upper()}_PROXY must be http://host:port") as caught:
         kind(url)
     assert "secret" not in "".join(traceback.format_exception(caught.value))
     assert kind("http://localhost:1")  # Which needs no proxy.
 
 
-def test_the_key_goes_out_with_every_question(url: str, stand_in: StandIn):
+def test_the_key_goes_out_with_every_request(url: str, stand_in: StandIn):
     with Client(url, api_key="open-sesame") as client:
         client.predict(b"cat", model="cifar")
         client.model_card("cifar")
@@ -120,7 +118,7 @@ def test_a_certificate_that_is_not_trusted_is_a_connect_error(secure: tuple[Stan
         client.predict(b"cat", model="cifar")
 
 
-def test_certificates_without_tls_are_refused(tmp_path: Path):
+def test_certificates_without_tls_are_rejected(tmp_path: Path):
     for url in ("http://localhost:8080", "grpc://localhost:7070"):
         with pytest.raises(ValueError, match="ca_file"):
             Client(url, ca_file=tmp_path / "ca.pem")
@@ -160,10 +158,10 @@ def test_other_machines_are_reached_through_the_proxies_of_the_environment(url: 
 def test_the_environment_names_the_proxy(
     kind: type, environment: dict[str, str], url: str, proxied: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    asked = []
+    received = []
 
     def refuse(connection: socket.socket) -> None:
-        asked.append(take(connection).split(b"\r\n")[0])
+        received.append(take(connection).split(b"\r\n")[0])
         connection.sendall(b"HTTP/1.1 502 No\r\ncontent-length: 0\r\n\r\n")
 
     with listening(refuse) as where:
@@ -171,7 +169,7 @@ def test_the_environment_names_the_proxy(
             monkeypatch.setenv(name, value.replace("PROXY", where))
         [error] = outcomes(kind, url, 1)
     assert isinstance(error, convscope.Overloaded if proxied and url.startswith("http:") else convscope.ConnectError)
-    assert len(asked) == proxied
+    assert len(received) == proxied
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def run(url: str, question: Callable[[AsyncClient], Coroutine[Any, Any, Any]], *
 
 
 @pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
-def test_answers_are_those_of_the_blocking_client(url: str, question: Any):
+def test_responses_are_those_of_the_blocking_client(url: str, question: Any):
     with Client(url) as client:
         assert question(client) == run(url, question)
 
@@ -75,7 +75,7 @@ def test_many_callers_are_answered(stand_in: StandIn):
     assert len(stand_in.requests) == 40
 
 
-def test_a_deadline_and_a_cancelled_caller_end_their_questions_alone(stand_in: StandIn):
+def test_a_deadline_and_a_cancelled_caller_end_their_requests_alone(stand_in: StandIn):
     async def ask(client: AsyncClient) -> None:
         with pytest.raises(convscope.DeadlineExceeded):
             await client.predict(b"cat", model="slow", deadline_s=0.2)

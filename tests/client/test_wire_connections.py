@@ -69,7 +69,7 @@ def test_idle_connections_that_the_server_closed_are_closed_at_the_next_call(kin
         b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" * 3,
     ],
 )
-def test_interim_answers_are_no_answers(kind: type, interim: bytes):
+def test_interim_responses_are_skipped(kind: type, interim: bytes):
     def serve(connection: socket.socket) -> None:
         for _ in range(2):
             take(connection)
@@ -77,7 +77,7 @@ def test_interim_answers_are_no_answers(kind: type, interim: bytes):
             send(connection, reply())
 
     with listening(serve) as where:
-        assert all(seen.top for seen in outcomes(kind, f"http://{where}", 2))
+        assert all(result.top for result in outcomes(kind, f"http://{where}", 2))
 
 
 @BOTH
@@ -89,7 +89,7 @@ def test_interim_answers_are_no_answers(kind: type, interim: bytes):
         b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
     ],
 )
-def test_an_interim_answer_with_a_body_is_a_protocol_error(kind: type, interim: bytes):
+def test_an_interim_response_with_a_body_is_a_protocol_error(kind: type, interim: bytes):
     connections: list[Any] = []
 
     def serve(connection: socket.socket) -> None:
@@ -100,13 +100,13 @@ def test_an_interim_answer_with_a_body_is_a_protocol_error(kind: type, interim: 
         connection.recv(1)
 
     with listening(serve) as where:
-        found = outcomes(kind, f"http://{where}", 2)
-    assert all(isinstance(error, convscope.ProtocolError) for error in found)
+        result = outcomes(kind, f"http://{where}", 2)
+    assert all(isinstance(error, convscope.ProtocolError) for error in result)
     assert len(connections) == 2
 
 
 @BOTH
-def test_an_answer_that_comes_after_its_deadline_is_nobody_elses(kind: type):
+def test_a_response_after_its_deadline_is_not_returned_for_another_request(kind: type):
     """The call that gave up takes its connection with it."""
     late = threading.Event()
     connections: list[Any] = []

@@ -114,10 +114,10 @@ def a_tls_record_behind_a_tunnel(connection: socket.socket) -> None:
 def asked(kind: type, url: str, picture: bytes = b"cat", **settings: Any) -> None:
     """Check that a call that cannot be answered ends by its deadline."""
     began = time.monotonic()
-    [found] = outcomes(kind, url, 1, picture, **{"deadline_s": DEADLINE_S, "retries": 3, **settings})
+    [result] = outcomes(kind, url, 1, picture, **{"deadline_s": DEADLINE_S, "retries": 3, **settings})
     took_s = time.monotonic() - began
     over.set()
-    assert isinstance(found, convscope.DeadlineExceeded), found
+    assert isinstance(result, convscope.DeadlineExceeded), result
     assert took_s < PATIENCE_S
 
 
@@ -149,7 +149,7 @@ def test_a_proxy_that_is_slow(
 
 
 @BOTH
-def test_a_service_behind_an_encrypted_proxy_that_is_slow_to_shake_hands_answers_nobody_else(
+def test_a_slow_handshake_behind_an_encrypted_proxy_does_not_respond_to_another_request(
     kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """TLS within TLS, whose records come in pieces of a byte."""
@@ -209,10 +209,10 @@ def test_a_host_none_of_whose_addresses_takes_a_connection(kind: type, monkeypat
 
 @BOTH
 def test_a_host_whose_addresses_are_not_found(kind: type, monkeypatch: pytest.MonkeyPatch):
-    found = threading.Event()
+    result = threading.Event()
 
     def hang(*_: Any, **__: Any) -> Any:
-        found.wait(FOR_LONG)
+        result.wait(FOR_LONG)
         raise socket.gaierror(socket.EAI_AGAIN, "no name server answers")
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
@@ -221,7 +221,7 @@ def test_a_host_whose_addresses_are_not_found(kind: type, monkeypatch: pytest.Mo
     async def work(predict: Callable[..., Awaitable[Any]]) -> float:
         with pytest.raises(convscope.DeadlineExceeded):
             await predict(b"cat")
-        found.set()  # asyncio waits for its threads when a program ends.
+        result.set()  # asyncio waits for its threads when a program ends.
         return time.monotonic() - began
 
     assert run(kind, "http://slow.invalid", work, deadline_s=DEADLINE_S) < PATIENCE_S
@@ -283,7 +283,7 @@ def test_a_client_all_of_whose_connections_are_in_use(kind: type):
             await predict(b"cat", deadline_s=DEADLINE_S)
         assert time.monotonic() - began < PATIENCE_S
         over.set()
-        assert all(seen.top for seen in await asyncio.gather(*tasks))
+        assert all(result.top for result in await asyncio.gather(*tasks))
 
     with listening(serve) as where:
         run(kind, f"http://{where}", others)
@@ -316,7 +316,7 @@ EARLY: dict[str, tuple[Any, ...]] = {
 @BOTH
 @pytest.mark.parametrize("then", ["stays", "half-closes", "closes"])
 @pytest.mark.parametrize(("tls", "answer"), [*((False, name) for name in EARLY), (True, "413"), (True, "announced")])
-def test_an_answer_to_half_an_upload_is_heard_and_ends_its_connection(
+def test_an_early_response_ends_the_upload_and_its_connection(
     kind: type, then: str, tls: bool, answer: str, tmp_path: Path
 ):
     certificate, context = make_certificate(tmp_path, "IP:127.0.0.1") if tls else (None, None)
@@ -363,7 +363,7 @@ def test_a_server_that_closes_while_it_is_sent_an_upload_is_a_connect_error(kind
 
 
 @BOTH
-def test_session_tickets_are_no_answer_to_half_an_upload(kind: type, tmp_path: Path):
+def test_session_tickets_are_not_an_early_response(kind: type, tmp_path: Path):
     """TLS 1.3 sends them behind the handshake, so that the socket has something to be read while a request is sent."""
     certificate, context = make_certificate(tmp_path, "IP:127.0.0.1")
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -375,5 +375,5 @@ def test_session_tickets_are_no_answer_to_half_an_upload(kind: type, tmp_path: P
         send(connection, reply())
 
     with listening(serve_tls(context, serve)) as where:
-        [seen] = outcomes(kind, f"https://{where}", 1, UPLOAD, ca_file=certificate)
-    assert seen.top
+        [result] = outcomes(kind, f"https://{where}", 1, UPLOAD, ca_file=certificate)
+    assert result.top

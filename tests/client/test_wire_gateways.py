@@ -63,45 +63,45 @@ def over_grpc(status: int, asked: list[int]) -> Callable[[socket.socket], None]:
 @BOTH
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
 @pytest.mark.parametrize(("status", "error", "sent"), [(status, *means) for status, means in STATUSES.items()])
-def test_a_gateways_answer_means_the_same_on_both_transports(
+def test_a_gateways_response_means_the_same_on_both_transports(
     kind: type, scheme: str, status: int, error: type[Exception], sent: int
 ):
-    asked: list[int] = []
-    serve = (over_http if scheme == "http" else over_grpc)(status, asked)
+    received: list[int] = []
+    serve = (over_http if scheme == "http" else over_grpc)(status, received)
     with listening(serve) as where:
-        [found] = outcomes(kind, f"{scheme}://{where}", 1, b"a picture", retries=3, deadline_s=60)
-    assert type(found) is error
-    assert str(status) in str(found)
-    assert len(asked) == sent
+        [result] = outcomes(kind, f"{scheme}://{where}", 1, b"a picture", retries=3, deadline_s=60)
+    assert type(result) is error
+    assert str(status) in str(result)
+    assert len(received) == sent
 
 
 @BOTH
 @pytest.mark.parametrize("status", [408, 429, 502, 503, 504])
 def test_a_single_failure_of_a_gateway_is_not_seen_by_the_caller(kind: type, status: int):
-    asked: list[Any] = []
+    received: list[Any] = []
 
     def serve(connection: socket.socket) -> None:
         while take(connection):
-            asked.append(status)
-            if len(asked) == 1:
+            received.append(status)
+            if len(received) == 1:
                 connection.sendall(b"HTTP/1.1 %d as it is\r\ncontent-length: 0\r\n\r\n" % status)
             else:
                 send(connection, reply())
 
     with listening(serve) as where:
         assert outcomes(kind, f"http://{where}", 1, retries=3)[0].top
-    assert len(asked) == 2
+    assert len(received) == 2
 
 
 @pytest.mark.parametrize("status", [502, 503])
 def test_a_gateway_that_asks_for_more_time_than_there_is_gets_it(status: int):
-    asked: list[Any] = []
+    received: list[Any] = []
 
     def serve(connection: socket.socket) -> None:
-        asked.append(take(connection))
+        received.append(take(connection))
         connection.sendall(b"HTTP/1.1 %d No\r\nretry-after: 60\r\ncontent-length: 0\r\n\r\n" % status)
 
     with listening(serve) as where:
         [error] = outcomes(Client, f"http://{where}", 1, retries=3, deadline_s=30)
     assert error.retry_after_s == 60
-    assert len(asked) == 1
+    assert len(received) == 1

@@ -114,8 +114,8 @@ def test_the_certificate_of_an_internationalised_host_is_that_of_its_ascii_name(
 
     with listening(serve) as where:
         monkeypatch.setenv("https_proxy", f"http://{where}")
-        [found] = outcomes(kind, "https://straße.example", 1, ca_file=certificate)
-    assert found.top if good else "certificate" in str(found)
+        [result] = outcomes(kind, "https://straße.example", 1, ca_file=certificate)
+    assert result.top if good else "certificate" in str(result)
 
 
 @pytest.mark.parametrize("host", ["straße.example", "unix", "dns", "xds", "ipv4"])
@@ -142,9 +142,9 @@ def test_a_host_that_idna_does_not_allow_is_a_value_error_that_says_what_is(kind
             kind(f"{scheme}://{host}:80")
 
 
-def test_a_proxys_host_is_checked_alike_and_not_shown(monkeypatch: pytest.MonkeyPatch):
+def test_a_proxys_host_is_checked_too_and_not_shown(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("http_proxy", "http://me:secret@pro xy:1")
-    with pytest.raises(ValueError, match="http_proxy or HTTP_PROXY") as caught:
+    with pytest.raises(ValueError, match="http_proxy/HTTP_PROXY") as caught:
         Client("http://elsewhere.invalid")
     assert "secret" not in str(caught.value)
     assert "pro xy" not in str(caught.value)
@@ -162,23 +162,23 @@ def test_a_client_cannot_be_duplicated_and_says_why(kind: type, scheme: str, dup
 
 def test_what_a_client_returns_can_be_pickled(url: str):
     with Client(url) as client:
-        seen, bad = client.predict([b"cat", b"bad"], model="cifar", layers="all", timing=True)
+        result, bad = client.predict([b"cat", b"bad"], model="cifar", layers="all", timing=True)
         card = client.model_card("cifar")
-        why = client.explain(b"cat", model="cifar")
-    for thing in (seen, card, why):
+        explanation = client.explain(b"cat", model="cifar")
+    for thing in (result, card, explanation):
         for again in (pickle.loads(pickle.dumps(thing)), copy.copy(thing), copy.deepcopy(thing)):
             assert type(again) is type(thing)
             if not isinstance(thing, Explanation):
                 assert again == thing
-    again = pickle.loads(pickle.dumps(seen))
+    again = pickle.loads(pickle.dumps(result))
     assert isinstance(again, Prediction)
-    assert again.top == seen.top
-    assert again.timing == seen.timing
-    assert again.request_id == seen.request_id
-    np.testing.assert_array_equal(again.maps["conv1"], seen.maps["conv1"])
+    assert again.top == result.top
+    assert again.timing == result.timing
+    assert again.request_id == result.request_id
+    np.testing.assert_array_equal(again.maps["conv1"], result.maps["conv1"])
     error = pickle.loads(pickle.dumps(bad)).error
     assert (type(error), error.code, str(error)) == (convscope.BadImage, "bad_image", str(bad.error))
     assert isinstance(pickle.loads(pickle.dumps(card)), ModelCard)
-    heat = pickle.loads(pickle.dumps(why))
-    np.testing.assert_array_equal(heat.heat, why.heat)
-    np.testing.assert_array_equal(heat.picture, why.picture)
+    heat = pickle.loads(pickle.dumps(explanation))
+    np.testing.assert_array_equal(heat.heat, explanation.heat)
+    np.testing.assert_array_equal(heat.picture, explanation.picture)

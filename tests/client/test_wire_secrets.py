@@ -72,8 +72,8 @@ def test_an_https_request_never_reaches_a_proxy_that_opens_no_tunnel(
     with listening(proxy.serve) as where:
         monkeypatch.setenv("https_proxy", f"http://me:secret@{where}")
         settings = {"api_key": KEY, "retries": retries, "deadline_s": 1}
-        found = outcomes(kind, "https://elsewhere.invalid", 2, PICTURE, **settings)
-    assert all(isinstance(error, convscope.TransportError) for error in found)
+        result = outcomes(kind, "https://elsewhere.invalid", 2, PICTURE, **settings)
+    assert all(isinstance(error, convscope.TransportError) for error in result)
     proxy.check()
 
 
@@ -84,8 +84,8 @@ def test_nor_one_that_is_spoken_to_over_tls(kind: type, tmp_path: Path, monkeypa
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with listening(serve_tls(context, proxy.serve)) as where:
         monkeypatch.setenv("https_proxy", f"https://me:secret@{where.replace('127.0.0.1', 'localhost')}")
-        found = outcomes(kind, "https://elsewhere.invalid", 3, PICTURE, api_key=KEY, retries=2)
-    assert all(isinstance(error, convscope.ConnectError) for error in found)
+        result = outcomes(kind, "https://elsewhere.invalid", 3, PICTURE, api_key=KEY, retries=2)
+    assert all(isinstance(error, convscope.ConnectError) for error in result)
     proxy.check()
 
 
@@ -93,13 +93,13 @@ def test_a_grpcs_request_never_reaches_a_proxy_that_opens_no_tunnel(monkeypatch:
     proxy = Proxy(b"HTTP/1.1 407 Who\r\ncontent-length: 0\r\n\r\n")
     with listening(proxy.serve) as where, monkeypatch.context() as environment:
         environment.setenv("https_proxy", f"http://me:secret@{where}")
-        found = outcomes(Client, "grpcs://elsewhere.invalid:7070", 2, PICTURE, api_key=KEY, retries=2)
-    assert all(isinstance(error, convscope.ConnectError) for error in found)
+        result = outcomes(Client, "grpcs://elsewhere.invalid:7070", 2, PICTURE, api_key=KEY, retries=2)
+    assert all(isinstance(error, convscope.ConnectError) for error in result)
     proxy.check()
 
 
 @BOTH
-def test_a_proxy_that_answers_after_the_deadline_gets_no_request(kind: type, monkeypatch: pytest.MonkeyPatch):
+def test_a_proxy_that_responds_after_the_deadline_gets_no_request(kind: type, monkeypatch: pytest.MonkeyPatch):
     heard: list[bytes] = []
     late = threading.Event()
 
@@ -212,7 +212,7 @@ def test_the_proxys_password_stays_with_the_proxy(kind: type, tmp_path: Path, mo
     with listening(serve) as where:
         monkeypatch.setenv("https_proxy", f"http://me:secret@{where}")
         settings = {"api_key": KEY, "ca_file": certificate}
-        assert all(seen.top for seen in outcomes(kind, "https://elsewhere.invalid", 2, **settings))
+        assert all(result.top for result in outcomes(kind, "https://elsewhere.invalid", 2, **settings))
     known = base64.b64encode(b"me:secret")
     assert [known in head for head in connects] == [True]
     assert not any(KEY.encode() in head for head in connects)
@@ -223,22 +223,22 @@ def test_the_proxys_password_stays_with_the_proxy(kind: type, tmp_path: Path, mo
 @BOTH
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed(kind: type, status: int):
-    asked: list[bytes] = []
+    received: list[bytes] = []
 
     def serve(connection: socket.socket) -> None:
-        asked.append(take(connection))
+        received.append(take(connection))
         connection.sendall(
             b"HTTP/1.1 %d Go\r\nlocation: http://%b/predictions/cifar\r\ncontent-length: 0\r\n\r\n"
             % (status, elsewhere.encode())
         )
 
     def never(connection: socket.socket) -> None:
-        asked.append(b"followed")
+        received.append(b"followed")
 
     with listening(never) as elsewhere, listening(serve) as where:
         [error] = outcomes(kind, f"http://{where}", 1, api_key=KEY, retries=2)
     assert isinstance(error, convscope.ProtocolError)
-    assert len(asked) == 1
+    assert len(received) == 1
 
 
 @BOTH
@@ -259,10 +259,10 @@ def test_a_certificate_must_name_the_host(
 ):
     """The service's own, or that of a proxy, which is asked for a plain http URL."""
     certificate, context = make_certificate(tmp_path, names)
-    asked: list[bytes] = []
+    received: list[bytes] = []
 
     def serve(connection: ssl.SSLSocket) -> None:
-        asked.append(take(connection))
+        received.append(take(connection))
         send(connection, reply())
 
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
@@ -270,13 +270,13 @@ def test_a_certificate_must_name_the_host(
         url = f"https://{where.replace('127.0.0.1', host)}"
         if proxied:
             monkeypatch.setenv("http_proxy", url.replace("://", "://me:secret@"))
-        [found] = outcomes(kind, "http://elsewhere.invalid" if proxied else url, 1)
+        [result] = outcomes(kind, "http://elsewhere.invalid" if proxied else url, 1)
     if good:
-        assert found.top
+        assert result.top
     else:
-        assert isinstance(found, convscope.ConnectError)
-        assert "certificate" in str(found).lower()
-        assert asked == []
+        assert isinstance(result, convscope.ConnectError)
+        assert "certificate" in str(result).lower()
+        assert received == []
 
 
 @BOTH
@@ -290,15 +290,15 @@ def test_a_certificate_must_name_the_host(
     ],
 )
 def test_what_could_add_a_header_is_a_value_error_and_nothing_is_sent(kind: type, scheme: str, option: str, value: str):
-    asked: list[Any] = []
+    received: list[Any] = []
 
     async def work(predict: Callable[..., Awaitable[Any]]) -> None:
         with pytest.raises(ValueError, match=option):
             await predict(PICTURE, **{option: value})
 
-    with listening(asked.append) as where:
+    with listening(received.append) as where:
         run(kind, f"{scheme}://{where}", work)
-    assert asked == []
+    assert received == []
 
 
 @BOTH

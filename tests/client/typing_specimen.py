@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, assert_type
+from typing import TYPE_CHECKING, Any, Unpack, assert_type
 
 import numpy as np
 from convscope import (
@@ -22,7 +22,16 @@ from convscope import (
     Prediction,
     Timing,
 )
-from convscope.testing import FakeTransport, Request, prediction
+from convscope.testing import FakeTransport, Request, explanation, model_card, prediction
+from convscope.typing import (
+    AsyncTransport,
+    Channels,
+    EncodablePicture,
+    ExplainOptions,
+    Picture,
+    PredictOptions,
+    Transport,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,7 +52,9 @@ def blocking(client: Client, image: Image.Image, array: NDArray[np.uint8], regis
     assert_type(client.explain("cat.png", model="cifar", method="occlusion", window=4, step=2), Explanation)
     assert_type(client.explain(["cat.png"], model="cifar", layer="conv1", target=3), list[Explanation])
     assert_type(client.model_card("cifar", "1.0", deadline_s=2), ModelCard)
-    assert_type(client.model_card("cifar").layers[0], Layer)
+    assert_type(client.model_card("cifar").layer("conv1"), Layer)
+    assert_type(client.model_card("cifar").layers[0].receptive_field_box(1, 2), tuple[int, int, int, int])
+    assert_type(client.model_card("cifar").pictures_per_request(1000), int)
     assert_type(client.filters("cifar", "conv1"), "NDArray[np.float32]")
     assert_type(client.ready("cifar"), bool)
     assert_type(client.retries_made, int)
@@ -79,6 +90,9 @@ def results(seen: Prediction, why: Explanation) -> None:
     assert_type(seen.save("cat"), Path)
     assert_type(why.heat, "NDArray[np.float32]")
     assert_type(why.prediction, Prediction)
+    assert_type((why.model, why.version, why.request_id), tuple[str, str, str])
+    assert_type(why.timing, Timing | None)
+    assert_type((why.has_heat, why.has_picture), tuple[bool, bool])
 
 
 def errors(error: ConvscopeError) -> None:
@@ -96,3 +110,25 @@ def fake() -> None:
     Client("http://fake", transport=FakeTransport(respond))
     AsyncClient("http://fake", transport=FakeTransport(prediction({"cat": 0.9}, maps={"conv1": np.zeros((1, 2, 2))})))
     assert_type(FakeTransport(Overloaded("full", retry_after_s=1)).requests, list[Request])
+    assert_type(FakeTransport(explanation(np.zeros((1, 2, 2)), label="cat")).closed, bool)
+    assert_type(FakeTransport(model_card(layers={"conv1": (4, 8, 8)}, classes=["cat"])).closed, bool)
+
+
+class Wrapper:
+    """A caller's own wrapper, typed with the public names."""
+
+    def __init__(self, transport: Transport, asynchronous: AsyncTransport) -> None:
+        self.client = Client("http://host", transport=transport)
+        self.asynchronous = AsyncClient("http://host", transport=asynchronous)
+
+    def one(self, picture: EncodablePicture, **options: Unpack[PredictOptions]) -> Prediction:
+        return self.client.predict(picture, model="cifar", **options)
+
+    def several(self, pictures: list[Picture], **options: Unpack[PredictOptions]) -> list[Prediction]:
+        return self.client.predict(pictures, model="cifar", **options)
+
+    def explained(self, file: EncodablePicture, **options: Unpack[ExplainOptions]) -> Explanation:
+        return self.client.explain(file, model="cifar", **options)
+
+    def strongest(self, picture: EncodablePicture, channels: Channels) -> Prediction:
+        return self.client.predict(picture, model="cifar", layers="all", channels=channels)

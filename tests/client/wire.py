@@ -69,13 +69,13 @@ def outcomes(kind: type, url: str, times: int, picture: bytes = b"cat", **settin
     """Make several calls, one after the other; return the predictions and the errors raised."""
 
     async def work(predict: Callable[..., Awaitable[Any]]) -> list[Any]:
-        found: list[Any] = []
+        result: list[Any] = []
         for _ in range(times):
             try:
-                found.append(await predict(picture))
+                result.append(await predict(picture))
             except ConvscopeError as error:
-                found.append(error)
-        return found
+                result.append(error)
+        return result
 
     return run(kind, url, work, **settings)
 

@@ -10,7 +10,7 @@ import pytest
 from convscope._exceptions import BadImage as ClientBadImage
 from convscope._exceptions import UnknownLayer as ClientUnknownLayer
 from convscope._reply import read_card, read_explanations, read_predictions
-from convscope._request import build_explain, build_request
+from convscope._request import build_explain_options, build_options, request_with_pictures
 from convscope._wire import convscope_pb2 as client_wire
 from convscope._wire import inference_pb2
 
@@ -79,7 +79,9 @@ def golden(name: str) -> bytes:
 
 
 def test_the_client_writes_the_golden_request() -> None:
-    message = build_request(PICTURES, layers=["conv1", "conv2"], top_k=3, map_dtype="uint8", pool=2, channels=[5, 0])
+    message = request_with_pictures(
+        build_options(layers=["conv1", "conv2"], top_k=3, map_dtype="uint8", pool=2, channels=[5, 0]), PICTURES, ""
+    )
     assert message.SerializeToString() == golden("request")
 
 
@@ -118,8 +120,8 @@ def test_the_client_reads_the_golden_reply() -> None:
 
 
 def test_both_sides_know_the_golden_explanation() -> None:
-    message = build_request(PICTURES[:1], top_k=1)
-    message.explain.CopyFrom(build_explain(method="integrated_gradients", target=3, steps=20))
+    message = request_with_pictures(build_options(top_k=1), PICTURES[:1], "")
+    message.explain.CopyFrom(build_explain_options(method="integrated_gradients", target=3, steps=20))
     assert message.SerializeToString() == golden("explain")
     asked = request.parse({"request": bytearray(golden("explain"))}, {}, Trace({}), max_images=2)
     assert asked.options.explain == Explain("integrated_gradients", target=3, steps=20, picture=True)

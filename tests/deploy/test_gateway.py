@@ -41,3 +41,21 @@ def test_the_method_is_told_and_a_query_string_refused_wherever_rest_is_routed()
     [added] = routed["request_headers_to_add"]
     assert (added["header"]["key"], added["header"]["value"]) == ("x-convscope-method", "%REQ(:METHOD)%")
     assert added["append_action"] == "OVERWRITE_IF_EXISTS_OR_ADD"
+
+
+def test_the_gateway_starts_whatever_the_replicas_do() -> None:
+    compose = yaml.safe_load((ENVOY.parents[1] / "docker-compose.yml").read_text())
+    assert "depends_on" not in compose["services"]["gateway"]
+
+
+def test_whoever_is_answered_is_named_by_the_gateway_alone() -> None:
+    """The name of the key is a label of metrics: were a caller able to choose it, there would be no bound to them."""
+    [mutation] = manager()["early_header_mutation_extensions"]
+    [change] = mutation["typed_config"]["mutations"]
+    assert change["append"]["header"] == {"key": "x-convscope-caller", "value": "none"}
+    assert change["append"]["append_action"] == "OVERWRITE_IF_EXISTS_OR_ADD"
+
+
+def test_no_replica_gets_pings_over_grpc() -> None:
+    """A gRPC server closes a connection with more pings than one in 5 min; its requests fail."""
+    assert "connection_keepalive" not in (ENVOY / "clusters.yaml").read_text()

@@ -32,7 +32,7 @@ def stack() -> Iterator[Stack]:
     work.chmod(0o755)
     running = Stack(work)
     try:
-        running.compose("build", "torchserve")
+        running.build()
         running.up(3)
         yield running
     finally:

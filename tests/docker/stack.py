@@ -15,8 +15,11 @@ from typing import Any
 
 from convscope import Client
 
+from tests.docker.receiver import RECEIVER_URL
+
 ROOT = Path(__file__).parents[2]
-SERVICES = ("torchserve", "gateway", "prometheus")  # Grafana's image is left out: its wiring is checked as text only.
+SERVICES = ("torchserve", "gateway", "probe", "prometheus", "alertmanager")  # Grafana is off unless asked for.
+ALERTMANAGER = "prom/alertmanager:v0.25.0"
 
 WORKER, JAVA = "model_service_worker", "org.pytorch.serve.ModelServer"
 FIND = """
@@ -72,21 +75,53 @@ class Stack:
             "CONVSCOPE_GATEWAY": str(self.configuration),
             "CONVSCOPE_CERTIFICATE": str(self.secrets / "certificate"),
             "CONVSCOPE_API_KEYS": str(self.secrets / "api-keys"),
+            "CONVSCOPE_PROBE_KEY": str(self.secrets / "probe-key"),
             "CONVSCOPE_GRAFANA_PASSWORD": str(self.secrets / "grafana-password"),
+            "CONVSCOPE_ALERT_WEBHOOK": RECEIVER_URL,
+            "CONVSCOPE_WATCHDOG_WEBHOOK": f"{RECEIVER_URL}watchdog",
+            "CONVSCOPE_SECRETS": str(self.secrets),
         }
 
     def compose(self, *arguments: str, **settings: str) -> str:
         """Run a `docker compose` command under further settings; return what it prints."""
         return self._run("docker", "compose", *arguments, **settings)
 
+    def make(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """Run one of the operator's commands; return how it ended and what it printed, errors included."""
+        return subprocess.run(
+            ["make", "--no-print-directory", *arguments],
+            cwd=ROOT,
+            env=self.environment | settings,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+
     def docker(self, *arguments: str) -> str:
         """Run a `docker` command; return what it prints."""
         return self._run("docker", *arguments)
 
-    def up(self, replicas: int) -> None:
-        """Start the services, or change their number, and wait until they are healthy."""
-        self.compose("up", "-d", "--wait", "--no-recreate", "--scale", f"torchserve={replicas}", *SERVICES)
+    def log(self, container: str, since: float) -> str:
+        """Return what a container has logged since a time, on either stream."""
+        command = ["docker", "logs", "--since", f"{since:.3f}", container]
+        answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
+        return answer.stdout
+
+    def up(self, replicas: int, services: tuple[str, ...] = SERVICES) -> None:
+        """Start the services, or change the number of replicas, and wait until they are healthy."""
+        self.environment["CONVSCOPE_REPLICAS"] = str(replicas)
+        self.compose("up", "-d", "--wait", "--no-recreate", *services)
         wait_until(lambda: self.balanced() == replicas, 30)
+
+    def build(self) -> None:
+        """Build the project's images; and Alertmanager's from Debian's package, where no registry has it."""
+        self.compose("build", "torchserve", "probe")
+        commands = (["docker", "image", "inspect", ALERTMANAGER], ["docker", "pull", "-q", ALERTMANAGER])
+        if not any(subprocess.run(command, capture_output=True, check=False).returncode == 0 for command in commands):
+            file = ROOT / "tests/docker/images/alertmanager.Dockerfile"
+            self.docker("build", "-q", "-t", ALERTMANAGER, "-f", str(file), str(file.parent))
 
     def down(self) -> None:
         """Remove everything."""

@@ -49,9 +49,9 @@ def other(stack: Stack) -> Iterator[Stack]:
         shutil.rmtree(work)
 
 
-def test_every_model_of_a_replica_is_asked(stack: Stack) -> None:
+def test_a_replica_knows_every_model_of_its_store(stack: Stack) -> None:
     said = stack.docker("exec", stack.replicas()[0], "python", "-c", ASK, "http://127.0.0.1:8083/ready")
-    assert json.loads(said) == {"ready": True, "models": {"cifar": 200, "digits": 200}}
+    assert json.loads(said) == {"ready": True, "models": {"cifar/1.0": "ready", "digits/1.0": "ready"}, "rejected": {}}
 
 
 def test_a_replica_that_drains_is_not_asked_any_more(stack: Stack) -> None:

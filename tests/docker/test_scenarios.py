@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import threading
 import time
 import zipfile
@@ -155,7 +154,8 @@ def test_a_new_archive_is_rolled_out(stack: Stack) -> None:
     publish(stack.store / "cifar.mar", "1.1")
 
     def event() -> None:
-        subprocess.run([ROOT / "deploy/update.sh"], env=stack.environment, check=True, capture_output=True)
+        ended = stack.make("update")
+        assert ended.returncode == 0, ended.stdout
 
     tally = play(stack, "rolling update to a new archive", event, lambda: stack.balanced() == 3, 300)
     assert tally.versions == ["1.0", "1.1"]

@@ -56,8 +56,19 @@ def test_without_the_right_key_nobody_is_answered(stack: Stack, transport: str, 
 
 @pytest.mark.parametrize("transport", ["rest", "grpc"])
 def test_an_unknown_model_is_told(stack: Stack, transport: str) -> None:
-    with stack.client(transport) as client, pytest.raises(ModelNotFound):
+    with stack.client(transport) as client, pytest.raises(ModelNotFound) as told:
         client.predict(PICTURE, model="nobody")
+    found: list[dict[str, object]] = []
+
+    def logged() -> bool:
+        lines = stack.compose("logs", "--no-log-prefix", "gateway").splitlines()
+        found[:] = [line for line in map(json.loads, lines) if line.get("request_id") == told.value.request_id]
+        return bool(found)
+
+    wait_until(logged, 20)
+    [line] = found
+    assert (line["model"], line["attempts"]) == ("nobody", 1)
+    assert (line["status"], line["grpc_status"]) == {"rest": (404, None), "grpc": (200, "NotFound")}[transport]
 
 
 @pytest.mark.parametrize("transport", ["rest", "grpc"])

@@ -91,7 +91,8 @@ def asked(stack: Stack) -> Stack:
 def test_the_gateway_counts_every_request_once(asked: Stack) -> None:
     before = outcomes(asked)
     time.sleep(SCRAPES_S)
-    assert outcomes(asked) == before  # Nobody else asks: health checks do not come through the door.
+    # Nobody else is counted: health checks do not come through the door, and the probe is counted by its key alone.
+    assert outcomes(asked) == before
     sent = send(asked)
     wait_until(lambda: (outcomes(asked) - before).total() >= sent.total(), 60)
     assert outcomes(asked) - before == sent
@@ -128,7 +129,14 @@ def test_the_gateways_buckets_are_the_workers(asked: Stack) -> None:
     assert bounds("envoy_gateway_answer_us_bucket") == bounds("envoy_gateway_request_us_bucket")
 
 
-QUERIES = [query for query in panel_queries() + rule_queries() if needs(query.text, "envoy_")]
+# What is absent while all is well.
+CALM = ("gateway_rejected:time", "envoy_gateway_abandoned")
+QUERIES = [
+    query
+    for query in panel_queries() + rule_queries()
+    if any(needs(query.text, prefix) for prefix in ("envoy_", "convscope_probe", "alertmanager_", "prometheus_"))
+    and "file:gateway_rejected:time" not in str(query)
+]
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=str)
@@ -139,17 +147,26 @@ def test_a_query_about_the_gateway_returns_data(asked: Stack, query: Query) -> N
         assert all(label in labels for labels, _ in samples), label
 
 
-WATCHED = [name for name, rule in alerts().items() if needs(rule["expr"], "envoy_")]
+WATCHED = [name for name, rule in alerts().items() if not needs(rule["expr"], "convscope_gpu_")]
 
 
 @pytest.mark.parametrize("alert", WATCHED)
-def test_an_alert_about_the_gateway_watches_series_that_there_are(asked: Stack, alert: str) -> None:
+def test_an_alert_watches_series_that_there_are(asked: Stack, alert: str) -> None:
     for selector in selectors(alerts()[alert]["expr"]):
-        bare = re.sub(r',? *(flags|attempts)=~"[^"]*"', "", selector)  # Nothing is refused or sent again here.
+        if any(word in selector for word in CALM):
+            continue
+        # Nothing is refused or sent again here.
+        bare = re.sub(r',? *(flags|attempts|grpc_status|status)=~"[^"]*"', "", selector).replace("{,", "{")
         assert ask(asked, bare), bare
 
 
-@pytest.mark.parametrize("name", [name for name in documented() if name.startswith("envoy_")])
+@pytest.mark.parametrize("query", panel_queries("1m"), ids=str)
+def test_a_panel_has_no_row_of_nan(asked: Stack, query: Query) -> None:
+    """Nobody asks for `digits` here, and most kinds of requests were not sent."""
+    assert all(math.isfinite(value) for _, value in ask(asked, query.text))
+
+
+@pytest.mark.parametrize("name", [name for name in documented() if name.startswith("envoy_") and name not in CALM])
 def test_a_documented_metric_of_the_gateway_is_there(asked: Stack, name: str) -> None:
     metric = documented()[name]
     extra = {"__name__", "instance", "job", "le", "envoy_listener_address"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from convscope import Client
-from convscope_lens import cut_patch, strongest
+from convscope_lens import cut_patch, strongest_patches
 
 from tests.pictures import FIVE_BY_FIVE
 from tests.server.harness import ROOT
@@ -16,7 +16,7 @@ SAMPLES = ROOT / "samples"
 def test_a_patch_holds_all_pixels_that_its_cell_answers_to(client: Client) -> None:
     """Noise outside the patch changes nothing in its cell, and noise inside does."""
     card = client.model_card("cifar")
-    layer = next(layer for layer in card.layers if layer.name == "conv2")
+    layer = card.layer("conv2")
     seen = client.explain(SAMPLES / "cat.png", model="cifar", method="picture").picture
     picture = np.ascontiguousarray(seen.transpose(1, 2, 0))  # (H, W, C)
     for cell in ((0, 0), (7, 9), (15, 15)):
@@ -32,16 +32,16 @@ def test_a_patch_holds_all_pixels_that_its_cell_answers_to(client: Client) -> No
 
 def test_the_strongest_cells_are_those_of_the_maps(client: Client) -> None:
     pictures = sorted(SAMPLES.glob("*.png"))
-    found = strongest(client, pictures, model="cifar", layer="conv2", channel=5, n=4, per_picture=2)
+    found = strongest_patches(client, pictures, model="cifar", layer="conv2", channel=5, n=4, per_picture=2)
     maps = [seen.maps["conv2"][0] for seen in client.predict(pictures, model="cifar", layers=["conv2"], channels=[5])]
     expected = sorted((value for cells in maps for value in np.sort(cells, axis=None)[-2:]), reverse=True)[:4]
     assert [patch.value for patch in found] == pytest.approx(expected)
     for patch in found:
-        assert maps[patch.picture][patch.cell] == pytest.approx(patch.value)
+        assert maps[patch.picture_index][patch.cell] == pytest.approx(patch.value)
         assert patch.pixels.shape[2] == 3
 
 
 def test_a_network_of_any_size_without_classes_has_patches_too(client: Client) -> None:
-    [patch] = strongest(client, [FIVE_BY_FIVE], model="edges", layer="conv1", channel=0, n=1)
+    [patch] = strongest_patches(client, [FIVE_BY_FIVE], model="edges", layer="conv1", channel=0, n=1)
     assert (patch.value, patch.cell, patch.box) == (3.0, (0, 2), (-1, 1, 2, 4))
     assert np.array_equal(patch.pixels[:, :, 0], FIVE_BY_FIVE[0:2, 1:4])

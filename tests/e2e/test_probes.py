@@ -25,7 +25,7 @@ def test_cifar_follows_shifts_as_its_strides_say(url: str, tmp_path: Path) -> No
     pictures = ["samples/cat.png", "samples/ship.png"]
     done = convscope("probe", "shift", *pictures, "--model", "cifar", "--url", url, "--json", "--save", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    interior = json.loads(done.stdout)["layers"]["interior"]
+    interior = json.loads(done.stdout)["measures"]["interior"]
     assert max(interior["conv1"]) < 1e-5
     assert max(interior["conv2"][1::2]) < 1e-5
     assert min(interior["conv2"][::2]) > 0.05
@@ -35,7 +35,7 @@ def test_cifar_follows_shifts_as_its_strides_say(url: str, tmp_path: Path) -> No
 def test_edges_of_any_size_follow_every_shift(url: str) -> None:
     done = convscope("probe", "shift", "samples/square.png", "--model", "edges", "--steps", "1", "--url", url, "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["layers"]["interior"]["conv1"] == [pytest.approx(0, abs=1e-5)]
+    assert json.loads(done.stdout)["measures"]["interior"]["conv1"] == [pytest.approx(0, abs=1e-5)]
 
 
 def test_filters_are_the_archives_weights(client: Client) -> None:

@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 from torch import nn
 
+from handlers import journal
 from handlers.images import Preprocessing
 from handlers.journal import JsonLines, hush_torchserve, write_to_standard_output
 from handlers.networks.cifar import Cifar
 from handlers.service import Service
+from handlers.telemetry import Telemetry
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import (
     CIFAR_CLASSES,
@@ -192,3 +194,39 @@ def test_other_loggers_stay_as_they_are(output: io.StringIO) -> None:
     logging.getLogger("users.network").warning("the user's")
     assert [line["message"] for line in lines(output)] == ["ours"]
     assert not any(isinstance(handler.formatter, JsonLines) for handler in logging.getLogger().handlers)
+
+
+def test_one_answered_request_is_logged_now_and_then_with_what_it_took(
+    output: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(journal, "monotonic", lambda: now[0])
+    telemetry = Telemetry(samples=journal.Samples(2.0))
+    service = make_service(Cifar(), CIFAR_INPUT, CIFAR_CLASSES, telemetry=telemetry)
+    logged = []
+    for seconds in (0.0, 1.0, 0.5, 1.0):  # At 100.0, 101.0, 101.5 and 102.5 s.
+        now[0] += seconds
+        ask_json(service, {"body": bytearray(GOOD)})
+        logged.append(len(lines(output)))
+    assert logged == [1, 1, 1, 2]
+    [entry, _] = lines(output)
+    assert (entry["level"], entry["transport"], entry["pictures"], entry["batch_requests"]) == ("info", "rest", 1, 1)
+    assert entry["message"].startswith("answered 1 picture in ")
+    assert "code" not in entry
+    assert entry["reply_bytes"] > 0
+    assert 0 < entry["forward_s"] < entry["handler_s"]
+
+
+def test_neither_a_card_nor_a_failed_request_takes_the_place_of_an_answered_one(output: io.StringIO) -> None:
+    service = make_service(Cifar(), CIFAR_INPUT, CIFAR_CLASSES, telemetry=Telemetry(samples=journal.Samples(3600)))
+    ask_json(service, {"body": bytearray()})
+    ask_json(service, {"body": bytearray(b"text")})
+    assert [entry["level"] for entry in lines(output)] == ["warning"]
+    ask_json(service, {"body": bytearray(GOOD)})
+    assert [entry["level"] for entry in lines(output)] == ["warning", "info"]
+
+
+def test_without_being_asked_to_answered_requests_are_not_logged(output: io.StringIO) -> None:
+    service = make_service(Cifar(), CIFAR_INPUT, CIFAR_CLASSES)
+    ask_json(service, {"body": bytearray(GOOD)})
+    assert lines(output) == []

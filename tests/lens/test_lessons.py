@@ -69,7 +69,7 @@ def test_every_line_is_one_that_is_run_here_or_starts_the_server() -> None:
 
 
 @pytest.mark.parametrize("line", TWINS)
-def test_a_twins_training_is_one_that_can_be_asked_for(line: str) -> None:
+def test_a_twins_training_is_one_that_can_be_requested(line: str) -> None:
     options = train.parser().parse_args(shlex.split(line)[3:])
     checkpoint = options.out / train.CHECKPOINT
     assert f".venv/bin/python -m training.archive --checkpoint {checkpoint} --store out/twins" in "\n".join(LINES)
@@ -97,24 +97,24 @@ def test_the_python_works(code: str, networks: StandIn, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize("command", TRAININGS)
 def test_a_training_reads_its_options_and_pictures(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    received = []
 
     def compare(model: str, corpus: object, **options: object) -> tuple[float, float]:
-        asked.append((model, options["epochs"]))
+        received.append((model, options["epochs"]))
         return 0.0, 0.0
 
     monkeypatch.setattr(shuffled, "compare", compare)
     assert shuffled.main(shlex.split(command)[3:]) == 0
-    assert asked == [(shlex.split(command)[4], 5)]
+    assert received == [(shlex.split(command)[4], 5)]
 
 
 def test_what_is_stated_of_convolutions_holds() -> None:
     for line in (
-        "28   26     3     1",
-        " 5    3     3     1",
-        "32   28     5     1",
+        "28   26     3      1",
+        " 5    3     3      1",
+        "32   28     5      1",
         "28   28     5",
-        "28   16     3     2",
+        "28   16     3      2",
     ):
         assert line in LESSONS
 

@@ -98,142 +98,142 @@ def noise(count: int = 2, channels: int = 3) -> list[np.ndarray]:
     ("model", "layer", "channels"), [("edges", "conv1", 1), ("cifar", "conv1", 3), ("simple", "conv1", 3)]
 )
 def test_layers_of_stride_one_follow_every_shift_exactly_away_from_the_border(client, model, layer, channels):
-    found = probes.shift(client, noise(channels=channels), model=model)
-    assert found.steps.tolist() == list(range(1, 9))
-    assert found.layers["interior"][layer].max() < ROUNDING
-    assert found.layers["whole"][layer].min() > 0.01  # The border and what came in do make a difference.
+    result = probes.shift(client, noise(channels=channels), model=model)
+    assert result.steps.tolist() == list(range(1, 9))
+    assert result.measures["interior"][layer].max() < ROUNDING
+    assert result.measures["whole"][layer].min() > 0.01  # The border and what came in do make a difference.
 
 
 @pytest.mark.parametrize("model", ["cifar", "simple"])
 def test_behind_a_pool_of_two_even_shifts_are_followed_exactly_and_odd_ones_are_not(client, model):
-    error = probes.shift(client, noise(), model=model, layers="conv2").layers["interior"]["conv2"]
+    error = probes.shift(client, noise(), model=model, layers="conv2").measures["interior"]["conv2"]
     assert error[1::2].max() < ROUNDING
     assert error[::2].min() > 0.05
 
 
 def test_strides_multiply_and_only_their_multiples_are_followed_exactly(client):
-    errors = probes.shift(client, noise(), model="strided").layers["interior"]
+    errors = probes.shift(client, noise(), model="strided").measures["interior"]
     exact = {name: [step for step, value in enumerate(error, 1) if value < ROUNDING] for name, error in errors.items()}
     assert exact == {"first": [2, 4, 6, 8], "second": [4, 8]}
 
 
 def test_a_shift_error_is_what_its_formula_says(client):
     [picture] = noise(1)
-    found = probes.shift(client, picture, model="cifar", shifts=[2], layers="conv1", pairs=0)
+    result = probes.shift(client, picture, model="cifar", shifts=[2], layers="conv1", pairs=0)
     down, right = np.roll(picture, 2, 0), np.roll(picture, 2, 1)
     down[:2], right[:, :2] = picture[[2, 1]], picture[:, [2, 1]]
     before, *after = (
-        seen.maps["conv1"] for seen in client.predict([picture, down, right], model="cifar", layers="all")
+        prediction.maps["conv1"] for prediction in client.predict([picture, down, right], model="cifar", layers="all")
     )
     wrong = np.square(after[0][:, 2:] - before[:, :-2]).sum() + np.square(after[1][:, :, 2:] - before[:, :, :-2]).sum()
     right_sum = np.square(before[:, :-2]).sum() + np.square(before[:, :, :-2]).sum()
-    assert found.layers["whole"]["conv1"][0] == pytest.approx(np.sqrt(wrong / right_sum), rel=1e-5)
+    assert result.measures["whole"]["conv1"][0] == pytest.approx(np.sqrt(wrong / right_sum), rel=1e-5)
 
 
-def test_a_fully_connected_network_has_no_interior_and_is_compared_with_itself_unmoved(client):
-    found = probes.shift(client, noise(), model="flat", shifts=[1, 2])
-    assert np.isnan(found.layers["interior"]["fc1"]).all()
-    assert (found.layers["whole"]["fc1"] > 0.01).all()
+def test_a_fully_connected_network_has_no_interior_and_is_compared_with_itself_unshifted(client):
+    result = probes.shift(client, noise(), model="flat", shifts=[1, 2])
+    assert np.isnan(result.measures["interior"]["fc1"]).all()
+    assert (result.measures["whole"]["fc1"] > 0.01).all()
 
 
 def test_shift_consistency_counts_pairs_of_one_class(client, networks):
     picture = np.full((32, 32, 3), 0.25, np.float32)
-    still = probes.shift(client, [picture] * 3, model="cifar", shifts=[1], pairs=4).facts
+    still = probes.shift(client, [picture] * 3, model="cifar", shifts=[1], pairs=4).totals
     assert still == {"shift_consistency": 1.0, "pairs": 12, "max_shift_px": 2}  # One colour is the same, moved or not.
     networks.requests.clear()
     [moving] = noise(1)
-    found = probes.shift(client, moving, model="flat", shifts=[1], pairs=20, max_shift=9, seed=3).facts
+    result = probes.shift(client, moving, model="flat", shifts=[1], pairs=20, max_shift=9, seed=3).totals
     tops = {}
     for number, move in enumerate(np.random.default_rng(3).integers(-9, 10, (40, 2)).tolist()):
-        tops[number] = client.predict(_images.shift_image(moving, *move), model="flat").top[0].index
-    assert found["shift_consistency"] == np.mean([tops[number] == tops[number + 1] for number in range(0, 40, 2)])
-    assert 0 < found["shift_consistency"] < 1
-    assert found == probes.shift(client, moving, model="flat", shifts=[1], pairs=20, max_shift=9, seed=3).facts
+        tops[number] = client.predict(_images.shift_picture(moving, *move), model="flat").top[0].index
+    assert result["shift_consistency"] == np.mean([tops[number] == tops[number + 1] for number in range(0, 40, 2)])
+    assert 0 < result["shift_consistency"] < 1
+    assert result == probes.shift(client, moving, model="flat", shifts=[1], pairs=20, max_shift=9, seed=3).totals
 
 
-def test_agreement_and_probability_are_those_of_the_unmoved_pictures_class(client):
+def test_agreement_and_probability_are_those_of_the_unshifted_pictures_class(client):
     [picture] = noise(1)
     scores = probes.rotate(client, picture, model="flat", angles=[0, 90]).scores
     before, turned = client.predict([picture, np.rot90(picture)], model="flat", top_k=0)
-    chosen = before.top[0].index
-    assert scores["agreement"].tolist() == [1, turned.top[0].index == chosen]
-    [probability] = [score.probability for score in turned.top if score.index == chosen]
+    selected = before.top[0].index
+    assert scores["agreement"].tolist() == [1, turned.top[0].index == selected]
+    [probability] = [score.probability for score in turned.top if score.index == selected]
     assert scores["probability"].tolist() == pytest.approx([before.top[0].probability, probability])
 
 
 def test_a_round_kernel_turns_with_its_picture_and_another_does_not(client):
     options = {"angles": [0, 90, 180, 270, 45], "layers": "conv1"}
-    followed = probes.rotate(client, noise(), model="round", **options).layers["distance"]
+    followed = probes.rotate(client, noise(), model="round", **options).measures["distance"]
     assert followed["conv1"][:4].max() < ROUNDING
     assert followed["conv1"][4] > 0.1  # Noise does not survive reading between pixels, and says so:
     assert followed["picture"][4] > 0.1
     assert followed["picture"][:4].max() < ROUNDING
-    other = probes.rotate(client, noise(), model="cifar", **options).layers["distance"]["conv1"]
+    other = probes.rotate(client, noise(), model="cifar", **options).measures["distance"]["conv1"]
     assert other[0] < ROUNDING
     assert other[1:].min() > 0.1
 
 
 def test_a_scaled_map_is_compared_where_its_place_is_still_in_the_picture(client):
-    smooth = _images.blur_image(noise(1)[0], 4)
-    found = probes.scale(client, smooth, model="round", factors=[1, 1.2]).layers["distance"]
-    assert found["picture"][0] == found["conv1"][0] == 0
-    assert 0 < found["picture"][1] < 0.01
-    assert found["conv1"][1] > found["picture"][1]
+    smooth = _images.blur_picture(noise(1)[0], 4)
+    result = probes.scale(client, smooth, model="round", factors=[1, 1.2]).measures["distance"]
+    assert result["picture"][0] == result["conv1"][0] == 0
+    assert 0 < result["picture"][1] < 0.01
+    assert result["conv1"][1] > result["picture"][1]
 
 
 def test_the_border_is_felt_as_far_as_receptive_fields_reach_over_it(client):
-    found = probes.border(client, noise(), model="cifar").layers
-    for measure in ("constant", "moved"):
-        assert found[measure]["conv1"][0] > 0.01  # 3×3, padded by one: the outermost cells.
-        assert found[measure]["conv1"][1:].max() < ROUNDING
-        assert found[measure]["conv2"][:2].min() > 0.001  # 8×8 from pixel -3 on: the first two.
-        assert np.nanmax(found[measure]["conv2"][2:]) < ROUNDING
-    assert np.isnan(found["constant"]["conv2"][8])  # 16 cells have eight rings.
+    result = probes.border(client, noise(), model="cifar").measures
+    for measure in ("constant", "shifted"):
+        assert result[measure]["conv1"][0] > 0.01  # 3×3, padded by one: the outermost cells.
+        assert result[measure]["conv1"][1:].max() < ROUNDING
+        assert result[measure]["conv2"][:2].min() > 0.001  # 8×8 from pixel -3 on: the first two.
+        assert np.nanmax(result[measure]["conv2"][2:]) < ROUNDING
+    assert np.isnan(result["constant"]["conv2"][8])  # 16 cells have eight rings.
 
 
 def test_without_padding_there_is_no_border(client):
-    found = probes.border(client, noise(), model="strided", layers="first")
-    assert np.nanmax(found.layers["constant"]["first"]) < ROUNDING
-    assert np.nanmax(found.layers["moved"]["first"]) < ROUNDING
-    assert set(found.facts) == {"agreement", "probability"}
+    result = probes.border(client, noise(), model="strided", layers="first")
+    assert np.nanmax(result.measures["constant"]["first"]) < ROUNDING
+    assert np.nanmax(result.measures["shifted"]["first"]) < ROUNDING
+    assert set(result.totals) == {"agreement", "probability"}
 
 
 def test_a_map_that_is_small_against_the_move_is_compared_as_far_as_it_goes(client):
-    found = probes.border(client, noise(), model="wide").layers["moved"]["only"]  # 12×12 cells, moved by 8.
-    assert found[:4].max() < ROUNDING
-    assert np.isnan(found[4:]).all()
+    result = probes.border(client, noise(), model="wide").measures["shifted"]["only"]  # 12×12 cells, moved by 8.
+    assert result[:4].max() < ROUNDING
+    assert np.isnan(result[4:]).all()
 
 
 def test_blur_takes_energy_as_the_gaussian_does(client):
     stripes = np.zeros((32, 32, 3), np.float32)
     stripes[:, :, :] = 0.5 + 0.4 * np.cos(2 * np.pi * np.arange(32) / 8)[None, :, None]
-    found = probes.blur(client, stripes, model="round", radii=[0, 1, 2])
-    assert found.layers["energy"]["picture"][0] == found.layers["energy"]["conv1"][0] == 1
+    result = probes.blur(client, stripes, model="round", sigmas=[0, 1, 2])
+    assert result.measures["energy"]["picture"][0] == result.measures["energy"]["conv1"][0] == 1
     amplitude = np.exp(-2 * (np.pi * np.array([1, 2]) / 8) ** 2)  # The Gaussian's own Fourier transform.
-    assert found.layers["energy"]["picture"][1:] == pytest.approx(amplitude**2, abs=0.03)
-    assert (np.diff(found.layers["energy"]["conv1"]) < 0).all()
+    assert result.measures["energy"]["picture"][1:] == pytest.approx(amplitude**2, abs=0.03)
+    assert (np.diff(result.measures["energy"]["conv1"]) < 0).all()
 
 
 def test_cells_that_see_one_block_only_cannot_know_of_the_others(client):
-    found = probes.shuffle(client, noise(), model="cifar", blocks=[4, 16])
-    inside = found.layers["inside"]
+    result = probes.shuffle(client, noise(), model="cifar", blocks=[4, 16])
+    inside = result.measures["interior"]
     assert inside["conv1"].max() < ROUNDING
     assert inside["conv2"][1] < ROUNDING
     assert np.isnan(inside["conv2"][0])  # 8×8 pixels are in no block of 4.
-    assert found.layers["within"]["conv1"] == pytest.approx([(2 / 4) ** 2, (14 / 16) ** 2])
-    assert found.layers["within"]["conv2"] == pytest.approx([0, (4 / 8) ** 2])
-    assert min(curve.min() for curve in found.layers["whole"].values()) > 0.01  # The others do.
+    assert result.measures["interior_share"]["conv1"] == pytest.approx([(2 / 4) ** 2, (14 / 16) ** 2])
+    assert result.measures["interior_share"]["conv2"] == pytest.approx([0, (4 / 8) ** 2])
+    assert min(curve.min() for curve in result.measures["whole"].values()) > 0.01  # The others do.
 
 
 def test_a_picture_of_one_block_stays_as_it_was(client):
-    found = probes.shuffle(client, noise(), model="strided", blocks=[32])
-    assert found.scores["agreement"].tolist() == [1]
-    assert max(curve.max() for curve in found.layers["whole"].values()) < ROUNDING
+    result = probes.shuffle(client, noise(), model="strided", blocks=[32])
+    assert result.scores["agreement"].tolist() == [1]
+    assert max(curve.max() for curve in result.measures["whole"].values()) < ROUNDING
 
 
 def test_what_is_left_over_beside_whole_blocks_stays_where_it_was():
     [picture] = noise(1)
-    orders = [_detail.BlockOrder.draw(block, picture.shape, np.random.default_rng(0)) for block in (12, 40)]
+    orders = [_detail.BlockPermutation.random(block, picture.shape, np.random.default_rng(0)) for block in (12, 40)]
     cut, uncut = (order.apply(picture) for order in orders)
     assert np.array_equal(cut[24:], picture[24:])
     assert np.array_equal(cut[:, 24:], picture[:, 24:])
@@ -244,10 +244,10 @@ def test_what_is_left_over_beside_whole_blocks_stays_where_it_was():
 
 
 def test_an_unpadded_map_is_followed_too_where_it_has_cells(client):
-    found = probes.shuffle(client, noise(), model="strided", blocks=[4, 8, 16])
-    assert found.layers["inside"]["first"].max() < ROUNDING
-    assert np.nanmax(found.layers["inside"]["second"]) < ROUNDING
-    assert probes.shuffle(client, noise(), model="flat", blocks=[1]).layers["whole"]["fc1"][0] > 0.01
+    result = probes.shuffle(client, noise(), model="strided", blocks=[4, 8, 16])
+    assert result.measures["interior"]["first"].max() < ROUNDING
+    assert np.nanmax(result.measures["interior"]["second"]) < ROUNDING
+    assert probes.shuffle(client, noise(), model="flat", blocks=[1]).measures["whole"]["fc1"][0] > 0.01
 
 
 def test_a_probe_is_few_requests_none_larger_than_the_model_takes(client, networks):
@@ -257,52 +257,54 @@ def test_a_probe_is_few_requests_none_larger_than_the_model_takes(client, networ
     few = probes.blur(client, noise(3), model="narrow")
     assert [len(request.pictures) for *_, request in networks.requests] == [0, 5, 5, 5, 5, 4]
     assert np.array_equal(
-        few.layers["energy"]["picture"], probes.blur(client, noise(3), model="cifar").layers["energy"]["picture"]
+        few.measures["energy"]["picture"], probes.blur(client, noise(3), model="cifar").measures["energy"]["picture"]
     )
 
 
 def test_a_network_without_classes_has_no_scores(client):
-    found = probes.shift(client, noise(1, channels=1), model="edges", shifts=[1])
-    assert (found.scores, found.facts) == ({}, {})
-    assert "scores" not in found.table()
+    result = probes.shift(client, noise(1, channels=1), model="edges", shifts=[1])
+    assert (result.scores, result.totals) == ({}, {})
+    assert "scores" not in result.format_table()
 
 
 def test_json_says_all_and_null_where_nothing_is_defined(client):
-    found = probes.shift(client, noise(), model="flat", shifts=[1, 2])
-    values = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert values["layers"]["interior"]["fc1"] == [None, None]
-    assert values["layers"]["whole"]["fc1"] == found.layers["whole"]["fc1"].tolist()
-    assert (values["probe"], values["model"], values["pictures"], values["steps"]) == ("shift", "flat", 2, [1, 2])
+    result = probes.shift(client, noise(), model="flat", shifts=[1, 2])
+    values = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert values["measures"]["interior"]["fc1"] == [None, None]
+    assert values["measures"]["whole"]["fc1"] == result.measures["whole"]["fc1"].tolist()
+    assert (values["probe"], values["model"], values["picture_count"], values["steps"]) == ("shift", "flat", 2, [1, 2])
 
 
 def test_json_has_no_word_for_infinity():
-    curve = np.array([1.0, np.inf, np.nan])  # What is found against a map of zeros is infinitely far off.
-    found = probes.Probe("blur", "m", "1", 1, "px", np.arange(3.0), {}, {"energy": {"conv1": curve}}, {"far": np.inf})
-    values = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert values["layers"]["energy"]["conv1"] == [1, None, None]
-    assert values["facts"] == {"far": None}
+    curve = np.array([1.0, np.inf, np.nan])  # What is result against a map of zeros is infinitely far off.
+    result = probes.ProbeResult(
+        "blur", "m", "1", 1, "px", np.arange(3.0), {}, {"energy": {"conv1": curve}}, {"far": np.inf}
+    )
+    values = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert values["measures"]["energy"]["conv1"] == [1, None, None]
+    assert values["totals"] == {"far": None}
 
 
 @pytest.mark.parametrize("kind", probes.__all__[1:])
 def test_every_probe_has_a_table_with_a_row_a_step_and_a_figure(client, kind, tmp_path):
-    found = getattr(probes, kind)(client, noise(1), model="cifar")
-    header, *rows = found.table().split("\n\n")[-1 if kind not in ("shift", "border") else -2].splitlines()[1:]
+    result = getattr(probes, kind)(client, noise(1), model="cifar")
+    header, *rows = result.format_table().split("\n\n")[-1 if kind not in ("shift", "border") else -2].splitlines()[1:]
     assert header.split()[-1] == "conv2"
-    assert len(rows) == len(found.steps)
-    figure = found.figure()
-    assert len(figure.axes) == len(found.layers) + bool(found.scores)
+    assert len(rows) == len(result.steps)
+    figure = result.figure()
+    assert len(figure.axes) == len(result.measures) + bool(result.scores)
     figure.savefig(tmp_path / "probe.png")
     assert all(axes.lines for axes in figure.axes)
 
 
 def test_what_cannot_be_used_is_said_before_anything_is_measured(client, tmp_path):
-    with pytest.raises(ValueError, match="'nose'; there are conv1, conv2"):
+    with pytest.raises(UnknownLayer, match="cifar has no layer 'nose'; layers: conv1, conv2"):
         probes.blur(client, noise(), model="cifar", layers="nose")
-    with pytest.raises(ValueError, match="there is no picture"):
+    with pytest.raises(ValueError, match="no picture found"):
         probes.blur(client, tmp_path, model="cifar")
-    with pytest.raises(ValueError, match="takes 32×32 with 3 channels; this array is 8×8 with 3"):
+    with pytest.raises(ValueError, match="input is 32×32 with 3 channels; this array is 8×8 with 3"):
         probes.blur(client, np.zeros((8, 8, 3), np.uint8), model="cifar")
-    with pytest.raises(ValueError, match="cannot move by 32"):
+    with pytest.raises(ValueError, match="cannot be shifted by 32"):
         probes.shift(client, noise(), model="cifar", shifts=[32])
     with pytest.raises(ValueError, match="not \\(32, 32, 3\\) float64"):
         probes.blur(client, np.zeros((32, 32, 3)), model="cifar")
@@ -311,7 +313,7 @@ def test_what_cannot_be_used_is_said_before_anything_is_measured(client, tmp_pat
         lambda: probes.scale(client, noise(), model="cifar", factors=[0]),
         lambda: probes.rotate(client, noise(), model="cifar", angles=[]),
         lambda: probes.border(client, noise(), model="cifar", rings=0),
-        lambda: probes.blur(client, noise(), model="cifar", radii=[-1]),
+        lambda: probes.blur(client, noise(), model="cifar", sigmas=[-1]),
         lambda: probes.shuffle(client, noise(), model="cifar", blocks=[0]),
     ):
         with pytest.raises(ValueError):
@@ -329,9 +331,9 @@ def test_turning_is_numpys_quarter_turn_and_keeps_whole_pixels():
 def test_moving_and_blurring_continue_a_picture_as_numpys_reflection():
     [image] = noise(1)
     padded = np.pad(image, ((5, 5), (5, 5), (0, 0)), mode="reflect")
-    assert np.array_equal(_images.shift_image(image, 3, -4), padded[2:34, 9:41])
-    assert _images.blur_image(image, 0) is image
-    assert _images.blur_image(np.ones((8, 8, 1), np.float32), 3) == pytest.approx(np.ones((8, 8, 1)), abs=1e-6)
+    assert np.array_equal(_images.shift_picture(image, 3, -4), padded[2:34, 9:41])
+    assert _images.blur_picture(image, 0) is image
+    assert _images.blur_picture(np.ones((8, 8, 1), np.float32), 3) == pytest.approx(np.ones((8, 8, 1)), abs=1e-6)
 
 
 def test_folders_are_read_in_order_and_some_may_be_chosen_by_seed(tmp_path):
@@ -339,8 +341,8 @@ def test_folders_are_read_in_order_and_some_may_be_chosen_by_seed(tmp_path):
     for name in ("b.png", "a.PNG", "deep/c.jpg"):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
-    found = _images.list_pictures(tmp_path, limit=None, seed=0)
-    assert [path.name for path in found] == ["a.PNG", "b.png", "c.jpg"]
+    result = _images.list_pictures(tmp_path, limit=None, seed=0)
+    assert [path.name for path in result] == ["a.PNG", "b.png", "c.jpg"]
     assert len({tuple(_images.list_pictures(tmp_path, limit=2, seed=seed)) for seed in range(20)}) > 1
     assert _images.list_pictures(tmp_path, limit=2, seed=5) == _images.list_pictures(tmp_path, limit=2, seed=5)
 
@@ -349,7 +351,7 @@ def test_folders_are_read_in_order_and_some_may_be_chosen_by_seed(tmp_path):
 def test_a_file_is_read_as_the_service_reads_it(client, mode, tmp_path):
     pixels = (255 * noise(1, channels=4)[0]).astype(np.uint8)
     Image.fromarray(pixels).resize((50, 40)).convert(mode).save(tmp_path / "seen.png")
-    [array] = _images.read_pictures([tmp_path / "seen.png"], client.model_card("cifar").input)
+    [array] = _images.load_network_inputs([tmp_path / "seen.png"], client.model_card("cifar").input)
     by_file, by_array = client.predict([tmp_path / "seen.png", array], model="cifar", layers="conv1")
     assert by_array.maps["conv1"] == pytest.approx(by_file.maps["conv1"], abs=0.03)
 
@@ -374,7 +376,7 @@ def test_the_command_prints_a_table_and_saves_figure_and_numbers(capsys, network
     assert main([*arguments, "--json", "--url", networks.rest_url]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values == json.loads((saved / "shift-cifar.json").read_text())
-    assert list(values["layers"]["interior"]) == ["conv2"]
+    assert list(values["measures"]["interior"]) == ["conv2"]
 
 
 @pytest.mark.parametrize(
@@ -397,10 +399,10 @@ def test_a_command_that_cannot_be_run_says_why_and_ends_with_one(capsys, network
     ("arguments", "words"),
     [
         (["wobble", "cat.png"], "invalid choice: 'wobble'"),
-        (["shift", "cat.png", "--steps", "inf"], "finite numbers, as in 1,2,4, not 'inf'"),
-        (["blur", "cat.png", "--steps", "1,nan"], "finite numbers"),
-        (["blur", "cat.png", "--steps", ","], "finite numbers"),
-        (["blur", "cat.png", "--layers", ","], "name at least one"),
+        (["shift", "cat.png", "--steps", "inf"], "expected numbers such as 1,2,4, not 'inf'"),
+        (["blur", "cat.png", "--steps", "1,nan"], "expected numbers such as"),
+        (["blur", "cat.png", "--steps", ","], "expected numbers such as"),
+        (["blur", "cat.png", "--layers", ","], "expected a comma-separated list such as A,B"),
     ],
 )
 def test_a_probe_that_is_not_understood_ends_with_two(capsys, arguments, words):
@@ -415,6 +417,6 @@ def test_a_layer_that_goes_while_probing_is_an_error_not_a_number(client, monkey
     strange = type(real)(
         **{**vars(real), "layers": (type(real.layers[0])(**{**vars(real.layers[0]), "name": "gone"}),)}
     )
-    monkeypatch.setattr(client, "model_card", lambda *_: strange)
+    monkeypatch.setattr(client, "model_card", lambda *_, **__: strange)
     with pytest.raises(UnknownLayer):
         probes.blur(client, noise(), model="cifar")

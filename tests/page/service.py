@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from convscope import ClassScore, Input, Layer, Limits, ModelCard, Prediction, RequestRejected, Timing
+from convscope import ClassScore, Explanation, Input, Layer, Limits, ModelCard, Prediction, RequestRejected, Timing
 from convscope.pixels import encode_png
 
-HOSTILE = "</script><img src=x onerror=\"document.title='taken'\">&amp;{{scene}}"
+HOSTILE = "</script><img src=x onerror=\"document.title='taken'\">&amp;{{data}}"
 SIDE = 32
 TIMING = Timing(0.001, 0.002, 0.003, 0.004, 0.005, 0.016, 2, 0.02)
 
@@ -81,6 +80,9 @@ class Service:
     def explain(self, file: bytes, *, model: str, method: str, **_: Any) -> Any:
         if method not in self.explains:
             raise RequestRejected("no gradients here", code="bad_request")
-        heat = np.linspace(-1, 1, 16, dtype=np.float32).reshape(1, 4, 4)
+        scores = Prediction(model=model, version="1.0", engine="torch-2", device="cpu")
         picture = np.full((self.card.input.channels, SIDE, SIDE), 0.5, np.float32)
-        return SimpleNamespace(method=method, layer="conv2", label="cat", heat=heat, picture=picture)
+        if method == "picture":
+            return Explanation(scores, method=method, picture=picture)
+        heat = np.linspace(-1, 1, 16, dtype=np.float32).reshape(1, 4, 4)
+        return Explanation(scores, method=method, layer="conv2", target=0, label="cat", heat=heat, picture=picture)

@@ -18,7 +18,7 @@ import pytest
 from convscope import ClassScore, Client, ModelNotFound, RequestRejected, UnknownLayer
 from convscope._cli import main
 from convscope_lens import report
-from convscope_lens._page.scene import fitting_channels, pack_heat, pack_map
+from convscope_lens._page.page_data import channels_that_fit, pack_heat, pack_map
 
 from tests.client.stand_in import StandIn, serve
 from tests.page.service import CARD, HOSTILE, SIDE, Service, make_layer, make_picture
@@ -30,28 +30,28 @@ def stand_in() -> Iterator[StandIn]:
         yield running
 
 
-def scene_of(page: str) -> dict[str, Any]:
-    [text] = re.findall(r'<script type="application/json" id="scene">(.*?)</script>', page, re.DOTALL)
-    scene: dict[str, Any] = json.loads(text)
-    return scene
+def page_data_of(page: str) -> dict[str, Any]:
+    [text] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    data: dict[str, Any] = json.loads(text)
+    return data
 
 
 def look(service: Any, picture: Any = None, **options: Any) -> dict[str, Any]:
-    return scene_of(report(service, make_picture() if picture is None else picture, model="net", **options))
+    return page_data_of(report(service, make_picture() if picture is None else picture, model="net", **options))
 
 
 def test_the_page_refers_to_nothing_but_itself():
     page = report(Service(), make_picture(), model="net")
 
     class References(HTMLParser):
-        found: list[str] = []  # noqa: RUF012
+        references: list[str] = []  # noqa: RUF012
 
         def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-            self.found += [str(value) for name, value in attributes if name in ("src", "href", "srcset", "action")]
+            self.references += [str(value) for name, value in attributes if name in ("src", "href", "srcset", "action")]
 
     parser = References()
     parser.feed(page)
-    assert set(parser.found) == {"#maps", "data:,"}
+    assert set(parser.references) == {"#maps", "data:,"}
     assert not re.search(r"https?://|@import|url\(", page)
 
 
@@ -72,53 +72,53 @@ def test_no_text_of_others_gets_out_of_its_place():
     page = report(Service(card, (ClassScore(0, HOSTILE, 1.0, 1.0),)), make_picture(), model=HOSTILE, title=HOSTILE)
     plain = report(Service(), make_picture(), model="net")
     assert re.findall(r"<[a-z/!][^>]*>", page) == re.findall(r"<[a-z/!][^>]*>", plain)
-    scene = scene_of(page)
-    assert scene["title"] == scene["model"]["name"] == scene["scores"][0]["label"] == HOSTILE
-    assert scene["layers"][0]["name"] == scene["geometry"]["rows"][0][0] == HOSTILE
+    data = page_data_of(page)
+    assert data["title"] == data["model"]["name"] == data["scores"][0]["label"] == HOSTILE
+    assert data["layers"][0]["name"] == data["geometry"]["rows"][0][0] == HOSTILE
 
 
 def test_maps_come_strongest_first_and_to_half_a_step():
     cells = np.stack([np.linspace(low, low + 1, 12, dtype=np.float32).reshape(3, 4) for low in (0, 2, 1)])
     packed = pack_map(cells, [5, 6, 7])
     assert packed["channels"] == [6, 7, 5]
-    raw = np.frombuffer(base64.b64decode(packed["cells"]), np.uint8).reshape(3, packed["rows"], packed["columns"])
-    least, greatest = (np.array(packed[name])[:, None, None] for name in ("least", "greatest"))
-    np.testing.assert_allclose(least + raw / 255 * (greatest - least), cells[[1, 2, 0]], atol=0.5 / 255 + 1e-5)
+    raw = np.frombuffer(base64.b64decode(packed["values"]), np.uint8).reshape(3, packed["rows"], packed["columns"])
+    minimum, maximum = (np.array(packed[name])[:, None, None] for name in ("min", "max"))
+    np.testing.assert_allclose(minimum + raw / 255 * (maximum - minimum), cells[[1, 2, 0]], atol=0.5 / 255 + 1e-5)
 
 
 def test_maps_with_holes_and_maps_of_one_row_are_packed():
     holes = np.array([[[np.nan, 1.0], [np.inf, 3.0]], [[np.nan] * 2] * 2], np.float32)
     packed = pack_map(holes, [0, 1])
-    assert (packed["least"], packed["greatest"]) == ([1.0, None], [3.0, None])
+    assert (packed["min"], packed["max"]) == ([1.0, None], [3.0, None])
     vector = pack_map(np.array([1.0, 2.0, 3.0], np.float32), [0, 1, 2])
     assert (vector["rows"], vector["columns"], vector["channels"]) == (1, 3, [0])
 
 
 def test_heat_keeps_its_sign():
     packed = pack_heat(np.array([[[-2.0, 0.0, 1.0]], [[0.0, 0.0, 0.0]]], np.float32))
-    assert list(base64.b64decode(packed["cells"])) == [1, 128, 192]
-    assert packed["greatest"] == 2.0
-    assert set(base64.b64decode(pack_heat(np.zeros((1, 2, 2), np.float32))["cells"])) == {128}
+    assert list(base64.b64decode(packed["values"])) == [1, 128, 192]
+    assert packed["max"] == 2.0
+    assert set(base64.b64decode(pack_heat(np.zeros((1, 2, 2), np.float32))["values"])) == {128}
 
 
-def test_a_scene_has_scores_geometry_timing_and_an_explanation():
-    scene = look(Service(), title="it")
-    assert [score["label"] for score in scene["scores"]] == ["cat", "dog"]
-    assert scene["heat"] | {"cells": ""} == {
-        "method": "grad_cam", "layer": "conv2", "label": "cat", "rows": 4, "columns": 4, "cells": "", "greatest": 1.0
+def test_the_page_data_has_scores_geometry_timing_and_an_explanation():
+    data = look(Service(), title="it")
+    assert [score["label"] for score in data["scores"]] == ["cat", "dog"]
+    assert data["heat"] | {"values": ""} == {
+        "method": "grad_cam", "layer": "conv2", "label": "cat", "rows": 4, "columns": 4, "values": "", "max": 1.0
     }  # fmt: skip
-    assert scene["picture"]["exact"]
-    assert scene["geometry"]["headings"][:2] == ["layer", "makes"]
-    assert scene["geometry"]["rows"][1][:4] == ["conv2", "4×6×6", "8×8", "4×4"]
-    assert ["run the network", 4.0] in scene["timing"]
-    assert ["network and queue", 4.0] in scene["timing"]
+    assert data["picture"]["exact"]
+    assert data["geometry"]["headings"][:2] == ["layer", "output"]
+    assert data["geometry"]["rows"][1][:4] == ["conv2", "4×6×6", "8×8", "4×4"]
+    assert ["forward", 4.0] in data["timing"]
+    assert ["outside", 4.0] in data["timing"]
 
 
 @pytest.mark.parametrize("explains", [(), ("picture",)])
 def test_where_the_service_cannot_explain_there_is_no_heat(explains: tuple[str, ...]):
-    scene = look(Service(explains=explains))
-    assert scene["heat"] is None
-    assert scene["picture"]["exact"] == bool(explains)
+    data = look(Service(explains=explains))
+    assert data["heat"] is None
+    assert data["picture"]["exact"] == bool(explains)
 
 
 @pytest.mark.parametrize("chosen", [{"method": "occlusion"}, {"target": 0}])
@@ -140,27 +140,27 @@ def test_a_network_without_classes_and_of_any_size_has_a_report():
         input=replace(CARD.input, height=None, width=None, channels=1),
         layers=(make_layer("conv1", (1, 0, 0)),),
     )
-    scene = look(Service(card, top=()))
-    assert (scene["scores"], scene["heat"]) == ([], None)
-    assert (scene["layers"][0]["rows"], scene["layers"][0]["columns"]) == (SIDE, SIDE)
-    assert scene["geometry"]["rows"][0][1] == "1×any×any"
+    data = look(Service(card, top=()))
+    assert (data["scores"], data["heat"]) == ([], None)
+    assert (data["layers"][0]["rows"], data["layers"][0]["columns"]) == (SIDE, SIDE)
+    assert data["geometry"]["rows"][0][1] == "1×any×any"
 
 
 def test_an_array_is_shown_as_it_was_sent():
     grey = np.full((SIDE, SIDE), 7, np.uint8)
     picture = look(Service(explains=()), grey)["picture"]
     assert (picture["rows"], picture["columns"], picture["channels"]) == (SIDE, SIDE, 1)
-    assert set(base64.b64decode(picture["cells"])) == {7}
+    assert set(base64.b64decode(picture["values"])) == {7}
     assert look(Service(explains=()), np.zeros((5, 5), np.uint8))["picture"] is None  # The service resized it.
 
 
 def test_large_maps_are_cut_to_their_strongest_channels():
     big = [make_layer("a", (64, 112, 112)), make_layer("b", (512, 7, 7)), make_layer("c", (1000,))]
-    assert fitting_channels(big, 64 * 112 * 112 + 512 * 49) is None
-    n = fitting_channels(big, 1 << 19)
+    assert channels_that_fit(big, 64 * 112 * 112 + 512 * 49) is None
+    n = channels_that_fit(big, 1 << 19)
     assert n is not None
     assert n * 112 * 112 + n * 49 <= 1 << 19 < (n + 1) * (112 * 112 + 49)
-    assert fitting_channels(big, 1) == 1
+    assert channels_that_fit(big, 1) == 1
 
 
 def test_a_report_of_a_large_network_stays_below_ten_megabytes():
@@ -186,26 +186,26 @@ def test_the_command_writes_the_page(transport: str, stand_in: StandIn, tmp_path
     picture, page = tmp_path / "cat.png", tmp_path / "cat.html"
     picture.write_bytes(make_picture())
     url = stand_in.rest_url if transport == "rest" else stand_in.grpc_url
-    told = main(["report", str(picture), "--model", "cifar", "--out", str(page), "--url", url, "--request-id", "r-7"])
-    assert told == 0
+    status = main(["report", str(picture), "--model", "cifar", "--out", str(page), "--url", url, "--request-id", "r-7"])
+    assert status == 0
     assert f"wrote {page}" in capsys.readouterr().out
-    scene = scene_of(page.read_text("utf-8"))
-    assert (scene["title"], scene["model"]["request"]) == ("cat.png", "r-7")
-    assert [layer["name"] for layer in scene["layers"]] == ["conv1", "conv2"]
+    data = page_data_of(page.read_text("utf-8"))
+    assert (data["title"], data["model"]["request"]) == ("cat.png", "r-7")
+    assert [layer["name"] for layer in data["layers"]] == ["conv1", "conv2"]
 
 
-def test_the_command_says_why_there_is_no_explanation_if_one_was_asked_for(
+def test_the_command_says_why_there_is_no_explanation_if_one_was_requested(
     stand_in: StandIn, tmp_path: Path, capsys: Any
 ):
     (tmp_path / "cat.png").write_bytes(make_picture())
     page = tmp_path / "cat.html"
     command = ["report", str(tmp_path / "cat.png"), "--model", "older", "--out", str(page), "--url", stand_in.rest_url]
-    for chosen in (["--target", "3"], ["--method", "cam"]):
-        assert main([*command, *chosen]) == 1
-        assert "protocol_error: an explanation was asked for and none came back" in capsys.readouterr().err
+    for selected in (["--target", "3"], ["--method", "cam"]):
+        assert main([*command, *selected]) == 1
+        assert "protocol_error: the service does not support explanations" in capsys.readouterr().err
         assert not page.exists()
     assert main(command) == 0
-    assert scene_of(page.read_text("utf-8"))["heat"] is None
+    assert page_data_of(page.read_text("utf-8"))["heat"] is None
 
 
 def test_a_file_whose_name_is_no_text_has_a_report(stand_in: StandIn, tmp_path: Path, capsys: Any):
@@ -213,10 +213,10 @@ def test_a_file_whose_name_is_no_text_has_a_report(stand_in: StandIn, tmp_path: 
     picture.write_bytes(make_picture())
     assert main(["report", str(picture), "--model", "cifar", "--out", str(page), "--url", stand_in.rest_url]) == 0
     assert "caf?.html" in capsys.readouterr().out
-    assert scene_of(page.read_text("utf-8"))["title"] == "caf\N{REPLACEMENT CHARACTER}.png"
+    assert page_data_of(page.read_text("utf-8"))["title"] == "caf\N{REPLACEMENT CHARACTER}.png"
 
 
-def test_what_the_service_refuses_is_raised_and_nothing_written(stand_in: StandIn, tmp_path: Path):
+def test_what_the_service_rejects_is_raised_and_nothing_written(stand_in: StandIn, tmp_path: Path):
     with Client(stand_in.rest_url) as client:
         with pytest.raises(ModelNotFound):
             report(client, make_picture(), model="missing")

@@ -15,15 +15,15 @@ from tests.page.conftest import Open
 from tests.page.service import CARD, HOSTILE, SIDE, Service, make_layer
 
 
-def told(page: Any) -> str:
-    return str(page.inner_text("#told"))
+def description(page: Any) -> str:
+    return str(page.inner_text("#cell-description"))
 
 
 def field(page: Any) -> list[float]:
     """Return the marked part of the picture in pixels of the picture: top, left, height, width."""
     marked: list[float] = page.evaluate(
         """side => {
-          const box = document.getElementById("field");
+          const box = document.getElementById("receptive-field-box");
           return ["top", "left", "height", "width"].map((name) => parseFloat(box.style[name]) * side / 100);
         }""",
         SIDE,
@@ -65,8 +65,8 @@ def test_the_policy_holds_in_the_browser(open_report: Open):
 def test_no_text_of_others_becomes_markup(open_report: Open):
     card = replace(CARD, description=HOSTILE, classes=(HOSTILE,), layers=(make_layer(HOSTILE, (2, 3, 3)),))
     page = open_report(Service(card, (ClassScore(0, HOSTILE, 1.0, 1.0),)), title=HOSTILE).page
-    assert page.title() == f"{HOSTILE} seen by net"
-    assert page.inner_text("h1") == f"{HOSTILE} seen by net"
+    assert page.title() == f"{HOSTILE} – net"
+    assert page.inner_text("h1") == f"{HOSTILE} – net"
     assert page.inner_text("#scores .label") == HOSTILE
     assert page.locator("img").count() == 0
 
@@ -77,29 +77,29 @@ def test_scores_are_listed_with_their_shares(open_report: Open):
     assert [re.sub(r"\s+", " ", text) for text in items.all_inner_texts()] == ["cat 75.00 %", "dog 25.00 %"]
 
 
-def test_pointing_at_a_cell_marks_what_it_sees(open_report: Open):
+def test_pointing_at_a_cell_marks_its_receptive_field(open_report: Open):
     page = open_report().page
     canvas = layer(page, "conv2").locator("canvas").first
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     page.mouse.move(box["x"] + box["width"] * 2.5 / 6, box["y"] + box["height"] * 1.5 / 6)  # Row 1, column 2.
-    assert "conv2, channel" in told(page)
-    assert "row 1, column 2:" in told(page)
+    assert "conv2, channel" in description(page)
+    assert "row 1, column 2:" in description(page)
     # From -3, 4 pixels a cell, 8 pixels each way: rows 1..8, columns 5..12.
-    assert "rows 1 to 8 and columns 5 to 12 of the picture, 8×8 pixels." in told(page)
+    assert "rows 1 to 8, columns 5 to 12, 8×8 pixels." in description(page)
     assert field(page) == [1, 5, 8, 8]
     page.mouse.move(box["x"] + box["width"] * 0.5 / 6, box["y"] + box["height"] * 5.5 / 6)
-    assert "rows 17 to 24 and columns −3 to 4 of the picture, 8×8 pixels, some of them beyond its border." in told(page)
+    assert "rows 17 to 24, columns −3 to 4, 8×8 pixels (partly padding)." in description(page)
     assert field(page) == [17, 0, 8, 5]
     page.mouse.move(2, 2)
-    assert "conv1, channel" in told(page)  # Back to the map in large.
+    assert "conv1, channel" in description(page)  # Back to the map in large.
 
 
-def test_the_told_value_is_the_cells(open_report: Open):
+def test_the_description_has_the_value_of_the_cell(open_report: Open):
     page = open_report().page
     cells = np.random.default_rng(5).normal(size=(12, SIDE, SIDE)).astype(np.float32)  # As the service made it.
     channel, row, column, value = re.match(
-        r"conv1, channel (\d+), row (\d+), column (\d+): about (\S+), of", told(page)
+        r"conv1, channel (\d+), row (\d+), column (\d+): about (\S+) \(min", description(page)
     ).groups()  # type: ignore[union-attr]
     assert int(channel) == cells.mean(axis=(1, 2)).argmax()
     assert (int(row), int(column)) == np.unravel_index(cells[int(channel)].argmax(), (SIDE, SIDE))
@@ -109,24 +109,24 @@ def test_the_told_value_is_the_cells(open_report: Open):
 def test_it_can_be_read_by_keys_alone(open_report: Open):
     page = open_report().page
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "To the maps"
+    assert page.evaluate("document.activeElement.textContent") == "Skip to feature maps"
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "map"
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     page.keyboard.press("Control+Home")
-    assert "row 0, column 0:" in told(page)
-    assert "rows −1 to 1 and columns −1 to 1" in told(page)
+    assert "row 0, column 0:" in description(page)
+    assert "rows −1 to 1, columns −1 to 1" in description(page)
     assert field(page) == [0, 0, 2, 2]
     for key in ("ArrowDown", "ArrowDown", "ArrowRight", "ArrowUp", "Shift+ArrowRight"):
         page.keyboard.press(key)
-    assert "row 1, column 9:" in told(page)
+    assert "row 1, column 9:" in description(page)
     assert field(page) == [0, 8, 3, 3]
     page.keyboard.press("End")
-    assert f"row 1, column {SIDE - 1}:" in told(page)
+    assert f"row 1, column {SIDE - 1}:" in description(page)
     before = page.get_attribute("#map", "aria-label")
     page.keyboard.press("PageDown")
     assert page.get_attribute("#map", "aria-label") != before
-    assert f"row 1, column {SIDE - 1}:" in told(page)
+    assert f"row 1, column {SIDE - 1}:" in description(page)
     page.keyboard.press("Escape")
     assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
     page.keyboard.press("Tab")
@@ -136,7 +136,7 @@ def test_it_can_be_read_by_keys_alone(open_report: Open):
 
 def test_the_rest_of_the_channels_comes_on_demand(open_report: Open):
     page = open_report().page
-    tiles = layer(page, "conv1").get_by_role("button", name="show in large")
+    tiles = layer(page, "conv1").get_by_role("button", name="enlarge")
     assert tiles.count() == 8
     page.get_by_role("button", name="Show all 12 channels of conv1").focus()
     page.keyboard.press("Enter")
@@ -150,18 +150,18 @@ def test_the_rest_of_the_channels_comes_on_demand(open_report: Open):
 def test_a_layer_without_a_receptive_field_says_so(open_report: Open):
     page = open_report().page
     layer(page, "head").get_by_role("button").click()
-    assert "not known" in told(page)
-    assert page.locator("#field").is_hidden()
+    assert "Receptive field unknown." in description(page)
+    assert page.locator("#receptive-field-box").is_hidden()
 
 
-def test_the_heat_map_tells_its_cells_in_words(open_report: Open):
+def test_the_heat_map_describes_its_cells(open_report: Open):
     page = open_report().page
     page.get_by_role("region", name="Heat map").get_by_role("button").focus()
     page.keyboard.press("Enter")
-    assert "row 3, column 3: speaks for “cat”, 100 % of the strongest" in told(page)
+    assert "row 3, column 3: raises the score of “cat”, 100 % of the strongest contribution" in description(page)
     assert field(page) == [24, 24, 8, 8]
     page.keyboard.press("Control+Home")
-    assert "row 0, column 0: speaks against “cat”, 100 % of the strongest" in told(page)
+    assert "row 0, column 0: lowers the score of “cat”, 100 % of the strongest contribution" in description(page)
     red, _, blue = page.evaluate(
         "[...document.querySelector('#heat canvas').getContext('2d').getImageData(31, 31, 1, 1).data].slice(0, 3)"
     )
@@ -172,8 +172,8 @@ def test_what_is_not_there_is_left_out(open_report: Open):
     page = open_report(Service(replace(CARD, classes=()), top=(), explains=("picture",))).page
     assert page.get_by_role("region", name="Heat map").count() == 0
     assert "no classes" in page.inner_text("#scores")
-    page = open_report(Service(explains=())).page  # The picture is the file's own, brought to size by the page.
-    assert "brought to the network’s size by this page, 32×32" in page.inner_text("#picture-caption")
+    page = open_report(Service(explains=())).page  # The page shows the file itself.
+    assert "the file, resized by this page, 32×32" in page.inner_text("#picture-caption")
     assert page.evaluate("document.getElementById('picture').getContext('2d').getImageData(7, 2, 1, 1).data[0]") == 71
 
 
@@ -202,20 +202,20 @@ def test_it_fits_narrow_and_wide_windows(width: int, open_report: Open):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_fault(scheme: str, open_report: Open):
     watched = open_report(color_scheme=scheme, bypass_csp=True)  # axe is a script that the page does not know.
-    found = Axe().run(watched.page)
-    assert found.violations_count == 0, found.generate_report()
-    assert len(found.response["passes"]) > 20
+    result = Axe().run(watched.page)
+    assert result.violations_count == 0, result.generate_report()
+    assert len(result.response["passes"]) > 20
 
 
 def test_a_screen_reader_finds_landmarks_headings_and_names(open_report: Open):
     page = open_report().page
     assert page.get_by_role("main").count() == page.get_by_role("banner").count() == 1
     headings = page.get_by_role("heading").all_inner_texts()
-    assert headings[0] == "cat.png seen by net"
-    assert "Maps, layer by layer" in headings
-    assert page.get_by_role("img", name="cat.png, as the network saw it, 32×32 pixels").count() == 1
+    assert headings[0] == "cat.png – net"
+    assert "Feature maps by layer" in headings
+    assert page.get_by_role("img", name="cat.png, the network’s input, 32×32 pixels").count() == 1
     assert page.get_by_role("application", name=re.compile(r"^conv1, channel \d+, 32 rows of 32 cells$")).count() == 1
     assert page.get_by_role("status").get_attribute("aria-live") == "polite"
     table = page.get_by_role("table", name="Layers of the network")
-    assert table.get_by_role("columnheader", name="a cell sees").count() == 1
+    assert table.get_by_role("columnheader", name="receptive field").count() == 1
     assert table.get_by_role("rowheader", name="conv2").count() == 1

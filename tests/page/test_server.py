@@ -1,4 +1,4 @@
-"""The server of the page to play with: who may ask it what."""
+"""The local server of `convscope ui`: which requests it accepts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from convscope import AuthenticationFailed, Client, ModelNotFound
-from convscope_lens._page.server import MAX_BODY_BYTES, PageServer, answer_status
+from convscope_lens._page.server import MAX_BODY_BYTES, PageServer, http_status
 
 from tests.client.stand_in import StandIn, serve
 from tests.page.service import make_picture
@@ -31,7 +32,7 @@ def stand_in() -> Iterator[StandIn]:
 @pytest.fixture(scope="module")
 def server(stand_in: StandIn) -> Iterator[PageServer]:
     with Client(stand_in.rest_url, api_key=API_KEY) as client, PageServer(client, ["cifar", "digits"]) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
         server.shutdown()
@@ -40,9 +41,25 @@ def server(stand_in: StandIn) -> Iterator[PageServer]:
 
 @pytest.fixture
 def http(server: PageServer) -> Iterator[httpx.Client]:
-    headers = {"x-convscope-token": server.token}
-    with httpx.Client(base_url=f"http://{server.hosts[0]}", headers=headers, trust_env=False, timeout=30) as http:
+    headers = {"x-convscope-token": token(server)}
+    with httpx.Client(base_url=f"http://{hosts(server)[0]}", headers=headers, trust_env=False, timeout=30) as http:
         yield http
+
+
+def token(server: PageServer) -> str:
+    return server.url.partition("#")[2]
+
+
+def address(server: PageServer) -> tuple[str, int]:
+    parts = urlsplit(server.url)
+    assert parts.hostname
+    assert parts.port
+    return parts.hostname, parts.port
+
+
+def hosts(server: PageServer) -> list[str]:
+    """The accepted host names."""
+    return [f"{name}:{address(server)[1]}" for name in ("127.0.0.1", "localhost")]
 
 
 def code(answer: httpx.Response) -> tuple[int, str]:
@@ -50,89 +67,91 @@ def code(answer: httpx.Response) -> tuple[int, str]:
 
 
 def test_it_listens_on_this_machine_alone(server: PageServer):
-    assert server.socket.getsockname()[0] == "127.0.0.1"
+    assert address(server)[0] == "127.0.0.1"
 
 
 def test_the_page_holds_no_secret_and_may_not_be_framed(server: PageServer, http: httpx.Client):
-    answer = http.get("/", headers={"x-convscope-token": ""})
-    assert answer.status_code == 200
-    said = answer.text + str(answer.headers)
-    assert server.token not in said
-    assert API_KEY not in said
-    assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
-    assert "connect-src 'self'" in answer.headers["content-security-policy"]
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["cache-control"] == "no-store"
+    response = http.get("/", headers={"x-convscope-token": ""})
+    assert response.status_code == 200
+    text = response.text + str(response.headers)
+    assert token(server) not in text
+    assert API_KEY not in text
+    assert "frame-ancestors 'none'" in response.headers["content-security-policy"]
+    assert "connect-src 'self'" in response.headers["content-security-policy"]
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["cache-control"] == "no-store"
 
 
-def test_a_picture_is_answered_with_a_scene_and_the_service_gets_the_key(stand_in: StandIn, http: httpx.Client):
+def test_a_picture_is_answered_with_page_data_and_the_service_gets_the_key(stand_in: StandIn, http: httpx.Client):
     stand_in.keys.clear()
-    answer = http.post("/see?model=digits&title=a%26b&explain=1", content=make_picture())
-    assert answer.status_code == 200
-    assert (answer.json()["title"], answer.json()["model"]["name"]) == ("a&b", "digits")
+    response = http.post("/predict?model=digits&title=a%26b&explain=1", content=make_picture())
+    assert response.status_code == 200
+    assert (response.json()["title"], response.json()["model"]["name"]) == ("a&b", "digits")
     assert set(stand_in.keys) == {API_KEY}
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1", ""])
 def test_a_foreign_name_that_leads_here_is_not_answered(host: str, http: httpx.Client):
     assert code(http.get("/", headers={"host": host})) == (403, "forbidden")
-    assert code(http.post("/see?model=cifar", content=b"x", headers={"host": host})) == (403, "forbidden")
+    assert code(http.post("/predict?model=cifar", content=b"x", headers={"host": host})) == (403, "forbidden")
 
 
 @pytest.mark.parametrize("headers", [{"x-convscope-token": ""}, {"x-convscope-token": "wrong"}])
 def test_without_the_key_nothing_is_asked(headers: dict[str, str], stand_in: StandIn, http: httpx.Client):
     stand_in.requests.clear()
-    assert code(http.post("/see?model=cifar", content=make_picture(), headers=headers)) == (403, "forbidden")
+    assert code(http.post("/predict?model=cifar", content=make_picture(), headers=headers)) == (403, "forbidden")
     assert not stand_in.requests
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1"])
 def test_another_page_may_not_ask(origin: str, http: httpx.Client):
-    answer = http.post("/see?model=cifar", content=make_picture(), headers={"origin": origin})
-    assert code(answer) == (403, "forbidden")
-    assert "access-control-allow-origin" not in answer.headers
+    response = http.post("/predict?model=cifar", content=make_picture(), headers={"origin": origin})
+    assert code(response) == (403, "forbidden")
+    assert "access-control-allow-origin" not in response.headers
 
 
 def test_the_page_itself_may_ask_by_either_name(server: PageServer, http: httpx.Client):
-    for host in server.hosts:
+    for host in hosts(server):
         headers = {"host": host, "origin": f"http://{host}"}
-        assert http.post("/see?model=cifar", content=make_picture(), headers=headers).status_code == 200
+        assert http.post("/predict?model=cifar", content=make_picture(), headers=headers).status_code == 200
 
 
-def test_a_large_body_is_refused_unread(server: PageServer):
-    with socket.create_connection(server.socket.getsockname(), timeout=30) as connection:
-        head = f"POST /see?model=cifar HTTP/1.1\r\nhost: {server.hosts[0]}\r\nx-convscope-token: {server.token}\r\n"
+def test_a_large_body_is_rejected_unread(server: PageServer):
+    with socket.create_connection(address(server), timeout=30) as connection:
+        head = (
+            f"POST /predict?model=cifar HTTP/1.1\r\nhost: {hosts(server)[0]}\r\nx-convscope-token: {token(server)}\r\n"
+        )
         connection.sendall(f"{head}content-length: {MAX_BODY_BYTES + 1}\r\n\r\n".encode())
-        answer = b"".join(iter(lambda: connection.recv(65536), b""))
-    assert answer.startswith(b"HTTP/1.1 413")
-    assert b"image_too_large" in answer
+        response = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert response.startswith(b"HTTP/1.1 413")
+    assert b"image_too_large" in response
 
 
-def test_a_body_of_unknown_length_is_refused(http: httpx.Client):
-    answer = http.post("/see?model=cifar", content=iter([b"abc"]))
-    assert code(answer) == (411, "bad_request")
+def test_a_body_of_unknown_length_is_rejected(http: httpx.Client):
+    response = http.post("/predict?model=cifar", content=iter([b"abc"]))
+    assert code(response) == (411, "bad_request")
 
 
 def test_errors_of_the_service_come_with_their_code(http: httpx.Client):
-    assert code(http.post("/see?model=cifar", content=b"bad picture")) == (400, "bad_image")
-    assert code(http.post("/see?model=other", content=make_picture())) == (404, "model_not_found")
+    assert code(http.post("/predict?model=cifar", content=b"bad picture")) == (400, "bad_image")
+    assert code(http.post("/predict?model=other", content=make_picture())) == (404, "model_not_found")
     assert code(http.post("/elsewhere", content=b"x")) == (404, "not_found")
     assert code(http.get("/../secret")) == (404, "not_found")
 
 
 def test_what_is_no_fault_of_the_pictures_is_told_as_such(stand_in: StandIn, http: httpx.Client):
     stand_in.mishaps[:] = ["died", "died"]  # A worker that died is asked again, once.
-    assert code(http.post("/see?model=cifar", content=make_picture())) == (502, "internal")
-    assert answer_status(AuthenticationFailed()) == 502
+    assert code(http.post("/predict?model=cifar", content=make_picture())) == (502, "internal")
+    assert http_status(AuthenticationFailed()) == 502
 
 
-def test_on_port_80_it_answers_to_names_without_a_port(
+def test_on_port_80_names_without_a_port_are_accepted(
     server: PageServer, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(server, "server_port", 80)
+    monkeypatch.setattr(server._server, "server_port", 80)
     for host in ("localhost", "127.0.0.1:80", "127.0.0.1"):
         headers = {"host": host, "origin": f"http://{host}"}
-        assert http.post("/see?model=cifar", content=make_picture(), headers=headers).status_code == 200
+        assert http.post("/predict?model=cifar", content=make_picture(), headers=headers).status_code == 200
     assert code(http.get("/", headers={"host": "evil.example"})) == (403, "forbidden")
 
 
@@ -140,7 +159,7 @@ def test_a_model_that_is_not_there_is_told_at_the_start(stand_in: StandIn):
     with Client(stand_in.rest_url) as client:
         with pytest.raises(ModelNotFound):
             PageServer(client, ["cifar", "missing"])
-        with pytest.raises(ValueError, match="at least one"):
+        with pytest.raises(ValueError, match="must not be empty"):
             PageServer(client, [])
 
 

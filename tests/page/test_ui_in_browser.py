@@ -27,7 +27,7 @@ def stand_in() -> Iterator[StandIn]:
 @pytest.fixture
 def server(stand_in: StandIn) -> Iterator[PageServer]:
     with Client(stand_in.rest_url) as client, PageServer(client, ["digits", "cifar"]) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
         server.shutdown()
@@ -61,28 +61,28 @@ def test_a_chosen_picture_is_answered_and_another_network_asked_about_it(
     page = watched.open(server.url)
     assert page.locator("main").is_hidden()
     page.set_input_files("#file", picture)
-    await_title(page, "dog.png seen by digits")
+    await_title(page, "dog.png – digits")
     page.get_by_label("Network", exact=True).select_option("cifar")
-    await_title(page, "dog.png seen by cifar")
-    assert {url.split("/")[2] for url in watched.fetched if url.startswith("http")} == {server.hosts[0]}
+    await_title(page, "dog.png – cifar")
+    assert {url.split("/")[2] for url in watched.fetched if url.startswith("http")} == {server.url.split("/")[2]}
     assert page.get_by_role("region", name="conv1", exact=True).get_by_role("button").count() == 4
 
 
 def test_a_drawing_is_answered_and_the_chosen_map_stays(watch: Open, server: PageServer, stand_in: StandIn):
     page = watch().open(server.url)
     draw(page)
-    await_title(page, "drawing seen by digits")
-    page.get_by_role("button", name="conv2, channel 1: show in large").click()
+    await_title(page, "drawing – digits")
+    page.get_by_role("button", name="conv2, channel 1: enlarge").click()
     page.locator("#map").focus()
     page.keyboard.press("Control+End")
-    assert "conv2, channel 1, row 1, column 1:" in page.inner_text("#told")
+    assert "conv2, channel 1, row 1, column 1:" in page.inner_text("#cell-description")
     before = len(stand_in.requests)
     page.get_by_role("button", name="Clear the pad").click()
-    with page.expect_response("**/see?*"):
+    with page.expect_response("**/predict?*"):
         draw(page)
     expect(page.locator("#state")).to_contain_text("%", timeout=60_000)
     assert len(stand_in.requests) > before
-    assert "conv2, channel 1, row 1, column 1:" in page.inner_text("#told")
+    assert "conv2, channel 1, row 1, column 1:" in page.inner_text("#cell-description")
 
 
 def test_a_dropped_picture_is_answered(watch: Open, server: PageServer):
@@ -95,7 +95,7 @@ def test_a_dropped_picture_is_answered(watch: Open, server: PageServer):
         }""",
         list(make_picture()),
     )
-    await_title(page, "dropped.png seen by digits")
+    await_title(page, "dropped.png – digits")
 
 
 def test_a_drawing_can_be_made_by_keys(watch: Open, server: PageServer):
@@ -105,10 +105,10 @@ def test_a_drawing_can_be_made_by_keys(watch: Open, server: PageServer):
     for _ in range(5):
         page.keyboard.press("ArrowDown")
     assert page.inner_text("#pen") == "Pen down at row 190, column 140 of 280."
-    await_title(page, "drawing seen by digits")
+    await_title(page, "drawing – digits")
 
 
-def test_what_the_service_refuses_stands_there_with_its_code(watch: Open, server: PageServer, tmp_path: Path):
+def test_what_the_service_rejects_stands_there_with_its_code(watch: Open, server: PageServer, tmp_path: Path):
     (tmp_path / "bad.png").write_bytes(b"bad picture")
     watched = watch()
     page = watched.open(server.url)
@@ -122,7 +122,7 @@ def test_what_the_service_refuses_stands_there_with_its_code(watch: Open, server
 def test_a_url_without_its_token_is_explained_and_rejected(watch: Open, server: PageServer, picture: Path):
     watched = watch()
     page = watched.open(server.url.partition("#")[0])
-    assert "lacks its token" in page.inner_text("#error")
+    assert "Missing token" in page.inner_text("#error")
     page.set_input_files("#file", picture)
     expect(page.locator("#error")).to_contain_text("forbidden: ", timeout=60_000)
     watched.wrong.clear()
@@ -132,6 +132,6 @@ def test_a_url_without_its_token_is_explained_and_rejected(watch: Open, server: 
 def test_axe_finds_no_fault(scheme: str, watch: Open, server: PageServer, picture: Path):
     page = watch(color_scheme=scheme, bypass_csp=True).open(server.url)
     page.set_input_files("#file", picture)
-    await_title(page, "dog.png seen by digits")
-    found = Axe().run(page)
-    assert found.violations_count == 0, found.generate_report()
+    await_title(page, "dog.png – digits")
+    result = Axe().run(page)
+    assert result.violations_count == 0, result.generate_report()

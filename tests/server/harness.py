@@ -38,6 +38,11 @@ class Handler:
             pathlib.Path(started).touch()
             time.sleep(float(seconds))
             return b"slept"
+        if verb == "compute":
+            end = time.monotonic() + float(argument)
+            while time.monotonic() < end:
+                pass
+            return b"computed"
         if verb == "bytes":
             return b"x" * int(argument)
         if verb == "environment":

@@ -25,7 +25,7 @@ def directory(tmp_path):
 
 def written(directory, store, *options):
     settings = parse(["--model-store", str(store), *options])
-    text = write_configuration(directory, settings, LISTENERS, find_archives(store), 0).read_text()
+    text = write_configuration(directory, settings, LISTENERS, find_archives(store).archives, 0).read_text()
     return dict(line.split("=", 1) for line in text.splitlines() if line and not line.startswith("#"))
 
 
@@ -142,7 +142,7 @@ def test_thread_counts_of_the_users_own_are_kept_and_there_is_always_one(directo
 def test_the_command_line_decides_on_workers_before_the_archive_and_the_archive_before_the_gpus(tmp_path):
     write_archive(tmp_path, "three", config="minWorkers: 3\n")
     write_archive(tmp_path, "unsaid")
-    three, unsaid = find_archives(tmp_path)
+    three, unsaid = find_archives(tmp_path).archives
     assert count_workers(three, parse(["--workers", "2"]), 4) == 2
     assert count_workers(three, parse([]), 4) == 3
     assert count_workers(unsaid, parse([]), 4) == 4

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from server.configuration import PrivateDirectory
-from server.diagnosis import Diagnosis, News, explain_java, explain_worker, find_cause
+from server.diagnosis import CAUSES, Death, Diagnosis, explain_java, explain_worker, find_cause
+from server.host import Memory
 from server.logs import Follower
 from server.models import Archive
 
@@ -56,7 +57,7 @@ def traceback(*causes: str) -> list[str]:
             "its worker failed: RuntimeError: Error(s) in loading state_dict for Cifar: Missing key: conv1",
         ),
         (["KeyboardInterrupt"], "its worker failed: KeyboardInterrupt"),
-        ([], "archive cifar.mar: its worker ended without a message"),
+        ([], "archive cifar.mar: its worker ended without a message: it was killed, or it exited"),
     ],
 )
 def test_a_workers_last_words_become_one_sentence(causes, words):
@@ -76,15 +77,16 @@ def test_a_worker_that_torchserve_ended_did_not_answer_whatever_it_printed_befor
             "\tat org.pytorch.serve.wlm.WorkerThread.run(WorkerThread.java:247)\n"
             f"{thread} Retry worker: 9000 in 1 seconds.\n"
         )
-        failures = []
-        while not failures:
-            failures = diagnosis.read().failures
+        deaths = []
+        while not deaths:
+            deaths = diagnosis.read().deaths
         with directory.torchserve_log.open("a") as log:
             log.write(f"{thread} Retry worker: 9000 in 1 seconds.\n")
         directory.models_log.write_text("".join(f"{stdout} {said}\n" for said in traceback("ValueError: new")))
-        while len(failures) < 2:
-            failures += diagnosis.read().failures
-    assert failures == [
+        while len(deaths) < 2:
+            deaths += diagnosis.read().deaths
+    assert [death.cause for death in deaths] == ["late", "error"]
+    assert [death.text for death in deaths] == [
         "archive cifar.mar: its worker did not answer within 7 s (responseTimeout), "
         "or load within 9 s (startupTimeout), and was ended",
         "archive cifar.mar: its worker failed: ValueError: new",
@@ -94,27 +96,24 @@ def test_a_worker_that_torchserve_ended_did_not_answer_whatever_it_printed_befor
 THREAD = "2026-01-01T00:00:00,000 [ERROR] W-9000-cifar_1.0 WorkerThread -"
 
 
-def read_death(tmp_path, *lines: str, said: tuple[str, ...] = (), cgroups: Path = Path("/nonexistent")) -> News:
-    """Return the news of one worker's death, from TorchServe's log and the worker's own."""
+def read_death(tmp_path, *lines: str, said: tuple[str, ...] = (), kills: tuple[int | None, ...] = (None,)) -> Death:
+    """Return what is made of one worker's death: TorchServe's lines, its own, and the kernel's count of kills."""
+    counts = iter(kills)
+    last = kills[-1]
     with PrivateDirectory(tmp_path, None) as directory:
-        diagnosis = Diagnosis(directory, [CIFAR], cgroups)
-        if cgroups.exists():
-            kill_for_memory(cgroups)
+        diagnosis = Diagnosis(directory, [CIFAR], lambda: Memory(512 << 20, 1 << 30, next(counts, last)))
         stdout = "2026-01-01T00:00:00,000 [INFO ] W-9000-cifar_1.0-stdout MODEL_LOG -"
         directory.models_log.write_text("".join(f"{stdout} {line}\n" for line in said))
         directory.torchserve_log.write_text("".join(f"{line}\n" for line in lines))
-        while not (news := diagnosis.read()).failures:
+        while not (deaths := diagnosis.read().deaths):
             pass
-    return news
+    (death,) = deaths
+    assert death.cause in CAUSES
+    assert (death.model, death.archive) == ("cifar/1.0", "cifar")
+    return death
 
 
-def kill_for_memory(cgroups: Path) -> None:
-    """Have the kernel count one more kill in this process's control group, below a folder."""
-    own = Path("/proc/self/cgroup").read_text().rpartition("::/")[2].strip()
-    events = cgroups / own / "memory.events"
-    events.parent.mkdir(parents=True, exist_ok=True)
-    kills = int(events.read_text().split()[-1]) if events.exists() else 2
-    events.write_text(f"low 0\noom 1\noom_kill {kills + 1}\n")
+RETRY = f"{THREAD} Retry worker: 9000 in 1 seconds."
 
 
 def test_an_exception_that_ended_torchserves_own_thread_is_quoted_whatever_the_worker_printed_before(tmp_path):
@@ -122,26 +121,56 @@ def test_an_exception_that_ended_torchserves_own_thread_is_quoted_whatever_the_w
     lines = (f"{THREAD} Backend worker thread exception.", thrown, "\tat x.y(Z.java:1)")
     said = tuple(traceback("ValueError: long ago"))
     expected = f"archive cifar.mar: TorchServe's own thread for its worker ended: {thrown}"
-    news = read_death(tmp_path, *lines, f"{THREAD} Retry worker: 9000 in 1 seconds.", said=said)
-    assert (news.failures, news.retried) == ([expected], {expected})
-    news = read_death(tmp_path, *lines, said=said)
-    assert (news.failures, news.retried) == ([expected], set())
+    for more, retried in (((RETRY,), True), ((), False)):
+        death = read_death(tmp_path, *lines, *more, said=said)
+        assert (death.text, death.retried, death.cause) == (expected, retried, "torchserve")
 
 
 def test_a_traceback_of_a_request_is_not_taken_for_the_cause_of_a_later_death(tmp_path):
     said = ("Torch worker started.", "Invoking custom service failed.", *traceback("ValueError: a request")[2:])
-    news = read_death(tmp_path, f"{THREAD} Retry worker: 9000 in 1 seconds.", said=said)
-    assert news.failures == ["archive cifar.mar: its worker ended without a message"]
+    death = read_death(tmp_path, RETRY, said=said)
+    assert death.cause == "killed"
+    assert death.text.startswith("archive cifar.mar: its worker ended without a message: it was killed, or it exited;")
+    assert death.lines == said
 
 
-def test_want_of_memory_is_told_where_the_kernel_has_counted_it(tmp_path):
-    kill_for_memory(tmp_path / "cgroups")
-    lines = [f"{THREAD} Retry worker: 9000 in 1 seconds."]
-    news = read_death(tmp_path, *lines, cgroups=tmp_path / "cgroups")
-    told = (
-        "its worker ended without a message; the kernel has killed 1 of this container's processes for want of memory"
+def test_of_a_worker_that_ended_without_a_message_what_the_kernel_knows_is_told_and_no_more(tmp_path):
+    death = read_death(tmp_path, RETRY, kills=(2, 2))
+    assert death.cause == "killed"
+    assert "; the kernel has counted no kill for want of memory; memory used 512 MiB of 1024 MiB, free in" in death.text
+    death = read_death(tmp_path, RETRY, kills=(2, 3))
+    assert death.cause == "oom"
+    assert "; the kernel has killed 1 of this container's processes for want of memory; memory used" in death.text
+    death = read_death(tmp_path, RETRY, kills=(None, None))
+    assert death.cause == "killed"
+    assert "want of memory" not in death.text, "the kernel does not say"
+
+
+def test_a_worker_that_crashed_says_by_what(tmp_path):
+    said = (
+        "Torch worker started.",
+        "Fatal Python error: Bus error",
+        "",
+        "Current thread 0x1 (most recent call first):",
     )
-    assert news.failures == [f"archive cifar.mar: {told}"]
+    death = read_death(tmp_path, RETRY, said=said)
+    assert (death.cause, death.text) == ("crash", "archive cifar.mar: its worker crashed: Bus error")
+    assert death.is_ours
+
+
+@pytest.mark.parametrize(
+    ("cause", "is_ours"),
+    [
+        ("ValueError: bad weights", True),
+        ("MemoryError", False),
+        ("OSError: [Errno 28] No space left on device: '/tmp/x'", False),
+        ("torch.OutOfMemoryError: CUDA out of memory.", False),
+    ],
+)
+def test_an_exception_that_the_machine_caused_is_not_held_against_the_archive(cause, is_ours, tmp_path):
+    death = read_death(tmp_path, RETRY, said=tuple(traceback(cause)))
+    assert (death.cause, death.is_ours) == ("error", is_ours)
+    assert ("free in" in death.text) is not is_ours
 
 
 def test_warnings_without_a_message_are_told_by_their_exception_and_callers_that_hang_up_are_not(tmp_path):
@@ -182,6 +211,11 @@ def test_what_a_worker_prints_outside_a_traceback_is_no_cause():
 )
 def test_javas_last_words_become_one_sentence(lines, words):
     assert words in explain_java(lines)
+
+
+def test_of_a_java_that_was_killed_only_an_error_of_its_own_is_quoted():
+    assert explain_java(["Full thread dump"], killed=True) == "it says nothing"
+    assert explain_java(["# A fatal error", "#  SIGSEGV (0xb) at pc=0x1"], killed=True) == "#  SIGSEGV (0xb) at pc=0x1"
 
 
 def test_a_log_is_followed_by_whole_lines_and_stack_traces_stay_with_their_record(tmp_path):

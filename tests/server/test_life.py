@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.harness import launched, poll, processes, write_archive
+from tests.server.harness import ROOT, launched, poll, processes, write_archive
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +151,33 @@ def test_when_java_dies_by_itself_it_says_so_and_leaves_no_worker_and_no_zombie(
         assert not list(work.glob("convscope-[!l]*"))
 
 
+def test_what_runbooks_have_people_search_for_is_in_a_replicas_log(tmp_path, work):
+    operations = (ROOT / "docs/operations.md").read_text()
+    searched = set(re.findall(r"logs [^|`]*torchserve[^|`]*\| grep (?:-\w+ (?:\d+ )?)*'([^']+)'", operations))
+    searched |= set(re.findall(r'the log (?:around|before) "([^"]+)"', operations))
+    assert searched, "no runbook has people search a log any more"
+    write_archive(tmp_path / "store", "alpha", FAILING.replace("bad_image", "internal"))
+    with launched(tmp_path / "store", work, "--log-format", "json", "--watch-s", "1") as server:
+        server.await_ready()
+        server.rest("alpha", "1")  # A request that fails, with the code that a runbook looks for.
+        for number in (signal.SIGKILL, signal.SIGSTOP):  # TorchServe starts the first again, the launcher the second.
+            (worker,) = workers(server)
+            os.kill(worker, number)
+            poll(lambda worker=worker: worker not in (found := workers(server)) and found, 120)
+            poll(lambda: server.ask("GET", "/predictions/alpha")[0] == 200, 120)
+        poll(lambda: server.err.count("answers its card again") == 1)
+        said = server.err
+        deaths = [json.loads(line) for line in said.splitlines() if "Worker died" in line]
+        assert [death["cause"] for death in deaths] == ["killed"], "what the launcher ends itself is no death"
+        counted = server.ask("GET", "/metrics", what="metrics")[1].decode()
+        assert 'convscope_worker_deaths_total{cause="killed",model="alpha",version="1.0"} 1.0' in counted
+        server.signal(signal.SIGTERM)
+        assert server.end(30) == 0
+        assert server.err.count("Worker died") == 1
+    missing = {text for text in searched if not re.search(text, said)}
+    assert not missing, f"no incident logs {missing}"
+
+
 def test_when_the_launcher_is_killed_java_and_its_workers_go_too(store, tmp_path, work):
     with launched(store, work) as server:
         server.await_ready()
@@ -163,6 +191,10 @@ def exporter(server) -> int:
     """Return the exporter's process."""
     (pid,) = [pid for pid in processes(str(server.work)) if pid in processes("-m server.exporter")]
     return pid
+
+
+def workers(server) -> list[int]:
+    return [pid for pid in server.descendants() if pid in processes("model_service_worker")]
 
 
 def connect(port: int) -> socket.socket | None:

@@ -15,7 +15,7 @@ def test_every_archive_is_found_with_the_newest_version_of_a_model_first(tmp_pat
     for version in ("1.9", "1.10", "1.2"):
         write_archive(tmp_path, "cifar", version=version, file=f"cifar-{version}")
     write_archive(tmp_path, "a")
-    found = [(archive.name, archive.version) for archive in find_archives(tmp_path)]
+    found = [(archive.name, archive.version) for archive in find_archives(tmp_path).archives]
     assert found == [("a", "1.0"), ("cifar", "1.10"), ("cifar", "1.9"), ("cifar", "1.2")]
 
 
@@ -23,8 +23,8 @@ def test_a_model_is_chosen_by_name_or_by_name_and_version(tmp_path):
     write_archive(tmp_path, "cifar", version="1.0", file="old")
     write_archive(tmp_path, "cifar", version="2.0", file="new")
     write_archive(tmp_path, "digits")
-    assert len(find_archives(tmp_path, ["cifar"])) == 2
-    assert [archive.path.name for archive in find_archives(tmp_path, ["cifar/1.0", "digits"])] == [
+    assert len(find_archives(tmp_path, ["cifar"]).archives) == 2
+    assert [archive.path.name for archive in find_archives(tmp_path, ["cifar/1.0", "digits"]).archives] == [
         "old.mar",
         "digits.mar",
     ]
@@ -106,9 +106,40 @@ def test_a_manifest_that_makes_no_sense_is_refused(tmp_path, manifest):
 def test_a_broken_archive_is_not_in_the_way_of_good_ones_that_are_named(tmp_path):
     (tmp_path / "broken.mar").write_bytes(b"not a zip")
     write_archive(tmp_path, "good")
-    assert [archive.name for archive in find_archives(tmp_path, ["good"])] == ["good"]
+    assert [archive.name for archive in find_archives(tmp_path, ["good"]).archives] == ["good"]
     with pytest.raises(Failure, match=r"broken\.mar"):
         find_archives(tmp_path, ["broken"])
+
+
+def test_what_cannot_be_read_is_rejected_and_the_rest_is_found(tmp_path):
+    damaged = write_archive(tmp_path, "damaged")
+    damaged.write_bytes(damaged.read_bytes().replace(b"class Handler", b"class Handlxr"))
+    (tmp_path / "no.mar").write_bytes(b"not a zip")
+    write_archive(tmp_path, "good")
+    archives, rejected = find_archives(tmp_path)
+    assert [archive.name for archive in archives] == ["good"]
+    assert rejected == {
+        "damaged": "archive damaged.mar: it is damaged or no archive at all (bad checksum of entry.py)",
+        "no": "archive no.mar: it is damaged or no archive at all (File is not a zip file)",
+    }
+
+
+def test_a_damaged_archive_that_was_named_does_not_keep_the_others_away(tmp_path):
+    (tmp_path / "cifar.mar").write_bytes(b"not a zip")
+    write_archive(tmp_path, "good")
+    archives, rejected = find_archives(tmp_path, ["cifar", "good", "other/2.0"])
+    assert [archive.name for archive in archives] == ["good"]
+    assert rejected["cifar"].startswith("archive cifar.mar: it is damaged")
+    assert rejected["other"] == f"no archive of other/2.0 in {tmp_path} can be read"
+
+
+def test_two_archives_with_the_same_model_and_version_are_both_rejected(tmp_path):
+    write_archive(tmp_path, "cifar", file="one")
+    write_archive(tmp_path, "cifar", file="two")
+    write_archive(tmp_path, "good")
+    archives, rejected = find_archives(tmp_path)
+    assert [archive.name for archive in archives] == ["good"]
+    assert sorted(rejected) == ["one", "two"]
 
 
 def test_two_archives_with_the_same_model_and_version_are_refused(tmp_path):
@@ -121,11 +152,11 @@ def test_two_archives_with_the_same_model_and_version_are_refused(tmp_path):
 def test_the_workers_an_archive_asks_for_are_read_from_its_configuration(tmp_path):
     write_archive(tmp_path, "a", config="minWorkers: 3\nmaxWorkers: 3\n")
     write_archive(tmp_path, "b", config="batchSize: 4\n")
-    assert [archive.workers for archive in find_archives(tmp_path)] == [3, None]
+    assert [archive.workers for archive in find_archives(tmp_path).archives] == [3, None]
 
 
 def test_the_time_a_worker_has_is_read_from_its_configuration(tmp_path):
     write_archive(tmp_path, "a", config="responseTimeout: 7\nstartupTimeout: 9\n")
     write_archive(tmp_path, "b", config="responseTimeout: soon\n")
-    times = [(archive.response_timeout_s, archive.startup_timeout_s) for archive in find_archives(tmp_path)]
+    times = [(archive.response_timeout_s, archive.startup_timeout_s) for archive in find_archives(tmp_path).archives]
     assert times == [(7, 9), (120, 120)]

@@ -1,5 +1,6 @@
 """What a person reads when it cannot start: plain words, no stack trace, no waiting, nothing left behind."""
 
+import json
 import socket
 import time
 from pathlib import Path
@@ -71,16 +72,65 @@ class Handler:
     ],
     ids=["missing package", "initialize raises", "RuntimeError", "syntax error", "sudden death"],
 )
-def test_a_handler_that_cannot_start_is_told_at_once_beside_a_good_one(source, words, tmp_path, work):
-    write_archive(tmp_path / "store", "good")
+def test_a_handler_that_cannot_start_is_told_at_once(source, words, tmp_path, work):
     write_archive(tmp_path / "store", "bad", source)
     status, said = refused(tmp_path / "store", work)
     assert status == 1
     assert words in said
-    assert "good.mar" not in said
     (logs,) = work.glob("convscope-logs-*")
     assert f"the full logs are in {logs}\n" in said
     assert (logs / "models.log").exists()
+
+
+def test_in_json_a_failure_has_the_last_lines_of_the_logs_and_no_path_that_is_gone(tmp_path, work):
+    write_archive(tmp_path / "store", "bad", handler("raise RuntimeError('wrong weights')"))
+    with launched(tmp_path / "store", work, "--log-format", "json") as server:
+        assert server.end(QUICK_S) == 1
+        last = json.loads(server.err.splitlines()[-1])
+    assert last["level"] == "error"
+    assert "the full logs" not in last["message"]
+    assert any("RuntimeError: wrong weights" in line for line in last["logs"]["models.log"])
+    assert not list(work.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("source", "is_tried_again"),
+    [
+        (handler("raise RuntimeError('wrong weights')"), False),
+        (CARD_FAILS, False),
+        (handler("import os; os._exit(3)"), True),
+        (handler("import time; time.sleep(600)"), True),
+        (None, False),
+    ],
+    ids=["initialize raises", "card fails", "sudden death", "too slow", "damaged"],
+)
+def test_beside_a_good_archive_one_that_cannot_be_served_is_rejected_and_the_good_one_is_served(
+    source, is_tried_again, tmp_path, work
+):
+    write_archive(tmp_path / "store", "good")
+    path = write_archive(tmp_path / "store", "bad", source or "")
+    if source is None:
+        path.write_bytes(path.read_bytes()[:-30])
+    patience_s = "40" if "600" in (source or "") else "300"
+    options = ("--ready-port", "0", "--warm-up-s", "0", "--startup-timeout-s", patience_s, "--watch-s", "1")
+    with launched(tmp_path / "store", work, *options) as server:
+        server.await_ready()
+        assert server.rest("good") == b"good 1.0"
+        assert "server: Archive rejected: " in server.err
+        assert "archive bad.mar: " in server.err
+        assert "good.mar" not in server.err
+        if not is_tried_again:
+            assert server.ask("GET", "/predictions/bad")[0] == (404 if source is None else 503)
+
+        def metrics() -> str:
+            return server.ask("GET", "/metrics", what="metrics")[1].decode()
+
+        lines = poll(lambda: (text := metrics()) and "convscope_workers{" in text and text.splitlines())
+        assert 'convscope_archive_rejected{model="bad"} 1.0' in lines
+        assert 'convscope_archive_rejected{model="good"} 0.0' in lines
+        assert "convscope_ready 1.0" in lines
+        assert 'convscope_workers{model="good",state="ready",version="1.0"} 1.0' in lines
+        assert ('convscope_workers_wanted{model="bad",version="1.0"} 1.0' in lines) is is_tried_again
 
 
 def test_a_handler_that_is_not_in_the_archive_is_told(tmp_path, work):
@@ -138,8 +188,8 @@ def test_an_archive_damaged_inside_is_told(tmp_path, work):
     data = path.read_bytes()
     path.write_bytes(data.replace(b"class Handler", b"class Handlxr"))
     status, said = refused(tmp_path / "store", work)
-    assert status == 1
-    assert "archive bad.mar: " in said
+    assert (status, said.count("\n")) == (1, 1)
+    assert "archive bad.mar: it is damaged or no archive at all (bad checksum of entry.py)" in said
 
 
 def test_java_missing_or_too_old_is_told(tmp_path, work):

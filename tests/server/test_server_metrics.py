@@ -11,6 +11,7 @@ import pytest
 
 from server.fetching import fetch
 from server.gpu_metrics import Gpus, gpu_families
+from server.host import read_memory
 from server.management import UnixConnection
 from server.server_metrics import ServerMetrics
 from server.sources import Source
@@ -81,6 +82,45 @@ def test_workers_are_ready_only_while_the_model_answers_its_card_and_their_proce
         assert found[("card_answered", "1.0", "cifar")] == answered
         assert found[("model_restarts_total", "1.0", "cifar", "worker_gone")] == 3
         assert found[("model_restarts_total", "1.0", "cifar", "no_answer")] == 0
+
+
+def test_deaths_rejected_archives_and_readiness_are_as_the_watch_publishes_them(work):
+    publish(work)
+    published = json.loads((work / "watch.json").read_text())
+    deaths = {"cifar/2.0": {"oom": 2, "killed": 0}}
+    (work / "watch.json").write_text(
+        json.dumps({**published, "ready": True, "deaths": deaths, "rejected": {"wide": "it is damaged"}})
+    )
+    found = collect(work, port=1)
+    assert found[("worker_deaths_total", "2.0", "cifar", "oom")] == 2
+    assert found[("worker_deaths_total", "2.0", "cifar", "killed")] == 0
+    assert (found[("archive_rejected", "wide")], found[("archive_rejected", "cifar")]) == (1, 0)
+    assert found[("ready",)] == 1
+    (work / "draining").touch()
+    assert collect(work, port=1)[("ready",)] == 0
+
+
+def test_a_model_that_is_not_served_after_all_does_not_hide_the_workers_of_the_others(work):
+    (work / "watch.json").write_text(
+        json.dumps({"models": {"cifar/2.0": {"answered": True, "restarting": None, "restarts": {}}}})
+    )
+
+    def answer(connection, path: str) -> None:
+        body, status = (describe(1, 1), "200 OK") if path == "/models/cifar/2.0" else ("{}", "404 Not Found")
+        saying(body, status)(connection, path)
+
+    with serving(work / "m.sock", answer):
+        found = collect(work, port=1)
+    assert found[("workers", "2.0", "cifar", "ready")] == 1
+
+
+def test_memory_and_disk_are_the_kernels(work):
+    found = collect(work, port=1)
+    assert 0 < found[("disk_free_bytes",)] <= found[("disk_size_bytes",)]
+    memory = read_memory()
+    assert (("memory_used_bytes",) in found) == (memory.used is not None)
+    assert (("memory_limit_bytes",) in found) == (memory.limit is not None)
+    assert found.get(("oom_kills_total",)) == memory.kills
 
 
 def test_before_the_watch_has_said_anything_no_worker_is_ready(work):

@@ -61,7 +61,7 @@ def test_it_ends_where_nobody_answers(tmp_path):
     write_archive(tmp_path / "store", "alpha")
     nobody = Listeners("127.0.0.1", 1, 1, 1, 1, 1, 1)
     began = time.monotonic()
-    warm_up = WarmUp(nobody, find_archives(tmp_path / "store"), 30.0)
+    warm_up = WarmUp(nobody, find_archives(tmp_path / "store").archives, 30.0)
     poll(warm_up.done)
     assert time.monotonic() - began < 25
 

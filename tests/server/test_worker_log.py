@@ -51,8 +51,8 @@ def test_a_complaint_that_is_about_no_request_is_told_without_one():
         "[1]",
         '{"message": "of some library"}',
         '{"level": "error", "message": "of some library"}',
+        '{"level": "info", "model": "cifar", "version": "1.0", "message": "loaded"}',
         "[METRICS]PredictionTime.ms:1|#ModelName:cifar",
-        line(level="info"),
         line(message=None),
     ],
 )
@@ -66,6 +66,12 @@ def test_a_callers_text_cannot_command_the_terminal_or_fill_it():
     said = request.describe()
     assert said.isprintable()
     assert len(said) == LONGEST
+
+
+def test_an_answered_request_is_passed_on_like_a_failed_one():
+    answered = parse(line(level="info", code=None, message="answered 1 picture in 0.8 ms"))
+    assert answered is not None
+    assert answered.describe() == "cifar 1.0 request 3f2a: answered 1 picture in 0.8 ms"
 
 
 def reported(*, as_json: bool) -> tuple[Reporter, io.StringIO]:
@@ -162,7 +168,7 @@ def test_failed_requests_are_read_from_the_log_and_do_not_hide_a_workers_last_wo
             "2026-01-01T00:00:00,000 [INFO ] W-9000-cifar_1.0 o.p.s.w.WorkerThread - Retry worker: 9000 in 1 seconds."
         )
         directory.torchserve_log.write_text(f"{death}\n")
-        failures = []
-        while not failures:
-            failures = diagnosis.read().failures
-    assert failures == ["archive cifar.mar: its worker failed: ValueError: too bad"]
+        deaths = []
+        while not deaths:
+            deaths = diagnosis.read().deaths
+    assert [death.text for death in deaths] == ["archive cifar.mar: its worker failed: ValueError: too bad"]

@@ -107,6 +107,11 @@ def rule_queries() -> list[Query]:
     return [Query(f"rule {name}", text) for name, texts in recorded().items() for text in texts]
 
 
+def alert_queries() -> list[Query]:
+    """Return what the alerting rules ask."""
+    return [Query(f"alert {rule['alert']}", rule["expr"]) for rule in rules() if "alert" in rule]
+
+
 def names(text: str) -> set[str]:
     """Return the names of the series that a query reads."""
     bare = re.sub(r'"[^"]*"', "", text)

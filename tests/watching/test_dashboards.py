@@ -16,6 +16,7 @@ from tests.watching.promql import (
     OF_PROMETHEUS,
     OPERATIONS,
     ROOT,
+    alert_queries,
     documented,
     names,
     panel_queries,
@@ -73,8 +74,16 @@ def test_every_query_is_promql(tmp_path: Path) -> None:
     assert f"{len(written)} rules found" in promtool("check", "rules", path)
 
 
+@pytest.mark.parametrize("query", panel_queries() + rule_queries(), ids=str)
+def test_what_has_no_traffic_gives_no_row_of_nan(query: Any) -> None:
+    if "histogram_quantile" in query.text:
+        assert query.text.endswith(">= 0")
+    for divisor in re.findall(r"/ (?:(?:on|ignoring) [^/]*)?(sum[^/]*rate\(.*)", query.text):
+        assert "> 0" in divisor, "a share of nothing is NaN"
+
+
 def test_every_documented_metric_is_shown_or_watched() -> None:
-    asked = "".join(query.text for query in panel_queries() + rule_queries())
+    asked = "".join(query.text for query in panel_queries() + rule_queries() + alert_queries())
     for metric in documented().values():
         assert any(series in asked for series in metric.series), metric.name
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from tests.watching.promql import (
     recorded,
     rules,
 )
-from tests.watching.tools import promtool
+from tests.watching.tools import find, promtool
 
 CASES = sorted((Path(__file__).parent / "rules").glob("*.yaml"))
 GROUPS = [group["name"] for path in RULES.glob("*.yml") for group in yaml.safe_load(path.read_text())["groups"]]
@@ -88,7 +91,7 @@ def test_a_rule_reads_only_metrics_that_there_are(rule: dict[str, str]) -> None:
 @pytest.mark.parametrize("alert", alerts())
 def test_an_alert_says_what_it_means_and_what_to_do(alert: str) -> None:
     rule = alerts()[alert]
-    assert rule["labels"]["severity"] in ("page", "ticket")
+    assert rule["labels"]["severity"] in ("page", "ticket") or alert == "Watchdog"
     for part in ("summary", "description", "action"):
         assert len(rule["annotations"][part]) > 20, part
     page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
@@ -112,3 +115,71 @@ def test_a_difference_is_of_series_recorded_at_the_same_moment(group: dict[str, 
     for rule in group["rules"]:
         for pair in re.findall(r"(\w+:[\w:]+) - (\w+:[\w:]+)", rule["expr"] if "record" in rule else ""):
             assert set(pair) <= here, rule["record"]
+
+
+def read_by_pages() -> list[str]:
+    """Return the recorded series that an alert of severity `page` depends on, through all recording rules."""
+    ahead = {
+        name for rule in rules() if rule.get("labels", {}).get("severity") == "page" for name in names(rule["expr"])
+    }
+    found = set[str]()
+    while ahead:
+        name = ahead.pop()
+        if name in recorded() and name not in found:
+            found.add(name)
+            ahead |= {other for text in recorded()[name] for other in names(text)}
+    return sorted(found - {"file:gateway_rejected:time"})  # There only once something was rejected.
+
+
+def misspelt(folder: Path, name: str) -> Path:
+    """Return a copy of Prometheus' configuration in which a recorded series has another name."""
+    shutil.copytree(RULES.parent, folder / "prometheus")
+    for path in (folder / "prometheus/rules").glob("*.yml"):
+        text = path.read_text()
+        path.write_text(re.sub(rf'(record: *"?){re.escape(name)}(?![\w:])', rf"\g<1>{name}z", text))
+    return folder / "prometheus"
+
+
+@pytest.mark.usefixtures("prometheus_installed")
+@pytest.mark.parametrize("name", read_by_pages())
+def test_a_misspelt_rule_that_pages_depend_on_is_a_page_itself(tmp_path: Path, name: str) -> None:
+    folder = misspelt(tmp_path, name)
+    [calm, *_] = yaml.safe_load((Path(__file__).parent / "rules/outage.yaml").read_text())["tests"]
+    expression = f'group by (alertname) (ALERTS{{alertname="RulesMissing", rule="{name}", alertstate="firing"}})'
+    expected = [{"labels": '{alertname="RulesMissing"}', "value": 1}]
+    calm["promql_expr_test"] = [{"expr": expression, "eval_time": "6m", "exp_samples": expected}]
+    case = {"rule_files": [f"{folder}/rules/*.yml"], "evaluation_interval": "15s", "tests": [calm]}
+    (tmp_path / "case.yaml").write_text(yaml.safe_dump(case, width=1000))
+    promtool("test", "rules", tmp_path / "case.yaml")
+
+
+def check(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the configuration's own check on a copy of it."""
+    path = f"{Path(find('promtool') or '').parent}:{os.environ['PATH']}"
+    command = ["sh", str(folder / "check.sh")]
+    return subprocess.run(command, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.usefixtures("prometheus_installed")
+@pytest.mark.parametrize("name", recorded())
+def test_the_check_before_a_reload_finds_a_misspelt_rule(tmp_path: Path, name: str) -> None:
+    readers = [rule["expr"] for rule in rules() if name in names(rule["expr"])]
+    if not readers:
+        return  # Dashboards alone read it.
+    answer = check(misspelt(tmp_path, name))
+    assert answer.returncode == 1
+    assert f"no rule records: {name}\n" in answer.stderr
+
+
+@pytest.mark.usefixtures("prometheus_installed")
+def test_the_check_before_a_reload_finds_what_is_no_promql(tmp_path: Path) -> None:
+    folder = misspelt(tmp_path, "none")
+    (folder / "rules/alerts.yml").write_text("groups: [{name: a, rules: [{record: b, expr: 'sum('}]}]")
+    assert check(folder).returncode == 1
+    assert check(RULES.parent).returncode == 0
+
+
+def test_no_label_of_an_alert_changes_while_an_incident_lasts() -> None:
+    for alert, rule in alerts().items():
+        assert "window" not in re.sub(r"\{[^}]*\}", "", rule["expr"]), alert
+        assert "$value" not in str(rule["labels"]), alert

@@ -88,15 +88,19 @@ class Prometheus:
 
 @contextmanager
 def watching(work: Path, metrics_port: int) -> Iterator[Prometheus]:
-    """Run Prometheus with the project's configuration on one replica and a gateway that is not there.
+    """Run Prometheus with the project's configuration on one replica; gateway, probe and Alertmanager are not there.
 
     It scrapes and evaluates every second, and no alert waits before it fires.
     """
     configuration = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
     configuration["global"] |= {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
-    addresses = {"torchserve": f"127.0.0.1:{metrics_port}", "gateway": f"127.0.0.1:{free_port()}"}
+    port = free_port()
+    addresses = {"torchserve": f"127.0.0.1:{metrics_port}", "prometheus": f"127.0.0.1:{port}"}
     configuration["scrape_configs"] = [
-        {"job_name": job["job_name"], "static_configs": [{"targets": [addresses[job["job_name"]]]}]}
+        {
+            "job_name": job["job_name"],
+            "static_configs": [{"targets": [addresses.get(job["job_name"]) or f"127.0.0.1:{free_port()}"]}],
+        }
         for job in configuration["scrape_configs"]
     ]
     (work / "rules").mkdir(parents=True)
@@ -108,7 +112,6 @@ def watching(work: Path, metrics_port: int) -> Iterator[Prometheus]:
             for rule in group["rules"]:
                 rule.pop("for", None)
         (work / "rules" / path.name).write_text(yaml.safe_dump(groups, width=1000))
-    port = free_port()
     command = [
         find("prometheus") or "prometheus",
         f"--config.file={work / 'prometheus.yml'}",

@@ -1,12 +1,12 @@
-"""The client of convscope: class scores and feature maps of a served CNN, over REST or gRPC.
+"""Python client for a convscope server: class scores and feature maps of a served CNN, over REST or gRPC.
 
     from convscope import Client
 
     with Client("http://localhost:8080") as client:
-        seen = client.predict("cat.png", model="cifar", layers=["conv1", "conv2"])
+        prediction = client.predict("cat.png", model="cifar", layers=["conv1", "conv2"])
 
-Importing this module imports next to nothing; numpy comes with the first name used, httpx or grpc with the first
-client, matplotlib with the first figure.
+Imports are lazy: numpy loads with the first name used, httpx or grpc with the first client, matplotlib with the first
+figure.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from convscope._exceptions import (
     UnknownLayer,
     WrongChannels,
 )
+from convscope._version import __version__
 
 if TYPE_CHECKING:
     from convscope._async_client import AsyncClient
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     from convscope._explanation import Explanation
     from convscope._pictures import encode_pictures
     from convscope._prediction import ClassScore, Prediction, Timing
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AsyncClient",

@@ -1,46 +1,54 @@
-"""What both clients share: their settings, and the checks and decisions that do no input or output."""
+"""Base class of `Client` and `AsyncClient`: settings, argument checks, retry decisions; no I/O."""
 
 from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import AsyncIterable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from operator import length_hint
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, cast
 from urllib.parse import urlsplit
 
 from convscope._exceptions import BadImage, ConnectError, ConvscopeError
 from convscope._explanation import Explanation
-from convscope._pictures import Picture, encode_pictures
+from convscope._pictures import Picture, encode_pictures, is_one_picture
 from convscope._prediction import Prediction
-from convscope._request import build_options, check_model, choose_request_id
+from convscope._request import build_explain_options, build_options, check_model, validate_or_create_request_id
 from convscope._retries import Attempts, RetryBudget
+from convscope._server_errors import closed_error
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from convscope._metrics import Metrics
-    from convscope._reply import Response
+    from convscope._reply import TimedReply
     from convscope._wire.convscope_pb2 import PredictRequest
 
-MAX_DEADLINE_S = 86_400  # A day. Sockets and gRPC cannot hold more than some hundreds of days.
+MAX_DEADLINE_S = 86_400  # One day. Socket and gRPC timeouts overflow after a few hundred days.
+
+_EXPLAIN_OPTIONS = ("method", "layer", "target", "window", "step", "steps", "picture")
 
 Result = TypeVar("Result", Prediction, Explanation)
 
 
-class Call(NamedTuple):
-    """Where one call goes, once its arguments have been checked.
+class CallContext(NamedTuple):
+    """The checked arguments that every call has.
 
     Attributes:
-        model: The model's name.
-        version: Its version; None for the server's default.
-        deadline_s: Seconds the call may take.
-        request_id: The id of its request.
+        model: Name of the model.
+        version: Version of the model; None for the server's default.
+        deadline_s: Deadline of the call, in seconds from its start.
+        request_id: Id of its request.
+        timing: Whether the caller requested the timing.
     """
 
     model: str
     version: str | None
     deadline_s: float
     request_id: str
+    timing: bool = False
 
 
 class BaseClient:
@@ -56,12 +64,12 @@ class BaseClient:
         coalesce: str | None,
     ) -> None:
         if isinstance(retries, bool) or not isinstance(retries, int):
-            raise TypeError(f"retries must be a whole number, not {retries!r}")
+            raise TypeError(f"retries must be an int, not {retries!r}")
         if retries < 0:
             raise ValueError(f"retries must be at least 0, not {retries}")
         if coalesce is not None:
             warnings.warn(
-                "coalesce has no effect any more; send many pictures with predict_many(batch=...)",
+                "coalesce is ignored; send many pictures with predict_many(batch=...)",
                 DeprecationWarning,
                 stacklevel=3,
             )
@@ -74,67 +82,88 @@ class BaseClient:
 
     @property
     def retries_made(self) -> int:
-        """How many requests this client has sent again so far."""
-        return self._budget.retries
+        """Number of retries so far."""
+        return self._budget.retries_made
 
-    def _call(
-        self, model: str, version: str | None, deadline_s: float | None = None, request_id: str | None = None
-    ) -> Call:
+    def _new_call(
+        self,
+        model: str,
+        version: str | None = None,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
+        *,
+        timing: bool = False,
+    ) -> CallContext:
         """Check the arguments that every call has; raise RuntimeError if the client is closed."""
-        self._check_open()
+        self._raise_if_closed()
         check_model(model, version)
         deadline_s = self.deadline_s if deadline_s is None else _checked_deadline_s(deadline_s)
-        return Call(model, version, deadline_s, choose_request_id(request_id))
+        return CallContext(model, version, deadline_s, validate_or_create_request_id(request_id), timing)
 
-    def _check_open(self) -> None:
+    def _new_request(self, model: str, options: Mapping[str, Any]) -> tuple[CallContext, PredictRequest]:
+        """Check the options of `predict`, and build a request without pictures.
+
+        With metrics enabled the request always asks for its timing.
+        """
+        rest = dict(options)
+        named = {name: rest.pop(name) for name in ("version", "deadline_s", "request_id") if name in rest}
+        template = build_options(**rest)
+        call = self._new_call(model, **named, timing=template.timing)
+        template.timing = template.timing or self._metrics is not None
+        return call, template
+
+    def _new_explain_request(self, model: str, options: Mapping[str, Any]) -> tuple[CallContext, PredictRequest]:
+        """Check the options of `explain`, and build a request without pictures; see `_new_request`."""
+        explain_options = build_explain_options(**{name: options[name] for name in _EXPLAIN_OPTIONS if name in options})
+        rest = {name: value for name, value in options.items() if name not in _EXPLAIN_OPTIONS}
+        if unknown := {"layers", "pool", "channels"} & rest.keys():
+            raise TypeError(f"explain() got an unexpected keyword argument {min(unknown)!r}")
+        call, template = self._new_request(model, rest)
+        template.explain.CopyFrom(explain_options)
+        return call, template
+
+    def _raise_if_closed(self) -> None:
         if self._closed:
             raise RuntimeError("this client is closed")
 
-    def _options(self, *, timing: bool = False, **options: Any) -> PredictRequest:
-        """Build the options of a request; metrics need its timing, whether or not the caller does."""
-        request = build_options(timing=timing, **options)
-        if self._metrics is not None:
-            request.timing = True
-        return request
-
-    def _wait_s(self, error: ConvscopeError, attempts: Attempts) -> float:
-        """Return the seconds to wait before the next attempt; raise the error if there is to be none."""
+    def _wait_or_raise(self, error: ConvscopeError, attempts: Attempts) -> float:
+        """Return the seconds to wait before the next attempt; raise the error if there is none."""
         if self._closed and isinstance(error, ConnectError):
-            raise ConnectError(f"no connection to {self.url}: the client was closed") from error
-        wait_s = None if self._closed else attempts.wait_s(error)
+            raise closed_error(self.url) from error
+        wait_s = None if self._closed else attempts.next_wait_s(error)
         if wait_s is None:
             raise error
         return wait_s
 
     def _count_retry(self, model: str) -> None:
         """Count a request that is about to be sent again."""
-        self._check_open()
+        self._raise_if_closed()
         self._budget.count_retry()
         if self._metrics is not None:
             self._metrics.count_retry(model)
 
-    def _observe(self, model: str, started: float, outcome: Response | BaseException) -> None:
-        """Count a call that ended, if metrics are kept."""
+    def _observe(self, model: str, started: float, result: TimedReply | BaseException) -> None:
+        """Record a finished request, if metrics are enabled."""
         if self._metrics is not None:
-            self._metrics.observe(model, time.perf_counter() - started, outcome)
+            self._metrics.observe(model, time.perf_counter() - started, result)
 
     def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled or copied."""
-        kind = type(self).__name__
+        """Reject pickling and copying."""
+        class_name = type(self).__name__
         raise TypeError(
-            f"{kind} cannot be pickled or copied: it holds open connections, and a pickle would hold the API key in "
-            f"clear text. Create one {kind} in each process"
+            f"{class_name} cannot be pickled or copied: it holds open connections, and a pickle would contain the API"
+            f" key in clear text. Create one {class_name} in each process"
         )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
 
 
-def one_of(results: list[Result]) -> Result:
+def only_result(results: list[Result]) -> Result:
     """Return the result of a single picture.
 
     Args:
-        results: A list of that one result.
+        results: A list of one result.
 
     Returns:
         The result.
@@ -148,8 +177,66 @@ def one_of(results: list[Result]) -> Result:
     return result
 
 
-def failed_predictions(count: int, call: Call, error: ConvscopeError) -> list[Prediction]:
-    """Return a prediction that holds the error for each picture of a request that failed."""
+def check_predict_many(pictures: object, options: Mapping[str, Any], *, concurrency: int, batch: int) -> None:
+    """Check the arguments of `predict_many`.
+
+    Args:
+        pictures: Should be an iterable of pictures.
+        options: The options of its requests; each has its own id, so `request_id` is not one of them.
+        concurrency: Number of concurrent requests.
+        batch: Items per request.
+
+    Raises:
+        TypeError: `pictures` is a single picture or not an iterable, a number is not an int, or there is a request id.
+        ValueError: A number is below 1.
+    """
+    if is_one_picture(pictures) or not isinstance(pictures, Iterable | AsyncIterable):
+        raise TypeError("predict_many() takes an iterable; use predict() for one picture")
+    if "request_id" in options:
+        raise TypeError("predict_many() got an unexpected keyword argument 'request_id'")
+    for name, number in (("concurrency", concurrency), ("batch", batch)):
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"{name} must be an int, not {number!r}")
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, not {number}")
+
+
+def progress_bar(pictures: object, enabled: bool) -> AbstractContextManager[Any]:
+    """Create a progress bar.
+
+    Args:
+        pictures: Their number is the total of the bar, if known.
+        enabled: Whether to create a bar.
+
+    Returns:
+        A context manager of a tqdm bar, or a null context.
+
+    Raises:
+        ImportError: tqdm is not installed.
+    """
+    if not enabled:
+        return nullcontext()
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise ImportError("progress=True requires tqdm: pip install 'convscope[progress]'") from error
+    bar = tqdm(total=length_hint(pictures) or None, unit="picture")
+    return cast("AbstractContextManager[Any]", bar)
+
+
+def encode_batch(pictures: list[Picture]) -> list[list[bytes] | Exception]:
+    """Return the files of each picture of a batch of `predict_many`, or the exception that encoding it raised."""
+    encoded: list[list[bytes] | Exception] = []
+    for picture in pictures:
+        try:
+            encoded.append(encode_pictures([picture]).files)
+        except Exception as error:
+            encoded.append(error)
+    return encoded
+
+
+def failed_predictions(count: int, call: CallContext, error: ConvscopeError) -> list[Prediction]:
+    """Return a prediction with the error for each picture of a failed request."""
     return [
         Prediction(
             model=call.model,
@@ -163,36 +250,25 @@ def failed_predictions(count: int, call: Call, error: ConvscopeError) -> list[Pr
     ]
 
 
-def encode_each(pictures: list[Picture]) -> list[list[bytes] | Exception]:
-    """Return the files of each picture of a stream, or the exception that encoding it raised."""
-    encoded: list[list[bytes] | Exception] = []
-    for picture in pictures:
-        try:
-            encoded.append(encode_pictures([picture]).files)
-        except Exception as error:
-            encoded.append(error)
-    return encoded
-
-
 def merge_predictions(
-    encoded: list[list[bytes] | Exception], predictions: list[Prediction], call: Call
+    encoded: list[list[bytes] | Exception], predictions: list[Prediction], call: CallContext
 ) -> list[Prediction | Exception]:
-    """Return the results of a batch of a stream in the order of its pictures.
+    """Return the results of a batch of `predict_many` in the order of its pictures.
 
     Args:
-        encoded: From `encode_each`.
-        predictions: One for each file.
-        call: The batch's.
+        encoded: From `encode_batch`.
+        predictions: One per file.
+        call: The call that the batch was sent with.
 
     Returns:
-        Predictions. A picture that has no pixels to send holds `BadImage`; any other exception stands at its place, to
-        be raised there.
+        Predictions. A picture that cannot be encoded holds `BadImage`; any other exception takes the place of the
+        prediction, to be raised there.
     """
-    answered = iter(predictions)
+    remaining = iter(predictions)
     results: list[Prediction | Exception] = []
     for item in encoded:
         if isinstance(item, list):
-            results += [next(answered) for _ in item]
+            results += [next(remaining) for _ in item]
         elif isinstance(item, ValueError):
             rejected = BadImage(str(item))
             rejected.__cause__ = item
@@ -206,9 +282,7 @@ def _open_metrics(metrics: bool | CollectorRegistry, url: str) -> Metrics:
     try:
         from convscope._metrics import Metrics
     except ImportError as error:
-        raise ImportError(
-            "metrics are kept by prometheus_client, which cannot be imported: pip install 'convscope[metrics]'"
-        ) from error
+        raise ImportError("metrics requires prometheus_client: pip install 'convscope[metrics]'") from error
     return Metrics(metrics, "grpc" if urlsplit(url).scheme.startswith("grpc") else "rest")
 
 

@@ -1,20 +1,32 @@
-"""The model card: what a served model is, which pictures it takes, its layers and its accuracy. Values only."""
+"""Data classes of the model card."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from convscope._exceptions import UnknownLayer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Index = TypeVar("Index", int, "NDArray[np.int_]")
+
+_REPLY_OVERHEAD_BYTES = 4096  # Per picture, besides maps and scores.
+_SCORE_BYTES = 64  # Per class: index, probability, logit and label.
 
 
 @dataclass(frozen=True)
 class Input:
-    """The pictures that the network takes; the service converts others.
+    """The network's input; the service converts pictures to it.
 
     Attributes:
         channels: 1 for grey, 3 for colour.
         height: In pixels; None for any size, pictures are then not resized.
         width: In pixels; None for any size.
-        mean: Subtracted from each channel's values in 0..1; empty for no normalisation.
-        std: Each channel is divided by it after that; empty for no normalisation.
+        mean: Subtracted from the values (0..1) of each channel; empty for no normalisation.
+        std: Divisor of each channel after that; empty for no normalisation.
     """
 
     channels: int
@@ -28,26 +40,31 @@ class Input:
 class Layer:
     """A layer whose map can be requested.
 
+    The map:
+
     Attributes:
-        name: The public name, to put into `layers=`.
-        module: The node of the network it is bound to.
-        shape: (C, h, w) of its map, for the model's input size.
-        stride: Input pixels from one cell to the next, (y, x); None where not defined.
-        receptive_field: Input pixels that one cell depends on, (height, width); None where not defined.
-        receptive_field_start: First input pixel of cell (0, 0), (y, x), negative in the padding; None where not
-            defined.
-        parameters: Of the operation with weights that makes the map, which is what all below but `bytes` are of.
-        bytes: Size of the whole map by dtype name.
-        input_shape: (C, h, w) of the operation's input; empty if there is none.
+        name: Public name, for `layers=`.
+        module: Graph node of the network.
+        shape: (C, h, w), for the model's input size.
+        stride: Total stride from input to map: input pixels per cell, (y, x); None if undefined.
+        receptive_field: Size of a cell's receptive field in input pixels, (height, width); None if undefined.
+        receptive_field_start: First input pixel of the receptive field of cell (0, 0), (y, x), negative in the padding;
+            None if undefined.
+        bytes: Bytes of the whole map, by dtype name.
+
+    The operation that computes it (the last one with weights):
+
+    Attributes:
         operation: `Conv2d`, `Linear`, ...; empty if there is none.
-        kernel: Cells of its window, (height, width); empty for a linear layer, as are the next three.
-        step: Its own stride in cells of its input, (y, x).
+        input_shape: (C, h, w) of its input; empty if there is none.
+        kernel: Kernel size, (height, width); empty for a linear layer, as are the next three.
+        step: The operation's own stride, in cells of its input, (y, x).
         padding: Cells added before the first one, (y, x).
-        dilation: Input cells from one cell of the window to the next, (y, x).
-        groups: Groups of channels that do not mix; 0 for a linear layer.
-        multiply_adds: For one picture; a multiplication and its addition count as one.
-        dense_parameters: What a fully connected layer between the same shapes would have: a weight for each pair of
-            cells and a bias for each output cell.
+        dilation: Distance between the kernel's elements, in cells of its input, (y, x).
+        groups: Groups of channels; 0 for a linear layer.
+        parameters: Number of weights and biases.
+        multiply_adds: For one picture; one multiply-add counts as one.
+        dense_parameters: Weights and biases of a fully connected layer between the same shapes.
     """
 
     name: str
@@ -68,21 +85,45 @@ class Layer:
     multiply_adds: int = 0
     dense_parameters: int = 0
 
+    @property
+    def has_receptive_field(self) -> bool:
+        """Whether the receptive field of the map's cells is known."""
+        return None not in (self.stride, self.receptive_field, self.receptive_field_start)
+
+    def receptive_field_box(self, row: Index, column: Index) -> tuple[Index, Index, Index, Index]:
+        """Return the receptive field of a cell in pixels of the network's input; it may extend past the picture.
+
+        Args:
+            row: Row of the cell; or rows, an integer array.
+            column: Column of the cell; or columns, an integer array.
+
+        Returns:
+            (top, left, bottom, right), bottom and right exclusive; arrays for arrays.
+
+        Raises:
+            ValueError: The model card does not state the receptive field.
+        """
+        if self.stride is None or self.receptive_field is None or self.receptive_field_start is None:
+            raise ValueError(f"the model card does not state the receptive field of layer {self.name!r}")
+        top = self.receptive_field_start[0] + self.stride[0] * row
+        left = self.receptive_field_start[1] + self.stride[1] * column
+        return top, left, top + self.receptive_field[0], left + self.receptive_field[1]
+
 
 @dataclass(frozen=True)
 class Training:
     """How the weights were trained.
 
     Attributes:
-        data: What it was trained on.
-        train_pictures: How many pictures it learned from.
-        test_pictures: How many it was measured on.
-        epochs: How often it saw them.
+        data: Name of the data set.
+        train_pictures: Number of training pictures.
+        test_pictures: Number of test pictures.
+        epochs: Passes over the training data.
         train_accuracy: 0..1; None if not measured.
         test_accuracy: 0..1; None if not measured.
-        seconds: How long it took.
-        machine: On what.
-        versions: Of the libraries, by name.
+        seconds: Training time in seconds.
+        machine: Hardware used for training.
+        versions: Versions of the libraries, by name.
     """
 
     data: str
@@ -101,10 +142,10 @@ class Limits:
     """The limits of a request and of a reply.
 
     Attributes:
-        max_images: Pictures in a request.
-        max_image_bytes: Bytes of a picture's file.
-        max_image_pixels: Pixels of a picture.
-        max_reply_bytes: Bytes of a reply.
+        max_images: Pictures per request.
+        max_image_bytes: Bytes per picture file.
+        max_image_pixels: Pixels per picture.
+        max_reply_bytes: Bytes per reply.
     """
 
     max_images: int
@@ -115,23 +156,23 @@ class Limits:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A served model, as it describes itself after one real forward pass.
+    """Description of a served model.
 
     Attributes:
-        model: Its name.
-        version: Its version.
-        description: For people.
-        architecture: The network's class, `module:Class`.
-        engine: What computes it, such as `torch-2.15.0`.
-        device: Where, `cpu` or `cuda:0`.
+        model: Name of the model.
+        version: Version of the model.
+        description: Human-readable description.
+        architecture: Class of the network, `module:Class`.
+        engine: What runs the network, such as `torch-2.15.0`.
+        device: `cpu` or `cuda:0`.
         classes: Labels in the order of their indexes; empty for a model without classes.
-        input: What pictures become before they enter.
+        input: Size, channels and normalisation of the network's input.
         layers: In the order of the forward pass.
-        parameters: Of the whole network.
-        training: None for a network that was not trained.
-        limits: Of a request and a reply.
-        multiply_adds: Of the whole network for one picture; 0 from a service that does not say.
-        explanations: Methods of `explain` that suit the network; empty from a service that does not say.
+        parameters: Number of parameters of the network.
+        training: None if the network was not trained.
+        limits: Limits of a request and of a reply.
+        multiply_adds: Of the network, for one picture; 0 if the service is too old to report it.
+        explanations: Methods of `explain` that suit the network; empty if the service is too old to report it.
     """
 
     model: str
@@ -148,3 +189,37 @@ class ModelCard:
     limits: Limits
     multiply_adds: int = 0
     explanations: tuple[str, ...] = ()
+
+    def layer(self, name: str) -> Layer:
+        """Return the layer of this name.
+
+        Args:
+            name: Public name of the layer.
+
+        Returns:
+            The layer.
+
+        Raises:
+            UnknownLayer: The model has no such layer; the message lists its layers.
+        """
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        names = ", ".join(layer.name for layer in self.layers)
+        raise UnknownLayer(f"{self.model} has no layer {name!r}; layers: {names}")
+
+    def pictures_per_request(self, reply_bytes: int = 0) -> int:
+        """Return how many pictures fit into one request, and their results into its reply.
+
+        Args:
+            reply_bytes: Bytes of the arrays in the reply, per picture; 0 for scores only.
+
+        Returns:
+            At least 1; 1 for arrays from a network that accepts any size, as their bytes are not known beforehand.
+        """
+        if not reply_bytes:
+            return max(1, self.limits.max_images)
+        if self.input.height is None:
+            return 1
+        total_bytes = reply_bytes + _REPLY_OVERHEAD_BYTES + _SCORE_BYTES * len(self.classes)
+        return max(1, min(self.limits.max_images, self.limits.max_reply_bytes // total_bytes))

@@ -1,15 +1,14 @@
-"""The command line.
+"""The command `convscope`.
 
     convscope predict cat.png dog.jpg --model cifar --layers conv1,conv2 --save maps
-    convscope explain cat.png --model cifar --method occlusion --save why
+    convscope explain cat.png --model cifar --method occlusion --save explanations
     convscope card cifar --url grpc://localhost:7070
     convscope ready cifar
 
-Other packages add sub-commands, see `convscope.commands`; convscope-lens adds `report`, `ui`, `probe`, `filters` and
-`strongest`.
+Other packages can add sub-commands, see `convscope.commands`; those of convscope-lens are `LENS_COMMANDS`.
 
-Exit status: 0 for success, 1 if anything failed, 2 if the arguments are wrong. The API key is read from the environment
-variable CONVSCOPE_API_KEY, never from the command line, which other users of the machine can see.
+Exit status: 0 success; 1 something failed; 2 invalid arguments; 130 interrupted with Ctrl-C. The API key is read from
+the environment variable CONVSCOPE_API_KEY, never from the command line, which other users of the machine can see.
 """
 
 from __future__ import annotations
@@ -19,11 +18,21 @@ import dataclasses
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from convscope import __version__
 from convscope._exceptions import ConvscopeError
-from convscope.commands import METHODS, SubParsers, add_request_id, format_json, model, names, printable
+from convscope._options import MapDtype
+from convscope._version import __version__
+from convscope.commands import (
+    METHODS,
+    SubParsers,
+    add_request_id,
+    format_json,
+    parse_model_name,
+    parse_names,
+    parse_version,
+    printable,
+)
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -31,15 +40,15 @@ if TYPE_CHECKING:
     from convscope._client import Client
 
 API_KEY_VARIABLE = "CONVSCOPE_API_KEY"
-OWN_COMMANDS = ("predict", "explain", "card", "ready")
+BUILTIN_COMMANDS = ("predict", "explain", "card", "ready")
 LENS_COMMANDS = ("report", "ui", "probe", "filters", "strongest")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command `convscope`.
 
     Args:
-        arguments: Without the program's name; None for those of the process.
+        arguments: Arguments without the program's name; None for those of the process.
 
     Returns:
         The exit status.
@@ -49,25 +58,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(sys.argv[1:] if arguments is None else arguments)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # The reader has gone, as `head` does: the rest of the output is dropped silently.
+    except BrokenPipeError:  # The pipe's reader closed early, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 def _run(arguments: Sequence[str]) -> int:
     command = arguments[0] if arguments else ""
-    added = [] if command in OWN_COMMANDS else _added_commands()
-    if command in LENS_COMMANDS and command not in [point.name for point in added]:
+    plugins = [] if command in BUILTIN_COMMANDS else _plugin_commands()
+    if command in LENS_COMMANDS and command not in [point.name for point in plugins]:
         print(
             f"convscope: {command} is a command of the package convscope-lens, which is not installed:"
             " run `pip install ./lens` in convscope's repository",
             file=sys.stderr,
         )
         return 2
-    parser = build_parser(added)
+    parser = build_parser(plugins)
     options = parser.parse_args(arguments)
     try:
-        from convscope._client import Client  # Imported late: --help must not wait for numpy.
+        from convscope._client import Client  # Imported here to keep --help fast.
 
         try:
             client = Client(
@@ -92,34 +101,34 @@ def _run(arguments: Sequence[str]) -> int:
         return 130
 
 
-def _added_commands() -> list[EntryPoint]:
-    """Find the sub-commands of other packages."""
-    from importlib.metadata import entry_points  # Imported late: predict and the like must not wait for it.
+def _plugin_commands() -> list[EntryPoint]:
+    """Return the sub-commands of other packages."""
+    from importlib.metadata import entry_points  # Imported here to keep the built-in commands fast.
 
     points = entry_points(group="convscope.commands")
-    return sorted((point for point in points if point.name not in OWN_COMMANDS), key=lambda point: point.name)
+    return sorted((point for point in points if point.name not in BUILTIN_COMMANDS), key=lambda point: point.name)
 
 
-def build_parser(added: Iterable[EntryPoint]) -> argparse.ArgumentParser:
-    """Make the parser of the command line.
+def build_parser(plugins: Iterable[EntryPoint]) -> argparse.ArgumentParser:
+    """Create the argument parser.
 
     Args:
-        added: The sub-commands of other packages. One that cannot be loaded is left out, with a line on standard error.
+        plugins: Sub-commands of other packages. One that cannot be loaded is omitted, with a line on standard error.
     """
     parser = argparse.ArgumentParser(
         prog="convscope",
         description="Class scores and feature maps of a served CNN.",
-        epilog=f"The API key, if the server wants one, is read from {API_KEY_VARIABLE}.",
+        epilog=f"The API key, if the server requires one, is read from {API_KEY_VARIABLE}.",
     )
     parser.add_argument("--version", action="version", version=f"convscope {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     parsers = [_add_predict(commands), _add_explain(commands), _add_card(commands), _add_ready(commands)]
     for command in parsers:
         add_request_id(command)
-    for point in added:
+    for point in plugins:
         try:
             parsers.append(point.load()(commands))
-        except Exception as error:  # A broken package must not break the commands of the others.
+        except Exception as error:  # A broken package must not break the other commands.
             print(f"convscope: the command {point.name} cannot be loaded: {_one_line(str(error))}", file=sys.stderr)
     for command in parsers:
         _add_common_options(command)
@@ -127,119 +136,161 @@ def build_parser(added: Iterable[EntryPoint]) -> argparse.ArgumentParser:
 
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--version", type=model, help="version of the model (default: the server's default)")
+    parser.add_argument("--version", type=parse_version, help="version of the model (default: the server's default)")
     parser.add_argument(
         "--url", default="http://localhost:8080", help="http(s):// or grpc(s)://host:port (default %(default)s)"
     )
-    parser.add_argument("--ca-file", metavar="FILE", help="PEM file of the certificates to trust")
-    parser.add_argument("--deadline-s", default=30.0, type=float, metavar="S", help="seconds a request may take (30)")
-    parser.add_argument("--retries", default=3, type=int, metavar="N", help="how often a request is sent again (3)")
-    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.add_argument("--ca-file", metavar="FILE", help="PEM file of CA certificates to trust")
+    parser.add_argument(
+        "--deadline-s",
+        default=30.0,
+        type=float,
+        metavar="S",
+        help="deadline per request in seconds (default %(default)s)",
+    )
+    parser.add_argument("--retries", default=3, type=int, metavar="N", help="maximum retries (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_predict(commands: SubParsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser("predict", help="class scores and feature maps of pictures")
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="a PNG, JPEG, WebP or .npy file")
-    parser.add_argument("--model", required=True, type=model)
-    parser.add_argument("--layers", default=[], type=names, metavar="A,B|all", help="layers whose maps to return")
-    parser.add_argument("--top-k", default=5, type=int, metavar="K", help="classes to show, 0 for all (default 5)")
+    parser.add_argument("--model", required=True, type=parse_model_name)
+    parser.add_argument("--layers", default=[], type=parse_names, metavar="A,B|all", help="layers whose maps to return")
+    parser.add_argument(
+        "--top-k", default=5, type=int, metavar="K", help="classes to show, 0 for all (default %(default)s)"
+    )
     parser.add_argument(
         "--map-dtype",
         default="float32",
-        choices=("float32", "float16", "uint8"),
-        help="how maps are sent (default %(default)s)",
+        choices=get_args(MapDtype),
+        help="dtype of maps on the wire (default %(default)s)",
     )
     parser.add_argument("--pool", type=int, metavar="P", help="average maps down to P x P cells")
     parser.add_argument(
-        "--channels", type=channels, metavar="N|A,B", help="the N strongest channels, or these (for one alone: 'A,')"
+        "--channels",
+        type=parse_channels,
+        metavar="N|A,B",
+        help="N strongest channels, or a list (a single one: '3,')",
     )
-    parser.add_argument("--timing", action="store_true", help="show where the time went")
-    parser.add_argument("--save", metavar="DIR", help="write scores and maps of each picture to DIR/<its name>")
+    parser.add_argument("--timing", action="store_true", help="print timing by stage")
+    parser.add_argument("--save", metavar="DIR", help="write scores and maps of each picture to DIR/<picture name>")
     parser.set_defaults(run=_predict)
     return parser
 
 
 def _add_explain(commands: SubParsers) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser("explain", help="which part of a picture decides a score")
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "explain", help="heat map of what contributes to a class score"
+    )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="a PNG, JPEG, WebP or .npy file")
-    parser.add_argument("--model", required=True, type=model)
-    parser.add_argument("--method", default="grad_cam", choices=METHODS, help="how to explain (default %(default)s)")
-    parser.add_argument("--layer", help="grad_cam, cam: whose map is used (default: the last layer of several cells)")
+    parser.add_argument("--model", required=True, type=parse_model_name)
+    parser.add_argument("--method", default="grad_cam", choices=METHODS, help="method (default %(default)s)")
+    parser.add_argument(
+        "--layer", help="layer to use (grad_cam, cam; default: last layer with more than one row and column)"
+    )
     parser.add_argument("--target", type=int, metavar="K", help="index of the class (default: the most probable)")
     parser.add_argument("--window", type=int, metavar="P", help="occlusion: side of the covered square in pixels")
-    parser.add_argument("--step", type=int, metavar="P", help="occlusion: pixels from one square to the next")
-    parser.add_argument("--steps", type=int, metavar="N", help="integrated_gradients: points (default 32)")
-    parser.add_argument("--save", metavar="DIR", help="write heat and overlay of each picture to DIR/<its name>")
+    parser.add_argument("--step", type=int, metavar="P", help="occlusion: distance between squares in pixels")
+    parser.add_argument("--steps", type=int, metavar="N", help="integrated_gradients: number of points (default 32)")
+    parser.add_argument("--save", metavar="DIR", help="write heat and overlay of each picture to DIR/<picture name>")
     parser.set_defaults(run=_explain)
     return parser
 
 
 def _add_card(commands: SubParsers) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser("card", help="what a model is, takes and publishes")
-    parser.add_argument("model", type=model)
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "card", help="show the model card: input, classes, layers, limits"
+    )
+    parser.add_argument("model", type=parse_model_name)
     parser.set_defaults(run=_card)
     return parser
 
 
 def _add_ready(commands: SubParsers) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser("ready", help="whether a model answers now")
-    parser.add_argument("model", type=model)
+    parser: argparse.ArgumentParser = commands.add_parser("ready", help="check whether a model is ready")
+    parser.add_argument("model", type=parse_model_name)
     parser.set_defaults(run=_ready)
     return parser
 
 
-def channels(text: str) -> int | list[int]:
-    """Read `4`, the four strongest channels, or `0,3,5`, those."""
-    return [int(number) for number in names(text)] if "," in text else int(text)
+def parse_channels(text: str) -> int | list[int]:
+    """Type for argparse: `4`, the four strongest channels, or `0,3,5`, channel indexes."""
+    return [int(item) for item in parse_names(text)] if "," in text else int(text)
 
 
 def _predict(client: Client, options: argparse.Namespace) -> int:
-    from convscope._cli_pictures import predictions_json, predictions_text, process_pictures
+    from convscope._cli_results import format_predictions, predictions_json, process_pictures
 
-    chosen = _chosen(options, "model version layers top_k map_dtype pool channels timing request_id")
-    results = process_pictures(options.pictures, lambda files: client.predict(files, **chosen), save=options.save)
-    print(format_json(predictions_json(results)) if options.json else predictions_text(results))
+    selected = _select_options(options, "model version layers top_k map_dtype pool channels timing request_id")
+
+    def pictures_per_request() -> int:
+        card = client.model_card(options.model, options.version)
+        names = {layer.name for layer in card.layers} if "all" in options.layers else set(options.layers)
+        reply_bytes = sum(layer.bytes.get(options.map_dtype, 0) for layer in card.layers if layer.name in names)
+        return card.pictures_per_request(reply_bytes)
+
+    results = process_pictures(
+        options.pictures,
+        lambda files: client.predict(files, **selected),
+        pictures_per_request=pictures_per_request,
+        request_id=options.request_id,
+        save=options.save,
+    )
+    print(format_json(predictions_json(results)) if options.json else format_predictions(results))
     return 1 if any(result.error is not None for result in results) else 0
 
 
 def _explain(client: Client, options: argparse.Namespace) -> int:
-    from convscope._cli_pictures import explanations_json, explanations_text, process_pictures
+    from convscope._cli_results import explanations_json, format_explanations, process_pictures
 
-    chosen = _chosen(options, "model version method layer target window step steps request_id")
-    results = process_pictures(options.pictures, lambda files: client.explain(files, **chosen), save=options.save)
-    print(format_json(explanations_json(results)) if options.json else explanations_text(results))
+    selected = _select_options(options, "model version method layer target window step steps request_id")
+
+    def pictures_per_request() -> int:
+        card = client.model_card(options.model, options.version)
+        size = card.input.channels * (card.input.height or 0) * (card.input.width or 0)
+        return card.pictures_per_request(2 * 4 * size or 1)  # float32 heat and picture, both of this size at most.
+
+    results = process_pictures(
+        options.pictures,
+        lambda files: client.explain(files, **selected),
+        pictures_per_request=pictures_per_request,
+        request_id=options.request_id,
+        save=options.save,
+    )
+    print(format_json(explanations_json(results)) if options.json else format_explanations(results))
     return 1 if any(result.error is not None for result in results) else 0
 
 
-def _chosen(options: argparse.Namespace, which: str) -> dict[str, Any]:
+def _select_options(options: argparse.Namespace, names: str) -> dict[str, Any]:
     """Return the options that are arguments of the client's method."""
-    return {name: getattr(options, name) for name in which.split()}
+    return {name: getattr(options, name) for name in names.split()}
 
 
 def _card(client: Client, options: argparse.Namespace) -> int:
-    from convscope._cli_card import card_text
+    from convscope._cli_results import format_card
 
     card = client.model_card(options.model, options.version, request_id=options.request_id)
-    print(format_json(dataclasses.asdict(card)) if options.json else card_text(card))
+    print(format_json(dataclasses.asdict(card)) if options.json else format_card(card))
     return 0
 
 
 def _ready(client: Client, options: argparse.Namespace) -> int:
-    reason = None
+    error = None
     try:
         client.model_card(options.model, options.version, request_id=options.request_id)
-    except ConvscopeError as error:
-        reason = error
+    except ConvscopeError as raised:
+        error = raised
     if options.json:
-        answer: dict[str, object] = {"model": options.model, "ready": reason is None, "error": None}
-        if reason is not None:
-            answer["error"] = {"code": reason.code, "message": reason.message, "request_id": reason.request_id}
-        print(format_json(answer))
-    elif reason is None:
+        result: dict[str, object] = {"model": options.model, "ready": error is None, "error": None}
+        if error is not None:
+            result["error"] = {"code": error.code, "message": error.message, "request_id": error.request_id}
+        print(format_json(result))
+    elif error is None:
         print(f"{options.model} is ready")
     else:
-        print(f"convscope: {options.model} is not ready: {reason.code}: {_one_line(str(reason))}", file=sys.stderr)
-    return 0 if reason is None else 1
+        print(f"convscope: {options.model} is not ready: {error.code}: {_one_line(str(error))}", file=sys.stderr)
+    return 0 if error is None else 1
 
 
 def _one_line(text: str) -> str:

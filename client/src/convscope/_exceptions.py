@@ -1,13 +1,13 @@
-"""Every exception the client raises, and which error code becomes which.
+"""The client's exceptions, and the error code of each.
 
-The same on REST and gRPC; what httpx or grpc raised is kept as `__cause__`.
+REST and gRPC raise the same ones; the exception of httpx or grpc is the `__cause__`.
 
     ConvscopeError                    .code, .message, .request_id
-    ├── TransportError                no answer of the service came back
+    ├── TransportError                no valid response from the service
     │   ├── ConnectError
     │   ├── DeadlineExceeded
     │   └── ProtocolError
-    ├── RequestRejected               the service answered: this cannot be done
+    ├── RequestRejected               the service, a gateway or this client rejected the request
     │   ├── AuthenticationFailed      unauthorized
     │   ├── BadImage                  bad_image
     │   ├── BadRequest                bad_request
@@ -48,11 +48,12 @@ __all__ = [
 
 
 class ConvscopeError(Exception):
-    """Base class of this package's exceptions. Its text ends with the request's id, which is in the service's log, too.
+    """Base class of this package's exceptions. Its text ends with the request id, which is also in the service's log.
 
     Attributes:
-        code: The kind of error, for programs: snake case, stable.
-        request_id: The id of the request that failed; None if there was none.
+        code: Stable error code, in snake case.
+        message: Human-readable message, without the request id.
+        request_id: Id of the request that failed; None if there was none.
     """
 
     code: str = "error"
@@ -60,7 +61,7 @@ class ConvscopeError(Exception):
 
     @property
     def message(self) -> str:
-        """The text for people, without the request's id."""
+        """Human-readable message, without the request id."""
         return super().__str__()
 
     def __str__(self) -> str:
@@ -68,34 +69,34 @@ class ConvscopeError(Exception):
 
 
 class TransportError(ConvscopeError):
-    """No reply of the service came back; whether it did the work is not known."""
+    """No valid response was received; the request may or may not have been processed."""
 
     code = "transport_error"
 
 
 class ConnectError(TransportError):
-    """No connection could be made, or it broke before the response was complete."""
+    """Could not connect, or the connection broke before the response was complete."""
 
     code = "connect_error"
 
 
 class DeadlineExceeded(TransportError):
-    """The response was not complete within the deadline, or a gateway gave up waiting for it."""
+    """The response was not complete within the deadline, or a gateway timed out."""
 
     code = "deadline_exceeded"
 
 
 class ProtocolError(TransportError):
-    """The response is not one of this service: another program sent it, or another version."""
+    """The response is not from a convscope service: check the URL."""
 
     code = "protocol_error"
 
 
 class RequestRejected(ConvscopeError):
-    """The service rejected the request, and will reject the same request again.
+    """The service, a gateway or this client rejected the request; sending it again will not help.
 
     Args:
-        message: For people, as the service put it.
+        message: Human-readable message.
         code: The service's error code, if it has no subclass.
     """
 
@@ -108,66 +109,66 @@ class RequestRejected(ConvscopeError):
 
 
 class AuthenticationFailed(RequestRejected):
-    """The API key is missing, wrong, or not allowed to do this (HTTP 401, 403)."""
+    """The API key is missing, wrong, or lacks the permission (HTTP 401, 403)."""
 
     code = "unauthorized"
 
 
 class BadImage(RequestRejected):
-    """The picture's bytes are not a PNG, JPEG, WebP or .npy file that can be read."""
+    """The picture is not a readable PNG, JPEG, WebP or .npy file, or `predict_many` could not encode it."""
 
     code = "bad_image"
 
 
 class BadRequest(RequestRejected):
-    """An option has a value the service does not take."""
+    """An option is invalid."""
 
     code = "bad_request"
 
 
 class ImageTooLarge(RequestRejected):
-    """A picture has too many bytes or pixels, or the whole request is over the size limit."""
+    """A picture has too many bytes or pixels, or the request is over a limit of client, gateway or service."""
 
     code = "image_too_large"
 
 
 class ReplyTooLarge(RequestRejected):
-    """The maps asked for do not fit into one reply; the message says what to ask for instead."""
+    """The requested maps do not fit into one reply; the message says what to request instead."""
 
     code = "reply_too_large"
 
 
 class TooManyImages(RequestRejected):
-    """The request holds more pictures than the model's `limits.max_images`."""
+    """The request contains more pictures than the model's `limits.max_images`."""
 
     code = "too_many_images"
 
 
 class UnknownLayer(RequestRejected):
-    """The model has no layer of that name; the message lists those it has."""
+    """The model has no layer of that name; the message lists its layers."""
 
     code = "unknown_layer"
 
 
 class WrongChannels(RequestRejected):
-    """An array has another number of channels than the network takes."""
+    """The number of channels of an array is not that of the network's input."""
 
     code = "wrong_channels"
 
 
 class ModelNotFound(ConvscopeError):
-    """The server serves no model of that name, or not that version of it."""
+    """The server has no model of that name, or not that version of it."""
 
     code = "model_not_found"
 
 
 class Overloaded(ConvscopeError):
-    """The server takes no more work now: its queue is full, it is starting or draining, or a gateway cannot reach it.
+    """The service cannot accept requests now: queue full, starting, draining, or unreachable behind a gateway.
 
     Args:
-        message: For people.
-        retry_after_s: Seconds after which the server asks to be tried again, if it said so;
-            infinite if it asked for no more tries.
+        message: Human-readable message.
+        retry_after_s: Seconds to wait before retrying, from the server; None if it gave none, infinite if it asked for
+            no retries.
         code: `overloaded`, or `draining` while the server shuts down.
     """
 
@@ -181,20 +182,22 @@ class Overloaded(ConvscopeError):
 
 
 class ServerError(ConvscopeError):
-    """The service failed at its own work; the request was in order."""
+    """The service failed while processing a valid request."""
 
     code = "internal"
 
 
-_REJECTIONS: dict[str, type[RequestRejected]] = {kind.code: kind for kind in RequestRejected.__subclasses__()}
+_REJECTIONS: dict[str, type[RequestRejected]] = {
+    subclass.code: subclass for subclass in RequestRejected.__subclasses__()
+}
 
 
 @contextmanager
-def request_context(request_id: str) -> Iterator[None]:
-    """Give a request's id to each ConvscopeError raised in the context, unless it has one.
+def attach_request_id(request_id: str) -> Iterator[None]:
+    """Set `request_id` on a ConvscopeError raised in the block, unless it has one.
 
     Args:
-        request_id: The id.
+        request_id: Id of the request.
     """
     try:
         yield
@@ -204,15 +207,15 @@ def request_context(request_id: str) -> Iterator[None]:
 
 
 def error_from_code(code: str, message: str, request_id: str | None = None) -> ConvscopeError:
-    """Make the exception for an `Error` of the contract.
+    """Map an `Error` of the contract to an exception.
 
     Args:
-        code: The error's code; one this client does not know makes a plain `RequestRejected` of that code.
+        code: The error's code; an unknown one becomes a plain `RequestRejected` with that code.
         message: The error's message.
-        request_id: The id of the request.
+        request_id: Id of the request.
 
     Returns:
-        The exception, not raised.
+        An exception to raise.
     """
     error: ConvscopeError
     if code == ServerError.code:

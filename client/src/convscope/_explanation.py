@@ -1,16 +1,18 @@
-"""Which part of a picture a class's score rests on.
+"""The explanation of one picture: a heat map for a class score.
 
-Figures are drawn by `figures` and files written by `_export`, both imported when they are used.
+`figures` and `_export` are imported on first use.
 """
 
 from __future__ import annotations
 
 import os
+from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convscope.pixels import paint_heat
+from convscope._prediction import html_image, manifest_fields
+from convscope.pixels import render_heat
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,21 +21,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from convscope._exceptions import ConvscopeError
-    from convscope._prediction import ClassScore, Prediction
+    from convscope._prediction import ClassScore, Prediction, Timing
 
 
 class Explanation:
     """The explanation of one picture.
 
-    If the picture failed, reading `top`, `heat` or `picture` raises its error, and `error` holds it.
+    If the picture failed, `error` is set, and reading `top`, `heat` or `picture` raises it.
 
     Attributes:
-        prediction: The scores, with model, version, engine, device, request_id and timing.
+        prediction: The scores, with model, version, engine, device, request id and timing.
         method: Name of the method.
-        layer: The layer whose map was used; empty if none was.
-        target: Index of the explained class; None if the method explains nothing.
-        label: Name of that class.
-        delta: integrated_gradients: by how much the sum of `heat` exceeds the change of the logit; else None.
+        layer: Layer whose map was used; empty if the method uses none.
+        target: Index of the explained class; None if there is no heat map.
+        label: Name of the explained class.
+        delta: integrated_gradients: completeness error (sum of `heat` minus change of the logit); else None.
     """
 
     def __init__(
@@ -59,8 +61,28 @@ class Explanation:
 
     @property
     def error(self) -> ConvscopeError | None:
-        """Why this picture has no explanation; None if it has one."""
+        """The picture's error; None if it has an explanation."""
         return self.prediction.error
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return self.prediction.model
+
+    @property
+    def version(self) -> str:
+        """Version of the model."""
+        return self.prediction.version
+
+    @property
+    def request_id(self) -> str:
+        """Id of the request in the service's log."""
+        return self.prediction.request_id
+
+    @property
+    def timing(self) -> Timing | None:
+        """Timing of the request; None if it was not requested, or if the service is too old to report it."""
+        return self.prediction.timing
 
     @property
     def top(self) -> list[ClassScore]:
@@ -72,77 +94,84 @@ class Explanation:
         return self.prediction.top
 
     @property
+    def has_heat(self) -> bool:
+        """Whether there is a heat map: the method is not `picture`, and the picture did not fail."""
+        return self._heat is not None
+
+    @property
     def heat(self) -> NDArray[np.float32]:
-        """How much each place contributes to the class's score: float32, read-only.
+        """Contribution of each position to the class's score: float32, any range, read-only.
 
         (1, h, w) cells of the layer for grad_cam and cam, (1, H, W) pixels for occlusion, (C, H, W) values for
         input_gradient and integrated_gradients.
 
         Raises:
             ConvscopeError: The picture's own error.
-            ValueError: Nothing was explained: the method is `picture`.
+            ValueError: There is no heat: the method is `picture`.
         """
-        self.prediction.top  # noqa: B018  # Raises the picture's own error.
+        self.prediction._raise_error()
         if self._heat is None:
-            raise ValueError("the method picture explains nothing")
+            raise ValueError("no heat: method 'picture' returns only the network input")
         return self._heat
 
     @property
+    def has_picture(self) -> bool:
+        """Whether the network's input was returned."""
+        return self._picture is not None
+
+    @property
     def picture(self) -> NDArray[np.float32]:
-        """The picture as the network saw it, before normalisation: (C, H, W), float32, 0..1, read-only.
+        """The network's input before normalisation: (C, H, W), float32, 0..1, read-only.
 
         Raises:
             ConvscopeError: The picture's own error.
-            ValueError: It was not asked for.
+            ValueError: It was not requested.
         """
-        self.prediction.top  # noqa: B018  # Raises the picture's own error.
+        self.prediction._raise_error()
         if self._picture is None:
-            raise ValueError("the picture was not asked for; ask with picture=True")
+            raise ValueError("the network input was not requested; pass picture=True")
         return self._picture
 
     def overlay(self) -> NDArray[np.uint8]:
-        """Paint the heat over the picture: red speaks for the class, blue against it.
+        """Draw the heat over the picture: red raises the class's score, blue lowers it.
 
         Returns:
-            (H', W', 3), uint8: enlarged by a whole factor where the longer side is below 256. Of several channels the
-            sum is shown.
+            (H', W', 3), uint8, RGB 0..255; H and W are enlarged by an integer factor if the longer side is below 256.
+            The channels of the heat are summed.
 
         Raises:
             ConvscopeError: The picture's own error.
             ValueError: There is no heat, or no picture.
         """
-        return paint_heat(self.heat.sum(axis=0), self._size(), self.picture)
+        return render_heat(self.heat.sum(axis=0), self._input_size(), self.picture)
 
     def heatmap(self) -> NDArray[np.uint8]:
-        """Paint the heat alone, on white; see `overlay`."""
-        return paint_heat(self.heat.sum(axis=0), self._size(), None)
+        """Draw the heat on white; (H', W', 3), uint8, RGB 0..255, see `overlay`."""
+        return render_heat(self.heat.sum(axis=0), self._input_size(), None)
 
     def figure(self) -> Figure:
-        """Draw picture, heat with its scale, and overlay beside each other.
+        """Draw picture, heat with its scale, and overlay side by side.
 
         Returns:
             A matplotlib figure, not registered with pyplot.
 
         Raises:
             ConvscopeError: The picture's own error.
-            ImportError: matplotlib is not installed; says how to get it.
+            ImportError: matplotlib is not installed.
             ValueError: There is no heat, or no picture.
         """
         picture, heat, overlay = self.picture, self.heat.sum(axis=0), self.overlay()
         try:
             from convscope.figures import draw_explanation
         except ImportError as error:
-            raise ImportError(
-                "figure() draws with matplotlib, which cannot be imported: pip install 'convscope[figure]'"
-            ) from error
-        what = f" at {self.layer}" if self.layer else ""
-        return draw_explanation(picture, heat, overlay, title=f"{self.label}: {self.method}{what}")
+            raise ImportError("figure() requires matplotlib: pip install 'convscope[figure]'") from error
+        return draw_explanation(picture, heat, overlay, title=self._title())
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write the explanation into a new directory: manifest.json, explanation.npz, heat.png and overlay.png.
+        """Write the explanation to a new directory: manifest.json, explanation.npz, heat.png and overlay.png.
 
         Args:
-            directory: A path that does not exist yet. It is removed again if writing fails.
+            directory: A path that does not exist yet. Created; removed again if writing fails.
 
         Returns:
             The directory.
@@ -153,14 +182,39 @@ class Explanation:
             OSError: It cannot be written.
             ValueError: There is no heat, or no picture.
         """
-        from convscope._export import save_explanation
+        from convscope._export import write_directory
 
-        return save_explanation(self, directory)
+        manifest = {
+            **manifest_fields(self.prediction),
+            "method": self.method,
+            "layer": self.layer or None,
+            "target": self.target,
+            "label": self.label,
+            "delta": self.delta,
+            "arrays": "explanation.npz",
+            "heat": "heat.png",
+            "overlay": "overlay.png",
+        }
+        arrays = {"heat": self.heat, "picture": self.picture}
+        pictures = {"heat.png": self.heatmap(), "overlay.png": self.overlay()}
+        return write_directory(directory, manifest, {"explanation.npz": arrays}, pictures)
 
-    def _size(self) -> tuple[int, int]:
-        """Return (H, W) that the heat belongs to."""
+    def _input_size(self) -> tuple[int, int]:
+        """Return (H, W) of the network's input; of the heat if the input was not returned."""
         shape = self.heat.shape if self._picture is None else self._picture.shape
         return shape[1], shape[2]
+
+    def _title(self) -> str:
+        at_layer = f" at {self.layer}" if self.layer else ""
+        return f"{self.label}: {self.method}{at_layer}"
+
+    def _repr_html_(self) -> str:
+        """Return HTML for notebooks: the scores, and the heat over the picture."""
+        if not self.has_heat:
+            return self.prediction._repr_html_()
+        pixels = self.overlay() if self.has_picture else self.heatmap()
+        image = html_image(pixels, self._title())
+        return f"{self.prediction._repr_html_()}\n<div><p>{escape(self._title())}</p>\n{image}</div>"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Explanation):
@@ -169,21 +223,20 @@ class Explanation:
             self.prediction == other.prediction
             and (self.method, self.layer, self.target, self.label, self.delta)
             == (other.method, other.layer, other.target, other.label, other.delta)
-            and _equal(self._heat, other._heat)
-            and _equal(self._picture, other._picture)
+            and _arrays_equal(self._heat, other._heat)
+            and _arrays_equal(self._picture, other._picture)
         )
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         if self.error is not None:
-            return f"Explanation(model={self.prediction.model!r}, error={self.error!r})"
+            return f"Explanation(model={self.model!r}, error={self.error!r})"
         shape = None if self._heat is None else self._heat.shape
-        model = self.prediction.model
-        return f"Explanation(model={model!r}, method={self.method!r}, label={self.label!r}, heat={shape})"
+        return f"Explanation(model={self.model!r}, method={self.method!r}, label={self.label!r}, heat={shape})"
 
 
-def _equal(one: NDArray[np.float32] | None, other: NDArray[np.float32] | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return np.array_equal(one, other, equal_nan=True)
+def _arrays_equal(first: NDArray[np.float32] | None, second: NDArray[np.float32] | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return np.array_equal(first, second, equal_nan=True)

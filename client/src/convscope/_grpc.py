@@ -1,6 +1,6 @@
-"""gRPC on grpcio: a request as `input["request"]` of TorchServe's `Predictions`.
+"""gRPC transports, using grpcio. They call TorchServe's `Predictions` with the request in `input["request"]`.
 
-The only module that knows grpc, whose exceptions `map_grpc_exceptions` turns into ours. A client has one channel.
+Only this module imports grpc; `map_grpc_exceptions` translates its exceptions. A client has one channel.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from convscope._exceptions import (
     ReplyTooLarge,
     ServerError,
 )
-from convscope._transport import (
-    API_KEY_HEADER,
-    MAX_MESSAGE_BYTES,
-    REQUEST_ID_HEADER,
-    USER_AGENT,
+from convscope._reply import parse_reply
+from convscope._request import API_KEY_HEADER, MAX_MESSAGE_BYTES, REQUEST_ID_HEADER, USER_AGENT
+from convscope._server_errors import (
+    MESSAGES,
+    closed_error,
+    connection_error,
+    deadline_error,
     http_error,
-    parse_reply,
     torchserve_error,
 )
 from convscope._wire.inference_pb2 import PredictionResponse, PredictionsRequest
@@ -44,9 +45,9 @@ if TYPE_CHECKING:
     from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
 
 _METHOD = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
-_HTTP_STATUS = re.compile(r"http2 header with status: (\d{3})$")  # gRPC's message for a response that is not gRPC's.
+_HTTP_STATUS = re.compile(r"http2 header with status: (\d{3})$")  # grpcio's message when the response is plain HTTP.
 
-# What each status becomes, unless its message says more (`_kind_by_words`); any other becomes a ServerError.
+# Default exception per status; `_exception_from_details` refines it. Any other becomes a ServerError.
 TRANSLATIONS: dict[grpc.StatusCode, type[ConvscopeError]] = {
     grpc.StatusCode.OK: ProtocolError,
     grpc.StatusCode.CANCELLED: ImageTooLarge,  # TorchServe cancels a request over its limit.
@@ -59,24 +60,16 @@ TRANSLATIONS: dict[grpc.StatusCode, type[ConvscopeError]] = {
     grpc.StatusCode.UNAVAILABLE: ConnectError,
     grpc.StatusCode.UNAUTHENTICATED: AuthenticationFailed,
 }
-_MESSAGES: dict[type[ConvscopeError], str] = {
-    AuthenticationFailed: "the server refused the API key or the lack of one",
-    DeadlineExceeded: "the deadline passed",
-    ImageTooLarge: "the request is larger than the server's request limit",
-    Overloaded: "the server takes no more work now",
-    ProtocolError: "not a convscope reply: is this a convscope server?",
-    ReplyTooLarge: f"the reply is over this client's limit of {MAX_MESSAGE_BYTES} bytes",
-}
 
 
-class _Grpc:
-    """What both transports share.
+class _BaseGrpcTransport:
+    """Channel options and metadata of the sync and async gRPC transports.
 
     Args:
         target: `host:port`.
         secure: Whether to use TLS.
         api_key: Sent as `x-api-key` metadata, if given.
-        ca_file: PEM file of the certificates to trust; None for gRPC's usual ones.
+        ca_file: PEM file of CA certificates; None for the default ones.
         use_proxies: Whether to use the proxies of the environment.
     """
 
@@ -95,11 +88,10 @@ class _Grpc:
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.primary_user_agent", USER_AGENT),
-            # Without this, gRPC shares one connection among all clients of an address.
+            # Without this, gRPC shares one connection between all clients of an address.
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.enable_http_proxy", int(use_proxies)),
-            # After a refused connection, gRPC fails calls for a while without trying: up to two minutes unless told
-            # otherwise, which is too long for a caller that waits for a server to start.
+            # The default backoff of up to two minutes is too long while a server starts.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 2000),
         ]
@@ -112,13 +104,14 @@ class _Grpc:
         """Return the metadata of a request."""
         return (*self._key, (REQUEST_ID_HEADER, request.request_id))
 
-    def _connect(self, kind: Any) -> tuple[Any, Any]:
-        """Make a channel, of `grpc` or of `grpc.aio`, and its method."""
-        target = f"dns:///{self._target}"  # Without a scheme, gRPC takes a host named `unix` or `dns` for one.
+    def _connect(self, grpc_module: Any) -> tuple[Any, Any]:
+        """Create a channel of `grpc` or of `grpc.aio`, and its method `Predictions`."""
+        # Force the DNS scheme: gRPC would read a host named `unix` or `dns` as a scheme.
+        target = f"dns:///{self._target}"
         if self._credentials is None:
-            channel = kind.insecure_channel(target, options=self._options)
+            channel = grpc_module.insecure_channel(target, options=self._options)
         else:
-            channel = kind.secure_channel(target, self._credentials, options=self._options)
+            channel = grpc_module.secure_channel(target, self._credentials, options=self._options)
         method = channel.unary_unary(
             _METHOD,
             request_serializer=PredictionsRequest.SerializeToString,
@@ -127,8 +120,8 @@ class _Grpc:
         return channel, method
 
 
-class GrpcTransport(_Grpc):
-    """Sends requests over gRPC; see `_Grpc` for its arguments."""
+class GrpcTransport(_BaseGrpcTransport):
+    """gRPC transport; see `_BaseGrpcTransport` for its arguments."""
 
     def __init__(self, target: str, **settings: Any) -> None:
         super().__init__(target, **settings)
@@ -136,7 +129,7 @@ class GrpcTransport(_Grpc):
 
     def send(self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float) -> PredictReply:
         """Send a request and return the reply; see `Transport.send`."""
-        with map_grpc_exceptions(self._target):
+        with map_grpc_exceptions(self._target, deadline_s):
             response = self._predictions(
                 _wrap(request, model, version), timeout=deadline_s, metadata=self._metadata(request)
             )
@@ -147,12 +140,12 @@ class GrpcTransport(_Grpc):
         self._channel.close()
 
 
-class AsyncGrpcTransport(_Grpc):
-    """Sends requests over gRPC from asyncio; see `_Grpc` for its arguments."""
+class AsyncGrpcTransport(_BaseGrpcTransport):
+    """gRPC transport for asyncio; see `_BaseGrpcTransport` for its arguments."""
 
     def __init__(self, target: str, **settings: Any) -> None:
         super().__init__(target, **settings)
-        self._channel: Any = None  # Made in the event loop, which it needs.
+        self._channel: Any = None  # Created in the event loop, as it must be.
 
     async def asend(
         self, request: PredictRequest, *, model: str, version: str | None, deadline_s: float
@@ -161,7 +154,7 @@ class AsyncGrpcTransport(_Grpc):
         if self._channel is None:
             self._channel, self._predictions = self._connect(grpc.aio)
         try:
-            with map_grpc_exceptions(self._target):
+            with map_grpc_exceptions(self._target, deadline_s):
                 response = await self._predictions(
                     _wrap(request, model, version), timeout=deadline_s, metadata=self._metadata(request)
                 )
@@ -169,7 +162,7 @@ class AsyncGrpcTransport(_Grpc):
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            raise _closed(self._target) from error  # Closing a channel cancels its calls.
+            raise closed_error(self._target) from error  # Closing a channel cancels its calls.
         return parse_reply(response.prediction)
 
     async def aclose(self) -> None:
@@ -179,65 +172,68 @@ class AsyncGrpcTransport(_Grpc):
 
 
 def _wrap(request: PredictRequest, model: str, version: str | None) -> PredictionsRequest:
-    """Wrap a request in TorchServe's."""
+    """Wrap a request in TorchServe's message."""
     return PredictionsRequest(
         model_name=model, model_version=version or "", input={"request": request.SerializeToString()}
     )
 
 
 @contextlib.contextmanager
-def map_grpc_exceptions(target: str) -> Iterator[None]:
-    """Raise our exception in place of one of grpc's, which becomes its cause.
+def map_grpc_exceptions(target: str, deadline_s: float) -> Iterator[None]:
+    """Replace exceptions of grpc by ours, with the original as the cause.
 
     Args:
-        target: The service's `host:port`, for the message.
+        target: `host:port` of the service, for the message.
+        deadline_s: Deadline of the request, for the message.
     """
     try:
         yield
     except grpc.RpcError as error:
-        raise translate(error, target) from error
+        raise translate(error, target, deadline_s) from error
     except (grpc.aio.UsageError, ValueError) as error:
         if "closed" not in str(error):
             raise
-        raise _closed(target) from error
+        raise closed_error(target) from error
 
 
-def _closed(target: str) -> ConnectError:
-    return ConnectError(f"no connection to {target}: channel closed")
-
-
-def translate(error: grpc.RpcError, target: str) -> ConvscopeError:
-    """Make our exception for one of grpc's.
+def translate(error: grpc.RpcError, target: str, deadline_s: float) -> ConvscopeError:
+    """Map an exception of grpc to one of ours.
 
     Args:
-        error: What grpc raised.
-        target: The service's `host:port`, for the message.
+        error: Exception of grpc.
+        target: `host:port` of the service, for the message.
+        deadline_s: Deadline of the request, for the message.
 
     Returns:
-        The exception, not raised.
+        An exception to raise.
     """
     status: grpc.StatusCode = error.code()
     details: str = error.details() or ""
-    known = torchserve_error(details)
-    if known is not None:
-        return known
+    server_error = torchserve_error(details)
+    if server_error is not None:
+        return server_error
     retry_after_s = _retry_after_s(error)
-    if (found := _HTTP_STATUS.search(details)) is not None:
-        return http_error(int(found[1]), b"", retry_after_s)
-    kind = _kind_by_words(status, details) or TRANSLATIONS.get(status, ServerError)
-    if kind is ConnectError and retry_after_s is not None:
-        kind = Overloaded  # It was a server that answered.
-    if kind is ConnectError:
-        return ConnectError(f"no connection to {target}: {details.rpartition('last error: ')[2] or status.name}")
-    said = f"{status.name}: {details.splitlines()[0]}" if details else status.name
-    message = f"{_MESSAGES[kind]} ({said})" if kind in _MESSAGES else said
-    if kind is Overloaded:
+    if (match := _HTTP_STATUS.search(details)) is not None:
+        return http_error(int(match[1]), b"", retry_after_s)
+    ours = _exception_from_details(status, details)
+    if ours is None and status is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return deadline_error(deadline_s)
+    ours = ours or TRANSLATIONS.get(status, ServerError)
+    if ours is ConnectError and status is grpc.StatusCode.CANCELLED:
+        return closed_error(target)
+    if ours is ConnectError and retry_after_s is not None:
+        ours = Overloaded  # Pushback metadata comes from a server, so this is overload, not a connection failure.
+    if ours is ConnectError:
+        return connection_error(target, details.rpartition("last error: ")[2] or status.name)
+    detail = f"{status.name}: {details.splitlines()[0]}" if details else status.name
+    message = f"{MESSAGES[ours]} ({detail})" if ours in MESSAGES else detail
+    if ours is Overloaded:
         return Overloaded(message, retry_after_s=retry_after_s)
-    return kind(message)
+    return ours(message)
 
 
-def _kind_by_words(status: grpc.StatusCode, details: str) -> type[ConvscopeError] | None:
-    """Tell errors of one status apart by their messages."""
+def _exception_from_details(status: grpc.StatusCode, details: str) -> type[ConvscopeError] | None:
+    """Distinguish errors of one status by their messages; None for the default exception of the status."""
     if status is grpc.StatusCode.CANCELLED and "hannel closed" in details:
         return ConnectError  # Another thread closed the client.
     if status is grpc.StatusCode.INTERNAL and "deserializing" in details:
@@ -247,18 +243,18 @@ def _kind_by_words(status: grpc.StatusCode, details: str) -> type[ConvscopeError
     if status is grpc.StatusCode.RESOURCE_EXHAUSTED and "exceeds maximum size" in details:
         return ImageTooLarge
     if status is grpc.StatusCode.UNAVAILABLE and "org.pytorch.serve" in details:
-        return ServerError  # From TorchServe itself: its worker failed.
+        return ServerError  # From TorchServe: its worker failed.
     if status is grpc.StatusCode.UNAVAILABLE and "Failed parsing HTTP/2" in details:
         return ProtocolError  # A REST port.
     if status is grpc.StatusCode.UNAVAILABLE and "upstream request timeout" in details:
-        return DeadlineExceeded  # The gateway's deadline.
+        return DeadlineExceeded  # The gateway's timeout.
     if status is grpc.StatusCode.UNAVAILABLE and "upstream" in details:
-        return Overloaded  # From the gateway: no server behind it takes requests now.
+        return Overloaded  # From the gateway: no server behind it accepts requests.
     return None
 
 
 def _retry_after_s(error: grpc.RpcError) -> float | None:
-    """Return the seconds that the trailing metadata ask to wait, if any; infinite if they say not to retry."""
+    """Return the retry delay from trailing metadata; None if absent, infinite if the server forbids retries."""
     metadata = dict(error.trailing_metadata() or ())
     if "grpc-retry-pushback-ms" in metadata:
         pushback = str(metadata["grpc-retry-pushback-ms"])

@@ -1,6 +1,6 @@
-"""Prometheus metrics of predictions: how long callers waited, and how much of it was the service's handler.
+"""Prometheus metrics of the client: duration of requests, and the part that the server's handler took.
 
-The only module that knows prometheus_client; imported when a client is made with `metrics`.
+Only this module imports prometheus_client; it is imported when a client is created with `metrics`.
 """
 
 from __future__ import annotations
@@ -16,73 +16,73 @@ from convscope import _exceptions
 from convscope._exceptions import ConvscopeError
 
 if TYPE_CHECKING:
-    from convscope._reply import Response
+    from convscope._reply import TimedReply
 
-# Those of the workers' histograms, so that the two can be compared: a network may take 1 ms or 10 s.
+# Same buckets as the server's histograms.
 BUCKETS_S = (
     *(0.0001, 0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075),
     *(0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75),
     *(1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 30.0),
 )
 CODES = frozenset({getattr(_exceptions, name).code for name in _exceptions.__all__} | {"ok", "draining", "cancelled"})
-OTHER = "other"  # Any other code: a server must not be able to create any number of labels.
+OTHER = "other"  # Any other code. Bounds the label's cardinality.
 
 
-class Collectors:
-    """The metrics of one registry, for all clients that use it.
+class _MetricSet:
+    """The metrics of one registry, shared by all clients that use it.
 
     Args:
         registry: The registry to add them to.
 
     Raises:
-        ValueError: Something else in the registry has one of their names.
+        ValueError: The registry already contains another metric with one of their names.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.request_seconds = _histogram(
             "convscope_client_request_seconds",
-            "Duration of predictions for their callers, retries and the waits before them included.",
+            "Duration of predict, predict_many and explain requests as the caller sees it, including retries.",
             ("model", "transport", "code"),
             registry,
         )
         self.server_seconds = _histogram(
             "convscope_client_server_seconds",
-            "Time of answered requests in the worker's handler, from the reply.",
+            "Handler time of successful requests, as reported by the server.",
             ("model", "transport"),
             registry,
         )
         self.outside_seconds = _histogram(
             "convscope_client_outside_seconds",
-            "Time of answered requests outside the handler: network, gateway, queue and client; of the last attempt.",
+            "Time of successful requests outside the handler: network, gateway, queue and client; last attempt only.",
             ("model", "transport"),
             registry,
         )
         self.retries = Counter(
             "convscope_client_retries_total",
-            "Requests sent again.",
+            "Number of retries.",
             ("model", "transport"),
             registry=registry,
         )
 
 
-def _histogram(name: str, meaning: str, labels: tuple[str, ...], registry: CollectorRegistry) -> Histogram:
-    return Histogram(name, meaning, labels, registry=registry, buckets=BUCKETS_S)
+def _histogram(name: str, documentation: str, labels: tuple[str, ...], registry: CollectorRegistry) -> Histogram:
+    return Histogram(name, documentation, labels, registry=registry, buckets=BUCKETS_S)
 
 
-_shared: WeakKeyDictionary[CollectorRegistry, Collectors] = WeakKeyDictionary()
-_lock = threading.Lock()  # For `_shared`.
+_metric_sets: WeakKeyDictionary[CollectorRegistry, _MetricSet] = WeakKeyDictionary()
+_lock = threading.Lock()  # For `_metric_sets`.
 
 
 class Metrics:
-    """The metrics of one client. Safe to use from several threads.
+    """The metrics of one client. Thread-safe.
 
     Args:
-        registry: The registry of the metrics; True for prometheus_client's own.
+        registry: The registry of the metrics; True for the default registry.
         transport: `rest` or `grpc`.
 
     Raises:
-        TypeError: `registry` is neither.
-        ValueError: Something else in the registry has one of the metrics' names.
+        TypeError: `registry` is neither True nor a CollectorRegistry.
+        ValueError: The registry already contains another metric with one of their names.
     """
 
     def __init__(self, registry: CollectorRegistry | bool, transport: str) -> None:
@@ -91,39 +91,39 @@ class Metrics:
         if not isinstance(registry, CollectorRegistry):
             raise TypeError(f"metrics must be True, False or a CollectorRegistry, not {registry!r}")
         with _lock:
-            if registry not in _shared:
-                _shared[registry] = Collectors(registry)
-            self._collectors = _shared[registry]
+            if registry not in _metric_sets:
+                _metric_sets[registry] = _MetricSet(registry)
+            self._metrics = _metric_sets[registry]
         self._transport = transport
 
-    def observe(self, model: str, seconds: float, outcome: Response | BaseException) -> None:
-        """Count a prediction that ended. Errors in its arguments, before anything was sent, are not counted.
+    def observe(self, model: str, seconds: float, result: TimedReply | BaseException) -> None:
+        """Record a finished request. Argument errors are not recorded.
 
         Args:
-            model: The model's name.
-            seconds: How long its caller waited.
-            outcome: The response, or the exception that was raised.
+            model: Name of the model.
+            seconds: Duration of the call.
+            result: The reply, or the exception that was raised.
         """
-        if isinstance(outcome, asyncio.CancelledError):
+        if isinstance(result, asyncio.CancelledError):
             code = "cancelled"
-        elif isinstance(outcome, BaseException) and not isinstance(outcome, ConvscopeError):
+        elif isinstance(result, BaseException) and not isinstance(result, ConvscopeError):
             return
         else:
-            code = outcome.code
-        self._child(self._collectors.request_seconds, model, code if code in CODES else OTHER).observe(seconds)
-        if isinstance(outcome, BaseException) or not outcome.reply.HasField("timing"):
+            code = result.code
+        self._labelled(self._metrics.request_seconds, model, code if code in CODES else OTHER).observe(seconds)
+        if isinstance(result, BaseException) or not result.reply.HasField("timing"):
             return
-        handler_s = outcome.reply.timing.handler_s
-        self._child(self._collectors.server_seconds, model).observe(handler_s)
-        self._child(self._collectors.outside_seconds, model).observe(max(outcome.total_s - handler_s, 0.0))
+        handler_s = result.reply.timing.handler_s
+        self._labelled(self._metrics.server_seconds, model).observe(handler_s)
+        self._labelled(self._metrics.outside_seconds, model).observe(max(result.total_s - handler_s, 0.0))
 
     def count_retry(self, model: str) -> None:
-        """Count a request that is sent again.
+        """Count a retry.
 
         Args:
-            model: The model's name.
+            model: Name of the model.
         """
-        self._child(self._collectors.retries, model).inc()
+        self._labelled(self._metrics.retries, model).inc()
 
-    def _child(self, collector: Any, model: str, *code: str) -> Any:
-        return collector.labels(model, self._transport, *code)
+    def _labelled(self, metric: Any, model: str, *code: str) -> Any:
+        return metric.labels(model, self._transport, *code)

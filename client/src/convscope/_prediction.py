@@ -1,19 +1,22 @@
 """The result of one picture: scores and maps, or its error; and the timing of a request.
 
-Drawing, showing and saving are done by `figures`, `_notebook` and `_export`, imported when they are used.
+`figures` and `_export` are imported on first use.
 """
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from convscope._exceptions import ConvscopeError
+from convscope.pixels import encode_png, tile_grid
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,17 +25,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class ClassScore(NamedTuple):  # There may be a thousand in a reply, and a frozen dataclass is twice as slow to make.
+class ClassScore(NamedTuple):  # A NamedTuple: users unpack it.
     """The score of one class.
 
     Attributes:
-        index: The class's index in the model card's `classes`.
-        label: The class's name.
+        index: Index of the class in the model card's `classes`.
+        label: Name of the class.
         probability: Softmax over all classes, 0..1.
         logit: The network's output.
     """
 
-    index: int  # type: ignore[assignment]  # It hides a tuple's own.
+    index: int  # type: ignore[assignment]  # Shadows `tuple.index`.
     label: str
     probability: float
     logit: float
@@ -45,14 +48,14 @@ class Timing:
     The stages need not add up to `handler_s`: the rest was spent on other requests of the batch.
 
     Attributes:
-        read_s: Reading the body and its options.
-        decode_s: From picture files to pixels of the network's size.
-        preprocess_s: Normalising and stacking.
-        forward_s: The forward passes that this request took part in.
-        encode_s: Selecting, pooling and converting maps, and writing the reply.
-        handler_s: From the worker receiving the batch to the reply being ready.
-        batch_requests: Requests in that batch.
-        total_s: Measured by the client, from sending the request to having read the reply; of the last attempt only.
+        read_s: Parsing the request.
+        decode_s: Decoding and resizing.
+        preprocess_s: Normalising and batching.
+        forward_s: Forward passes that this request was part of.
+        encode_s: Encoding the reply.
+        handler_s: The worker's handler, from receiving the batch to the complete reply.
+        batch_requests: Number of requests in that batch.
+        total_s: Seconds from sending the request to parsing the reply, last attempt only; measured by the client.
     """
 
     read_s: float
@@ -66,24 +69,24 @@ class Timing:
 
     @property
     def outside_s(self) -> float:
-        """Seconds outside the worker: the network, the gateway, waiting for a worker, and this client."""
+        """Seconds outside the worker's handler: network, gateway, queue and client."""
         return self.total_s - self.handler_s
 
 
 class Prediction:
     """The result of one picture.
 
-    If the picture failed, reading `top`, `maps` or `channels` raises its error, and `error` holds it. Predictions are
-    equal if their results are; `request_id` and `timing` do not count.
+    If the picture failed, `error` is set, and reading `top`, `maps` or `channels` raises it. Equality ignores
+    `request_id` and `timing`.
 
     Attributes:
-        model: The model's name.
-        version: The model's version.
+        model: Name of the model.
+        version: Version of the model.
         engine: What ran the network, such as `torch-2.15.0`.
-        device: Where it ran: `cpu` or `cuda:0`.
-        request_id: The id of the request in the service's log; all pictures of a request share it.
-        timing: The request's timing, if it was asked for and the service reports it; else None.
-        error: Why this picture has no result; None if it has one.
+        device: `cpu` or `cuda:0`.
+        request_id: Id of the request in the service's log; all pictures of a request share it.
+        timing: Timing of the request; None if it was not requested, or if the service is too old to report it.
+        error: The picture's error; None if it has a result.
     """
 
     def __init__(
@@ -118,7 +121,7 @@ class Prediction:
         Raises:
             ConvscopeError: The picture's own error.
         """
-        self._check()
+        self._raise_error()
         return list(self._top)
 
     @property
@@ -128,45 +131,43 @@ class Prediction:
         Raises:
             ConvscopeError: The picture's own error.
         """
-        self._check()
+        self._raise_error()
         return MappingProxyType(self._maps)
 
     @property
     def channels(self) -> Mapping[str, tuple[int, ...]]:
-        """The channel numbers of each map's first axis, by layer name.
+        """The channel indexes of each map's first axis, by layer name.
 
         Raises:
             ConvscopeError: The picture's own error.
         """
-        self._check()
+        self._raise_error()
         return MappingProxyType(self._channels)
 
     def figure(self, layer: str, *, columns: int = 8, tile_inches: float = 1.2) -> Figure:
-        """Draw a layer's map as rows of grey tiles, one for each channel, each scaled to its own range.
+        """Draw a layer's map as rows of grey tiles, one per channel, each scaled to its own range.
 
         Args:
-            layer: Name of a layer asked for in `predict`.
-            columns: Tiles in a row.
+            layer: Name of a requested layer.
+            columns: Tiles per row.
             tile_inches: Width of a tile.
 
         Returns:
-            A matplotlib figure, not registered with pyplot; above each tile stands its channel's number.
+            A matplotlib figure, not registered with pyplot; each tile is titled with its channel index.
 
         Raises:
             ConvscopeError: The picture's own error.
-            ImportError: matplotlib is not installed; says how to get it.
-            KeyError: The layer was not asked for; names those that were.
+            ImportError: matplotlib is not installed.
+            KeyError: The layer was not requested.
             ValueError: The map was pooled to one number per channel.
         """
         maps = self.maps
         if layer not in maps:
-            raise KeyError(f"no map of layer {layer!r} here; there are: {', '.join(maps) or 'none'}")
+            raise KeyError(f"layer {layer!r} was not requested; maps: {', '.join(maps) or 'none'}")
         try:
             from convscope.figures import draw_map
         except ImportError as error:
-            raise ImportError(
-                "figure() draws with matplotlib, which cannot be imported: pip install 'convscope[figure]'"
-            ) from error
+            raise ImportError("figure() requires matplotlib: pip install 'convscope[figure]'") from error
         return draw_map(
             maps[layer],
             self._channels[layer],
@@ -176,10 +177,10 @@ class Prediction:
         )
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write scores and maps into a new directory: manifest.json, maps.npz, and a PNG of grey tiles for each layer.
+        """Write scores and maps into a new directory: manifest.json, maps.npz, one PNG of grey tiles per layer.
 
         Args:
-            directory: A path that does not exist yet. It is removed again if writing fails.
+            directory: A path that does not exist yet. Created; removed again if writing fails.
 
         Returns:
             The directory.
@@ -189,20 +190,48 @@ class Prediction:
             FileExistsError: The directory exists.
             OSError: It cannot be written.
         """
-        self._check()
-        from convscope._export import save_prediction
+        self._raise_error()
+        from convscope._export import file_stem, write_directory
 
-        return save_prediction(self, directory)
+        layers: dict[str, Any] = {}
+        pictures: dict[str, NDArray[np.uint8]] = {}
+        for name, feature_map in self._maps.items():
+            grid = f"{file_stem(name, len(layers))}.png" if feature_map.ndim == 3 and feature_map.size else None
+            if grid is not None:
+                pictures[grid] = tile_grid(feature_map)
+            layers[name] = {
+                "shape": list(feature_map.shape),
+                "dtype": feature_map.dtype.name,
+                "channels": list(self._channels[name]),
+                "grid": grid,
+            }
+        manifest = {**manifest_fields(self), "maps": "maps.npz" if layers else None, "layers": layers}
+        return write_directory(directory, manifest, {"maps.npz": self._maps} if layers else {}, pictures)
 
-    def _check(self) -> None:
+    def _raise_error(self) -> None:
         if self.error is not None:
             raise self.error.with_traceback(None)
 
     def _repr_html_(self) -> str:
-        """Show scores and maps in a notebook; needs no matplotlib."""
-        from convscope._notebook import prediction_html
-
-        return prediction_html(self)
+        """Return HTML for notebooks: scores and maps. All text from the service is escaped."""
+        heading = f"<b>{escape(self.model)}</b> {escape(self.version)} on {escape(self.device)}"
+        if self.error is not None:
+            return f"<div>{heading}<br>{escape(self.error.code)}: {escape(str(self.error))}</div>"
+        parts = [heading]
+        if self._top:
+            rows = "".join(
+                f"<tr><td>{score.index}</td><td>{escape(score.label)}</td>"
+                f"<td>{score.probability:.4f}</td><td>{score.logit:.3f}</td></tr>"
+                for score in self._top
+            )
+            parts.append(
+                "<table><tr><th>index</th><th>label</th><th>probability</th><th>logit</th></tr>" + rows + "</table>"
+            )
+        for name, feature_map in self._maps.items():
+            parts.append(f"<p>{escape(name)} {feature_map.shape}</p>")
+            if feature_map.ndim == 3 and feature_map.size:
+                parts.append(html_image(tile_grid(feature_map), name))
+        return "<div>" + "\n".join(parts) + "</div>"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Prediction):
@@ -210,11 +239,14 @@ class Prediction:
         return (
             (self.model, self.version, self.engine, self.device)
             == (other.model, other.version, other.engine, other.device)
-            and _identity(self.error) == _identity(other.error)
+            and _error_key(self.error) == _error_key(other.error)
             and self._top == other._top
             and self._channels == other._channels
             and self._maps.keys() == other._maps.keys()
-            and all(np.array_equal(cells, other._maps[name], equal_nan=True) for name, cells in self._maps.items())
+            and all(
+                np.array_equal(feature_map, other._maps[name], equal_nan=True)
+                for name, feature_map in self._maps.items()
+            )
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -223,10 +255,36 @@ class Prediction:
         if self.error is not None:
             return f"Prediction(model={self.model!r}, error={self.error!r})"
         best = f"{self._top[0].label} {self._top[0].probability:.3f}" if self._top else "none"
-        shapes = {name: cells.shape for name, cells in self._maps.items()}
+        shapes = {name: feature_map.shape for name, feature_map in self._maps.items()}
         return f"Prediction(model={self.model!r}, top={best!r}, maps={shapes})"
 
 
-def _identity(error: ConvscopeError | None) -> tuple[type, str, str] | None:
-    """Return what two equal errors have in common."""
+def html_image(pixels: NDArray[np.uint8], alternative: str) -> str:
+    """Return an HTML element that contains a picture.
+
+    Args:
+        pixels: (H, W) or (H, W, 3), uint8.
+        alternative: The alternative text; it is escaped.
+
+    Returns:
+        An `img` element.
+    """
+    png = base64.b64encode(encode_png(pixels)).decode()
+    return f'<img alt="{escape(alternative)}" src="data:image/png;base64,{png}">'
+
+
+def manifest_fields(prediction: Prediction) -> dict[str, Any]:
+    """Return the first fields of every manifest.json: the model, the device, and the scores."""
+    return {
+        "model": prediction.model,
+        "version": prediction.version,
+        "engine": prediction.engine,
+        "device": prediction.device,
+        "request_id": prediction.request_id,
+        "scores": [score._asdict() for score in prediction.top],
+    }
+
+
+def _error_key(error: ConvscopeError | None) -> tuple[type, str, str] | None:
+    """Return what makes two errors equal."""
     return None if error is None else (type(error), error.code, error.message)

@@ -1,4 +1,4 @@
-"""Reads a PredictReply into what the caller gets: pure functions, shared by both clients."""
+"""Converts a `PredictReply` to results. Pure functions, used by both clients and by the transports."""
 
 from __future__ import annotations
 
@@ -6,30 +6,32 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from convscope._card import Input, Layer, Limits, ModelCard, Training
 from convscope._exceptions import ConvscopeError, Overloaded, ProtocolError, error_from_code
 from convscope._explanation import Explanation
 from convscope._prediction import ClassScore, Prediction, Timing
 from convscope._request import is_request_id
+from convscope._server_errors import MESSAGES
 from convscope._wire import convscope_pb2 as wire
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_CELLS: dict[int, np.dtype[Any]] = {
+_DTYPES: dict[int, np.dtype[Any]] = {
     wire.FLOAT32: np.dtype("<f4"),
     wire.FLOAT16: np.dtype("<f2"),
     wire.UINT8: np.dtype("u1"),
 }
 
 
-class Response(NamedTuple):
-    """A reply, and how long it took.
+class TimedReply(NamedTuple):
+    """A reply and its duration.
 
     Attributes:
         reply: The reply.
-        total_s: Seconds from sending the request to having read the reply: of the attempt that was answered.
+        total_s: Seconds from sending the request to parsing the reply, last attempt only.
     """
 
     reply: wire.PredictReply
@@ -37,100 +39,109 @@ class Response(NamedTuple):
 
     @property
     def code(self) -> str:
-        """The code of the first error if no picture has a result, else `ok`."""
+        """The first picture's error code if no picture has a result, else `ok`."""
         results = self.reply.results
         if not results:
             return self.reply.error.code if self.reply.HasField("error") else "ok"
         return results[0].error.code if all(result.HasField("error") for result in results) else "ok"
 
 
-def read_predictions(
-    reply: wire.PredictReply, count: int, *, request_id: str = "", total_s: float | None = None
-) -> list[Prediction]:
-    """Read one prediction for each picture.
+def parse_reply(data: bytes, retry_after_s: float | None = None) -> wire.PredictReply:
+    """Parse a serialised reply.
 
     Args:
-        reply: The reply.
-        count: How many pictures were sent.
-        request_id: The id they were sent with. The reply's own id, which is the one in the service's log, has priority.
-        total_s: Seconds the request took; None if its timing was not asked for.
+        data: Serialised reply.
+        retry_after_s: Seconds to wait before retrying, from the server; None if it gave none.
 
     Returns:
-        Predictions in the order of the pictures, some of which may hold an error.
-
-    Raises:
-        ConvscopeError: The service rejected the request as a whole.
-        ProtocolError: The reply breaks the contract.
-    """
-    request_id = answered_id(reply, request_id)
-    if reply.HasField("error") and not reply.results:
-        raise error_from_code(reply.error.code, reply.error.message, request_id)
-    if len(reply.results) != count:
-        raise ProtocolError(f"{count} pictures were sent and {len(reply.results)} results came back")
-    timing = _timing(reply.timing, total_s) if total_s is not None and reply.HasField("timing") else None
-    return [_prediction(reply, result, request_id, timing) for result in reply.results]
-
-
-def check_open(reply: wire.PredictReply, retry_after_s: float | None = None) -> None:
-    """Raise if a reply says that the service takes no requests now.
-
-    Args:
-        reply: The reply.
-        retry_after_s: Seconds after which the server asks to be tried again, if it said so.
+        The reply.
 
     Raises:
         Overloaded: The service is starting or draining.
+        ProtocolError: The bytes are not a `PredictReply`.
     """
+    try:
+        reply = wire.PredictReply.FromString(data)
+    except DecodeError as error:
+        raise ProtocolError(MESSAGES[ProtocolError]) from error
     if reply.HasField("error") and not reply.results:
-        error = error_from_code(reply.error.code, reply.error.message, answered_id(reply, ""))
-        if isinstance(error, Overloaded):
-            error.retry_after_s = retry_after_s
-            raise error
+        overload = error_from_code(reply.error.code, reply.error.message, effective_request_id(reply, ""))
+        if isinstance(overload, Overloaded):
+            overload.retry_after_s = retry_after_s
+            raise overload
+    return reply
+
+
+def effective_request_id(reply: wire.PredictReply, sent_id: str) -> str:
+    """Return the id of a request in the service's log: the reply's, else the id that was sent."""
+    return reply.request_id if is_request_id(reply.request_id) else sent_id
+
+
+def read_predictions(
+    reply: wire.PredictReply, count: int, *, request_id: str = "", total_s: float | None = None
+) -> list[Prediction]:
+    """Convert a reply to one prediction per picture.
+
+    Args:
+        reply: The reply.
+        count: Number of pictures that were sent.
+        request_id: Id that was sent; the reply's own id takes precedence.
+        total_s: Seconds the request took; None if its timing was not requested.
+
+    Returns:
+        Predictions in the order of the pictures; some may hold an error.
+
+    Raises:
+        ConvscopeError: The service rejected the whole request.
+        ProtocolError: The reply breaks the contract.
+    """
+    request_id = effective_request_id(reply, request_id)
+    if reply.HasField("error") and not reply.results:
+        raise error_from_code(reply.error.code, reply.error.message, request_id)
+    if len(reply.results) != count:
+        raise ProtocolError(f"invalid reply: {len(reply.results)} results for {count} pictures")
+    timing = _timing(reply.timing, total_s) if total_s is not None and reply.HasField("timing") else None
+    return [_prediction(reply, result, request_id, timing) for result in reply.results]
 
 
 def read_explanations(
     reply: wire.PredictReply, count: int, *, request_id: str = "", total_s: float | None = None
 ) -> list[Explanation]:
-    """Read one explanation for each picture; see `read_predictions`.
+    """Convert a reply to one explanation per picture; see `read_predictions`.
 
     Raises:
-        ConvscopeError: The service rejected the request as a whole.
-        ProtocolError: The reply breaks the contract, or the service is too old to explain.
+        ConvscopeError: The service rejected the whole request.
+        ProtocolError: The reply breaks the contract, or the service is too old for explanations.
     """
     predictions = read_predictions(reply, count, request_id=request_id, total_s=total_s)
     return [_explanation(prediction, result) for prediction, result in zip(predictions, reply.results, strict=True)]
 
 
 def _explanation(prediction: Prediction, result: wire.Result) -> Explanation:
-    """Read one picture's explanation."""
+    """Convert one picture's explanation."""
     if prediction.error is not None:
         return Explanation(prediction)
     if not result.HasField("explanation"):
-        raise ProtocolError("an explanation was asked for and none came back: is the service older than this client?")
-    found = result.explanation
-    heat = read_tensor(found.heat) if found.HasField("heat") else None
-    picture = read_tensor(found.picture) if found.HasField("picture") else None
-    if any(cells is not None and (cells.ndim != 3 or not cells.size) for cells in (heat, picture)):
-        raise ProtocolError("an explanation came whose tensors have no channels, rows and columns")
+        raise ProtocolError("the service does not support explanations (older than this client?)")
+    explanation = result.explanation
+    heat = read_tensor(explanation.heat) if explanation.HasField("heat") else None
+    picture = read_tensor(explanation.picture) if explanation.HasField("picture") else None
+    if any(array is not None and (array.ndim != 3 or not array.size) for array in (heat, picture)):
+        raise ProtocolError("invalid reply: heat and picture must have shape (C, H, W)")
     return Explanation(
         prediction,
-        method=found.method,
-        layer=found.layer,
-        target=None if heat is None else found.target,
-        label=found.label,
+        method=explanation.method,
+        layer=explanation.layer,
+        target=None if heat is None else explanation.target,
+        label=explanation.label,
         heat=heat,
-        delta=found.delta if found.HasField("delta") else None,
+        delta=explanation.delta if explanation.HasField("delta") else None,
         picture=picture,
     )
 
 
-def answered_id(reply: wire.PredictReply, sent: str) -> str:
-    """Return the id by which the service knows a request: the reply's, else the one that was sent."""
-    return reply.request_id if is_request_id(reply.request_id) else sent
-
-
 def _timing(timing: wire.Timing, total_s: float) -> Timing:
-    """Read the timing of a request."""
+    """Convert the timing of a request."""
     return Timing(
         read_s=timing.read_s,
         decode_s=timing.decode_s,
@@ -144,16 +155,19 @@ def _timing(timing: wire.Timing, total_s: float) -> Timing:
 
 
 def _prediction(reply: wire.PredictReply, result: wire.Result, request_id: str, timing: Timing | None) -> Prediction:
-    """Read one picture's result."""
+    """Convert one picture's result."""
     maps: dict[str, NDArray[np.float32]] = {}
     channels: dict[str, tuple[int, ...]] = {}
-    for feature_map in result.maps:
-        cells = read_tensor(feature_map.tensor)
-        layer, chosen = feature_map.layer, tuple(feature_map.channels)
-        if cells.ndim == 0 or (chosen and len(chosen) != cells.shape[0]):
-            raise ProtocolError(f"the map of layer {layer!r} and its channels do not fit together")
-        maps[layer] = cells
-        channels[layer] = chosen or tuple(range(cells.shape[0]))
+    for message in result.maps:
+        feature_map = read_tensor(message.tensor)
+        layer, indexes = message.layer, tuple(message.channels)
+        if feature_map.ndim == 0 or (indexes and len(indexes) != feature_map.shape[0]):
+            count = feature_map.shape[0] if feature_map.ndim else 0
+            raise ProtocolError(
+                f"invalid reply: map of layer {layer!r} has {count} channels, {len(indexes)} channel indexes"
+            )
+        maps[layer] = feature_map
+        channels[layer] = indexes or tuple(range(feature_map.shape[0]))
     error: ConvscopeError | None = None
     if result.HasField("error"):
         error = error_from_code(result.error.code, result.error.message, request_id)
@@ -172,82 +186,82 @@ def _prediction(reply: wire.PredictReply, result: wire.Result, request_id: str, 
 
 
 def read_tensor(tensor: wire.Tensor) -> NDArray[np.float32]:
-    """Read a tensor into an array.
+    """Convert a tensor to an array.
 
     Args:
-        tensor: float32, float16, or uint8 with a scale and an offset for each channel.
+        tensor: float32, float16, or uint8 with a scale and an offset per channel.
 
     Returns:
-        Array of the tensor's shape, float32, read-only. A float32 tensor's bytes are not copied; uint8 cells become
-        offset + scale * cell of their channel.
+        Array of the tensor's shape, float32, read-only. The bytes of a float32 tensor are not copied; uint8 values
+        become offset + scale * value of their channel.
 
     Raises:
-        ProtocolError: The bytes do not fill the shape, or the dtype is not one of the three.
+        ProtocolError: The shape does not match the bytes, or the dtype is unknown.
     """
     shape = tuple(tensor.shape)
-    dtype = _CELLS.get(tensor.dtype)
+    dtype = _DTYPES.get(tensor.dtype)
     if dtype is None:
-        raise ProtocolError(f"a tensor has the unknown dtype {tensor.dtype}")
+        raise ProtocolError(f"invalid reply: unknown tensor dtype {tensor.dtype}")
     data = tensor.data
     if len(data) != math.prod(shape) * dtype.itemsize:
-        raise ProtocolError(f"a tensor of shape {shape} and dtype {dtype} came with {len(data)} bytes")
+        raise ProtocolError(f"invalid reply: {len(data)} bytes for a tensor of shape {shape} and dtype {dtype}")
     try:
-        cells: NDArray[Any] = np.frombuffer(data, dtype).reshape(shape)
-    except ValueError as error:
-        raise ProtocolError(f"a tensor came with {len(shape)} axes, or with axes too long for any array") from error
+        array: NDArray[Any] = np.frombuffer(data, dtype).reshape(shape)
+    except ValueError as error:  # Too many axes, or an axis that is too long.
+        raise ProtocolError(f"invalid reply: tensor shape {shape}") from error
     if tensor.dtype == wire.UINT8:
         if not shape or not len(tensor.scale) == len(tensor.offset) == shape[0]:
-            raise ProtocolError("a uint8 tensor came without a scale and an offset for each channel")
+            raise ProtocolError("invalid reply: a uint8 tensor needs a scale and an offset per channel")
         by_channel = (-1, *(1 for _ in shape[1:]))  # (C, 1, 1)
-        cells = cells * np.array(tensor.scale, np.float32).reshape(by_channel)
-        cells += np.array(tensor.offset, np.float32).reshape(by_channel)
-    cells = cells.astype(np.float32, copy=False)
-    cells.flags.writeable = False
-    return cells
+        array = array * np.array(tensor.scale, np.float32).reshape(by_channel)
+        array += np.array(tensor.offset, np.float32).reshape(by_channel)
+    array = array.astype(np.float32, copy=False)
+    array.flags.writeable = False
+    return array
 
 
 def read_filters(reply: wire.PredictReply, *, request_id: str = "") -> NDArray[np.float32]:
-    """Read the kernels of a convolution.
+    """Return the filters of a convolution.
 
     Args:
         reply: The reply.
-        request_id: The id they were asked for with. The reply's own id has priority.
+        request_id: Id that was sent; the reply's own id takes precedence.
 
     Returns:
-        (C_out, C_in, kernel height, kernel width), float32, read-only.
+        (C_out, C_in, kernel height, kernel width), float32, any range, read-only.
 
     Raises:
-        ConvscopeError: The service answered with an error.
+        ConvscopeError: The reply is an error.
         ProtocolError: There are no filters in the reply.
     """
     if reply.HasField("error"):
-        raise error_from_code(reply.error.code, reply.error.message, answered_id(reply, request_id))
+        raise error_from_code(reply.error.code, reply.error.message, effective_request_id(reply, request_id))
     if not reply.HasField("filters"):
-        raise ProtocolError("filters were asked for and none came back")
+        raise ProtocolError("invalid reply: no filters")
     filters = read_tensor(reply.filters)
     if filters.ndim != 4:
-        raise ProtocolError(f"filters have four axes, not the shape {filters.shape}")
+        raise ProtocolError(f"invalid reply: filters must have four axes, not shape {filters.shape}")
     return filters
 
 
 def read_card(reply: wire.PredictReply, *, request_id: str = "") -> ModelCard:
-    """Read a model card.
+    """Convert a reply to a model card.
 
     Args:
         reply: The reply.
-        request_id: The id it was asked for with. The reply's own id has priority.
+        request_id: Id that was sent; the reply's own id takes precedence.
 
     Returns:
-        The card.
+        The model card.
 
     Raises:
-        ConvscopeError: The service answered with an error.
-        ProtocolError: There is no card in the reply.
+        ConvscopeError: The reply is an error.
+        ProtocolError: There is no model card in the reply.
     """
     if reply.HasField("error"):
-        raise error_from_code(reply.error.code, reply.error.message, answered_id(reply, request_id))
+        raise error_from_code(reply.error.code, reply.error.message, effective_request_id(reply, request_id))
     if not reply.HasField("card"):
-        raise ProtocolError("the model card was asked for and none came back")
+        raise ProtocolError("invalid reply: no model card")
     card = reply.card
     return ModelCard(
         model=card.model,
@@ -279,7 +293,7 @@ def read_card(reply: wire.PredictReply, *, request_id: str = "") -> ModelCard:
 
 
 def _layer(layer: wire.Layer) -> Layer:
-    """Read one layer of a card."""
+    """Convert one layer of a card."""
     return Layer(
         name=layer.name,
         module=layer.module,
@@ -302,7 +316,7 @@ def _layer(layer: wire.Layer) -> Layer:
 
 
 def _training(training: wire.Training) -> Training:
-    """Read the training part of a card."""
+    """Convert the training record of a card."""
     return Training(
         data=training.data,
         train_pictures=training.train_pictures,

@@ -1,56 +1,24 @@
-"""Builds a PredictRequest from a caller's options: pure functions, shared by both clients."""
+"""Builds a `PredictRequest` from a caller's options. Pure functions, used by both clients."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeAlias, TypedDict
 from uuid import uuid4
 
 from convscope._exceptions import ImageTooLarge
-from convscope._transport import MAX_MESSAGE_BYTES
+from convscope._options import Channels, MapDtype
 from convscope._wire.convscope_pb2 import FLOAT16, FLOAT32, UINT8, ChannelSelection, Dtype, Explain, PredictRequest
 
-MapDtype: TypeAlias = Literal["float32", "float16", "uint8"]
-Channels: TypeAlias = int | Sequence[int]
-Method: TypeAlias = Literal["grad_cam", "cam", "occlusion", "input_gradient", "integrated_gradients", "picture"]
+MAX_MESSAGE_BYTES = 512 * 1024 * 1024  # Per request or reply; gRPC's default of 4 MB is less than one large map.
+API_KEY_HEADER = "x-api-key"
+REQUEST_ID_HEADER = "x-request-id"
+USER_AGENT = "convscope-python"
 
 _MAP_DTYPES: dict[str, Dtype] = {"float32": FLOAT32, "float16": FLOAT16, "uint8": UINT8}
 _UINT32_MAX = 2**32 - 1
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")  # What TorchServe's archiver and this service's launcher take.
-
-
-class PredictOptions(TypedDict, total=False):
-    """Options of `predict`."""
-
-    version: str | None
-    layers: str | Iterable[str]
-    top_k: int
-    map_dtype: MapDtype
-    pool: int | None
-    channels: Channels | None
-    deadline_s: float | None
-    timing: bool
-    request_id: str | None
-
-
-class ExplainOptions(TypedDict, total=False):
-    """Options of `explain`."""
-
-    version: str | None
-    method: Method
-    layer: str | None
-    target: int | None
-    window: int | None
-    step: int | None
-    steps: int | None
-    picture: bool
-    top_k: int
-    map_dtype: MapDtype
-    deadline_s: float | None
-    timing: bool
-    request_id: str | None
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")  # As accepted by TorchServe's archiver and our launcher.
 
 
 def check_model(model: str, version: str | None) -> None:
@@ -59,25 +27,23 @@ def check_model(model: str, version: str | None) -> None:
     Both become segments of a REST path, where `..`, `a/b` or `a?b` would address something else.
 
     Args:
-        model: The model's name.
-        version: Its version; None for the server's default.
+        model: Name of the model.
+        version: Version of the model; None for the server's default.
 
     Raises:
-        TypeError: One is not text.
-        ValueError: One is not 1 to 255 letters, digits, `.`, `_` and `-` that begin with a letter or a digit.
+        TypeError: One of them is not a str.
+        ValueError: One of them is not 1 to 255 letters, digits, `.`, `_` and `-`, or begins with `.`, `_` or `-`.
     """
-    if not isinstance(model, str) or (version is not None and not isinstance(version, str)):
-        raise TypeError(f"model and version are text, as in '1.0', not {model!r} and {version!r}")
-    for what, name in (("model", model), ("version", version)):
-        if name is not None and not _NAME.fullmatch(name):
+    for argument, name in (("model", model), ("version", version)):
+        if argument == "version" and name is None:
+            continue
+        if not isinstance(name, str):
+            raise TypeError(f"{argument} must be a str, not {name!r}")
+        if not _NAME.fullmatch(name):
             raise ValueError(
-                f"{what} must be 1 to 255 of A-Z a-z 0-9 . _ - and begin with a letter or a digit, not {name[:80]!r}"
+                f"{argument} must be 1 to 255 of A-Z a-z 0-9 . _ - and begin with a letter or a digit,"
+                f" not {name[:80]!r}"
             )
-
-
-def build_request(files: Sequence[bytes], *, request_id: str = "", **options: Any) -> PredictRequest:
-    """Build the request for some pictures; see `build_options` and `add_pictures`."""
-    return add_pictures(build_options(**options), files, request_id)
 
 
 def build_options(
@@ -93,11 +59,11 @@ def build_options(
 
     Args:
         layers: Public layer names, a single one, or `"all"`; none for scores only.
-        top_k: Classes to return; 0 for all.
-        map_dtype: The dtype in which maps travel.
+        top_k: Number of classes to return; 0 for all.
+        map_dtype: Dtype of the maps on the wire.
         pool: Average each map down to pool x pool cells; 1 for one number per channel.
-        channels: An int n for the n strongest channels, a sequence for those channels.
-        timing: Whether the reply should say where its time went.
+        channels: An int n for the n strongest channels, a sequence for the channels with these indexes.
+        timing: Whether the reply should contain its timing.
 
     Returns:
         The request.
@@ -115,21 +81,21 @@ def build_options(
         raise TypeError(f"layers must be names, one name, or 'all', not {layers!r}")
     return PredictRequest(
         layers=names,
-        top_k=_number("top_k", top_k, least=0),
+        top_k=_checked_int("top_k", top_k, minimum=0),
         map_dtype=_MAP_DTYPES[map_dtype],
-        pool=None if pool is None else _number("pool", pool, least=1),
-        channels=None if channels is None else _selection(channels),
+        pool=None if pool is None else _checked_int("pool", pool, minimum=1),
+        channels=None if channels is None else _channel_selection(channels),
         timing=timing,
     )
 
 
-def add_pictures(options: PredictRequest, files: Sequence[bytes], request_id: str) -> PredictRequest:
-    """Build the request for some pictures.
+def request_with_pictures(template: PredictRequest, files: Sequence[bytes], request_id: str) -> PredictRequest:
+    """Return a copy of a request, with pictures.
 
     Args:
-        options: A request without pictures; it is not changed.
+        template: A request without pictures; it is not changed.
         files: Picture files.
-        request_id: The id of the new request.
+        request_id: Id of the new request.
 
     Returns:
         The request.
@@ -137,16 +103,16 @@ def add_pictures(options: PredictRequest, files: Sequence[bytes], request_id: st
     Raises:
         ImageTooLarge: The files together are over this client's limit.
     """
-    if sum(map(len, files)) > MAX_MESSAGE_BYTES - 65536:  # The rest is for the options and the framing.
+    if sum(map(len, files)) > MAX_MESSAGE_BYTES - 65536:  # The remainder is for the options and the framing.
         raise ImageTooLarge(f"the pictures together are over this client's limit of {MAX_MESSAGE_BYTES} bytes")
     request = PredictRequest()
-    request.CopyFrom(options)
+    request.CopyFrom(template)
     request.pictures.extend(files)
     request.request_id = request_id
     return request
 
 
-def build_explain(
+def build_explain_options(
     *,
     method: str = "grad_cam",
     layer: str | None = None,
@@ -156,37 +122,39 @@ def build_explain(
     steps: int | None = None,
     picture: bool = True,
 ) -> Explain:
-    """Build the part of a request that asks for an explanation.
+    """Build the `explain` field of a request.
 
     Args:
-        method: Name of the method; the service knows which there are.
+        method: Name of the method; checked by the service.
         layer: Layer whose map is used; None for the service's choice.
         target: Index of the class to explain; None for the most probable one.
         window: occlusion: height and width of the covered square, in pixels.
-        step: occlusion: pixels from one square to the next.
-        steps: integrated_gradients: points between the baseline and the picture.
-        picture: Whether the reply should hold the picture.
+        step: occlusion: distance from one square to the next, in pixels.
+        steps: integrated_gradients: number of points between the baseline and the picture.
+        picture: Whether the reply should contain the network's input.
 
     Returns:
-        That part.
+        The `explain` field of a request.
 
     Raises:
         TypeError: An option has the wrong type.
         ValueError: An option is out of range.
     """
-    if not isinstance(method, str) or not isinstance(layer, str | None):
-        raise TypeError(f"method, and layer where there is one, must be a name, not {method!r} and {layer!r}")
-    explain = Explain(method=method, layer=layer or "", picture=picture)
+    if not isinstance(method, str):
+        raise TypeError(f"method must be a str, not {method!r}")
+    if not isinstance(layer, str | None):
+        raise TypeError(f"layer must be a str or None, not {layer!r}")
+    explain_options = Explain(method=method, layer=layer or "", picture=picture)
     if target is not None:
-        explain.target = _number("target", target, least=0)
-    for name, number in (("window", window), ("step", step), ("steps", steps)):
-        if number is not None:
-            setattr(explain, name, _number(name, number, least=1))
-    return explain
+        explain_options.target = _checked_int("target", target, minimum=0)
+    for name, value in (("window", window), ("step", step), ("steps", steps)):
+        if value is not None:
+            setattr(explain_options, name, _checked_int(name, value, minimum=1))
+    return explain_options
 
 
 def build_card_request(request_id: str) -> PredictRequest:
-    """Build the request for a model's card."""
+    """Build the request for a model card."""
     return PredictRequest(describe=True, request_id=request_id)
 
 
@@ -194,65 +162,67 @@ def build_filters_request(layer: str, request_id: str) -> PredictRequest:
     """Build the request for the filters of a layer.
 
     Args:
-        layer: Its public name.
-        request_id: The request's id.
+        layer: Public name of the layer.
+        request_id: Id of the request.
 
     Returns:
         The request.
 
     Raises:
-        TypeError: `layer` is no text.
+        TypeError: `layer` is not a str.
         ValueError: `layer` is empty.
     """
     if not isinstance(layer, str):
-        raise TypeError(f"layer must be the name of one layer, not {layer!r}")
+        raise TypeError(f"layer must be a str, not {layer!r}")
     if not layer:
         raise ValueError("layer must not be empty")
     return PredictRequest(filters=layer, request_id=request_id)
 
 
-def choose_request_id(request_id: str | None) -> str:
-    """Return the id by which the gateway, the service's log and the reply know a request.
+def validate_or_create_request_id(request_id: str | None) -> str:
+    """Return the id of a request, which the gateway, the server's log and the reply contain.
 
     Args:
-        request_id: The caller's own id; None to make one.
+        request_id: The caller's own id; None to create one.
 
     Returns:
         The id.
 
     Raises:
-        TypeError: The id is no text.
+        TypeError: The id is not a str.
         ValueError: The id is not 1 to 64 letters, digits, `.`, `_` and `-`.
     """
     if request_id is None:
         return uuid4().hex
     if not isinstance(request_id, str):
-        raise TypeError(f"request_id must be text, not {request_id!r}")
+        raise TypeError(f"request_id must be a str, not {request_id!r}")
     if not is_request_id(request_id):
         raise ValueError(f"request_id must be 1 to 64 of A-Z a-z 0-9 . _ -, not {request_id!r}")
     return request_id
 
 
 def is_request_id(text: str) -> bool:
-    """Return whether a text can be a request's id."""
+    """Return whether a text is a valid request id."""
     return _REQUEST_ID.fullmatch(text) is not None
 
 
-def _selection(channels: Channels) -> ChannelSelection:
-    """Turn the `channels` option into its message."""
+def _channel_selection(channels: Channels) -> ChannelSelection:
+    """Convert the option `channels` to its message."""
     if isinstance(channels, Iterable):
-        indexes = [_number("channels", index, least=0) for index in channels]
+        indexes = [_checked_int("channels", index, minimum=0) for index in channels]
         if not indexes:
             raise ValueError("channels must name at least one channel; None means all")
         return ChannelSelection(indexes=indexes)
-    return ChannelSelection(strongest=_number("channels", channels, least=1))
+    return ChannelSelection(strongest=_checked_int("channels", channels, minimum=1))
 
 
-def _number(name: str, value: int, *, least: int) -> int:
-    """Return an option's value; raise unless it is a whole number in range."""
+def _checked_int(name: str, value: int, *, minimum: int) -> int:
+    """Return the value of an option as an int; raise unless it is one and in range."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
-    number = value.__index__()
-    if not least <= number <= _UINT32_MAX:
-        raise ValueError(f"{name} must be at least {least}, not {number}" if number < least else f"{name} is too large")
-    return number
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    checked = value.__index__()
+    if checked < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, not {checked}")
+    if checked > _UINT32_MAX:
+        raise ValueError(f"{name} must be at most {_UINT32_MAX}, not {checked}")
+    return checked

@@ -1,4 +1,4 @@
-"""Figures of predictions and explanations. The only module that imports matplotlib."""
+"""Figures of predictions and explanations. Only this module imports matplotlib."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["NotebookFigure", "draw_explanation", "draw_map", "new_figure"]
 
 
 class NotebookFigure(Figure):
-    """A figure that a notebook shows although pyplot was not imported."""
+    """A figure that notebooks display without pyplot."""
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
@@ -26,10 +26,10 @@ class NotebookFigure(Figure):
 
 
 def new_figure(title: str, *, width_inches: float, height_inches: float) -> NotebookFigure:
-    """Make an empty figure that is not registered with pyplot, and that a notebook shows nevertheless.
+    """Create an empty figure that notebooks display without pyplot.
 
     Args:
-        title: Stands above everything.
+        title: Title of the figure.
         width_inches: Width of the figure.
         height_inches: Height of the figure.
 
@@ -42,15 +42,15 @@ def new_figure(title: str, *, width_inches: float, height_inches: float) -> Note
 
 
 def draw_map(
-    maps: NDArray[np.float32], channels: Sequence[int], *, title: str, columns: int, tile_inches: float
+    feature_map: NDArray[np.float32], channels: Sequence[int], *, title: str, columns: int, tile_inches: float
 ) -> NotebookFigure:
-    """Draw a map as rows of grey tiles, each scaled to its own smallest and largest value.
+    """Draw a map as rows of grey tiles, each scaled from its minimum (black) to its maximum (white).
 
     Args:
-        maps: (C, h, w), float32, any range.
-        channels: The number of each channel, which stands above its tile.
-        title: Stands above everything.
-        columns: Tiles in a row.
+        feature_map: (C, h, w), float32, any range.
+        channels: The index of each channel, the title of its tile.
+        title: Title of the figure.
+        columns: Tiles per row.
         tile_inches: Width of a tile.
 
     Returns:
@@ -59,22 +59,22 @@ def draw_map(
     Raises:
         ValueError: The map has no height and width, or `columns` is below 1.
     """
-    if maps.ndim != 3:
-        raise ValueError("this map was pooled to one number a channel; ask without pool=1 to draw it")
+    if feature_map.ndim != 3:
+        raise ValueError("this map was pooled to one number per channel; request it without pool=1 to draw it")
     if columns < 1:
         raise ValueError(f"columns must be at least 1, not {columns}")
-    count, height, width = maps.shape
+    count, height, width = feature_map.shape
     columns = min(columns, count)
     rows = -(-count // columns)
-    tile_height = tile_inches * min(max(height / width, 0.25), 4.0) + 0.25  # The number above the tile takes 0.25.
-    width_inches = max(columns * tile_inches, 0.12 * len(title))  # A map of one channel must not cut its title.
+    tile_height = tile_inches * min(max(height / width, 0.25), 4.0) + 0.25  # 0.25 for the title of the tile.
+    width_inches = max(columns * tile_inches, 0.12 * len(title))  # Wide enough for the title.
     figure = new_figure(title, width_inches=width_inches, height_inches=rows * tile_height + 0.4)
-    places = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for place in places:
-        place.set_axis_off()
-    for place, tile, channel in zip(places, maps, channels, strict=False):
-        place.imshow(tile, cmap="gray", interpolation="nearest")  # Scales to the tile's own range.
-        place.set_title(str(channel), fontsize="small")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax in axes:
+        ax.set_axis_off()
+    for ax, tile, channel in zip(axes, feature_map, channels, strict=False):
+        ax.imshow(tile, cmap="gray", interpolation="nearest")  # Scales to the tile's own range.
+        ax.set_title(str(channel), fontsize="small")
     return figure
 
 
@@ -84,23 +84,23 @@ def draw_explanation(
     """Draw a picture, its heat map with the scale, and the heat map over the picture, side by side.
 
     Args:
-        picture: (C, H, W), 0..1; of three channels, or shown in grey.
-        heat: (h, w), any range; white is 0, red is for and blue against the class.
-        overlay: (H', W', 3).
-        title: Stands above everything.
+        picture: (C, H, W), float32, 0..1; shown in colour if C is 3, else in grey.
+        heat: (h, w), float32, any range; red raises the class's score, blue lowers it, white is 0.
+        overlay: (H', W', 3), uint8, RGB 0..255.
+        title: Title of the figure.
 
     Returns:
         The figure.
     """
     figure = new_figure(title, width_inches=9, height_inches=3.2)
-    places = figure.subplots(1, 3)
-    for place in places:
-        place.set_axis_off()
-    shown = np.clip(picture, 0, 1)
-    colour = {"X": shown.transpose(1, 2, 0)} if len(shown) == 3 else {"X": shown.mean(axis=0), "cmap": "gray"}
-    places[0].imshow(**colour, interpolation="nearest")
-    most = float(np.abs(heat).max()) or 1.0
-    drawn = places[1].imshow(heat, cmap="bwr", vmin=-most, vmax=most, interpolation="nearest")
-    figure.colorbar(drawn, ax=places[1], shrink=0.8)
-    places[2].imshow(overlay, interpolation="nearest")
+    axes = figure.subplots(1, 3)
+    for ax in axes:
+        ax.set_axis_off()
+    clipped = np.clip(picture, 0, 1)
+    colour = {"X": clipped.transpose(1, 2, 0)} if len(clipped) == 3 else {"X": clipped.mean(axis=0), "cmap": "gray"}
+    axes[0].imshow(**colour, interpolation="nearest")
+    maximum = float(np.abs(heat).max()) or 1.0
+    heat_image = axes[1].imshow(heat, cmap="bwr", vmin=-maximum, vmax=maximum, interpolation="nearest")
+    figure.colorbar(heat_image, ax=axes[1], shrink=0.8)
+    axes[2].imshow(overlay, interpolation="nearest")
     return figure

@@ -11,47 +11,46 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["encode_png", "grey_tiles", "paint_heat", "tile_grid", "to_pixels"]
+__all__ = ["encode_png", "grey_tiles", "render_heat", "tile_grid", "to_display_pixels"]
 
 GAP_PX = 2  # Between the tiles of a grid.
-MIN_TILE_PX = 64  # Smaller maps are enlarged by a whole factor, so that their cells can be seen.
-MIN_PICTURE_PX = 256  # Of the longer side: smaller pictures are enlarged by a whole factor.
+MIN_TILE_PX = 64  # Smaller maps are enlarged by an integer factor, so that their cells are visible.
+MIN_PICTURE_PX = 256  # Longer side; smaller pictures are enlarged by an integer factor.
 
-OVERLAY = 0.75  # How much of the picture the strongest heat hides.
-FOR = (0.84, 0.05, 0.05)  # Red: this place speaks for the class.
-AGAINST = (0.05, 0.25, 0.84)  # Blue: against it.
+OVERLAY_OPACITY = 0.75  # Opacity of the strongest heat over the picture.
+POSITIVE_COLOUR = (0.84, 0.05, 0.05)  # Red raises the class's score.
+NEGATIVE_COLOUR = (0.05, 0.25, 0.84)  # Blue lowers it.
 
 
 def grey_tiles(maps: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Scale each channel of a map to grey by its own smallest and largest value.
+    """Scale each channel of a map to grey, from its minimum (black) to its maximum (white).
 
     Args:
         maps: (C, h, w), float32, any range.
 
     Returns:
-        (C, h, w), uint8: 0 for a channel's smallest value, 255 for its largest. A channel with a single value is
-        black, and so are values that are not finite.
+        (C, h, w), uint8, 0..255. A channel with a single value is black, and so are values that are not finite.
     """
     finite = np.where(np.isfinite(maps), maps, np.nan).astype(np.float64)
     tiles = np.zeros(maps.shape, np.uint8)
     for tile, channel in zip(tiles, finite, strict=True):
         if np.isnan(channel).all():
             continue
-        smallest, largest = np.nanmin(channel), np.nanmax(channel)
-        if largest > smallest:
-            tile[:] = np.rint(np.nan_to_num((channel - smallest) / (largest - smallest)) * 255)
+        minimum, maximum = np.nanmin(channel), np.nanmax(channel)
+        if maximum > minimum:
+            tile[:] = np.rint(np.nan_to_num((channel - minimum) / (maximum - minimum)) * 255)
     return tiles
 
 
 def tile_grid(maps: NDArray[np.float32], *, columns: int = 8) -> NDArray[np.uint8]:
-    """Lay the channels of a map out as rows of grey tiles, left to right, top to bottom.
+    """Arrange the channels of a map as rows of grey tiles, left to right, top to bottom.
 
     Args:
         maps: (C, h, w), float32, any range.
-        columns: Tiles in a row.
+        columns: Tiles per row.
 
     Returns:
-        (H, W), uint8: the tiles, enlarged if they are small, on white.
+        (H, W), uint8, 0..255: the tiles, enlarged if they are small, on white.
     """
     tiles = grey_tiles(maps)
     zoom = max(1, -(-MIN_TILE_PX // max(maps.shape[1:])))
@@ -67,34 +66,34 @@ def tile_grid(maps: NDArray[np.float32], *, columns: int = 8) -> NDArray[np.uint
     return grid
 
 
-def paint_heat(
+def render_heat(
     heat: NDArray[np.float32], size: tuple[int, int], picture: NDArray[np.float32] | None
 ) -> NDArray[np.uint8]:
-    """Paint a heat map over a picture, or over white: red speaks for the class, blue against it.
+    """Draw a heat map over a picture, or on white: red raises the class's score, blue lowers it.
 
     Args:
-        heat: (h, w), any range.
-        size: (H, W) that the heat is stretched to.
-        picture: (C, H, W) in 0..1, shown in grey; None for white.
+        heat: (h, w), float32, any range.
+        size: (H, W) that the heat is interpolated to.
+        picture: (C, H, W), float32, 0..1, shown in grey; None for white.
 
     Returns:
-        (H', W', 3), uint8: H and W enlarged if they are small. A place without heat shows the picture unchanged, the
-        place with the strongest heat is almost wholly red or blue.
+        (H', W', 3), uint8, RGB 0..255: H and W enlarged if they are small. Where the heat is 0 the picture is
+        unchanged; the strongest heat has the opacity `OVERLAY_OPACITY`.
     """
-    flat = _stretch(heat, size)
+    flat = _interpolate(heat, size)
     strength = np.abs(flat)
     strength = strength / max(strength.max(), np.finfo(np.float32).tiny)
     if picture is None:
-        ground = np.ones((*size, 1))
+        background = np.ones((*size, 1))
     else:
-        ground = np.clip(picture.mean(axis=0), 0, 1)[:, :, np.newaxis]
-        strength = strength * OVERLAY
-    colour = np.where(flat[:, :, np.newaxis] < 0, AGAINST, FOR)
-    return to_pixels(ground + (colour - ground) * strength[:, :, np.newaxis])
+        background = np.clip(picture.mean(axis=0), 0, 1)[:, :, np.newaxis]
+        strength = strength * OVERLAY_OPACITY
+    colour = np.where(flat[:, :, np.newaxis] < 0, NEGATIVE_COLOUR, POSITIVE_COLOUR)
+    return to_display_pixels(background + (colour - background) * strength[:, :, np.newaxis])
 
 
-def _stretch(heat: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Stretch (h, w) to (H, W), bilinear between the centres of the cells."""
+def _interpolate(heat: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Interpolate (h, w) to (H, W), bilinear between the centres of the cells."""
     heat = np.nan_to_num(heat)
     for length in size:  # Rows first; each pass transposes.
         centres = (np.arange(length) + 0.5) * len(heat) / length - 0.5
@@ -102,14 +101,14 @@ def _stretch(heat: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.flo
     return heat.astype(np.float32)
 
 
-def to_pixels(values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Turn values in 0..1 into a picture that is large enough to look at.
+def to_display_pixels(values: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Convert values in 0..1 to pixels for display.
 
     Args:
-        values: (H, W, C); values outside 0..1 are clipped.
+        values: (H, W, C), floating point; values outside 0..1 are clipped.
 
     Returns:
-        (H', W', C), uint8: enlarged by a whole factor where the longer side is below 256.
+        (H', W', C), uint8, enlarged to at least 256 pixels on the longer side, by an integer factor.
     """
     factor = max(1, -(-MIN_PICTURE_PX // max(values.shape[:2])))
     pixels: NDArray[np.uint8] = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
@@ -123,15 +122,16 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
         pixels: (H, W) or (H, W, 1), grey, or (H, W, 3), RGB; uint8.
 
     Returns:
-        The bytes of the file.
+        The content of the file.
     """
     height, width = pixels.shape[:2]
     rows = pixels.reshape(height, -1)
-    unfiltered = np.zeros((height, rows.shape[1] + 1), np.uint8)  # The first byte of a row names its filter: 0, none.
+    unfiltered = np.zeros((height, rows.shape[1] + 1), np.uint8)  # PNG filter type 0 (none) precedes each row.
     unfiltered[:, 1:] = rows
-    kind = 2 if rows.shape[1] == 3 * width and pixels.ndim == 3 else 0  # RGB or grey.
-    header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)  # 8 bits, not interlaced.
+    colour_type = 2 if rows.shape[1] == 3 * width and pixels.ndim == 3 else 0  # RGB or grey.
+    header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)  # 8 bits, not interlaced.
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(unfiltered.tobytes())), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+        struct.pack(">I", len(data)) + chunk_type + data + struct.pack(">I", zlib.crc32(chunk_type + data))
+        for chunk_type, data in chunks
     )

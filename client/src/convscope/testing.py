@@ -1,4 +1,4 @@
-"""A transport without a network, with which applications test themselves.
+"""Test helpers: a fake transport, so that applications can be tested without a server.
 
 from convscope import Client
 from convscope.testing import FakeTransport, prediction
@@ -20,44 +20,45 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from convscope._card import ModelCard
+from convscope._card import Input, Layer, Limits, ModelCard
 from convscope._exceptions import ConvscopeError
 from convscope._explanation import Explanation
-from convscope._prediction import ClassScore, Prediction
+from convscope._prediction import ClassScore, Prediction, Timing
 from convscope._wire import convscope_pb2 as wire
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["FakeTransport", "Request", "Response", "prediction"]
+__all__ = ["FakeResponse", "FakeTransport", "Request", "explanation", "model_card", "prediction"]
 
-Response: TypeAlias = (
+FakeResponse: TypeAlias = (
     "Prediction | Explanation | Sequence[Prediction | Explanation] | ModelCard | NDArray[Any] | ConvscopeError"
 )
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the client sent.
+    """A recorded request.
 
     Attributes:
-        kind: The method that sent it: `predict` (`predict_many` too), `explain`, `card` (`ready` too) or `filters`.
-        model: The model's name.
-        version: Its version; None for the server's default.
+        method: Method of the client: `predict` (also `predict_many`), `explain`, `model_card` (also `ready`) or
+            `filters`.
+        model: Name of the model.
+        version: Version of the model; None for the server's default.
         pictures: Picture files.
-        layers: Layers whose maps are asked for; that of `filters` as well.
-        top_k: Classes asked for; 0 for all.
-        map_dtype: The dtype in which maps would be sent.
-        pool: Cells of each map in both directions; None for whole maps.
-        channels: Channel numbers, or how many of the strongest; None for all.
-        method: The method of an explanation; empty for another kind.
-        target: The class to explain; None for the most probable one.
-        timing: Whether the timing is asked for.
-        request_id: The id of the request.
-        deadline_s: Seconds that are left for it.
+        layers: Requested layers; the layer, for `filters`.
+        top_k: Number of requested classes; 0 for all.
+        map_dtype: Dtype of the maps on the wire.
+        pool: Option `pool`; None for whole maps.
+        channels: Channel indexes, or the number of strongest channels; None for all.
+        explain_method: Method of an explanation; empty for other requests.
+        target: Index of the class to explain; None for the most probable one.
+        timing: Whether the timing is requested.
+        request_id: Id of the request.
+        deadline_s: Seconds until its deadline.
     """
 
-    kind: Literal["predict", "explain", "card", "filters"]
+    method: Literal["predict", "explain", "model_card", "filters"]
     model: str
     version: str | None
     pictures: tuple[bytes, ...]
@@ -66,7 +67,7 @@ class Request:
     map_dtype: str
     pool: int | None
     channels: tuple[int, ...] | int | None
-    method: str
+    explain_method: str
     target: int | None
     timing: bool
     request_id: str
@@ -74,23 +75,24 @@ class Request:
 
 
 class FakeTransport:
-    """Takes the place of the connection to a service, for `Client(transport=...)` and `AsyncClient(transport=...)`.
+    """In-memory transport for `Client(transport=...)` and `AsyncClient(transport=...)`.
 
-    What it is given goes through the contract's messages, so that the client reads it as it reads a service's reply.
-    Errors are retried as a service's are: pass `retries=0` to the client to see them at once.
+    Responses are serialised to protobuf and parsed again, exactly like a server's. Errors are retried too: pass
+    `retries=0` to the client to see them at once. With `timing=True` the reply has the timing of the first prediction;
+    zeros if it has none.
 
     Args:
-        respond: The response to every request, or a function that returns it or raises it: a `Prediction` (or
-            `Explanation`) for each picture, one for all pictures, a `ModelCard`, the kernels of `filters` as an array,
-            or a `ConvscopeError`.
+        response: The response to every request, or a function that returns or raises it: a `Prediction` (or
+            `Explanation`) for all pictures, a sequence with one per picture, a `ModelCard`, the array of `filters`, or
+            a `ConvscopeError`.
 
     Attributes:
         requests: The requests so far.
         closed: Whether the client has been closed.
     """
 
-    def __init__(self, respond: Response | Callable[[Request], Response]) -> None:
-        self._respond = respond
+    def __init__(self, response: FakeResponse | Callable[[Request], FakeResponse]) -> None:
+        self._response = response
         self.requests: list[Request] = []
         self.closed = False
 
@@ -98,15 +100,15 @@ class FakeTransport:
         self, request: wire.PredictRequest, *, model: str, version: str | None, deadline_s: float
     ) -> wire.PredictReply:
         """Return the response to a request of `Client`."""
-        asked = _read_request(request, model, version, deadline_s)
-        self.requests.append(asked)
-        response = self._respond(asked) if callable(self._respond) else self._respond
+        recorded = _read_request(request, model, version, deadline_s)
+        self.requests.append(recorded)
+        response = self._response(recorded) if callable(self._response) else self._response
         if isinstance(response, ConvscopeError):
-            raise copy.copy(response)  # The client adds the id of the request.
-        return _write_reply(asked, response)
+            raise copy.copy(response)  # The client sets its request id.
+        return _write_reply(recorded, response)
 
     def close(self) -> None:
-        """Note that the client was closed."""
+        """Mark the transport as closed."""
         self.closed = True
 
     async def asend(
@@ -116,56 +118,130 @@ class FakeTransport:
         return self.send(request, model=model, version=version, deadline_s=deadline_s)
 
     async def aclose(self) -> None:
-        """Note that the client was closed."""
+        """Mark the transport as closed."""
         self.close()
 
 
 def prediction(
-    scores: Mapping[str, float] | None = None,
+    probabilities: Mapping[str, float] | None = None,
     *,
     maps: Mapping[str, NDArray[Any]] | None = None,
     error: ConvscopeError | None = None,
 ) -> Prediction:
-    """Make a prediction.
+    """Create a prediction.
 
     Args:
-        scores: Probabilities by label, the most probable first; the classes' indexes are their places.
-        maps: Maps by layer, (C, h, w) or (C,).
-        error: The picture's own error, which takes the place of a result.
+        probabilities: Probabilities (0..1) by label, most probable first; class indexes follow the order of the
+            mapping.
+        maps: Maps by layer, (C, h, w) or (C,), any range; converted to float32.
+        error: The picture's own error, instead of a result.
 
     Returns:
         The prediction.
     """
     top = [
         ClassScore(index, label, probability, math.log(max(probability, 1e-9)))
-        for index, (label, probability) in enumerate((scores or {}).items())
+        for index, (label, probability) in enumerate((probabilities or {}).items())
     ]
-    cells = {layer: np.asarray(found, np.float32) for layer, found in (maps or {}).items()}
-    return Prediction(model="fake", version="1.0", engine="fake", device="cpu", top=top, maps=cells, error=error)
+    arrays = {layer: np.asarray(feature_map, np.float32) for layer, feature_map in (maps or {}).items()}
+    return Prediction(model="fake", version="1.0", engine="fake", device="cpu", top=top, maps=arrays, error=error)
+
+
+def explanation(
+    heat: NDArray[Any],
+    *,
+    label: str,
+    method: str = "grad_cam",
+    layer: str = "",
+    target: int = 0,
+    delta: float | None = None,
+    picture: NDArray[Any] | None = None,
+) -> Explanation:
+    """Create an explanation.
+
+    Args:
+        heat: (C, h, w), any range; converted to float32.
+        label: Name of the explained class, whose probability is 1.
+        method: Name of the method.
+        layer: Layer whose map was used; empty for none.
+        target: Index of the explained class.
+        delta: integrated_gradients: completeness error.
+        picture: The network's input, (C, H, W), 0..1; None for an explanation without it.
+
+    Returns:
+        The explanation.
+    """
+    scores = [ClassScore(target, label, 1.0, 0.0)]
+    return Explanation(
+        Prediction(model="fake", version="1.0", engine="fake", device="cpu", top=scores),
+        method=method,
+        layer=layer,
+        target=target,
+        label=label,
+        heat=np.asarray(heat, np.float32),
+        delta=delta,
+        picture=None if picture is None else np.asarray(picture, np.float32),
+    )
+
+
+def model_card(
+    *,
+    layers: Mapping[str, tuple[int, ...]] | None = None,
+    classes: Sequence[str] = (),
+    input_shape: tuple[int, int, int] = (3, 32, 32),
+) -> ModelCard:
+    """Create a model card. Its limits are generous, and its layers have no receptive field.
+
+    Args:
+        layers: Shapes of the maps, (C, h, w), by layer name.
+        classes: Labels in the order of their indexes.
+        input_shape: (C, H, W) of the network's input.
+
+    Returns:
+        The model card.
+    """
+    channels, height, width = input_shape
+    return ModelCard(
+        model="fake",
+        version="1.0",
+        description="",
+        architecture="fake:Network",
+        engine="fake",
+        device="cpu",
+        classes=tuple(classes),
+        input=Input(channels, height, width, (), ()),
+        layers=tuple(
+            Layer(name, name, shape, None, None, None, 0, {"float32": 4 * math.prod(shape)})
+            for name, shape in (layers or {}).items()
+        ),
+        parameters=0,
+        training=None,
+        limits=Limits(max_images=64, max_image_bytes=10**7, max_image_pixels=10**8, max_reply_bytes=10**8),
+    )
 
 
 def _read_request(request: wire.PredictRequest, model: str, version: str | None, deadline_s: float) -> Request:
-    kind: Literal["predict", "explain", "card", "filters"] = "predict"
+    method: Literal["predict", "explain", "model_card", "filters"] = "predict"
     if request.describe:
-        kind = "card"
+        method = "model_card"
     elif request.filters:
-        kind = "filters"
+        method = "filters"
     elif request.HasField("explain"):
-        kind = "explain"
+        method = "explain"
     channels: tuple[int, ...] | int | None = None
     if request.HasField("channels"):
         channels = tuple(request.channels.indexes) or request.channels.strongest
     return Request(
-        kind=kind,
+        method=method,
         model=model,
         version=version,
         pictures=tuple(request.pictures),
-        layers=(request.filters,) if kind == "filters" else tuple(request.layers),
+        layers=(request.filters,) if method == "filters" else tuple(request.layers),
         top_k=request.top_k,
         map_dtype=wire.Dtype.Name(request.map_dtype).lower(),
         pool=request.pool if request.HasField("pool") else None,
         channels=channels,
-        method=request.explain.method,
+        explain_method=request.explain.method,
         target=request.explain.target if request.explain.HasField("target") else None,
         timing=request.timing,
         request_id=request.request_id,
@@ -174,49 +250,63 @@ def _read_request(request: wire.PredictRequest, model: str, version: str | None,
 
 
 def _write_reply(request: Request, response: Any) -> wire.PredictReply:
-    """Write a response into a reply of the contract."""
+    """Convert a response to a reply."""
     reply = wire.PredictReply(model=request.model, version=request.version or "1.0", request_id=request.request_id)
     if isinstance(response, ModelCard):
-        reply.card.CopyFrom(wire.ModelCard(**_fields(dataclasses.asdict(response))))
+        reply.card.CopyFrom(wire.ModelCard(**_without_none(dataclasses.asdict(response))))
         return reply
     if isinstance(response, np.ndarray):
         reply.filters.CopyFrom(_tensor(response))
         return reply
     if isinstance(response, Prediction | Explanation):
         response = [response] * len(request.pictures)
-    for one in response:
-        found = one.prediction if isinstance(one, Explanation) else one
-        reply.engine, reply.device = found.engine, found.device
-        reply.results.append(_result(one, found))
+    for result in response:
+        prediction_ = result.prediction if isinstance(result, Explanation) else result
+        reply.engine, reply.device = prediction_.engine, prediction_.device
+        reply.results.append(_result(result, prediction_))
+    if request.timing and response:
+        reply.timing.CopyFrom(_timing(response[0].timing))
     return reply
 
 
-def _result(one: Prediction | Explanation, found: Prediction) -> wire.Result:
-    """Write the result of one picture."""
-    if found.error is not None:
-        return wire.Result(error=wire.Error(code=found.error.code, message=found.error.message))
-    result = wire.Result(top=[score._asdict() for score in found.top])
-    for layer, cells in found.maps.items():
-        result.maps.add(layer=layer, tensor=_tensor(cells), channels=found.channels.get(layer, ()))
-    if isinstance(one, Explanation):
-        explanation = result.explanation
-        explanation.method, explanation.layer, explanation.label = one.method, one.layer, one.label
-        if one.target is not None:
-            explanation.target, explanation.delta = one.target, one.delta or 0.0
-            explanation.heat.CopyFrom(_tensor(one.heat))
-        if one._picture is not None:
-            explanation.picture.CopyFrom(_tensor(one._picture))
-    return result
+def _result(result: Prediction | Explanation, prediction_: Prediction) -> wire.Result:
+    """Convert the result of one picture."""
+    if prediction_.error is not None:
+        return wire.Result(error=wire.Error(code=prediction_.error.code, message=prediction_.error.message))
+    message = wire.Result(top=[score._asdict() for score in prediction_.top])
+    for layer, feature_map in prediction_.maps.items():
+        message.maps.add(layer=layer, tensor=_tensor(feature_map), channels=prediction_.channels.get(layer, ()))
+    if isinstance(result, Explanation):
+        message.explanation.method = result.method
+        message.explanation.layer = result.layer
+        message.explanation.label = result.label
+        if result.target is not None:
+            message.explanation.target = result.target
+        if result.delta is not None:
+            message.explanation.delta = result.delta
+        if result.has_heat:
+            message.explanation.heat.CopyFrom(_tensor(result.heat))
+        if result.has_picture:
+            message.explanation.picture.CopyFrom(_tensor(result.picture))
+    return message
 
 
-def _tensor(cells: NDArray[Any]) -> wire.Tensor:
-    return wire.Tensor(dtype=wire.FLOAT32, shape=cells.shape, data=np.ascontiguousarray(cells, "<f4").tobytes())
+def _timing(timing: Timing | None) -> wire.Timing:
+    if timing is None:
+        return wire.Timing(batch_requests=1)
+    fields = dataclasses.asdict(timing)
+    del fields["total_s"]  # Measured by the client.
+    return wire.Timing(**fields)
 
 
-def _fields(value: Any) -> Any:
-    """Return a dataclass's fields without those that are None, nested ones too."""
+def _tensor(array: NDArray[Any]) -> wire.Tensor:
+    return wire.Tensor(dtype=wire.FLOAT32, shape=array.shape, data=np.ascontiguousarray(array, "<f4").tobytes())
+
+
+def _without_none(value: Any) -> Any:
+    """Remove None values from nested dicts and lists."""
     if isinstance(value, dict):
-        return {name: _fields(item) for name, item in value.items() if item is not None}
+        return {name: _without_none(item) for name, item in value.items() if item is not None}
     if isinstance(value, tuple | list):
-        return [_fields(item) for item in value]
+        return [_without_none(item) for item in value]
     return value

@@ -1,8 +1,21 @@
-"""Types of the arguments that the clients' methods take, for annotations."""
+"""Type aliases for annotations, and the transport interfaces."""
 
 from __future__ import annotations
 
-from convscope._pictures import Picture
-from convscope._request import MapDtype, Method
+from convscope._options import Channels, ExplainOptions, MapDtype, Method, PredictManyOptions, PredictOptions
+from convscope._pictures import EncodablePicture, Picture
+from convscope._transport import AsyncTransport, Backend, Transport
 
-__all__ = ["MapDtype", "Method", "Picture"]
+__all__ = [
+    "AsyncTransport",
+    "Backend",
+    "Channels",
+    "EncodablePicture",
+    "ExplainOptions",
+    "MapDtype",
+    "Method",
+    "Picture",
+    "PredictManyOptions",
+    "PredictOptions",
+    "Transport",
+]

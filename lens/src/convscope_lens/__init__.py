@@ -1,4 +1,4 @@
-"""Looks into a CNN that a convscope service runs: reports, a web page, probes, filters and patches.
+"""Analysis tools for CNNs served by convscope: reports, an interactive page, probes, filters and patches.
 
     from convscope import Client
     from convscope_lens import report
@@ -6,7 +6,7 @@
     with Client("http://localhost:8080") as client:
         html = report(client, "cat.png", model="cifar")
 
-Importing this package imports no library; numpy comes with the first name used, matplotlib with the first figure.
+Imports are lazy: numpy loads with the first name used, matplotlib with the first figure.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from convscope_lens import filters, probes
     from convscope_lens._page.report import report
     from convscope_lens._page.server import PageServer
-    from convscope_lens.patches import Patch, cut_patch, strongest
+    from convscope_lens.patches import Patch, cut_patch, strongest_patches
 
 __version__ = "0.1.0"
 
-__all__ = ["PageServer", "Patch", "__version__", "cut_patch", "filters", "probes", "report", "strongest"]
+__all__ = ["PageServer", "Patch", "__version__", "cut_patch", "filters", "probes", "report", "strongest_patches"]
 
 _LAZY = {
     "PageServer": "_page.server",
     "Patch": "patches",
     "cut_patch": "patches",
     "report": "_page.report",
-    "strongest": "patches",
+    "strongest_patches": "patches",
 }
 _MODULES = ("filters", "probes")
 

@@ -6,7 +6,7 @@
     convscope filters cifar --save filters
     convscope strongest samples/*.png --model cifar --layer conv2 --channel 3 --save patches
 
-`convscope` finds them through the entry points in pyproject.toml. They import numpy and matplotlib only when they run.
+`convscope` finds them through the entry points in pyproject.toml. numpy and matplotlib are imported on first use.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ import json
 import math
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from convscope.commands import (
     METHODS,
-    Failure,
+    PictureFailure,
     SubParsers,
     add_request_id,
-    check_absent,
+    ensure_missing,
     format_json,
     format_table,
-    model,
-    models,
-    name,
-    names,
+    parse_model_name,
+    parse_model_names,
+    parse_name,
+    parse_names,
     printable,
-    read_pictures,
+    read_picture_files,
 )
 
 if TYPE_CHECKING:
@@ -41,13 +41,29 @@ if TYPE_CHECKING:
 
     from convscope_lens.patches import Patch
 
+
+class ProbeCommand(NamedTuple):
+    """A probe on the command line.
+
+    Attributes:
+        steps_argument: Argument of the probe that `--steps` sets; None if it has no steps.
+        help: One line.
+        integer_steps: Whether the steps are whole pixels.
+    """
+
+    steps_argument: str | None
+    help: str
+    integer_steps: bool = False
+
+
+# Not in `probes`, whose import takes numpy: --help must be fast.
 PROBES = {
-    "shift": ("shifts", "how maps and predictions follow moved pictures; steps are pixels"),
-    "rotate": ("angles", "how scores and maps change as pictures turn; steps are degrees"),
-    "scale": ("factors", "how scores and maps change as pictures grow and shrink; steps are factors"),
-    "border": (None, "how padding changes maps near the border; has no steps"),
-    "blur": ("radii", "how scores and maps change as pictures are blurred; steps are pixels"),
-    "shuffle": ("blocks", "how scores and maps change as blocks of pictures change places; steps are pixels"),
+    "shift": ProbeCommand("shifts", "measure maps and predictions of shifted pictures; steps are pixels", True),
+    "rotate": ProbeCommand("angles", "measure scores and maps of rotated pictures; steps are degrees"),
+    "scale": ProbeCommand("factors", "measure scores and maps of scaled pictures; steps are factors"),
+    "border": ProbeCommand(None, "measure how padding changes maps near the border; has no steps"),
+    "blur": ProbeCommand("sigmas", "measure scores and maps of blurred pictures; steps are pixels (sigma)"),
+    "shuffle": ProbeCommand("blocks", "measure scores and maps of block-shuffled pictures; steps are pixels", True),
 }
 _PICTURE = "a PNG, JPEG, WebP or .npy file"
 
@@ -58,12 +74,16 @@ def add_report(commands: SubParsers) -> argparse.ArgumentParser:
         "report", help="scores, maps and heat map of a picture, as one HTML file"
     )
     parser.add_argument("picture", metavar="PICTURE", help=_PICTURE)
-    parser.add_argument("--model", required=True, type=model)
+    parser.add_argument("--model", required=True, type=parse_model_name)
     parser.add_argument("--out", required=True, metavar="FILE", help="the HTML file to write; replaced if it exists")
-    parser.add_argument("--layers", default="all", type=names, metavar="A,B|all", help="layers to show (default all)")
+    parser.add_argument(
+        "--layers", default="all", type=parse_names, metavar="A,B|all", help="layers to show (default %(default)s)"
+    )
     methods = (*METHODS, "none")
-    parser.add_argument("--method", default="grad_cam", choices=methods, help="how to explain (default %(default)s)")
-    parser.add_argument("--target", type=int, metavar="INDEX", help="the class to explain (default: the most probable)")
+    parser.add_argument(
+        "--method", default="grad_cam", choices=methods, help="method of the heat map (default %(default)s)"
+    )
+    parser.add_argument("--target", type=int, metavar="INDEX", help="index of the class (default: the most probable)")
     add_request_id(parser)
     parser.set_defaults(run=_report)
     return parser
@@ -90,11 +110,9 @@ def _report(client: Client, options: argparse.Namespace) -> int:
 
 def add_ui(commands: SubParsers) -> argparse.ArgumentParser:
     """Add `convscope ui`."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "ui", help="a web page on this machine, to drop pictures on and to draw on"
-    )
-    parser.add_argument("--model", required=True, type=models, metavar="A,B", help="the models to offer")
-    parser.add_argument("--port", default=0, type=int, help="port to listen on at 127.0.0.1 (default: a free port)")
+    parser: argparse.ArgumentParser = commands.add_parser("ui", help="local web page: drop or draw a picture")
+    parser.add_argument("--model", required=True, type=parse_model_names, metavar="A,B", help="models to choose from")
+    parser.add_argument("--port", default=0, type=int, help="port on 127.0.0.1 (default: a free port)")
     parser.set_defaults(run=_ui)
     return parser
 
@@ -104,12 +122,13 @@ def _ui(client: Client, options: argparse.Namespace) -> int:
     from convscope_lens._page.server import PageServer
 
     if not 0 <= options.port < 1 << 16:
-        raise ValueError(f"there is no port {options.port}")
-    for number in (signal.SIGINT, signal.SIGTERM):  # In the background of a shell, SIGINT would be ignored.
-        signal.signal(number, signal.default_int_handler)
+        raise ValueError(f"port must be 0 to 65535, not {options.port}")
+    # Shells start background jobs with SIGINT ignored; install our handlers explicitly.
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, signal.default_int_handler)
     with PageServer(client, options.model, version=options.version, port=options.port) as server:
-        address = json.dumps({"url": server.url}) if options.json else f"open {server.url}\nCtrl-C ends it"
-        print(address, flush=True)
+        text = json.dumps({"url": server.url}) if options.json else f"open {server.url}\npress Ctrl-C to stop"
+        print(text, flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
     return 0
@@ -119,45 +138,51 @@ def add_probe(commands: SubParsers) -> argparse.ArgumentParser:
     """Add `convscope probe`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "probe",
-        help="how scores and maps change as pictures move, turn, grow, blur or break up",
-        description="\n".join(f"{kind}: {description}" for kind, (_, description) in PROBES.items()),
+        help="measure how scores and maps change when pictures are shifted, rotated, scaled, blurred or shuffled",
+        description="\n".join(f"{kind}: {probe.help}" for kind, probe in PROBES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("kind", choices=PROBES, metavar="|".join(PROBES))
     parser.add_argument("pictures", nargs="+", metavar="PICTURE|FOLDER", help="PNG, JPEG, WebP or .npy files")
-    parser.add_argument("--model", required=True, type=model)
-    parser.add_argument("--layers", default="all", type=names, metavar="A,B|all", help="layers to use (default all)")
-    parser.add_argument("--steps", type=numbers, metavar="A,B,...", help="how much to change the pictures")
-    parser.add_argument("--limit", type=int, metavar="N", help="use N of the pictures, chosen at random")
-    parser.add_argument("--seed", default=0, type=int, help="seed of all random choices (default 0)")
-    parser.add_argument("--save", metavar="DIR", help="write <kind>-<model>.png and .json there")
+    parser.add_argument("--model", required=True, type=parse_model_name)
+    parser.add_argument(
+        "--layers", default="all", type=parse_names, metavar="A,B|all", help="layers to use (default %(default)s)"
+    )
+    parser.add_argument(
+        "--steps", type=parse_numbers, metavar="A,B,...", help="shifts, angles, factors, ... as A,B,..."
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="use a random sample of N pictures")
+    parser.add_argument("--seed", default=0, type=int, help="seed of all random choices (default %(default)s)")
+    parser.add_argument("--save", metavar="DIR", help="write <kind>-<model>.png and .json to DIR")
     parser.set_defaults(run=_probe)
     return parser
 
 
-def numbers(text: str) -> list[float]:
-    """Read `1,2,4`."""
-    found = [float(number) for number in text.split(",") if number.strip()]
-    if not found or not all(map(math.isfinite, found)):
-        raise argparse.ArgumentTypeError(f"finite numbers, as in 1,2,4, not {text!r}")
-    return found
+def parse_numbers(text: str) -> list[float]:
+    """Type for argparse: comma-separated finite numbers, such as `1,2,4`."""
+    try:
+        numbers = [float(item) for item in text.split(",") if item.strip()]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise argparse.ArgumentTypeError(f"expected numbers such as 1,2,4, not {text!r}")
+    return numbers
 
 
 def _probe(client: Client, options: argparse.Namespace) -> int:
     arguments: dict[str, Any] = {}
-    steps, _ = PROBES[options.kind]
+    name, _, integer_steps = PROBES[options.kind]
     if options.steps is not None:
-        if steps is None:
+        if name is None:
             raise ValueError(f"probe {options.kind} has no steps")
-        whole = options.kind in ("shift", "shuffle")
-        if whole and any(step != int(step) for step in options.steps):
-            raise ValueError(f"{steps} are whole pixels")
-        arguments[steps] = [int(step) for step in options.steps] if whole else options.steps
+        if integer_steps and any(step != int(step) for step in options.steps):
+            raise ValueError(f"{name} must be whole pixels")
+        arguments[name] = [int(step) for step in options.steps] if integer_steps else options.steps
     if options.limit is not None and options.limit < 1:
         raise ValueError("--limit must be at least 1")
     from convscope_lens import probes
 
-    found: probes.Probe = getattr(probes, options.kind)(
+    result: probes.ProbeResult = getattr(probes, options.kind)(
         client,
         options.pictures,
         model=options.model,
@@ -167,14 +192,14 @@ def _probe(client: Client, options: argparse.Namespace) -> int:
         seed=options.seed,
         **arguments,
     )
-    text = format_json(found.to_dict())
-    print(text if options.json else found.table())
+    text = format_json(result.to_dict())
+    print(text if options.json else result.format_table())
     if options.save is not None:
         folder = Path(options.save)
         folder.mkdir(parents=True, exist_ok=True)
-        stem = f"{found.name}-{Path(found.model).name}"
+        stem = f"{result.name}-{Path(result.model).name}"
         (folder / f"{stem}.json").write_text(text + "\n", "utf-8")
-        found.figure().savefig(folder / f"{stem}.png", dpi=110)
+        result.figure().savefig(folder / f"{stem}.png", dpi=110)
         if not options.json:
             print("\n" + printable(f"saved {folder / stem}.png and .json"))
     return 0
@@ -183,65 +208,74 @@ def _probe(client: Client, options: argparse.Namespace) -> int:
 def add_filters(commands: SubParsers) -> argparse.ArgumentParser:
     """Add `convscope filters`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "filters", help="the kernels of a convolution, and the frequency that each lets through most"
+        "filters", help="filters of a convolution: weights and peak frequency"
     )
-    parser.add_argument("model", type=model)
+    parser.add_argument("model", type=parse_model_name)
     parser.add_argument("--layer", metavar="NAME", help="the layer (default: the model's first layer)")
-    parser.add_argument("--save", metavar="DIR", help="write <model>-<layer>-kernels.png and -spectra.png there")
+    parser.add_argument("--save", metavar="DIR", help="write <model>-<layer>-filters.png and -spectra.png to DIR")
     add_request_id(parser)
     parser.set_defaults(run=_filters)
     return parser
 
 
 def _filters(client: Client, options: argparse.Namespace) -> int:
-    from convscope_lens.filters import draw_kernels, draw_spectra, peaks, peaks_text
+    from convscope_lens.filters import draw_filters, draw_spectra, format_peaks, peaks
 
     layer = options.layer or client.model_card(options.model, options.version).layers[0].name
-    kernels = client.filters(options.model, layer, options.version, request_id=options.request_id)
-    found = peaks(kernels)
+    filters = client.filters(options.model, layer, options.version, request_id=options.request_id)
+    filter_peaks = peaks(filters)
     if options.json:
-        values = {"model": options.model, "layer": layer, "shape": list(kernels.shape), "kernels": kernels.tolist()}
-        print(format_json(values | {"peaks": [peak.to_dict() for peak in found]}, indent=None))
+        fields = {"model": options.model, "layer": layer, "shape": list(filters.shape), "filters": filters.tolist()}
+        print(format_json(fields | {"peaks": [dataclasses.asdict(peak) for peak in filter_peaks]}, indent=None))
     else:
-        print(peaks_text(found, f"{options.model}, {layer}: {'×'.join(map(str, kernels.shape))} kernels"))
+        print(format_peaks(filter_peaks, f"{options.model}, {layer}: {'×'.join(map(str, filters.shape))} filters"))
     if options.save is not None:
         folder = Path(options.save)
         folder.mkdir(parents=True, exist_ok=True)
         stem = f"{Path(options.model).name}-{Path(layer).name}"
         title = f"{options.model}, {layer}"
-        draw_kernels(kernels, title=title).savefig(folder / f"{stem}-kernels.png", dpi=110)
-        draw_spectra(kernels, title=title).savefig(folder / f"{stem}-spectra.png", dpi=110)
+        draw_filters(filters, title=title).savefig(folder / f"{stem}-filters.png", dpi=110)
+        draw_spectra(filters, title=title).savefig(folder / f"{stem}-spectra.png", dpi=110)
         if not options.json:
-            print("\n" + printable(f"saved {folder / stem}-kernels.png and -spectra.png"))
+            print("\n" + printable(f"saved {folder / stem}-filters.png and -spectra.png"))
     return 0
 
 
 def add_strongest(commands: SubParsers) -> argparse.ArgumentParser:
     """Add `convscope strongest`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "strongest", help="the parts of pictures that a channel responds to most"
+        "strongest", help="the patches of pictures that activate a channel most"
     )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help=_PICTURE)
-    parser.add_argument("--model", required=True, type=model)
-    parser.add_argument("--layer", required=True, type=name)
+    parser.add_argument("--model", required=True, type=parse_model_name)
+    parser.add_argument("--layer", required=True, type=parse_name)
     parser.add_argument("--channel", required=True, type=int, metavar="C")
-    parser.add_argument("-n", default=9, type=int, help="how many cells (default %(default)s)")
-    parser.add_argument("--per-picture", default=1, type=int, metavar="N", help="at most so many of one picture (1)")
+    parser.add_argument("-n", default=9, type=int, help="number of patches (default %(default)s)")
+    parser.add_argument(
+        "--per-picture",
+        default=1,
+        type=int,
+        metavar="N",
+        help="maximum patches per picture (default %(default)s)",
+    )
     parser.add_argument("--save", metavar="DIR", help="write each patch as a PNG to a new directory")
     parser.set_defaults(run=_strongest)
     return parser
 
 
 def _strongest(client: Client, options: argparse.Namespace) -> int:
-    from convscope_lens.patches import strongest
+    from convscope_lens.patches import strongest_patches
 
     if options.save is not None:
-        check_absent(Path(options.save))
-    pictures = read_pictures(options.pictures)
-    failed = [(name, file) for name, file in pictures if isinstance(file, Failure)]
+        ensure_missing(Path(options.save))
+    pictures = read_picture_files(options.pictures)
+    failed = [(name, file) for name, file in pictures if isinstance(file, PictureFailure)]
     readable = [(name, file) for name, file in pictures if isinstance(file, bytes)]
-    errors: dict[int, ConvscopeError] = {}
-    patches = strongest(
+
+    def on_error(index: int, error: ConvscopeError) -> None:
+        failed.append((readable[index][0], PictureFailure(error.code, error.message)))
+
+    patches = strongest_patches(
         client,
         [file for _, file in readable],
         model=options.model,
@@ -250,52 +284,54 @@ def _strongest(client: Client, options: argparse.Namespace) -> int:
         channel=options.channel,
         n=options.n,
         per_picture=options.per_picture,
-        errors=errors,
+        on_error=on_error,
     )
-    failed += [(readable[number][0], Failure(error.code, error.message)) for number, error in errors.items()]
-    found = [(readable[patch.picture][0], patch) for patch in patches]
+    named = [(readable[patch.picture_index][0], patch) for patch in patches]
     saved = [] if options.save is None else _save_patches(patches, Path(options.save))
     if options.json:
-        print(format_json(_patches_json(found, failed, saved)))
+        print(format_json(_patches_json(named, failed, saved)))
     else:
-        print(_patches_text(found, failed, saved))
+        print(_format_patches(named, failed, saved))
     return 1 if failed else 0
 
 
 def _save_patches(patches: list[Patch], folder: Path) -> list[Path]:
-    """Write each patch as a PNG into a new folder, named by its rank."""
+    """Write each patch as a PNG to a new folder, named by its rank."""
     from convscope.pixels import encode_png
 
     folder.mkdir(parents=True)
     files = [folder / f"{rank:03}.png" for rank in range(1, len(patches) + 1)]
     for file, patch in zip(files, patches, strict=True):
-        image = patch.image()
-        file.write_bytes(encode_png(image if image.shape[2] in (1, 3) else image[:, :, :1]))
+        pixels = patch.display_pixels()
+        file.write_bytes(encode_png(pixels if pixels.shape[2] in (1, 3) else pixels[:, :, :1]))
     return files
 
 
-def _patches_text(found: list[tuple[str, Patch]], failed: list[tuple[str, Failure]], saved: list[Path]) -> str:
-    """Return patches as a table, followed by the pictures that failed."""
+def _format_patches(
+    patches: list[tuple[str, Patch]], failed: list[tuple[str, PictureFailure]], saved: list[Path]
+) -> str:
+    """Format patches as a table, followed by the failed pictures."""
     rows = []
-    for rank, (picture, patch) in enumerate(found, 1):
+    for rank, (picture, patch) in enumerate(patches, 1):
         top, left, bottom, right = patch.box
-        place = [f"{patch.cell[0]}, {patch.cell[1]}", f"{top} to {bottom - 1}, {left} to {right - 1}"]
-        rows.append([str(rank), f"{patch.value:.4g}", picture, *place])
+        position = [f"{patch.cell[0]}, {patch.cell[1]}", f"{top} to {bottom - 1}, {left} to {right - 1}"]
+        rows.append([str(rank), f"{patch.value:.4g}", picture, *position])
     rows += [["–", "–", picture, str(error)] for picture, error in failed]
-    text = format_table(["rank", "value", "picture", "cell", "pixels (rows, columns)"], rows, right=(0, 1))
+    header = ["rank", "value", "picture", "cell", "pixels (rows, columns)"]
+    text = format_table(header, rows, right_aligned=(0, 1))
     return f"{text}\n\nsaved {printable(str(saved[0].parent))}" if saved else text
 
 
 def _patches_json(
-    found: list[tuple[str, Patch]], failed: list[tuple[str, Failure]], saved: list[Path]
+    patches: list[tuple[str, Patch]], failed: list[tuple[str, PictureFailure]], saved: list[Path]
 ) -> dict[str, Any]:
-    """Return patches for programs, without their pixels, and the pictures that failed."""
-    patches = []
-    for rank, (picture, patch) in enumerate(found):
-        values = {field.name: getattr(patch, field.name) for field in dataclasses.fields(patch)}
-        del values["pixels"]
-        patches.append(values | {"picture": picture, "saved": str(saved[rank]) if saved else None})
+    """Return patches as JSON types, without pixels, and the failed pictures."""
+    rows = []
+    for rank, (picture, patch) in enumerate(patches):
+        fields = {field.name: getattr(patch, field.name) for field in dataclasses.fields(patch)}
+        del fields["pixels"], fields["picture_index"]
+        rows.append(fields | {"picture": picture, "saved": str(saved[rank]) if saved else None})
     return {
-        "patches": patches,
+        "patches": rows,
         "failed": [{"picture": picture, "error": error._asdict()} for picture, error in failed],
     }

@@ -1,19 +1,20 @@
-"""Patches: the part of a picture that one cell of a map depends on, and the cells where a channel is strongest."""
+"""Patches: the part of a picture that one cell of a map depends on, and the strongest cells of a channel."""
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 from convscope import encode_pictures
-from convscope.pixels import to_pixels
+from convscope.pixels import to_display_pixels
 
 if TYPE_CHECKING:
-    from convscope import Client, ConvscopeError, Layer, ModelCard
+    from convscope import Client, ConvscopeError, Layer
     from convscope.typing import Picture
     from numpy.typing import NDArray
 
@@ -23,14 +24,14 @@ class Patch:
     """The part of a picture that one cell depends on: no pixel outside it can change the cell.
 
     Attributes:
-        pixels: (H, W, C), float32, 0..1: the part of the network's input that lies in `box`.
+        pixels: (H, W, C), float32, 0..1: the part of the network's input inside `box`.
         box: (top, left, bottom, right) of the cell's receptive field in pixels of the network's input, bottom and right
-            exclusive. Where it reaches beyond the picture the network saw padding.
+            exclusive. It may extend past the picture into the padding.
         layer: Name of the layer.
         cell: (row, column) in the layer's map.
-        channel: Number of the channel; None if the patch is not about one channel.
-        value: Value of the cell; None if it is not known.
-        picture: Index of the picture among those given.
+        channel: Index of the channel; None if it does not concern a single channel.
+        value: Value of the cell; None if unknown.
+        picture_index: Index of the picture in the iterable that was passed.
     """
 
     pixels: NDArray[np.float32]
@@ -39,15 +40,11 @@ class Patch:
     cell: tuple[int, int]
     channel: int | None = None
     value: float | None = None
-    picture: int = 0
+    picture_index: int = 0
 
-    def image(self) -> NDArray[np.uint8]:
-        """Return the patch as a picture that is large enough to look at.
-
-        Returns:
-            (H', W', C), uint8: enlarged by a whole factor where the longer side is below 256.
-        """
-        return to_pixels(self.pixels)
+    def display_pixels(self) -> NDArray[np.uint8]:
+        """Return the patch for display: (H', W', C), uint8, enlarged to at least 256 pixels on the longer side."""
+        return to_display_pixels(self.pixels)
 
 
 def cut_patch(
@@ -57,17 +54,17 @@ def cut_patch(
     *,
     channel: int | None = None,
     value: float | None = None,
-    number: int = 0,
+    picture_index: int = 0,
 ) -> Patch:
-    """Cut the part of a picture that one cell depends on.
+    """Cut out the part of a picture that one cell depends on.
 
     Args:
-        picture: (C, H, W), the network's input as `Explanation.picture` holds it.
+        picture: The network's input, (C, H, W), float32, 0..1, as in `Explanation.picture`.
         layer: A layer of the model card.
         cell: (row, column) in the layer's map.
-        channel: Number of the channel, for `Patch.channel`.
-        value: Value of the cell, for `Patch.value`.
-        number: Index of the picture, for `Patch.picture`.
+        channel: Stored in `Patch.channel`.
+        value: Stored in `Patch.value`.
+        picture_index: Stored in `Patch.picture_index`.
 
     Returns:
         The patch.
@@ -75,24 +72,22 @@ def cut_patch(
     Raises:
         ValueError: The card does not state the layer's receptive field, or there is no such cell.
     """
-    starts, sizes, strides = _geometry(layer)
-    top, left = (int(start + place * stride) for start, place, stride in zip(starts, cell, strides, strict=True))
-    bottom, right = top + sizes[0], left + sizes[1]
+    top, left, bottom, right = box = layer.receptive_field_box(*cell)
     pixels = picture[:, max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
     if min(cell) < 0 or pixels.size == 0:
         raise ValueError(f"layer {layer.name!r} has no cell {cell} for this picture")
     return Patch(
         pixels=np.ascontiguousarray(pixels.transpose(1, 2, 0)),
-        box=(top, left, bottom, right),
+        box=box,
         layer=layer.name,
         cell=cell,
         channel=channel,
         value=value,
-        picture=number,
+        picture_index=picture_index,
     )
 
 
-def strongest(
+def strongest_patches(
     client: Client,
     pictures: Iterable[Picture],
     *,
@@ -103,49 +98,44 @@ def strongest(
     per_picture: int = 1,
     version: str | None = None,
     deadline_s: float | None = None,
-    errors: dict[int, ConvscopeError] | None = None,
+    on_error: Callable[[int, ConvscopeError], None] | None = None,
 ) -> list[Patch]:
-    """Find the cells where a channel is strongest in pictures, and cut the patches they depend on.
+    """Find the cells with the largest values of a channel, and cut out the patches that they depend on.
 
-    The maps of all pictures are requested first, as many pictures in a request as the model takes; then, of the
-    pictures that have one of the strongest cells, the network's input.
+    First the maps of all pictures are requested, then the network's input for the pictures with one of the strongest
+    cells. Of all pictures only those are kept in memory.
 
     Args:
-        client: A connected client.
-        pictures: An iterable of pictures, as in `Client.predict`.
-        model: The model's name.
+        client: An open client.
+        pictures: An iterable of pictures, as in `Client.predict`; read once, in batches.
+        model: Name of the model.
         layer: Name of the layer.
-        channel: Number of the channel in the layer.
-        n: How many cells to return.
-        per_picture: How many of them may be in one picture.
-        version: The model's version; None for the server's default.
-        deadline_s: Seconds each request may take; None for the client's own.
-        errors: If given, the error of a picture that fails is put here, by the picture's index, instead of being
-            raised.
+        channel: Index of the channel.
+        n: Number of patches.
+        per_picture: Maximum number of patches per picture.
+        version: Version of the model; None for the server's default.
+        deadline_s: Deadline of each request, in seconds; None for the client's.
+        on_error: Called with the index and the error of a failed picture; None to raise the error.
 
     Returns:
-        At most `n` patches, the strongest cell first; of equal cells the one of the earlier picture.
+        At most `n` patches, strongest cell first; of equal cells, the one of the earlier picture first.
 
     Raises:
-        ConvscopeError: A picture failed, or a request did.
+        ConvscopeError: A picture or a request failed, or there is no such layer (`UnknownLayer`).
         OSError: A path cannot be read.
-        TypeError: Something is not a picture.
-        ValueError: There is no such layer, or its card does not state its receptive field.
+        TypeError: `pictures` is a single picture, or contains something else than pictures.
+        ValueError: The card does not state the layer's receptive field, or an option is out of range.
     """
     if n < 1 or per_picture < 1:
         raise ValueError("n and per_picture must be at least 1")
-    files = encode_pictures(pictures).files
     card = client.model_card(model, version, deadline_s=deadline_s)
-    source = next((item for item in card.layers if item.name == layer), None)
-    if source is None:
-        names = ", ".join(item.name for item in card.layers)
-        raise ValueError(f"{model} has no layer {layer!r}; there are: {names}")
-    _geometry(source)  # Raises before anything is sent.
-    best: list[tuple[float, int, int, tuple[int, int]]] = []  # A heap of (value, -picture, -place, cell).
-    batch = _batch(card, math.prod(source.shape[1:]))
-    for start in range(0, len(files), batch):
+    layer_card = card.layer(layer)
+    layer_card.receptive_field_box(0, 0)  # Raises before anything is sent.
+    heap: list[tuple[float, int, int, tuple[int, int]]] = []  # (value, -picture index, -flat cell index, cell)
+    kept: dict[int, bytes] = {}  # Files of the pictures with one of the strongest cells.
+    for batch in _batched(_numbered_files(pictures), card.pictures_per_request(4 * math.prod(layer_card.shape[1:]))):
         predictions = client.predict(
-            files[start : start + batch],
+            [file for _, file in batch],
             model=model,
             version=version,
             layers=[layer],
@@ -153,47 +143,46 @@ def strongest(
             top_k=1,
             deadline_s=deadline_s,
         )
-        for number, prediction in enumerate(predictions, start):
-            if errors is not None and prediction.error is not None:
-                errors[number] = prediction.error
+        for (index, _), prediction in zip(batch, predictions, strict=True):
+            if on_error is not None and prediction.error is not None:
+                on_error(index, prediction.error)
                 continue
-            [cells] = prediction.maps[layer]
-            for place in np.argsort(-cells, axis=None, kind="stable")[:per_picture].tolist():
-                cell = divmod(place, cells.shape[1])
-                entry = (float(cells[cell]), -number, -place, cell)
-                if len(best) < n:
-                    heapq.heappush(best, entry)
-                elif entry[0] > best[0][0]:
-                    heapq.heapreplace(best, entry)
+            [values] = prediction.maps[layer]
+            for flat_index in np.argsort(-values, axis=None, kind="stable")[:per_picture].tolist():
+                cell = divmod(flat_index, values.shape[1])
+                entry = (float(values[cell]), -index, -flat_index, cell)
+                if len(heap) < n:
+                    heapq.heappush(heap, entry)
+                elif entry[0] > heap[0][0]:
+                    heapq.heapreplace(heap, entry)
+        used = {-negative_index for _, negative_index, _, _ in heap}
+        kept = {index: file for index, file in [*kept.items(), *batch] if index in used}
     inputs: dict[int, NDArray[np.float32]] = {}
-    chosen = sorted({-number for _, number, _, _ in best})
-    batch = _batch(card, card.input.channels * (card.input.height or 0) * (card.input.width or 0))
-    for start in range(0, len(chosen), batch):
-        numbers = chosen[start : start + batch]
+    input_bytes = 4 * card.input.channels * (card.input.height or 1) * (card.input.width or 1)
+    for batch in _batched(iter(kept.items()), card.pictures_per_request(input_bytes)):
         explanations = client.explain(
-            [files[number] for number in numbers],
+            [file for _, file in batch],
             model=model,
             version=version,
             method="picture",
             top_k=1,
             deadline_s=deadline_s,
         )
-        inputs |= {number: found.picture for number, found in zip(numbers, explanations, strict=True)}
+        inputs |= {index: explanation.picture for (index, _), explanation in zip(batch, explanations, strict=True)}
     return [
-        cut_patch(inputs[-number], source, cell, channel=channel, value=value, number=-number)
-        for value, number, _, cell in sorted(best, reverse=True)
+        cut_patch(inputs[-index], layer_card, cell, channel=channel, value=value, picture_index=-index)
+        for value, index, _, cell in sorted(heap, reverse=True)
     ]
 
 
-def _geometry(layer: Layer) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Return start, size and stride of a layer's receptive fields."""
-    if layer.stride is None or layer.receptive_field is None or layer.receptive_field_start is None:
-        raise ValueError(f"the model card does not state the receptive field of layer {layer.name!r}")
-    return layer.receptive_field_start, layer.receptive_field, layer.stride
+def _numbered_files(pictures: Iterable[Picture]) -> Iterator[tuple[int, bytes]]:
+    """Yield index and file of each picture."""
+    if isinstance(pictures, str | bytes):
+        raise TypeError("pictures must be an iterable of pictures, not a single picture")
+    return enumerate(file for picture in pictures for file in encode_pictures([picture]).files)
 
 
-def _batch(card: ModelCard, values: int) -> int:
-    """Return how many pictures may go into a request whose reply has so many float32 values for each."""
-    if card.input.height is None or card.input.width is None:  # The sizes of the replies are not known.
-        return 1
-    return max(1, min(card.limits.max_images, card.limits.max_reply_bytes // 2 // (4 * values)))
+def _batched(items: Iterator[tuple[int, bytes]], size: int) -> Iterator[list[tuple[int, bytes]]]:
+    """Yield lists of at most `size` items."""
+    while batch := list(islice(items, size)):
+        yield batch

@@ -1,1 +1,1 @@
-"""Generated code of `proto/*.proto`; `make proto` writes it, nothing here is edited by hand."""
+"""Generated from proto/*.proto by `make proto`. Do not edit."""

@@ -1,4 +1,4 @@
 """The HTML page of the report and of `convscope ui`.
 
-`scene` fetches the data that the page shows, `report` assembles the HTML, `server` serves it, and `page.js` draws it.
+`page_data` fetches the data of the page, `report` assembles the HTML, `server` serves it, and `page.js` draws it.
 """

@@ -1,49 +1,50 @@
-// The page to play with: takes a picture, asks the program that served this page, and shows the answer.
+// The interactive page: sends a picture to the local server and shows the result.
+// Appended to page.js; shares its globals (byId, make, clamp, show).
 
-const PAUSE_MS = 200; // After a stroke, before asking.
+const DEBOUNCE_MS = 200; // After a stroke, before sending.
 const PEN_PX = 22, STEP_PX = 10;
 const settings = JSON.parse(byId("settings").textContent);
 const token = location.hash.slice(1);
-let asked = null; // Of the question in flight: the newest wins.
-let last = null; // The picture asked about last: {body, title}.
+let pendingRequest = null; // Abort controller of the request in flight; a new request cancels it.
+let lastInput = null; // The last picture that was sent: {body, title}.
 let timer = 0;
 
-async function ask(body, title) {
+async function predict(body, title) {
   clearTimeout(timer);
-  asked?.abort();
-  const mine = (asked = new AbortController());
-  last = { body, title };
-  byId("state").textContent = "Asking…";
+  pendingRequest?.abort();
+  const controller = (pendingRequest = new AbortController());
+  lastInput = { body, title };
+  byId("state").textContent = "Predicting…";
   try {
     const query = new URLSearchParams({ model: byId("model").value, title, explain: byId("explain").checked ? "1" : "0" });
-    const answer = await fetch(`/see?${query}`, {
-      method: "POST", body, signal: mine.signal, headers: { "content-type": "application/octet-stream", "x-convscope-token": token },
+    const response = await fetch(`/predict?${query}`, {
+      method: "POST", body, signal: controller.signal, headers: { "content-type": "application/octet-stream", "x-convscope-token": token },
     });
-    const said = await answer.json();
-    if (mine.signal.aborted) return;
-    if (said.error) throw new Error(`${said.error.code}: ${said.error.message}`);
-    await show(said);
+    const data = await response.json();
+    if (controller.signal.aborted) return;
+    if (data.error) throw new Error(`${data.error.code}: ${data.error.message}`);
+    await show(data);
     byId("error").textContent = "";
-    const best = said.scores[0];
-    byId("state").textContent = best ? `${best.label}, ${(100 * best.probability).toFixed(1)} %` : "Maps below.";
+    const best = data.scores[0];
+    byId("state").textContent = best ? `${best.label}, ${(100 * best.probability).toFixed(1)} %` : "Feature maps below.";
   } catch (error) {
-    if (mine.signal.aborted) return;
+    if (controller.signal.aborted) return;
     byId("state").textContent = "";
-    byId("error").textContent = error instanceof TypeError ? "The program behind this page does not answer." : error.message;
+    byId("error").textContent = error instanceof TypeError ? "The local server is not responding. Is `convscope ui` still running?" : error.message;
   }
 }
 
-function askAboutFile(file) {
+function predictFile(file) {
   if (file.size > settings.max_bytes) {
     byId("error").textContent = `image_too_large: more than ${settings.max_bytes.toLocaleString("en")} bytes`;
     return;
   }
-  ask(file, file.name);
+  predict(file, file.name);
 }
 
-function openDrop() {
+function initDropZone() {
   const drop = byId("drop");
-  byId("file").addEventListener("change", (event) => event.target.files[0] && askAboutFile(event.target.files[0]));
+  byId("file").addEventListener("change", (event) => event.target.files[0] && predictFile(event.target.files[0]));
   for (const name of ["dragenter", "dragover"]) {
     document.addEventListener(name, (event) => {
       event.preventDefault();
@@ -55,15 +56,15 @@ function openDrop() {
     event.preventDefault();
     drop.classList.remove("over");
     const [file] = event.dataTransfer.files;
-    if (file) askAboutFile(file);
+    if (file) predictFile(file);
   });
   document.addEventListener("paste", (event) => {
     const [file] = event.clipboardData.files;
-    if (file) askAboutFile(file);
+    if (file) predictFile(file);
   });
 }
 
-function openPad() {
+function initPad() {
   const pad = byId("pad"), context = pad.getContext("2d");
   const pen = { x: 140, y: 140, down: false };
   const clear = () => {
@@ -71,9 +72,9 @@ function openPad() {
     context.fillRect(0, 0, pad.width, pad.height);
   };
   Object.assign(context, { strokeStyle: "#fff", lineWidth: PEN_PX, lineCap: "round", lineJoin: "round" });
-  const later = () => {
+  const schedulePredict = () => {
     clearTimeout(timer);
-    timer = setTimeout(() => pad.toBlob((blob) => ask(blob, "drawing"), "image/png"), PAUSE_MS);
+    timer = setTimeout(() => pad.toBlob((blob) => predict(blob, "drawing"), "image/png"), DEBOUNCE_MS);
   };
   const move = (x, y, draw) => {
     if (draw) {
@@ -81,20 +82,20 @@ function openPad() {
       context.moveTo(pen.x, pen.y);
       context.lineTo(x, y);
       context.stroke();
-      later();
+      schedulePredict();
     }
     Object.assign(pen, { x, y });
   };
-  const spot = (event) => {
+  const canvasPoint = (event) => {
     const box = pad.getBoundingClientRect();
     return [((event.clientX - box.left) / box.width) * pad.width, ((event.clientY - box.top) / box.height) * pad.height];
   };
   pad.addEventListener("pointerdown", (event) => {
     pad.setPointerCapture(event.pointerId);
-    move(...spot(event), false);
+    move(...canvasPoint(event), false);
     move(pen.x, pen.y, true);
   });
-  pad.addEventListener("pointermove", (event) => event.buttons & 1 && move(...spot(event), true));
+  pad.addEventListener("pointermove", (event) => event.buttons & 1 && move(...canvasPoint(event), true));
   pad.addEventListener("keydown", (event) => {
     const steps = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0], " ": [0, 0] };
     const step = steps[event.key];
@@ -114,8 +115,8 @@ function openPad() {
 }
 
 for (const name of settings.models) byId("model").append(make("option", { value: name }, name));
-for (const id of ["model", "explain"]) byId(id).addEventListener("change", () => last && ask(last.body, last.title));
+for (const id of ["model", "explain"]) byId(id).addEventListener("change", () => lastInput && predict(lastInput.body, lastInput.title));
 byId("controls").addEventListener("submit", (event) => event.preventDefault());
-openDrop();
-openPad();
-if (!token) byId("error").textContent = "The URL lacks its token: open the whole URL that `convscope ui` printed.";
+initDropZone();
+initPad();
+if (!token) byId("error").textContent = "Missing token: open the full URL that `convscope ui` printed.";

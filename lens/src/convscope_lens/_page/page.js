@@ -1,8 +1,8 @@
 "use strict";
-// Draws the data of a picture (scene.py). All text is inserted as text, never as HTML.
+// Draws the page data (page_data.py). All text is inserted as text, never as HTML. controls.js is appended to this file.
 
-const FIRST = 8; // Channels of a layer shown before all are asked for.
-const FOR = [214, 13, 13], AGAINST = [13, 64, 214], OVERLAY = 0.75; // As convscope.pixels paints heat.
+const CHANNELS_SHOWN = 8; // Per layer, until the button "Show all" is pressed.
+const POSITIVE_COLOUR = [214, 13, 13], NEGATIVE_COLOUR = [13, 64, 214], OVERLAY_OPACITY = 0.75; // As in convscope.pixels.
 
 const byId = (id) => document.getElementById(id);
 
@@ -13,49 +13,50 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-const bytes = (base64) => Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
-const clamp = (value, least, greatest) => Math.min(Math.max(value, least), greatest);
-const short = (value) => (value === null ? "not a number" : String(Number(value.toPrecision(4))).replace("-", "−"));
-const whole = (value) => String(value).replace("-", "−");
-const size = (height, width) => `${height}×${width}`;
+const decodeBytes = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+const clamp = (value, minimum, maximum) => Math.min(Math.max(value, minimum), maximum);
+const formatNumber = (value) => (value === null ? "not a number" : String(Number(value.toPrecision(4))).replace("-", "−"));
+const formatInteger = (value) => String(value).replace("-", "−");
+const formatSize = (height, width) => `${height}×${width}`;
 
-// A map as the viewer takes it: the heat map is one of a single channel.
+// One layer's map; a heat map has a single channel.
 class FeatureMap {
   constructor(packed) {
     Object.assign(this, packed);
-    this.cells = bytes(packed.cells);
+    this.values = decodeBytes(packed.values);
     this.area = this.rows * this.columns;
   }
 
   byte(position, row, column) {
-    return this.cells[position * this.area + row * this.columns + column];
+    return this.values[position * this.area + row * this.columns + column];
   }
 
   value(position, row, column) {
-    const [least, greatest] = [this.least[position], this.greatest[position]];
-    return least === null ? null : least + (this.byte(position, row, column) / 255) * (greatest - least);
+    const [minimum, maximum] = [this.min[position], this.max[position]];
+    return minimum === null ? null : minimum + (this.byte(position, row, column) / 255) * (maximum - minimum);
   }
 
   title(position) {
     return `${this.name}, channel ${this.channels[position]}`;
   }
 
-  tell(position, row, column) {
-    const range = `of ${short(this.least[position])} to ${short(this.greatest[position])} in this channel`;
-    return `${this.title(position)}, row ${row}, column ${column}: about ${short(this.value(position, row, column))}, ${range}.`;
+  description(position, row, column) {
+    const range = `min ${formatNumber(this.min[position])}, max ${formatNumber(this.max[position])} in this channel`;
+    return `${this.title(position)}, row ${row}, column ${column}: about ${formatNumber(this.value(position, row, column))} (${range}).`;
   }
 
-  // What a cell sees: first and last row and column in the picture, which may lie outside it.
-  seen(row, column) {
-    if (!this.field || !this.start || !this.stride || this.field.length < 2) return null;
-    const top = this.start[0] + row * this.stride[0], left = this.start[1] + column * this.stride[1];
-    return { top, left, bottom: top + this.field[0] - 1, right: left + this.field[1] - 1 };
+  // The cell's receptive field in input pixels, inclusive; may extend past the picture.
+  receptiveField(row, column) {
+    const { receptive_field: size, receptive_field_start: start, stride } = this;
+    if (!size || !start || !stride || size.length < 2) return null;
+    const top = start[0] + row * stride[0], left = start[1] + column * stride[1];
+    return { top, left, bottom: top + size[0] - 1, right: left + size[1] - 1 };
   }
 
   strongest(position) {
-    const cells = this.cells.subarray(position * this.area, (position + 1) * this.area);
+    const values = this.values.subarray(position * this.area, (position + 1) * this.area);
     let best = 0;
-    for (let place = 1; place < cells.length; place++) if (cells[place] > cells[best]) best = place;
+    for (let index = 1; index < values.length; index++) if (values[index] > values[best]) best = index;
     return { row: Math.floor(best / this.columns), column: best % this.columns };
   }
 
@@ -63,9 +64,9 @@ class FeatureMap {
     canvas.width = this.columns;
     canvas.height = this.rows;
     const image = new ImageData(this.columns, this.rows);
-    for (let place = 0; place < this.area; place++) {
-      const grey = this.cells[position * this.area + place];
-      image.data.set([grey, grey, grey, 255], place * 4);
+    for (let index = 0; index < this.area; index++) {
+      const grey = this.values[position * this.area + index];
+      image.data.set([grey, grey, grey, 255], index * 4);
     }
     canvas.getContext("2d").putImageData(image, 0, 0);
   }
@@ -73,27 +74,29 @@ class FeatureMap {
 
 class HeatMap extends FeatureMap {
   constructor(packed, picture) {
-    super({ ...packed, name: "heat map", channels: [0], of: 1 });
+    super({ ...packed, name: "heat map", channels: [0], channel_count: 1 });
     this.picture = picture;
   }
 
   value(position, row, column) {
-    return ((this.byte(position, row, column) - 128) / 127) * this.greatest;
+    return ((this.byte(position, row, column) - 128) / 127) * this.max;
   }
 
   title() {
     return `heat map, ${this.method}${this.layer ? ` at ${this.layer}` : ""}`;
   }
 
-  tell(position, row, column) {
+  description(position, row, column) {
     const value = this.value(position, row, column);
-    const share = this.greatest ? Math.round((100 * Math.abs(value)) / this.greatest) : 0;
-    const what = value === 0 ? "says nothing" : `speaks ${value > 0 ? "for" : "against"} “${this.label}”, ${share} % of the strongest`;
-    return `Heat map, row ${row}, column ${column}: ${what}.`;
+    const share = this.max ? Math.round((100 * Math.abs(value)) / this.max) : 0;
+    const effect = value === 0
+      ? "no contribution"
+      : `${value > 0 ? "raises" : "lowers"} the score of “${this.label}”, ${share} % of the strongest contribution`;
+    return `Heat map, row ${row}, column ${column}: ${effect}.`;
   }
 
-  // The part of the picture that a cell covers, once the heat is stretched over it.
-  seen(row, column) {
+  // The part of the picture that a cell covers once the heat is interpolated to its size.
+  receptiveField(row, column) {
     const { height, width } = this.picture;
     const top = Math.floor((row * height) / this.rows), left = Math.floor((column * width) / this.columns);
     return {
@@ -110,8 +113,8 @@ class HeatMap extends FeatureMap {
     const image = canvas.getContext("2d").createImageData(width, height);
     for (let y = 0; y < height; y++) {
       for (let x = 0; x < width; x++) {
-        const heat = this.stretched((y + 0.5) / height, (x + 0.5) / width);
-        const strength = Math.abs(heat) * OVERLAY, colour = heat < 0 ? AGAINST : FOR;
+        const heat = this.interpolated((y + 0.5) / height, (x + 0.5) / width);
+        const strength = Math.abs(heat) * OVERLAY_OPACITY, colour = heat < 0 ? NEGATIVE_COLOUR : POSITIVE_COLOUR;
         const grey = this.picture.grey(y, x);
         for (let c = 0; c < 3; c++) image.data[(y * width + x) * 4 + c] = grey + (colour[c] - grey) * strength;
         image.data[(y * width + x) * 4 + 3] = 255;
@@ -120,8 +123,8 @@ class HeatMap extends FeatureMap {
     canvas.getContext("2d").putImageData(image, 0, 0);
   }
 
-  // Bilinear between the middles of cells; -1..1.
-  stretched(y, x) {
+  // Bilinear interpolation, in -1..1.
+  interpolated(y, x) {
     const row = clamp(y * this.rows - 0.5, 0, this.rows - 1), column = clamp(x * this.columns - 0.5, 0, this.columns - 1);
     const top = Math.floor(row), left = Math.floor(column);
     const bottom = Math.min(top + 1, this.rows - 1), right = Math.min(left + 1, this.columns - 1);
@@ -131,8 +134,8 @@ class HeatMap extends FeatureMap {
   }
 }
 
-// The picture, drawn into its canvas; `ready` when its pixels are there.
-class Shown {
+// The input picture. Call `draw()` before reading pixels.
+class InputPicture {
   constructor(packed, canvas) {
     this.canvas = canvas;
     this.packed = packed;
@@ -150,22 +153,22 @@ class Shown {
     this.width = canvas.width = packed.columns ?? source.naturalWidth;
     const context = canvas.getContext("2d", { willReadFrequently: true });
     if (source) {
-      context.fillStyle = "#fff"; // Transparent pictures are laid over white, as the service does.
+      context.fillStyle = "#fff"; // Transparent pictures are composited on white, as the service does.
       context.fillRect(0, 0, this.width, this.height);
       context.drawImage(source, 0, 0, this.width, this.height);
     } else {
-      const cells = bytes(packed.cells), area = this.height * this.width, image = context.createImageData(this.width, this.height);
-      for (let place = 0; place < area; place++) {
-        const colour = packed.channels === 3 ? [cells[place], cells[area + place], cells[2 * area + place]] : Array(3).fill(cells[place]);
-        image.data.set([...colour, 255], place * 4);
+      const values = decodeBytes(packed.values), area = this.height * this.width, image = context.createImageData(this.width, this.height);
+      for (let index = 0; index < area; index++) {
+        const colour = packed.channels === 3 ? [values[index], values[area + index], values[2 * area + index]] : Array(3).fill(values[index]);
+        image.data.set([...colour, 255], index * 4);
       }
       context.putImageData(image, 0, 0);
     }
     const image = context.getImageData(0, 0, this.width, this.height);
     if (source && packed.channels === 1) {
-      for (let place = 0; place < image.data.length; place += 4) {
-        const [red, green, blue] = image.data.subarray(place, place + 3);
-        image.data.fill(0.299 * red + 0.587 * green + 0.114 * blue, place, place + 3);
+      for (let index = 0; index < image.data.length; index += 4) {
+        const [red, green, blue] = image.data.subarray(index, index + 3);
+        image.data.fill(0.299 * red + 0.587 * green + 0.114 * blue, index, index + 3);
       }
       context.putImageData(image, 0, 0);
     }
@@ -173,17 +176,17 @@ class Shown {
   }
 
   grey(y, x) {
-    const place = (y * this.width + x) * 4;
-    return (this.pixels[place] + this.pixels[place + 1] + this.pixels[place + 2]) / 3;
+    const index = (y * this.width + x) * 4;
+    return (this.pixels[index] + this.pixels[index + 1] + this.pixels[index + 2]) / 3;
   }
 }
 
-// Where the reader is: a map, a channel's position in it, a cell. The tile is where Escape goes back to.
-const at = { map: null, position: 0, row: 0, column: 0, tile: null };
-const unfolded = new Set(); // Names of layers shown in full; they stay so when another picture comes.
+// The selected map, channel position and cell; Escape returns focus to `tile`.
+const selection = { map: null, position: 0, row: 0, column: 0, tile: null };
+const expandedLayers = new Set(); // Layers whose channels are all shown, also for the next picture.
 let picture = null;
 
-function place(box, top, left, bottom, right, height, width) {
+function positionBox(box, top, left, bottom, right, height, width) {
   const y = clamp(top, 0, height), x = clamp(left, 0, width);
   box.style.top = `${(100 * y) / height}%`;
   box.style.left = `${(100 * x) / width}%`;
@@ -191,39 +194,38 @@ function place(box, top, left, bottom, right, height, width) {
   box.style.width = `${(100 * (clamp(right + 1, 0, width) - x)) / width}%`;
 }
 
-function tellField(map, row, column) {
-  const seen = map.seen(row, column);
-  if (!seen) return "What it sees of the picture is not known.";
-  const { top, left, bottom, right } = seen;
-  const told = `It sees rows ${whole(top)} to ${whole(bottom)} and columns ${whole(left)} to ${whole(right)} of the picture, ` +
-    `${size(bottom - top + 1, right - left + 1)} pixels`;
-  const over = picture && (top < 0 || left < 0 || bottom >= picture.height || right >= picture.width);
-  return over ? `${told}, some of them beyond its border.` : `${told}.`;
+function fieldDescription(map, row, column) {
+  const field = map.receptiveField(row, column);
+  if (!field) return "Receptive field unknown.";
+  const { top, left, bottom, right } = field;
+  const inPadding = picture && (top < 0 || left < 0 || bottom >= picture.height || right >= picture.width);
+  return `Receptive field: rows ${formatInteger(top)} to ${formatInteger(bottom)}, columns ${formatInteger(left)} to ${formatInteger(right)}, ` +
+    `${formatSize(bottom - top + 1, right - left + 1)} pixels${inPadding ? " (partly padding)" : ""}.`;
 }
 
-// Say what a cell is and sees, and mark that in the picture.
-function point(map, position, row, column) {
-  byId("told").textContent = `${map.tell(position, row, column)} ${tellField(map, row, column)}`;
-  const seen = map.seen(row, column), box = byId("field");
-  box.hidden = !(seen && picture);
-  if (!box.hidden) place(box, seen.top, seen.left, seen.bottom, seen.right, picture.height, picture.width);
+// Describe a cell and mark its receptive field.
+function describeCell(map, position, row, column) {
+  byId("cell-description").textContent = `${map.description(position, row, column)} ${fieldDescription(map, row, column)}`;
+  const field = map.receptiveField(row, column), box = byId("receptive-field-box");
+  box.hidden = !(field && picture);
+  if (!box.hidden) positionBox(box, field.top, field.left, field.bottom, field.right, picture.height, picture.width);
 }
 
 function moveTo(row, column) {
-  const { map } = at;
-  at.row = clamp(row, 0, map.rows - 1);
-  at.column = clamp(column, 0, map.columns - 1);
-  place(byId("cell"), at.row, at.column, at.row, at.column, map.rows, map.columns);
-  point(map, at.position, at.row, at.column);
+  const { map } = selection;
+  selection.row = clamp(row, 0, map.rows - 1);
+  selection.column = clamp(column, 0, map.columns - 1);
+  positionBox(byId("cell"), selection.row, selection.column, selection.row, selection.column, map.rows, map.columns);
+  describeCell(map, selection.position, selection.row, selection.column);
 }
 
-function choose(map, position, cell) {
-  Object.assign(at, { map, position, tile: tileOf(map, position) });
+function select(map, position, cell) {
+  Object.assign(selection, { map, position, tile: tileOf(map, position) });
   const frame = byId("map");
   map.paint(frame.querySelector("canvas"), position);
   frame.setAttribute("aria-label", `${map.title(position)}, ${map.rows} rows of ${map.columns} cells`);
-  byId("map-caption").textContent = `${map.title(position)}: ${size(map.rows, map.columns)} cells`;
-  for (const tile of document.querySelectorAll(".tile")) tile.setAttribute("aria-pressed", String(tile === at.tile));
+  byId("map-caption").textContent = `${map.title(position)}: ${formatSize(map.rows, map.columns)} cells`;
+  for (const tile of document.querySelectorAll(".tile")) tile.setAttribute("aria-pressed", String(tile === selection.tile));
   const { row, column } = cell ?? map.strongest(position);
   moveTo(row, column);
 }
@@ -241,47 +243,47 @@ function cellUnder(event, canvas, map) {
 function makeTile(map, position, name) {
   const canvas = make("canvas", { "aria-hidden": "true" });
   map.paint(canvas, position);
-  const tile = make("button", { type: "button", class: "tile", "aria-pressed": "false", "aria-label": `${map.title(position)}: show in large` },
+  const tile = make("button", { type: "button", class: "tile", "aria-pressed": "false", "aria-label": `${map.title(position)}: enlarge` },
     canvas, make("span", { class: "name" }, name));
   Object.assign(tile, { map, position });
   canvas.addEventListener("pointermove", (event) => {
     const { row, column } = cellUnder(event, canvas, map);
-    point(map, position, row, column);
+    describeCell(map, position, row, column);
   });
-  canvas.addEventListener("pointerleave", () => moveTo(at.row, at.column));
+  canvas.addEventListener("pointerleave", () => moveTo(selection.row, selection.column));
   tile.addEventListener("click", (event) => {
-    const pressed = event.detail === 0; // By a key: then the reader goes on with keys.
-    choose(map, position, pressed ? null : cellUnder(event, canvas, map));
-    if (pressed) byId("map").focus();
+    const byKeyboard = event.detail === 0; // Activated by keyboard: keep keyboard focus in the viewer.
+    select(map, position, byKeyboard ? null : cellUnder(event, canvas, map));
+    if (byKeyboard) byId("map").focus();
   });
   return tile;
 }
 
-function openMap() {
+function initViewer() {
   const frame = byId("map"), canvas = frame.querySelector("canvas");
   const follow = (event) => {
-    const { row, column } = cellUnder(event, canvas, at.map);
+    const { row, column } = cellUnder(event, canvas, selection.map);
     moveTo(row, column);
   };
   frame.addEventListener("pointermove", follow);
   frame.addEventListener("pointerdown", follow);
   frame.addEventListener("keydown", (event) => {
-    const { map, row, column, position } = at, far = event.shiftKey ? 8 : 1;
-    const other = (step) => choose(map, clamp(position + step, 0, map.channels.length - 1), { row, column });
-    const moves = {
-      ArrowUp: () => moveTo(row - far, column),
-      ArrowDown: () => moveTo(row + far, column),
-      ArrowLeft: () => moveTo(row, column - far),
-      ArrowRight: () => moveTo(row, column + far),
+    const { map, row, column, position } = selection, stride = event.shiftKey ? 8 : 1;
+    const changeChannel = (step) => select(map, clamp(position + step, 0, map.channels.length - 1), { row, column });
+    const actions = {
+      ArrowUp: () => moveTo(row - stride, column),
+      ArrowDown: () => moveTo(row + stride, column),
+      ArrowLeft: () => moveTo(row, column - stride),
+      ArrowRight: () => moveTo(row, column + stride),
       Home: () => moveTo(event.ctrlKey ? 0 : row, 0),
       End: () => moveTo(event.ctrlKey ? map.rows - 1 : row, map.columns - 1),
-      PageUp: () => other(-1),
-      PageDown: () => other(1),
-      Escape: () => at.tile?.focus(),
+      PageUp: () => changeChannel(-1),
+      PageDown: () => changeChannel(1),
+      Escape: () => selection.tile?.focus(),
     };
-    if (!moves[event.key] || event.altKey || event.metaKey) return;
+    if (!actions[event.key] || event.altKey || event.metaKey) return;
     event.preventDefault();
-    moves[event.key]();
+    actions[event.key]();
   });
 }
 
@@ -289,8 +291,8 @@ function showScores(scores) {
   byId("scores").replaceChildren(...scores.map(({ label, probability, logit }) => {
     const fill = make("div", { class: "fill" });
     fill.style.width = `${100 * probability}%`;
-    const share = make("span", { class: "figure" }, `${(100 * probability).toFixed(2)} %`);
-    if (logit !== null) share.title = `logit ${short(logit)}`;
+    const share = make("span", { class: "number" }, `${(100 * probability).toFixed(2)} %`);
+    if (logit !== null) share.title = `logit ${formatNumber(logit)}`;
     return make("li", {}, make("span", { class: "label" }, label), make("div", { class: "track", "aria-hidden": "true" }, fill), share);
   }));
   if (!scores.length) byId("scores").append(make("li", {}, "This network has no classes."));
@@ -298,21 +300,21 @@ function showScores(scores) {
 
 function showLayer(map) {
   const strip = make("div", { class: "strip" });
-  const add = (from, to) => {
+  const addTiles = (from, to) => {
     for (let position = from; position < to; position++) strip.append(makeTile(map, position, `${map.channels[position]}`));
   };
   const count = map.channels.length;
-  const known = count < map.of ? `the ${count} strongest of ${map.of} channels` : `${count} channel${count === 1 ? "" : "s"}`;
-  const section = make("section", { "aria-label": map.name }, make("h3", {}, `${map.name}: ${known} of ${size(map.rows, map.columns)} cells`), strip);
-  const first = unfolded.has(map.name) ? count : Math.min(FIRST, count);
-  add(0, first);
-  if (first < count) {
+  const channels = count < map.channel_count ? `the ${count} strongest of ${map.channel_count} channels` : `${count} channel${count === 1 ? "" : "s"}`;
+  const section = make("section", { "aria-label": map.name }, make("h3", {}, `${map.name}: ${channels} of ${formatSize(map.rows, map.columns)} cells`), strip);
+  const shown = expandedLayers.has(map.name) ? count : Math.min(CHANNELS_SHOWN, count);
+  addTiles(0, shown);
+  if (shown < count) {
     const more = make("button", { type: "button", class: "more", "aria-label": `Show all ${count} channels of ${map.name}` }, `Show all ${count}`);
     more.addEventListener("click", () => {
-      unfolded.add(map.name);
-      add(first, count);
+      expandedLayers.add(map.name);
+      addTiles(shown, count);
       more.remove();
-      strip.children[first].focus();
+      strip.children[shown].focus();
     });
     section.append(more);
   }
@@ -332,54 +334,56 @@ function showHeat(packed) {
   if (byId("heat-section").hidden) return null;
   const map = new HeatMap(packed, picture);
   byId("heat").append(makeTile(map, 0, `${packed.method}${packed.layer ? ` at ${packed.layer}` : ""}`));
-  const { row, column } = map.strongest(0), seen = map.seen(row, column);
-  byId("heat-about").textContent = `Red speaks for “${packed.label}”, blue against it; grey says nothing. ` +
-    `Strongest around row ${Math.round((seen.top + seen.bottom) / 2)}, column ${Math.round((seen.left + seen.right) / 2)} of the picture. ` +
-    "A press shows it in large, where every cell tells its share.";
+  const { row, column } = map.strongest(0), field = map.receptiveField(row, column);
+  byId("heat-info").textContent = `Red raises the score of “${packed.label}”, blue lowers it; grey: no contribution. ` +
+    `Strongest around row ${Math.round((field.top + field.bottom) / 2)}, column ${Math.round((field.left + field.right) / 2)} of the picture. ` +
+    "Click to enlarge; each cell shows its share of the strongest contribution.";
   return map;
 }
 
 async function showPicture(packed, title) {
   picture = null;
-  const canvas = byId("picture"), next = packed && new Shown(packed, canvas);
+  const canvas = byId("picture"), next = packed && new InputPicture(packed, canvas);
   canvas.parentElement.hidden = !packed;
   if (next) {
     await next.draw();
     picture = next;
   }
-  const taken = packed?.exact ? "as the network saw it" : "as it was sent, brought to the network’s size by this page";
-  const words = picture ? `${title}, ${taken}, ${size(picture.height, picture.width)} pixels` : "The picture cannot be shown here.";
-  canvas.setAttribute("aria-label", words);
-  byId("picture-caption").textContent = words;
+  const origin = packed?.exact ? "the network’s input" : "the file, resized by this page";
+  const caption = picture ? `${title}, ${origin}, ${formatSize(picture.height, picture.width)} pixels` : "The picture cannot be shown here.";
+  canvas.setAttribute("aria-label", caption);
+  byId("picture-caption").textContent = caption;
 }
 
-async function show(scene) {
-  const { model } = scene;
-  byId("title").textContent = `${scene.title} seen by ${model.name}`;
-  byId("about").textContent = `${model.description ? `${model.description.replace(/\.?$/, ".")} ` : ""}` +
+async function show(data) {
+  const { model } = data;
+  byId("title").textContent = `${data.title} – ${model.name}`;
+  byId("model-info").textContent = `${model.description ? `${model.description.replace(/\.?$/, ".")} ` : ""}` +
     `Version ${model.version}, ${model.parameters.toLocaleString("en")} parameters, ${model.engine} on ${model.device}.`;
-  byId("made").textContent = `convscope, request ${model.request}`;
-  await showPicture(scene.picture, scene.title);
-  showScores(scene.scores);
-  const heat = showHeat(scene.heat);
-  const maps = scene.layers.map((packed) => new FeatureMap(packed));
+  byId("request-info").textContent = `convscope, request ${model.request}`;
+  await showPicture(data.picture, data.title);
+  showScores(data.scores);
+  const heat = showHeat(data.heat);
+  const maps = data.layers.map((packed) => new FeatureMap(packed));
   byId("maps").hidden = !maps.length;
   byId("layers").replaceChildren(...maps.map(showLayer));
-  showTable(byId("geometry"), "Layers of the network", scene.geometry.headings, scene.geometry.rows);
-  byId("timing-section").hidden = !scene.timing;
-  if (scene.timing) showTable(byId("timing"), "Milliseconds by stage", ["milliseconds", ...scene.timing.map(([name]) => name)],
-    [["this request", ...scene.timing.map(([, ms]) => ms.toFixed(2))]]);
+  showTable(byId("geometry"), "Layers of the network", data.geometry.headings, data.geometry.rows);
+  byId("timing-section").hidden = !data.timing;
+  if (data.timing) showTable(byId("timing"), "Milliseconds by stage", ["milliseconds", ...data.timing.map(([name]) => name)],
+    [["this request", ...data.timing.map(([, ms]) => ms.toFixed(2))]]);
   byId("main").hidden = false;
   const all = heat ? [heat, ...maps] : maps;
   byId("map-figure").hidden = byId("help").hidden = !all.length;
   if (!all.length) return;
-  const before = at.map && { name: at.map.name, channel: at.map.channels[at.position], row: at.row, column: at.column };
-  const map = all.find(({ name }) => name === before?.name);
-  const position = map ? map.channels.indexOf(before.channel) : -1;
-  if (position >= 0) choose(map, position, before);
-  else choose(maps[0] ?? heat, 0);
+  const previous = selection.map && {
+    name: selection.map.name, channel: selection.map.channels[selection.position], row: selection.row, column: selection.column,
+  };
+  const map = all.find(({ name }) => name === previous?.name);
+  const position = map ? map.channels.indexOf(previous.channel) : -1;
+  if (position >= 0) select(map, position, previous);
+  else select(maps[0] ?? heat, 0);
 }
 
-openMap();
-const first = JSON.parse(byId("scene").textContent);
-if (first) show(first);
+initViewer();
+const initialData = JSON.parse(byId("data").textContent);
+if (initialData) show(initialData);

@@ -1,4 +1,4 @@
-"""The report: one HTML file of what a network sees in a picture. It needs neither the service nor the internet."""
+"""Builds the report: a self-contained HTML file with the scores, maps and heat map of one picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convscope_lens._page.scene import fetch_scene, read_picture
+from convscope_lens._page.page_data import encode_one_picture, fetch_page_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from convscope import Client
     from convscope.typing import Method, Picture
 
-MAX_CELLS = 6 << 20  # Of all maps together: the file is 8 MB at most, besides the picture.
+MAX_MAP_VALUES = 6 << 20  # All maps together; as base64 they are 8 MiB of the file.
 
 
 def report(
@@ -39,62 +39,62 @@ def report(
     """Predict and explain a picture, and return the result as one HTML page.
 
     Args:
-        client: A connected client. It is asked for the model card, for scores and maps, and for an explanation.
+        client: An open client; makes three requests (card, predict, explain).
         picture: One picture, as in `Client.predict`.
-        model: The model's name.
-        version: Its version; None for the server's default.
-        layers: Layers to show: names, one name, or `"all"`. Where the maps are too large for a page, the strongest
-            channels of each layer are shown.
-        method: How to explain the score, as in `Client.explain`; None for no heat map.
-        target: Index of the class to explain; None for the most probable one. If the service cannot explain, the page
-            has no heat map; but if a target, or a method other than grad_cam, was given, the error is raised.
-        title: Title of the picture; None for the name of its file.
+        model: Name of the model.
+        version: Version of the model; None for the server's default.
+        layers: Layers to show: names, one name, or `"all"`. If the maps are too large for a page, it shows the
+            strongest channels of each layer.
+        method: Method of the heat map, as in `Client.explain`; None for none. If the model does not support Grad-CAM,
+            the default, the page has no heat map. With an explicit `method` or `target` the error is raised.
+        target: Index of the class to explain; None for the most probable one.
+        title: Title of the picture; None for its file name.
         request_id: Id of the request for scores and maps, as in `Client.predict`.
 
     Returns:
-        The HTML document. It loads nothing from anywhere.
+        A self-contained HTML document.
 
     Raises:
-        ConvscopeError: The service rejected a request, or did not respond.
+        ConvscopeError: A request failed.
         OSError: A path cannot be read.
-        TypeError: It is not a picture.
+        TypeError: The argument is not a picture.
         ValueError: An array or an option is out of range, or there are several pictures.
     """
-    file = read_picture(picture)
+    file = encode_one_picture(picture)
     if title is None:
         title = _file_name(picture) if isinstance(picture, str | os.PathLike) else "picture"
-    scene = fetch_scene(
+    data = fetch_page_data(
         client,
         file,
         client.model_card(model, version),
         model=model,
         title=title,
-        max_cells=MAX_CELLS,
+        max_values=MAX_MAP_VALUES,
         layers=layers if isinstance(layers, str) else list(layers),
         version=version,
         method=method,
         target=target,
         request_id=request_id,
     )
-    return page_html(f"{title} seen by {scene['model']['name']}", scene)
+    return page_html(f"{title} – {data['model']['name']}", data)
 
 
 def _file_name(path: str | os.PathLike[str]) -> str:
-    """Return a file's name as text; bytes in it that are not text become �."""
+    """Return a file name as text; undecodable bytes become �."""
     return os.fsencode(Path(path).name).decode("utf-8", "replace")
 
 
-def page_html(title: str, scene: dict[str, Any] | None, *, controls: dict[str, Any] | None = None) -> str:
-    """Assemble the page from the files beside this module.
+def page_html(title: str, data: dict[str, Any] | None, *, controls: dict[str, Any] | None = None) -> str:
+    """Assemble the page from the files in this package.
 
     Args:
         title: Title of the document; any text.
-        scene: The data that the page shows at first; None for nothing yet.
+        data: Initial data of the page; None for none.
         controls: Settings of the interactive page; None for a report, which may not connect to anything.
 
     Returns:
-        An HTML document that loads nothing. The scene is in it as JSON without `<`, so no text in it can end the
-        script element. The content security policy allows only the script and the style of this package.
+        A self-contained HTML document. Its content security policy allows only the script and the style of this
+        package.
     """
     style = _read("page.css")
     script = _read("page.js") + ("" if controls is None else _read("controls.js"))
@@ -104,8 +104,8 @@ def page_html(title: str, scene: dict[str, Any] | None, *, controls: dict[str, A
         "style": style,
         "script": script,
         "controls": "" if controls is None else _read("controls.html"),
-        "scene": _script_json(scene),
-        "settings": _script_json(controls),
+        "data": _escaped_json(data),
+        "settings": _escaped_json(controls),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _read("page.html"))
 
@@ -129,8 +129,8 @@ def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _script_json(value: Any) -> str:
-    """Return JSON for a script element: in it, a `<` could end the element or open a comment."""
+def _escaped_json(value: Any) -> str:
+    """Return JSON that is safe inside <script>, where `<` could end the element or open a comment."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 

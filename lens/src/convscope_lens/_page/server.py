@@ -1,8 +1,8 @@
-"""The web server of `convscope ui`: it listens on this machine only, and sends the page's pictures to the service.
+"""The local web server of `convscope ui`: serves the page, and sends its pictures to the service.
 
-The page holds no secret. Requests for predictions need a token. It is in the URL that is printed, after the `#`, a part
-that browsers do not send. The service's API key stays in this process. Other web sites cannot send requests: they do
-not know the token, and host names other than 127.0.0.1 and localhost are rejected (DNS rebinding).
+POST requests need the token in the printed URL's fragment, which browsers never send to servers. So other web sites
+cannot send requests; host names other than 127.0.0.1 and localhost are rejected (DNS rebinding). The page contains no
+secret: the service's API key stays in this process.
 """
 
 from __future__ import annotations
@@ -17,59 +17,90 @@ from urllib.parse import parse_qs, urlsplit
 
 from convscope import AuthenticationFailed, ConvscopeError, RequestRejected
 
+from convscope_lens._page.page_data import encode_one_picture, fetch_page_data
 from convscope_lens._page.report import content_security_policy, page_html
-from convscope_lens._page.scene import fetch_scene, read_picture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Self
 
-    from convscope import Client
+    from convscope import Client, ModelCard
 
 MAX_BODY_BYTES = 16 << 20
-MAX_CELLS = 1 << 20  # Of all maps together: the page draws them again at every stroke.
+MAX_MAP_VALUES = 1 << 20  # All maps together: the page draws them again at every stroke.
 HTTP_PORT = 80
-IDLE_S = 60  # Idle connections are closed after so long.
+IDLE_TIMEOUT_S = 60  # Of a connection.
 
 
-class PageServer(ThreadingHTTPServer):
-    """Serves the page on 127.0.0.1.
+class PageServer:
+    """Serves the page on 127.0.0.1. Use it as a context manager, or call `close()`.
 
     Args:
-        client: A connected client; it must stay open as long as the server runs.
-        models: Names of the models that the page offers, at least one.
-        version: Version of the models; None for the service's default.
+        client: An open client; it must stay open while the server runs.
+        models: Names of the models to choose from, at least one.
+        version: Version of the models; None for the server's default.
         port: Port to listen on; 0 for a free port.
 
     Raises:
         ConvscopeError: The card of a model could not be fetched.
         OSError: The port is in use.
-        ValueError: There is no model.
+        ValueError: `models` is empty.
     """
-
-    daemon_threads = True
 
     def __init__(self, client: Client, models: Sequence[str], *, version: str | None = None, port: int = 0) -> None:
         if not models:
-            raise ValueError("name at least one model")
+            raise ValueError("models must not be empty")
+        cards = {model: client.model_card(model, version) for model in models}
+        self._server = _Server(client, cards, version, port)
+
+    @property
+    def url(self) -> str:
+        """The URL to open, with the token."""
+        return f"http://127.0.0.1:{self._server.server_port}/#{self._server.token}"
+
+    def serve_forever(self) -> None:
+        """Serve requests until `shutdown` is called in another thread, or until an exception such as Ctrl-C."""
+        self._server.serve_forever()
+
+    def shutdown(self) -> None:
+        """End `serve_forever`, and wait until it has ended."""
+        self._server.shutdown()
+
+    def close(self) -> None:
+        """Close the port."""
+        self._server.server_close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, client: Client, cards: dict[str, ModelCard], version: str | None, port: int) -> None:
         self.client = client
+        self.cards = cards
         self.version = version
-        self.cards = {model: client.model_card(model, version) for model in models}
         self.token = secrets.token_urlsafe(24)
         super().__init__(("127.0.0.1", port), _Handler)
 
     @property
-    def url(self) -> str:
-        """The URL to open, with its token."""
-        return f"http://127.0.0.1:{self.server_port}/#{self.token}"
-
-    @property
     def hosts(self) -> tuple[str, ...]:
-        """The accepted values of the Host header; browsers leave out port 80."""
+        """The accepted values of the Host header; browsers omit port 80."""
         names = ("127.0.0.1", "localhost")
         return (*(f"{name}:{self.server_port}" for name in names), *(names if self.server_port == HTTP_PORT else ()))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Print nothing: browsers close connections at any time."""
+        """Ignore errors: browsers drop connections at any time."""
 
 
 class _Rejected(Exception):
@@ -79,26 +110,26 @@ class _Rejected(Exception):
         self.code = code
 
 
-def answer_status(error: ConvscopeError) -> HTTPStatus:
-    """Return 400 if the request is at fault, 502 if the service or this program's API key is."""
+def http_status(error: ConvscopeError) -> HTTPStatus:
+    """Return 400 if the request was rejected, 502 otherwise."""
     rejected = isinstance(error, RequestRejected) and not isinstance(error, AuthenticationFailed)
     return HTTPStatus.BAD_REQUEST if rejected else HTTPStatus.BAD_GATEWAY
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: PageServer
+    server: _Server
     protocol_version = "HTTP/1.1"
     server_version = "convscope"
     sys_version = ""
-    timeout = IDLE_S
-    disable_nagle_algorithm = True  # Else the body waits 40 ms for the acknowledgement of the headers.
+    timeout = IDLE_TIMEOUT_S
+    disable_nagle_algorithm = True  # Without this, Nagle's algorithm delays the body.
 
     def do_GET(self) -> None:
         """Send the page."""
         try:
             self._check_host()
             if self.path != "/":
-                raise _Rejected(HTTPStatus.NOT_FOUND, "not_found", "there is only /")
+                raise _Rejected(HTTPStatus.NOT_FOUND, "not_found", "not found")
         except _Rejected as rejected:
             return self._reject(rejected)
         settings = {"models": list(self.server.cards), "max_bytes": MAX_BODY_BYTES}
@@ -106,36 +137,36 @@ class _Handler(BaseHTTPRequestHandler):
         return self._reply(HTTPStatus.OK, "text/html; charset=utf-8", page.encode())
 
     def do_POST(self) -> None:
-        """Send the scene of the picture in the body."""
+        """Send the page data of the picture in the body."""
         try:
-            scene = self._scene()
+            data = self._page_data()
         except _Rejected as rejected:
             return self._reject(rejected)
         except ConvscopeError as error:
-            return self._reject(_Rejected(answer_status(error), error.code, str(error)))
+            return self._reject(_Rejected(http_status(error), error.code, str(error)))
         except ValueError as error:
             return self._reject(_Rejected(HTTPStatus.BAD_REQUEST, "bad_request", str(error)))
-        return self._reply(HTTPStatus.OK, "application/json", json.dumps(scene, allow_nan=False).encode())
+        return self._reply(HTTPStatus.OK, "application/json", json.dumps(data, allow_nan=False).encode())
 
-    def _scene(self) -> dict[str, Any]:
+    def _page_data(self) -> dict[str, Any]:
         self._check_host()
         self._check_token()
         body = self._read()
         address = urlsplit(self.path)
         query = {name: values[-1] for name, values in parse_qs(address.query).items()}
-        if address.path != "/see":
-            raise _Rejected(HTTPStatus.NOT_FOUND, "not_found", "there is only /see")
+        if address.path != "/predict":
+            raise _Rejected(HTTPStatus.NOT_FOUND, "not_found", "not found")
         model = query.get("model", "")
         card = self.server.cards.get(model)
         if card is None:
-            raise _Rejected(HTTPStatus.NOT_FOUND, "model_not_found", "this page does not offer that model")
-        return fetch_scene(
+            raise _Rejected(HTTPStatus.NOT_FOUND, "model_not_found", "unknown model")
+        return fetch_page_data(
             self.server.client,
-            read_picture(body),
+            encode_one_picture(body),
             card,
             model=model,
             title=query.get("title", "picture"),
-            max_cells=MAX_CELLS,
+            max_values=MAX_MAP_VALUES,
             version=self.server.version,
             method="grad_cam" if query.get("explain") == "1" else None,
         )
@@ -150,14 +181,14 @@ class _Handler(BaseHTTPRequestHandler):
         if origin is not None and origin not in [f"http://{host}" for host in self.server.hosts]:
             raise _Rejected(HTTPStatus.FORBIDDEN, "forbidden", "requests from other pages are not allowed")
         if not hmac.compare_digest(self.headers.get("x-convscope-token", "").encode(), self.server.token.encode()):
-            raise _Rejected(HTTPStatus.FORBIDDEN, "forbidden", "the token is wrong: open the URL that was printed last")
+            raise _Rejected(HTTPStatus.FORBIDDEN, "forbidden", "wrong token: open the URL that was printed last")
 
     def _read(self) -> bytes:
         length = self.headers.get("content-length", "")
         if not (length.isascii() and length.isdigit()) or "transfer-encoding" in self.headers:
-            raise _Rejected(HTTPStatus.LENGTH_REQUIRED, "bad_request", "the body's length is missing")
+            raise _Rejected(HTTPStatus.LENGTH_REQUIRED, "bad_request", "Content-Length is missing")
         if int(length) > MAX_BODY_BYTES:
-            message = f"a picture has at most {MAX_BODY_BYTES:,} bytes here"
+            message = f"pictures may be at most {MAX_BODY_BYTES:,} bytes"
             raise _Rejected(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "image_too_large", message)
         return self.rfile.read(int(length))
 
@@ -185,5 +216,5 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: Any) -> None:  # The name of the base class.
+    def log_message(self, format: str, *args: Any) -> None:  # Parameter name from the base class.
         """Do not log requests."""

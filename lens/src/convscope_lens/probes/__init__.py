@@ -1,22 +1,23 @@
-"""Probes: how maps and scores of a served network change as its pictures change.
+"""Probes: how maps and scores of a served network change when its pictures change.
 
     from convscope import Client
     from convscope_lens import probes
 
     with Client("http://localhost:8080") as client:
-        found = probes.shift(client, ["cat.png", "ship.png"], model="cifar")
-        print(found.table())
-        found.figure().savefig("shift.png")
+        result = probes.shift(client, ["cat.png", "ship.png"], model="cifar")
+        print(result.format_table())
+        result.figure().savefig("shift.png")
 
-Each probe sends many changed copies of each picture in few requests, and sums over all pictures.
+Each probe sends transformed copies of each picture, in the largest batches the model allows, and aggregates over all
+pictures.
 """
 
 from __future__ import annotations
 
 from convscope_lens.probes._detail import blur, shuffle
 from convscope_lens.probes._position import border, rotate, scale, shift
-from convscope_lens.probes._probe import Probe
+from convscope_lens.probes._result import ProbeResult
 
-__all__ = ["Probe", "blur", "border", "rotate", "scale", "shift", "shuffle"]
+__all__ = ["ProbeResult", "blur", "border", "rotate", "scale", "shift", "shuffle"]
 
-Probe.__module__ = __name__
+ProbeResult.__module__ = __name__

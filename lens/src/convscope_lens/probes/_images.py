@@ -1,4 +1,7 @@
-"""Pictures as the network takes them, and changed copies: moved, rotated, scaled, blurred. Arrays are (H, W, C)."""
+"""Loads pictures as network inputs, and shifts, rotates, scales and blurs them. Arrays are (H, W, C).
+
+Written with numpy: scipy.ndimage has the same operations, but is a large dependency for 60 lines.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from convscope import Input
 
-Image: TypeAlias = NDArray[np.float32]  # (H, W, C), 0..1.
-Cells: TypeAlias = NDArray[np.float32]  # (h, w, C): a map, or a picture, whose cells are its pixels.
+PictureArray: TypeAlias = NDArray[np.float32]  # (H, W, C), 0..1.
+MapArray: TypeAlias = NDArray[np.float32]  # (h, w, C), any range: a map, or a picture, whose cells are its pixels.
 Source: TypeAlias = str | os.PathLike[str] | NDArray[Any]
 Points: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]  # y and x.
 
@@ -22,40 +25,40 @@ _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".npy"})
 
 
 def list_pictures(sources: Source | Iterable[Source], *, limit: int | None, seed: int) -> list[Source]:
-    """List pictures, those in folders among them.
+    """List pictures, including those in folders.
 
     Args:
-        sources: A picture, a folder, or an iterable of them. A folder stands for every PNG, JPEG, WebP and .npy file in
-            it and its sub-folders, sorted by name.
-        limit: Choose so many of them at random, in their order; None for all.
-        seed: Seed of that choice.
+        sources: A picture, a folder, or an iterable of them. A folder stands for the PNG, JPEG, WebP and .npy files
+            in it and its sub-folders, sorted by name.
+        limit: Use a random sample of this size, in order; None for all.
+        seed: Seed of the sample.
 
     Raises:
         ValueError: There is no picture.
     """
     if isinstance(sources, str | os.PathLike) or (isinstance(sources, np.ndarray) and sources.ndim < 4):
         sources = [sources]
-    found: list[Source] = []
+    pictures: list[Source] = []
     for source in sources:
         if isinstance(source, np.ndarray) or not Path(source).is_dir():
-            found.append(source)
+            pictures.append(source)
         else:
-            found += sorted(path for path in Path(source).rglob("*") if path.suffix.lower() in _SUFFIXES)
-    if not found:
-        raise ValueError("there is no picture to probe with: no PNG, JPEG, WebP or .npy file")
-    if limit is not None and limit < len(found):
-        chosen = np.random.default_rng(seed).choice(len(found), size=limit, replace=False)
-        found = [found[index] for index in sorted(chosen.tolist())]
-    return found
+            pictures += sorted(path for path in Path(source).rglob("*") if path.suffix.lower() in _SUFFIXES)
+    if not pictures:
+        raise ValueError("no picture found (PNG, JPEG, WebP or .npy)")
+    if limit is not None and limit < len(pictures):
+        sample = np.random.default_rng(seed).choice(len(pictures), size=limit, replace=False)
+        pictures = [pictures[index] for index in sorted(sample.tolist())]
+    return pictures
 
 
-def read_pictures(sources: Iterable[Source], wanted: Input) -> Iterator[Image]:
-    """Read pictures, and bring them to the network's size and channels.
+def load_network_inputs(sources: Iterable[Source], input_spec: Input) -> Iterator[PictureArray]:
+    """Load pictures, and convert them to the network's size and channels.
 
     Args:
         sources: Paths, or arrays (H, W) or (H, W, C) of the network's size, uint8 0..255 or float32 0..1.
-        wanted: The network's input. The picture of a file is resized to it, bilinear with antialiasing, which differs
-            by at most one level of 255 from what the service does.
+        input_spec: The network's input. Files are resized to it, bilinear with antialiasing, which differs from the
+            service by at most one level of 255.
 
     Yields:
         (H, W, C), float32, 0..1.
@@ -67,145 +70,146 @@ def read_pictures(sources: Iterable[Source], wanted: Input) -> Iterator[Image]:
     for source in sources:
         if not isinstance(source, np.ndarray) and Path(source).suffix.lower() == ".npy":
             source = np.load(source, allow_pickle=False)
-        image = _from_array(source) if isinstance(source, np.ndarray) else _from_file(source, wanted)
-        height, width, channels = image.shape
-        if channels != wanted.channels or (wanted.height and (height, width) != (wanted.height, wanted.width)):
-            size = f"{wanted.height}×{wanted.width}" if wanted.height else "any size"
+        picture = _from_array(source) if isinstance(source, np.ndarray) else _from_file(source, input_spec)
+        height, width, channels = picture.shape
+        size = (input_spec.height, input_spec.width)
+        if channels != input_spec.channels or (input_spec.height and (height, width) != size):
+            expected = f"{input_spec.height}×{input_spec.width}" if input_spec.height else "any size"
             raise ValueError(
-                f"the network takes {size} with {wanted.channels} channels; this array is {height}×{width} with "
-                f"{channels}, and arrays are not resized here"
+                f"the network's input is {expected} with {input_spec.channels} channels; this array is {height}×{width}"
+                f" with {channels} (arrays are not resized)"
             )
-        yield image
+        yield picture
 
 
-def _from_array(array: NDArray[Any]) -> Image:
+def _from_array(array: NDArray[Any]) -> PictureArray:
     if array.dtype not in (np.uint8, np.float32) or array.ndim not in (2, 3) or array.size == 0:
         raise ValueError(
-            f"an array to probe with is (H, W) or (H, W, C) of uint8 or float32, not {array.shape} {array.dtype}"
+            f"picture arrays must be (H, W) or (H, W, C), uint8 or float32, not {array.shape} {array.dtype}"
         )
-    image = array.astype(np.float32) / np.float32(255) if array.dtype == np.uint8 else array.astype(np.float32)
-    return image if image.ndim == 3 else image[:, :, np.newaxis]
+    picture = array.astype(np.float32) / np.float32(255) if array.dtype == np.uint8 else array.astype(np.float32)
+    return picture if picture.ndim == 3 else picture[:, :, np.newaxis]
 
 
-def _from_file(path: str | os.PathLike[str], wanted: Input) -> Image:
-    from PIL import Image as Pillow  # Imported late: arrays need no Pillow.
-    from PIL import ImageOps
+def _from_file(path: str | os.PathLike[str], input_spec: Input) -> PictureArray:
+    from PIL import Image, ImageOps  # Imported here: arrays do not need Pillow.
 
-    with Pillow.open(path) as opened:
-        picture = ImageOps.exif_transpose(opened)
-        if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            picture = Pillow.alpha_composite(Pillow.new("RGBA", picture.size, "white"), picture)
-        picture = picture.convert("L" if wanted.channels == 1 else "RGB")
-        if wanted.height and wanted.width:
-            picture = picture.resize((wanted.width, wanted.height), Pillow.Resampling.BILINEAR)
-        return _from_array(np.asarray(picture))
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("L" if input_spec.channels == 1 else "RGB")
+        if input_spec.height and input_spec.width:
+            image = image.resize((input_spec.width, input_spec.height), Image.Resampling.BILINEAR)
+        return _from_array(np.asarray(image))
 
 
 class Grid(NamedTuple):
-    """Where the cells of a map, or the pixels of a picture, lie in the picture.
+    """The positions of a map's cells, or of a picture's pixels, in the picture.
 
     Attributes:
         first: (y, x) of the centre of cell (0, 0), in pixels; the centre of pixel (0, 0) is (0, 0).
-        step: (y, x) pixels from one cell to the next.
+        spacing: (y, x) distance between cells, in pixels.
         shape: (h, w).
     """
 
     first: tuple[float, float]
-    step: tuple[float, float]
+    spacing: tuple[float, float]
     shape: tuple[int, int]
 
     def points(self) -> Points:
-        """Return y and x, each (h, w), of the centre of every cell, in pixels."""
+        """Return y and x, each (h, w), float64, of the centre of every cell, in pixels."""
         axes = [
-            first + step * np.arange(size) for first, step, size in zip(self.first, self.step, self.shape, strict=True)
+            first + spacing * np.arange(size)
+            for first, spacing, size in zip(self.first, self.spacing, self.shape, strict=True)
         ]
         y, x = np.meshgrid(axes[0], axes[1], indexing="ij")
         return y, x
 
     def to_cells(self, points: Points) -> Points:
         """Convert points from pixels of the picture to cells of this grid."""
-        (y, x), first, step = points, self.first, self.step
-        return (y - first[0]) / step[0], (x - first[1]) / step[1]
+        (y, x), first, spacing = points, self.first, self.spacing
+        return (y - first[0]) / spacing[0], (x - first[1]) / spacing[1]
 
 
-def shift_image(image: Image, down: int, right: int) -> Image:
-    """Move a picture. What comes in at the edge is its mirror image, as in numpy's `pad(mode="reflect")`.
+def shift_picture(picture: PictureArray, down: int, right: int) -> PictureArray:
+    """Shift a picture. Edges are reflected (numpy `mode="reflect"`).
 
     Args:
-        image: (H, W, C).
+        picture: (H, W, C), float32, 0..1.
         down: Pixels, less than H; negative for up.
         right: Pixels, less than W; negative for left.
 
     Returns:
-        (H, W, C): out[y, x] = image[y - down, x - right] where that lies in the picture.
+        (H, W, C), float32, 0..1: out[y, x] = picture[y - down, x - right] inside the picture.
     """
-    height, width, _ = image.shape
+    height, width, _ = picture.shape
     rows, columns = _reflect(np.arange(height) - down, height), _reflect(np.arange(width) - right, width)
-    return np.ascontiguousarray(image[rows][:, columns])
+    return np.ascontiguousarray(picture[rows][:, columns])
 
 
 def transform_points(points: Points, centre: tuple[float, float], degrees: float, factor: float) -> Points:
     """Rotate points counter-clockwise (as seen, y pointing down) about a centre, and scale their distance from it.
 
     Args:
-        points: y and x.
+        points: y and x, float64, of equal shape.
         centre: (y, x).
         degrees: Angle of the rotation.
-        factor: The distance from the centre is multiplied by it.
+        factor: Factor of the distance from the centre.
 
     Returns:
-        y and x.
+        y and x, float64.
     """
     cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     y, x = points[0] - centre[0], points[1] - centre[1]
     return centre[0] + factor * (cosine * y - sine * x), centre[1] + factor * (sine * y + cosine * x)
 
 
-def interpolate(cells: Cells, points: Points) -> Cells:
-    """Read values between cells, bilinear. Beyond the edge the mirror image continues.
+def interpolate(values: MapArray, points: Points) -> MapArray:
+    """Interpolate bilinearly between cells. Edges are reflected (numpy `mode="reflect"`).
 
     Args:
-        cells: (h, w, C).
-        points: y and x, in cells, each of any shape P.
+        values: (h, w, C), float32, any range.
+        points: y and x, float64, in cells, each of any shape P.
 
     Returns:
-        (*P, C), float32. At a whole cell it is the value of the cell, exactly.
+        (*P, C), float32. At the centre of a cell it is exactly the cell's value.
     """
-    (y, x), (height, width, _) = points, cells.shape
-    # The sine of a quarter turn is off by 1e-16; points so close to a whole cell count as whole.
+    (y, x), (height, width, _) = points, values.shape
+    # Rounding hides floating-point error at exact quarter turns.
     y, x = np.round(y, 9), np.round(x, 9)
     top, left = np.floor(y).astype(int), np.floor(x).astype(int)
     below, beside = (y - top)[..., np.newaxis], (x - left)[..., np.newaxis]
     rows = [_reflect(top + offset, height) for offset in (0, 1)]
     columns = [_reflect(left + offset, width) for offset in (0, 1)]
-    upper = cells[rows[0], columns[0]] * (1 - beside) + cells[rows[0], columns[1]] * beside
-    lower = cells[rows[1], columns[0]] * (1 - beside) + cells[rows[1], columns[1]] * beside
+    upper = values[rows[0], columns[0]] * (1 - beside) + values[rows[0], columns[1]] * beside
+    lower = values[rows[1], columns[0]] * (1 - beside) + values[rows[1], columns[1]] * beside
     return np.asarray(upper * (1 - below) + lower * below, np.float32)
 
 
-def blur_image(image: Image, sigma: float) -> Image:
-    """Blur with a Gaussian that is cut off at four standard deviations. Beyond the edge the mirror image continues.
+def blur_picture(picture: PictureArray, sigma: float) -> PictureArray:
+    """Blur with a Gaussian, truncated at four standard deviations. Edges are reflected (numpy `mode="reflect"`).
 
     Args:
-        image: (H, W, C).
+        picture: (H, W, C), float32, 0..1.
         sigma: Standard deviation in pixels; 0 for no blur.
 
     Returns:
-        (H, W, C), float32.
+        (H, W, C), float32, 0..1.
     """
     if sigma == 0:
-        return image
+        return picture
     reach = int(np.ceil(4 * sigma))
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     weights /= weights.sum()
     for axis in (0, 1):
-        size = image.shape[axis]
-        total = np.zeros(image.shape, np.float64)
+        size = picture.shape[axis]
+        total = np.zeros(picture.shape, np.float64)
         for offset, weight in zip(range(-reach, reach + 1), weights, strict=True):
-            total += weight * image.take(_reflect(np.arange(size) + offset, size), axis=axis)
-        image = total.astype(np.float32)
-    return image
+            total += weight * picture.take(_reflect(np.arange(size) + offset, size), axis=axis)
+        picture = total.astype(np.float32)
+    return picture
 
 
 def _reflect(index: NDArray[np.int_], size: int) -> NDArray[np.int_]:

@@ -1,0 +1,121 @@
+"""What the kernel says of this server's memory and disk: control groups of version 2 or 1, and file systems.
+
+A container is a control group. Outside of one the figures are those of the group that the server was started in, a
+systemd session for instance; where there is no group, or no limit, the figure is None.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN = Path("/proc/self/cgroup")
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+MEBIBYTE = 1 << 20
+UNLIMITED = 1 << 60  # Version 1 writes "no limit" as the largest number of whole pages.
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of the control group.
+
+    Attributes:
+        used: Bytes, without file cache that the kernel can drop.
+        limit: Bytes above which the kernel kills a process; None without a limit.
+        kills: Processes that the kernel has killed for want of memory since the group was made.
+    """
+
+    used: int | None = None
+    limit: int | None = None
+    kills: int | None = None
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A file system.
+
+    Attributes:
+        free: Bytes that an ordinary user can still write.
+        size: Bytes in all.
+    """
+
+    free: int
+    size: int
+
+
+def read_memory(cgroups: Path = CGROUPS, own: Path = OWN) -> Memory:
+    """Read what the control group uses and may use.
+
+    Args:
+        cgroups: Where control groups are mounted.
+        own: The kernel's list of this process's groups.
+    """
+    try:
+        groups = dict(line.split(":", 2)[1:] for line in own.read_text().splitlines())
+    except (OSError, ValueError):
+        return Memory()
+    # A container without a cgroup namespace reads the host's path, but its own group is mounted at the root.
+    for path in (groups.get("", "/"), "/"):
+        folder = cgroups / path.strip("/")
+        if (folder / "memory.current").exists():
+            events = _read_table(folder / "memory.events")
+            return _describe(folder, "memory.current", "memory.max", "inactive_file", events)
+    for path in (groups.get("memory", "/"), "/"):
+        folder = cgroups / "memory" / path.strip("/")
+        if (folder / "memory.usage_in_bytes").exists():
+            events = _read_table(folder / "memory.oom_control")
+            return _describe(folder, "memory.usage_in_bytes", "memory.limit_in_bytes", "total_inactive_file", events)
+    return Memory()
+
+
+def read_disk(path: Path) -> Disk | None:
+    """Read how full the file system is that a path lies on; None if there is no such path."""
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return None
+    return Disk(found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize)
+
+
+def describe_host(folder: Path, memory: Memory) -> str:
+    """Describe memory and disks in a few words, for a line of the log.
+
+    Args:
+        folder: Where the server writes.
+        memory: From `read_memory`.
+    """
+    said = []
+    if memory.used is not None:
+        limit = "no limit" if memory.limit is None else f"{memory.limit // MEBIBYTE} MiB"
+        said.append(f"memory used {memory.used // MEBIBYTE} MiB of {limit}")
+    for path in (folder, SHARED_MEMORY):
+        if (disk := read_disk(path)) is not None:
+            said.append(f"free in {path} {disk.free // MEBIBYTE} of {disk.size // MEBIBYTE} MiB")
+    return ", ".join(said)
+
+
+def _describe(folder: Path, used: str, limit: str, cache: str, events: dict[str, int]) -> Memory:
+    total, most = _read_number(folder / used), _read_number(folder / limit)
+    dropped = _read_table(folder / "memory.stat").get(cache, 0)
+    return Memory(
+        None if total is None else max(0, total - dropped),
+        None if most is None or most >= UNLIMITED else most,
+        events.get("oom_kill"),
+    )
+
+
+def _read_number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # ValueError: "max".
+        return None
+
+
+def _read_table(path: Path) -> dict[str, int]:
+    try:
+        rows = [line.split() for line in path.read_text().splitlines()]
+        return {row[0]: int(row[1]) for row in rows if len(row) == 2}
+    except (OSError, ValueError):
+        return {}
