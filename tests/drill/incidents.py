@@ -47,7 +47,7 @@ class Incident:
         may_ring: Other pages that do not count as wrong.
         stays: Alerts that fire before and must go on until the remedy.
         first: Alerts whose first action is tried; None for those that must ring.
-        shows: Pattern that the output of one of the first actions must contain.
+        shows: Pattern that the output of one of the first actions must contain. An action that shows it may fail.
         lost: Most requests that callers may lose; None where nobody can be served until the remedy.
         wait_s: Longest that a request may take.
         lasts_s: Least time before the remedy.
@@ -296,7 +296,7 @@ def roll_out_and_back(site: Site) -> None:
 def bring_up(site: Site) -> None:
     """Run the command of docs/deployment.md that starts everything, on a stack that runs."""
     before = site.replicas()
-    said = site.shell(f"docker compose up -d {' '.join(site.services)}")
+    said = site.shell("docker compose up -d")
     assert said.returncode == 0, said.stderr
     assert set(site.replicas()) == set(before)
 
@@ -304,11 +304,11 @@ def bring_up(site: Site) -> None:
 # What watches
 
 
-RIGHT, WRONG = "rate(envoy_gateway_requests[5m])", "rate(envoy_gateway_request[5m])"
+RIGHT, WRONG = "record: transport:convscope_failed:rate5m", "record: transport:convscope_fialed:rate5m"
 
 
 def misspell_rule(site: Site) -> None:
-    """Have the rate of what the gateway counts read a metric that is not there."""
+    """Misspell the name that a rule records, which the burn rates read."""
     site.edit_rules("recording.yml", lambda text: text.replace(RIGHT, WRONG))
 
 
@@ -332,6 +332,7 @@ INCIDENTS = (
         before="all of 841 requests in 4 min 38 s; no alert, a firing one resolved",
         remedy=unlock_key,
         may_ring=OUTAGE,
+        shows=r"\bconnect\b",
         lost=None,
     ),
     Incident(
@@ -352,6 +353,7 @@ INCIDENTS = (
         before="a ticket",
         remedy=renew,
         may_ring=OUTAGE,
+        shows=r"\btls\b",
         lost=None,
     ),
     Incident(
@@ -372,6 +374,7 @@ INCIDENTS = (
         {"ConfigurationRejected": PAGE_S},
         before="401 for every key; no alert",
         remedy=right_keys,
+        shows="'credential'",
     ),
     Incident(
         "http_misspelt",
@@ -380,6 +383,7 @@ INCIDENTS = (
         {"ConfigurationRejected": PAGE_S},
         before="ignored; no alert",
         remedy=right_http,
+        shows="'request_header_timeout'",
     ),
     Incident(
         "wrong_keys",
@@ -465,6 +469,7 @@ INCIDENTS = (
         before="the page resolved",
         prepare=burn,
         remedy=right_rule,
+        shows="convscope_failed",
         may_ring=OUTAGE,
         stays=frozenset({"AvailabilityBurnsFast"}),
     ),

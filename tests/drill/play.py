@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+from tests.docker.stack import ROOT
 from tests.drill.incidents import BUDGET, Incident, nothing
-from tests.drill.runbook import first_action
 from tests.drill.site import Site
+from tests.runbook import read_sections
 
+OPERATIONS = ROOT / "docs/operations.md"
 LOAD_S = 5.0  # Load before the incident, so that requests are under way.
 GRACE_S = 30.0  # How long a late alert is waited for, so that the table says how late.
 
@@ -50,13 +53,18 @@ def play(site: Site, incident: Incident) -> Outcome:
     """Cause an incident, try the runbook, end it, and return what came of it."""
     outcome = Outcome(incident)
     site.calm(incident.history)
-    incident.prepare(site)
-    time.sleep(LOAD_S)
-    began = time.time()
-    incident.cause(site)
-    _await(lambda: _all_rang(site, incident, began), began + max(incident.rings.values(), default=0) + GRACE_S)
-    _await(lambda: False, began + incident.lasts_s)
-    _try_first_actions(site, outcome)
+    try:
+        incident.prepare(site)
+        time.sleep(LOAD_S)
+        began = time.time()
+        incident.cause(site)
+        _await(lambda: _all_rang(site, incident, began), began + max(incident.rings.values(), default=0) + GRACE_S)
+        _await(lambda: False, began + incident.lasts_s)
+        _try_first_actions(site, outcome)
+    except BaseException:
+        with suppress(AssertionError):
+            incident.remedy(site)  # For the incidents after this one.
+        raise
     remedied = time.time()
     _judge_ringing(site, outcome, began)
     incident.remedy(site)
@@ -65,10 +73,10 @@ def play(site: Site, incident: Incident) -> Outcome:
         outcome.whole_s = time.time() - whole_since
     ended = time.time()
     if incident.rings:
-        if _await(lambda: not _ringing(site, incident), ended + incident.resolve_s):
+        if _await(lambda: not _ringing(site, incident, began), ended + incident.resolve_s):
             outcome.resolved_s = time.time() - remedied
         else:
-            still = ", ".join(sorted(_ringing(site, incident)))
+            still = ", ".join(sorted(_ringing(site, incident, began)))
             outcome.faults.append(f"not resolved {incident.resolve_s:.0f} s after it ended: {still}")
     _await(lambda: site.tally.complete(ended), time.time() + 60)
     tally = site.tally.between(began, ended)
@@ -85,7 +93,7 @@ def play(site: Site, incident: Incident) -> Outcome:
 def _await(condition: Callable[[], bool], until: float) -> bool:
     """Wait until a condition holds or a unix time has passed; tell whether it holds."""
     while not (holds := condition()) and time.time() < until:
-        time.sleep(0.3)
+        time.sleep(0.5)
     return holds
 
 
@@ -95,22 +103,22 @@ def _all_rang(site: Site, incident: Incident, began: float) -> bool:
 
 
 def _notified(site: Site, began: float) -> dict[str, float]:
-    """Return when the first notification of each alert came; without Alertmanager, when it fired in Prometheus."""
-    if "alertmanager" not in site.services:
-        return {bell.name: bell.rang_at for bell in site.bells.rung.copy().values() if bell.last_at >= began}
+    """Return when the first notification of each alert came."""
     found: dict[str, float] = {}
-    for one in site.webhook.notifications.copy():
-        if one.status == "firing" and one.at >= began:
-            found.setdefault(one.alert, one.at)
+    for note in site.receiver.notifications:
+        if note.status == "firing" and note.time_s >= began:
+            for labels in note.alerts:
+                found.setdefault(labels["alertname"], note.time_s)
     return found
 
 
-def _ringing(site: Site, incident: Incident) -> set[str]:
-    """Return which of the expected alerts ring still, in Prometheus or by the webhook's last word.
+def _ringing(site: Site, incident: Incident, began: float) -> set[str]:
+    """Return which of the expected alerts ring still, in Prometheus or by the last notification of them.
 
     An alert that another one silenced while it ended is never called resolved, so of names joined by `|` one is enough.
     """
-    last = {one.alert: one.status for one in site.webhook.notifications.copy()}
+    notes = [note for note in site.receiver.notifications if note.time_s >= began]
+    last = {labels["alertname"]: note.status for note in notes for labels in note.alerts}
     ringing = site.bells.firing() & incident.expected.keys()
     for names in incident.rings:
         said = {name: last[name] for name in names.split("|") if name in last}
@@ -152,14 +160,15 @@ def _try_first_actions(site: Site, outcome: Outcome) -> None:
     for alert in incident.expected if incident.first is None else incident.first:
         if alert not in rung:
             continue
-        command = first_action(alert)
-        if command is None:
+        [first] = [section.first for section in read_sections(OPERATIONS) if section.alert == alert] or [()]
+        if not first:
             outcome.faults.append(f"the first action of {alert} is no command")
-        elif command not in outcome.actions:
-            result = site.shell(command)
+        elif (command := first[0]) not in outcome.actions:
+            result = site.shell(site.fill_in(command))
             outcome.actions[command] = result.returncode
             said += result.stdout + result.stderr
-            if result.returncode:
+            shown = incident.shows and re.search(incident.shows, said)
+            if result.returncode and not shown:
                 outcome.faults.append(f"`{command}` ended with {result.returncode}: {result.stderr[-300:]}")
     if incident.shows and not re.search(incident.shows, said):
         outcome.faults.append(f"no first action shows {incident.shows!r}")

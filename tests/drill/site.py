@@ -17,8 +17,8 @@ import httpx
 import yaml
 
 from tests.docker.load import Tally, load
+from tests.docker.receiver import Receiver
 from tests.docker.stack import ROOT, Stack, wait_until
-from tests.docker.webhook import Webhook
 from tests.drill.certificates import Authority
 from tests.drill.history import backfill
 from tests.watching.tools import Prometheus
@@ -26,7 +26,7 @@ from tests.watching.tools import Prometheus
 REPLICAS = 3
 CALLERS, PERIOD_S = 20, 7.0  # Three requests a second, also while some of the callers wait for a silent replica.
 TICKET_FOR = "15s"
-THIS_MACHINE = "drill.internal"  # As Alertmanager's container knows it.
+WATCHERS = ("prometheus", "alertmanager")  # They remember what they have seen.
 MINUTES = re.compile(r"(\d+)(s|m|h)$")
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -103,45 +103,33 @@ class Site(Stack):
         self.watching = work / "prometheus"
         shutil.copytree(ROOT / "deploy/prometheus", self.watching)
         self._hasten_tickets()
-        self.webhook, self.bells = Webhook(), Bells()
+        self.bells = Bells()
         self.notifying = work / "alertmanager"
         self._hasten_notifications()
         self.tally = Tally()
         self.history = work / "history.txt"
         self._samples: list[tuple[str, float]] = []
+        self._has_past = False
         override = work / "override.yml"
-        changes = {"prometheus": {"volumes": [_mount(self.watching, "/etc/prometheus")]}}
-        if self.notifying.exists():
-            changes["alertmanager"] = {
-                "volumes": [_mount(self.notifying, "/etc/alertmanager")],
-                "extra_hosts": [f"{THIS_MACHINE}:host-gateway"],
-            }
-        override.write_text(yaml.safe_dump({"services": changes}))
-        url = f"http://{THIS_MACHINE}:{self.webhook.port}/"
-        self.environment |= {
-            "COMPOSE_FILE": f"{ROOT / 'docker-compose.yml'}:{override}",
-            "CONVSCOPE_REPLICAS": str(REPLICAS),
-            "CONVSCOPE_ALERT_WEBHOOK": url,
-            "CONVSCOPE_WATCHDOG_WEBHOOK": url,
+        changes = {
+            "prometheus": {"volumes": [_mount(self.watching, "/etc/prometheus")]},
+            "alertmanager": {"volumes": [_mount(self.notifying, "/etc/alertmanager")]},
         }
-        self.services = [name for name in self.compose("config", "--services").split() if name != "grafana"]
-
-    @property
-    def watchers(self) -> list[str]:
-        """Services that keep what was seen: they are made anew before each incident."""
-        return [name for name in ("prometheus", "alertmanager") if name in self.services]
+        override.write_text(yaml.safe_dump({"services": changes}))
+        self.environment |= {"COMPOSE_FILE": f"{ROOT / 'docker-compose.yml'}:{override}"}
+        self.receiver = Receiver(self.environment["COMPOSE_PROJECT_NAME"])
 
     @contextmanager
     def running(self) -> Iterator[Site]:
         """Start everything and the load; take everything down at the end."""
         try:
+            self.build()
             self.up(REPLICAS)
-            with load(self, CALLERS, PERIOD_S) as self.tally:
+            with self.receiver, load(self, CALLERS, PERIOD_S) as self.tally:
                 yield self
         finally:
             self.bells.close()
             self._leave_prometheus()
-            self.webhook.close()
             self.down()
 
     # Looking
@@ -179,33 +167,44 @@ class Site(Stack):
     # Calm
 
     def calm(self, history: bool = True) -> None:
-        """Wait until the service is whole, and have Prometheus and Alertmanager begin anew, after three calm days.
+        """Wait until the service is whole and nothing rings.
 
-        Without that, an incident would be rung by what earlier ones left in the windows of the burn rates, and on an
-        empty Prometheus the first lost request would be the whole budget.
+        Where an earlier incident has left something in the windows of the rules, Prometheus and Alertmanager begin
+        anew. Prometheus is then given three calm days: when it knows only minutes, the first lost request is a large
+        share of all.
+
+        Args:
+            history: False for a Prometheus that knows nothing.
         """
         wait_until(lambda: self.whole(time.time() - 15), 180)
+        if history and self._has_past and self._silent():
+            self.bells.rung.clear()
+            return
         if history and not self._samples:
-            self._await_rules()
-            time.sleep(30)
+            self._begin_anew(history=False)
+            time.sleep(15)  # For rates of more than two scrapes.
             self._samples = calm_samples(self.prometheus, self.watching)
+        self._begin_anew(history)
+        wait_until(self._silent, 60)
+
+    def _silent(self) -> bool:
+        """Tell whether nothing rings or is about to, and no budget burns faster than it may."""
+        ringing = {alert["labels"]["alertname"] for alert in self.prometheus.alerts()} - {"Watchdog"}
+        return not ringing and self.prometheus.value("max(transport:slo_burn:ratio) or vector(0)") < 1
+
+    def _begin_anew(self, history: bool) -> None:
         self._leave_prometheus()
-        self.compose("rm", "-sfv", *self.watchers)
-        for volume in self.watchers:
+        self.compose("rm", "-sfv", *WATCHERS)
+        for volume in WATCHERS:
             name = f"{self.environment['COMPOSE_PROJECT_NAME']}_{volume}"
             if name in self.docker("volume", "ls", "-q").split():
                 self.docker("volume", "rm", name)
+        self._has_past = history
         if history:
             self._backfill()
-        self.compose("up", "-d", "--no-deps", *self.watchers)
+        self.compose("up", "-d", "--no-deps", *WATCHERS)
         self._await_rules()
         self.bells.rung.clear()
-        self.webhook.notifications.clear()
-        wait_until(lambda: not self.prometheus_alerts() - {"Watchdog"}, 60)
-
-    def prometheus_alerts(self) -> set[str]:
-        """Return the names of the firing alerts, asked now."""
-        return {alert["labels"]["alertname"] for alert in self.prometheus.alerts() if alert["state"] == "firing"}
 
     def _await_rules(self) -> None:
         """Wait until Prometheus reaches all its targets and the rules have seen them."""
@@ -221,7 +220,7 @@ class Site(Stack):
         )
 
     def _backfill(self) -> None:
-        backfill(self.history, self._samples, self.evaluation_s, self.scrape_s)
+        backfill(self.history, self._samples, self.evaluation_s)
         self.history.chmod(0o644)
         mount = f"{self.history}:/history.txt:ro"
         self.compose(
@@ -234,15 +233,7 @@ class Site(Stack):
     @property
     def evaluation_s(self) -> float:
         """Seconds between two evaluations of the rules."""
-        return seconds(self._global()["evaluation_interval"])
-
-    @property
-    def scrape_s(self) -> float:
-        """Seconds between two scrapes."""
-        return seconds(self._global()["scrape_interval"])
-
-    def _global(self) -> dict[str, Any]:
-        return dict(yaml.safe_load((self.watching / "prometheus.yml").read_text())["global"])
+        return seconds(yaml.safe_load((self.watching / "prometheus.yml").read_text())["global"]["evaluation_interval"])
 
     # Changing
 
@@ -273,6 +264,14 @@ class Site(Stack):
             timeout=timeout_s,
         )
 
+    def fill_in(self, command: str) -> str:
+        """Put this stack's files and names where a runbook's command has words for them."""
+        certificate, key = self.authority.issue("renewed")
+        name = self.docker("inspect", "-f", "{{.Name}}", self.replicas()[0]).strip().lstrip("/")
+        for word, value in (("fullchain.pem", str(certificate)), ("privkey.pem", str(key)), ("=NAME", f"={name}")):
+            command = command.replace(word, value)
+        return command
+
     def edit_rules(self, name: str, change: Callable[[str], str]) -> None:
         """Change a file of rules in place and have Prometheus read it."""
         path = self.watching / "rules" / name
@@ -294,8 +293,6 @@ class Site(Stack):
 
     def _hasten_notifications(self) -> None:
         """Have tickets notified as pages are; the configuration has them wait to be gathered."""
-        if not (ROOT / "deploy/alertmanager").exists():
-            return
         shutil.copytree(ROOT / "deploy/alertmanager", self.notifying)
         path = self.notifying / "alertmanager.yml"
         configuration = yaml.safe_load(path.read_text())
@@ -316,14 +313,14 @@ def seconds(duration: str) -> float:
 
 
 def calm_samples(prometheus: Prometheus, folder: Path) -> list[tuple[str, float]]:
-    """Return the series whose past the rules read (`x_over_time(series[1h])`), with their values now.
+    """Return the recorded series whose past the rules read (`x_over_time(series[1h])`), with their values now.
 
     Args:
-        prometheus: It has seen some minutes of calm load.
+        prometheus: It has seen some time of calm load.
         folder: Its configuration.
     """
     text = "".join(path.read_text() for path in (folder / "rules").glob("*.yml"))
-    names = set(re.findall(r"_over_time\((?:[\d.]+, *)?([\w:]+)", text))
+    names = set(re.findall(r"_over_time\((?:[\d.]+, *)?(\w+:[\w:]+)", text))
     found = []
     for name in sorted(names):
         for labels, value in prometheus.query(name):

@@ -6,8 +6,7 @@ python -m tests.drill.table     # puts the last drill's table between the two ma
 from __future__ import annotations
 
 from tests.docker.stack import ROOT
-from tests.drill.play import Outcome
-from tests.drill.runbook import OPERATIONS
+from tests.drill.play import OPERATIONS, Outcome
 
 TABLE = ROOT / "out/drill/drill.md"
 BEGIN, END = "<!-- drill: begin -->\n", "<!-- drill: end -->\n"

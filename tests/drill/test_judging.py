@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from tests.docker.load import Call, Tally
-from tests.docker.webhook import Notification
+from tests.docker.receiver import Notification
 from tests.drill import play as playing
-from tests.drill import runbook
 from tests.drill.incidents import Incident
 from tests.drill.play import Outcome, play
 from tests.drill.site import Bell
 
 RUNBOOK = """
+## Alerts
+
 ### Outage
 Page. Nobody is served. **First:** `docker compose ps`.
 
@@ -35,7 +36,7 @@ class Bells:
 
 
 @dataclass
-class Webhook:
+class Receiver:
     notifications: list[Notification] = field(default_factory=list)
 
 
@@ -44,9 +45,8 @@ class StandIn:
     """What `play` asks of a site."""
 
     bells: Bells = field(default_factory=Bells)
-    webhook: Webhook = field(default_factory=Webhook)
+    receiver: Receiver = field(default_factory=Receiver)
     tally: Tally = field(default_factory=Tally)
-    services: tuple[str, ...] = ("alertmanager",)
     status: int = 0
     well: bool = True
 
@@ -56,17 +56,23 @@ class StandIn:
     def whole(self, _: float) -> bool:
         return self.well
 
+    def fill_in(self, command: str) -> str:
+        return command
+
     def shell(self, command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, self.status, "tls.key cannot be read", "")
 
     def ring(self, alert: str, severity: str = "page") -> None:
         now = time.time()
         self.bells.rung[alert] = Bell(alert, severity, now, now)
-        self.webhook.notifications.append(Notification(now, "firing", {"alertname": alert}))
+        self._notify(alert, "firing")
 
     def resolve(self, alert: str) -> None:
         self.bells.rung[alert].silent = True
-        self.webhook.notifications.append(Notification(time.time(), "resolved", {"alertname": alert}))
+        self._notify(alert, "resolved")
+
+    def _notify(self, alert: str, status: str) -> None:
+        self.receiver.notifications.append(Notification(time.time(), "/", status, ({"alertname": alert},)))
 
     def ask(self, seconds: float = 0.1, error: str | None = None) -> None:
         self.tally.calls.append(Call("rest", time.time(), seconds, error))
@@ -76,8 +82,8 @@ class StandIn:
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     for name in ("LOAD_S", "GRACE_S"):
         monkeypatch.setattr(playing, name, 0.0)
-    monkeypatch.setattr(runbook, "OPERATIONS", tmp_path / "operations.md")
-    runbook.OPERATIONS.write_text(RUNBOOK)
+    monkeypatch.setattr(playing, "OPERATIONS", tmp_path / "operations.md")
+    playing.OPERATIONS.write_text(RUNBOOK)
 
 
 def judged(site: StandIn | None = None, **changes: Any) -> Outcome:
