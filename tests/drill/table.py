@@ -5,6 +5,8 @@ python -m tests.drill.table     # puts the last drill's table between the two ma
 
 from __future__ import annotations
 
+import math
+
 from tests.docker.stack import ROOT
 from tests.drill.play import OPERATIONS, Outcome
 
@@ -49,11 +51,13 @@ def add(outcome: Outcome) -> str:
 
 def _alerts(outcome: Outcome, severity: str) -> str:
     words = []
-    for name, rang_s in sorted(outcome.rang.items(), key=lambda item: item[1]):
+    for name in sorted(outcome.rang, key=lambda name: outcome.notified.get(name, math.inf)):
         if outcome.severities[name] == severity:
             limit_s = outcome.incident.expected.get(name)
             limit = "" if limit_s is None else f" ({limit_s:.0f})"
-            words.append(f"{name} {outcome.notified.get(name, rang_s):.0f}{limit}")
+            words.append(
+                f"{name} {outcome.notified[name]:.0f}{limit}" if name in outcome.notified else f"{name} silenced"
+            )
     return ", ".join(words) or "none"
 
 
