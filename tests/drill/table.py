@@ -41,9 +41,10 @@ def add(outcome: Outcome) -> str:
         "; ".join(actions) or "–",
         "never" if outcome.whole_s is None else f"{outcome.whole_s:.0f}",
         "–" if outcome.resolved_s is None else f"{outcome.resolved_s:.0f}",
-        "; ".join(outcome.faults).replace("|", "/").replace("\n", " ") or "as it must be",
+        "; ".join(outcome.faults) or "as it must be",
     )
-    row = f"| {' | '.join(cells)} |\n"
+    escaped = [" ".join(cell.split()).replace("|", "\\|") for cell in cells]
+    row = f"| {' | '.join(escaped)} |\n"
     with TABLE.open("a") as file:
         file.write(row)
     return row
