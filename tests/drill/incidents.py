@@ -46,7 +46,7 @@ class Incident:
         remedy: What ends it, after the first actions were tried.
         may_ring: Other pages that do not count as wrong.
         stays: Alerts that fire before and must go on until the remedy.
-        first: Alerts whose first action is tried; None for those that must ring.
+        first: Alerts whose first action is tried; None for those of `rings` that ring.
         shows: Pattern that the output of one of the first actions must contain. An action that shows it may fail.
         lost: Most requests that callers may lose; None where nobody can be served until the remedy.
         wait_s: Longest that a request may take.
@@ -333,6 +333,7 @@ INCIDENTS = (
         before="all of 841 requests in 4 min 38 s; no alert, a firing one resolved",
         remedy=unlock_key,
         may_ring=OUTAGE,
+        first=("GatewayDown", "ProbeFailing"),
         shows=r"\bconnect\b",
         lost=None,
     ),

@@ -156,10 +156,7 @@ def _judge_ringing(site: Site, outcome: Outcome, began: float) -> None:
 def _try_first_actions(site: Site, outcome: Outcome) -> None:
     """Run the first actions as they are written."""
     incident, said = outcome.incident, ""
-    rung = site.bells.firing()
-    for alert in incident.expected if incident.first is None else incident.first:
-        if alert not in rung:
-            continue
+    for alert in incident.expected.keys() & site.bells.firing() if incident.first is None else incident.first:
         [first] = [section.first for section in read_sections(OPERATIONS) if section.alert == alert] or [()]
         if not first:
             outcome.faults.append(f"the first action of {alert} is no command")
