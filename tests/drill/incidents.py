@@ -346,6 +346,7 @@ INCIDENTS = (
         remedy=up,
         may_ring=OUTAGE,
         lost=None,
+        slow=True,
     ),
     Incident(
         "certificate_expired",
@@ -368,6 +369,7 @@ INCIDENTS = (
         remedy=renew,
         may_ring=frozenset({"ConfigurationRejected"}),
         stays=frozenset({"CertificateExpiring"}),
+        slow=True,
     ),
     Incident(
         "keys_misspelt",
@@ -386,6 +388,7 @@ INCIDENTS = (
         before="ignored; no alert",
         remedy=right_http,
         shows="'request_header_timeout'",
+        slow=True,
     ),
     Incident(
         "wrong_keys",
@@ -395,6 +398,7 @@ INCIDENTS = (
         before="581 requests in 200 s; no alert",
         lasts_s=PAGE_S,
         resolve_s=400,
+        slow=True,
     ),
     Incident(
         "unknown_model",
@@ -415,6 +419,7 @@ INCIDENTS = (
         signal_one(WORKER, signal.SIGSTOP),
         before="ready for two minutes more",
         whole_s=120,
+        slow=True,
     ),
     Incident(
         "replica_paused",
@@ -435,6 +440,7 @@ INCIDENTS = (
         "java_killed",
         "`kill -9` of one replica's Java",
         signal_one(JAVA, signal.SIGKILL),
+        slow=True,
     ),
     Incident(
         "disk_full",
@@ -443,6 +449,7 @@ INCIDENTS = (
         {"ReplicaDiskFull": TICKET_S},
         before='log: "killed for want of memory, perhaps"; not back 50 s after it was freed',
         remedy=free_disk,
+        slow=True,
     ),
     Incident(
         "crash_loop",
@@ -454,6 +461,7 @@ INCIDENTS = (
         remedy=loop.end,
         may_ring=OUTAGE | {"WorkerRestartLoop"},
         lost=None,
+        slow=True,
     ),
     Incident(
         "archive_damaged",
@@ -474,6 +482,7 @@ INCIDENTS = (
         shows="convscope_failed",
         may_ring=OUTAGE,
         stays=frozenset({"AvailabilityBurnsFast"}),
+        slow=True,
     ),
     Incident(
         "up_again",
@@ -481,6 +490,7 @@ INCIDENTS = (
         bring_up,
         before="two of three replicas deleted with their logs",
         lasts_s=20,
+        slow=True,
     ),
     Incident(
         "update_refused",

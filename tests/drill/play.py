@@ -156,7 +156,8 @@ def _judge_ringing(site: Site, outcome: Outcome, began: float) -> None:
 def _try_first_actions(site: Site, outcome: Outcome) -> None:
     """Run the first actions as they are written."""
     incident, said = outcome.incident, ""
-    for alert in incident.expected.keys() & site.bells.firing() if incident.first is None else incident.first:
+    rung = tuple(name for name in incident.expected if name in site.bells.firing())
+    for alert in rung if incident.first is None else incident.first:
         [first] = [section.first for section in read_sections(OPERATIONS) if section.alert == alert] or [()]
         if not first:
             outcome.faults.append(f"the first action of {alert} is no command")
