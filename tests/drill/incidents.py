@@ -409,15 +409,16 @@ INCIDENTS = (
     ),
     Incident(
         "worker_killed",
-        "`kill -9` of one worker",
+        "`kill -9` of the workers of one replica",
         signal_one(WORKER, signal.SIGKILL),
         before="requests waited 10 to 13 s",
     ),
     Incident(
         "worker_stopped",
-        "one worker stopped (SIGSTOP)",
+        "the workers of one replica stopped (SIGSTOP)",
         signal_one(WORKER, signal.SIGSTOP),
         before="ready for two minutes more",
+        lasts_s=45,
         whole_s=120,
         slow=True,
     ),
@@ -434,12 +435,14 @@ INCIDENTS = (
         "Java of one replica stopped (SIGSTOP)",
         signal_one(JAVA, signal.SIGSTOP),
         before="REST requests hung for 120 s",
+        lasts_s=45,
         whole_s=150,
     ),
     Incident(
         "java_killed",
         "`kill -9` of one replica's Java",
         signal_one(JAVA, signal.SIGKILL),
+        lasts_s=15,
         slow=True,
     ),
     Incident(
@@ -475,7 +478,8 @@ INCIDENTS = (
         "rule_misspelt",
         "a recording rule is misspelt while the fast burn fires",
         misspell_rule,
-        {"RulesMissing": PAGE_S},
+        # Series of traffic count as missing only after the probe has been answered for two minutes.
+        {"RulesMissing": 240.0},
         before="the page resolved",
         prepare=burn,
         remedy=right_rule,
