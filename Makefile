@@ -7,7 +7,7 @@ need_python = @test -n "$(PYTHON)" || { echo "convscope needs Python 3.11 to 3.1
 PORT ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo stop serve check test prometheus chromium lint format test-client test-gpu test-docker campaign secrets key revoke keys certificate check-config replicas restart update bench bench-full archives proto lock clean
+.PHONY: help install demo stop serve check test prometheus chromium lint format test-client test-gpu test-docker drill campaign secrets key revoke keys certificate check-config replicas restart update bench bench-full archives proto lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +89,11 @@ bench-full: .venv-bench/installed ## Measure every workload on every network: ho
 
 test-docker: .venv/installed ## Build the image and test the compose file (needs a Docker engine with Compose)
 	$(BIN)/pytest -m docker tests/docker
+	$(BIN)/pytest -m "docker and not long" tests/drill
+
+drill: .venv/installed ## Cause every incident of tests/drill on a stack of its own and measure what rings: 50 minutes
+	$(BIN)/pytest -s tests/drill
+	$(if $(DOCS),$(BIN)/python -m tests.drill.table)
 
 campaign: .venv/installed ## Send 10^6 generated requests, valid and hostile, to a service of its own: 45 minutes
 	$(BIN)/python -m tests.campaign

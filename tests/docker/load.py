@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,31 @@ from convscope import ConvscopeError
 
 from tests.docker.stack import ROOT, Stack
 
-CALLERS, PERIOD_S = 4, 0.1  # Four callers, two a transport, each asking ten times a second at most.
+PICTURE = (ROOT / "samples/cat.png").read_bytes()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request of a caller.
+
+    Attributes:
+        transport: `rest` or `grpc`.
+        sent_at: Unix time.
+        seconds: Until the answer or the error.
+        error: What the client raised, or how the answer was wrong; None for the right answer.
+        version: Version of the model that answered; empty after an error.
+    """
+
+    transport: str
+    sent_at: float
+    seconds: float
+    error: str | None = None
+    version: str = ""
+
+    @property
+    def ended_at(self) -> float:
+        """Unix time of the answer or the error."""
+        return self.sent_at + self.seconds
 
 
 @dataclass
@@ -20,33 +45,61 @@ class Tally:
     """What became of the requests.
 
     Attributes:
-        sent: Requests sent.
-        answered: Those with the right answer.
-        wrong: Those with another answer.
-        failed: What the others raised.
-        gap_s: Longest time without an answer to anybody.
-        slowest_s: Longest time until an answer.
-        versions: Versions of the model that answered, in order of their first answer.
+        calls: In the order in which they ended.
+        under_way: When the callers sent the requests that have not ended yet, as unix time by the caller's number.
     """
 
-    sent: int = 0
-    answered: int = 0
-    wrong: int = 0
-    failed: list[str] = field(default_factory=list)
-    gap_s: float = 0.0
-    slowest_s: float = 0.0
-    versions: list[str] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    under_way: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def sent(self) -> int:
+        """Number of requests."""
+        return len(self.calls)
+
+    @property
+    def failed(self) -> list[str]:
+        """Errors of the requests without the right answer."""
+        return [call.error for call in self.calls if call.error is not None]
+
+    @property
+    def answered(self) -> int:
+        """Number of requests with the right answer."""
+        return self.sent - len(self.failed)
+
+    @property
+    def gap_s(self) -> float:
+        """Longest time between two right answers, whoever asked."""
+        times = [call.ended_at for call in self.calls if call.error is None]
+        return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
+
+    @property
+    def slowest_s(self) -> float:
+        """Longest time until an answer or an error."""
+        return max((call.seconds for call in self.calls), default=0.0)
+
+    @property
+    def versions(self) -> list[str]:
+        """Versions of the model that answered, in the order of their first answer."""
+        return list(dict.fromkeys(call.version for call in self.calls if call.error is None))
+
+    def between(self, start: float, end: float) -> Tally:
+        """Return the requests that were sent between two unix times and have ended."""
+        return Tally([call for call in self.calls.copy() if start <= call.sent_at < end])
+
+    def complete(self, moment: float) -> bool:
+        """Tell whether every request that was sent before a unix time has ended."""
+        return all(sent_at >= moment for sent_at in self.under_way.copy().values())
 
 
 class _Load:
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, callers: int, period_s: float) -> None:
         self.tally = Tally()
         self._stack, self._stop, self._lock = stack, threading.Event(), threading.Lock()
-        self._picture = (ROOT / "samples/cat.png").read_bytes()
+        self._callers, self._period_s = callers, period_s
         with stack.client("rest") as client:
-            self._expected = client.predict(self._picture, model="cifar").top[0].label
-        self._last = time.monotonic()
-        self._threads = [threading.Thread(target=self._call, args=(i,), daemon=True) for i in range(CALLERS)]
+            self._expected = client.predict(PICTURE, model="cifar").top[0].label
+        self._threads = [threading.Thread(target=self._call, args=(i,), daemon=True) for i in range(callers)]
 
     def start(self) -> None:
         for thread in self._threads:
@@ -59,36 +112,39 @@ class _Load:
             assert not thread.is_alive()
 
     def _call(self, number: int) -> None:
-        with self._stack.client("rest" if number % 2 else "grpc") as client:
+        transport = "rest" if number % 2 else "grpc"
+        self._stop.wait(self._period_s * number / self._callers)  # Evenly spread over the period.
+        with self._stack.client(transport) as client:
             while not self._stop.is_set():
-                started = time.monotonic()
+                sent_at, started = time.time(), time.monotonic()
                 with self._lock:
-                    self.tally.sent += 1
+                    self.tally.under_way[number] = sent_at
+                error, version = None, ""
                 try:
-                    seen = client.predict(self._picture, model="cifar", layers="conv1", pool=4)
-                except ConvscopeError as error:
-                    with self._lock:
-                        self.tally.failed.append(f"{type(error).__name__}: {error}")
+                    seen = client.predict(PICTURE, model="cifar", layers="conv1", pool=4)
+                except ConvscopeError as raised:
+                    error = f"{type(raised).__name__}: {raised}"
                 else:
-                    self._note(seen.top[0].label, seen.version, started)
-                self._stop.wait(max(0.0, started + PERIOD_S - time.monotonic()))
-
-    def _note(self, label: str, version: str, started: float) -> None:
-        now = time.monotonic()
-        with self._lock:
-            tally = self.tally
-            tally.answered += label == self._expected
-            tally.wrong += label != self._expected
-            tally.slowest_s = max(tally.slowest_s, now - started)
-            tally.gap_s, self._last = max(tally.gap_s, now - self._last), now
-            if version not in tally.versions:
-                tally.versions.append(version)
+                    version = seen.version
+                    if seen.top[0].label != self._expected:
+                        error = f"wrong answer: {seen.top[0].label}"
+                call = Call(transport, sent_at, time.monotonic() - started, error, version)
+                with self._lock:
+                    self.tally.calls.append(call)
+                    del self.tally.under_way[number]
+                self._stop.wait(max(0.0, started + self._period_s - time.monotonic()))
 
 
 @contextmanager
-def load(stack: Stack) -> Iterator[Tally]:
-    """Keep asking while the block runs; the tally is complete after it."""
-    running = _Load(stack)
+def load(stack: Stack, callers: int = 4, period_s: float = 0.1) -> Iterator[Tally]:
+    """Keep asking while the block runs; the tally is complete after it.
+
+    Args:
+        stack: Where to ask.
+        callers: Every second one asks over REST, the others over gRPC. Each has one request under way at most.
+        period_s: Time between two requests of a caller.
+    """
+    running = _Load(stack, callers, period_s)
     running.start()
     try:
         yield running.tally

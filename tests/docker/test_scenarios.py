@@ -50,7 +50,6 @@ def play(stack: Stack, name: str, event: Callable[[], object], whole: Callable[[
         file.write(row + "\n")
     print(row)
     assert not tally.failed, tally.failed[:5]
-    assert tally.wrong == 0
     assert tally.sent == tally.answered > 20
     return tally
 
