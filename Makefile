@@ -91,7 +91,7 @@ test-docker: .venv/installed ## Build the image and test the compose file (needs
 	$(BIN)/pytest -m docker tests/docker
 	$(BIN)/pytest -m "docker and not long" tests/drill
 
-drill: .venv/installed ## Cause every incident of tests/drill on a stack of its own and measure what rings: 50 minutes
+drill: .venv/installed ## Cause every incident of tests/drill on a stack of its own and check the alerts; DOCS=yes updates docs/operations.md: 50 minutes
 	$(BIN)/pytest -s tests/drill
 	$(if $(DOCS),$(BIN)/python -m tests.drill.table)
 
@@ -118,7 +118,7 @@ keys: ## List who has an API key
 certificate: ## Put a certificate in place and see it served: CERT=fullchain.pem KEY=privkey.pem, or TEST=yes
 	@$(OPERATE) certificate $(if $(CERT),--cert "$$CERT") $(if $(KEY),--key "$$KEY") $(if $(filter yes,$(TEST)),--test)
 
-check-config: ## See whether gateway, Prometheus, Alertmanager and Compose would take their files
+check-config: ## Check the configuration of gateway, Prometheus, Alertmanager and Compose without using it
 	@$(OPERATE) check-config
 
 replicas: ## List the replicas: which are ready, why not, their memory, since when
@@ -127,7 +127,7 @@ replicas: ## List the replicas: which are ready, why not, their memory, since wh
 restart: ## Restart one replica: REPLICA=name, and FORCE=1 if it is the only one that is ready
 	@$(OPERATE) restart $(if $(filter 1,$(FORCE)),--force) -- "$$REPLICA"
 
-update: ## Replace the replicas one by one, by CONVSCOPE_REPLICAS with the archives, image and settings of now
+update: ## Replace the replicas one by one, by CONVSCOPE_REPLICAS with the current archives, image and settings
 	@$(OPERATE) update
 
 archives: .venv/installed ## Rebuild the archives of model_store/ from handlers/ and their own weights
@@ -144,5 +144,5 @@ lock: ## Pin requirements/*.txt anew (needs uv)
 	uv pip compile requirements/proto.in --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/proto.txt
 	uv pip compile benchmarks/requirements.in -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-header -q -o benchmarks/requirements.txt
 
-clean: ## Remove what the other targets made
+clean: ## Remove the environments, tools and results that the other targets made; keeps secrets/ and logs/
 	rm -rf .venv .venv-client .venv-proto .venv-bench .tools out runs

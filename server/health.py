@@ -1,6 +1,6 @@
 """`GET /ready`: whether this replica is to be given requests, at once, from what the launcher and its watch know.
 
-200, or 503 with the reason. The gateway asks once a second and the image's health check now and then; who asks never
+200, or 503 with the reason. The gateway asks every 0.3 s and the image's health check now and then; who asks never
 waits for a model, TorchServe or the disk. It is in the launcher and not in the metrics exporter, which may die at any
 time: whoever asks finds this as long as there is a launcher.
 

@@ -254,7 +254,7 @@ def add_key(vault: Vault, name: str, output: Path | None = None) -> None:
             print(f"The gateway takes it: a request with the key of {name} is let in.")
         else:
             raise Refused(
-                f"the key is in {vault.keys_file}, but the gateway does not let it in. It says:\n{gateway.complaints()}"
+                f"the key is in {vault.keys_file}, but the gateway rejects it. The gateway logged:\n{gateway.complaints()}"
             )
 
 
@@ -281,7 +281,7 @@ def revoke_key(vault: Vault, name: str) -> None:
         if not asked:
             print("The gateway does not run; it reads the keys when it starts.")
         elif gateway.wait_until(lambda: gateway.statistic(RELOADS) not in (None, before)):
-            print(f"The gateway has read the keys without that of {name}: it gets 401.")
+            print(f"The gateway has reloaded the keys without the key of {name}: it gets 401.")
         else:
             raise Refused(
                 f"{vault.keys_file} has the key no longer, but the gateway may. It says:\n{gateway.complaints()}"
