@@ -100,7 +100,13 @@ campaign: .venv/installed ## Send 10^6 generated requests, valid and hostile, to
 
 # The operator's commands need Docker, openssl and Python 3.9 or newer, and no .venv.
 OPERATE := python3 -m deploy.commands
-# What is given on the command line reaches the shell as an argument, whatever is in it.
+# What is given on the command line, and not by the environment, reaches the shell as an argument, whatever is in it.
+given = $(if $(filter command,$(firstword $(origin $(1)))),$(value $(1)))
+override NAME := $(call given,NAME)
+override CERT := $(call given,CERT)
+override KEY := $(call given,KEY)
+override OUT := $(call given,OUT)
+override REPLICA := $(call given,REPLICA)
 export NAME CERT KEY OUT REPLICA
 
 secrets: ## Make what is missing in secrets/: a test certificate, API keys, Grafana's password; say what is there

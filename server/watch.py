@@ -234,12 +234,18 @@ class _Java:
     def run(self) -> None:
         """Look once a second until stopped."""
         while not self._stopped.wait(TICK_S):
-            connection = http.client.HTTPConnection(reachable(self._listeners.host), self._listeners.rest)
-            with contextlib.suppress(OSError):
-                fetch(connection, "/ping", PING_S)
-                self._answered_at = time.monotonic()
-            self._judge(time.monotonic())
-            self._watch.publish()
+            try:
+                self._look()
+            except Exception as failure:  # No more threads, or no memory: that must not end the watching.
+                self._watch.say(f"watching Java failed and goes on: {failure!r}")
+
+    def _look(self) -> None:
+        connection = http.client.HTTPConnection(reachable(self._listeners.host), self._listeners.rest)
+        with contextlib.suppress(OSError):
+            fetch(connection, "/ping", PING_S)
+            self._answered_at = time.monotonic()
+        self._judge(time.monotonic())
+        self._watch.publish()
 
     def _judge(self, now: float) -> None:
         trouble = self.trouble

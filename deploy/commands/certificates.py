@@ -191,14 +191,14 @@ def install(folder: Path, chain_text: str, key_text: str) -> None:
     folder.chmod(0o755)
     current = folder / "current"
     links = [folder / "tls.crt", folder / "tls.key"]
-    by_hand = [one for one in links if one.exists() and not one.is_symlink()]
+    by_hand = [one for one in links if one.exists() and not _is_ours(one)]
     if by_hand:
         _point(current, _make_pair(folder, {one.name: one.read_text() for one in links if one.exists()}))
         for one in by_hand:
             _point(one, Path("current") / one.name)
     _point(current, _make_pair(folder, {"tls.crt": chain_text, "tls.key": key_text}))
     for one in links:
-        if not one.is_symlink():
+        if not _is_ours(one):
             _point(one, Path("current") / one.name)
     for pair in folder.glob("pair-*"):
         if pair.name != current.readlink().name:
@@ -211,6 +211,11 @@ def _make_pair(folder: Path, files: dict[str, str]) -> Path:
     for name, content in files.items():
         replace(pair / name, content, 0o644)
     return Path(pair.name)
+
+
+def _is_ours(link: Path) -> bool:
+    """Return whether a path is a link of `install`, and not one that somebody made to another file."""
+    return link.is_symlink() and link.readlink() == Path("current") / link.name
 
 
 def _point(link: Path, target: Path) -> None:

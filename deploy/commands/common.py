@@ -73,6 +73,11 @@ def run(*command: str | Path, check: bool = True, text: str | None = None, timeo
     return answer.stdout
 
 
+def container_ids(printed: str) -> list[str]:
+    """Return the ids of containers in what Docker printed; its warnings are left out."""
+    return re.findall(r"^[0-9a-f]{12,64}$", printed, re.M)
+
+
 def succeeds(*command: str | Path) -> bool:
     """Return whether a program exits with status 0; False too if there is no such program."""
     try:

@@ -19,8 +19,9 @@ from pathlib import Path
 from deploy.commands import certificates, gateway
 from deploy.commands.common import ROOT, Refused, audit, deployment, has_docker, now, only_one, replace, setting, stamp
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-RESERVED = ("none",)  # What metrics call a request without a valid key.
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}")
+# What metrics call a request without a valid key, and words that are no text in YAML.
+RESERVED = ("none", "null", "true", "false", "yes", "no", "on", "off", "y", "n")
 PROBE = "probe"
 RELOADS = "extension_config_discovery.http_filter.api_keys.config_reload"
 HEAD = """\
@@ -226,9 +227,10 @@ def add_key(vault: Vault, name: str, output: Path | None = None) -> None:
     Raises:
         Refused: The name will not do or is taken, or the gateway does not take the key.
     """
-    if not NAME.fullmatch(name) or name in RESERVED:
+    if not NAME.fullmatch(name) or name.lower() in RESERVED:
         raise Refused(
-            f"{name!r} will not do as a name: letters, digits, `.`, `_` and `-`, up to 63 of them, and not `none`"
+            f"{name!r} will not do as a name: a letter, then letters, digits, `.`, `_` and `-`, up to 63, "
+            f"and not {', '.join(RESERVED)}"
         )
     with vault.changing():
         keys = vault.read_keys()
@@ -239,14 +241,20 @@ def add_key(vault: Vault, name: str, output: Path | None = None) -> None:
         if output is not None and output.exists():
             raise Refused(f"{output} is there already")
         key, digest = _make_key()
-        vault.put_keys(Keys(keys.head, (*keys.keys, Key(name, digest, stamp(now())))))
+        if output is not None:  # Before the key holds, or it could be in force and known to nobody.
+            replace(output, key + "\n", 0o600)
+        try:
+            vault.put_keys(Keys(keys.head, (*keys.keys, Key(name, digest, stamp(now())))))
+        except BaseException:
+            if output is not None:
+                output.unlink(missing_ok=True)
+            raise
         if name == PROBE:
             _write_for_containers(vault.probe, key + "\n")
         audit(vault.folder, "key added", name=name)
         if output is None:
             print(f"The key of {name}, which is shown this once and stored nowhere:\n{key}")
         else:
-            replace(output, key + "\n", 0o600)
             print(f"{output}: the key of {name}")
         if not gateway.running():
             print("The gateway does not run; it reads the key when it starts.")
@@ -254,7 +262,8 @@ def add_key(vault: Vault, name: str, output: Path | None = None) -> None:
             print(f"The gateway takes it: a request with the key of {name} is let in.")
         else:
             raise Refused(
-                f"the key is in {vault.keys_file}, but the gateway rejects it. The gateway logged:\n{gateway.complaints()}"
+                f"the key is in {vault.keys_file}, but the gateway rejects it. The gateway logged:\n"
+                f"{gateway.complaints()}"
             )
 
 
@@ -274,6 +283,8 @@ def revoke_key(vault: Vault, name: str) -> None:
         # often it has read the keys.
         asked = gateway.running()
         before = gateway.statistic(RELOADS) if asked else None
+        if asked and before is None:
+            raise Refused("the gateway's admin interface does not answer; try again in a moment")
         vault.put_keys(Keys(keys.head, tuple(one for one in keys.keys if one.name != name)))
         audit(vault.folder, "key revoked", name=name)
         if name == PROBE:

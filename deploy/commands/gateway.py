@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from deploy.commands.common import Refused, deployment, has_docker, run, setting, start_once
+from deploy.commands.common import Refused, container_ids, deployment, has_docker, run, setting, start_once
 
 TAKEN_IN_S = 15.0  # Envoy reads a file within a second of its renaming.
 
@@ -102,7 +102,7 @@ def _plain(line: str) -> str:
 
 def running() -> bool:
     """Return whether the gateway runs here."""
-    return has_docker() and bool(run("docker", "compose", "ps", "-q", "--status", "running", "gateway").strip())
+    return has_docker() and bool(container_ids(run("docker", "compose", "ps", "-q", "--status", "running", "gateway")))
 
 
 def ask_admin(path: str) -> str:

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from deploy.commands import gateway
-from deploy.commands.common import ROOT, Refused, audit, deployment, now, only_one, run, setting
+from deploy.commands.common import ROOT, Refused, audit, container_ids, deployment, now, only_one, run, setting
 from deploy.commands.credentials import Vault
 
 SERVICE = "torchserve"
@@ -65,9 +65,21 @@ class Replica:
         return self.state == "running" and self.health == "healthy"
 
 
+def find_wanted() -> int:
+    """Return the number of replicas that should run.
+
+    Raises:
+        Refused: The setting is not a number from 1 to 999.
+    """
+    text = setting("CONVSCOPE_REPLICAS", "1")
+    if not re.fullmatch(r"[1-9]\d{0,2}", text):
+        raise Refused(f"CONVSCOPE_REPLICAS must be a number from 1 to 999, not {text!r}")
+    return int(text)
+
+
 def find_replicas() -> list[Replica]:
     """Return all there are, those that do not run too, in the order of their numbers."""
-    ids = run("docker", "compose", "ps", "--all", "--quiet", SERVICE, check=True).split()
+    ids = container_ids(run("docker", "compose", "ps", "--all", "--quiet", SERVICE, check=True))
     found = [one for one in map(_inspect, ids) if one]
     return sorted(found, key=lambda one: int(re.sub(r".*\D", "", one.name) or 0))
 
@@ -123,7 +135,7 @@ def list_replicas() -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
     for row in rows:
         print("  ".join(row[column].ljust(widths[column]) for column in range(6)) + "  " + row[6])
-    wanted = int(setting("CONVSCOPE_REPLICAS", "1"))
+    wanted = find_wanted()
     ready_count = sum(one.ready for one in replicas)
     print(f"{ready_count} of {wanted} ready (CONVSCOPE_REPLICAS)")
 
@@ -170,7 +182,7 @@ def update(vault: Vault) -> None:
     Raises:
         Refused: A new replica will not do. The old ones that are left serve on.
     """
-    wanted = int(setting("CONVSCOPE_REPLICAS", "1"))
+    wanted = find_wanted()
     with _alone():
         deployment()  # Says what is wrong with the settings before anything is touched.
         old = find_replicas()

@@ -9,7 +9,8 @@ local HEDGE = "x-envoy-upstream-rq-per-try-timeout-ms"
 local TRY = "x-convscope-try-ms"  -- Set by the route.
 local NAMESPACE = "convscope"
 local UNKNOWN = "-"
-local lately_ms = {}  -- By model; only of those that responded, so callers cannot make it grow.
+local MOST = 64
+local lately_ms, count = {}, 0  -- By model. A message can name another model here than TorchServe reads, so names are counted.
 
 -- The model of a gRPC request: field 1 of the message behind five bytes of framing. nil if it is compressed or starts otherwise.
 local function model_of_message(body)
@@ -33,5 +34,9 @@ function envoy_on_response(handle)
   headers:remove(TRY)
   local about = handle:streamInfo():dynamicMetadata():get(NAMESPACE)
   if took_ms == nil or about == nil or headers:get(":status") ~= "200" or headers:get("grpc-status") ~= nil then return end
+  if lately_ms[about.model] == nil then
+    if count >= MOST then lately_ms, count = {}, 0 end
+    count = count + 1
+  end
   lately_ms[about.model] = math.max(took_ms, DECAY * (lately_ms[about.model] or 0))
 end

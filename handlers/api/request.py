@@ -42,6 +42,12 @@ _NO_BODY = (
     "options and without Content-Type"
 )
 
+# Lists are counted before they are parsed, since a parser makes an object of every item: 64 MiB of empty pictures took
+# 1 GiB. More than this no request can use: a name for every layer and every channel, and the pictures.
+_MOST_ITEMS = 2 * 2**16 + 2**12
+_MOST_OPTION_BYTES = 2**21  # Of a protobuf message, beside its pictures.
+_PICTURE_TAG = wire.PredictRequest.PICTURES_FIELD_NUMBER << 3 | 2
+
 Bytes = bytes | bytearray
 
 _DEFAULT = Options()
@@ -188,6 +194,7 @@ def _bytes(value: Any) -> Bytes:
 
 def _from_protobuf(job: Job, body: Any, given: Mapping[str, str], max_images: int) -> Request:
     try:
+        _check_message(body)
         message = wire.PredictRequest.FromString(body)
     except (DecodeError, TypeError) as err:
         raise BadRequest("the body is not a convscope.v1.PredictRequest; see proto/convscope.proto") from err
@@ -199,9 +206,56 @@ def _from_protobuf(job: Job, body: Any, given: Mapping[str, str], max_images: in
     return Request(tuple(message.pictures), options)
 
 
+def _check_message(body: Bytes) -> None:
+    """Check how much protobuf would make objects of, by the outermost fields of a message.
+
+    Raises:
+        BadRequest: The options alone are too large, or there is a group, which no version of the contract has.
+        TooManyImages: There are more pictures than could be counted cheaply.
+    """
+    pictures = option_bytes = position = 0
+    try:
+        while position < len(body):
+            began = position
+            tag, position = _varint(body, position)
+            if tag & 7 == 2:
+                length, position = _varint(body, position)
+                position += length
+            elif tag & 7 == 0:
+                _, position = _varint(body, position)
+            elif tag & 7 in (1, 5):
+                position += 8 if tag & 7 == 1 else 4
+            else:
+                raise BadRequest("the body is not a convscope.v1.PredictRequest; see proto/convscope.proto")
+            if tag == _PICTURE_TAG:
+                pictures += 1
+            else:
+                option_bytes += position - began
+            if pictures > _MOST_ITEMS:
+                raise TooManyImages(f"the request holds more than {_MOST_ITEMS:,} pictures")
+            if option_bytes > _MOST_OPTION_BYTES:
+                raise BadRequest(f"the options take more than {_MOST_OPTION_BYTES:,} bytes")
+    except IndexError:  # It breaks off, which protobuf will say too.
+        return
+
+
+def _varint(body: Bytes, position: int) -> tuple[int, int]:
+    """Return a protobuf varint and the position behind it."""
+    value = shift = 0
+    while True:
+        byte = body[position]
+        position += 1
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128 or shift > 63:
+            return value, position
+
+
 def _json_object(body: Any) -> Mapping[str, Any]:
     values = body
     if isinstance(body, (bytes, bytearray)):
+        if body.count(b",") > _MOST_ITEMS:
+            raise BadRequest(f"the body lists more than {_MOST_ITEMS:,} items")
         try:
             values = strict_json.loads(body)
         except ValueError as err:

@@ -163,6 +163,11 @@ class Predictor:
             layers = [prepare(name, values, options) for name, values in maps.items()]
         except RequestError as error:
             return [score if isinstance(score, RequestError) else error for score in scores]
+        except Exception as cause:  # Want of memory, on a GPU too. Each picture alone, so that none fails for another.
+            if len(scores) == 1:
+                return [Internal("the maps of the picture could not be converted", unexpected=cause)]
+            alone = [{name: values[i : i + 1] for name, values in maps.items()} for i in range(len(scores))]
+            return [self._results(options, own, [score])[0] for own, score in zip(alone, scores, strict=True)]
         results: list[Result | RequestError] = []
         for number, score in enumerate(scores):
             if isinstance(score, RequestError):

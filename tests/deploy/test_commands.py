@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import re
 import shutil
 import stat
@@ -190,10 +191,13 @@ def test_a_key_goes_into_a_file_that_others_cannot_read(run: Run, tmp_path: Path
     assert file.read_text().strip() not in said
     assert mode(file) == 0o600
     assert run("key", "bob", "--output", file).returncode == 1
+    assert run("key", "bob", "--output", tmp_path / "missing/bob.key").returncode == 1
     assert "bob" not in read_keys(tmp_path / "secrets")
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a,b", "ä", "-a", "{a}", "a\nb", "a: b", "none", "a" * 64])
+@pytest.mark.parametrize(
+    "name", ["", "a b", "a,b", "ä", "-a", "{a}", "a\nb", "a: b", "none", "a" * 64, "123", "yes", "Null"]
+)
 def test_a_name_that_will_not_do_is_refused(run: Run, tmp_path: Path, name: str) -> None:
     before = (tmp_path / "secrets/api-keys/keys.yaml").read_text()
     refused = run("key", "--", name)
@@ -278,6 +282,52 @@ def test_files_put_there_by_hand_are_replaced_too(run: Run, tmp_path: Path) -> N
         "tls.crt",
         "tls.key",
     ]
+
+
+def test_links_to_files_elsewhere_are_replaced_too(run: Run, tmp_path: Path) -> None:
+    place = tmp_path / "secrets/certificate"
+    for name, elsewhere in (("tls.crt", "fullchain.pem"), ("tls.key", "privkey.pem")):
+        (place / elsewhere).write_text((place / name).read_text())
+        (place / name).unlink()
+        (place / name).symlink_to(elsewhere)
+    old = [(place / name).read_text() for name in ("tls.crt", "tls.key")]
+    assert run("certificate", "--test").returncode == 0
+    assert not set(old) & {(place / name).read_text() for name in ("tls.crt", "tls.key")}
+    assert [(place / name).read_text() for name in ("fullchain.pem", "privkey.pem")] == old
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two", "1000"])
+def test_a_number_of_replicas_that_cannot_be_is_refused(number: str) -> None:
+    refused = subprocess.run(
+        ["python3", "-m", "deploy.commands", "update"],
+        cwd=ROOT,
+        env=os.environ | {"CONVSCOPE_REPLICAS": number},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 1
+    assert "CONVSCOPE_REPLICAS must be a number from 1 to 999" in refused.stderr
+
+
+def test_make_takes_names_from_its_command_line_alone_and_runs_nothing_in_them(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    shown = tmp_path / "bin/python3"
+    shown.write_text('#!/bin/sh\nprintf "<%s>" "$@"\n')
+    shown.chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    evil = f"a$(shell touch {tmp_path}/made)`touch {tmp_path}/made`$b"
+
+    def make(*words: str, **environment: str) -> str:
+        command = ["make", "--no-print-directory", *words]
+        return subprocess.run(
+            command, cwd=ROOT, env=os.environ | {"PATH": path} | environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert make("key", f"NAME={evil}") == f"<-m><deploy.commands><key><--><{evil}>"
+    assert make("key", NAME="alice", OUT="file") == "<-m><deploy.commands><key><--><>"
+    assert make("certificate", "CERT=a b", KEY="an API key") == "<-m><deploy.commands><certificate><--cert><a b>"
+    assert not (tmp_path / "made").exists()
 
 
 def certificate_cases() -> list[object]:

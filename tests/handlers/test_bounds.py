@@ -254,3 +254,39 @@ def test_maps_that_span_more_than_float32_holds_are_drawn(edges: Pipeline) -> No
     answer = ask_rest(edges, {"body": bytearray(npy(picture / 8))}, accept="image/png", x_convscope_layers="conv1")
     tile = np.asarray(Image.open(io.BytesIO(answer.body)))
     assert (tile.min(), tile.max()) == (0, 255)
+
+
+class TestLists:
+    """Lists are counted before a parser makes an object of every item."""
+
+    def test_json(self) -> None:
+        service = limited(Limits())
+        for item in (b"[]", b"{}", b"1", b'""'):
+            body = b'{"data": [' + b",".join([item] * 200_000) + b"]}"
+            assert ask_json(service, {"body": bytearray(body)}, **JSON)["error"]["code"] == "bad_request"
+
+    @pytest.mark.parametrize(
+        ("body", "code"),
+        [
+            (b"\x0a\x00" * 200_000, "too_many_images"),
+            (b"\x12\x00" * 1_100_000, "bad_request"),  # Layers without a name.
+            (b"\x0b\x0c", "bad_request"),  # A group.
+            (b"\x0a\x05ab", "bad_request"),  # It breaks off.
+            (b"\x8a\x00\x00" * 200_000, "too_many_images"),  # A tag longer than it needs to be.
+        ],
+        ids=["pictures", "layers", "group", "cut", "long tags"],
+    )
+    def test_protobuf(self, body: bytes, code: str) -> None:
+        answer = ask_rest(limited(Limits()), {"body": bytearray(body)}, content_type="application/x-protobuf")
+        assert json.loads(answer.body)["error"]["code"] == code
+
+    def test_a_name_for_every_layer_and_channel_and_all_pictures_are_read(self) -> None:
+        service = limited(Limits())
+        message = wire.PredictRequest(pictures=[GOOD] * 64, layers=["conv1"] * 60_000)
+        message.channels.indexes.extend([0] * 60_000)
+        assert ask_message(service, message).error.code in ("", "reply_too_large")
+        body = {
+            "data": [base64.b64encode(GOOD).decode()] * 64, "layers": ["conv1"] * 60_000, "channels": [0] * 60_000
+        }  # fmt: skip
+        reply = ask_json(service, {"body": bytearray(json.dumps(body).encode())}, **JSON)
+        assert reply.get("error", {}).get("code") in (None, "reply_too_large")

@@ -19,6 +19,7 @@ from handlers.api.limits import Limits
 from handlers.images.preprocessing import Preprocessing
 from handlers.networks.cifar import Cifar
 from handlers.networks.edges import Edges
+from handlers.outputs import maps
 from handlers.pipeline import Pipeline
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import (
@@ -204,6 +205,26 @@ class TestOneBadAmongGood:
         assert np.all(cells(replies[0].results[0].maps[0]) == 0)
         alone = [ask_message(service, message) for message in messages]
         assert [list(reply.results) for reply in replies] == [list(reply.results) for reply in alone]
+
+    def test_maps_for_which_memory_is_wanting_harm_no_neighbour(
+        self, service: Pipeline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real, blank = maps.quantise, np.zeros((32, 32, 3), np.uint8)
+        [layer] = ask_message(service, wire.PredictRequest(pictures=[npy(blank)], layers=["conv1"])).results[0].maps
+        largest = float(cells(layer).max())
+
+        def fail_on_blank(values: np.ndarray[Any, Any]) -> Any:
+            if any(abs(float(one.max()) - largest) < 1e-5 for one in values):
+                raise MemoryError
+            return real(values)
+
+        monkeypatch.setattr(maps, "quantise", fail_on_blank)
+        pictures = (npy(colours(1)), npy(blank), npy(colours(2)))
+        messages = [wire.PredictRequest(pictures=[one], layers=["conv1"], map_dtype=wire.UINT8) for one in pictures]
+        answers = service.respond([{"request": message.SerializeToString()} for message in messages], [{}] * 3)
+        replies = [wire.PredictReply.FromString(answer.body) for answer in answers]
+        assert [reply.error.code for reply in replies] == ["", "internal", ""]
+        assert all(reply.results[0].maps for reply in (replies[0], replies[2]))
 
     def test_neighbours_who_ask_alike_each_get_their_own_maps(self, service: Pipeline) -> None:
         """Neighbours with one set of options, others between them, and one with two pictures."""
