@@ -463,6 +463,7 @@ INCIDENTS = (
         prepare=loop.begin,
         remedy=loop.end,
         may_ring=OUTAGE | {"WorkerRestartLoop"},
+        first=("ProbeFailing", "GatewayDown"),
         lost=None,
         slow=True,
     ),
