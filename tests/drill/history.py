@@ -54,11 +54,8 @@ def recorded(prometheus: Prometheus, rules: Path, step_s: float) -> list[Past]:
 def probed(prometheus: Prometheus) -> list[Past]:
     """Return two hours of the probe's counters, without failures: their rates are taken over an hour."""
     rates = {"convscope_probes_total": 1 / PROBE_S, "convscope_probe_failures_total": 0.0}
-    return [
-        Past(*sample, per_s, 2 * 3600.0, PROBE_S)
-        for name, per_s in rates.items()
-        for sample in _samples(prometheus, name)
-    ]
+    found = [(sample, per_s) for name, per_s in rates.items() for sample in _samples(prometheus, name)]
+    return [Past(*sample, per_s, 2 * 3600.0, PROBE_S) for sample, per_s in found]
 
 
 def write(path: Path, pasts: list[Past]) -> None:

@@ -15,8 +15,8 @@ from tests.watching.promql import panel_queries
 
 ANSWERED = "oncall: Answered, last hour"
 POINT = 0.01
-# A request counts in the panel's hour only after its five minutes have passed; and in a window of a few minutes one probe
-# more or less is a point.
+# A request counts in the panel's hour only after its five minutes have passed, and in a window of a few minutes one
+# probe more or less is a point.
 AFTER_S = 900.0
 SILENT_S = 300.0
 
