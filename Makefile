@@ -1,11 +1,13 @@
-# `make help` lists what there is. PYTHON is the interpreter .venv is made from: 3.11 or 3.12.
-PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell $(p) -c 'import sys; sys.version_info[:2] in ((3, 11), (3, 12)) and print("$(p)")' 2>/dev/null)))
+# `make help` lists the targets. PYTHON is the interpreter that .venv is made from: 3.11 to 3.14.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 14) and print("$(p)")' 2>/dev/null)))
 BIN := .venv/bin
-PIP := $(BIN)/pip --disable-pip-version-check -q
+# pip_install,ENVIRONMENT: uv where it is installed, else the environment's own pip; both honour --require-hashes.
+pip_install = $(if $(shell command -v uv),uv pip install -q --python $(1)/bin/python,$(1)/bin/pip --disable-pip-version-check -q install)
+need_python = @test -n "$(PYTHON)" || { echo "convscope needs Python 3.11 to 3.14; set PYTHON=/path/to/python" >&2; exit 1; }
 PORT ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo stop serve test prometheus chromium lint format test-gpu test-docker drill campaign secrets key revoke keys certificate check-config replicas restart update bench bench-full archives proto lock clean
+.PHONY: help install demo stop serve check test prometheus chromium lint format test-client test-gpu test-docker drill campaign secrets key revoke keys certificate check-config replicas restart update bench bench-full archives proto lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,17 +16,17 @@ install: .venv/installed .venv-proto/installed ## Set up everything in .venv: se
 
 # The stamps are renewed when a lock file changes; --require-hashes holds for every file that is downloaded.
 .venv/installed: requirements/dev.txt client/pyproject.toml lens/pyproject.toml
-	@test -n "$(PYTHON)" || { echo "convscope needs Python 3.11 or 3.12; set PYTHON=/path/to/python" >&2; exit 1; }
+	$(need_python)
 	@echo "Setting up .venv with $(PYTHON): about 6 GB, a few minutes the first time"
 	$(PYTHON) -m venv .venv
-	$(PIP) install --require-hashes --no-deps -r requirements/dev.txt
-	$(PIP) install --no-deps --no-build-isolation -e ./client -e ./lens
+	$(call pip_install,.venv) --require-hashes --no-deps -r requirements/dev.txt
+	$(call pip_install,.venv) --no-deps --no-build-isolation -e ./client -e ./lens
 	@touch $@
 
 .venv-proto/installed: requirements/proto.txt
-	@test -n "$(PYTHON)" || { echo "convscope needs Python 3.11 or 3.12; set PYTHON=/path/to/python" >&2; exit 1; }
+	$(need_python)
 	$(PYTHON) -m venv .venv-proto
-	.venv-proto/bin/pip --disable-pip-version-check -q install --require-hashes --no-deps -r requirements/proto.txt
+	$(call pip_install,.venv-proto) --require-hashes --no-deps -r requirements/proto.txt
 	@touch $@
 
 demo: .venv/installed ## Serve, classify the pictures of samples/, draw their maps, say what next
@@ -35,6 +37,9 @@ stop: ## Stop the service that `make demo` left running
 
 serve: .venv/installed stop ## Serve every archive of model_store/ until Ctrl-C
 	$(BIN)/python -m server --rest-port $(PORT)
+
+check: lint ## Lint, type-check, and run the tests that start no process: about a minute
+	$(BIN)/pytest -q -m "not slow and not docker and not gpu"
 
 test: install prometheus chromium lint ## Set up, lint, type-check, and run every test that needs no Docker and no GPU
 	$(BIN)/pytest -m "not docker and not gpu"
@@ -55,13 +60,23 @@ format: .venv/installed ## Put the code into the common format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.venv-client/installed: requirements/client.txt client/pyproject.toml
+	$(need_python)
+	$(PYTHON) -m venv .venv-client
+	$(call pip_install,.venv-client) --require-hashes --no-deps -r requirements/client.txt
+	$(call pip_install,.venv-client) --no-deps --no-build-isolation -e ./client
+	@touch $@
+
+test-client: .venv-client/installed ## Run the client's tests in an environment without torch
+	.venv-client/bin/pytest tests/client
+
 test-gpu: .venv/installed ## Run the tests that need an NVIDIA GPU
 	$(BIN)/pytest -m gpu
 
 # The rivals are kept apart from what we ship; they see .venv's torch and torchserve behind their own packages.
 .venv-bench/installed: .venv/installed benchmarks/requirements.txt
 	$(BIN)/python -m venv .venv-bench
-	.venv-bench/bin/pip --disable-pip-version-check -q install --require-hashes --no-deps -r benchmarks/requirements.txt
+	$(call pip_install,.venv-bench) --require-hashes --no-deps -r benchmarks/requirements.txt
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 	  > $$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/convscope.pth
 	@touch $@
@@ -74,7 +89,7 @@ bench-full: .venv-bench/installed ## Measure every workload on every network: ho
 
 test-docker: .venv/installed ## Build the image and test the compose file (needs a Docker engine with Compose)
 	$(BIN)/pytest -m docker tests/docker
-	$(BIN)/pytest -m "docker and not slow" tests/drill
+	$(BIN)/pytest -m "docker and not long" tests/drill
 
 drill: .venv/installed ## Cause every incident of tests/drill on a stack of its own and measure what rings: 50 minutes
 	$(BIN)/pytest -s tests/drill
@@ -124,9 +139,10 @@ proto: .venv-proto/installed ## Generate the code of proto/*.proto
 lock: ## Pin requirements/*.txt anew (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --fork-strategy fewest --no-header -q -o requirements/service.txt
 	uv pip compile pyproject.toml --all-extras -c requirements/service.txt --universal --python-version 3.11 --generate-hashes --fork-strategy fewest --no-header -q -o requirements/dev.txt
+	uv pip compile client/pyproject.toml requirements/client.in --all-extras -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/client.txt
 	uv pip compile client/pyproject.toml requirements/probe.in -c requirements/service.txt --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/probe.txt
 	uv pip compile requirements/proto.in --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/proto.txt
 	uv pip compile benchmarks/requirements.in -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-header -q -o benchmarks/requirements.txt
 
 clean: ## Remove what the other targets made
-	rm -rf .venv .venv-proto .venv-bench .tools out runs
+	rm -rf .venv .venv-client .venv-proto .venv-bench .tools out runs

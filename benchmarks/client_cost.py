@@ -1,31 +1,22 @@
-"""What the client costs: microseconds of its process's CPU a call, all threads, against a server that only replies.
+"""Measure what the client costs: microseconds of its process's CPU a call, against a server that only replies.
 
-Type: python -m benchmarks.client_cost [--rounds 7] [--calls 300] [--before CHECKOUT] [--profile REST]
+Type: python -m benchmarks.client_cost [--rounds 7] [--calls 300]
 
 A server in a process of its own answers every request with the same bytes, so that the CPU time of the process that
-calls is the client's. The floor beside it is what no client can save: a bare socket, or gRPC's own bytes in and bytes
-out, and parsing the reply. Rounds run every way once, in alternation.
-
-`--before CHECKOUT` measures the client of another checkout in the same rounds, each client in a process of its own:
-
-    git worktree add /tmp/before <commit>
-    python -m benchmarks.client_cost --before /tmp/before
+calls, all threads, is the client's. The floor beside it is what no client can save: a bare socket, or gRPC's own bytes
+in and bytes out, and parsing the reply. Each round runs every way once.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import cProfile
 import importlib.util
 import json
 import multiprocessing
-import os
 import platform
-import pstats
 import socket
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +39,7 @@ METHOD = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
 MAPS = {"conv1": (16, 32, 32), "conv2": (32, 16, 16)}  # Those of `cifar`: 98,304 bytes in float32.
 WORKLOADS: dict[str, dict[str, Any]] = {"scores": {}, "scores, maps float32": {"layers": ["conv1", "conv2"]}}
 PICTURE = (ROOT / "samples/cat.png").read_bytes()
+Ways = dict[str, Callable[[int, dict[str, Any]], float]]
 PACKAGES = ("httpx", "httpcore", "httpx-aiohttp", "aiohttp", "grpcio", "numpy", "protobuf")
 
 
@@ -56,19 +48,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=300, help="of each way in a round")
-    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="measure the client of this checkout, too")
-    parser.add_argument("--profile", metavar="WAY", help="show where one way's time goes instead, by cProfile")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "client_cost.json")
-    parser.add_argument("--serve-calls", nargs=2, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve_calls:
-        return serve_calls(make_ways(*options.serve_calls))
     with replying() as ports:
-        if options.profile:
-            profile(make_ways(*ports)[options.profile], options.calls)
-            return 0
-        checkouts = {"": ROOT} if options.before is None else {", before": options.before, ", now": ROOT}
-        costs = measure(checkouts, ports, options.rounds, options.calls)
+        costs = measure(make_ways(*ports), options.rounds, options.calls)
     print(table(costs))
     circumstances = {
         "rounds": options.rounds,
@@ -83,58 +66,17 @@ def main() -> int:
     return 0
 
 
-def measure(
-    checkouts: dict[str, Path], ports: tuple[int, int], rounds: int, calls: int
-) -> dict[str, dict[str, list[float]]]:
-    """Return microseconds a call by workload and way, a value for each round; ways end with the checkout's name."""
-    callers = {name: start_caller(checkout, ports) for name, checkout in checkouts.items()}
-    ways = {name: ask(caller, {"list": True}) for name, caller in callers.items()}
-    first = next(iter(callers))
-    todo = [(name, way) for way in ways[first] for name in callers if name == first or not way.startswith("floor")]
-    todo += [(name, way) for name in callers for way in ways[name] if way not in ways[first]]
-    costs: dict[str, dict[str, list[float]]] = {
-        workload: {way + name * (not way.startswith("floor")): [] for name, way in todo} for workload in WORKLOADS
-    }
-    try:
-        for name, way in todo:
-            ask(callers[name], {"way": way, "calls": 50, "workload": "scores"})
-        for number in range(rounds):
-            for workload, found in costs.items():
-                for (name, way), us in zip(todo, found.values(), strict=True):
-                    seconds = ask(callers[name], {"way": way, "calls": calls, "workload": workload})
-                    us.append(1e6 * seconds / calls)
-            print(f"round {number + 1} of {rounds}", file=sys.stderr)
-    finally:
-        for caller in callers.values():
-            caller.terminate()
-            caller.wait()
+def measure(ways: Ways, rounds: int, calls: int) -> dict[str, dict[str, list[float]]]:
+    """Return microseconds a call by workload and way, a value for each round."""
+    costs: dict[str, dict[str, list[float]]] = {workload: {way: [] for way in ways} for workload in WORKLOADS}
+    for call in ways.values():
+        call(50, {})
+    for number in range(rounds):
+        for workload, found in costs.items():
+            for way, call in ways.items():
+                found[way].append(1e6 * call(calls, WORKLOADS[workload]) / calls)
+        print(f"round {number + 1} of {rounds}", file=sys.stderr)
     return costs
-
-
-def start_caller(checkout: Path, ports: tuple[int, int]) -> subprocess.Popen[str]:
-    """Start a process that calls with the client of a checkout."""
-    command = [sys.executable, "-m", "benchmarks.client_cost", "--serve-calls", *map(str, ports)]
-    environment = os.environ | {"PYTHONPATH": str(checkout.resolve() / "client" / "src")}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-
-
-def ask(caller: subprocess.Popen[str], task: dict[str, Any]) -> Any:
-    """Have a process do a task; return its result."""
-    assert caller.stdin is not None
-    assert caller.stdout is not None
-    print(json.dumps(task), file=caller.stdin, flush=True)
-    return json.loads(caller.stdout.readline())
-
-
-def serve_calls(ways: dict[str, Callable[[int, dict[str, Any]], float]]) -> int:
-    """Do tasks until the input ends: list the ways, or call so often in one way and tell the seconds of CPU."""
-    for line in sys.stdin:
-        task = json.loads(line)
-        result = list(ways) if "list" in task else ways[task["way"]](task["calls"], WORKLOADS[task["workload"]])
-        print(json.dumps(result), flush=True)
-    return 0
 
 
 def installed(package: str) -> str | None:
@@ -145,10 +87,10 @@ def installed(package: str) -> str | None:
         return None
 
 
-def make_ways(rest_port: int, grpc_port: int) -> dict[str, Callable[[int, dict[str, Any]], float]]:
+def make_ways(rest_port: int, grpc_port: int) -> Ways:
     """Return the ways of calling by name: each calls so often and returns the seconds of CPU that it took."""
     rest, rpc = f"http://127.0.0.1:{rest_port}", f"grpc://127.0.0.1:{grpc_port}"
-    ways: dict[str, Callable[[int, dict[str, Any]], float]] = {
+    ways: Ways = {
         "floor REST": partial(bare_socket, rest_port),
         "REST": partial(blocking, rest),
         "REST, asyncio": lambda calls, asked: asyncio.run(awaited(rest, calls, asked)),
@@ -156,7 +98,7 @@ def make_ways(rest_port: int, grpc_port: int) -> dict[str, Callable[[int, dict[s
         "gRPC": partial(blocking, rpc),
         "gRPC, asyncio": lambda calls, asked: asyncio.run(awaited(rpc, calls, asked)),
     }
-    if importlib.util.find_spec("httpx_aiohttp") and "backend" in AsyncClient.__init__.__annotations__:
+    if importlib.util.find_spec("httpx_aiohttp"):
         ways["REST, asyncio, aiohttp"] = lambda calls, asked: asyncio.run(
             awaited(rest, calls, asked, backend="aiohttp")
         )
@@ -285,15 +227,6 @@ def make_reply(maps: dict[str, tuple[int, ...]]) -> bytes:
         result.maps.add(layer=layer, tensor=wire.Tensor(dtype=wire.FLOAT32, shape=shape, data=cells.tobytes()))
     reply = wire.PredictReply(model="cifar", version="1.0", engine="torch-2.15.0", device="cpu", results=[result])
     return reply.SerializeToString()
-
-
-def profile(measure: Callable[[int, dict[str, Any]], float], calls: int) -> None:
-    """Print where the calls of the last workload spend their time."""
-    asked = list(WORKLOADS.values())[-1]
-    measure(50, asked)
-    profiler = cProfile.Profile()
-    profiler.runcall(measure, calls, asked)
-    pstats.Stats(profiler).sort_stats("cumulative").print_stats(45)
 
 
 def table(costs: dict[str, dict[str, list[float]]]) -> str:

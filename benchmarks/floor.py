@@ -24,19 +24,26 @@ def _ours(model: str, folder: Path) -> Callable[[str, int], Ask]:
 
     from benchmarks.asking import Place, our_request
     from benchmarks.models import SAMPLES, Model, picture
-    from handlers.service import Service
+    from handlers.pipeline import Pipeline
+    from handlers.settings import Settings
 
     config = yaml.safe_load((folder / "model-config.yaml").read_text())
     environment = {**os.environ, "CONVSCOPE_THREADS": "1", "CONVSCOPE_MAX_RESPONSE_BYTES": str(2**28)}
-    service = Service.load(
-        folder, model=model, version="1.0", config=config, batch_size=1, gpu=None, environment=environment
+    service = Pipeline.load(
+        folder,
+        model=model,
+        version="1.0",
+        config=config,
+        batch_size=1,
+        gpu=None,
+        settings=Settings.from_environment(environment),
     )
     pictures = tuple(picture(model, sample) for sample in SAMPLES[model])
     place = Place(Model(model, folder, folder, pictures, 0, {}), folder, 0, 0)
 
     def prepare(want: str, count: int) -> Ask:
         body = our_request(place, want, count)
-        return lambda: service.answer([{"request": body}], [{}])
+        return lambda: service.respond([{"request": body}], [{}])
 
     return prepare
 
@@ -50,13 +57,13 @@ def _tuned(model: str, folder: Path) -> Callable[[str, int], Ask]:
 
     def prepare(want: str, count: int) -> Ask:
         files = [pictures[index % len(pictures)] for index in range(count)]
-        return lambda: encode(network.answer(files, want))
+        return lambda: encode(network.respond(files, want))
 
     return prepare
 
 
 def main() -> None:
-    """Answer one line for each line read."""
+    """Response one line for each line read."""
     network, model = sys.argv[1:]
     folder = Path(os.environ.get("BENCH_MODEL", ROOT / "out/bench" / model))
     prepare = (_ours if network == "convscope" else _tuned)(model, folder)

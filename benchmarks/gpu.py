@@ -6,8 +6,8 @@ A way is timed from pictures of bytes in the CPU's memory to scores and every ma
 in every round; given are the least and the median of the rounds, in microseconds a picture. The floor of a batch is the
 larger of two times, neither of which can be beaten by a better program of this kind: its bytes at the rate that one
 large copy of pinned memory was measured to have in each direction, and its multiply-adds at the rate of one large
-product of matrices in the same precision. Decoding is not in it: a second table has it, of photographs as JPEG to
-224×224, with Pillow on one core and with nvJPEG (`--jpeg gpu`). No GPU was at hand when this was written.
+product of matrices in the same precision. Decoding is not in it.
+No GPU was at hand when this was written.
 """
 
 from __future__ import annotations
@@ -25,24 +25,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.decoders import photograph, saved
 from benchmarks.engines import BATCHES, NETWORKS
-from handlers.engines.captured import Captured, Record, record_on_gpu
-from handlers.engines.eager import Eager
-from handlers.engines.engine import Engine
-from handlers.files import Budget
-from handlers.images import Picture, Preprocessing, decode, stack_on
-from handlers.maps import prepare
-from handlers.networks.geometry import blank
-from handlers.networks.operations import count_multiply_adds
-from handlers.nvjpeg import JpegDecoder
-from handlers.options import Options
+from handlers.api.options import Options
+from handlers.images.preprocessing import Picture, Preprocessing, stack_on
+from handlers.network.engines.cuda_graphs import Captured, Record, record_on_gpu
+from handlers.network.engines.eager import Eager
+from handlers.network.engines.engine import Engine
+from handlers.network.geometry import blank
+from handlers.network.operations import count_multiply_adds
+from handlers.outputs.maps import prepare
 
 COPY_BYTES = 2**28
 MATRIX = 4096
 BYTES_A_CELL = {"float32": 4, "float16": 2, "uint8": 1}
-SIZE = (224, 224)
-PHOTOGRAPHS = ((375, 500), (1080, 1920))
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -179,40 +174,6 @@ def measure(
     return records
 
 
-def decoding(decoder: JpegDecoder, device: torch.device, rounds: int) -> str:
-    """Time decoding and resizing of photographs, with Pillow and on the GPU by turns, and lay the times out."""
-    lines = [
-        "| JPEG | files at once | Pillow, µs a picture, least / median | nvJPEG |",
-        "|---|---|---|---|",
-    ]
-    takes = Preprocessing(3, *SIZE)
-    for height, width in PHOTOGRAPHS:
-        file = saved(photograph(height, width), "JPEG", quality=90)
-        for count in BATCHES:
-            runs = {
-                "Pillow": partial(_decode_all, takes, [file] * count),
-                "nvJPEG": partial(_decode_on, decoder, [file] * count),
-            }
-            times: dict[str, list[float]] = {name: [] for name in runs}
-            for number in range(rounds):
-                for name, run in list(runs.items())[:: 1 if number % 2 else -1]:
-                    times[name].append(seconds(run, device, 1) * 1e6 / count)
-            figures = " | ".join(f"{min(taken):,.0f} / {statistics.median(taken):,.0f}" for taken in times.values())
-            lines.append(f"| {width}×{height} | {count} | {figures} |")
-    return "\n".join(lines)
-
-
-def _decode_all(takes: Preprocessing, files: list[bytes]) -> None:
-    for file in files:
-        decode(file, takes)
-
-
-def _decode_on(decoder: JpegDecoder, files: list[bytes]) -> None:
-    found = decoder.decode(files, max_bytes=2**24, max_pixels=2**24, budget=Budget(2**30))
-    if len(found) != len(files):
-        raise RuntimeError(f"nvJPEG decoded {len(found)} of {len(files)} files")
-
-
 def table(records: list[Timing]) -> str:
     """Lay records out, one a line."""
     lines = [
@@ -248,7 +209,6 @@ def main(arguments: list[str] | None = None) -> None:
     for network in options.networks.split(","):
         records += measure(network, device, found, options.rounds, BATCHES, record_on_gpu)
     print(table(records))
-    print(decoding(JpegDecoder.proven(device, SIZE), device, options.rounds))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     said = {"torch": torch.__version__, "rounds": options.rounds, "rates": asdict(found)}
     options.out.write_text(json.dumps({**said, "records": [asdict(record) for record in records]}))

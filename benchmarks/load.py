@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.wires import OPEN, Address, Door, Grpc, Http, Reply
+from benchmarks.wires import Address, Grpc, Http, Reply
 
 Wire = Literal["REST", "gRPC"]
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,7 +64,6 @@ class Load:
         connections: Callers; in an open loop, the most requests in flight.
         seconds: How long new requests are sent.
         rate: Requests a second of an open loop; None for a closed one.
-        door: How to get in.
     """
 
     address: Address
@@ -73,7 +72,6 @@ class Load:
     connections: int
     seconds: float
     rate: float | None = None
-    door: Door = OPEN
 
 
 @dataclass
@@ -111,7 +109,7 @@ def run(load: Load) -> Outcome:
     outcome = Outcome()
     order = _order(load.requests)
     wire = _WIRES[load.wire]
-    free = [wire(load.address, load.door) for _ in range(load.connections)]
+    free = [wire(load.address) for _ in range(load.connections)]
     busy: dict[socket.socket, tuple[Http | Grpc, int, float]] = {}
     clock = time.perf_counter
     cpu_before = _cpu_s()
@@ -153,7 +151,7 @@ def run(load: Load) -> Outcome:
             del busy[ready]
             if broken:
                 ready.close()
-            free.append(wire(load.address, load.door) if broken else caller)
+            free.append(wire(load.address) if broken else caller)
     outcome.wall_s = clock() - began
     outcome.cpu_s = _cpu_s() - cpu_before
     for caller in (*free, *(caller for caller, _, _ in busy.values())):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks.load import ROOT
 from benchmarks.rivals.network import WANTS, Arrays, Plain, convert
-from handlers import bundle
+from handlers.network import archive as archives
 
 SAMPLES = {
     "cifar": ("cat", "airplane", "frog", "horse", "ship", "truck"),
@@ -89,7 +89,7 @@ def prepare(name: str, work: Path) -> Model:
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(archive) as file:
         file.extractall(folder)
-    loaded = bundle.load(folder)
+    loaded = archives.load(folder)
     plain = _plain(folder)
     pictures = tuple(picture(name, sample) for sample in SAMPLES[name])
     _export(loaded, plain, archive, folder)

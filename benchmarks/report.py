@@ -15,7 +15,6 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 from benchmarks.summaries import MOST_STEAL, Summaries, Summary, keep, ratios, spread, summarise
-from benchmarks.targets import targets
 
 _COLOURS = {"ours": "#1f77b4", "documented": "#999999", "tuned": "#d08770", "wall": "#bbccdd", "floor": "#dddddd"}
 
@@ -26,8 +25,7 @@ def write(found: dict[str, Any], out: Path) -> None:
     kept, discarded = keep(found["takes"])
     found["discarded"] = discarded
     found["summaries"] = summaries = summarise(kept)
-    found["targets"] = targets(found)
-    plain = {**found, "takes": [{**take, "latencies": len(take["latencies"])} for take in found["takes"]]}
+    plain = {name: value for name, value in found.items() if name != "takes"}
     out.with_suffix(".json").write_text(json.dumps(plain, indent=1))
     out.with_suffix(".md").write_text(markdown(found))
     draw(found, summaries, out.with_suffix(".png"))
@@ -35,12 +33,7 @@ def write(found: dict[str, Any], out: Path) -> None:
 
 def markdown(found: dict[str, Any]) -> str:
     """Lay out everything."""
-    lines = [f"# {found['model']}", "", *_about(found), "## Targets", ""]
-    met = {True: "yes", False: "**no**"}
-    lines += _table(
-        ("target", "asked", "found", "met"),
-        [[row["target"], row["asked"], row["found"], met[row["met"]]] for row in found["targets"]],
-    )
+    lines = [f"# {found['model']}", "", *_about(found)]
     for workload, summaries in found["summaries"].items():
         lines += [f"## {workload}", "", *_workload(summaries, found["servers"])]
     lines += ["## Start and memory", "", *_servers(found["servers"])]

@@ -7,7 +7,6 @@ more a call. Neither wire knows what a body means.
 from __future__ import annotations
 
 import socket
-import ssl
 import struct
 from dataclasses import dataclass
 
@@ -29,22 +28,6 @@ _GOOD = (
 
 
 @dataclass(frozen=True)
-class Door:
-    """What it takes to be let in.
-
-    Attributes:
-        key: The API key of gRPC calls; HTTP requests are prepared with theirs.
-        ca_file: Who signed the certificate of the name `localhost`; empty for no TLS.
-    """
-
-    key: str = ""
-    ca_file: str = ""
-
-
-OPEN = Door()
-
-
-@dataclass(frozen=True)
 class Reply:
     """What came back: 200 is good on both wires; `body` is a view that the next request overwrites."""
 
@@ -57,11 +40,10 @@ class Http:
 
     Args:
         address: The server's.
-        door: How to get in.
     """
 
-    def __init__(self, address: Address, door: Door = OPEN) -> None:
-        self.socket = _connect(address, door, "http/1.1")
+    def __init__(self, address: Address) -> None:
+        self.socket = _connect(address)
         self._view = memoryview(bytearray(_BUFFER))
 
     def send(self, message: bytes) -> None:
@@ -101,13 +83,12 @@ class Grpc:
 
     Args:
         address: The server's.
-        door: How to get in.
     """
 
     path = b"/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
 
-    def __init__(self, address: Address, door: Door = OPEN) -> None:
-        self.socket = _connect(address, door, "h2")
+    def __init__(self, address: Address) -> None:
+        self.socket = _connect(address)
         self._view = memoryview(bytearray(_BUFFER))
         self._read, self._written, self._stream, self._taken = 0, 0, -1, 0
         self._window = self._first_window = self._stream_window = 65_535
@@ -118,12 +99,11 @@ class Grpc:
             b"\0" + bytes((len(name),)) + name + bytes((len(value),)) + value
             for name, value in (
                 (b":method", b"POST"),
-                (b":scheme", b"https" if door.ca_file else b"http"),
+                (b":scheme", b"http"),
                 (b":path", self.path),
                 (b":authority", f"{address[0]}:{address[1]}".encode()),
                 (b"content-type", b"application/grpc"),
                 (b"te", b"trailers"),
-                *([(b"x-api-key", door.key.encode())] if door.key else []),
             )
         )
         # No header table, so that a reply's trailers are always the same bytes; and no flow control towards us.
@@ -164,7 +144,7 @@ class Grpc:
             reply = self._handle(kind, flags, stream, self._view[start:end]) or reply
         if self._read == self._written:
             self._read = self._written = 0
-        return self.receive() if reply is None and _pending(self.socket) else reply
+        return reply
 
     def _handle(self, kind: int, flags: int, stream: int, payload: memoryview) -> Reply | None:
         if kind == _DATA:
@@ -214,19 +194,10 @@ class Grpc:
         self.socket.sendall(_frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", size)))
 
 
-def _connect(address: Address, door: Door, protocol: str) -> socket.socket:
+def _connect(address: Address) -> socket.socket:
     connection = socket.create_connection(address, timeout=60)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if not door.ca_file:
-        return connection
-    context = ssl.create_default_context(cafile=door.ca_file)
-    context.set_alpn_protocols([protocol])
-    return context.wrap_socket(connection, server_hostname="localhost")
-
-
-def _pending(connection: socket.socket) -> int:
-    """Return the bytes that came but for which there was no room: no `select` tells of them."""
-    return connection.pending() if isinstance(connection, ssl.SSLSocket) else 0
+    return connection
 
 
 def _take(connection: socket.socket, room: memoryview) -> int:

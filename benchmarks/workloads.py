@@ -71,11 +71,6 @@ STANDARD = (
     _open("float32"),
 )
 
-GROWTH = (
-    *(_closed(want, 2, pictures=count) for want in ("scores", "float16", "float32") for count in (1, 2, 4, 8, 16, 32)),
-    *(_closed(want, 8) for want in ("scores", "pool", "uint8", "float16", "float32")),
-)
-
 FULL = (
     *(_closed(want, callers) for want in ("scores", "float32", "float16", "uint8", "pool") for callers in (1, 8, 32)),
     *(_closed(want, callers, wire="gRPC") for want in ("scores", "float32", "uint8") for callers in (1, 8, 32)),

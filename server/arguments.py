@@ -41,7 +41,6 @@ class Settings:
         log_dir: Folder for the logs; None keeps them in the private directory.
         engine: What runs the networks: `auto`, `torch` or `onnxruntime`.
         precision: What they compute in: `float32`, `float16` or `bfloat16`.
-        jpeg: Where JPEGs are decoded: `cpu` or `gpu`.
         mend: Patch TorchServe; see `mending`.
         log_requests_s: Seconds from one answered request that a worker logs to the next; 0 logs none.
         log_format: `text` for people or `json` for log collectors, on standard error.
@@ -68,7 +67,6 @@ class Settings:
     log_dir: Path | None
     engine: str
     precision: str
-    jpeg: str
     mend: bool
     log_requests_s: float
     log_format: str
@@ -137,19 +135,11 @@ def build_parser() -> argparse.ArgumentParser:
         default="float32",
         help="what the networks compute in; 16 bits run in torch, float16 on a GPU only",
     )
-    add(
-        "--jpeg",
-        choices=("cpu", "gpu"),
-        default="cpu",
-        help="where JPEGs are decoded; gpu: photographs go to nvJPEG, whose pixels are near Pillow's, not the same",
-    )
-    add(
-        "--no-mend",
-        dest="mend",
-        action="store_false",
-        default=argparse.SUPPRESS,
-        help="run TorchServe without our patches: callers can then stop a worker, and requests wait for others",
-    )
+    for option, text in (
+        ("--no-patches", "run TorchServe unpatched: callers can then stop a worker, and requests wait for others"),
+        ("--no-mend", argparse.SUPPRESS),  # Its former name.
+    ):
+        add(option, dest="mend", action="store_false", default=argparse.SUPPRESS, help=text)
     add(
         "--log-requests-s",
         type=_seconds,
@@ -198,7 +188,6 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         log_dir=getattr(given, "log_dir", None),
         engine=given.engine,
         precision=given.precision,
-        jpeg=given.jpeg,
         mend=getattr(given, "mend", True),
         log_requests_s=given.log_requests_s,
         log_format=given.log_format,

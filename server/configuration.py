@@ -34,6 +34,15 @@ UNWANTED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "TS_CONFIG_FILE", "TS_M
 # Where prometheus_client writes its files, and the name of old.
 METRICS_VARIABLES = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": str(256 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
+    "MALLOC_TOP_PAD_": str(64 * 2**20),
+}
+"""glibc's settings for workers: what a request frees is kept for the next. Otherwise the maps of a batch are mapped
+anew for every request, and each of their pages is faulted in: 32 pictures take ResNet-18 a tenth longer. Memory above
+256 MiB that is free goes back to the system."""
+
 
 @dataclass(frozen=True)
 class Listeners:
@@ -220,6 +229,8 @@ def worker_environment(
     result = {key: value for key, value in environment.items() if key not in UNWANTED + METRICS_VARIABLES}
     for key in ("CONVSCOPE_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         result.setdefault(key, threads)
+    for key, value in MALLOC.items():
+        result.setdefault(key, value)
     result["TMPDIR"] = str(directory.path / "tmp")
     result["PYTHONUNBUFFERED"] = "1"
     result["PYTHONFAULTHANDLER"] = "1"  # A worker that crashes says by which signal (server/diagnosis.py).
@@ -231,7 +242,7 @@ def worker_environment(
     result["CONVSCOPE_LOG_REQUESTS_S"] = f"{settings.log_requests_s:g}"
     result["CONVSCOPE_ENGINE"] = settings.engine
     result["CONVSCOPE_PRECISION"] = settings.precision
-    result["CONVSCOPE_JPEG"] = settings.jpeg
+    result["CONVSCOPE_PATCHES"] = str(int(settings.mend))
     if settings.device == "cpu":
         result["CUDA_VISIBLE_DEVICES"] = ""
     return result

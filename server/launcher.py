@@ -127,7 +127,7 @@ class Launcher:
         own = configuration.own_environment()
         environment = configuration.worker_environment(directory, settings, workers, devices.count_cores(), own)
         self._patches = mend(home, directory.classes) if settings.mend else []
-        why = "TorchServe is another than the patch was written for" if settings.mend else "--no-mend"
+        why = "TorchServe is another than the patch was written for" if settings.mend else "--no-patches"
         for patch in (patch for patch in PATCHES if patch not in self._patches):
             self._say(f"TorchServe runs without the {patch.name} patch ({why}): {patch.without}", level="warning")
         command = build_command(java, home, directory, file, settings)

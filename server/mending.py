@@ -18,10 +18,10 @@ ready.
 * The first request of a batch waits all of maxBatchDelay for others, a millisecond at least, also where nobody else
   asks: twice what a small network takes. Patched, a worker takes what waits, up to batchSize, and waits for nothing.
 * A batch's reply is read from the worker in pieces of 64 KB at most and parsed from its beginning again at each.
-  Patched, a piece holds what is there: as much as the worker's socket buffer takes (`handlers.connection`).
+  Patched, a piece holds what is there: as much as the worker's socket buffer takes (`handlers.torchserve.connection`).
 * A batch is handed to the worker's connection by a task of the JVM's common pool, which waits until it is written; with
   one or two cores the JVM has no such pool and starts a thread for each batch. Patched, the thread that has the batch
-  hands it over and goes on. `benchmarks/batching.md` has what these three bring.
+  hands it over and goes on. `docs/decisions/0004-batches.md` says what these three bring.
 * Between attempts to start a worker TorchServe pauses for 1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, ... s, so a model comes
   back a minute after what kept it from starting is over, a full disk for instance. Patched, no pause is above 13 s.
 
@@ -30,7 +30,7 @@ ready.
 while a REST request is read is answered with 400; a worker's own failures do not pass this place.
 
 Patched classes lie in the private directory and go before the jar on the class path. Each of the three patches is
-applied whole or not at all: only if every class that it changes is exactly the one it was written for. `--no-mend`
+applied whole or not at all: only if every class that it changes is exactly the one it was written for. `--no-patches`
 applies none. The launcher says which are active; `server.watch` restarts what hangs without them.
 
 A patch that keeps any exception from ending a worker's thread would need new code in a class, with tables for the

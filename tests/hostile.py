@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from handlers.images import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
+from handlers.images.decoding import DEFAULT_MAX_BYTES, DEFAULT_MAX_PIXELS
 from tests.containers import (
     chunk,
     exif,

@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from handlers.images import DEFAULT_MAX_PIXELS, Preprocessing
+from handlers.images.decoding import DEFAULT_MAX_PIXELS
+from handlers.images.preprocessing import Preprocessing
 from training import packing
 from training.custom import AUTO
 from training.engine import ENGINES

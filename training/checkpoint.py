@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from handlers.images import Preprocessing
+from handlers.images.preprocessing import Preprocessing
 from handlers.networks import NETWORKS, Network, architecture
 from training.errors import CheckpointError
 

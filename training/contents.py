@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from handlers.engines.eager import Eager
-from handlers.images import Preprocessing, noise
+from handlers.images.preprocessing import Preprocessing, noise
+from handlers.network.engines.eager import Eager
 from training import packing
 from training.architecture import Architecture, find
 from training.graph import prove

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from handlers.images import Preprocessing
+from handlers.images.preprocessing import Preprocessing
 
 _DIGITS_OF_STATISTICS = 4
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from handlers.images import Preprocessing, noise
+from handlers.images.preprocessing import Preprocessing, noise
 from training import packing
 from training.architecture import find
 from training.contents import FORMAT, Contents

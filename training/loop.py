@@ -14,7 +14,7 @@ from torch import Tensor, nn, optim
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from handlers.images import Preprocessing, normalise
+from handlers.images.preprocessing import Preprocessing, normalise
 from training.corpus import Split
 from training.errors import TrainingError
 from training.recipes import Recipe

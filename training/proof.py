@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from handlers.engines.eager import Eager
-from handlers.engines.engine import Engine
-from handlers.images import Preprocessing, noise
+from handlers.images.preprocessing import Preprocessing, noise
+from handlers.network.engines.eager import Eager
+from handlers.network.engines.engine import Engine
 from training.packing import ArchiveError
 
 TOLERANCE = 1e-4

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from handlers.networks.fields import is_pointwise
-from handlers.networks.geometry import LayerGeometry, layer_geometry, trace
+from handlers.network.geometry import LayerGeometry, layer_geometry, trace
+from handlers.network.receptive_fields import is_pointwise
 from training.survey import Survey
 
 MANY = 10

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from handlers.images import Preprocessing
+from handlers.images.preprocessing import Preprocessing
 from handlers.networks import NETWORKS
 from training import checkpoint as checkpoints
 from training import machine

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torchvision import models
 
-from handlers.images import Preprocessing
+from handlers.images.preprocessing import Preprocessing
 from training.packing import ArchiveError
 
 

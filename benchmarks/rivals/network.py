@@ -63,10 +63,10 @@ class Plain:
         import torch
         from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-        from handlers import bundle
+        from handlers.network import archive as archives
 
         torch.set_num_threads(1)
-        archive = bundle.load(folder)
+        archive = archives.load(folder)
         self.layers = list(archive.layers)
         self.classes = archive.classes
         self.output = get_graph_node_names(archive.module)[1][-1]

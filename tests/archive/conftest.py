@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from handlers.images import Preprocessing
+from handlers.images.preprocessing import Preprocessing
 from handlers.networks import NETWORKS, architecture
 from training import engine
 

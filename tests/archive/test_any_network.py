@@ -12,8 +12,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from handlers.images import Preprocessing, stack
-from handlers.service import Service
+from handlers.images.preprocessing import Preprocessing, stack
+from handlers.pipeline import Pipeline
+from handlers.settings import Settings
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import ask_json, ask_message, ask_rest, cells
 from training import engine, packing
@@ -111,10 +112,16 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         (tmp_path / f"{name}.mar").unlink()
         monkeypatch.syspath_prepend(folder)
 
-        def load(wanted: str) -> Service:
+        def load(wanted: str) -> Pipeline:
             environment = {"CONVSCOPE_ENGINE": wanted, "CONVSCOPE_MAX_RESPONSE_BYTES": "50000000"}
-            return Service.load(
-                folder, model=name, version="1.0", config={}, batch_size=1, gpu=None, environment=environment
+            return Pipeline.load(
+                folder,
+                model=name,
+                version="1.0",
+                config={},
+                batch_size=1,
+                gpu=None,
+                settings=Settings.from_environment(environment),
             )
 
         return shown.out, load
@@ -133,7 +140,7 @@ def by_hand(network: nn.Module, modules: Mapping[str, str], images: Tensor) -> t
 
 
 def assert_serves(
-    service: Service, network: nn.Module, modules: Mapping[str, str], preprocessing: Preprocessing, tolerance: float
+    service: Pipeline, network: nn.Module, modules: Mapping[str, str], preprocessing: Preprocessing, tolerance: float
 ) -> None:
     """Compare scores, maps and card with the network's own, and ask for each of the other things once."""
     pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)

@@ -61,7 +61,7 @@ def test_the_card_carries_the_checkpoints_facts_without_history_or_optimizer(arc
 
 
 def test_the_handler_loads_what_was_packed(archive: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
-    from handlers.bundle import load
+    from handlers.network.archive import load
 
     for name, content in packing.unpack(archive).items():
         (tmp_path / "unpacked" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -116,8 +116,8 @@ def test_an_empty_store_does_not_pass_the_check(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        pytest.param({"handlers/errors.py": b"old = True\n"}, "handlers/errors.py differs", id="changed"),
-        pytest.param({"handlers/errors.py": None}, "handlers/errors.py is missing", id="added since"),
+        pytest.param({"handlers/api/errors.py": b"old = True\n"}, "handlers/api/errors.py differs", id="changed"),
+        pytest.param({"handlers/api/errors.py": None}, "handlers/api/errors.py is missing", id="added since"),
         pytest.param({"handlers/gone.py": b""}, "handlers/gone.py is no longer part of it", id="removed since"),
         pytest.param({"convscope_entry.py": b""}, "convscope_entry.py differs", id="entry"),
         pytest.param({"model-config.yaml": b"batchSize: 1\n"}, "model-config.yaml differs", id="settings"),
@@ -150,7 +150,7 @@ def test_an_archive_zipped_by_something_else_is_stale(archive: Path) -> None:
 
 def test_a_refreshed_archive_is_the_fresh_one_byte_for_byte(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fresh = archive.read_bytes()
-    rewrite(archive, **{"handlers/errors.py": b"old = True\n", "convscope_entry.py": None, "handlers/gone.py": b""})
+    rewrite(archive, **{"handlers/api/errors.py": b"old = True\n", "convscope_entry.py": None, "handlers/gone.py": b""})
     assert main(["--refresh", "--store", str(archive.parent)]) == 0
     assert capsys.readouterr().out == "simple.mar: rewritten\n"
     assert archive.read_bytes() == fresh

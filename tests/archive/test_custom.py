@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from handlers.service import Service
+from handlers.pipeline import Pipeline
 from handlers.wire import convscope_pb2 as wire
 from tests.archive.conftest import NET
 from tests.handlers.support import ask_json, ask_message
@@ -79,7 +79,7 @@ def test_an_archive_says_that_its_network_has_no_gradients(
         (tmp_path / "own" / place).write_bytes(content)
     monkeypatch.syspath_prepend(tmp_path / "own")
     config = {"convscope": {}}
-    service = Service.load(tmp_path / "own", model="own", version="1.0", config=config, batch_size=1, gpu=None)
+    service = Pipeline.load(tmp_path / "own", model="own", version="1.0", config=config, batch_size=1, gpu=None)
     del sys.modules["own_net"]
     assert ask_json(service, {"body": b""})["explanations"] == ["cam", "occlusion", "picture"]
     for method, code in (("input_gradient", "bad_request"), ("integrated_gradients", "bad_request"), ("occlusion", "")):
@@ -100,7 +100,7 @@ def test_the_archive_of_ones_own_network_is_refreshed_from_itself(run: Run, net_
     path = tmp_path / "store" / "own.mar"
     fresh = path.read_bytes()
     net_file.unlink()
-    path.write_bytes(packing.pack(packing.unpack(path) | {"handlers/errors.py": b""}))
+    path.write_bytes(packing.pack(packing.unpack(path) | {"handlers/api/errors.py": b""}))
     assert run("--refresh") == (0, "own.mar: rewritten\n")
     assert path.read_bytes() == fresh
 

@@ -89,7 +89,7 @@ class TestExporting:
         path = tmp_path / "simple.mar"
         assert main(["--checkpoint", str(checkpoint("simple")), "--engine", "onnx", "--store", str(tmp_path)]) == 0
         fresh = path.read_bytes()
-        path.write_bytes(packing.pack(packing.unpack(path) | {"handlers/errors.py": b""}))
+        path.write_bytes(packing.pack(packing.unpack(path) | {"handlers/api/errors.py": b""}))
         assert main(["--refresh", "--store", str(tmp_path)]) == 0
         assert path.read_bytes() == fresh
         assert main(["--refresh", "--engine", "torch", "--store", str(tmp_path)]) == 0

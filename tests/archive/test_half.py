@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from handlers.images import Preprocessing, stack
+from handlers.images.preprocessing import Preprocessing, stack
 from handlers.networks import Deep
-from handlers.service import Service
+from handlers.pipeline import Pipeline
 from tests.handlers.support import CIFAR_CLASSES, ask_json
 from training import packing
 from training.archive import build, main
@@ -31,7 +31,7 @@ def test_deep_is_served_from_float16_weights(trained: Path, tmp_path: Path) -> N
     files = packing.unpack(archive)
     for name in (packing.CARD, packing.WEIGHTS):
         (tmp_path / name).write_bytes(files[name])
-    service = Service.load(tmp_path, model="deep", version="1.0", config={}, batch_size=1, gpu=None)
+    service = Pipeline.load(tmp_path, model="deep", version="1.0", config={}, batch_size=1, gpu=None)
     picture = io.BytesIO()
     np.save(picture, PICTURE)
     [seen] = ask_json(service, {"data": bytearray(picture.getvalue()), "layers": "all"})["results"]

@@ -99,9 +99,9 @@ def test_the_settings_differ_from_the_committed_file_in_the_batch_size_alone() -
 
 
 def test_the_settings_hold_the_limits_the_handler_reads() -> None:
-    from handlers.bundle import Limits
+    from handlers.api.limits import Limits
 
-    limits = Limits.of(yaml.safe_load(packing.model_config(1)), batch_size=1, environment={})
+    limits = Limits.of(yaml.safe_load(packing.model_config(1)), batch_size=1)
     assert (limits.max_images, limits.max_image_bytes, limits.max_image_pixels) == (64, 16 * 2**20, 16_000_000)
 
 

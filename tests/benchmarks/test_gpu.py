@@ -8,10 +8,8 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.gpu import SIZE, Rates, decoding, measure, rates, table
-from handlers.nvjpeg import JpegDecoder
-from tests.handlers.test_captured import Recorder
-from tests.handlers.test_nvjpeg import Stand
+from benchmarks.gpu import Rates, measure, rates, table
+from tests.handlers.test_cuda_graphs import Recorder
 
 CPU = torch.device("cpu")
 
@@ -41,18 +39,3 @@ def test_every_way_is_measured_for_every_batch_and_dtype() -> None:
     copies = {one.map_dtype: one.copies_us for one in records if one.batch == 1}
     assert copies["uint8"] < copies["float16"] < copies["float32"], "only what was asked for is copied"
     assert len(table(records).splitlines()) == len(records) + 2
-
-
-def test_decoding_is_measured_for_every_photograph_and_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "BATCHES", (1, 2))
-    stand = Stand()
-    lines = decoding(JpegDecoder(CPU, SIZE, decode=stand), CPU, 1).splitlines()
-    assert [line.split(" | ")[:2] for line in lines[2:]] == [
-        [f"| {size}", count] for size in ("500×375", "1920×1080") for count in ("1", "2")
-    ]
-    assert stand.calls == [1, 1, 2, 2] * 2, "all of a batch at once, one run to warm up"
-
-
-def test_a_file_that_nvjpeg_leaves_alone_is_not_measured_as_decoded() -> None:
-    with pytest.raises(RuntimeError, match="nvJPEG decoded 0 of 1 files"):
-        gpu._decode_on(JpegDecoder(CPU, SIZE, decode=Stand()), [b""])

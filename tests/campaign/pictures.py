@@ -22,8 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from handlers.errors import RequestError
-from handlers.images import Preprocessing, decode
+from handlers.api.errors import RequestError
+from handlers.images.decoding import decode
+from handlers.images.preprocessing import Preprocessing
 from tests.hostile import HEAVY, endless
 
 NETWORKS = (Preprocessing(3, 224, 224), Preprocessing(1, 28, 28), Preprocessing(3, None, None))

@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from handlers import json_text
+from handlers.api import strict_json as json_text
 from handlers.wire import convscope_pb2 as wire
 from tests.pictures import colours, npy, png
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,22 +15,22 @@ from convscope._request import build_explain_options, build_options, request_wit
 from convscope._wire import convscope_pb2 as client_wire
 from convscope._wire import inference_pb2
 
-from handlers import card, request
-from handlers.errors import BadImage, UnknownLayer
-from handlers.explanations.asked import Explain
-from handlers.formats import encode
-from handlers.maps import FeatureMap
-from handlers.media import JSON, PROTOBUF
-from handlers.reply import ClassScore, Explanation, Identity, Reply, Result, Timing
-from handlers.trace import Trace
+from handlers.api import card, request
+from handlers.api.errors import BadImage, UnknownLayer
+from handlers.api.job import Job, Timing
+from handlers.api.media import JSON, PROTOBUF
+from handlers.api.options import Explain
+from handlers.outputs.formats import encode
+from handlers.outputs.maps import FeatureMap
+from handlers.outputs.response import ClassScore, Explanation, Identity, Result
 from handlers.wire import convscope_pb2 as wire
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "proto/examples"
 PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 IDENTITY = Identity("cifar", "1.0", "torch-2.15.0", "cpu")
-REPLY = Reply.of(
-    IDENTITY,
-    (
+REPLY: Any = {
+    "request_id": "0af7651916cd43dd8448eb211c80319c",
+    "results": (
         Result(
             (ClassScore(3, "cat", 0.75, 2.5), ClassScore(5, "dog", 0.125, 0.5)),
             (
@@ -46,14 +47,16 @@ REPLY = Reply.of(
         ),
         BadImage("the JPEG file is truncated or damaged"),
     ),
-    "0af7651916cd43dd8448eb211c80319c",
-)
+}
 TIMING = Timing(0.125, 0.25, 0.5, 2, 0.0625, 3, 4)
-REFUSAL = Reply(IDENTITY, (), UnknownLayer("there is no layer 'nose'; this model publishes conv1, conv2"))
+REFUSAL: Any = {
+    "results": (),
+    "error": UnknownLayer("there is no layer 'nose'; this model publishes conv1, conv2"),
+}
 
-EXPLAINED = Reply.of(
-    IDENTITY,
-    (
+EXPLAINED: Any = {
+    "request_id": "0af7651916cd43dd8448eb211c80319c",
+    "results": (
         Result(
             (ClassScore(3, "cat", 0.75, 2.5),),
             explanation=Explanation(
@@ -70,8 +73,7 @@ EXPLAINED = Reply.of(
             ),
         ),
     ),
-    "0af7651916cd43dd8448eb211c80319c",
-)
+}
 
 
 def golden(name: str) -> bytes:
@@ -86,9 +88,10 @@ def test_the_client_writes_the_golden_request() -> None:
 
 
 def test_the_handler_reads_the_golden_request() -> None:
-    asked = request.parse({"request": bytearray(golden("request"))}, {}, Trace({}), max_images=2)
-    assert asked.pictures == PICTURES
-    assert asked.media_type == PROTOBUF
+    job = Job({"request": bytearray(golden("request"))}, {})
+    asked = request.parse(job, max_images=2)
+    assert asked.files == PICTURES
+    assert job.media_type == PROTOBUF
     assert asked.options == request.Options(("conv1", "conv2"), 3, "uint8", 2, (5, 0))
 
 
@@ -96,12 +99,13 @@ def test_the_handler_reads_the_golden_request() -> None:
     ("reply", "timing", "name"),
     [(REPLY, TIMING, "reply"), (REFUSAL, None, "refusal"), (EXPLAINED, None, "explanation")],
 )
-def test_the_handler_writes_the_golden_replies(reply: Reply, timing: Timing | None, name: str) -> None:
-    assert b"".join(encode(reply, PROTOBUF).close(timing)) == golden(name)
+def test_the_handler_writes_the_golden_replies(reply: dict[str, Any], timing: Timing | None, name: str) -> None:
+    response = encode(IDENTITY, media_type=PROTOBUF, **reply)
+    assert (response if timing is None else response.with_timing(timing)).body == golden(name)
 
 
 def test_the_handler_writes_the_golden_json() -> None:
-    body = b"".join(encode(REPLY, JSON).close(TIMING))
+    body = encode(IDENTITY, media_type=JSON, **REPLY).with_timing(TIMING).body
     assert json.loads(body) == json.loads((EXAMPLES / "reply.json").read_text(encoding="utf-8"))
 
 
@@ -123,7 +127,7 @@ def test_both_sides_know_the_golden_explanation() -> None:
     message = request_with_pictures(build_options(top_k=1), PICTURES[:1], "")
     message.explain.CopyFrom(build_explain_options(method="integrated_gradients", target=3, steps=20))
     assert message.SerializeToString() == golden("explain")
-    asked = request.parse({"request": bytearray(golden("explain"))}, {}, Trace({}), max_images=2)
+    asked = request.parse(Job({"request": bytearray(golden("explain"))}, {}), max_images=2)
     assert asked.options.explain == Explain("integrated_gradients", target=3, steps=20, picture=True)
     [seen] = read_explanations(client_wire.PredictReply.FromString(golden("explanation")), 1)
     assert (seen.method, seen.layer, seen.target, seen.label, seen.delta) == (
@@ -164,7 +168,7 @@ def test_the_handler_writes_the_golden_card() -> None:
     for layer in values["layers"]:
         layer["bytes"] = {dtype: int(size) for dtype, size in layer["bytes"].items()}
     encoded = card.encode(values, PROTOBUF)
-    assert wire.PredictReply.FromString(b"".join(encoded.close())) == expected
+    assert wire.PredictReply.FromString(encoded.body) == expected
 
 
 def test_torchserves_service_is_spelt_as_torchserve_spells_it() -> None:

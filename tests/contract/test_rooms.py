@@ -52,8 +52,8 @@ MAY_IMPORT = {
     },
     "convscope_lens": {"convscope", "numpy", "matplotlib", "PIL"},
 }
-# errors is what images raises; engines are what a graph is proven with before it is packed.
-TRAINING_USES = ("handlers.networks", "handlers.images", "handlers.errors", "handlers.engines")
+# Decoding raises errors; a graph is checked with the engines before it is packed.
+TRAINING_USES = ("handlers.networks", "handlers.network", "handlers.images", "handlers.api.errors")
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -96,6 +96,14 @@ def test_no_modules_import_each_other_in_a_circle(room: str) -> None:
     }
     assert any(arrows.values())
     TopologicalSorter(arrows).prepare()  # Raises CycleError, which names the circle.
+
+
+def test_the_clients_tests_run_without_torch() -> None:
+    """`make test-client` installs the client's own packages alone."""
+    for path in (ROOT / "tests/client").glob("test_*.py"):
+        for name in imports(path):
+            top = name.partition(".")[0]
+            assert top not in ("torch", "torchvision", "ts", "handlers"), f"{path.name} imports {name}"
 
 
 def test_the_client_declares_what_it_imports() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from handlers.options import OPTION_NAMES
+from handlers.api.options import OPTION_NAMES
 
 ENVOY = Path(__file__).parents[2] / "deploy/envoy"
 

@@ -223,13 +223,14 @@ def test_a_renewed_key_that_cannot_be_read_leaves_the_certificate_in_service_and
 
     before = served()
     failed = number("envoy_sds_key_rotation_failed")
-    shutil.copytree(gateway.certificate, kept := gateway.certificate.with_name("kept"))
+    shutil.copytree(gateway.certificate, kept := gateway.certificate.with_name("kept"), symlinks=True)
     fresh = gateway.certificate.with_name("fresh")
     subprocess.run([ROOT / "deploy/secrets.sh", fresh], check=True, capture_output=True)
     try:
-        (fresh / "certificate/tls.key").chmod(0o600)
-        for name in ("tls.crt", "tls.key"):
-            (fresh / "certificate" / name).rename(gateway.certificate / name)
+        for name, mode in {"tls.crt": 0o644, "tls.key": 0o600}.items():
+            file = shutil.copyfile(fresh / "certificate" / name, fresh / name)  # A link, as `make secrets` makes it.
+            file.chmod(mode)
+            file.rename(gateway.certificate / name)
         wait_until(lambda: number("envoy_sds_key_rotation_failed") > failed, 20)
         wait_until(lambda: any("unable to read file" in str(line.get("message")) for line in gateway.log()), 20)
         assert served() == before

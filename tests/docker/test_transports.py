@@ -140,8 +140,8 @@ def test_a_request_id_is_made_or_kept_returned_and_logged(stack: Stack) -> None:
 
     def logged() -> bool:
         for line in stack.compose("logs", "--no-log-prefix", "gateway").splitlines():
-            if line.startswith("{"):
-                entry = json.loads(line)
+            entry = json.loads(line)
+            if "request_id" in entry:  # The other lines are Envoy's own.
                 lines[entry["request_id"]] = entry
         return made in lines and kept in lines
 
@@ -259,7 +259,8 @@ def test_prometheus_sees_every_replica_and_the_gateway(stack: Stack) -> None:
         text = stack.compose("exec", "-T", "prometheus", "promtool", "query", "instant", "-o", "json", url, expression)
         return [(series["metric"], float(series["value"][1])) for series in json.loads(text)]
 
-    wait_until(lambda: sorted(m["job"] for m, up in query("up") if up == 1) == ["gateway"] + ["torchserve"] * 3, 60)
+    jobs = ["alertmanager", "gateway", "probe", "prometheus", *["torchserve"] * 3]
+    wait_until(lambda: sorted(m["job"] for m, up in query("up") if up == 1) == jobs, 60)
     with stack.client("rest") as client:  # Without a request there is no histogram, and Envoy renews it now and then.
         client.predict(PICTURE, model="cifar")
     buckets = 'sum by (le) (envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name="rest"})'

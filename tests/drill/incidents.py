@@ -53,7 +53,7 @@ class Incident:
         lasts_s: Least time before the remedy.
         whole_s: Longest time from the remedy, or from second 0 where there is none, until everything is whole.
         resolve_s: Longest time from then until the expected alerts are resolved.
-        slow: Whether it is left out of CI.
+        long: Whether it is left out of CI.
         check: What must hold at the end.
     """
 
@@ -73,7 +73,7 @@ class Incident:
     lasts_s: float = 0.0
     whole_s: float = 90.0
     resolve_s: float = 90.0
-    slow: bool = False
+    long: bool = False
     check: Step = nothing
 
     @property
@@ -344,7 +344,7 @@ INCIDENTS = (
         remedy=up,
         may_ring=OUTAGE,
         lost=None,
-        slow=True,
+        long=True,
     ),
     Incident(
         "certificate_expired",
@@ -367,7 +367,7 @@ INCIDENTS = (
         remedy=renew,
         may_ring=frozenset({"ConfigurationRejected"}),
         stays=frozenset({"CertificateExpiring"}),
-        slow=True,
+        long=True,
     ),
     Incident(
         "keys_misspelt",
@@ -386,7 +386,7 @@ INCIDENTS = (
         before="ignored; no alert",
         remedy=right_http,
         shows="'request_header_timeout'",
-        slow=True,
+        long=True,
     ),
     Incident(
         "wrong_keys",
@@ -396,7 +396,7 @@ INCIDENTS = (
         before="581 requests in 200 s; no alert",
         lasts_s=PAGE_S,
         resolve_s=400,
-        slow=True,
+        long=True,
     ),
     Incident(
         "unknown_model",
@@ -418,7 +418,7 @@ INCIDENTS = (
         before="ready for two minutes more",
         lasts_s=45,
         whole_s=120,
-        slow=True,
+        long=True,
     ),
     Incident(
         "replica_paused",
@@ -441,7 +441,7 @@ INCIDENTS = (
         "`kill -9` of one replica's Java",
         signal_one(JAVA, signal.SIGKILL),
         lasts_s=15,
-        slow=True,
+        long=True,
     ),
     Incident(
         "disk_full",
@@ -450,7 +450,7 @@ INCIDENTS = (
         {"ReplicaDiskFull": TICKET_S},
         before='log: "killed for want of memory, perhaps"; not back 50 s after it was freed',
         remedy=free_disk,
-        slow=True,
+        long=True,
     ),
     Incident(
         "crash_loop",
@@ -463,7 +463,7 @@ INCIDENTS = (
         may_ring=OUTAGE | {"WorkerRestartLoop"},
         first=("ProbeFailing", "GatewayDown"),
         lost=None,
-        slow=True,
+        long=True,
     ),
     Incident(
         "archive_damaged",
@@ -485,7 +485,7 @@ INCIDENTS = (
         shows="convscope_failed",
         may_ring=OUTAGE,
         stays=frozenset({"AvailabilityBurnsFast"}),
-        slow=True,
+        long=True,
     ),
     Incident(
         "up_again",
@@ -493,7 +493,7 @@ INCIDENTS = (
         bring_up,
         before="two of three replicas deleted with their logs",
         lasts_s=20,
-        slow=True,
+        long=True,
     ),
     Incident(
         "update_refused",
@@ -502,7 +502,7 @@ INCIDENTS = (
         before="an extra replica stayed, five replicas after the second update",
         remedy=good_update,
         whole_s=300,
-        slow=True,
+        long=True,
     ),
     Incident(
         "roll_out_and_back",
@@ -511,6 +511,6 @@ INCIDENTS = (
         before="`WorkerRestartLoop` paged",
         lasts_s=60,
         whole_s=400,
-        slow=True,
+        long=True,
     ),
 )

@@ -23,7 +23,7 @@ SILENT_S = 300.0
 
 @pytest.mark.parametrize(
     "incident",
-    [pytest.param(one, id=one.name, marks=[pytest.mark.slow] if one.slow else []) for one in INCIDENTS],
+    [pytest.param(one, id=one.name, marks=[pytest.mark.long] if one.long else []) for one in INCIDENTS],
 )
 def test_incident(site: Site, incident: Incident) -> None:
     outcome = play(site, incident)
@@ -31,7 +31,7 @@ def test_incident(site: Site, incident: Incident) -> None:
     assert not outcome.faults
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_panel_of_the_objective_says_what_callers_measured(site: Site) -> None:
     site.calm(with_past=False)
     began = time.time()
@@ -52,7 +52,7 @@ def test_the_panel_of_the_objective_says_what_callers_measured(site: Site) -> No
     assert abs(said - measured) <= POINT
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_dead_mans_switch_falls_silent_with_prometheus(site: Site) -> None:
     site.calm()
     wait_until(lambda: site.receiver.first("Watchdog", "firing", 0.0) is not None, 90)

@@ -137,8 +137,8 @@ def request(line: str, *headers: str, body: bytes = b"") -> bytes:
 @pytest.mark.parametrize(
     ("line", "headers", "body"),
     [
-        ("POST /predictions/cifar", ["Content-Length: 0"], b""),
-        ("PUT /predictions/cifar", ["Content-Length: 0"], b""),
+        ("POST /predictions/cifar", ["Content-Length: 0", "X-Convscope-Method: POST"], b""),
+        ("PUT /predictions/cifar", ["Content-Length: 0", "X-Convscope-Method: PUT"], b""),
         ("POST /predictions/cifar", ["Content-Type: image/png", "Transfer-Encoding: chunked"], b"0\r\n\r\n"),
         ("POST /predictions/cifar", ["X-Convscope-Layers: all", "Transfer-Encoding: chunked"], b"0\r\n\r\n"),
         ("POST /predictions/cifar", ["Content-Type: application/json"], b""),

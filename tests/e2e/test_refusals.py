@@ -128,7 +128,7 @@ def post(server: Launched, body: bytes, headers: dict[str, str]) -> httpx.Respon
 @pytest.mark.parametrize(
     ("body", "headers", "status", "code"),
     [
-        (b"", {}, 400, "bad_request"),
+        (b"", {"X-Convscope-Method": "POST"}, 400, "bad_request"),
         (b"{", {"Content-Type": "application/json"}, 400, "bad_request"),
         (b"\xff\xfe", {"Content-Type": "text/plain"}, 400, "bad_image"),
         (header_of_a_bomb(), {}, 413, "image_too_large"),

@@ -11,19 +11,16 @@ import pytest
 import torch
 from convscope import Client
 
-from handlers.engines.captured import Captured
-from handlers.engines.choice import GPU_TOLERANCE, PRECISIONS, choose, difference
-from handlers.engines.eager import Eager
-from handlers.engines.engine import Engine
-from handlers.files import Budget
-from handlers.images import Preprocessing, decode, noise, stack, stack_on
-from handlers.maps import FeatureMap, prepare
+from handlers.api.options import Options
+from handlers.images.preprocessing import noise, stack, stack_on
+from handlers.network.engines.choice import GPU_TOLERANCE, PRECISIONS, choose, difference
+from handlers.network.engines.cuda_graphs import Captured
+from handlers.network.engines.eager import Eager
+from handlers.network.engines.engine import Engine
 from handlers.networks.cifar import Cifar
-from handlers.nvjpeg import JpegDecoder
-from handlers.options import Options
+from handlers.outputs.maps import FeatureMap, prepare
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, ask_message, cells, make_service
-from tests.handlers.test_nvjpeg import jpeg, spoilt
 from tests.pictures import colours, png
 from tests.server.harness import ROOT, Launched, launched
 
@@ -177,32 +174,3 @@ def test_bytes_sent_to_the_gpu_become_there_what_they_become_here(on_cpu: Eager)
         scores, _ = engine.run(found, LAYERS)
         expected, _ = on_cpu.run(stack(pictures, CIFAR_INPUT), LAYERS)
         assert np.abs(scores - expected).max() <= GPU_TOLERANCE * np.abs(expected).max()  # type: ignore[operator]
-
-
-@pytest.mark.parametrize("size", [(32, 32), None])
-def test_nvjpeg_gives_nearly_pillows_pixels(size: tuple[int, int] | None) -> None:
-    decoder = JpegDecoder.proven(GPU, size)
-    files = [jpeg(seed, subsampling=subsampling) for seed, subsampling in enumerate(("4:4:4", "4:2:0", "4:2:2"))]
-    found = decoder.decode([*files, spoilt()], max_bytes=2**24, max_pixels=2**24, budget=Budget(2**26))
-    assert list(found) == [0, 1, 2], "the file that it refuses costs the others nothing"
-    for place, file in enumerate(files):
-        [expected] = decode(file, Preprocessing(3, *(size or (None, None))))
-        assert found[place].shape == expected.shape
-        off = np.abs(found[place].astype(float) - expected)
-        assert off.mean() <= (1 if place == 0 else 3)
-        again = decoder.decode([file], max_bytes=2**24, max_pixels=2**24, budget=Budget(2**26))
-        assert np.array_equal(again[0], found[place]), "alone it is what it is beside others"
-
-
-def test_the_server_decodes_on_the_gpu_when_asked_and_says_so() -> None:
-    work = Path(tempfile.mkdtemp(prefix="gpu-"))
-    seen = {}
-    for where in ("gpu", "cpu"):
-        with launched(ROOT / "model_store", work, "--device", "cuda", "--models", "cifar", "--jpeg", where) as server:
-            client = Client(f"http://127.0.0.1:{server.await_ready().port('REST')}")
-            seen[where] = client.predict(jpeg(), model="cifar", layers=["conv2"])
-            client.close()
-    shutil.rmtree(work)
-    assert seen["gpu"].engine == f"{seen['cpu'].engine}-nvjpeg"
-    one, other = (seen[where].maps["conv2"] for where in ("gpu", "cpu"))
-    assert np.abs(one - other).max() <= 0.1 * np.abs(other).max()

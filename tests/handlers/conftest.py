@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from handlers.images import Preprocessing
+from handlers.images.preprocessing import Preprocessing
 from handlers.networks.cifar import Cifar
 from handlers.networks.edges import Edges
-from handlers.service import Service
+from handlers.pipeline import Pipeline
 from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, make_service
 
 
@@ -17,10 +17,10 @@ def network() -> Cifar:
 
 
 @pytest.fixture(scope="session")
-def service(network: Cifar) -> Service:
+def service(network: Cifar) -> Pipeline:
     return make_service(network, CIFAR_INPUT, CIFAR_CLASSES)
 
 
 @pytest.fixture(scope="session")
-def edges() -> Service:
+def edges() -> Pipeline:
     return make_service(Edges().eval(), Preprocessing(1, None, None), ())

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from handlers.bundle import Bundle, Limits
-from handlers.images import Preprocessing
-from handlers.reply import Identity
-from handlers.service import Answer, Service
+from handlers.api.limits import Limits
+from handlers.images.preprocessing import Preprocessing
+from handlers.network.archive import Archive
+from handlers.outputs.response import Identity, Response
+from handlers.pipeline import Pipeline
 from handlers.wire import convscope_pb2 as wire
 
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -21,29 +22,31 @@ CIFAR_INPUT = Preprocessing(3, 32, 32, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
 
 def make_service(
     module: torch.nn.Module, preprocessing: Preprocessing, classes: tuple[str, ...], **kwargs: Any
-) -> Service:
+) -> Pipeline:
     card = {"architecture": "handlers.networks:Any", "description": "", "training": {}}
     layers = kwargs.pop("layers", None) or dict(module.layers)
     has_gradients = kwargs.pop("has_gradients", True)
-    archive = Bundle(module.eval(), preprocessing, layers, classes, card, has_gradients=has_gradients)
+    archive = Archive(module.eval(), preprocessing, layers, classes, card, has_gradients=has_gradients)
     limits = kwargs.pop("limits", Limits(max_reply_bytes=50_000_000))
-    return Service(archive, Identity("cifar", "1.0", "torch-test", "cpu"), limits, **kwargs)
+    return Pipeline(archive, Identity("cifar", "1.0", "torch-test", "cpu"), limits, **kwargs)
 
 
-def ask_message(service: Service, message: wire.PredictRequest) -> wire.PredictReply:
+def ask_message(service: Pipeline, message: wire.PredictRequest) -> wire.PredictReply:
     """Ask as gRPC does."""
-    [answer] = service.answer([{"request": bytearray(message.SerializeToString())}], [{}], [REQUEST_ID])
+    [answer] = service.respond([{"request": bytearray(message.SerializeToString())}], [{}], [REQUEST_ID])
     return wire.PredictReply.FromString(answer.body)
 
 
-def ask_rest(service: Service, row: dict[str, Any], **headers: str) -> Answer:
-    """Ask as REST does, header names written with underscores."""
+def ask_rest(service: Pipeline, row: dict[str, Any], **headers: str) -> Response:
+    """Ask as REST does, header names written with underscores; a body that is text or an object is sent as bytes."""
+    if isinstance(row.get("body"), dict):
+        row = {**row, "body": json.dumps(row["body"]).encode()}
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    [answer] = service.answer([row], [{"Host": "localhost", **named}], [REQUEST_ID])
+    [answer] = service.respond([row], [{"Host": "localhost", **named}], [REQUEST_ID])
     return answer
 
 
-def ask_json(service: Service, row: dict[str, Any], **headers: str) -> dict[str, Any]:
+def ask_json(service: Pipeline, row: dict[str, Any], **headers: str) -> dict[str, Any]:
     values = json.loads(ask_rest(service, row, **headers).body)
     assert isinstance(values, dict)
     return values

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handlers import media
-from handlers.bundle import Limits
-from handlers.errors import BadImage, ImageTooLarge
-from handlers.files import Budget, decode_file
-from handlers.images import Preprocessing, decode
+from handlers.api import media
+from handlers.api.errors import BadImage, ImageTooLarge
+from handlers.api.limits import Limits
+from handlers.images.decoding import Budget, decode, decode_file
+from handlers.images.preprocessing import Preprocessing
 from handlers.networks.cifar import Cifar
 from handlers.networks.edges import Edges
-from handlers.service import Service
+from handlers.pipeline import Pipeline
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, ask_json, ask_message, ask_rest, make_service
 from tests.pictures import colours, npy, png, saved
@@ -41,7 +41,7 @@ def header(shape: object, dtype: str = "|u1") -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
 
 
-def limited(limits: Limits) -> Service:
+def limited(limits: Limits) -> Pipeline:
     return make_service(Cifar(), CIFAR_INPUT, CIFAR_CLASSES, limits=limits)
 
 
@@ -95,25 +95,25 @@ class TestArraysThatOnlyPromise:
     @pytest.mark.parametrize(
         "shape", [(1,) * 70, (0, 10**30), (10**4000, 10**4000), (True, True, 3), (-1, -1, 3), (), [1, 1, 3], (2**31, 1)]
     )
-    def test_fail_alone(self, service: Service, shape: object) -> None:
+    def test_fail_alone(self, service: Pipeline, shape: object) -> None:
         reply = ask_message(service, wire.PredictRequest(pictures=[GOOD, header(shape)]))
         assert [result.error.code for result in reply.results] == ["", "bad_image"]
 
     def test_a_picture_that_breaks_our_own_code_fails_alone(
-        self, service: Service, monkeypatch: pytest.MonkeyPatch
+        self, service: Pipeline, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(data: bytes, *arguments: Any, **options: Any) -> Any:
             if len(data) == len(GOOD):
                 return decode(data, *arguments, **options)
             raise ZeroDivisionError
 
-        monkeypatch.setattr("handlers.admission.decode", fail)
+        monkeypatch.setattr("handlers.pipeline.decode", fail)
         reply = ask_message(service, wire.PredictRequest(pictures=[GOOD, GOOD + b" "]))
         assert [result.error.code for result in reply.results] == ["", "internal"]
 
 
 class TestLongText:
-    def test_a_long_accept_is_refused_and_not_remembered(self, service: Service) -> None:
+    def test_a_long_accept_is_refused_and_not_remembered(self, service: Pipeline) -> None:
         before = media._choose.cache_info()
         body = {"data": base64.b64encode(GOOD).decode(), "accept": "application/json," * 60}
         assert ask_json(service, {"body": body}, **JSON)["error"]["code"] == "bad_request"
@@ -133,19 +133,19 @@ class TestLongText:
             ("explain", "occlusion,window=" + "9" * 5000),
         ],
     )
-    def test_an_option_beyond_all_use_is_a_bad_request(self, service: Service, option: str, value: object) -> None:
+    def test_an_option_beyond_all_use_is_a_bad_request(self, service: Pipeline, option: str, value: object) -> None:
         body = {"data": base64.b64encode(GOOD).decode(), "layers": ["conv1"], option: value}
         error = ask_json(service, {"body": body}, **JSON)["error"]
         assert error["code"] == "bad_request"
         assert option in error["message"] or option.rstrip("s") in error["message"]
         assert len(error["message"]) < 200
 
-    def test_a_long_text_too(self, service: Service) -> None:
+    def test_a_long_text_too(self, service: Pipeline) -> None:
         error = ask_json(service, {"data": bytearray(GOOD), "layers": b"conv1," * 200_000})["error"]
         assert (error["code"], "1,200,000 characters" in error["message"]) == ("bad_request", True)
 
     @pytest.mark.parametrize("field", ["layers", "indexes"])
-    def test_long_lists_in_a_message_too(self, service: Service, field: str) -> None:
+    def test_long_lists_in_a_message_too(self, service: Pipeline, field: str) -> None:
         message = wire.PredictRequest(pictures=[GOOD], layers=["conv1"])
         if field == "layers":
             message.layers.extend(["conv1"] * 65_536)
@@ -158,17 +158,17 @@ class TestLongText:
 class TestPartsThatAreJson:
     """TorchServe parses a form's part of type application/json before it hands it over."""
 
-    def test_a_number_is_no_message(self, service: Service) -> None:
+    def test_a_number_is_no_message(self, service: Pipeline) -> None:
         assert ask_json(service, {"request": 10**13})["error"]["code"] == "bad_request"
 
-    def test_text_that_is_no_unicode_is_no_picture(self, service: Service) -> None:
+    def test_text_that_is_no_unicode_is_no_picture(self, service: Pipeline) -> None:
         assert ask_json(service, {"data": ["\ud800"]})["error"]["code"] == "bad_image"
 
-    def test_a_list_of_layers_is_one(self, service: Service) -> None:
+    def test_a_list_of_layers_is_one(self, service: Pipeline) -> None:
         asked = ask_json(service, {"data": bytearray(GOOD), "layers": [["conv1"], "conv2"]})
         assert list(asked["results"][0]["maps"]) == ["conv1", "conv2"]
 
-    def test_deeper_ones_are_not(self, service: Service) -> None:
+    def test_deeper_ones_are_not(self, service: Pipeline) -> None:
         layers: list[Any] = ["conv1"]
         for _ in range(900):
             layers = [layers]
@@ -176,11 +176,11 @@ class TestPartsThatAreJson:
 
 
 class TestWhatIsForeseen:
-    def test_a_pool_larger_than_the_map_is_a_bad_request(self, service: Service) -> None:
+    def test_a_pool_larger_than_the_map_is_a_bad_request(self, service: Pipeline) -> None:
         body = {"data": base64.b64encode(GOOD).decode(), "layers": ["conv1"], "pool": 100_000}
         assert ask_json(service, {"body": body}, **JSON)["error"]["code"] == "bad_request"
 
-    def test_so_are_channels_that_are_not_there(self, service: Service) -> None:
+    def test_so_are_channels_that_are_not_there(self, service: Pipeline) -> None:
         message = wire.PredictRequest(pictures=[GOOD], layers=["conv1"])
         message.channels.indexes.extend(range(60_000))
         assert ask_message(service, message).error.code == "bad_request"
@@ -192,28 +192,30 @@ class TestWhatIsForeseen:
         whole = ask_message(small, wire.PredictRequest(pictures=[picture], layers=["conv1"]))
         assert whole.error.code == "reply_too_large"
 
-    def test_several_pictures_as_png_before_any_is_run(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(service._inference, "run", lambda jobs: pytest.fail("it was run") if jobs else None)
+    def test_several_pictures_as_png_before_any_is_run(
+        self, service: Pipeline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(service.predictor, "run", lambda jobs: pytest.fail("it was run") if jobs else None)
         answer = ask_rest(service, {"data": [bytearray(GOOD)] * 2}, accept="image/png", x_convscope_layers="conv1")
         assert (answer.status, json.loads(answer.body)["error"]["code"]) == (400, "bad_request")
 
     def test_the_pictures_that_come_along_where_any_size_is_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
         small = make_service(Edges(), Preprocessing(1, None, None), (), limits=Limits(max_reply_bytes=100_000))
-        monkeypatch.setattr(small._inference, "run", lambda jobs: pytest.fail("it was run") if jobs else None)
+        monkeypatch.setattr(small.predictor, "run", lambda jobs: pytest.fail("it was run") if jobs else None)
         message = wire.PredictRequest(pictures=[png(np.zeros((400, 400), np.uint8))])
         message.explain.method = "picture"
         assert ask_message(small, message).error.code == "reply_too_large"
 
 
 class TestWhatWins:
-    def test_a_field_over_a_header_that_is_not_offered(self, service: Service) -> None:
+    def test_a_field_over_a_header_that_is_not_offered(self, service: Pipeline) -> None:
         for row, headers in (
             ({"data": bytearray(GOOD), "accept": b"application/json"}, {}),
             ({"body": {"data": base64.b64encode(GOOD).decode(), "accept": "application/json"}}, JSON),
         ):
             assert ask_rest(service, row, accept="text/html", **headers).status == 200
 
-    def test_the_field_of_a_card(self, service: Service) -> None:
+    def test_the_field_of_a_card(self, service: Pipeline) -> None:
         for row, headers in (
             ({"describe": b"1", "accept": b"application/x-protobuf"}, {}),
             ({"body": {"describe": True, "accept": "application/x-protobuf"}}, JSON),
@@ -223,7 +225,7 @@ class TestWhatWins:
             assert wire.PredictReply.FromString(answer.body).card.classes == list(CIFAR_CLASSES)
 
     @pytest.mark.parametrize("row", [{"body": {"filters": ""}}, {"body": {"filters": None}}, {"filters": b" "}])
-    def test_no_filters_is_no_question(self, service: Service, row: dict[str, Any]) -> None:
+    def test_no_filters_is_no_question(self, service: Pipeline, row: dict[str, Any]) -> None:
         headers = JSON if "body" in row else {}
         assert "no picture" in ask_json(service, row, **headers)["error"]["message"]
         data = base64.b64encode(GOOD).decode()
@@ -246,7 +248,7 @@ def test_every_sixteen_bit_grey_is_the_nearest_of_eight_bits() -> None:
     assert np.array_equal(found.ravel(), np.rint(cells.ravel() / 257).astype(np.uint8))
 
 
-def test_maps_that_span_more_than_float32_holds_are_drawn(edges: Service) -> None:
+def test_maps_that_span_more_than_float32_holds_are_drawn(edges: Pipeline) -> None:
     picture = np.full((8, 8), 3e38, np.float32)
     picture[:, 4:] *= -1
     answer = ask_rest(edges, {"body": bytearray(npy(picture / 8))}, accept="image/png", x_convscope_layers="conv1")

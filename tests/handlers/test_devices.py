@@ -12,14 +12,13 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from handlers import images as pictures
-from handlers.engines.eager import SCORES, Eager
-from handlers.explanations import methods
-from handlers.maps import quantise_in_torch
+from handlers.images import preprocessing as pictures
+from handlers.network.engines.eager import SCORES, Eager
+from handlers.network.geometry import blank, layer_geometry
+from handlers.network.operations import count_multiply_adds
 from handlers.networks import NETWORKS, Network
-from handlers.networks.geometry import blank, layer_geometry
-from handlers.networks.operations import count_multiply_adds
-from handlers.resizing import resize_anywhere
+from handlers.outputs import explanation_methods as methods
+from handlers.outputs.maps import quantise_in_torch
 from tests.handlers.support import CIFAR_INPUT
 
 GPU = torch.device("cuda:0")
@@ -101,10 +100,8 @@ def forgetting() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("forgetting")
-def test_pictures_are_resized_and_normalised_on_the_gpu() -> None:
-    resized = resize_anywhere(torch.zeros(3, 48, 64, dtype=torch.uint8, device=GPU), (32, 32))
-    assert (resized.device, resized.dtype, tuple(resized.shape)) == (GPU, torch.uint8, (3, 32, 32))
-    values = pictures.normalise(resized[None], CIFAR_INPUT)
+def test_pictures_are_normalised_on_the_gpu() -> None:
+    values = pictures.normalise(torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=GPU), CIFAR_INPUT)
     assert (values.device, values.dtype, tuple(values.shape)) == (GPU, torch.float32, (1, 3, 32, 32))
     assert values.is_contiguous()
 

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from handlers.engines import choice
-from handlers.engines.choice import TOLERANCE, check, choose, difference
-from handlers.engines.eager import Eager
-from handlers.engines.session import Graph
-from handlers.images import noise
+from handlers.images.preprocessing import noise
+from handlers.network.engines import choice
+from handlers.network.engines.choice import TOLERANCE, check, choose, difference
+from handlers.network.engines.eager import Eager
+from handlers.network.engines.onnx import Graph
 from handlers.networks.cifar import Cifar
-from handlers.service import Service
+from handlers.pipeline import Pipeline
+from handlers.settings import Settings
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import CIFAR_INPUT, ask_json, ask_message, ask_rest, cells
 from tests.pictures import colours, png
@@ -30,15 +31,23 @@ STORE = Path(__file__).resolve().parents[2] / "model_store"
 MODELS = sorted(path.stem for path in STORE.glob("*.mar"))
 
 
-def load(model: str, folder: Path, engine: str, **more: str) -> Service:
+def load(model: str, folder: Path, engine: str, **more: str) -> Pipeline:
     with zipfile.ZipFile(STORE / f"{model}.mar") as archive:
         archive.extractall(folder)
     environment = {"CONVSCOPE_ENGINE": engine, "CONVSCOPE_MAX_RESPONSE_BYTES": str(2**28), **more}
-    return Service.load(folder, model=model, version="1.0", config={}, batch_size=1, gpu=None, environment=environment)
+    return Pipeline.load(
+        folder,
+        model=model,
+        version="1.0",
+        config={},
+        batch_size=1,
+        gpu=None,
+        settings=Settings.from_environment(environment),
+    )
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Service, Service]:
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pipeline, Pipeline]:
     """A committed archive in torch and in ONNX Runtime."""
     folder = tmp_path_factory.mktemp(request.param)
     return load(request.param, folder, "torch"), load(request.param, folder, "onnxruntime")
@@ -54,7 +63,7 @@ PICTURES = [png(colours(seed, 40, 36)) for seed in range(5)]
 
 class TestTheSameAnswers:
     @pytest.mark.parametrize("count", [1, 2, 5])
-    def test_of_float32(self, both: tuple[Service, Service], count: int) -> None:
+    def test_of_float32(self, both: tuple[Pipeline, Pipeline], count: int) -> None:
         message = wire.PredictRequest(pictures=PICTURES[:count], layers=["all"], top_k=0)
         torch_reply, fast_reply = (ask_message(service, message) for service in both)
         assert torch_reply.engine.startswith("torch-")
@@ -66,7 +75,7 @@ class TestTheSameAnswers:
             assert [one.layer for one in found.maps] == [one.layer for one in expected.maps]
             assert all(close(cells(one), cells(other)) for one, other in zip(found.maps, expected.maps, strict=True))
 
-    def test_of_float16(self, both: tuple[Service, Service]) -> None:
+    def test_of_float16(self, both: tuple[Pipeline, Pipeline]) -> None:
         """Rounding may go the other way: two neighbours of float16 apart, at most."""
         message = wire.PredictRequest(pictures=PICTURES, layers=["all"], map_dtype=wire.FLOAT16)
         expected, found = (ask_message(service, message) for service in both)
@@ -75,7 +84,7 @@ class TestTheSameAnswers:
             apart = np.abs(cells(one).astype(np.float32) - cells(other).astype(np.float32))
             assert (apart <= np.abs(cells(other).astype(np.float32)) * 2**-10 + TOLERANCE * largest).all()
 
-    def test_of_uint8(self, both: tuple[Service, Service]) -> None:
+    def test_of_uint8(self, both: tuple[Pipeline, Pipeline]) -> None:
         message = wire.PredictRequest(pictures=PICTURES, layers=["all"], map_dtype=wire.UINT8)
         expected, found = (ask_message(service, message) for service in both)
         for one, other in self.pairs(found, expected):
@@ -86,7 +95,7 @@ class TestTheSameAnswers:
                 assert np.abs(apart).max() <= 2 * TOLERANCE * largest
 
     @pytest.mark.parametrize("options", [{"pool": 1}, {"pool": 3}, {"channels": {"indexes": [0]}}])
-    def test_of_selections(self, both: tuple[Service, Service], options: dict[str, Any]) -> None:
+    def test_of_selections(self, both: tuple[Pipeline, Pipeline], options: dict[str, Any]) -> None:
         message = wire.PredictRequest(pictures=PICTURES, layers=["all"], **options)
         expected, found = (ask_message(service, message) for service in both)
         if options.get("pool", 1) > min(min(layer.shape[1:]) for layer in both[0]._geometry.values()):
@@ -96,7 +105,7 @@ class TestTheSameAnswers:
         for one, other in self.pairs(found, expected):
             assert np.allclose(cells(one), cells(other), rtol=1e-4, atol=1e-4)
 
-    def test_in_every_format(self, both: tuple[Service, Service]) -> None:
+    def test_in_every_format(self, both: tuple[Pipeline, Pipeline]) -> None:
         first = next(iter(both[0]._geometry))
         row, asked = {"body": bytearray(PICTURES[0])}, {"x_convscope_layers": first}
         one, other = (ask_json(service, row, **asked)["results"][0]["maps"][first] for service in both)
@@ -115,7 +124,7 @@ class TestTheSameAnswers:
         return pairs
 
 
-def test_one_layer_alone_is_the_same_as_among_all(both: tuple[Service, Service]) -> None:
+def test_one_layer_alone_is_the_same_as_among_all(both: tuple[Pipeline, Pipeline]) -> None:
     _, fast = both
     together = ask_message(fast, wire.PredictRequest(pictures=PICTURES[:1], layers=["all"])).results[0]
     for item in together.maps:
@@ -125,9 +134,9 @@ def test_one_layer_alone_is_the_same_as_among_all(both: tuple[Service, Service])
         assert alone.top == together.top
 
 
-def test_maps_stay_what_they_were_when_more_pictures_run(both: tuple[Service, Service]) -> None:
+def test_maps_stay_what_they_were_when_more_pictures_run(both: tuple[Pipeline, Pipeline]) -> None:
     for service in both:
-        engine = service._inference._network
+        engine = service.predictor._network
         images = noise(service._preprocessing, 4)
         layers = frozenset(engine.layers)
         _, maps = engine.forward(images, layers)
@@ -137,9 +146,9 @@ def test_maps_stay_what_they_were_when_more_pictures_run(both: tuple[Service, Se
         assert all(torch.equal(maps[name], kept[name]) for name in layers)
 
 
-def test_arrays_come_out_as_tensors_do(both: tuple[Service, Service]) -> None:
+def test_arrays_come_out_as_tensors_do(both: tuple[Pipeline, Pipeline]) -> None:
     for service in both:
-        engine = service._inference._network
+        engine = service.predictor._network
         images = noise(service._preprocessing, 3)
         scores, maps = engine.forward(images, frozenset(engine.layers))
         found, arrays = engine.run(images.numpy(), frozenset(engine.layers))
@@ -158,7 +167,7 @@ def test_arrays_come_out_as_tensors_do(both: tuple[Service, Service]) -> None:
 
 @pytest.mark.parametrize("asked", [{}, {"layers": ["all"]}, {"layers": ["all"], "map_dtype": wire.UINT8}])
 def test_torch_has_no_part_in_what_another_engine_answers(
-    asked: dict[str, Any], both: tuple[Service, Service], monkeypatch: pytest.MonkeyPatch
+    asked: dict[str, Any], both: tuple[Pipeline, Pipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its code costs more than the work does, where it is called once a request."""
     calls: list[str] = []
@@ -184,7 +193,7 @@ def test_torch_has_no_part_in_what_another_engine_answers(
         assert calls != []
 
 
-def test_the_card_says_which_engine_runs(both: tuple[Service, Service]) -> None:
+def test_the_card_says_which_engine_runs(both: tuple[Pipeline, Pipeline]) -> None:
     for service, name in zip(both, ("torch-", "onnxruntime-"), strict=True):
         assert ask_json(service, {"body": bytearray()})["engine"].startswith(name)
 

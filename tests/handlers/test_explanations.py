@@ -16,15 +16,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from handlers.bundle import Limits
-from handlers.explanations import explainer
-from handlers.explanations.asked import METHODS, OF_GRADIENTS
-from handlers.explanations.methods import integrated_gradients
-from handlers.explanations.painting import paint, stretch
-from handlers.images import Preprocessing, stack
+from handlers.api.limits import Limits
+from handlers.api.options import METHODS, OF_GRADIENTS
+from handlers.images.preprocessing import Preprocessing, stack
 from handlers.networks.cifar import Cifar
 from handlers.networks.deep import Deep
-from handlers.service import Service
+from handlers.outputs import explainer
+from handlers.outputs.explanation_methods import integrated_gradients
+from handlers.outputs.png import paint, stretch
+from handlers.pipeline import Pipeline
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, ask_json, ask_message, ask_rest, make_service
 from tests.pictures import FIVE_BY_FIVE, colours, npy, png
@@ -73,18 +73,18 @@ def deep_network() -> Deep:
 
 
 @pytest.fixture(scope="module")
-def deep(deep_network: Deep) -> Service:
+def deep(deep_network: Deep) -> Pipeline:
     return make_service(deep_network, CIFAR_INPUT, CIFAR_CLASSES)
 
 
-def explain(service: Service, file: bytes = GOOD, **asked: Any) -> wire.Explanation:
+def explain(service: Pipeline, file: bytes = GOOD, **asked: Any) -> wire.Explanation:
     message = wire.PredictRequest(pictures=[file], explain=wire.Explain(**asked))
     reply = ask_message(service, message)
     assert not reply.HasField("error"), reply.error
     return reply.results[0].explanation
 
 
-def refusal(service: Service, pictures: tuple[bytes, ...] = (GOOD,), **asked: Any) -> tuple[str, str]:
+def refusal(service: Pipeline, pictures: tuple[bytes, ...] = (GOOD,), **asked: Any) -> tuple[str, str]:
     reply = ask_message(service, wire.PredictRequest(pictures=pictures, explain=wire.Explain(**asked)))
     return reply.error.code, reply.error.message
 
@@ -99,7 +99,7 @@ def array(tensor: wire.Tensor) -> np.ndarray[Any, Any]:
 
 class TestAsCaptumSays:
     @pytest.mark.parametrize("layer", ["block3", "block7"])
-    def test_grad_cam(self, deep: Service, deep_network: Deep, layer: str) -> None:
+    def test_grad_cam(self, deep: Pipeline, deep_network: Deep, layer: str) -> None:
         strongest = []
         for target in range(10):
             expected = LayerGradCam(deep_network, getattr(deep_network, layer)).attribute(
@@ -112,33 +112,33 @@ class TestAsCaptumSays:
         assert max(strongest) > 0
 
     @pytest.mark.parametrize(("window", "step"), [(4, 2), (5, 3), (8, 8), (32, 1)])
-    def test_occlusion(self, service: Service, network: Cifar, window: int, step: int) -> None:
+    def test_occlusion(self, service: Pipeline, network: Cifar, window: int, step: int) -> None:
         expected = Occlusion(network).attribute(IMAGE, (3, window, window), target=3, strides=(3, step, step))
         found = array(explain(service, method="occlusion", target=3, window=window, step=step).heat)
         assert found.shape == (1, 32, 32)
         for channel in expected[0].numpy():
             assert np.allclose(found[0], channel, rtol=1e-4, atol=1e-5 * np.abs(channel).max())
 
-    def test_input_gradient(self, service: Service, network: Cifar) -> None:
+    def test_input_gradient(self, service: Pipeline, network: Cifar) -> None:
         expected = Saliency(network).attribute(IMAGE.clone().requires_grad_(), target=2, abs=False)
         found = array(explain(service, method="input_gradient", target=2).heat)
         assert np.allclose(found, expected[0].detach(), **CLOSE)
 
     @pytest.mark.parametrize("steps", [None, 7, 100])
-    def test_integrated_gradients(self, deep: Service, deep_network: Deep, steps: int | None) -> None:
+    def test_integrated_gradients(self, deep: Pipeline, deep_network: Deep, steps: int | None) -> None:
         method = IntegratedGradients(deep_network)
         expected, delta = method.attribute(IMAGE, target=5, n_steps=steps or 32, return_convergence_delta=True)
         found = explain(deep, method="integrated_gradients", target=5, steps=steps)
         assert np.allclose(array(found.heat), expected[0].detach(), rtol=1e-3, atol=1e-6)
         assert found.delta == pytest.approx(delta.item(), abs=1e-4)
 
-    def test_the_map_that_cam_weighs(self, deep: Service, deep_network: Deep) -> None:
+    def test_the_map_that_cam_weighs(self, deep: Pipeline, deep_network: Deep) -> None:
         maps = LayerActivation(deep_network, deep_network.block7).attribute(IMAGE)
         expected = (deep_network.fc.weight[4].detach().view(1, -1, 1, 1) * maps).sum(dim=1)
         assert np.allclose(array(explain(deep, method="cam", target=4).heat), expected.detach(), **CLOSE)
 
 
-def test_the_input_gradient_is_that_of_autograd(deep: Service, deep_network: Deep) -> None:
+def test_the_input_gradient_is_that_of_autograd(deep: Pipeline, deep_network: Deep) -> None:
     image = IMAGE.clone().requires_grad_()
     deep_network(image)[0, 6].backward()
     assert image.grad is not None
@@ -154,13 +154,13 @@ def test_integrated_gradients_take_no_more_pictures_at_a_time_than_fit(monkeypat
 
     image = torch.rand(1, 3, 8, 8)
     whole, _ = integrated_gradients(network, image, 0, 40, lambda: None)
-    monkeypatch.setattr("handlers.explanations.methods._CHUNK_BYTES", 7 * image.nbytes)
+    monkeypatch.setattr("handlers.outputs.explanation_methods._CHUNK_BYTES", 7 * image.nbytes)
     cut, _ = integrated_gradients(network, image, 0, 40, lambda: None)
     assert taken == [40, 2, 7, 7, 7, 7, 7, 5, 2]
     assert torch.allclose(cut, whole, atol=1e-6)
 
 
-def test_integrated_gradients_add_up_to_the_change_of_the_logit(deep: Service, deep_network: Deep) -> None:
+def test_integrated_gradients_add_up_to_the_change_of_the_logit(deep: Pipeline, deep_network: Deep) -> None:
     found = explain(deep, method="integrated_gradients", target=1, steps=200)
     with torch.no_grad():
         change = (deep_network(IMAGE) - deep_network(torch.zeros_like(IMAGE)))[0, 1].item()
@@ -169,7 +169,7 @@ def test_integrated_gradients_add_up_to_the_change_of_the_logit(deep: Service, d
     assert abs(found.delta) < 0.01 * max(abs(change), 0.1)
 
 
-def test_cam_averages_to_the_logit_without_its_bias(deep: Service, deep_network: Deep) -> None:
+def test_cam_averages_to_the_logit_without_its_bias(deep: Pipeline, deep_network: Deep) -> None:
     with torch.no_grad():
         logits = deep_network(IMAGE)[0] - deep_network.fc.bias
     for target in range(10):
@@ -177,13 +177,13 @@ def test_cam_averages_to_the_logit_without_its_bias(deep: Service, deep_network:
         assert found.mean() == pytest.approx(logits[target].item(), abs=1e-5)
 
 
-def test_grad_cam_keeps_what_cam_says_for_the_class(deep: Service) -> None:
+def test_grad_cam_keeps_what_cam_says_for_the_class(deep: Pipeline) -> None:
     whole, kept = (array(explain(deep, method=method, layer="block7", target=8).heat) for method in ("cam", "grad_cam"))
     assert np.allclose(np.maximum(whole, 0) / whole[0].size, kept, **CLOSE)
 
 
 @pytest.mark.parametrize("method", EXPLAINING)
-def test_other_weights_give_another_answer(deep: Service, method: str) -> None:
+def test_other_weights_give_another_answer(deep: Pipeline, method: str) -> None:
     torch.manual_seed(2)
     other = make_service(Deep().eval(), CIFAR_INPUT, CIFAR_CLASSES)
     layer = "block3" if method == "grad_cam" else ""  # At the last map nothing may speak for a class.
@@ -194,7 +194,7 @@ def test_other_weights_give_another_answer(deep: Service, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", EXPLAINING)
-def test_other_classes_give_another_answer(deep: Service, method: str) -> None:
+def test_other_classes_give_another_answer(deep: Pipeline, method: str) -> None:
     one, two = (array(explain(deep, method=method, target=target).heat) for target in (0, 1))
     assert not np.allclose(one, two)
 
@@ -350,12 +350,12 @@ class TestTheCard:
             error = refusal(service, method=method)[0]
             assert error == ("" if method in listed else "bad_request"), method
 
-    def test_lists_the_picture_where_there_are_no_classes(self, edges: Service) -> None:
+    def test_lists_the_picture_where_there_are_no_classes(self, edges: Pipeline) -> None:
         assert ask_json(edges, {"body": bytearray()})["explanations"] == ["picture"]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_explanation_changes_no_prediction(service: Service, method: str) -> None:
+def test_an_explanation_changes_no_prediction(service: Pipeline, method: str) -> None:
     plain = ask_message(service, wire.PredictRequest(pictures=[GOOD], layers=["all"], top_k=0))
     if method != "cam":
         explain(service, method=method)
@@ -368,7 +368,7 @@ def test_an_explanation_changes_no_prediction(service: Service, method: str) -> 
 
 
 class TestDefaults:
-    def test_grad_cam_of_the_most_probable_class_at_the_last_map(self, deep: Service) -> None:
+    def test_grad_cam_of_the_most_probable_class_at_the_last_map(self, deep: Pipeline) -> None:
         reply = ask_message(deep, wire.PredictRequest(pictures=[GOOD], explain=wire.Explain()))
         [result] = reply.results
         found = result.explanation
@@ -382,7 +382,7 @@ class TestDefaults:
         service = make_service(network, CIFAR_INPUT, CIFAR_CLASSES, layers={"maps": "1", "mean": "2"})
         assert explain(service).layer == "maps"
 
-    def test_occlusion_covers_a_quarter_and_gradients_take_thirty_two_steps(self, service: Service) -> None:
+    def test_occlusion_covers_a_quarter_and_gradients_take_thirty_two_steps(self, service: Pipeline) -> None:
         assert explain(service, method="occlusion") == explain(service, method="occlusion", window=8, step=4)
         method = "integrated_gradients"
         assert explain(service, method=method) == explain(service, method=method, steps=32)
@@ -390,7 +390,7 @@ class TestDefaults:
 
 class TestRefused:
     @pytest.mark.parametrize("method", EXPLAINING)
-    def test_of_a_network_without_classes(self, edges: Service, method: str) -> None:
+    def test_of_a_network_without_classes(self, edges: Pipeline, method: str) -> None:
         code, message = refusal(edges, (npy(FIVE_BY_FIVE),), method=method)
         assert code == "bad_request"
         assert "no classes" in message
@@ -409,12 +409,12 @@ class TestRefused:
             ({"view": "sideways"}, "bad_request", "overlay, heat"),
         ],
     )
-    def test_what_has_no_meaning(self, service: Service, asked: dict[str, Any], code: str, word: str) -> None:
+    def test_what_has_no_meaning(self, service: Pipeline, asked: dict[str, Any], code: str, word: str) -> None:
         found, message = refusal(service, **asked)
         assert found == code
         assert word in message
 
-    def test_more_work_than_a_request_may_make(self, service: Service) -> None:
+    def test_more_work_than_a_request_may_make(self, service: Pipeline) -> None:
         code, message = refusal(service, (GOOD,) * 5, method="occlusion", window=1, step=1)
         assert code == "bad_request"
         assert "5,120 runs" in message
@@ -454,7 +454,7 @@ class TestRefused:
         assert explain(small, method="occlusion").heat.shape == [1, 32, 32]
 
 
-def test_a_bad_picture_fails_alone(service: Service) -> None:
+def test_a_bad_picture_fails_alone(service: Pipeline) -> None:
     reply = ask_message(service, wire.PredictRequest(pictures=[GOOD, b"text", GOOD], explain=wire.Explain()))
     assert [result.error.code for result in reply.results] == ["", "bad_image", ""]
     assert reply.results[0].explanation == reply.results[2].explanation
@@ -465,11 +465,11 @@ def test_a_request_that_takes_too_long_ends_and_its_neighbours_are_answered(
     network: Cifar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = make_service(network, CIFAR_INPUT, CIFAR_CLASSES)
-    monkeypatch.setattr(service._explainer, "_max_seconds", 0.0)
+    monkeypatch.setattr(service.explainer, "_max_seconds", 0.0)
     slow = wire.PredictRequest(pictures=[GOOD], explain=wire.Explain(method="occlusion"))
     plain = wire.PredictRequest(pictures=[GOOD], layers=["conv2"])
     rows = [{"request": bytearray(message.SerializeToString())} for message in (plain, slow, plain)]
-    replies = [wire.PredictReply.FromString(answer.body) for answer in service.answer(rows, [{}] * 3)]
+    replies = [wire.PredictReply.FromString(answer.body) for answer in service.respond(rows, [{}] * 3)]
     assert [reply.error.code for reply in replies] == ["", "bad_request", ""]
     assert "took longer" in replies[1].error.message
 
@@ -487,7 +487,7 @@ def test_an_unexpected_failure_stays_with_its_picture(network: Cifar, monkeypatc
 
 @pytest.mark.parametrize("dtype", [wire.FLOAT16, wire.UINT8])
 @pytest.mark.parametrize("method", ["grad_cam", "input_gradient"])
-def test_heat_travels_in_the_dtype_of_maps(service: Service, dtype: wire.Dtype, method: str) -> None:
+def test_heat_travels_in_the_dtype_of_maps(service: Pipeline, dtype: wire.Dtype, method: str) -> None:
     message = wire.PredictRequest(pictures=[GOOD], explain=wire.Explain(method=method), map_dtype=dtype)
     heat = ask_message(service, message).results[0].explanation.heat
     exact = array(explain(service, method=method).heat)
@@ -495,7 +495,7 @@ def test_heat_travels_in_the_dtype_of_maps(service: Service, dtype: wire.Dtype, 
     assert np.allclose(array(heat), exact, atol=np.ptp(exact) / 400)
 
 
-def test_the_picture_comes_as_the_network_saw_it(service: Service, edges: Service) -> None:
+def test_the_picture_comes_as_the_network_saw_it(service: Pipeline, edges: Pipeline) -> None:
     large = np.asarray(Image.fromarray(colours(3, 80, 60)))
     found = explain(service, png(large), method="grad_cam", picture=True)
     seen = array(found.picture)
@@ -510,7 +510,7 @@ def test_the_picture_comes_as_the_network_saw_it(service: Service, edges: Servic
 class TestOverRest:
     ROW: ClassVar = {"body": bytearray(GOOD)}
 
-    def test_the_path_of_explanations_asks_for_grad_cam(self, service: Service) -> None:
+    def test_the_path_of_explanations_asks_for_grad_cam(self, service: Pipeline) -> None:
         """TorchServe adds the header `explain: True` to what comes to /explanations."""
         values = ask_json(service, self.ROW, explain="True")
         found = values["results"][0]["explanation"]
@@ -518,7 +518,7 @@ class TestOverRest:
         assert found["heat"]["shape"] == [1, 16, 16]
         assert set(found) == {"method", "layer", "target", "label", "heat"}
 
-    def test_every_way_to_say_it_gives_the_same(self, service: Service) -> None:
+    def test_every_way_to_say_it_gives_the_same(self, service: Pipeline) -> None:
         asked = {"method": "occlusion", "window": 8, "step": 4, "target": 2}
         text = "occlusion,window=8,step=4,target=2"
         encoded = base64.b64encode(GOOD).decode()
@@ -529,7 +529,7 @@ class TestOverRest:
             ask_json(service, {"data": bytearray(GOOD), "explain": bytearray(text.encode())}),
             ask_json(service, {"body": {"data": encoded, "explain": asked}}, Content_Type="application/json"),
         ]
-        [plain] = service.answer(
+        [plain] = service.respond(
             [{"data": bytearray(GOOD), "explain": b"method=" + text.encode(), "accept": b"application/json"}], [{}]
         )
         ways.append(json.loads(plain.body))
@@ -537,7 +537,7 @@ class TestOverRest:
         assert json.loads(one)[0]["explanation"]["target"] == 2
 
     @pytest.mark.parametrize("text", ["false", "0"])
-    def test_false_is_no_explanation(self, service: Service, text: str) -> None:
+    def test_false_is_no_explanation(self, service: Pipeline, text: str) -> None:
         assert "explanation" not in ask_json(service, self.ROW, X_Convscope_Explain=text)["results"][0]
 
     @pytest.mark.parametrize(
@@ -547,28 +547,28 @@ class TestOverRest:
             {"body": {"data": base64.b64encode(GOOD).decode(), "explain": False}},
         ],
     )
-    def test_nor_is_it_where_explanations_are_asked_for(self, service: Service, row: dict[str, Any]) -> None:
+    def test_nor_is_it_where_explanations_are_asked_for(self, service: Pipeline, row: dict[str, Any]) -> None:
         headers = {"Content_Type": "application/json"} if "body" in row else {}
         assert "explanation" not in ask_json(service, row, explain="True", **headers)["results"][0]
 
-    def test_a_message_to_explanations_need_not_say_so(self, service: Service) -> None:
+    def test_a_message_to_explanations_need_not_say_so(self, service: Pipeline) -> None:
         row = {"body": bytearray(wire.PredictRequest(pictures=[GOOD]).SerializeToString())}
         headers = {"Content_Type": "application/x-protobuf", "Accept": "application/json"}
         assert ask_json(service, row, explain="True", **headers)["results"][0]["explanation"]["method"] == "grad_cam"
 
-    def test_commas_too_many_change_nothing(self, service: Service) -> None:
+    def test_commas_too_many_change_nothing(self, service: Pipeline) -> None:
         values = ask_json(service, self.ROW, X_Convscope_Explain="occlusion, window=8,,")
         assert values["results"][0]["explanation"]["method"] == "occlusion"
 
     @pytest.mark.parametrize("text", ["occlusion,cam", "occlusion,window=3,window=4"])
-    def test_a_word_said_twice_is_refused(self, service: Service, text: str) -> None:
+    def test_a_word_said_twice_is_refused(self, service: Pipeline, text: str) -> None:
         assert "twice" in ask_json(service, self.ROW, X_Convscope_Explain=text)["error"]["message"]
 
     @pytest.mark.parametrize("text", ["nonsense", "occlusion,widow=3", '{"method": 1}', "[1]", "grad_cam,target=cat"])
-    def test_nonsense_is_refused(self, service: Service, text: str) -> None:
+    def test_nonsense_is_refused(self, service: Pipeline, text: str) -> None:
         assert ask_json(service, self.ROW, X_Convscope_Explain=text)["error"]["code"] == "bad_request"
 
-    def test_npz_holds_heat_and_picture(self, service: Service) -> None:
+    def test_npz_holds_heat_and_picture(self, service: Pipeline) -> None:
         text = "integrated_gradients,picture=true,steps=20"
         answer = ask_rest(service, self.ROW, Accept="application/x-npz", X_Convscope_Explain=text)
         arrays = np.load(io.BytesIO(answer.body), allow_pickle=False)
@@ -580,7 +580,7 @@ class TestOverRest:
 
     @pytest.mark.parametrize("method", METHODS)
     @pytest.mark.parametrize("view", ["overlay", "heat"])
-    def test_png_is_large_enough_to_see(self, deep: Service, method: str, view: str) -> None:
+    def test_png_is_large_enough_to_see(self, deep: Pipeline, method: str, view: str) -> None:
         text = f"{method},view={view}"
         answer = ask_rest(deep, self.ROW, Accept="image/png", X_Convscope_Explain=text, X_Convscope_Map_Dtype="uint8")
         assert answer.media_type == "image/png", answer.body
@@ -588,7 +588,7 @@ class TestOverRest:
         assert (image.mode, image.size) == ("RGB", (256, 256))
         assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 10
 
-    def test_png_shows_one_picture(self, service: Service) -> None:
+    def test_png_shows_one_picture(self, service: Pipeline) -> None:
         row = {"data": [bytearray(GOOD), bytearray(GOOD)]}
         answer = ask_rest(service, row, Accept="image/png", explain="True")
         assert json.loads(answer.body)["error"]["code"] == "bad_request"

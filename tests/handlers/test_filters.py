@@ -13,11 +13,11 @@ import torchvision
 from torch import nn
 from torch.nn import functional
 
-from handlers import filters
-from handlers.bundle import Limits
-from handlers.errors import BadRequest
+from handlers.api.errors import BadRequest
+from handlers.api.limits import Limits
+from handlers.network.geometry import layer_geometry
 from handlers.networks import Cifar, Deep, Digits, Flat
-from handlers.networks.geometry import layer_geometry
+from handlers.outputs import filters
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, ask_json, ask_message, ask_rest, make_service
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from handlers.errors import RequestError
-from handlers.images import Preprocessing, decode
+from handlers.api.errors import RequestError
+from handlers.images.decoding import decode
+from handlers.images.preprocessing import Preprocessing
 from tests.campaign.pictures import NETWORKS, measure
 from tests.hostile import HEAVY, endless
 
@@ -53,7 +54,7 @@ def test_damaged_files_are_rejected_with_our_own_words() -> None:
 TALL = """
 import resource, sys
 import numpy as np
-from handlers.resizing import resize
+from handlers.images.preprocessing import resize
 resize(np.zeros((64, 64, 3), np.uint8), (224, 224))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 resize(np.zeros((1_000_000, 1, 3), sys.argv[1]), (224, 224))

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from torch import Tensor
 
-from handlers.errors import BadImage, ImageTooLarge, RequestError, TooManyImages, WrongChannels
-from handlers.images import Preprocessing, decode, normalise, stack
+from handlers.api.errors import BadImage, ImageTooLarge, RequestError, TooManyImages, WrongChannels
+from handlers.images.decoding import decode
+from handlers.images.preprocessing import Preprocessing, normalise, stack, stack_on
 from tests.containers import chunk, npy_header, png_header
 from tests.handlers.support import CIFAR_INPUT
 from tests.pictures import colours, npy, png, saved
@@ -329,3 +331,39 @@ def test_preprocessing_survives_json() -> None:
 def test_preprocessing_that_contradicts_itself_is_refused(values: tuple[Any, ...]) -> None:
     with pytest.raises(ValueError, match=r"must|need"):
         Preprocessing(*values)
+
+
+class TestSentToAGpu:
+    @pytest.fixture(autouse=True)
+    def sent(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """Let what is sent to a GPU stay here."""
+        calls: list[int] = []
+
+        def send(pictures: Any, device: torch.device) -> Tensor:
+            calls.append(len(pictures))
+            return torch.from_numpy(np.stack(pictures))
+
+        monkeypatch.setattr("handlers.images.preprocessing._send", send)
+        return calls
+
+    def test_bytes_become_there_what_they_become_here(self, sent: list[int]) -> None:
+        pictures = [colours(seed) for seed in range(3)]
+        found = stack_on(torch.device("cuda:0"), pictures, CIFAR_INPUT)
+        assert isinstance(found, Tensor)
+        assert found.is_contiguous()
+        assert np.array_equal(found.numpy(), stack(pictures, CIFAR_INPUT))
+        assert sent == [3]
+
+    def test_floats_are_made_ready_here(self, sent: list[int]) -> None:
+        pictures: list[Any] = [colours(0), colours(1) / np.float32(255)]
+        found = stack_on(torch.device("cuda:0"), pictures, CIFAR_INPUT)
+        assert isinstance(found, np.ndarray)
+        assert np.array_equal(found, stack(pictures, CIFAR_INPUT))
+        assert np.array_equal(
+            stack_on(torch.device("cpu"), pictures[:1], CIFAR_INPUT), stack(pictures[:1], CIFAR_INPUT)
+        )
+        assert sent == []
+
+    def test_a_network_without_statistics_gets_the_scale_alone(self) -> None:
+        images = torch.from_numpy(colours()).permute(2, 0, 1)[None]
+        assert torch.equal(normalise(images, Preprocessing(3, None, None)), images / 255)

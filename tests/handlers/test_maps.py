@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from handlers.errors import BadImage, BadRequest
-from handlers.maps import FeatureMap, prepare, quantise, quantise_in_torch
-from handlers.options import Options
+from handlers.api.errors import BadImage, BadRequest
+from handlers.api.options import Options
+from handlers.outputs.maps import FeatureMap, prepare, quantise, quantise_in_torch
 
 OPTIONS = [
     *({"map_dtype": dtype} for dtype in ("float32", "float16", "uint8")),

@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from prometheus_client import Histogram
 from torch import nn
 
-from handlers import errors
-from handlers.bundle import Limits
-from handlers.metrics import MOST_CLASSES, Metrics
+from handlers.api import errors
+from handlers.api.job import Job
+from handlers.api.limits import Limits
 from handlers.networks.cifar import Cifar
-from handlers.service import Service
-from handlers.slots import Slot, slot_name
-from handlers.telemetry import Silence, Telemetry
-from handlers.trace import Trace
+from handlers.ops.metrics import MOST_CLASSES, Metrics, slot_name
+from handlers.ops.telemetry import Telemetry
+from handlers.outputs.response import Response
+from handlers.pipeline import Pipeline
+from handlers.torchserve.patches import PATCHES
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.metering import every, scrape, value
 from tests.handlers.support import CIFAR_CLASSES, ask_message, ask_rest
@@ -52,7 +52,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def service(directory: Path) -> Service:
+def service(directory: Path) -> Pipeline:
     return metered()
 
 
@@ -83,7 +83,7 @@ ROWS: list[tuple[dict[str, Any], dict[str, Any], str, str, tuple[str, ...], tupl
     (body(GOOD), REST | {"accept": "image/png"}, "json", "bad_request", (), ("read", "decode")),
     (body(b"text"), REST | {"accept": "image/png"}, "json", "bad_image", ("bad_image",), UNSEEN),
     (body(GOOD), REST | {"accept": "text/html"}, "json", "bad_request", (), ()),
-    ({"body": {"data": "%%%"}}, REST | {"content-type": "application/json"}, "json", "bad_request", (), ()),
+    ({"body": b'{"data": "%%%"}'}, REST | {"content-type": "application/json"}, "json", "bad_request", (), ()),
 ]
 CARDS: list[tuple[dict[str, Any], dict[str, Any]]] = [({"body": ""}, REST), ({"describe": bytearray(b"1")}, GRPC)]
 
@@ -99,11 +99,11 @@ def counts(directory: Path, name: str) -> Counter[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 18])
-def test_every_request_is_counted_exactly_once(service: Service, directory: Path, batch: int) -> None:
+def test_every_request_is_counted_exactly_once(service: Pipeline, directory: Path, batch: int) -> None:
     rows = [(row, properties) for row, properties, *_ in ROWS] * 3 + CARDS
     for start in range(0, len(rows), batch):
         some = rows[start : start + batch]
-        service.answer([dict(row) for row, _ in some], [properties for _, properties in some])
+        service.respond([dict(row) for row, _ in some], [properties for _, properties in some])
     asked, answered, stages = Counter[Any](), Counter[Any](), Counter[Any]()
     for _, properties, kind, code, pictures, passed in ROWS * 3:
         asked[code, kind, transport(properties)] += 1
@@ -125,9 +125,9 @@ def test_every_request_is_counted_exactly_once(service: Service, directory: Path
     assert value(directory, "convscope_in_flight") == 0
 
 
-def test_pictures_bytes_class_and_confidence_are_those_of_the_replies(service: Service, directory: Path) -> None:
+def test_pictures_bytes_class_and_confidence_are_those_of_the_replies(service: Pipeline, directory: Path) -> None:
     message = wire.PredictRequest(pictures=[png(colours(seed)) for seed in range(5)], layers=["conv1"])
-    [answer] = service.answer([{"request": bytearray(message.SerializeToString())}], [{}])
+    [answer] = service.respond([{"request": bytearray(message.SerializeToString())}], [{}])
     best = [result.top[0] for result in wire.PredictReply.FromString(answer.body).results]
     assert counts(directory, "convscope_request_pictures_sum") == {("grpc",): 5}
     assert counts(directory, "convscope_reply_bytes_sum") == {("protobuf", "grpc"): len(answer.body)}
@@ -160,10 +160,10 @@ def test_filters_are_cards_whatever_becomes_of_them(directory: Path, filters: st
     assert counts(directory, "convscope_requests_total") == {("ok", "protobuf", "grpc"): 1}
 
 
-def test_what_cannot_be_recorded_once_is_missing_once(service: Service, directory: Path) -> None:
-    odd = Trace({})
-    odd.media_type = "text/plain"
-    service._telemetry.record([odd], 0.1)
+def test_what_cannot_be_recorded_once_is_missing_once(service: Pipeline, directory: Path) -> None:
+    odd = Job({}, {})
+    odd.response = Response([], "text/plain")
+    service.telemetry.record([odd], 0.1)
     ask_message(service, wire.PredictRequest(pictures=[GOOD]))
     assert counts(directory, "convscope_requests_total") == {("ok", "protobuf", "grpc"): 1}
 
@@ -172,42 +172,48 @@ def test_what_warms_the_server_up_is_not_counted(directory: Path, tmp_path: Path
     flag = tmp_path / "starting"
     flag.touch()
     service = metered(Cifar(), starting_file=flag)
-    service.answer([message(GOOD)], [GRPC])
-    service.rehearse()
+    service.respond([message(GOOD)], [GRPC])
+    service.warm_up()
     assert not counts(directory, "convscope_requests_total")
     flag.unlink()
-    service.rehearse()
-    service.answer([message(GOOD)], [GRPC])
+    service.warm_up()
+    service.respond([message(GOOD)], [GRPC])
     assert counts(directory, "convscope_requests_total") == {("ok", "protobuf", "grpc"): 1}
     assert value(directory, "convscope_batch_requests_count") == 1
     assert value(directory, "convscope_in_flight") == 0
 
 
-def test_requests_are_in_flight_while_they_are_answered(service: Service, directory: Path) -> None:
+def test_requests_are_in_flight_while_they_are_answered(service: Pipeline, directory: Path) -> None:
     seen: list[float] = []
-    run = service._inference.run
-    service._inference.run = lambda jobs: (seen.append(value(directory, "convscope_in_flight")), run(jobs))[1]  # type: ignore[method-assign,func-returns-value]
-    service.answer([message(GOOD)] * 3, [GRPC] * 3)
+    run = service.predictor.run
+    service.predictor.run = lambda jobs: (seen.append(value(directory, "convscope_in_flight")), run(jobs))[1]  # type: ignore[method-assign,func-returns-value]
+    service.respond([message(GOOD)] * 3, [GRPC] * 3)
     assert seen == [3]
     assert value(directory, "convscope_in_flight") == 0
 
 
-def test_starts_load_time_and_what_answers_are_told(service: Service, directory: Path) -> None:
-    service._telemetry.loaded(1.5)
-    service._telemetry.loaded(0.25)
+def test_starts_load_time_and_what_answers_are_told(service: Pipeline, directory: Path) -> None:
+    service.telemetry.loaded(1.5)
+    service.telemetry.loaded(0.25)
     assert value(directory, "convscope_worker_starts_total") == 2
     assert value(directory, "convscope_load_seconds") == 0.25
     [(labels, number)] = scrape(directory)["convscope_model_info"]
     assert (labels["engine"], labels["device"], labels["torch"], number) == ("torch-test", "cpu", torch.__version__, 1)
 
 
-def test_labels_are_bounded_whatever_callers_send(service: Service, directory: Path) -> None:
+def test_every_patch_of_the_worker_is_told_on_or_off(service: Pipeline, directory: Path) -> None:
+    for is_active in (True, False):
+        service.telemetry.patched(dict.fromkeys(PATCHES, is_active))
+        assert every(directory, "convscope_patch_active") == [({"patch": name}, is_active) for name in PATCHES]
+
+
+def test_labels_are_bounded_whatever_callers_send(service: Pipeline, directory: Path) -> None:
     before = sizes(directory)
     for number in range(50):
         text = f"x{number}"
         ask_message(service, wire.PredictRequest(pictures=[GOOD], layers=[text], request_id=text))
         ask_rest(service, {"body": bytearray(GOOD), text: text}, accept=f"application/{text}", x_request_id=text)
-        service.answer([{"data": bytearray(GOOD), text: b""}], [GRPC])
+        service.respond([{"data": bytearray(GOOD), text: b""}], [GRPC])
     assert counts(directory, "convscope_requests_total").total() == 150
     assert sizes(directory) == before
 
@@ -231,37 +237,14 @@ def test_every_code_there_is_can_be_counted() -> None:
     assert all(f"| `{code}` |" in listed for code in errors.CODES)
 
 
-def test_buckets_are_filled_as_prometheus_client_fills_them(directory: Path) -> None:
-    bounds = (0.1, 0.5, 1.0, 30.0)
-    amounts = [0, 0.05, 0.1, 0.10001, 0.5, 0.7, 1, 29, 30, 30.5, 1e9]
-    slot = Slot(directory, "slot1", {"model": "cifar", "version": "1.0"})
-    ours = slot.histograms("ours", "Text.", {}, bounds)[()]
-    slot.open()
-    theirs = Histogram("ours", "Text.", registry=None, buckets=bounds)
-    for amount in amounts:
-        ours.observe(amount)
-        theirs.observe(amount)
-    [family] = theirs.collect()
-    expected = {(sample.name, sample.labels.get("le")): sample.value for sample in family.samples}
-    found = {(name, labels.get("le")): number for name, all_ in scrape(directory).items() for labels, number in all_}
-    assert found == {key: number for key, number in expected.items() if key[0] != "ours_created"}
-
-
 def test_latencies_fall_into_the_buckets_that_every_part_of_the_system_shares(
-    service: Service, directory: Path
+    service: Pipeline, directory: Path
 ) -> None:
     ask_message(service, wire.PredictRequest(pictures=[GOOD]))
     ends = [float(labels["le"]) for labels, _ in every(directory, "convscope_handler_seconds_bucket")]
     shared = "0.0001 0.00025 0.0005 0.00075 0.001 0.0015 0.002 0.003 0.005 0.0075 0.01 0.015 0.02 0.03 0.05 0.075 0.1 "
     shared += "0.15 0.2 0.3 0.5 0.75 1 1.5 2 3 5 7.5 10 30 inf"
     assert sorted(set(ends)) == [float(end) for end in shared.split()]
-
-
-def test_services_of_one_process_add_up(directory: Path) -> None:
-    network = Cifar()
-    for service in (metered(network), metered(network), metered(network)):
-        ask_message(service, wire.PredictRequest(pictures=[GOOD]))
-    assert counts(directory, "convscope_requests_total") == {("ok", "protobuf", "grpc"): 3}
 
 
 class TestSlots:
@@ -298,8 +281,8 @@ class TestSlots:
         metered()
         assert value(directory, "convscope_in_flight") == 0
 
-    def test_two_workers_add_up(self, service: Service, directory: Path) -> None:
-        service._telemetry.loaded(0.25)
+    def test_two_workers_add_up(self, service: Pipeline, directory: Path) -> None:
+        service.telemetry.loaded(0.25)
         ask_message(service, wire.PredictRequest(pictures=[GOOD]))
         assert work(directory, 2, "ends", port=9001).returncode == 0
         assert counts(directory, "convscope_requests_total") == {("ok", "protobuf", "grpc"): 3}
@@ -350,13 +333,12 @@ class TestWithoutMetrics:
 
     def test_where_none_are_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
-        assert isinstance(Telemetry.of(IDENTITY, (), CIFAR_CLASSES)._recorder, Silence)
+        assert Telemetry.of(IDENTITY, (), CIFAR_CLASSES, None)._metrics is None
 
     def test_where_prometheus_client_is_not_installed(
         self, directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        for name in ("handlers.metrics", "handlers.slots"):
-            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.delitem(sys.modules, "handlers.ops.metrics")
         for name in [name for name in sys.modules if name.startswith("prometheus_client")]:
             monkeypatch.setitem(sys.modules, name, None)
         self.check(directory, caplog)
@@ -380,13 +362,13 @@ class TestWithoutMetrics:
 
     def check(self, directory: Path, caplog: pytest.LogCaptureFixture) -> None:
         service = metered()
-        service._telemetry.loaded(1)
+        service.telemetry.loaded(1)
         for _ in range(2):
             assert not ask_message(service, wire.PredictRequest(pictures=[GOOD])).HasField("error")
         messages = [record.getMessage() for record in caplog.records]
         assert messages == ["no metrics are kept, as they could not be set up"]
 
-    def test_when_the_directory_goes_away(self, service: Service, directory: Path) -> None:
+    def test_when_the_directory_goes_away(self, service: Pipeline, directory: Path) -> None:
         shutil.rmtree(directory)
         for seed in range(20):
             picture = png(colours(seed))
@@ -394,13 +376,13 @@ class TestWithoutMetrics:
 
     @pytest.mark.parametrize("method", ["record", "in_flight", "loaded"])
     def test_when_recording_fails(
-        self, service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str
+        self, service: Pipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str
     ) -> None:
         def fail(*_: Any) -> None:
             raise OSError("no space left on device")
 
         monkeypatch.setattr(Metrics, method, fail)
-        service._telemetry.loaded(1)
+        service.telemetry.loaded(1)
         for _ in range(3):
             assert not ask_message(service, wire.PredictRequest(pictures=[GOOD])).HasField("error")
         assert [record.getMessage() for record in caplog.records] == [

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from handlers.engines.choice import PRECISIONS, TOLERANCE, check, choose, difference
-from handlers.engines.eager import Eager
-from handlers.images import noise
+from handlers.images.preprocessing import noise
+from handlers.network.engines.choice import PRECISIONS, TOLERANCE, check, choose, difference
+from handlers.network.engines.eager import Eager
 from handlers.networks.cifar import Cifar
 from tests.handlers.support import CIFAR_INPUT
 

@@ -15,7 +15,7 @@ import torch
 
 from handlers.entry import ConvscopeHandler
 from handlers.networks.cifar import Cifar
-from handlers.service import Service
+from handlers.pipeline import Pipeline
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.metering import scrape
 from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, REQUEST_ID, ask_json, ask_message, ask_rest, make_service
@@ -48,7 +48,7 @@ def breakdown(body: bytes, media_type: str) -> dict[str, float] | None:
 class TestTiming:
     @pytest.mark.parametrize("accept", ["application/json", "application/x-protobuf", "application/x-npz"])
     @pytest.mark.parametrize("wanted", [True, False])
-    def test_comes_in_every_format_when_asked_for(self, service: Service, accept: str, wanted: bool) -> None:
+    def test_comes_in_every_format_when_asked_for(self, service: Pipeline, accept: str, wanted: bool) -> None:
         headers = {"accept": accept, "x_convscope_layers": "all", "x_convscope_timing": str(int(wanted))}
         answer = ask_rest(service, {"body": bytearray(GOOD)}, **headers)
         timing = breakdown(answer.body, answer.media_type)
@@ -62,7 +62,7 @@ class TestTiming:
         assert sum(timing[f"{stage}_s"] for stage in STAGES) <= timing["handler_s"] < 60
         assert timing["batch_requests"] == 1
 
-    def test_a_picture_cannot_carry_it(self, service: Service) -> None:
+    def test_a_picture_cannot_carry_it(self, service: Pipeline) -> None:
         headers = {"accept": "image/png", "x_convscope_layers": "conv1", "x_convscope_timing": "1"}
         answer = ask_rest(service, {"body": bytearray(GOOD)}, **headers)
         assert answer.media_type == "image/png"
@@ -79,22 +79,22 @@ class TestTiming:
             ({"data": bytearray(GOOD), "timing": bytearray(b"true")}, FORM | {"x_convscope_timing": "0"}),
         ],
     )
-    def test_is_asked_for_in_every_body(self, service: Service, row: dict[str, Any], headers: dict[str, str]) -> None:
+    def test_is_asked_for_in_every_body(self, service: Pipeline, row: dict[str, Any], headers: dict[str, str]) -> None:
         assert set(ask_json(service, row, **headers)["timing"]) == FIELDS
 
     @pytest.mark.parametrize("value", ["yes", "2", "[1]", "1,1"])
-    def test_is_true_or_false(self, service: Service, value: str) -> None:
+    def test_is_true_or_false(self, service: Pipeline, value: str) -> None:
         values = ask_json(service, {"body": bytearray(GOOD)}, x_convscope_timing=value)
         assert values["error"]["code"] == "bad_request"
         assert "timing must be true or false" in values["error"]["message"]
 
-    def test_goes_by_plain_keys_and_messages_on_grpc(self, service: Service) -> None:
-        [answer] = service.answer([{"data": bytearray(GOOD), "timing": bytearray(b"1")}], [{}])
+    def test_goes_by_plain_keys_and_messages_on_grpc(self, service: Pipeline) -> None:
+        [answer] = service.respond([{"data": bytearray(GOOD), "timing": bytearray(b"1")}], [{}])
         assert breakdown(answer.body, answer.media_type) is not None
         assert ask_message(service, wire.PredictRequest(pictures=[GOOD], timing=True)).HasField("timing")
         assert not ask_message(service, wire.PredictRequest(pictures=[GOOD])).HasField("timing")
 
-    def test_changes_nothing_else(self, service: Service) -> None:
+    def test_changes_nothing_else(self, service: Pipeline) -> None:
         message = wire.PredictRequest(pictures=[GOOD, b"text"], layers=["all"], top_k=0)
         plain = ask_message(service, message)
         message.timing = True
@@ -102,7 +102,7 @@ class TestTiming:
         timed.ClearField("timing")
         assert timed == plain
 
-    def test_a_refusal_has_the_stages_it_got_through(self, service: Service) -> None:
+    def test_a_refusal_has_the_stages_it_got_through(self, service: Pipeline) -> None:
         timing = ask_json(service, {"body": bytearray(b"text")}, x_convscope_timing="1")["timing"]
         assert timing["decode_s"] > 0
         assert timing["preprocess_s"] == timing["forward_s"] == 0
@@ -124,10 +124,10 @@ class TestTiming:
         assert timing.handler_s >= 0.1
         assert timing.decode_s + timing.encode_s < timing.handler_s - 0.1 + 1e-6
 
-    def test_a_batch_shares_its_passes_and_its_end(self, service: Service) -> None:
+    def test_a_batch_shares_its_passes_and_its_end(self, service: Pipeline) -> None:
         message = wire.PredictRequest(pictures=[GOOD], layers=["all"], timing=True)
         rows = [{"request": bytearray(message.SerializeToString())} for _ in range(4)]
-        answers = service.answer([*rows, {"body": ""}], [{}] * 4 + [{"Host": "x"}])
+        answers = service.respond([*rows, {"body": ""}], [{}] * 4 + [{"Host": "x"}])
         timings = [wire.PredictReply.FromString(answer.body).timing for answer in answers[:4]]
         assert {timing.batch_requests for timing in timings} == {5}
         assert len({(timing.handler_s, timing.forward_s, timing.preprocess_s) for timing in timings}) == 1
@@ -139,7 +139,7 @@ class TestTiming:
         told = dict.fromkeys((*STAGES, "handler"), 0.0)
         for accept in ("application/json", "application/x-protobuf", "application/x-npz") * 3:
             headers = {"Host": "x", "accept": accept, "x-convscope-layers": "all", "x-convscope-timing": "1"}
-            for answer in service.answer([{"body": bytearray(GOOD)}] * 3, [headers] * 3):
+            for answer in service.respond([{"body": bytearray(GOOD)}] * 3, [headers] * 3):
                 timing = breakdown(answer.body, answer.media_type)
                 assert timing is not None
                 for name in told:
@@ -166,7 +166,7 @@ class TestRequestId:
         ],
     )
     def test_is_the_headers_or_else_the_fields(
-        self, service: Service, row: dict[str, Any], headers: dict[str, str]
+        self, service: Pipeline, row: dict[str, Any], headers: dict[str, str]
     ) -> None:
         assert ask_json(service, row, **headers)["request_id"] == "mine-1"
 
@@ -179,35 +179,35 @@ class TestRequestId:
             wire.PredictRequest(request_id="mine-1", describe=True),
         ],
     )
-    def test_comes_with_the_message_on_grpc(self, service: Service, message: wire.PredictRequest) -> None:
+    def test_comes_with_the_message_on_grpc(self, service: Pipeline, message: wire.PredictRequest) -> None:
         assert ask_message(service, message).request_id == "mine-1"
 
-    def test_comes_with_the_plain_key_on_grpc(self, service: Service) -> None:
+    def test_comes_with_the_plain_key_on_grpc(self, service: Pipeline) -> None:
         row = {"data": bytearray(GOOD), "request_id": bytearray(b"mine-1")}
-        [answer] = service.answer([row], [{}], [REQUEST_ID])
+        [answer] = service.respond([row], [{}], [REQUEST_ID])
         assert wire.PredictReply.FromString(answer.body).request_id == "mine-1"
 
-    def test_stands_in_the_json_of_an_npz(self, service: Service) -> None:
+    def test_stands_in_the_json_of_an_npz(self, service: Pipeline) -> None:
         answer = ask_rest(service, {"body": bytearray(GOOD)}, accept="application/x-npz", x_request_id="mine-1")
         assert whole(np.load(io.BytesIO(answer.body)))["request_id"] == "mine-1"
 
     @pytest.mark.parametrize("text", ["", "a b", "a\n", "é", "x" * 65, "../etc", "a\x00", '"', "½", "١"])
-    def test_what_is_none_is_ignored(self, service: Service, text: str) -> None:
+    def test_what_is_none_is_ignored(self, service: Pipeline, text: str) -> None:
         row = {"data": bytearray(GOOD), "request_id": bytearray(text.encode())}
         assert ask_json(service, row, x_request_id=text)["request_id"] == REQUEST_ID
         values = ask_json(service, {"body": {"data": base64.b64encode(GOOD).decode(), "request_id": text}}, **JSON)
         assert (values["request_id"], "error" in values) == (REQUEST_ID, False)
 
     @pytest.mark.parametrize("value", [None, 7, ["a"], {"a": 1}, True, bytearray(b"\xff")])
-    def test_of_another_type_is_ignored(self, service: Service, value: Any) -> None:
+    def test_of_another_type_is_ignored(self, service: Pipeline, value: Any) -> None:
         values = ask_json(service, {"data": bytearray(GOOD), "request_id": value}, **FORM)
         assert (values["request_id"], "error" in values) == (REQUEST_ID, False)
 
     @pytest.mark.parametrize("text", ["a", "x" * 64, "A.b_c-9", "0af7651916cd43dd8448eb211c80319c"])
-    def test_may_be_up_to_64_of_these(self, service: Service, text: str) -> None:
+    def test_may_be_up_to_64_of_these(self, service: Pipeline, text: str) -> None:
         assert ask_json(service, {"body": bytearray(GOOD)}, x_request_id=text)["request_id"] == text
 
-    def test_is_torchserves_own_where_none_is_sent(self, service: Service) -> None:
+    def test_is_torchserves_own_where_none_is_sent(self, service: Pipeline) -> None:
         class Context:
             def get_all_request_header(self, index: int) -> dict[str, str]:
                 return [{"Host": "x"}, {}, {"Host": "x", "x-request-id": "mine-1"}][index]
@@ -223,20 +223,20 @@ class TestRequestId:
                 assert (index, key, value) == (1, "ts_stream_next", "false"), "for gRPC alone: REST would wait for more"
 
         handler = ConvscopeHandler()
-        handler._service = service
+        handler._pipeline = service
         rows = [{"body": bytearray(GOOD)}, {"data": bytearray(GOOD)}, {"body": bytearray(GOOD)}]
         bodies = handler.handle(rows, Context())
         assert json.loads(bodies[0])["request_id"] == "torchserve-0"
         assert wire.PredictReply.FromString(bodies[1]).request_id == "torchserve-1"
         assert json.loads(bodies[2])["request_id"] == "mine-1"
 
-    def test_is_made_where_nobody_gives_one_and_differs(self, service: Service) -> None:
-        answers = service.answer([{"data": bytearray(GOOD)}] * 2, [{}] * 2)
+    def test_is_made_where_nobody_gives_one_and_differs(self, service: Pipeline) -> None:
+        answers = service.respond([{"data": bytearray(GOOD)}] * 2, [{}] * 2)
         ids = {wire.PredictReply.FromString(answer.body).request_id for answer in answers}
         assert len(ids) == 2
         assert all(ids)
 
-    def test_is_all_that_is_new_in_a_reply(self, service: Service) -> None:
+    def test_is_all_that_is_new_in_a_reply(self, service: Pipeline) -> None:
         values = ask_json(service, {"body": bytearray(GOOD)})
         assert set(values) == {"model", "version", "engine", "device", "request_id", "results"}
         assert "request_id" not in ask_json(service, {"body": ""})  # The model card in JSON is the card alone.

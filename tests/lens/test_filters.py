@@ -12,7 +12,7 @@ from convscope._cli import main
 from convscope_lens.filters import draw_filters, draw_spectra, frequencies, peaks, spectra
 from PIL import Image
 
-from handlers.images import Preprocessing
+from handlers.images.preprocessing import Preprocessing
 from handlers.networks import Cifar, Edges, Flat
 from tests.client.served import serving
 from tests.client.stand_in import StandIn
@@ -94,6 +94,7 @@ def test_filters_are_drawn_in_colour_for_three_channels_and_apart_for_others():
     assert spectrum.get_extent() == [-0.515625, 0.484375, 0.484375, -0.515625]
 
 
+@pytest.mark.parametrize("address", ["rest"], indirect=True)  # Pictures take seconds to draw.
 def test_the_command_shows_peaks_and_saves_pictures(capsys, address, tmp_path):
     assert main(["filters", "cifar", "--save", str(tmp_path / "new"), "--url", address]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -12,7 +12,7 @@ import torch
 from convscope._cli import main
 from PIL import Image
 
-from handlers.images import Preprocessing
+from handlers.images.preprocessing import Preprocessing
 from handlers.networks import NETWORKS
 from tests.client.served import serving
 from tests.client.stand_in import StandIn

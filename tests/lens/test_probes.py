@@ -17,8 +17,8 @@ from convscope_lens.probes import _detail, _images
 from PIL import Image
 from torch import nn
 
-from handlers.bundle import Limits
-from handlers.images import Preprocessing
+from handlers.api.limits import Limits
+from handlers.images.preprocessing import Preprocessing
 from handlers.networks import Cifar, Edges, Flat, Simple
 from tests.client.served import serving
 from tests.client.stand_in import StandIn
@@ -285,6 +285,7 @@ def test_json_has_no_word_for_infinity():
     assert values["totals"] == {"far": None}
 
 
+@pytest.mark.parametrize("client", ["rest"], indirect=True)  # What is drawn does not depend on the transport.
 @pytest.mark.parametrize("kind", probes.__all__[1:])
 def test_every_probe_has_a_table_with_a_row_a_step_and_a_figure(client, kind, tmp_path):
     result = getattr(probes, kind)(client, noise(1), model="cifar")

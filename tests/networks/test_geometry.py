@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from handlers.network.geometry import layer_geometry
+from handlers.network.operations import Operation
 from handlers.networks import NETWORKS
-from handlers.networks.geometry import layer_geometry
-from handlers.networks.operations import Operation
 
 
 class Residual(nn.Module):

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from handlers.network.geometry import layer_geometry
+from handlers.network.operations import Operation, count_multiply_adds, watched
 from handlers.networks import NETWORKS
-from handlers.networks.geometry import layer_geometry
-from handlers.networks.operations import Operation, count_multiply_adds, watched
 
 
 def geometry_of(*parts: nn.Module, shape: tuple[int, int, int]):

@@ -110,8 +110,10 @@ class Launched:
         self, store: Path, work: Path, *options: str, environment: dict[str, str] | None = None, deaf: bool = False
     ) -> None:
         self.work = work
-        # Seldom watched: what a test counts is its own requests. Tests of the watch ask for more.
-        ports = ("--rest-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--device", "cpu", "--watch-s", "3600")
+        # Seldom watched and not warmed up: what a test counts is its own requests, and two seconds a start add up.
+        # Tests of the watch and of the warm-up pass their own options, which come later on the command line.
+        ports = ("--rest-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--device", "cpu")
+        ports += ("--watch-s", "3600", "--warm-up-s", "0")
         command = [
             sys.executable,
             "-m",

@@ -32,7 +32,6 @@ def test_models_are_separated_by_commas():
         (["--max-reply-mb", "4096"], "'4096' is not a whole number from 1 to 2047"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
         (["--precision", "int8"], "invalid choice: 'int8'"),
-        (["--jpeg", "nvjpeg"], "invalid choice: 'nvjpeg'"),
         (["--rest-port", "7070"], "must differ"),
         (["--rest-prot", "1"], "unrecognized arguments"),
     ],

@@ -125,12 +125,24 @@ def test_the_workers_environment_is_ours_and_free_of_what_would_redirect_them(di
     assert environment["CONVSCOPE_PRECISION"] == "float32"
 
 
-def test_the_workers_are_told_the_engine_the_precision_and_the_decoder_asked_for(directory):
-    settings = parse(["--engine", "torch", "--precision", "bfloat16", "--jpeg", "gpu"])
+def test_the_workers_are_told_the_engine_and_the_precision_asked_for(directory):
+    settings = parse(["--engine", "torch", "--precision", "bfloat16"])
     environment = worker_environment(directory, settings, workers=1, cores=1, environment={})
-    told = [environment[f"CONVSCOPE_{what}"] for what in ("ENGINE", "PRECISION", "JPEG")]
-    assert told == ["torch", "bfloat16", "gpu"]
-    assert worker_environment(directory, parse([]), workers=1, cores=1, environment={})["CONVSCOPE_JPEG"] == "cpu"
+    told = [environment[f"CONVSCOPE_{what}"] for what in ("ENGINE", "PRECISION")]
+    assert told == ["torch", "bfloat16"]
+
+
+def test_the_workers_are_told_whether_they_may_be_patched(directory):
+    for options, told in (([], "1"), (["--no-patches"], "0"), (["--no-mend"], "0")):
+        environment = worker_environment(directory, parse(options), workers=1, cores=1, environment={})
+        assert environment["CONVSCOPE_PATCHES"] == told
+
+
+def test_workers_keep_what_a_request_frees_unless_the_user_has_settings_of_malloc(directory):
+    environment = {"MALLOC_TRIM_THRESHOLD_": "1"}
+    result = worker_environment(directory, parse([]), workers=1, cores=1, environment=environment)
+    assert result["MALLOC_TRIM_THRESHOLD_"] == "1"
+    assert result["MALLOC_MMAP_THRESHOLD_"] == str(256 * 2**20)
 
 
 def test_thread_counts_of_the_users_own_are_kept_and_there_is_always_one(directory):

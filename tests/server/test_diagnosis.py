@@ -40,8 +40,8 @@ def traceback(*causes: str) -> list[str]:
         (["ModuleNotFoundError: No module named 'PIL'"], "needs the Python package pillow (imported as PIL), which"),
         (["ModuleNotFoundError: No module named 'torch.fx.new'"], "needs the Python package torch, which"),
         (
-            ["ModuleNotFoundError: No module named 'handlers.maps'"],
-            "archive cifar.mar: its module handlers.maps is missing from the archive",
+            ["ModuleNotFoundError: No module named 'handlers.outputs.maps'"],
+            "archive cifar.mar: its module handlers.outputs.maps is missing from the archive",
         ),
         (
             ["ImportError: cannot import name 'a' from 'b'"],

@@ -56,13 +56,13 @@ def test_a_torchserve_without_the_classes_is_left_alone(tmp_path):
 
 def test_the_log_says_which_patches_are_active_and_which_are_not(tmp_path, work):
     write_archive(tmp_path / "store", "alpha")
-    for options, active in (([], "blame, latency, safety"), (["--no-mend"], "none")):
+    for options, active in (([], "blame, latency, safety"), (["--no-patches"], "none")):
         with launched(tmp_path / "store", work, "--warm-up-s", "0", *options) as server:
             server.await_ready()
             assert f"  patches  {active} (of TorchServe)\n" in server.out
             missing = [patch.name for patch in PATCHES if patch.name not in active]
             for name in missing:
-                assert f"server: TorchServe runs without the {name} patch (--no-mend): " in server.err
+                assert f"server: TorchServe runs without the {name} patch (--no-patches): " in server.err
             assert server.err.count("TorchServe runs without") == len(missing)
         shutil.rmtree(work)
         work.mkdir()

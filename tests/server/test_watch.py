@@ -674,7 +674,7 @@ def test_a_worker_that_is_stopped_is_replaced_and_the_other_models_go_on(store, 
 
 def test_a_model_whose_thread_in_torchserve_has_ended_is_brought_back(store, work):
     """Unpatched, the sequence leaves TorchServe without a thread for the worker, which it calls ready for good."""
-    with watching(store, work, "--no-mend", "--models", "alpha") as server:
+    with watching(store, work, "--no-patches", "--models", "alpha") as server:
         sequence = predictions_request("alpha", {b"data": b""}, sequence_id="1")
         with grpc.insecure_channel(f"127.0.0.1:{server.port('gRPC')}") as channel:
             call = channel.stream_stream(f"/{INFERENCE}.InferenceAPIsService/StreamPredictions2")

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from handlers.engines.eager import Eager
-from handlers.images import Preprocessing, noise
+from handlers.images.preprocessing import Preprocessing, noise
+from handlers.network.engines.eager import Eager
 from handlers.networks import NETWORKS
 from training.graph import export, prove
 from training.packing import ArchiveError

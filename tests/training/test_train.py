@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from handlers.images import Preprocessing
+from handlers.images.preprocessing import Preprocessing
 from handlers.networks import NETWORKS, Digits
 from training import checkpoint as checkpoints
 from training import run as runs
@@ -107,10 +107,10 @@ def test_another_seed_gives_other_weights(train, tmp_path):
 
 @pytest.mark.parametrize("model", ["digits", "cifar", "flat", "deep"])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(train, tmp_path, stop_in_epoch, model):
-    train("--epochs", 4, out="whole", model=model)
-    stop_in_epoch(3)
-    assert train("--epochs", 4, out="parts", model=model) == 130
-    assert load(tmp_path / "parts")["training"]["epochs"] == 2
+    train("--epochs", 3, out="whole", model=model)
+    stop_in_epoch(2)
+    assert train("--epochs", 3, out="parts", model=model) == 130
+    assert load(tmp_path / "parts")["training"]["epochs"] == 1
     stop_in_epoch(None)
     assert train("--resume", out="parts", model=model) == 0
     assert equal(load(tmp_path / "whole"), load(tmp_path / "parts"))

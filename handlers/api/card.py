@@ -1,0 +1,102 @@
+"""Model cards: what a served network is, takes and publishes, as JSON or protobuf."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from handlers.api import media
+from handlers.api.limits import ITEM_BYTES, Limits
+from handlers.network.archive import Archive
+from handlers.network.geometry import LayerGeometry
+from handlers.network.operations import Operation
+from handlers.outputs.response import Identity, Response
+from handlers.wire import convscope_pb2 as wire
+
+_TRAINING_FIELDS = tuple(wire.Training.DESCRIPTOR.fields_by_name)
+
+
+def describe(
+    archive: Archive,
+    identity: Identity,
+    limits: Limits,
+    geometry: Mapping[str, LayerGeometry],
+    multiply_adds: int,
+    explanations: Sequence[str],
+) -> dict[str, Any]:
+    """Gather the card, in the field names of `convscope.v1.ModelCard`.
+
+    Args:
+        archive: The loaded archive.
+        identity: What serves it.
+        limits: In force.
+        geometry: Of each published layer, in the order of the forward pass.
+        multiply_adds: Of the whole network for one picture.
+        explanations: Methods that suit the network.
+    """
+    preprocessing = archive.preprocessing
+    training = {name: archive.card.get("training", {}).get(name) for name in _TRAINING_FIELDS}
+    return {
+        **vars(identity),
+        "description": archive.card.get("description", ""),
+        "architecture": archive.card["architecture"],
+        "classes": list(archive.classes),
+        "input": {
+            "channels": preprocessing.channels,
+            "height": preprocessing.height or 0,
+            "width": preprocessing.width or 0,
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+        },
+        "layers": [_layer(name, archive.layers[name], layer) for name, layer in geometry.items()],
+        "parameters": sum(parameter.numel() for parameter in archive.module.parameters()),
+        "training": {name: value for name, value in training.items() if value is not None},
+        "limits": asdict(limits),
+        "multiply_adds": multiply_adds,
+        "explanations": list(explanations),
+    }
+
+
+def encode(card: Mapping[str, Any], media_type: str, request_id: str = "") -> Response:
+    """Encode a card; instead of npz or PNG it is sent as JSON, which is the card alone, without a request id."""
+    if media_type == media.PROTOBUF:
+        identity = {name: card[name] for name in Identity.__dataclass_fields__}
+        known = {name: value for name, value in card.items() if value or name != "training"}  # Else it is not set.
+        message = wire.PredictReply(card=wire.ModelCard(**known), **identity, request_id=request_id)
+        return Response([message.SerializeToString()], media_type)
+    return Response([json.dumps(card, indent=2, ensure_ascii=False).encode() + b"\n"], media.JSON)
+
+
+def _layer(name: str, module: str, layer: LayerGeometry) -> dict[str, Any]:
+    cells = math.prod(layer.shape)
+    return {
+        "name": name,
+        "module": module,
+        "shape": list(layer.shape),
+        "stride": list(layer.stride or ()),
+        "receptive_field": list(layer.receptive_field or ()),
+        "receptive_field_start": list(layer.receptive_field_start or ()),
+        "parameters": layer.parameters,
+        "bytes": {dtype: cells * size for dtype, size in ITEM_BYTES.items()},
+        **_operation(layer.operation),
+    }
+
+
+def _operation(operation: Operation | None) -> dict[str, Any]:
+    """Return the fields of the operation that makes a map; none where no operation with weights does."""
+    if operation is None:
+        return {}
+    return {
+        "input_shape": list(operation.input_shape),
+        "operation": operation.kind,
+        "kernel": list(operation.kernel),
+        "step": list(operation.step),
+        "padding": list(operation.padding),
+        "dilation": list(operation.dilation),
+        "groups": operation.groups,
+        "multiply_adds": operation.multiply_adds,
+        "dense_parameters": operation.dense_parameters,
+    }

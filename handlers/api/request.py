@@ -1,0 +1,320 @@
+"""Requests: from TorchServe's parameters and headers to pictures and options, the same from every kind of body.
+
+A request comes in one of five shapes: a protobuf `PredictRequest` (REST body or gRPC `input["request"]`), JSON, a form
+or gRPC's plain keys, a picture as the raw body, or nothing at all, which asks for the model card. Whatever the shape,
+nothing in it is ignored: an unknown name or an unreadable value is an error. Decoding pictures and encoding responses
+are not done here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from handlers.api import strict_json
+from handlers.api.errors import BadRequest, TooManyImages
+from handlers.api.job import Job
+from handlers.api.media import GRPC_DEFAULT, REST_DEFAULT, choose
+from handlers.api.options import OPTION_NAMES, SWITCH, Options
+from handlers.wire import convscope_pb2 as wire
+
+_PLAIN_KEYS = ("data", *OPTION_NAMES, "describe", "filters", "accept", "request_id")
+_MESSAGE_KEYS = ("request", "accept")  # On gRPC, with the options in the message.
+_HEADER_PREFIX = "x-convscope-"
+_OPTION_HEADERS = {_HEADER_PREFIX + name.replace("_", "-"): name for name in OPTION_NAMES}
+_METHOD = "x-convscope-method"
+_OF_TORCHSERVE = ("explain", "url_path")  # TorchServe adds these to the headers, in lower case.
+_GATEWAY_HEADERS = (_METHOD, "x-convscope-caller")
+_PROTOBUF_TYPES = ("application/x-protobuf", "application/protobuf")
+_FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
+_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}", re.ASCII)
+_URL_SAFE = str.maketrans("-_", "+/", " \t\r\n\f\v")
+_NO_BODY = (
+    "the request has no body; send a picture, curl -T does, or for the model card GET /predictions/<model> without "
+    "options and without Content-Type"
+)
+
+Bytes = bytes | bytearray
+
+_DEFAULT = Options()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one caller asks.
+
+    Attributes:
+        files: Pictures as sent, still encoded, in order; empty if none are needed.
+        options: What to answer about them.
+        is_describe: Answer the model card instead.
+        filters: Answer the kernels behind this layer instead; empty for a prediction.
+    """
+
+    files: tuple[Bytes, ...] = ()
+    options: Options = _DEFAULT
+    is_describe: bool = False
+    filters: str = ""
+
+
+def request_headers(properties: Mapping[str, Any]) -> dict[str, str]:
+    """Return the HTTP headers of a request, with names in lower case; gRPC has none.
+
+    TorchServe keeps them together with the content type of each parameter, which is a dict. Of a repeated header it
+    keeps the last, unless the two are spelled differently: these are joined, as RFC 9110 allows. A caller's own header
+    named as one that TorchServe adds is left out.
+    """
+    headers: dict[str, str] = {}
+    for spelled, value in properties.items():
+        name = spelled.lower()
+        if isinstance(value, str) and (spelled == name or name not in _OF_TORCHSERVE):
+            headers[name] = f"{headers[name]},{value}" if name in headers else value
+    return headers
+
+
+def accepted_type(job: Job, *, without: str = "") -> str:
+    """Return the media type of the response; a field of the request goes before the Accept header.
+
+    Args:
+        job: Parsed, if its body is JSON.
+        without: A media type that cannot show this response.
+
+    Raises:
+        BadRequest: None of the accepted ones is offered.
+    """
+    default, header = REST_DEFAULT if job.headers else GRPC_DEFAULT, job.headers.get("accept", "")
+    field = job.parameters.get("accept")
+    if field is None or field in ("", b""):
+        return choose(header, default=default, without=without)
+    with suppress(BadRequest):
+        default = choose(header, default=default, without=without)
+    return choose(_text(field, "accept"), default=default, without=without)
+
+
+def parse(job: Job, *, max_images: int) -> Request:
+    """Read one request.
+
+    Args:
+        job: Its parameters and headers. Its media type and request id are set as soon as they are known, since an
+            error is sent with them too; a JSON body takes the place of its parameters.
+        max_images: Largest accepted number of pictures.
+
+    Raises:
+        BadRequest: The body or an option cannot be read.
+        TooManyImages: More pictures than `max_images`.
+    """
+    headers = job.headers
+    is_rest, content_type = bool(headers), _content_type(headers)
+    is_empty = not job.parameters or (set(job.parameters) == {"body"} and not job.parameters["body"])
+    is_json = is_rest and not is_empty and "body" in job.parameters and _is_json(content_type)
+    if is_json:
+        with suppress(BadRequest):
+            job.media_type = choose(headers.get("accept", ""), default=REST_DEFAULT)
+        _check_alone(job)
+        job.parameters = _json_object(job.parameters["body"])
+    job.media_type = accepted_type(job)
+    if headers.get("url_path"):
+        raise BadRequest("nothing may stand behind the model and its version in the path; options go elsewhere")
+    given = _header_options(headers)
+    if is_rest and is_empty:
+        if _asks_for_card(headers, given):
+            return Request(is_describe=True)
+        raise BadRequest(_NO_BODY)
+    if is_json:
+        return _from_json(job, given, max_images)
+    if "request" in job.parameters and not is_rest:
+        _check_keys(job.parameters, _MESSAGE_KEYS)
+        return _from_protobuf(job, job.parameters["request"], given, max_images)
+    if "body" not in job.parameters or not is_rest:
+        return _from_fields(job, content_type, given, max_images)
+    _check_alone(job)
+    body = job.parameters["body"]
+    if content_type.startswith("multipart/") or content_type in _FORM_TYPES:
+        raise BadRequest(
+            "the form has no part that can be read: its Content-Type must be multipart/form-data, in lower case, with "
+            f"a boundary, and its parts are {', '.join(_PLAIN_KEYS)}"
+        )
+    if content_type in _PROTOBUF_TYPES:
+        return _from_protobuf(job, body, given, max_images)
+    return Request((_bytes(body),), Options.from_text(given))
+
+
+def _asks_for_card(headers: Mapping[str, str], given: Mapping[str, str]) -> bool:
+    """Tell an empty GET, which asks for the model card, from a request whose body was forgotten.
+
+    TorchServe does not pass on the HTTP method, so the gateway does, in a header. Where that header is missing, a
+    request without a body asks for the card unless it has a content type or options for a picture.
+    """
+    if headers.get("describe", "").lower() == "true":
+        return True  # TorchServe's management API asks so.
+    if given:
+        return False
+    if _METHOD in headers:
+        return headers[_METHOD] in ("GET", "HEAD")
+    return not headers.get("content-type")
+
+
+def _check_alone(job: Job) -> None:
+    if len(job.parameters) > 1:
+        raise BadRequest(
+            "fields beside a body are not read; send the body alone with options in X-Convscope- headers, or a form "
+            f"of {', '.join(_PLAIN_KEYS)}"
+        )
+
+
+def _content_type(headers: Mapping[str, str]) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _is_json(content_type: str) -> bool:
+    return content_type == "application/json" or content_type.endswith("+json")
+
+
+def _bytes(value: Any) -> Bytes:
+    """Return the bytes of a picture; TorchServe's worker may have decoded them by their content type."""
+    if isinstance(value, str):
+        return value.encode(errors="replace")
+    if not isinstance(value, (bytes, bytearray)):
+        raise BadRequest("data must be a picture file, not JSON")
+    return value
+
+
+def _from_protobuf(job: Job, body: Any, given: Mapping[str, str], max_images: int) -> Request:
+    try:
+        message = wire.PredictRequest.FromString(body)
+    except (DecodeError, TypeError) as err:
+        raise BadRequest("the body is not a convscope.v1.PredictRequest; see proto/convscope.proto") from err
+    job.identify(message.request_id)
+    if message.describe or message.filters:
+        return Request(is_describe=message.describe, filters=message.filters)
+    options = Options.from_values(Options.parse_text(given) | Options.read_message(message))
+    check_count(len(message.pictures), max_images)
+    return Request(tuple(message.pictures), options)
+
+
+def _json_object(body: Any) -> Mapping[str, Any]:
+    values = body
+    if isinstance(body, (bytes, bytearray)):
+        try:
+            values = strict_json.loads(body)
+        except ValueError as err:
+            raise BadRequest(f"the body is not valid JSON: {err}") from err
+    if not isinstance(values, dict):
+        raise BadRequest('the body is not a JSON object; send {"data": "<base64 of a picture>", "layers": [...]}')
+    return values
+
+
+def _from_json(job: Job, given: Mapping[str, str], max_images: int) -> Request:
+    body = job.parameters
+    job.identify(body.get("request_id"))
+    _check_keys(body, _PLAIN_KEYS)
+    said = {name: value for name, value in body.items() if value is not None and value != ""}
+    describe, filters = said.get("describe", False), said.get("filters", "")
+    if not isinstance(describe, bool):
+        raise BadRequest("describe must be true or false")
+    if not isinstance(filters, str):
+        raise BadRequest("filters must be the name of one layer")
+    if describe or filters:
+        return Request(is_describe=describe, filters=filters)
+    named = {name: said[name] for name in OPTION_NAMES if name in said}
+    options = Options.from_values(Options.parse_text(given) | named)
+    data = body.get("data", [])
+    encoded = data if isinstance(data, list) else [data]
+    check_count(len(encoded), max_images)
+    return Request(tuple(_from_base64(item) for item in encoded), options)
+
+
+def _from_base64(item: Any) -> bytes:
+    """Decode base64 as programs write it: in lines or not, with padding or not, in either alphabet (RFC 4648)."""
+    if not isinstance(item, str):
+        raise BadRequest("each picture in data must be a base64 string of a picture file or a .npy array")
+    text = item.rpartition("base64,")[2]  # A data: URL may come with its head.
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:  # binascii's too.
+        text = text.translate(_URL_SAFE)
+    digits = text.rstrip("=")
+    if not _BASE64.fullmatch(text) or len(digits) % 4 == 1:
+        raise BadRequest(
+            "a picture in data is not base64 (RFC 4648): A-Z, a-z, 0-9, + and / or - and _, with or without line "
+            "breaks and padding"
+        )
+    return binascii.a2b_base64(digits + "=" * (-len(digits) % 4))
+
+
+def _from_fields(job: Job, content_type: str, given: Mapping[str, str], max_images: int) -> Request:
+    fields = job.parameters
+    if "data" not in fields and content_type == "application/x-www-form-urlencoded":
+        raise BadRequest(
+            "the body came as a web form, curl's way with -d; send a picture with curl -T or curl -F data=@"
+        )
+    job.identify(fields.get("request_id"))
+    _check_keys(fields, _PLAIN_KEYS)
+    describe = _text(fields.get("describe", ""), "describe").strip().lower() or "false"
+    if describe not in SWITCH:
+        raise BadRequest("describe must be true or false; 1 or 0 will do")
+    filters = _text(fields.get("filters", ""), "filters").strip()
+    if SWITCH[describe] or filters:
+        return Request(is_describe=SWITCH[describe], filters=filters)
+    said = {name: _text(fields[name], name) for name in OPTION_NAMES if name in fields}
+    options = Options.from_values(Options.parse_text(given) | Options.parse_text(said))
+    data = fields.get("data", [])
+    parts = data if isinstance(data, list) else [data]
+    check_count(len(parts), max_images)
+    return Request(tuple(_bytes(part) for part in parts), options)
+
+
+def _header_options(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the options in headers; a request to /explanations has `explain` set."""
+    given: dict[str, str] = {}
+    for name, value in headers.items():
+        if name in _OPTION_HEADERS:
+            if value.strip():
+                given[_OPTION_HEADERS[name]] = value
+        elif name.startswith(_HEADER_PREFIX) and name not in _GATEWAY_HEADERS:
+            raise BadRequest(f"unknown header {json.dumps(name[:40])}; there are {', '.join(_OPTION_HEADERS)}")
+    if headers.get("explain", "").lower() == "true":
+        given.setdefault("explain", "true")
+    return given
+
+
+def _text(value: Any, name: str) -> str:
+    """Return a field as text; a repeated field, or a list, is joined with commas."""
+    items = value if isinstance(value, list) else [value]
+    items = [word for item in items for word in (item if isinstance(item, list) else [item])]
+    return ",".join(_word(item, name) for item in items)
+
+
+def _word(value: Any, name: str) -> str:
+    if isinstance(value, (list, dict)):  # A part of type application/json.
+        raise BadRequest(f"{name} must be text, or a list of it")
+    try:
+        return value.decode() if isinstance(value, (bytes, bytearray)) else str(value)
+    except UnicodeDecodeError as err:
+        raise BadRequest(f"{name} is not UTF-8 text") from err
+
+
+def _check_keys(keys: Iterable[str], known: tuple[str, ...]) -> None:
+    unknown = sorted(set(keys) - set(known))
+    if unknown:
+        raise BadRequest(f"unknown field {json.dumps(unknown[0][:40])}; there are {', '.join(known)}")
+
+
+def check_count(count: int, max_images: int) -> None:
+    """Check the number of pictures in a request.
+
+    Raises:
+        BadRequest: There is none.
+        TooManyImages: There are more than `max_images`.
+    """
+    if count == 0:
+        raise BadRequest("the request holds no picture; send one as the body, or in data")
+    if count > max_images:
+        raise TooManyImages(f"the request holds {count:,} pictures; at most {max_images} are accepted")

@@ -1,1 +1,0 @@
-"""Explanations: which part of a picture a class's score rests on."""

@@ -1,0 +1,317 @@
+"""Containers: finds the parts of a PNG, JPEG or WebP file that decide its pixels.
+
+Each reader walks a file once, part by part (a chunk or a segment), in time linear in its size, and keeps the parts that
+decide pixels and the EXIF orientation. Everything else is skipped: text, profiles, thumbnails, later frames. Pillow's
+own readers interpret those too, some in quadratic time or with a log line for each part. A file that ends early is
+rejected here. Decoding is done elsewhere. Sizes are (H, W) in pixels.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+from handlers.api.errors import BadImage
+
+Bytes = bytes | bytearray | memoryview
+
+ACCEPTED = "a PNG, JPEG or WebP file, or a .npy array"
+
+MOST_PARTS = 65_536
+"""Chunks or segments of a file. Encoders write a few hundred for the largest pictures."""
+
+MOST_SCANS = 64
+"""Scans of a JPEG: thirty bytes can make a scan go over all of its pixels. Encoders write ten or so."""
+
+BASELINE, EXTENDED = 0xC0, 0xC1  # Markers of a JPEG's frame: sequential, Huffman-coded.
+
+_CHUNK = struct.Struct(">I4s")
+_CRC = struct.Struct(">I")
+_HEADER = struct.Struct(">IIBBBBB")
+_DECIDING = (b"IDAT", b"IHDR", b"IEND", b"PLTE", b"tRNS", b"eXIf")
+
+# As libjpeg finds the next marker: whatever precedes it is skipped, and restart markers have no content.
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_END, _SCAN, _EXIF, _ADOBE = 0xD9, 0xDA, 0xE1, 0xEE
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_HUFFMAN = (BASELINE, EXTENDED, 0xC2, 0xC3)  # And progressive, and lossless.
+_SEGMENTS = frozenset(range(0xC0, 0xFF)) - set(range(0xD0, 0xDA))  # Markers that a length follows.
+_LENGTH = struct.Struct(">H")
+_FRAME = struct.Struct(">BHHB")
+
+_LITTLE = struct.Struct("<I")
+_LITTLE_CHUNK = struct.Struct("<4sI")
+_ANIMATED, _WITH_EXIF, _ALPHA = 0x02, 0x08, 0x10  # Flags of VP8X.
+
+_ORIENTATION = 0x0112
+_INTEGERS = {1: "B", 3: "H", 4: "I"}  # By EXIF's number of the type.
+
+
+class Png(NamedTuple):
+    """A PNG's parts.
+
+    Attributes:
+        size: (H, W).
+        depth: Bits a sample.
+        colour: Colour type: 0 grey, 2 RGB, 3 palette, 4 grey with alpha, 6 RGBA.
+        interlaced: Whether by Adam7.
+        palette: Three bytes a colour; empty if there is none.
+        transparency: Content of tRNS; empty if there is none.
+        pixels: The zlib stream of rows.
+        orientation: EXIF's, 1 to 8.
+    """
+
+    size: tuple[int, int]
+    depth: int
+    colour: int
+    interlaced: bool
+    palette: bytes
+    transparency: bytes
+    pixels: bytes
+    orientation: int
+
+
+class Jpeg(NamedTuple):
+    """A JPEG's parts.
+
+    Attributes:
+        size: (H, W).
+        channels: Components of the frame.
+        frame: The frame's marker: `BASELINE`, `EXTENDED` or another.
+        scans: How many scans there are.
+        transform: Adobe's number for the colour transform, None if it is not given.
+        orientation: EXIF's, 1 to 8.
+        file: The whole file.
+        end: Where the marker of its end is.
+    """
+
+    size: tuple[int, int]
+    channels: int
+    frame: int
+    scans: int
+    transform: int | None
+    orientation: int
+    file: Bytes
+    end: int
+
+
+class Webp(NamedTuple):
+    """A WebP's parts.
+
+    Attributes:
+        size: (H, W).
+        orientation: EXIF's, 1 to 8.
+        file: A WebP file of the picture alone, or of an animation's first frame.
+    """
+
+    size: tuple[int, int]
+    orientation: int
+    file: bytes
+
+
+def read(data: Bytes) -> Png | Jpeg | Webp:
+    """Find a file's parts.
+
+    Args:
+        data: The file; its first bytes say of which format.
+
+    Raises:
+        BadImage: It is of another format, damaged, ends early, or has too many parts.
+    """
+    head = bytes(data[:12])
+    reader: Callable[[Bytes], Png | Jpeg | Webp]
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        name, reader = "PNG", _read_png
+    elif head.startswith(b"\xff\xd8\xff"):
+        name, reader = "JPEG", _read_jpeg
+    elif head[:4] == b"RIFF" and head[8:] == b"WEBP":
+        name, reader = "WEBP", _read_webp
+    else:
+        raise BadImage(f"the first bytes are not those of a picture; send {ACCEPTED}")
+    try:
+        return reader(data)
+    except (struct.error, IndexError) as err:  # The reader went beyond the end.
+        raise damaged(name) from err
+
+
+def damaged(name: str) -> BadImage:
+    """Return the error of a file that cannot be read or decoded."""
+    return BadImage(f"the {name} file is truncated or damaged")
+
+
+def _read_png(data: Bytes) -> Png:
+    """Walk a PNG's chunks."""
+    if data[12:16] != b"IHDR":
+        raise damaged("PNG")
+    view = memoryview(data)
+    at, previous, palette, transparency = 8, b"", b"", b""
+    exif: Bytes | None = None
+    pixels: list[memoryview] = []
+    for _ in range(MOST_PARTS):
+        length, kind = _CHUNK.unpack_from(data, at)
+        end = at + 8 + length
+        if kind in _DECIDING:
+            if zlib.crc32(view[at + 4 : end]) != _CRC.unpack_from(data, end)[0]:
+                raise damaged("PNG")
+            content = view[at + 8 : end]
+            if kind == b"IDAT":
+                if pixels and previous != b"IDAT":
+                    raise damaged("PNG")
+                pixels.append(content)
+            elif kind == b"IEND":
+                break
+            elif kind == b"IHDR":
+                if previous:
+                    raise damaged("PNG")
+                header = _HEADER.unpack(content)
+            elif kind == b"eXIf":
+                exif = content if exif is None else exif
+            elif kind == b"PLTE" and not pixels:
+                palette = bytes(content)
+            elif kind == b"tRNS" and not pixels:
+                transparency = bytes(content)
+        at, previous = end + 4, kind
+    else:
+        raise _too_many("PNG", "chunks", MOST_PARTS)
+    width, height, depth, colour, compression, filtering, interlace = header
+    if compression or filtering or interlace > 1 or not width * height:
+        raise damaged("PNG")
+    stream, orientation = b"".join(pixels), _read_orientation(exif)
+    return Png((height, width), depth, colour, interlace == 1, palette, transparency, stream, orientation)
+
+
+def _read_jpeg(data: Bytes) -> Jpeg:
+    """Walk a JPEG's segments, as libjpeg will: what lies between a segment and the next marker is skipped."""
+    at, scans, frame, width, height, channels = 2, 0, 0, 0, 0, 0
+    missing = set[int]()  # Channels that no scan has come for.
+    transform: int | None = None
+    exif: Bytes | None = None
+    for _ in range(MOST_PARTS):
+        kind = data[at + 1] if data[at] == 0xFF else 0
+        at += 2
+        if kind not in _SEGMENTS:
+            found = _MARKER.search(data, at - 2)
+            if found is None:
+                raise damaged("JPEG")
+            at = found.end()
+            kind = data[at - 1]
+            if kind == _END:
+                break
+        [length] = _LENGTH.unpack_from(data, at)
+        if kind == _SCAN:
+            scans += 1
+            if scans > MOST_SCANS:
+                raise _too_many("JPEG", "scans", MOST_SCANS)
+            missing.difference_update(data[at + 3 : at + length - 3 : 2])
+        elif kind in _FRAMES:
+            if frame:
+                raise damaged("JPEG")
+            frame = kind
+            if kind not in _HUFFMAN:  # With arithmetic coding a byte can hold any amount of work.
+                raise BadImage("the JPEG file is arithmetic-coded or hierarchical; save it as baseline or progressive")
+            bits, height, width, channels = _FRAME.unpack_from(data, at + 2)
+            if bits != 8:
+                raise BadImage(f"the JPEG file has {bits} bits a sample; only 8 are supported")
+            missing.update(data[at + 8 : at + length : 3])
+        elif kind == _EXIF:
+            if exif is None and not scans and data[at + 2 : at + 8] == b"Exif\0\0":
+                exif = data[at + 8 : at + length]
+        elif kind == _ADOBE:
+            if length >= 14 and data[at + 2 : at + 7] == b"Adobe":
+                transform = data[at + 13]
+        elif kind not in _SEGMENTS:
+            raise damaged("JPEG")
+        at += length if length > 2 else 2
+    else:
+        raise _too_many("JPEG", "segments", MOST_PARTS)
+    if missing or not frame or not width * height:
+        raise damaged("JPEG")
+    return Jpeg((height, width), channels, frame, scans, transform, _read_orientation(exif), data, at - 2)
+
+
+def _read_webp(data: Bytes) -> Webp:
+    """Walk a WebP's chunks."""
+    view = memoryview(data)
+    at, size, flags = 12, (0, 0), 0
+    exif: Bytes | None = None
+    limit = 8 + _LITTLE.unpack_from(data, 4)[0]
+    if limit > len(data):
+        raise damaged("WEBP")
+    wanted: set[bytes] = set()
+    kept: list[bytes] = []
+    for number in range(MOST_PARTS + 1):
+        if at + 8 > limit:
+            break
+        kind, length = _LITTLE_CHUNK.unpack_from(data, at)
+        content = view[at + 8 : at + 8 + length]
+        at += 8 + length
+        if at > limit:
+            raise damaged("WEBP")
+        at += length & 1
+        if number == 0:
+            size = _read_canvas(kind, content)
+            if kind != b"VP8X":
+                return Webp(size, 1, _write_webp([_write_chunk(kind, content)]))
+            flags = content[0]
+            wanted = {b"ANIM", b"ANMF"} if flags & _ANIMATED else {b"ALPH", b"VP8 ", b"VP8L"}
+            kept.append(_write_chunk(kind, bytes([flags & (_ANIMATED | _ALPHA)]) + content[1:10]))
+        elif kind in wanted:
+            kept.append(_write_chunk(kind, content))
+            wanted = wanted - {kind} if kind in (b"ANIM", b"ALPH") else set()
+        elif kind == b"EXIF" and flags & _WITH_EXIF:
+            exif = content if exif is None else exif
+    else:
+        raise _too_many("WEBP", "chunks", MOST_PARTS)
+    return Webp(size, _read_orientation(exif), _write_webp(kept))
+
+
+def _read_canvas(kind: bytes, content: Bytes) -> tuple[int, int]:
+    """Return (H, W) from the first chunk of a WebP."""
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(content[at : at + 3], "little") + 1 for at in (4, 7))
+    elif kind == b"VP8L":
+        [bits] = _LITTLE.unpack_from(content, 1)
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    elif kind == b"VP8 ":
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", content, 6))
+    else:
+        raise damaged("WEBP")
+    return height, width
+
+
+def _write_chunk(kind: bytes, content: Bytes) -> bytes:
+    return b"".join((kind, _LITTLE.pack(len(content)), content, b"\0" * (len(content) & 1)))
+
+
+def _write_webp(chunks: list[bytes]) -> bytes:
+    body = b"".join((b"WEBP", *chunks))
+    return b"".join((b"RIFF", _LITTLE.pack(len(body)), body))
+
+
+def _read_orientation(record: Bytes | None) -> int:
+    """Return the orientation in an EXIF record, 1 to 8; 1, which is upright, if none can be read."""
+    if record is None:
+        return 1
+    if record[:6] == b"Exif\0\0":
+        record = record[6:]
+    order = {b"II": "<", b"MM": ">"}.get(bytes(record[:2]))
+    if order is None:
+        return 1
+    try:
+        [start] = struct.unpack_from(order + "I", record, 4)
+        [count] = struct.unpack_from(order + "H", record, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, values = struct.unpack_from(order + "HHI", record, entry)
+            if tag == _ORIENTATION and kind in _INTEGERS and values == 1:
+                [orientation] = struct.unpack_from(order + _INTEGERS[kind], record, entry + 8)
+                return orientation if 1 <= orientation <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+def _too_many(name: str, parts: str, most: int) -> BadImage:
+    return BadImage(f"the {name} file has more than {most:,} {parts}; save it anew")

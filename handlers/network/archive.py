@@ -1,0 +1,96 @@
+"""Archives: what an unpacked archive holds, loaded and checked.
+
+`card.json` names the network and describes it, `weights.pt` is a state dict that is read without running any code,
+`graph.onnx` is present if the network could be exported, and `model-config.yaml` holds the limits under `convscope:`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from handlers.images.preprocessing import Preprocessing
+from handlers.network.engines.onnx import Graph
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A network and its description.
+
+    Attributes:
+        module: The network with its weights, in evaluation mode, on the CPU.
+        preprocessing: How pictures become its input.
+        layers: Public name → node.
+        classes: Labels by index; empty for a network without classes.
+        card: The content of card.json.
+        has_gradients: Whether its scores have gradients with respect to the picture. An archive states it if they have
+            none; older archives, which state nothing, are assumed to have them.
+        graph: The network for ONNX Runtime; None if the archive has no graph.
+    """
+
+    module: nn.Module
+    preprocessing: Preprocessing
+    layers: dict[str, str]
+    classes: tuple[str, ...]
+    card: dict[str, Any]
+    graph: Graph | None = None
+    has_gradients: bool = True
+
+
+def load(directory: Path) -> Archive:
+    """Load an unpacked archive.
+
+    Args:
+        directory: Where `card.json` and `weights.pt` are. For a user's own network it must be on the import path.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ImportError: The network's module, or one it needs, is not installed.
+        RuntimeError: The weights do not fit the network.
+        ValueError: The card has a format that this code does not read.
+    """
+    card = json.loads((directory / "card.json").read_text(encoding="utf-8"))
+    if card.get("format") != 1:
+        raise ValueError(f"card.json has format {card.get('format')!r}, this handler reads format 1")
+    module = build(card["architecture"], card["arguments"])
+    state = torch.load(directory / "weights.pt", map_location="cpu", weights_only=True)
+    module.load_state_dict(state, strict=True)
+    return Archive(
+        module=module.eval(),
+        preprocessing=Preprocessing.from_dict(card["preprocessing"]),
+        layers=dict(card["layers"]),
+        classes=tuple(card["classes"]),
+        card=card,
+        graph=_load_graph(directory, card),
+        has_gradients="no_gradients" not in card,
+    )
+
+
+def _load_graph(directory: Path, card: Mapping[str, Any]) -> Graph | None:
+    path = directory / "graph.onnx"
+    return Graph(path.read_bytes(), tuple(card["graph"]["weights"])) if path.exists() else None
+
+
+def build(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Call the network's constructor.
+
+    Args:
+        architecture: `package.module:Name`, e.g. `handlers.networks.cifar:Cifar`.
+        arguments: Its keyword arguments.
+
+    Raises:
+        ImportError: The module cannot be imported.
+        TypeError: The call does not return an `nn.Module`.
+    """
+    module_name, _, name = architecture.partition(":")
+    module = getattr(importlib.import_module(module_name), name)(**arguments)
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{architecture} makes a {type(module).__name__}, not an nn.Module")
+    return module

@@ -1,0 +1,195 @@
+"""Eager torch: the engine that is always available, and the reference for every other.
+
+Maps come from torchvision's feature extraction, which makes named nodes of the graph outputs; a network that cannot be
+traced gets forward hooks instead. Either way, a layer that is not asked for is neither kept nor copied. Axes:
+`N` batch, `C` channels, `h, w` map cells, `K` classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from handlers.network.engines.engine import Maps, Torch
+
+logger = logging.getLogger(__name__)
+
+Forward = Callable[[Tensor], Mapping[str, Tensor]]
+
+SCORES = "//scores"  # No public layer name can hold a slash, so no clash.
+_TRACED = frozenset([SCORES])  # In place of layers: none, but the graph that was traced and not the module itself.
+_EXTRACTORS_KEPT = 32  # One per set of layers ever asked for; they share the network's weights.
+
+
+class Eager(Torch):
+    """A network run by torch, operation by operation.
+
+    Args:
+        module: The network, weights loaded. It is put into evaluation mode, and its in-place activations write to new
+            memory from then on: a map must not change after it was taken.
+        layers: Public name of each layer → node name of torchvision's feature extraction (for a network that cannot be
+            traced: module path).
+        has_scores: Whether the network's output is logits (N, K).
+        device: Where it runs.
+        dtype: Of weights and activations. If it is not float32, the engine needs its own copy of the module.
+        memory_format: Of weights and input: `torch.channels_last` or `torch.contiguous_format`.
+
+    Attributes:
+        name, layers, has_scores: As `Engine` says.
+        module: The network.
+        device: Where it runs.
+        threads: torch's number of threads when the engine was made.
+
+    Raises:
+        ValueError: A layer is bound to a node that the network does not have.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: Mapping[str, str],
+        *,
+        has_scores: bool,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        self.name = f"torch-{torch.__version__.partition('+')[0]}"
+        self._dtype, self._memory_format = dtype, memory_format
+        self._converts = dtype != torch.float32 or memory_format != torch.contiguous_format
+        if dtype != torch.float32:
+            self.name += f"-{str(dtype).removeprefix('torch.')}"
+        if memory_format == torch.channels_last:
+            self.name += "-channels-last"
+        self.device = torch.device(device)
+        self.threads = torch.get_num_threads()
+        self.layers = dict(layers)
+        self.has_scores = has_scores
+        self.module = module.to(self.device).eval().requires_grad_(False)
+        if self._converts:
+            self.module.to(dtype=dtype, memory_format=memory_format)  # type: ignore[call-overload]
+        for part in self.module.modules():
+            if getattr(part, "inplace", False) is True:
+                part.inplace = False  # type: ignore[assignment]
+        self._output_node = self._trace()
+        self._extractors: OrderedDict[frozenset[str], Forward] = OrderedDict()
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor | None, Maps]:
+        """Run the network once; see `Engine.forward`. Maps stay on the device until they have the cells asked for."""
+        on_gpu = self.device.type == "cuda"
+        if on_gpu and not images.is_cuda:  # Not run here, for want of a GPU: pinned, the copy need not be waited for.
+            images = images.pin_memory().to(self.device, non_blocking=True)
+        outputs = self.compute(images, layers)
+        if on_gpu:  # Where nothing is copied back, nothing else waits for the network to be done.
+            torch.cuda.synchronize(self.device)
+        scores = outputs[SCORES].cpu() if self.has_scores else None
+        return scores, {name: outputs[name] for name in layers}
+
+    def compute(self, images: Tensor, layers: frozenset[str]) -> dict[str, Tensor]:
+        """Run the network on the device and wait for nothing; the caller sets the mode of inference.
+
+        Args:
+            images: (N, C, H, W), float32, normalised, on the device.
+            layers: Public names of the maps wanted.
+
+        Returns:
+            By name each map (N, C, h, w), and by `SCORES` the logits (N, K) of a network that has them: float32,
+            contiguous, on the device.
+        """
+        if self._converts:
+            images = images.to(dtype=self._dtype, memory_format=self._memory_format)
+        found = self.extractor(layers)(images)
+        names = [*layers, SCORES] if self.has_scores else layers
+        return {name: found[name].float().contiguous() for name in names}
+
+    def forward_with_gradients(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor, Maps]:
+        """Run the network once and keep the graph of what was computed; gradients must be enabled.
+
+        A traced network gives the derivative of what it computes, even where its own code runs under `torch.no_grad`:
+        tracing does not record that. The logits of a network without gradients do not require any.
+
+        Args:
+            images: (N, C, H, W), float32, normalised, on the device.
+            layers: Public names of the maps wanted.
+
+        Returns:
+            Logits (N, K), and for each layer its map (N, C, h, w), which the logits were computed from.
+        """
+        if not images.requires_grad:  # No weight requires gradients, so the picture must.
+            images = images.clone().requires_grad_(True).clone()  # A network may change its input, but not a leaf.
+        outputs = self.extractor(layers or _TRACED)(images)
+        return outputs[SCORES], {name: outputs[name] for name in layers}
+
+    def _trace(self) -> str | None:
+        """Return the name of the node that makes the output, or None where hooks are needed."""
+        try:
+            nodes = get_graph_node_names(self.module)[1]
+        except Exception as err:  # Tracing runs the network's own Python, which may raise anything.
+            logger.info("network cannot be traced (%s), maps are taken by hooks", type(err).__name__)
+            self.module.eval()  # torchvision traces in training mode too, and a failure leaves it there.
+            nodes = [name for name, _ in self.module.named_modules() if name]
+            self._check_nodes(nodes)
+            return None
+        self._check_nodes(nodes)
+        return str(nodes[-1])
+
+    def _check_nodes(self, nodes: list[str]) -> None:
+        for name, node in self.layers.items():
+            if node not in nodes:
+                raise ValueError(f"layer {name!r} is bound to {node!r}, which the network does not have: {nodes}")
+
+    def extractor(self, layers: frozenset[str]) -> Forward:
+        """Return a function that runs the network and keeps these layers; it owns constants made by tracing."""
+        if layers in self._extractors:
+            self._extractors.move_to_end(layers)
+        else:
+            self._extractors[layers] = self._build(layers)
+            if len(self._extractors) > _EXTRACTORS_KEPT:
+                self._extractors.popitem(last=False)
+        return self._extractors[layers]
+
+    @torch.inference_mode(False)  # Constants that tracing makes must serve gradients too.
+    def _build(self, layers: frozenset[str]) -> Forward:
+        if not layers:
+            return lambda images: {SCORES: self.module(images)}
+        layers -= _TRACED
+        if self._output_node is None:
+            return lambda images: self._forward_with_hooks(images, layers)
+        # One node may go out under several names (a last layer that is also the scores), which torchvision's dict of
+        # node → name cannot say: so ask for nodes, and name them here.
+        names = {name: self.layers[name] for name in layers}
+        if self.has_scores:
+            names[SCORES] = self._output_node
+        extractor = create_feature_extractor(self.module, return_nodes=sorted(set(names.values())))
+        extractor.eval()
+
+        def forward(images: Tensor) -> Mapping[str, Tensor]:
+            outputs = extractor(images)
+            return {name: outputs[node] for name, node in names.items()}
+
+        return forward
+
+    def _forward_with_hooks(self, images: Tensor, layers: frozenset[str]) -> Mapping[str, Tensor]:
+        """Run with a hook on each wanted module; the hooks are gone afterwards, also after a failure."""
+        taken: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+            def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+                taken[name] = output
+
+            return hook
+
+        handles = [self.module.get_submodule(self.layers[name]).register_forward_hook(keep(name)) for name in layers]
+        try:
+            taken[SCORES] = self.module(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return taken

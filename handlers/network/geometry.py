@@ -1,0 +1,242 @@
+"""Geometry: each published layer's shape, receptive field, stride, and the operation that makes its map.
+
+The network is traced and run once on an empty picture; `receptive_fields` tells what each operation does to the
+rectangle of input pixels that a cell depends on.
+Axes: `N` batch, `C` channels, `H, W` picture pixels, `h, w` map cells.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torchvision import ops
+from torchvision.models.feature_extraction import NodePathTracer
+
+from handlers.network.operations import Operation, of_function, watched
+from handlers.network.receptive_fields import CONSTANT, MAP_AXES, Extent, Field, follow
+
+# What torchvision's feature extraction traces with unless told otherwise: the node names depend on it.
+_LEAVES = [part for part in vars(ops).values() if inspect.isclass(part) and issubclass(part, nn.Module)]
+
+
+@dataclass(frozen=True)
+class LayerGeometry:
+    """Where the cells of one layer's map are in the picture.
+
+    Attributes:
+        shape: Of the map, (C, h, w); of other outputs, the shape without the batch.
+        stride: Input pixels from one cell to the next, (y, x); None where not defined (as are the two below).
+        receptive_field: Input pixels that one cell depends on, (height, width): the rectangle that bounds them.
+        receptive_field_start: The first input pixel of cell (0, 0), (y, x); negative: padding.
+        operation: The convolution or linear layer that makes the map: the last one, or, where branches meet, the last
+            one of the branch with the most of them; None if there is none.
+    """
+
+    shape: tuple[int, ...]
+    stride: tuple[int, int] | None
+    receptive_field: tuple[int, int] | None
+    receptive_field_start: tuple[int, int] | None
+    operation: Operation | None
+
+    @property
+    def parameters(self) -> int:
+        """Of the operation that makes the map."""
+        return self.operation.parameters if self.operation else 0
+
+
+def layer_geometry(
+    model: nn.Module, layers: Mapping[str, str], picture_shape: tuple[int, int, int]
+) -> dict[str, LayerGeometry]:
+    """Return where each published map's cells are in the picture.
+
+    The model is run in evaluation mode; afterwards its modes are as before.
+
+    Args:
+        model: The network. If it cannot be traced, only shapes and operations are known.
+        layers: Public name to node name of `torchvision.models.feature_extraction`, or to module path for a network
+            that cannot be traced.
+        picture_shape: (C, H, W) of the picture to run it on.
+
+    Returns:
+        Geometry by public name, in the order of the forward pass.
+
+    Raises:
+        ValueError: A layer is bound to a node that does not exist, or whose output is not one tensor.
+    """
+    images = blank(model, picture_shape)
+    with _evaluating(model), torch.no_grad():
+        try:
+            graph, names = trace(model)
+        except Exception:  # Tracing runs the network's own Python, which may raise anything.
+            found = _run_with_hooks(model, layers, images)
+        else:
+            _check(layers, names.values())
+            with watched(model) as operations:
+                walk = _Walk(graph, operations)
+                walk.run(images)
+            found = {names[node]: step for node, step in walk.steps.items() if node in names}
+    _check(layers, found)
+    order = list(found)
+    by_position = sorted(layers.items(), key=lambda item: order.index(item[1]))
+    return {name: _describe(found[node]) for name, node in by_position}
+
+
+def trace(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
+    """Trace a network as torchvision's feature extraction does, which may raise anything.
+
+    Returns:
+        Its graph, and the published name of each of the graph's nodes.
+    """
+    tracer = NodePathTracer(autowrap_modules=(math, ops), leaf_modules=_LEAVES)
+    graph = tracer.trace(model)
+    return fx.GraphModule(tracer.root, graph), {node.name: path for node, path in tracer.node_to_qualname.items()}
+
+
+def blank(model: nn.Module, picture_shape: tuple[int, int, int]) -> Tensor:
+    """Return an empty picture (1, C, H, W) of the model's dtype, on its device."""
+    weight = next(model.parameters(), torch.empty(0))
+    dtype = weight.dtype if weight.is_floating_point() else torch.float32
+    return torch.zeros(1, *picture_shape, device=weight.device, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One operation's result: its shape, its field, and the operation with weights behind it.
+
+    `depth` counts nodes with such operations, one after the other. A constant, such as a weight, has the number of
+    learned cells.
+    """
+
+    shape: tuple[int, ...]
+    field: Extent
+    operation: Operation | None
+    depth: int = 0
+    learned: int = 0
+
+
+def _describe(step: _Step) -> LayerGeometry:
+    field = step.field if isinstance(step.field, Field) and step.field.axes == MAP_AXES else None
+    return LayerGeometry(
+        shape=step.shape,
+        stride=field.stride if field else None,
+        receptive_field=field.size if field else None,
+        receptive_field_start=field.start if field else None,
+        operation=step.operation,
+    )
+
+
+class _Walk(fx.Interpreter):
+    """Runs a traced network and keeps a step for every node, by name."""
+
+    def __init__(self, module: fx.GraphModule, operations: list[Operation]) -> None:
+        super().__init__(module)
+        self._operations = operations  # Those of modules, as they run.
+        self.steps: dict[str, _Step] = {}
+
+    def run_node(self, node: fx.Node) -> Any:
+        before = len(self._operations)
+        result = super().run_node(node)
+        if isinstance(result, Tensor) and node.op != "output":
+            shape, field = tuple(result.shape[1:]), self._field(node, result)
+            inputs = self._inputs(node)
+            ran = self._operations[before:]  # Several, where tracing does not look into the module.
+            called = self._function(node, result)
+            ran += [called] if called else []
+            depth = max((step.depth for step in inputs), default=0) + bool(ran)
+            # A gate, a number a channel that is spread over a map, did not make it, however deep it lies.
+            alike = [step for step in inputs if step.shape == shape]
+            deepest = max(alike or inputs, key=lambda step: step.depth, default=None)
+            operation = deepest.operation if deepest else None
+            fitting = [one for one in ran if one.output_shape == shape]
+            if ran and (fitting or not alike):
+                operation = (fitting or ran)[-1]
+            self.steps[node.name] = _Step(shape, field, operation, depth, self._learned(node))
+        return result
+
+    def _inputs(self, node: fx.Node) -> list[_Step]:
+        return [self.steps[source.name] for source in node.all_input_nodes if source.name in self.steps]
+
+    def _field(self, node: fx.Node, result: Tensor) -> Extent:
+        if node.op == "placeholder":
+            return Field()
+        if node.op == "get_attr":
+            return CONSTANT
+        if any(source.name not in self.steps and not self._is_number(source) for source in node.all_input_nodes):
+            return None
+        inputs = self._inputs(node)
+        operation = self.fetch_attr(str(node.target)) if node.op == "call_module" else node.target
+        field = follow(operation, *self.fetch_args_kwargs_from_env(node), [step.field for step in inputs])
+        # Cells that were folded, broadcast or gathered are no longer where the rules say.
+        moved = isinstance(field, Field) and (result.ndim != 4 or not self._aligned(node, inputs))
+        return None if moved else field
+
+    def _is_number(self, source: fx.Node) -> bool:
+        return isinstance(self.env[source], int | float | torch.Size | torch.dtype | torch.device)
+
+    @staticmethod
+    def _aligned(node: fx.Node, inputs: list[_Step]) -> bool:
+        """Whether all inputs that hold pixels are maps of one size."""
+        return len({step.shape[1:] for step in inputs if step.field is not CONSTANT}) == 1
+
+    def _function(self, node: fx.Node, result: Tensor) -> Operation | None:
+        if node.op != "call_function":
+            return None
+        weights = sum(step.learned for step in self._inputs(node))
+        return of_function(node.target, *self.fetch_args_kwargs_from_env(node), result, weights)
+
+    def _learned(self, node: fx.Node) -> int:
+        if node.op == "get_attr":
+            value = self.fetch_attr(str(node.target))
+            return value.numel() if isinstance(value, nn.Parameter) else 0
+        inputs = self._inputs(node)
+        return sum(step.learned for step in inputs) if all(step.field is CONSTANT for step in inputs) else 0
+
+
+def _run_with_hooks(model: nn.Module, layers: Mapping[str, str], images: Tensor) -> dict[str, _Step]:
+    """Run a network that cannot be traced, with a hook on every module; the hooks are gone afterwards."""
+    modules = {name: module for name, module in model.named_modules() if name}
+    _check(layers, modules)
+    found: dict[str, _Step] = {}
+
+    with watched(model) as operations:
+
+        def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+                if isinstance(output, Tensor):
+                    found[name] = _Step(tuple(output.shape[1:]), None, operations[-1] if operations else None)
+
+            return hook
+
+        handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+        try:
+            model(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return found
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every submodule into evaluation mode, and back into the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _check(layers: Mapping[str, str], nodes: Any) -> None:
+    present = list(nodes)
+    for name, node in layers.items():
+        if node not in present:
+            raise ValueError(f"layer {name!r} is bound to {node!r}; the network has {', '.join(present)}")

@@ -1,0 +1,175 @@
+"""The predictor: runs all pictures of a batch through the network, and gives each picture its result.
+
+Requests and formats are unknown here. Axes: `N` batch, `C` channels,
+`H, W` picture pixels, `K` classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from itertools import groupby
+from time import perf_counter
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from handlers.api.errors import BadImage, Internal, RequestError
+from handlers.api.job import Job
+from handlers.api.options import Options
+from handlers.images.preprocessing import ANY_SIZE, Picture, Preprocessing, stack_on
+from handlers.network.engines.engine import Cells, Engine
+from handlers.outputs.maps import prepare
+from handlers.outputs.response import ClassScore, Result
+
+_MAX_INPUT_BYTES = 8 * 2**20  # Of one forward pass: activations are many times their input.
+
+
+class Predictor:
+    """A network with its preprocessing and the meaning of its outputs.
+
+    Args:
+        network: The loaded network, in its engine.
+        preprocessing: How pictures become its input.
+        classes: Labels by index; empty for a network without classes.
+        device: Where it runs.
+    """
+
+    def __init__(
+        self, network: Engine, preprocessing: Preprocessing, classes: tuple[str, ...], device: torch.device
+    ) -> None:
+        self._network = network
+        self._device = device
+        self._preprocessing = preprocessing
+        self._classes = classes
+        height, width = preprocessing.size or ANY_SIZE
+        self._black: Picture = np.zeros((height, width, preprocessing.channels), np.uint8)
+
+    def warm_up(self, layers: frozenset[str] | None = None) -> NDArray[np.float32] | None:
+        """Run one real forward pass of a black picture.
+
+        Args:
+            layers: Maps to compute; None for none, or for all if the network has no scores.
+
+        Returns:
+            Logits (1, K), or None for a network without classes.
+
+        Raises:
+            RuntimeError: The scores are not finite, or the network failed.
+        """
+        if layers is None:
+            layers = frozenset() if self._network.has_scores else frozenset(self._network.layers)
+        logits, _ = self._network.run(stack_on(self._device, [self._black], self._preprocessing), layers)
+        if logits is not None and not np.isfinite(logits).all():
+            raise RuntimeError("the network's scores for a black picture are not finite; are its weights?")
+        return logits
+
+    def check_graph(self) -> None:
+        """Run once with every map and once without, so that workers start warm and the extracted graph is checked.
+
+        Raises:
+            RuntimeError: The graph computes other scores than the network.
+        """
+        traced = self.warm_up(frozenset(self._network.layers))
+        plain = self.warm_up()
+        if traced is not None and plain is not None and not np.allclose(traced, plain, rtol=1e-4, atol=1e-5):
+            raise RuntimeError("the extracted graph does not compute what the network computes")
+
+    def run(self, jobs: list[Job]) -> None:
+        """Run all pictures of a batch, those of one size together, and set every picture's result in its job."""
+        groups: dict[tuple[int, int], list[tuple[Job, int]]] = defaultdict(list)
+        for job in jobs:
+            job.results = [None] * len(job.pictures)
+            for index, picture in enumerate(job.pictures):
+                if isinstance(picture, RequestError):
+                    job.results[index] = picture
+                else:
+                    groups[picture.shape[0], picture.shape[1]].append((job, index))
+        for (height, width), places in groups.items():
+            step = max(1, _MAX_INPUT_BYTES // (height * width * self._preprocessing.channels * 4))
+            for start in range(0, len(places), step):
+                self._run_together(places[start : start + step], height, width)
+
+    def _run_together(self, places: list[tuple[Job, int]], height: int, width: int) -> None:
+        """Run pictures of one size in one forward pass; all of its time counts for every request in it.
+
+        Maps of neighbours with the same options are converted together, which takes half the time of converting one by
+        one, as most of a small map's time is the overhead of calling numpy. Each request is charged its share.
+        """
+        jobs = {job for job, _ in places}
+        wanted = frozenset(name for job, _ in places for name in job.layers)
+        pictures = [job.pictures[index] for job, index in places]
+        try:
+            began = perf_counter()
+            images = stack_on(self._device, pictures, self._preprocessing)  # type: ignore[arg-type]  # (N, C, H, W)
+            stacked = perf_counter()
+            for job in jobs:
+                job.add("preprocess", stacked - began)
+            logits, maps = self._network.run(images, wanted)
+            scores = self._score(logits, places)
+            forward_s = perf_counter() - stacked
+            for job in jobs:
+                job.add("forward", forward_s)
+        except Exception as failure:
+            error: RequestError = Internal(
+                "the network failed on this picture; the server's log has the reason", unexpected=failure
+            )
+            if self._preprocessing.size is None:
+                message = f"the network cannot take a picture of {width}×{height} pixels"
+                error = BadImage(message, unexpected=failure)
+            for job, index in places:
+                job.results[index] = error
+            return
+        start = 0
+        for (options, layers), group in groupby(places, key=lambda place: (place[0].options, place[0].layers)):
+            members = list(group)
+            part = slice(start, start + len(members))
+            start = part.stop
+            began = perf_counter()
+            found = self._results(options, {name: maps[name][part] for name in layers}, scores[part])
+            share_s = (perf_counter() - began) / len(members)
+            for (job, index), result in zip(members, found, strict=True):
+                job.results[index] = result
+                job.add("encode", share_s)
+
+    def _score(
+        self, logits: NDArray[np.float32] | None, places: list[tuple[Job, int]]
+    ) -> list[tuple[ClassScore, ...] | RequestError]:
+        """Return each picture's most probable classes."""
+        if logits is None:
+            return [()] * len(places)
+        count = len(self._classes)
+        # In Python: between two forward passes a call into torch or numpy is cold, and costs more than ten classes do.
+        # A thousand classes take a tenth of a millisecond.
+        pairs = zip(logits.tolist(), places, strict=True)
+        return [self._top(values, job.options.top_k or count) for values, (job, _) in pairs]
+
+    def _top(self, values: list[float], count: int) -> tuple[ClassScore, ...] | RequestError:
+        """Return the most probable classes of one picture from its K logits; of equally probable ones the first."""
+        if not math.isfinite(sum(values)):  # One value that is not finite makes the sum so; float32's cannot overflow.
+            return BadImage("the scores are not finite; send values on the 0..1 scale")
+        largest = max(values)
+        shares = [math.exp(value - largest) for value in values]
+        total = sum(shares)
+        best = sorted(range(len(values)), key=values.__getitem__, reverse=True)[:count]
+        return tuple(ClassScore(index, self._classes[index], shares[index] / total, values[index]) for index in best)
+
+    def _results(
+        self, options: Options, maps: dict[str, Cells], scores: list[tuple[ClassScore, ...] | RequestError]
+    ) -> list[Result | RequestError]:
+        """Return the results of pictures that ran together, with the same options."""
+        try:
+            layers = [prepare(name, values, options) for name, values in maps.items()]
+        except RequestError as error:
+            return [score if isinstance(score, RequestError) else error for score in scores]
+        results: list[Result | RequestError] = []
+        for number, score in enumerate(scores):
+            if isinstance(score, RequestError):
+                results.append(score)
+                continue
+            found = [maps_of_layer[number] for maps_of_layer in layers]
+            failure = next((item for item in found if isinstance(item, RequestError)), None)
+            carried = tuple(item for item in found if not isinstance(item, RequestError))
+            results.append(failure or Result(score, carried))
+        return results

@@ -1,0 +1,1 @@
+"""What a caller gets: results, maps, explanations, and the formats they are sent in."""

@@ -1,0 +1,63 @@
+"""Filters: the kernels of the convolution that makes a published map, and their response.
+
+They are the convolution's own weights: a batch normalisation after it is not folded in.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handlers.api import media
+from handlers.api.errors import BadRequest
+from handlers.network.operations import Operation
+from handlers.outputs.response import Identity, Response
+from handlers.wire import convscope_pb2 as wire
+
+
+def kernels(operation: Operation | None, layer: str) -> NDArray[np.float32]:
+    """Return the kernels of the convolution that makes a map: the operation that the model card names.
+
+    Args:
+        operation: What makes the map, None where nothing with weights does.
+        layer: The layer's public name, for the message.
+
+    Returns:
+        (C_out, C_in, kernel height, kernel width), float32; C_in is that of one group.
+
+    Raises:
+        BadRequest: What makes the map is no two-dimensional convolution.
+    """
+    if operation is None or operation.kind != "Conv2d" or operation.weight is None:
+        raise BadRequest(f"the map of {layer} is not made by a two-dimensional convolution, so it has no filters")
+    return np.ascontiguousarray(operation.weight.detach().float().cpu().numpy())
+
+
+def encode(
+    filters: NDArray[np.float32], layer: str, identity: Identity, media_type: str, request_id: str = ""
+) -> Response:
+    """Encode filters; they are sent as JSON instead of PNG.
+
+    Args:
+        filters: (C_out, C_in, kernel height, kernel width), float32.
+        layer: The layer asked for; it names the array of an npz.
+        identity: What serves the request.
+        media_type: One of those in `media`.
+        request_id: Of the request.
+    """
+    data = filters.astype("<f4").tobytes()
+    if media_type == media.PROTOBUF:
+        tensor = wire.Tensor(dtype=wire.FLOAT32, shape=filters.shape, data=data)
+        message = wire.PredictReply(filters=tensor, request_id=request_id, **vars(identity))
+        return Response([message.SerializeToString()], media_type)
+    head = {**vars(identity), "request_id": request_id}
+    if media_type == media.NPZ:
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **{layer: filters, "reply": np.array(json.dumps(head))})
+        return Response([buffer.getvalue()], media_type)
+    values = {"dtype": "float32", "shape": filters.shape, "data": base64.b64encode(data).decode("ascii")}
+    return Response([json.dumps({**head, "filters": values}).encode()], media.JSON)

@@ -1,0 +1,191 @@
+"""Formats: a response as JSON, protobuf, npz or PNG. Tensors are sent little-endian and in C order."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handlers.api import media
+from handlers.api.errors import RequestError
+from handlers.outputs import png
+from handlers.outputs.maps import FeatureMap
+from handlers.outputs.protobuf import encode_results
+from handlers.outputs.response import Explanation, Identity, Piece, Response, Result, Timing
+from handlers.wire import convscope_pb2 as wire
+
+Results = Sequence[Result | RequestError]
+
+
+def encode(
+    identity: Identity,
+    results: Results,
+    media_type: str,
+    *,
+    error: RequestError | None = None,
+    request_id: str = "",
+) -> Response:
+    """Encode a response.
+
+    Args:
+        identity: What serves the request.
+        results: One a picture, in the order sent.
+        media_type: One of `media`'s.
+        error: Why the request failed as a whole; None if a picture has a result.
+        request_id: Of the request.
+
+    Returns:
+        The response; an error asked for as npz or PNG is sent as JSON.
+
+    Raises:
+        BadRequest: One PNG cannot show these results.
+    """
+    status = 200 if error is None else error.status
+    if media_type == media.PROTOBUF:
+        return _to_protobuf(identity, results, error, request_id, status)
+    if error is None and media_type == media.PNG:
+        return Response([png.encode(results)], media.PNG)
+    if error is None and media_type == media.NPZ:
+        arrays, values = _arrays(results), _to_values(identity, results, error, request_id, lambda _: None)
+
+        def npz(**timing: Any) -> list[Piece]:
+            return [_to_npz(arrays | {"reply": np.array(json.dumps(values | timing))})]
+
+        return Response(npz(), media.NPZ, add_timing=lambda timing: npz(timing=vars(timing)))
+    values = _to_values(identity, results, error, request_id, _tensor_values)
+    body = json.dumps(values, allow_nan=False).encode()
+
+    def add_timing(timing: Timing) -> list[Piece]:
+        return [body[:-1] + b", " + json.dumps({"timing": vars(timing)}).encode()[1:]]
+
+    return Response([body], media.JSON, status, add_timing)
+
+
+def _to_protobuf(
+    identity: Identity, results: Results, error: RequestError | None, request_id: str, status: int
+) -> Response:
+    tail = wire.PredictReply(request_id=request_id)
+    if error is not None:
+        tail.error.code, tail.error.message = error.code, error.message
+    pieces = [_head(identity), *encode_results(results), tail.SerializeToString()]
+
+    def add_timing(timing: Timing) -> list[Piece]:  # Serialized messages that are concatenated merge.
+        return [*pieces, wire.PredictReply(timing=wire.Timing(**vars(timing))).SerializeToString()]
+
+    return Response(pieces, media.PROTOBUF, status, add_timing)
+
+
+@lru_cache(maxsize=16)
+def _head(identity: Identity) -> bytes:
+    return wire.PredictReply(**vars(identity)).SerializeToString()
+
+
+def _arrays(results: Results) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an npz: one a layer, scores as arrays, and everything else as JSON in `reply`.
+
+    With one picture the names are `conv1`, `index`, `label`, `probability`, `logit`; with several each has the
+    picture's number before it: `0/conv1`. A uint8 map brings `conv1.scale` and `conv1.offset`, a selection of channels
+    `conv1.channels`.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    for number, result in enumerate(results):
+        prefix = f"{number}/" if len(results) > 1 else ""
+        if isinstance(result, Result):
+            arrays |= {prefix + name: array for name, array in _result_arrays(result).items()}
+    return arrays
+
+
+def _to_npz(arrays: dict[str, NDArray[Any]]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def error_values(error: RequestError) -> dict[str, str]:
+    """Return an error as JSON has it."""
+    return {"code": error.code, "message": error.message}
+
+
+def _to_values(
+    identity: Identity,
+    results: Results,
+    error: RequestError | None,
+    request_id: str,
+    tensor: Callable[[FeatureMap], Any],
+) -> dict[str, Any]:
+    values: dict[str, Any] = dict(vars(identity))
+    if request_id:
+        values["request_id"] = request_id
+    if error is not None:
+        values["error"] = error_values(error)
+    values["results"] = [
+        {"error": error_values(result)}
+        if isinstance(result, RequestError)
+        else {
+            "top": [score._asdict() for score in result.top],
+            "maps": {feature_map.layer: tensor(feature_map) for feature_map in result.maps},
+            **({} if result.explanation is None else {"explanation": _explanation_values(result.explanation, tensor)}),
+        }
+        for result in results
+    ]
+    return values
+
+
+def _explanation_values(explanation: Explanation, tensor: Callable[[FeatureMap], Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {"method": explanation.method}
+    if explanation.layer:
+        values["layer"] = explanation.layer
+    if explanation.target is not None:
+        values |= {"target": explanation.target, "label": explanation.label}
+    if explanation.heat is not None:
+        values["heat"] = tensor(explanation.heat)
+    if explanation.delta is not None:
+        values["delta"] = explanation.delta
+    if explanation.picture is not None:
+        values["picture"] = tensor(explanation.picture)
+    return values
+
+
+def _tensor_values(feature_map: FeatureMap) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "dtype": feature_map.dtype,
+        "shape": feature_map.cells.shape,
+        "data": base64.b64encode(_little(feature_map.cells).data).decode("ascii"),
+    }
+    if feature_map.scale is not None and feature_map.offset is not None:
+        values |= {"scale": feature_map.scale.tolist(), "offset": feature_map.offset.tolist()}
+    if feature_map.channels is not None:
+        values["channels"] = feature_map.channels
+    return values
+
+
+def _result_arrays(result: Result) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {
+        "index": np.array([score.index for score in result.top], np.int64),
+        "label": np.array([score.label for score in result.top], np.str_),
+        "probability": np.array([score.probability for score in result.top], np.float32),
+        "logit": np.array([score.logit for score in result.top], np.float32),
+    }
+    maps = [(feature_map.layer, feature_map) for feature_map in result.maps]
+    if result.explanation is not None:
+        found = (("/heat", result.explanation.heat), ("/picture", result.explanation.picture))
+        maps += [(f"explanation{name}", item) for name, item in found if item is not None]
+    for name, feature_map in maps:
+        arrays[name] = feature_map.cells
+        if feature_map.scale is not None and feature_map.offset is not None:
+            arrays[f"{name}.scale"] = feature_map.scale
+            arrays[f"{name}.offset"] = feature_map.offset
+        if feature_map.channels is not None:
+            arrays[f"{name}.channels"] = np.array(feature_map.channels, np.int64)
+    return arrays
+
+
+def _little(cells: NDArray[Any]) -> NDArray[Any]:
+    return cells if sys.byteorder == "little" else cells.astype(cells.dtype.newbyteorder("<"))

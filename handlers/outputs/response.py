@@ -1,0 +1,120 @@
+"""Responses: the result of each picture as values, and the response as bytes.
+
+TorchServe, torch and the formats are unknown here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from handlers.api.errors import RequestError
+from handlers.outputs.maps import FeatureMap
+
+Piece = bytes | memoryview
+"""Part of a response; a map's cells are a piece of their own and are not copied until they are sent."""
+
+
+class ClassScore(NamedTuple):  # There may be a thousand of them in a reply, and a frozen dataclass takes 1 µs to make.
+    """One class: its index, label, probability (softmax over all K classes, 0..1) and logit."""
+
+    index: int  # type: ignore[assignment]  # Hides tuple.index, which a score has no use for.
+    label: str
+    probability: float
+    logit: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which parts of a picture a class's score depends on.
+
+    Attributes:
+        method: The method that was used.
+        layer: Public name of the layer whose map was used; empty if none was.
+        target: The class's index; None if only the picture is shown.
+        label: The class's name.
+        heat: (C, h, w), values as the method defines them; None if only the picture is shown.
+        delta: The error of the sum of the heat, for methods that promise a sum.
+        picture: (C, H, W), as the network saw it, if it was asked for.
+        view: What a PNG of it shows.
+    """
+
+    method: str
+    layer: str
+    target: int | None
+    label: str
+    heat: FeatureMap | None
+    delta: float | None = None
+    picture: FeatureMap | None = None
+    view: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One picture's result: its most probable classes, the maps asked for, and the explanation."""
+
+    top: tuple[ClassScore, ...] = ()
+    maps: tuple[FeatureMap, ...] = ()
+    explanation: Explanation | None = None
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What serves a request: model and version, engine (`torch-2.15.0`) and device (`cpu`, `cuda:0`)."""
+
+    model: str
+    version: str
+    engine: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where a request's time went, in the fields of `convscope.v1.Timing`; a stage it did not get through is 0."""
+
+    read_s: float
+    decode_s: float
+    preprocess_s: float
+    forward_s: float
+    encode_s: float
+    handler_s: float
+    batch_requests: int
+
+
+@dataclass(frozen=True)
+class Response:
+    """What goes out for one request.
+
+    Attributes:
+        pieces: The body, one piece after the other.
+        media_type: Of the body.
+        status: HTTP status; gRPC has none.
+        add_timing: Returns the body with a timing, which is known only when the whole batch is encoded; None where the
+            format carries none.
+    """
+
+    pieces: list[Piece]
+    media_type: str
+    status: int = 200
+    add_timing: Callable[[Timing], list[Piece]] | None = None
+
+    @property
+    def size(self) -> int:
+        """Length of the body in bytes."""
+        return sum(map(len, self.pieces))
+
+    @property
+    def body(self) -> bytes:
+        """The whole body, copied together each time."""
+        return b"".join(self.pieces)
+
+    def with_timing(self, timing: Timing) -> Response:
+        """Return this response with a timing, where its format can carry one."""
+        return self if self.add_timing is None else Response(self.add_timing(timing), self.media_type, self.status)
+
+
+def error_of(results: Sequence[Result | RequestError]) -> RequestError | None:
+    """Return the error of a whole request: that of its first picture, if every picture has one."""
+    errors = [result for result in results if isinstance(result, RequestError)]
+    return errors[0] if len(errors) == len(results) else None

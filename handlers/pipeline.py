@@ -1,0 +1,354 @@
+"""The pipeline: one request's way from TorchServe's parameters to its response. Read `Pipeline.respond` first.
+
+The requests of one batch come from different callers, so an error in one does not touch the others. TorchServe's
+context is known to `entry.py` alone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from handlers.api import card, media
+from handlers.api.errors import BadRequest, Draining, Internal, RequestError, TooManyImages, UnknownLayer
+from handlers.api.job import Job, Parameters
+from handlers.api.limits import Limits, estimate_maps
+from handlers.api.request import Bytes, accepted_type, check_count, parse, request_headers
+from handlers.images.decoding import Budget, decode
+from handlers.images.preprocessing import ANY_SIZE, Picture, noise
+from handlers.network import archive as archives
+from handlers.network.archive import Archive
+from handlers.network.engines.choice import choose
+from handlers.network.engines.eager import Eager
+from handlers.network.engines.engine import Engine
+from handlers.network.geometry import blank, layer_geometry
+from handlers.network.operations import count_multiply_adds
+from handlers.network.predictor import Predictor
+from handlers.ops import warm_up
+from handlers.ops.telemetry import Telemetry
+from handlers.outputs import filters, formats, png
+from handlers.outputs.explainer import Explainer
+from handlers.outputs.response import Identity, Response, error_of
+from handlers.settings import Settings
+
+_READING = "the request could not be read; the server's log has the reason"
+_ENCODING = "the reply could not be encoded; the server's log says why"
+
+
+class Pipeline:
+    """A loaded archive that responds to requests.
+
+    Args:
+        archive: The loaded archive.
+        identity: What every response names as its server.
+        limits: In force.
+        network: The network in torch; None to make one on `device`.
+        engine: What predicts; None for `network`.
+        device: Where the network runs, unless it is given.
+        drain_file: While this file exists, readiness fails.
+        starting_file: While this file exists, readiness fails, and requests are neither counted nor logged.
+        telemetry: Counts and logs requests.
+
+    Raises:
+        RuntimeError: The network fails on its first forward pass, or its graph computes something else.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        identity: Identity,
+        limits: Limits,
+        *,
+        network: Eager | None = None,
+        engine: Engine | None = None,
+        device: torch.device | str = "cpu",
+        drain_file: Path | None = None,
+        starting_file: Path | None = None,
+        telemetry: Telemetry | None = None,
+    ) -> None:
+        self._preprocessing = archive.preprocessing
+        self._identity = identity
+        self._limits = limits
+        self._drain_file, self._starting_file = drain_file, starting_file
+        self.telemetry = telemetry or Telemetry()
+        shape = (archive.preprocessing.channels, *(archive.preprocessing.size or ANY_SIZE))
+        self._geometry = layer_geometry(archive.module, archive.layers, shape)
+        multiply_adds = count_multiply_adds(archive.module, blank(archive.module, shape))
+        if network is None:
+            network = Eager(archive.module, archive.layers, has_scores=bool(archive.classes), device=device)
+        engine = engine or network
+        self.explainer = Explainer(
+            network,
+            engine,
+            archive.preprocessing,
+            archive.classes,
+            self._geometry,
+            has_gradients=archive.has_gradients,
+        )
+        self.predictor = Predictor(engine, archive.preprocessing, archive.classes, network.device)
+        self.predictor.check_graph()
+        self._card = card.describe(archive, identity, limits, self._geometry, multiply_adds, self.explainer.available())
+
+    @classmethod
+    def load(
+        cls,
+        directory: Path,
+        *,
+        model: str,
+        version: str,
+        config: Mapping[str, Any],
+        batch_size: int,
+        gpu: int | None,
+        settings: Settings | None = None,
+    ) -> Pipeline:
+        """Load an unpacked archive onto its device, and warm it up.
+
+        Args:
+            directory: The archive's folder.
+            model: Name it is served under.
+            version: Of the archive.
+            config: Content of model-config.yaml.
+            batch_size: Most requests in one batch.
+            gpu: Index of the GPU given to this worker, None for the CPU.
+            settings: Those of the environment unless given.
+        """
+        began = perf_counter()
+        settings = settings or Settings.from_environment()
+        torch.set_num_threads(settings.threads)
+        torch.backends.cudnn.allow_tf32 = False  # float32 maps are float32 on a GPU too; TF32 keeps 10 bits of 23.
+        device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
+        archive = archives.load(directory)
+        eager = Eager(archive.module, archive.layers, has_scores=bool(archive.classes), device=device)
+        engine = choose(
+            eager,
+            archive.graph,
+            noise(archive.preprocessing, 2),
+            wanted=settings.engine,
+            threads=settings.threads,
+            precision=settings.precision,
+        )
+        if not isinstance(engine, Eager):
+            torch.set_num_threads(1)  # torch then only converts maps: too little work for several threads.
+        identity = Identity(model, version, engine.name, str(device))
+        pipeline = cls(
+            archive,
+            identity,
+            Limits.of(config, batch_size=batch_size, max_response_bytes=settings.max_response_bytes),
+            network=eager,
+            engine=engine,
+            drain_file=settings.drain_file,
+            starting_file=settings.starting_file,
+            telemetry=Telemetry.of(
+                identity, tuple(archive.layers), archive.classes, settings.metrics_dir, settings.log_requests_s
+            ),
+        )
+        pipeline.warm_up()
+        pipeline.telemetry.loaded(perf_counter() - began)
+        # A collection that looks through torch's modules takes 0.16 s, so they are taken out of its sight.
+        gc.collect()
+        gc.freeze()
+        atexit.register(gc.unfreeze)  # Otherwise triton's bindings report what was frozen as leaked, at exit.
+        return pipeline
+
+    def warm_up(self) -> None:
+        """Respond to every kind of request once; nothing of it is counted or logged."""
+        layers, max_images = tuple(self._geometry), self._limits.max_images
+        for batch, properties in warm_up.batches(self._preprocessing, layers, max_images):
+            self.respond(batch, properties, is_recorded=False)
+
+    def respond(
+        self,
+        batch: Sequence[Parameters],
+        properties: Sequence[Mapping[str, Any]],
+        request_ids: Sequence[str | None] | None = None,
+        *,
+        is_recorded: bool = True,
+    ) -> list[Response]:
+        """Respond to every request of a batch.
+
+        Args:
+            batch: TorchServe's parameters of each request.
+            properties: TorchServe's properties of each request, HTTP headers among them.
+            request_ids: TorchServe's id of each, for requests that name none.
+            is_recorded: Count and log these requests.
+
+        Returns:
+            One response a request, in order. Nothing is raised: an error is a response too.
+        """
+        began = perf_counter()
+        telemetry = self.telemetry if is_recorded else Telemetry()
+        telemetry.in_flight(len(batch))
+        try:
+            ids = request_ids or [None] * len(batch)
+            jobs = [
+                Job(parameters, request_headers(own), given)
+                for parameters, own, given in zip(batch, properties, ids, strict=True)
+            ]
+            for job in jobs:
+                job.resume()
+                self._step(job, self._parse, _READING)
+                self._step(job, self._decode, _READING)
+            waiting = [job for job in jobs if job.response is None]
+            self.predictor.run(waiting)
+            self.explainer.run(waiting)
+            for job in waiting:
+                self._step(job, self._encode, _ENCODING)
+            handler_s = perf_counter() - began
+            responses = [self._finish(job, handler_s, len(jobs)) for job in jobs]
+            if is_recorded and not self._is_starting():
+                telemetry.record(jobs, handler_s)
+            return responses
+        finally:
+            telemetry.in_flight(0)
+
+    def _step(self, job: Job, step: Callable[[Job], None], failure: str) -> None:
+        """Run one step of a job that has no response yet; an exception becomes the job's error response."""
+        if job.response is not None:
+            return
+        try:
+            step(job)
+        except RequestError as error:
+            self._reject(job, error)
+        except Exception as cause:
+            self._reject(job, Internal(failure, unexpected=cause))
+
+    def _parse(self, job: Job) -> None:
+        """Read what is asked for; the model card and a layer's filters get their response here."""
+        request = parse(job, max_images=self._limits.max_images)
+        if request.is_describe:
+            job.response = self._describe(job)
+        elif request.filters:
+            job.response = self._filters(job, request.filters)
+        else:
+            job.wants_timing = request.options.timing
+            job.layers = self._resolve(request.options.layers)
+            job.files, job.options = request.files, request.options
+            if job.options.explain is not None:
+                explain = self.explainer.settle(job.options.explain)
+                job.options = replace(job.options, explain=explain)
+            job.lap("read")
+
+    def _decode(self, job: Job) -> None:
+        """Decode the pictures, and check that the request is within its limits."""
+        job.pictures = self._decode_files(job.files)
+        job.files = ()
+        job.lap("decode")
+        if job.options.explain is not None:
+            self.explainer.check_work(job.options.explain, job.pictures)
+        if job.media_type == media.PNG and not png.fits(job.pictures, job.layers, job.options):
+            job.media_type = _without_png(job)
+        if job.media_type != media.PNG:  # The size of a PNG is not known before.
+            self._limits.check_response(self._estimate(job))
+
+    def _encode(self, job: Job) -> None:
+        """Encode the results."""
+        job.resume()
+        results = [result for result in job.results if result is not None]
+        error = error_of(results)
+        response = formats.encode(self._identity, results, job.media_type, error=error, request_id=job.request_id)
+        self._limits.check_response(response.size)
+        job.lap("encode")
+        job.error, job.response = error, response
+
+    def _finish(self, job: Job, handler_s: float, batch_requests: int) -> Response:
+        """Add the timing to a response, if it was asked for."""
+        assert job.response is not None  # noqa: S101  # For the types: every job has passed `_encode` or an error.
+        if job.wants_timing:
+            try:
+                job.response = job.response.with_timing(job.timing(handler_s, batch_requests))
+            except Exception as cause:
+                self._reject(job, Internal(_ENCODING, unexpected=cause))
+        return job.response
+
+    def _reject(self, job: Job, error: RequestError) -> None:
+        """Give a job the response of an error that concerns the request as a whole."""
+        job.error, job.results = error, []
+        job.seconds.pop("encode", None)  # Maps may have been converted, but the stage was not completed.
+        job.response = formats.encode(self._identity, (), job.media_type, error=error, request_id=job.request_id)
+
+    def _is_starting(self) -> bool:
+        """Tell whether the server is still starting; once it is ready, the file is not looked for any more."""
+        if self._starting_file is not None and not self._starting_file.exists():
+            self._starting_file = None
+        return self._starting_file is not None
+
+    def _resolve(self, layers: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in layers if name not in self._geometry and name != "all"]
+        if unknown:
+            raise UnknownLayer.of(unknown[0], self._geometry)
+        return tuple(self._geometry) if "all" in layers else layers
+
+    def _decode_files(self, files: Sequence[Bytes]) -> list[Picture | RequestError]:
+        """Decode every file; an error is that picture's own, unless the request holds too many pictures."""
+        pictures: list[Picture | RequestError] = []
+        limits, budget = self._limits, Budget(self._limits.max_request_pixels)
+        for file in files:
+            try:
+                pictures += decode(
+                    file,
+                    self._preprocessing,
+                    max_bytes=limits.max_image_bytes,
+                    max_pixels=limits.max_image_pixels,
+                    max_images=limits.max_images,
+                    budget=budget,
+                )
+            except (TooManyImages, MemoryError):
+                raise
+            except RequestError as error:
+                pictures.append(error)
+            except Exception as cause:
+                message = "the picture could not be read; the server's log has the reason"
+                pictures.append(Internal(message, unexpected=cause))
+            check_count(len(pictures), limits.max_images)
+        return pictures
+
+    def _estimate(self, job: Job) -> int:
+        """Return about how many bytes the response will have at least."""
+        good = [picture for picture in job.pictures if not isinstance(picture, RequestError)]
+        if self._preprocessing.size is not None:
+            size = len(good) * estimate_maps(job.layers, self._geometry, job.options, job.media_type)
+        else:  # Padding adds less to a large map than to the card's small one.
+            scales = [0.9 * prod(picture.shape[:2]) / prod(ANY_SIZE) for picture in good]
+            size = sum(
+                estimate_maps(job.layers, self._geometry, job.options, job.media_type, scale) for scale in scales
+            )
+        if job.options.explain is not None:
+            size += self.explainer.estimate(job.options.explain, good, job.options)
+        return size
+
+    def _describe(self, job: Job) -> Response:
+        """Return the model card after one real forward pass: the readiness probe."""
+        job.is_card = True
+        if self._drain_file is not None and self._drain_file.exists():
+            raise Draining("the server is stopping; requests in flight finish, new ones go elsewhere")
+        if self._is_starting():
+            raise Draining("the server is starting and warms up; ask again in a moment")
+        self.predictor.warm_up()
+        return card.encode(self._card, job.media_type, job.request_id)
+
+    def _filters(self, job: Job, layer: str) -> Response:
+        """Return the kernels behind a layer; like a card, it is not counted as a prediction."""
+        job.is_card = True
+        layers = self._resolve((layer,))
+        if len(layers) != 1:
+            raise BadRequest("filters are those of one layer; name it")
+        kernels = filters.kernels(self._geometry[layers[0]].operation, layers[0])
+        response = filters.encode(kernels, layers[0], self._identity, job.media_type, job.request_id)
+        self._limits.check_response(response.size)
+        return response
+
+
+def _without_png(job: Job) -> str:
+    """Return the media type to use instead of PNG, which cannot show this response; browsers accept both."""
+    try:
+        return accepted_type(job, without=media.PNG)
+    except BadRequest as err:
+        raise BadRequest(png.NO_PNG) from err

@@ -1,0 +1,29 @@
+"""What a worker reads from its environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from handlers.settings import Settings
+
+
+def test_without_an_environment_they_are_those_of_a_stock_torchserve() -> None:
+    assert Settings.from_environment({}) == Settings()
+
+
+def test_every_one_is_read_from_what_the_launcher_sets() -> None:
+    environment = {
+        "CONVSCOPE_ENGINE": "torch",
+        "CONVSCOPE_PRECISION": "bfloat16",
+        "CONVSCOPE_THREADS": "3",
+        "CONVSCOPE_MAX_RESPONSE_BYTES": "1000",
+        "CONVSCOPE_DRAIN_FILE": "/draining",
+        "CONVSCOPE_STARTING_FILE": "/starting",
+        "PROMETHEUS_MULTIPROC_DIR": "/metrics",
+        "CONVSCOPE_HUSH": "1",
+        "CONVSCOPE_PATCHES": "0",
+    }
+    expected = Settings(
+        "torch", "bfloat16", 3, 1000, Path("/draining"), Path("/starting"), Path("/metrics"), True, False
+    )
+    assert Settings.from_environment(environment) == expected
