@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = engine_missing()
     for item in mine:
         item.add_marker(pytest.mark.docker)
-        item.add_marker(pytest.mark.timeout(900))
+        item.add_marker(pytest.mark.timeout(1500))
         if missing:
             item.add_marker(pytest.mark.skip(reason=f"no Docker engine: {missing}"))
 

@@ -1,25 +1,77 @@
-"""Days of calm for a Prometheus that is new, as OpenMetrics text for `promtool tsdb create-blocks-from`."""
+"""A calm past for a Prometheus that is new, as OpenMetrics text for `promtool tsdb create-blocks-from`."""
 
 from __future__ import annotations
 
+import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-DAYS = 3.0  # The longest window of the burn rates.
-GAP_S = 20.0  # Between the history's end and now.
+from tests.watching.tools import Prometheus
+
+GAP_S = 20.0  # Between the past's end and now.
+PROBE_S = 5.0  # Between two probes of a transport, and between two scrapes.
 
 
-def backfill(path: Path, samples: list[tuple[str, float]], step_s: float) -> None:
-    """Write series that had one value all the time.
+@dataclass(frozen=True)
+class Past:
+    """A series as it would have been.
+
+    Attributes:
+        series: `name{labels}`.
+        value: Now.
+        per_s: By how much it rose each second.
+        length_s: How far it goes back.
+        step_s: Time between two samples.
+    """
+
+    series: str
+    value: float
+    per_s: float
+    length_s: float
+    step_s: float
+
+    def lines(self, now: float) -> list[str]:
+        """Return its samples, the oldest first."""
+        count = int(self.length_s / self.step_s)
+        ages = (GAP_S + self.step_s * number for number in range(count, -1, -1))
+        return [f"{self.series} {self.value - self.per_s * age:.6g} {now - age:.3f}\n" for age in ages]
+
+
+def recorded(prometheus: Prometheus, rules: Path, step_s: float) -> list[Past]:
+    """Return three days of the recorded series that the rules look back on (`x_over_time(series[1h])`).
 
     Args:
-        path: File to write.
-        samples: Series, as `name{labels}`, and their values.
-        step_s: Seconds between two samples.
+        prometheus: It sees calm load now, and has for some scrapes.
+        rules: Folder of the rules.
+        step_s: Time between two evaluations of them.
     """
-    end = time.time() - GAP_S
-    count = int(DAYS * 86400 / step_s)
+    text = "".join(path.read_text() for path in rules.glob("*.yml"))
+    names = sorted(set(re.findall(r"_over_time\((?:[\d.]+, *)?(\w+:[\w:]+)", text)))
+    return [Past(*sample, 0.0, 3 * 86400.0, step_s) for name in names for sample in _samples(prometheus, name)]
+
+
+def probed(prometheus: Prometheus) -> list[Past]:
+    """Return two hours of the probe's counters, without failures: their rates are taken over an hour."""
+    rates = {"convscope_probes_total": 1 / PROBE_S, "convscope_probe_failures_total": 0.0}
+    found = [(sample, per_s) for name, per_s in rates.items() for sample in _samples(prometheus, name)]
+    return [Past(*sample, per_s, 2 * 3600.0, PROBE_S) for sample, per_s in found]
+
+
+def write(path: Path, pasts: list[Past]) -> None:
+    """Write series for promtool."""
+    now = time.time()
     with path.open("w") as file:
-        for series, value in samples:
-            file.writelines(f"{series} {value} {end - step_s * number:.3f}\n" for number in range(count, -1, -1))
+        for past in pasts:
+            file.writelines(past.lines(now))
         file.write("# EOF\n")
+    path.chmod(0o644)
+
+
+def _samples(prometheus: Prometheus, name: str) -> list[tuple[str, float]]:
+    found = []
+    for labels, value in prometheus.query(name):
+        pairs = ",".join(f'{key}="{label}"' for key, label in labels.items() if key != "__name__")
+        if value == value:  # Not NaN.
+            found.append((f"{name}{{{pairs}}}", value))
+    return found

@@ -53,7 +53,6 @@ class Incident:
         lasts_s: Least time before the remedy.
         whole_s: Longest time from the remedy, or from second 0 where there is none, until everything is whole.
         resolve_s: Longest time from then until the expected alerts are resolved.
-        history: Whether three calm days come before; else Prometheus has seen nothing yet.
         long: Whether it is left out of CI.
         check: What must hold at the end.
     """
@@ -74,7 +73,6 @@ class Incident:
     lasts_s: float = 0.0
     whole_s: float = 90.0
     resolve_s: float = 90.0
-    history: bool = True
     long: bool = False
     check: Step = nothing
 
@@ -463,6 +461,7 @@ INCIDENTS = (
         prepare=loop.begin,
         remedy=loop.end,
         may_ring=OUTAGE | {"WorkerRestartLoop"},
+        first=("ProbeFailing", "GatewayDown"),
         lost=None,
         long=True,
     ),

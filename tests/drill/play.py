@@ -52,7 +52,7 @@ class Outcome:
 def play(site: Site, incident: Incident) -> Outcome:
     """Cause an incident, try the runbook, end it, and return what came of it."""
     outcome = Outcome(incident)
-    site.calm(incident.history)
+    site.calm()
     try:
         incident.prepare(site)
         time.sleep(LOAD_S)

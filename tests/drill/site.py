@@ -19,8 +19,8 @@ import yaml
 from tests.docker.load import Tally, load
 from tests.docker.receiver import Receiver
 from tests.docker.stack import ROOT, Stack, wait_until
+from tests.drill import history
 from tests.drill.certificates import Authority
-from tests.drill.history import backfill
 from tests.watching.tools import Prometheus
 
 REPLICAS = 3
@@ -107,8 +107,8 @@ class Site(Stack):
         self.notifying = work / "alertmanager"
         self._hasten_notifications()
         self.tally = Tally()
-        self.history = work / "history.txt"
-        self._samples: list[tuple[str, float]] = []
+        self._past = work / "past.txt"
+        self._recorded: list[history.Past] = []
         self._has_past = False
         override = work / "override.yml"
         changes = {
@@ -166,7 +166,7 @@ class Site(Stack):
 
     # Calm
 
-    def calm(self, history: bool = True) -> None:
+    def calm(self, with_past: bool = True) -> None:
         """Wait until the service is whole and nothing rings.
 
         Where an earlier incident has left something in the windows of the rules, Prometheus and Alertmanager begin
@@ -174,17 +174,17 @@ class Site(Stack):
         share of all.
 
         Args:
-            history: False for a Prometheus that knows nothing.
+            with_past: False for a Prometheus that knows nothing.
         """
         wait_until(lambda: self.whole(time.time() - 15), 180)
-        if history and self._has_past and self._silent():
+        if with_past and self._has_past and self._silent():
             self.bells.rung.clear()
             return
-        if history and not self._samples:
-            self._begin_anew(history=False)
+        if with_past and not self._recorded:
+            self._begin_anew([])
             time.sleep(15)  # For rates of more than two scrapes.
-            self._samples = calm_samples(self.prometheus, self.watching)
-        self._begin_anew(history)
+            self._recorded = history.recorded(self.prometheus, self.watching / "rules", self.evaluation_s)
+        self._begin_anew(self._recorded + history.probed(self.prometheus) if with_past else [])
         wait_until(self._silent, 60)
 
     def _silent(self) -> bool:
@@ -192,16 +192,16 @@ class Site(Stack):
         ringing = {alert["labels"]["alertname"] for alert in self.prometheus.alerts()} - {"Watchdog"}
         return not ringing and self.prometheus.value("max(transport:slo_burn:ratio) or vector(0)") < 1
 
-    def _begin_anew(self, history: bool) -> None:
+    def _begin_anew(self, past: list[history.Past]) -> None:
         self._leave_prometheus()
         self.compose("rm", "-sfv", *WATCHERS)
         for volume in WATCHERS:
             name = f"{self.environment['COMPOSE_PROJECT_NAME']}_{volume}"
             if name in self.docker("volume", "ls", "-q").split():
                 self.docker("volume", "rm", name)
-        self._has_past = history
-        if history:
-            self._backfill()
+        self._has_past = bool(past)
+        if past:
+            self._backfill(past)
         self.compose("up", "-d", "--no-deps", *WATCHERS)
         self._await_rules()
         self.bells.rung.clear()
@@ -219,15 +219,14 @@ class Site(Stack):
             90,
         )
 
-    def _backfill(self) -> None:
-        backfill(self.history, self._samples, self.evaluation_s)
-        self.history.chmod(0o644)
-        mount = f"{self.history}:/history.txt:ro"
+    def _backfill(self, past: list[history.Past]) -> None:
+        history.write(self._past, past)
+        mount = f"{self._past}:/past.txt:ro"
         self.compose(
             # promtool writes temporary files, and the container's root is read-only.
             *("run", "--rm", "--no-deps", "-T", "-v", mount, "-e", "TMPDIR=/prometheus"),
             *("--entrypoint", "promtool", "prometheus"),
-            *("tsdb", "create-blocks-from", "openmetrics", "--quiet", "/history.txt", "/prometheus"),
+            *("tsdb", "create-blocks-from", "openmetrics", "--quiet", "/past.txt", "/prometheus"),
         )
 
     @property
@@ -310,21 +309,3 @@ def seconds(duration: str) -> float:
     found = MINUTES.match(duration)
     assert found, duration
     return float(int(found[1]) * SECONDS[found[2]])
-
-
-def calm_samples(prometheus: Prometheus, folder: Path) -> list[tuple[str, float]]:
-    """Return the recorded series whose past the rules read (`x_over_time(series[1h])`), with their values now.
-
-    Args:
-        prometheus: It has seen some time of calm load.
-        folder: Its configuration.
-    """
-    text = "".join(path.read_text() for path in (folder / "rules").glob("*.yml"))
-    names = set(re.findall(r"_over_time\((?:[\d.]+, *)?(\w+:[\w:]+)", text))
-    found = []
-    for name in sorted(names):
-        for labels, value in prometheus.query(name):
-            pairs = ",".join(f'{key}="{label}"' for key, label in labels.items() if key != "__name__")
-            if value == value:  # Not NaN.
-                found.append((f"{name}{{{pairs}}}", value))
-    return found

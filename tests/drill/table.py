@@ -56,8 +56,9 @@ def _alerts(outcome: Outcome, severity: str) -> str:
         if outcome.severities[name] == severity:
             limit_s = outcome.incident.expected.get(name)
             limit = "" if limit_s is None else f" ({limit_s:.0f})"
+            unsent = "silenced" if outcome.rang[name] else "before"
             words.append(
-                f"{name} {outcome.notified[name]:.0f}{limit}" if name in outcome.notified else f"{name} silenced"
+                f"{name} {outcome.notified[name]:.0f}{limit}" if name in outcome.notified else f"{name} {unsent}"
             )
     return ", ".join(words) or "none"
 

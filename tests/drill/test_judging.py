@@ -50,7 +50,7 @@ class StandIn:
     status: int = 0
     well: bool = True
 
-    def calm(self, _: bool) -> None:
+    def calm(self) -> None:
         pass
 
     def whole(self, _: float) -> bool:
