@@ -47,7 +47,7 @@ class Health:
         if self.drain_file is not None and self.drain_file.exists():
             why: str | None = "draining"
         else:
-            why = self.watch.why_not_ready if self.watch else "starting"
+            why = self.watch.judge(states) if self.watch else "starting"
         said = {"models": states, "rejected": self.rejected}
         return (200, {"ready": True, **said}) if why is None else (503, {"ready": False, "why": why, **said})
 

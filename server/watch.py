@@ -51,7 +51,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +147,12 @@ class Watch:
     @property
     def why_not_ready(self) -> str | None:
         """Why this replica is to be given no requests: `java`, or the state of a model; None if it is to be."""
-        states = [state for state in self.states().values() if state not in ("ready", "busy", "rejected")]
-        return (self._java.trouble and "java") or next(iter(states), None)
+        return self.judge(self.states())
+
+    def judge(self, states: Mapping[str, str]) -> str | None:
+        """Return `why_not_ready` by these states of the models."""
+        unwell = [state for state in states.values() if state not in ("ready", "busy", "rejected")]
+        return (self._java.trouble and "java") or next(iter(unwell), None)
 
     def states(self) -> dict[str, str]:
         """Return the state of each model, by `name/version`."""

@@ -254,8 +254,8 @@ class TestRestart:
 class TestNoRestart:
     """Each holds for many times as long as a restart would have taken."""
 
-    def hold(self, torchserve: TorchServe, seconds: float = 3.0) -> Watch:
-        stack, watching = torchserve.watched()
+    def hold(self, torchserve: TorchServe, seconds: float = 3.0, interval_s: float = 0.05) -> Watch:
+        stack, watching = torchserve.watched(interval_s)
         with stack:
             deadline = time.monotonic() + seconds
             while time.monotonic() < deadline:
@@ -282,7 +282,7 @@ class TestNoRestart:
         torchserve.card = lambda *_: release.wait()
         timer = threading.Timer(6, release.set)
         timer.start()
-        self.hold(torchserve, 5.0)
+        self.hold(torchserve, 5.0, interval_s=1.0)  # In two of them a busy machine gives it some time.
         release.set()
         assert torchserve.asked == 1, "the card is asked for once, however long it takes"
         timer.cancel()
@@ -405,12 +405,12 @@ class TestReady:
         torchserve = TorchServe(work)
         torchserve.workers = [{"pid": computing, "status": "READY"}]
         release = threading.Event()
-        stack, watching = torchserve.watched()
+        stack, watching = torchserve.watched(interval_s=1.0)  # In two of them a busy machine gives it some time.
         with stack:
             poll(lambda: torchserve.asked)
             torchserve.card = lambda *_: release.wait()
             poll(lambda: self.ask(watching) == (200, "busy"))
-            deadline = time.monotonic() + 2  # Twenty times two intervals.
+            deadline = time.monotonic() + 5
             while time.monotonic() < deadline:
                 assert self.ask(watching) == (200, "busy")
                 time.sleep(0.05)
