@@ -82,4 +82,4 @@ def test_a_cause_silences_what_follows(stack: Stack, receiver: Receiver) -> None
     assert over
     between = [note for note in receiver.notifications if down.time_s < note.time_s < over.time_s]
     rung = {name for note in between if note.status == "firing" for name in note.names()}
-    assert not rung & {"ProbeFailing", "NoReadyReplica", "AvailabilityBurnsFast", "LatencyBurnsFast", "RulesMissing"}
+    assert not rung & {"NoReadyReplica", "AvailabilityBurnsFast", "LatencyBurnsFast", "RulesMissing"}
