@@ -20,10 +20,20 @@ def test_every_one_is_read_from_what_the_launcher_sets() -> None:
         "CONVSCOPE_DRAIN_FILE": "/draining",
         "CONVSCOPE_STARTING_FILE": "/starting",
         "PROMETHEUS_MULTIPROC_DIR": "/metrics",
+        "CONVSCOPE_LOG_REQUESTS_S": "0.5",
         "CONVSCOPE_HUSH": "1",
         "CONVSCOPE_PATCHES": "0",
     }
     expected = Settings(
-        "torch", "bfloat16", 3, 1000, Path("/draining"), Path("/starting"), Path("/metrics"), True, False
+        engine="torch",
+        precision="bfloat16",
+        threads=3,
+        max_response_bytes=1000,
+        drain_file=Path("/draining"),
+        starting_file=Path("/starting"),
+        metrics_dir=Path("/metrics"),
+        log_requests_s=0.5,
+        is_quiet=True,
+        patches=False,
     )
     assert Settings.from_environment(environment) == expected

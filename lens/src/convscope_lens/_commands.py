@@ -126,11 +126,13 @@ def _ui(client: Client, options: argparse.Namespace) -> int:
     # Shells start background jobs with SIGINT ignored; install our handlers explicitly.
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, signal.default_int_handler)
-    with PageServer(client, options.model, version=options.version, port=options.port) as server:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        PageServer(client, options.model, version=options.version, port=options.port) as server,
+    ):
         text = json.dumps({"url": server.url}) if options.json else f"open {server.url}\npress Ctrl-C to stop"
         print(text, flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever()
+        server.serve_forever()
     return 0
 
 
