@@ -28,6 +28,7 @@ JAVA_MARKS = (
     *("Failed to bind", "OutOfMemoryError", "insufficient memory", "#  SIG", "Invalid configuration", "Error: "),
     "Exception",
 )
+CRASH_MARKS = ("#  SIG", "insufficient memory")  # Of the report that the virtual machine writes when it crashes.
 NO_ANSWER = "Backend worker did not respond in given time"
 # What TorchServe's thread for a worker logs where an exception ends it, other than that the worker failed.
 THREAD_ENDS = ("Backend worker thread exception.", "IllegalStateException error", "Out of memory error when creating")
@@ -263,13 +264,14 @@ def explain_java(lines: Sequence[str], *, killed: bool = False) -> str:
 
     Args:
         lines: What it printed.
-        killed: A signal ended it: unless a line tells of an error, what it printed has nothing to do with it.
+        killed: A signal ended it: only the virtual machine's own report of a crash is about that. An exception that it
+            printed before is not.
     """
     said = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith(("at ", "... "))]
     for line in said:
-        if "Address already in use" in line:
+        if "Address already in use" in line and not killed:
             return f"a port was taken while TorchServe started ({line}): start again, or choose other ports"
-    for mark in JAVA_MARKS:
+    for mark in CRASH_MARKS if killed else JAVA_MARKS:
         for line in said:
             if mark in line:
                 return line

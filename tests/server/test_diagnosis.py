@@ -213,8 +213,9 @@ def test_javas_last_words_become_one_sentence(lines, words):
     assert words in explain_java(lines)
 
 
-def test_of_a_java_that_was_killed_only_an_error_of_its_own_is_quoted():
-    assert explain_java(["Full thread dump"], killed=True) == "it says nothing"
+def test_of_a_java_that_was_killed_only_the_report_of_a_crash_is_quoted():
+    for line in ("Full thread dump", "java.io.IOException: No space left on device", "Error: an earlier one"):
+        assert explain_java([line], killed=True) == "it says nothing"
     assert explain_java(["# A fatal error", "#  SIGSEGV (0xb) at pc=0x1"], killed=True) == "#  SIGSEGV (0xb) at pc=0x1"
 
 
