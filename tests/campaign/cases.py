@@ -10,9 +10,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from tests.campaign.wire import GrpcRequest, Outcome, RestRequest, predictions_request
+from tests.campaign.wire import GrpcRequest, Outcome, RestRequest
 from tests.contract.requests import CARRIERS, Ask, Sent, generate, twist, write
-from tests.foreign import HUNG_UP, Call, Target, grpc_call, rest_call
+from tests.foreign import HUNG_UP, Call, Target, grpc_call, predictions_request, rest_call
 from tests.hostile import endless
 from tests.pictures import colours, npy, png
 
@@ -163,7 +163,9 @@ class Generator:
 
     def _request(self, sent: Sent, model: str) -> RestRequest | GrpcRequest:
         if sent.inputs is not None:
-            return GrpcRequest(predictions_request(model, dict(sent.inputs)))
+            return GrpcRequest(
+                predictions_request(model, {name.encode(): value for name, value in sent.inputs.items()})
+            )
         headers = tuple((name, value) for name, value in sent.headers if value or name != "Content-Type")
         return RestRequest(sent.method, sent.target(model), headers, sent.body)
 

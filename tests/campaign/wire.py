@@ -282,18 +282,3 @@ def read_prediction(message: bytes) -> bytes:
         shift, at = shift + 7, at + 1
         if byte < 0x80:
             return message[at : at + length]
-
-
-def predictions_request(model: str, inputs: dict[str, bytes], version: str = "") -> bytes:
-    """Serialize a PredictionsRequest: 1 is the model's name, 2 its version, 3 the map `input`."""
-    entries = (_field(1, key.encode()) + _field(2, value) for key, value in inputs.items())
-    head = _field(1, model.encode()) + (_field(2, version.encode()) if version else b"")
-    return head + b"".join(_field(3, entry) for entry in entries)
-
-
-def _field(number: int, data: bytes) -> bytes:
-    length, size = len(data), b""
-    while length > 127:
-        size += bytes([length & 127 | 128])
-        length >>= 7
-    return bytes([number << 3 | 2]) + size + bytes([length]) + data

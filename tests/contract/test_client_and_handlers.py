@@ -3,45 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import torch
 from convscope import AsyncClient, BadRequest, Client, ProtocolError, UnknownLayer
 from convscope._reply import read_filters
 from convscope._wire import convscope_pb2 as wire
 
-from handlers.images.preprocessing import Preprocessing
-from handlers.networks import Cifar, Edges, Flat
 from tests.client.conftest import clean_environment
-from tests.client.served import serving
-from tests.client.stand_in import StandIn, encode_tensor
-from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, make_service
+from tests.client.served import address, cifar, networks
+from tests.client.stand_in import encode_tensor
 
-__all__ = ["clean_environment"]
-
-
-@pytest.fixture(scope="module")
-def cifar() -> Cifar:
-    torch.manual_seed(0)
-    return Cifar()
-
-
-@pytest.fixture(scope="module")
-def networks(cifar: Cifar) -> Iterator[StandIn]:
-    services = {
-        "cifar": make_service(cifar, CIFAR_INPUT, CIFAR_CLASSES),
-        "flat": make_service(Flat(), CIFAR_INPUT, CIFAR_CLASSES),
-        "edges": make_service(Edges(), Preprocessing(1, None, None), ()),
-    }
-    with serving(services) as stand_in:
-        yield stand_in
-
-
-@pytest.fixture(params=["rest", "grpc"])
-def address(request: pytest.FixtureRequest, networks: StandIn) -> str:
-    return networks.rest_url if request.param == "rest" else networks.grpc_url
+__all__ = ["address", "cifar", "clean_environment", "networks"]
 
 
 def test_both_clients_fetch_the_very_weights(address, cifar):

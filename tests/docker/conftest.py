@@ -9,21 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.docker.stack import Stack, engine_missing
+from tests.docker.stack import Stack, mark_docker
 
 HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    mine = [item for item in items if HERE in item.path.parents]
-    if not mine:
-        return
-    missing = engine_missing()
-    for item in mine:
-        item.add_marker(pytest.mark.docker)
-        item.add_marker(pytest.mark.timeout(900))
-        if missing:
-            item.add_marker(pytest.mark.skip(reason=f"no Docker engine: {missing}"))
+    mark_docker([item for item in items if HERE in item.path.parents], 900)
 
 
 @pytest.fixture(scope="session")

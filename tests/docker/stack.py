@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from convscope import Client
 
 from tests.docker.receiver import RECEIVER_URL
@@ -43,6 +44,16 @@ def engine_missing() -> str | None:
         if answer.returncode:
             return f"`{' '.join(command)}` fails: {answer.stderr.strip().splitlines()[-1:]}"
     return None
+
+
+def mark_docker(items: list[pytest.Item], timeout_s: float) -> None:
+    """Mark tests as those that need Docker; skip them, with the reason, where there is no engine."""
+    missing = engine_missing() if items else None
+    for item in items:
+        item.add_marker(pytest.mark.docker)
+        item.add_marker(pytest.mark.timeout(timeout_s))
+        if missing:
+            item.add_marker(pytest.mark.skip(reason=f"no Docker engine: {missing}"))
 
 
 class Stack:

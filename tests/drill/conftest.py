@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docker.stack import engine_missing
+from tests.docker.stack import mark_docker
 from tests.drill import table
 from tests.drill.site import Site
 
@@ -17,15 +17,9 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    mine = [item for item in items if HERE in item.path.parents and "site" in getattr(item, "fixturenames", ())]
-    if not mine:
-        return
-    missing = engine_missing()
-    for item in mine:
-        item.add_marker(pytest.mark.docker)
-        item.add_marker(pytest.mark.timeout(1500))
-        if missing:
-            item.add_marker(pytest.mark.skip(reason=f"no Docker engine: {missing}"))
+    mark_docker(
+        [item for item in items if HERE in item.path.parents and "site" in getattr(item, "fixturenames", ())], 1500
+    )
 
 
 @pytest.fixture(scope="session")

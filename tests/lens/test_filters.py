@@ -3,42 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import torch
 from convscope._cli import main
 from convscope_lens.filters import draw_filters, draw_spectra, frequencies, peaks, spectra
 from PIL import Image
 
-from handlers.images.preprocessing import Preprocessing
-from handlers.networks import Cifar, Edges, Flat
-from tests.client.served import serving
-from tests.client.stand_in import StandIn
-from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, make_service
+from handlers.networks import Edges
+from tests.client.served import address, cifar, networks
 
-
-@pytest.fixture(scope="module")
-def cifar() -> Cifar:
-    torch.manual_seed(0)
-    return Cifar()
-
-
-@pytest.fixture(scope="module")
-def networks(cifar: Cifar) -> Iterator[StandIn]:
-    services = {
-        "cifar": make_service(cifar, CIFAR_INPUT, CIFAR_CLASSES),
-        "flat": make_service(Flat(), CIFAR_INPUT, CIFAR_CLASSES),
-        "edges": make_service(Edges(), Preprocessing(1, None, None), ()),
-    }
-    with serving(services) as stand_in:
-        yield stand_in
-
-
-@pytest.fixture(params=["rest", "grpc"])
-def address(request: pytest.FixtureRequest, networks: StandIn) -> str:
-    return networks.rest_url if request.param == "rest" else networks.grpc_url
+__all__ = ["address", "cifar", "networks"]
 
 
 def test_an_edge_detector_lets_no_even_area_through_and_peaks_across_its_edge():
