@@ -172,11 +172,12 @@ class Probe:
             f"{scheme}://{self._host}:{self._port}", api_key=key, ca_file=ca_file, deadline_s=DEADLINE_S, retries=0
         ) as client:
             try:
-                seen = client.predict(picture, model=model, top_k=0)
-                fault = find_fault(seen)
+                prediction = client.predict(picture, model=model, top_k=0)
+                has_classes = bool(prediction.top) or bool(client.model_card(model).classes)
+                fault = find_fault(prediction) if has_classes else ""
             except ConvscopeError as error:
                 return self._reason(error), str(error)
-        return ("wrong_answer", fault) if fault else ("ok", seen.top[0].label)
+        return ("wrong_answer", fault) if fault else ("ok", prediction.top[0].label if has_classes else "no classes")
 
     def _reason(self, error: ConvscopeError) -> str:
         """Return what an exception of the client counts as."""
@@ -236,9 +237,9 @@ class Probe:
             self._registered = True
 
 
-def find_fault(seen: Prediction) -> str:
+def find_fault(prediction: Prediction) -> str:
     """Return what is wrong with a prediction of all classes; "" if nothing is."""
-    probabilities = [score.probability for score in seen.top]
+    probabilities = [score.probability for score in prediction.top]
     if not probabilities:
         return "no class"
     if not all(math.isfinite(value) and 0 <= value <= 1 for value in probabilities):

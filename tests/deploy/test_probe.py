@@ -18,8 +18,12 @@ from prometheus_client import CollectorRegistry
 
 import deploy.probe
 from deploy.probe import Probe, choose_model, find_fault
+from handlers.images.preprocessing import Preprocessing
+from handlers.networks import Edges
+from tests.client.served import serving
 from tests.client.stand_in import StandIn, serve
 from tests.client.wire import make_certificate
+from tests.handlers.support import make_service
 
 ROOT = Path(__file__).parents[2]
 TRANSPORTS = ("rest", "grpc")
@@ -122,6 +126,28 @@ def test_a_right_answer_over_tls_is_a_success(certified: Path, transport: str) -
         assert 86_400 < ends - time.time() <= 2 * 86_400  # `make_certificate` gives it two days.
         assert (probed.value("seconds", transport=transport) or 0) > 0
         assert probed.registry.get_sample_value("convscope_probes_total", {"transport": transport}) == 1
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_network_without_classes_need_not_answer_any(tmp_path: Path, transport: str) -> None:
+    services = {"edges": make_service(Edges(), Preprocessing(1, None, None), ())}
+    with serving(services) as stand_in:
+        assert Probed(tmp_path, port(stand_in, transport), model="edges").result(transport) == "ok"
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_network_with_classes_that_answers_none_is_a_wrong_answer(tmp_path: Path, transport: str) -> None:
+    with serve() as stand_in:
+        take = stand_in.take
+
+        def without_scores(*asked: Any) -> Any:
+            reply = take(*asked)
+            for result in reply.results:
+                del result.top[:]
+            return reply
+
+        stand_in.take = without_scores  # type: ignore[method-assign]
+        assert Probed(tmp_path, port(stand_in, transport)).result(transport) == "wrong_answer"
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
