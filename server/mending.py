@@ -1,4 +1,4 @@
-"""Patches six classes of TorchServe 0.12, a few bytes each; upstream is archived and will not fix them.
+"""Patches seven classes of TorchServe 0.12, a few bytes each; upstream is archived and will not fix them.
 
 **safety**: one caller must not stop a worker. TorchServe answers a batch from the worker's own thread, and an exception
 from answering one caller ends that thread. Where other callers of the batch were answered already, a second exception
@@ -12,6 +12,9 @@ ready.
 * `StreamPredictions` and `StreamPredictions2` are such exceptions whenever a handler does not stream. Patched,
   TorchServe's two methods have names that nothing calls, so that grpc-java's own take their place, which answer
   UNIMPLEMENTED.
+* A form that netty cannot read, since a part has no name for instance, is never given back: each takes as much of
+  Java's memory outside the heap as it has bytes, until there is none for anybody. Patched, netty reads forms from a
+  copy on the heap, which the garbage collector takes.
 
 **latency**: four things make requests wait.
 
@@ -54,7 +57,7 @@ class Edit:
 
     Attributes:
         before: What stands in the class.
-        after: What to put there instead: as many bytes, unless it is a constant, which carries its own length.
+        after: What to put there instead: as many bytes, unless it is constants, which carry their own lengths.
         times: How often `before` occurs; all of them are replaced.
     """
 
@@ -111,7 +114,8 @@ def _build_pauses(seconds: Sequence[int]) -> bytes:
 PATCHES = (
     Patch(
         "safety",
-        "a gRPC call that is cancelled, or to a streaming method, can stop a worker",
+        "a gRPC call that is cancelled, or to a streaming method, can stop a worker, and forms that cannot be read use "
+        "up Java's memory",
         (
             # The methods' names; and in the three cancellation handlers (Ping, StreamPredictions2, and all others)
             # responseObserver.onError(Status.CANCELLED.withDescription(...).asRuntimeException()): aload_0, getstatic,
@@ -139,6 +143,27 @@ PATCHES = (
                         bytes.fromhex("2a 1908 b700a2 990004 b1 1908 b600ce"),
                         bytes.fromhex("03 0000 000000 990004 b1 1908 b600ce"),
                     ),
+                ),
+            ),
+            # In offer(content), content.retainedSlice() becomes Unpooled.copiedBuffer(content): aload_2, invokevirtual,
+            # goto; aload_2, invokestatic, goto. What is kept of a form whose constructor throws nobody can give back.
+            # Constants are appended, so their count, in the head, grows by five: the class and its name, the method,
+            # its name, and its name with the type, which is there already.
+            Change(
+                "io/netty/handler/codec/http/multipart/HttpPostMultipartRequestDecoder.class",
+                "0486f99faef15fafc8062fb82e75965d48c5716ff2d9bb0e3eafec1e1562d7f7",
+                (
+                    Edit(bytes.fromhex("cafebabe 00000032 034a"), bytes.fromhex("cafebabe 00000032 034f")),
+                    # The last constant of all, and the flags of the class.
+                    Edit(
+                        b"\x01\x00\x28([Ljava/lang/Object;)[Ljava/lang/Object;\x00\x21",
+                        b"\x01\x00\x28([Ljava/lang/Object;)[Ljava/lang/Object;"
+                        + b"\x01\x00\x18io/netty/buffer/Unpooled"
+                        + bytes.fromhex("07 034a")
+                        + b"\x01\x00\x0ccopiedBuffer"
+                        + bytes.fromhex("0c 034c 02d6  0a 034b 034d  0021"),
+                    ),
+                    Edit(bytes.fromhex("2c b60040 a7"), bytes.fromhex("2c b8034e a7")),
                 ),
             ),
         ),

@@ -7,7 +7,9 @@ without the patch, as in a stock TorchServe, is tested too.
 from __future__ import annotations
 
 import collections
+import http.client
 import random
+import re
 import shutil
 import socket
 import tempfile
@@ -131,6 +133,30 @@ def test_calls_that_are_cancelled_at_the_moment_of_their_answer_do_not_stop_the_
     assert [good.send() for good in good_calls(target(server))] == ["ok", "ok"]
     assert workers(server) == before
     assert server.err == logged, "a line for each call that was cancelled"
+
+
+MEGABYTE = b"q" * 1_000_000
+PART = b'--x\r\nContent-Disposition: form-data; name="data"\r\n\r\n' + MEGABYTE + b"\r\n"
+NAMELESS = b"--x\r\nContent-Disposition: form-data\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [NAMELESS + MEGABYTE + b"\r\n--x--\r\n", PART + NAMELESS + b"q\r\n--x--\r\n"],
+    ids=["a nameless part", "a nameless part behind a good one"],
+)
+def test_forms_that_cannot_be_read_leave_nothing_in_memory(server: Launched, form: bytes) -> None:
+    def resident_bytes() -> int:
+        (line,) = re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{server.java()}/status").read_text())
+        return int(line) * 1024
+
+    before = resident_bytes()
+    for _ in range(400):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port("REST"), timeout=PATIENCE_S)
+        connection.request("POST", "/predictions/cifar", form, {"Content-Type": "multipart/form-data; boundary=x"})
+        assert connection.getresponse().status == 400
+        connection.close()
+    assert resident_bytes() - before < 200e6, "400 MB were sent"
 
 
 def stream(server: Launched, method: str, *requests: bytes) -> list[bytes]:
