@@ -41,7 +41,7 @@ class Settings:
         log_dir: Folder for the logs; None keeps them in the private directory.
         engine: What runs the networks: `auto`, `torch` or `onnxruntime`.
         precision: What they compute in: `float32`, `float16` or `bfloat16`.
-        mend: Patch TorchServe; see `mending`.
+        patch: Patch TorchServe; see `patches`.
         log_requests_s: Seconds from one answered request that a worker logs to the next; 0 logs none.
         log_format: `text` for people or `json` for log collectors, on standard error.
     """
@@ -67,7 +67,7 @@ class Settings:
     log_dir: Path | None
     engine: str
     precision: str
-    mend: bool
+    patch: bool
     log_requests_s: float
     log_format: str
 
@@ -135,11 +135,13 @@ def build_parser() -> argparse.ArgumentParser:
         default="float32",
         help="what the networks compute in; 16 bits run in torch, float16 on a GPU only",
     )
-    for option, text in (
-        ("--no-patches", "run TorchServe unpatched: callers can then stop a worker, and requests wait for others"),
-        ("--no-mend", argparse.SUPPRESS),  # Its former name.
-    ):
-        add(option, dest="mend", action="store_false", default=argparse.SUPPRESS, help=text)
+    add(
+        "--no-patches",
+        dest="patch",
+        action="store_false",
+        default=argparse.SUPPRESS,
+        help="run TorchServe unpatched: callers can then stop a worker or use up memory, and requests wait for others",
+    )
     add(
         "--log-requests-s",
         type=_seconds,
@@ -188,7 +190,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         log_dir=getattr(given, "log_dir", None),
         engine=given.engine,
         precision=given.precision,
-        mend=getattr(given, "mend", True),
+        patch=getattr(given, "patch", True),
         log_requests_s=given.log_requests_s,
         log_format=given.log_format,
     )

@@ -31,6 +31,7 @@ class Exporter:
         directory: The private directory.
         archives: What is served, the newest version of a model first.
         started: When the server was started, unix time.
+        patches: Names of the patches of TorchServe that are active.
         environment: Its environment, but for what is changed here.
         reporter: Who is told of its death.
     """
@@ -42,6 +43,7 @@ class Exporter:
         directory: PrivateDirectory,
         archives: Sequence[Archive],
         started: float,
+        patches: Sequence[str],
         environment: Mapping[str, str],
         reporter: Reporter,
     ) -> None:
@@ -61,6 +63,7 @@ class Exporter:
             *("--watch-file", str(directory.watch_file)),
             *("--models", *(f"{archive.name}/{archive.version}" for archive in archives)),
             *("--started", f"{started:.3f}"),
+            *("--patches", *patches),
             *("--launcher", str(os.getpid())),
         ]
         self._back_off_s = BACK_OFF_S

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from server import configuration, devices, ports
+from server import configuration, devices, patches, ports
 from server.announcement import Facts, describe_listeners, list_listeners
 from server.arguments import Settings
 from server.children import describe_ending
@@ -21,7 +21,6 @@ from server.failures import Failure, Interrupted
 from server.health import Health, HealthServer
 from server.java import Java, find_java
 from server.management import Management
-from server.mending import PATCHES, mend
 from server.models import Archive, find_archives
 from server.process import JavaProcess, build_command, find_torchserve
 from server.readiness import Readiness
@@ -126,9 +125,9 @@ class Launcher:
         file = configuration.write_configuration(directory, settings, self._listeners, self._archives, self._gpus)
         own = configuration.own_environment()
         environment = configuration.worker_environment(directory, settings, workers, devices.count_cores(), own)
-        self._patches = mend(home, directory.classes) if settings.mend else []
-        why = "TorchServe is another than the patch was written for" if settings.mend else "--no-patches"
-        for patch in (patch for patch in PATCHES if patch not in self._patches):
+        self._patches = patches.apply(home, directory.classes) if settings.patch else []
+        why = "TorchServe is another than the patch was written for" if settings.patch else "--no-patches"
+        for patch in (patch for patch in patches.PATCHES if patch not in self._patches):
             self._say(f"TorchServe runs without the {patch.name} patch ({why}): {patch.without}", level="warning")
         command = build_command(java, home, directory, file, settings)
         self._diagnosis = Diagnosis(directory, self._archives)
@@ -146,6 +145,7 @@ class Launcher:
             directory,
             self._archives,
             started,
+            [patch.name for patch in self._patches],
             own,
             self._reporter,
         )

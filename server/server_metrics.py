@@ -22,6 +22,7 @@ from server.fetching import fetch
 from server.gpu_metrics import Gpus, gpu_families
 from server.host import read_disk, read_memory
 from server.management import Management, ModelState
+from server.patches import PATCHES
 from server.sources import Source
 from server.watch import read_published
 
@@ -46,6 +47,7 @@ class ServerMetrics(Collector):
         drain_file: The file that exists while the server drains.
         watch_file: What the launcher's watch publishes of the models.
         started: When the server was started, unix time.
+        patches: Names of the patches of TorchServe that are active.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class ServerMetrics(Collector):
         drain_file: Path,
         watch_file: Path,
         started: float,
+        patches: Sequence[str] = (),
     ) -> None:
         self._models = models
         self._metrics_port = metrics_port
@@ -63,6 +66,7 @@ class ServerMetrics(Collector):
         self._drain_file = drain_file
         self._watch_file = watch_file
         self._started = started
+        self._patches = patches
         self._counters: Source[Samples] = Source(self._read_counters)
         self._states: Source[dict[Model, ModelState]] = Source(self._describe, keep_s=KEEP_S)
         self._gpus = Source(Gpus().read)
@@ -83,6 +87,14 @@ class ServerMetrics(Collector):
         yield GaugeMetricFamily(
             "convscope_server_start_time_seconds", "When the server was started, unix time.", value=self._started
         )
+        patches = GaugeMetricFamily(
+            "convscope_server_patch_active",
+            "1 if TorchServe's front end runs with this patch, 0 if not.",
+            labels=["patch"],
+        )
+        for patch in PATCHES:
+            patches.add_metric([patch.name], patch.name in self._patches)
+        yield patches
         published = read_published(self._watch_file)
         yield GaugeMetricFamily(
             "convscope_ready",

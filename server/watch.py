@@ -83,7 +83,7 @@ BACK_OFF_S, LONGEST_BACK_OFF_S, HEALTHY_S = 10.0, 300.0, 600.0
 MOST_RESTARTS = 3  # In a row, without an answer between them.
 MANAGEMENT_S = 60.0  # Silence of the management API.
 READ_S = 10.0  # For an answer that has begun.
-# Patched (`mending`), TorchServe pauses for 13 s at most between attempts to start a worker.
+# Patched, TorchServe pauses for 13 s at most between attempts to start a worker.
 GIVEN_UP_S = 30.0
 
 

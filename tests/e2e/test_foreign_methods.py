@@ -1,6 +1,6 @@
 """TorchServe takes more than the contract names; none of it may hurt a worker, with no gateway in between.
 
-The requests come from `tests.foreign`. `python -m server` patches TorchServe for this (`server.mending`); what holds
+The requests come from `tests.foreign`. `python -m server` patches TorchServe for this (`server.patches`); what holds
 without the patch, as in a stock TorchServe, is tested too.
 """
 
@@ -50,7 +50,7 @@ def target(server: Launched) -> Target:
 @pytest.fixture(scope="module")
 def unpatched() -> Iterator[Launched]:
     work = Path(tempfile.mkdtemp(prefix="e2e-"))
-    with launched(STORE, work, "--models", "cifar", "--no-mend", "--warm-up-s", "0") as running:
+    with launched(STORE, work, "--models", "cifar", "--no-patches", "--warm-up-s", "0") as running:
         yield running.await_ready()
     shutil.rmtree(work)
 

@@ -133,7 +133,7 @@ def test_the_workers_are_told_the_engine_and_the_precision_asked_for(directory):
 
 
 def test_the_workers_are_told_whether_they_may_be_patched(directory):
-    for options, told in (([], "1"), (["--no-patches"], "0"), (["--no-mend"], "0")):
+    for options, told in (([], "1"), (["--no-patches"], "0")):
         environment = worker_environment(directory, parse(options), workers=1, cores=1, environment={})
         assert environment["CONVSCOPE_PATCHES"] == told
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from server.patches import PATCHES
 from tests.server.harness import launched, poll, processes, write_archive
 
 ENVIRONMENT = {
@@ -83,6 +84,7 @@ def test_the_metrics_show_workers_queues_and_the_server_itself(server):
     assert found['convscope_workers_wanted{model="alpha",version="1.0"}'] == 2
     assert found['convscope_queue_requests{model="beta",version="1.0"}'] == 0
     assert 0 < time.time() - found["convscope_server_start_time_seconds"] < 3600
+    assert all(found[f'convscope_server_patch_active{{patch="{patch.name}"}}'] == 1 for patch in PATCHES)
     assert not [series for series in found if series.startswith("ts_")]
 
 

@@ -234,7 +234,7 @@ PATCHES = (
 )
 
 
-def mend(home: Path, folder: Path) -> list[Patch]:
+def apply(home: Path, folder: Path) -> list[Patch]:
     """Write the patched classes into a folder for the front of the class path.
 
     Args:

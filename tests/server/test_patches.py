@@ -5,7 +5,8 @@ import zipfile
 
 import pytest
 
-from server.mending import JAR, PATCHES, mend
+from server import patches
+from server.patches import JAR, PATCHES
 from server.process import find_torchserve
 from tests.server.harness import launched, write_archive
 
@@ -15,7 +16,7 @@ CHANGES = [change for patch in PATCHES for change in patch.changes]
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.member)
 def test_the_installed_torchserve_is_changed_where_it_is_meant_to_be_and_nowhere_else(change, tmp_path):
     home = find_torchserve()
-    assert mend(home, tmp_path / "classes") == list(PATCHES)
+    assert patches.apply(home, tmp_path / "classes") == list(PATCHES)
     with zipfile.ZipFile(home / JAR) as jar:
         original = jar.read(change.member)
     patched = (tmp_path / "classes" / change.member).read_bytes()
@@ -42,7 +43,7 @@ def test_a_patch_is_left_out_where_a_class_of_it_is_another_and_the_others_are_a
         for change in CHANGES:
             other = b"\0" if change is patch.changes[0] else b""
             jar.writestr(change.member, known.read(change.member) + other)
-    assert mend(home, tmp_path / "classes") == [other for other in PATCHES if other is not patch]
+    assert patches.apply(home, tmp_path / "classes") == [other for other in PATCHES if other is not patch]
     assert not [change for change in patch.changes if (tmp_path / "classes" / change.member).exists()]
 
 
@@ -50,7 +51,7 @@ def test_a_torchserve_without_the_classes_is_left_alone(tmp_path):
     (tmp_path / JAR).parent.mkdir(parents=True)
     with zipfile.ZipFile(tmp_path / JAR, "w") as jar:
         jar.writestr("org/pytorch/serve/ModelServer.class", b"")
-    assert mend(tmp_path, tmp_path / "classes") == []
+    assert patches.apply(tmp_path, tmp_path / "classes") == []
     assert not (tmp_path / "classes").exists()
 
 
