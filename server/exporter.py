@@ -129,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--watch-file", type=Path, required=True, metavar="FILE", help="what the launcher's watch knows of the models")
     add("--models", nargs="+", required=True, metavar="NAME/VERSION", help="served, a model's default version first")
     add("--started", type=float, required=True, metavar="UNIX_TIME", help="when the server was started")
-    add("--patches", nargs="*", required=True, metavar="NAME", help="patches of TorchServe that are active")
+    add("--patches", nargs="*", default=(), metavar="NAME", help="patches of TorchServe that are active")
     add("--launcher", type=int, required=True, metavar="PID", help="with whom it ends")
     return parser
 
