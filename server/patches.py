@@ -13,8 +13,8 @@ ready.
   TorchServe's two methods have names that nothing calls, so that grpc-java's own take their place, which answer
   UNIMPLEMENTED.
 * A form that netty cannot read, since a part has no name for instance, is never given back: each takes as much of
-  Java's memory outside the heap as it has bytes, until there is none for anybody. Patched, netty reads forms from a
-  copy on the heap, which the garbage collector takes.
+  Java's memory outside the heap as it has bytes, until there is none for anybody. Patched, netty retains nothing of
+  a form while it reads it: TorchServe holds the whole request until it has copied the parts.
 
 **latency**: four things make requests wait.
 
@@ -145,10 +145,10 @@ PATCHES = (
                     ),
                 ),
             ),
-            # In offer(content), content.retainedSlice() becomes Unpooled.copiedBuffer(content): aload_2, invokevirtual,
-            # goto; aload_2, invokestatic, goto. What is kept of a form whose constructor throws nobody can give back.
-            # Constants are appended, so their count, in the head, grows by five: the class and its name, the method,
-            # its name, and its name with the type, which is there already.
+            # In offer(content), content.retainedSlice() becomes Unpooled.unreleasableBuffer(content): aload_2,
+            # invokevirtual, goto; aload_2, invokestatic, goto. Where the constructor throws, nobody has the decoder to
+            # make it release what it retained. Constants are appended, so their count, in the head, grows by five: the
+            # class and its name, the method, its name, and its name with the type, which is there already.
             Change(
                 "io/netty/handler/codec/http/multipart/HttpPostMultipartRequestDecoder.class",
                 "0486f99faef15fafc8062fb82e75965d48c5716ff2d9bb0e3eafec1e1562d7f7",
@@ -160,7 +160,7 @@ PATCHES = (
                         b"\x01\x00\x28([Ljava/lang/Object;)[Ljava/lang/Object;"
                         + b"\x01\x00\x18io/netty/buffer/Unpooled"
                         + bytes.fromhex("07 034a")
-                        + b"\x01\x00\x0ccopiedBuffer"
+                        + b"\x01\x00\x12unreleasableBuffer"
                         + bytes.fromhex("0c 034c 02d6  0a 034b 034d  0021"),
                     ),
                     Edit(bytes.fromhex("2c b60040 a7"), bytes.fromhex("2c b8034e a7")),
