@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from archiver import engine
 from handlers.images.preprocessing import Preprocessing
 from handlers.networks import NETWORKS, architecture
-from training import engine
 
 NET = """
 import torch

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from archiver import packing
+from archiver.architecture import find
+from archiver.contents import FORMAT, Contents
+from archiver.packing import ArchiveError
+from archiver.proposal import propose, table
+from archiver.survey import listing, survey
+from archiver.weights import find_state, load_strictly, load_tensors
 from handlers.images.preprocessing import Preprocessing, noise
-from training import packing
-from training.architecture import find
-from training.contents import FORMAT, Contents
-from training.packing import ArchiveError
-from training.proposal import propose, table
-from training.survey import listing, survey
-from training.weights import find_state, load_strictly, load_tensors
 
 AUTO = "auto"
 """Instead of layers: those that `propose` chooses."""

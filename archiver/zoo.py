@@ -11,8 +11,8 @@ from pathlib import Path
 
 from torchvision import models
 
+from archiver.packing import ArchiveError
 from handlers.images.preprocessing import Preprocessing
-from training.packing import ArchiveError
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from archiver import packing
+from archiver.architecture import Architecture, find
+from archiver.graph import prove
+from archiver.packing import ArchiveError
+from archiver.proof import check_company, check_rebuilt, why_no_gradients
+from archiver.survey import Shape, batch_size, check_layers, check_scores, survey
+from archiver.weights import load_strictly, load_tensors
 from handlers.images.preprocessing import Preprocessing, noise
 from handlers.network.engines.eager import Eager
-from training import packing
-from training.architecture import Architecture, find
-from training.graph import prove
-from training.packing import ArchiveError
-from training.proof import check_company, check_rebuilt, why_no_gradients
-from training.survey import Shape, batch_size, check_layers, check_scores, survey
-from training.weights import load_strictly, load_tensors
 
 FORMAT = 1
 NO_GRADIENTS = "no_gradients"

@@ -12,14 +12,14 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from archiver import engine, packing
+from archiver.__main__ import main
+from archiver.graph import missing_packages
 from handlers.images.preprocessing import Preprocessing, stack
 from handlers.pipeline import Pipeline
 from handlers.settings import Settings
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import ask_json, ask_message, ask_rest, cells
-from training import engine, packing
-from training.archive import main
-from training.graph import missing_packages
 
 SIZE = 64
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

@@ -5,13 +5,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from archiver.graph import export, prove
+from archiver.packing import ArchiveError
+from archiver.proof import check_company, check_mode, check_rebuilt, check_steady, why_no_gradients
+from archiver.survey import Survey, check_scores, survey
 from handlers.images.preprocessing import Preprocessing, noise
 from handlers.network.engines.eager import Eager
 from handlers.networks import NETWORKS
-from training.graph import export, prove
-from training.packing import ArchiveError
-from training.proof import check_company, check_mode, check_rebuilt, check_steady, why_no_gradients
-from training.survey import Survey, check_scores, survey
 
 PREPROCESSING = Preprocessing(3, 16, 16)
 PICTURE = noise(PREPROCESSING)

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from archiver.packing import ArchiveError
+from archiver.proof import check_company
 from handlers.images.preprocessing import Preprocessing, noise
 from handlers.network.engines.choice import check
 from handlers.network.engines.eager import Eager
 from handlers.network.engines.onnx import Graph, Session
-from training.packing import ArchiveError
-from training.proof import check_company
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 

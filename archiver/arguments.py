@@ -1,4 +1,4 @@
-"""Arguments: the command line of `training.archive`, read and checked."""
+"""Arguments: the command line of `python -m archiver`, read and checked."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from archiver import packing
+from archiver.custom import AUTO
+from archiver.engine import ENGINES
+from archiver.packing import ArchiveError
+from archiver.zoo import look_up
 from handlers.images.decoding import DEFAULT_MAX_PIXELS
 from handlers.images.preprocessing import Preprocessing
-from training import packing
-from training.custom import AUTO
-from training.engine import ENGINES
-from training.packing import ArchiveError
-from training.zoo import look_up
 
 _OWN = "with --arch or --torchvision"
 STORE = packing.HANDLERS.parent / "model_store"
@@ -110,7 +110,7 @@ def _complete(arguments: argparse.Namespace) -> None:
 
 def _parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m training.archive",
+        prog="python -m archiver",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from archiver.packing import ArchiveError
 from handlers.images.preprocessing import Preprocessing, noise
 from handlers.network.engines.eager import Eager
 from handlers.network.engines.engine import Engine
-from training.packing import ArchiveError
 
 TOLERANCE = 1e-4
 """How far two answers to one picture may be from each other: the largest difference of any cell, as a share of the

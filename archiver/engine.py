@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from archiver.contents import Contents
+from archiver.graph import export, missing_packages
+from archiver.packing import ArchiveError
 from handlers.images.preprocessing import noise
-from training.contents import Contents
-from training.graph import export, missing_packages
-from training.packing import ArchiveError
 
 ENGINES = ("auto", "torch", "onnx")
 
