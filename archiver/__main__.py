@@ -24,79 +24,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from archiver import packing
-from archiver.arguments import STORE, parse
-from archiver.contents import NO_GRADIENTS, Contents, from_checkpoint, from_files
-from archiver.custom import from_network, read_classes
-from archiver.engine import with_engine
+from archiver.arguments import parse
+from archiver.contents import NO_GRADIENTS, Contents, from_checkpoint
+from archiver.external import from_network, read_classes
+from archiver.graph import with_engine
 from archiver.packing import ArchiveError
-
-
-def build(contents: Contents, store: Path = STORE) -> Path:
-    """Write the archive of a model.
-
-    Args:
-        contents: The model.
-        store: Folder for `<model>.mar`.
-
-    Returns:
-        Where it is.
-
-    Raises:
-        ArchiveError: The contents do not make a model that can be served, or cannot be written there.
-    """
-    archive = packing.pack(contents.files())
-    path = store / f"{contents.card['model']}.mar"
-    _write(path, archive)
-    return path
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        packing.write(path, content)
-    except OSError as err:
-        raise ArchiveError(f"{path.name} cannot be written to {path.parent}: {err.strerror or err}") from err
-
-
-def refreshed(path: Path, engine: str | None = None) -> bytes:
-    """Return the archive as a fresh build would make it from its own weights and card and today's handlers.
-
-    Args:
-        path: The archive.
-        engine: One of `ENGINES`; None keeps the graph it has, if any.
-
-    Raises:
-        ArchiveError: It is no archive of ours, or its weights no longer fit.
-    """
-    contents = from_files(packing.unpack(path))
-    return packing.pack((with_engine(contents, engine)[0] if engine else contents).files())
-
-
-def differences(path: Path) -> list[str]:
-    """Return what in an archive is not as a fresh build would have it; empty when it is up to date.
-
-    Raises:
-        ArchiveError: It cannot be rebuilt.
-    """
-    packed = packing.unpack(path)
-    fresh = from_files(packed).files()
-    found = [f"{name} is missing" for name in sorted(fresh.keys() - packed.keys())]
-    found += [f"{name} is no longer part of it" for name in sorted(packed.keys() - fresh.keys())]
-    found += [f"{name} differs" for name in sorted(fresh.keys() & packed.keys()) if fresh[name] != packed[name]]
-    if not found and path.read_bytes() != packing.pack(fresh):
-        found.append("the files agree, but the zip around them was written by something else")
-    return found
-
-
-def check(store: Path = STORE) -> list[str]:
-    """Return one line for everything in a store that is out of date, or for there being no archive at all."""
-    archives = sorted(store.glob("*.mar"))
-    lines = [] if archives else [f"{store} holds no archive to check; build one with --checkpoint"]
-    for path in archives:
-        try:
-            lines += [f"{path.name}: {difference}" for difference in differences(path)]
-        except ArchiveError as err:
-            lines.append(f"{path.name}: cannot be rebuilt: {err}")
-    return lines
+from archiver.store import build, check, refreshed, write
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv, __doc__ or "")
     try:
         if arguments.check:
-            return _check(arguments.store)
+            return _check_store(arguments.store)
         if arguments.refresh:
-            return _refresh(arguments.store, arguments.engine)
+            return _refresh_store(arguments.store, arguments.engine)
         if arguments.checkpoint:
             contents = from_checkpoint(arguments.checkpoint, arguments.version, half=arguments.half)
         else:
@@ -148,7 +81,7 @@ def _own(arguments: argparse.Namespace) -> Contents:
     )
 
 
-def _check(store: Path) -> int:
+def _check_store(store: Path) -> int:
     lines = check(store)
     for line in lines:
         print(line, file=sys.stderr)
@@ -157,7 +90,7 @@ def _check(store: Path) -> int:
     return 1 if lines else 0
 
 
-def _refresh(store: Path, engine: str | None) -> int:
+def _refresh_store(store: Path, engine: str | None) -> int:
     archives = sorted(store.glob("*.mar"))
     if not archives:
         raise ArchiveError(f"{store} holds no archive; build one from a checkpoint first")
@@ -165,7 +98,7 @@ def _refresh(store: Path, engine: str | None) -> int:
         fresh = refreshed(path, engine)
         changed = fresh != path.read_bytes()
         if changed:
-            _write(path, fresh)
+            write(path, fresh)
         print(f"{path.name}: {'rewritten' if changed else 'up to date'}")
     return 0
 

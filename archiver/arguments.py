@@ -7,16 +7,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from archiver import packing
-from archiver.custom import AUTO
-from archiver.engine import ENGINES
+from archiver.external import AUTO, look_up
+from archiver.graph import ENGINES
 from archiver.packing import ArchiveError
-from archiver.zoo import look_up
+from archiver.store import STORE
 from handlers.images.decoding import DEFAULT_MAX_PIXELS
 from handlers.images.preprocessing import Preprocessing
 
 _OWN = "with --arch or --torchvision"
-STORE = packing.HANDLERS.parent / "model_store"
 
 
 def _keyword_arguments(text: str) -> dict[str, object]:

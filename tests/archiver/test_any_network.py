@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from archiver import engine, packing
+from archiver import graph, packing
 from archiver.__main__ import main
 from archiver.graph import missing_packages
 from handlers.images.preprocessing import Preprocessing, stack
@@ -97,7 +97,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """A function that archives a network and returns what was said, and a function that loads it in an engine."""
-    monkeypatch.setattr(engine, "missing_packages", missing_packages)  # The folder's other tests do without graphs.
+    monkeypatch.setattr(graph, "missing_packages", missing_packages)  # The folder's other tests do without graphs.
 
     def archive(name: str, *arguments: str):
         (tmp_path / "classes.txt").write_text("".join(f"class {number}\n" for number in range(10)))

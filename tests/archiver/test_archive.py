@@ -14,9 +14,10 @@ import torch
 import yaml
 
 from archiver import packing
-from archiver.__main__ import STORE, build, check, main, refreshed
+from archiver.__main__ import main
 from archiver.contents import from_checkpoint
 from archiver.packing import ArchiveError
+from archiver.store import STORE, build, check, refreshed
 
 ROOT = packing.HANDLERS.parent
 Checkpoint = Callable[..., Path]

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from archiver import engine, packing
-from archiver.__main__ import STORE, main
+from archiver import graph, packing
+from archiver.__main__ import main
 from archiver.contents import from_checkpoint, from_files
-from archiver.engine import with_engine
+from archiver.graph import with_engine
 from archiver.packing import ArchiveError
+from archiver.store import STORE
 from tests.archiver.conftest import NET
 
 Checkpoint = Callable[..., Path]
@@ -25,7 +26,7 @@ Checkpoint = Callable[..., Path]
 @pytest.fixture
 def _exporter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export where that is installed; tests of other things are spared the time."""
-    monkeypatch.setattr(engine, "missing_packages", lambda: [])
+    monkeypatch.setattr(graph, "missing_packages", lambda: [])
 
 
 def test_the_committed_archives_have_a_graph_that_is_small() -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from archiver import packing
-from archiver.__main__ import build, main
+from archiver.__main__ import main
 from archiver.contents import from_checkpoint
+from archiver.store import build
 from handlers.images.preprocessing import Preprocessing, stack
 from handlers.networks import Deep
 from handlers.pipeline import Pipeline

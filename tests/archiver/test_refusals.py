@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from archiver import engine, packing
+from archiver import packing
 from archiver.__main__ import main
 
 Run = Callable[..., tuple[int, str]]
@@ -68,11 +68,6 @@ class Lazy(nn.Module):
     def forward(self, images):
         return self.relu(self.conv(images))
 """
-
-
-@pytest.fixture(autouse=True)
-def _no_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "missing_packages", lambda: ["onnx"])
 
 
 @pytest.fixture

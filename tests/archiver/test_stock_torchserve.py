@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from archiver.__main__ import STORE, main
+from archiver.__main__ import main
+from archiver.store import STORE
 from tests.archiver import stock
 from tests.archiver.conftest import NET
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from archiver import packing
 from archiver.__main__ import main
-from archiver.zoo import look_up
+from archiver.external import look_up
 from handlers.pipeline import Pipeline
 from handlers.wire import convscope_pb2 as wire
 from tests.archiver.conftest import NET
