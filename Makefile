@@ -137,7 +137,7 @@ update: ## Replace the replicas one by one, by CONVSCOPE_REPLICAS with the curre
 	@$(OPERATE) update
 
 archives: .venv/installed ## Rebuild the archives of model_store/ from handlers/ and their own weights
-	$(BIN)/python -m training.archive --refresh
+	$(BIN)/python -m archiver --refresh
 
 proto: .venv-proto/installed ## Generate the code of proto/*.proto
 	.venv-proto/bin/python proto/generate.py

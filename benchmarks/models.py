@@ -176,7 +176,7 @@ def _build_resnet(store: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "training.archive",
+        "archiver",
         "--arch",
         "torchvision.models:resnet18",
         "--random-weights",

@@ -1,4 +1,4 @@
 """Starting and watching TorchServe on one machine: `python -m server`.
 
-Knows the archives only by their manifests; imports nothing of handlers, training or client, and never torch.
+Knows the archives only by their manifests; imports nothing of handlers, archiver, training or client, and never torch.
 """

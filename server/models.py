@@ -83,9 +83,7 @@ def find_archives(store: Path, wanted: Sequence[str] = ()) -> Found:
         raise UsageFailure(f"there is no model store {store}: name a folder of .mar archives with --model-store")
     files = sorted(path for path in store.iterdir() if path.suffix == ".mar" and path.is_file())
     if not files:
-        raise UsageFailure(
-            f"the model store {store} holds no .mar archives: build one with `python -m training.archive`"
-        )
+        raise UsageFailure(f"the model store {store} holds no .mar archives: build one with `python -m archiver`")
     archives: list[Archive] = []
     broken: dict[str, str] = {}
     for path in files:

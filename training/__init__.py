@@ -1,1 +1,1 @@
-"""Training: from pictures to a checkpoint, and from a checkpoint to an archive."""
+"""Training: from pictures to a checkpoint."""

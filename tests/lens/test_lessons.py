@@ -62,7 +62,7 @@ def test_every_line_is_one_that_is_run_here_or_starts_the_server() -> None:
     others = set(LINES) - {*COMMANDS, *TRAININGS, *TWINS}
     assert {line.partition(" --")[0] for line in others} == {
         ".venv/bin/python -m server",
-        ".venv/bin/python -m training.archive",
+        ".venv/bin/python -m archiver",
     }
     assert len(COMMANDS) >= 15
     assert len(TRAININGS) == 2
@@ -72,7 +72,7 @@ def test_every_line_is_one_that_is_run_here_or_starts_the_server() -> None:
 def test_a_twins_training_is_one_that_can_be_requested(line: str) -> None:
     options = train.parser().parse_args(shlex.split(line)[3:])
     checkpoint = options.out / train.CHECKPOINT
-    assert f".venv/bin/python -m training.archive --checkpoint {checkpoint} --store out/twins" in "\n".join(LINES)
+    assert f".venv/bin/python -m archiver --checkpoint {checkpoint} --store out/twins" in "\n".join(LINES)
 
 
 def test_every_claim_has_a_command_and_what_it_printed() -> None:

@@ -59,7 +59,8 @@ def test_the_help_shows_every_option_with_its_default():
 def test_the_server_starts_without_importing_torch_or_another_room():
     code = (
         "import sys, server.__main__, server.launcher; "
-        "print([name for name in ('torch', 'ts', 'handlers', 'training', 'convscope') if name in sys.modules])"
+        "others = ('torch', 'ts', 'handlers', 'archiver', 'training', 'convscope'); "
+        "print([name for name in others if name in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"

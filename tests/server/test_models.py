@@ -36,7 +36,7 @@ def test_a_model_store_that_is_not_there_is_named(tmp_path):
 
 
 def test_an_empty_model_store_says_how_to_build_an_archive(tmp_path):
-    with pytest.raises(UsageFailure, match=r"holds no \.mar archives: build one with `python -m training\.archive`"):
+    with pytest.raises(UsageFailure, match=r"holds no \.mar archives: build one with `python -m archiver`"):
         find_archives(tmp_path)
 
 

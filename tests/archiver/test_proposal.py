@@ -10,9 +10,9 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
+from archiver.proposal import MANY, Proposal, propose, table
+from archiver.survey import survey
 from handlers.networks import NETWORKS
-from training.proposal import MANY, Proposal, propose, table
-from training.survey import survey
 
 
 def proposed(network: nn.Module, *picture: int) -> list[Proposal]:

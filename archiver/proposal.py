@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import fx, nn
 
+from archiver.survey import Survey
 from handlers.network.geometry import LayerGeometry, layer_geometry, trace
 from handlers.network.receptive_fields import is_pointwise
-from training.survey import Survey
 
 MANY = 10
 """More maps than this are thinned out in the choice: the first, and the last one of each size."""

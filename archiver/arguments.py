@@ -1,4 +1,4 @@
-"""Arguments: the command line of `training.archive`, read and checked."""
+"""Arguments: the command line of `python -m archiver`, read and checked."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from archiver.external import AUTO, look_up
+from archiver.graph import ENGINES
+from archiver.packing import ArchiveError
+from archiver.store import STORE
 from handlers.images.decoding import DEFAULT_MAX_PIXELS
 from handlers.images.preprocessing import Preprocessing
-from training import packing
-from training.custom import AUTO
-from training.engine import ENGINES
-from training.packing import ArchiveError
-from training.zoo import look_up
 
 _OWN = "with --arch or --torchvision"
-STORE = packing.HANDLERS.parent / "model_store"
 
 
 def _keyword_arguments(text: str) -> dict[str, object]:
@@ -110,7 +108,7 @@ def _complete(arguments: argparse.Namespace) -> None:
 
 def _parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m training.archive",
+        prog="python -m archiver",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,22 +1,26 @@
 """Proofs: what a network must do before it may be served, whatever it computes.
 
-It answers a picture the same each time, the same beside another picture as alone, and the same once it is built anew
-from its archive. Whether it has gradients is found out and not demanded. Axes: `N` batch, `C` channels, `H, W` picture
-pixels.
+It answers a picture the same each time, the same beside another picture as alone, the same once it is built anew from
+its archive, and the same in ONNX Runtime as in torch. Whether it has gradients is found out and not demanded. Axes: `N`
+batch, `C` channels, `H, W` picture pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from archiver.packing import ArchiveError
 from handlers.images.preprocessing import Preprocessing, noise
+from handlers.network.engines.choice import check
 from handlers.network.engines.eager import Eager
 from handlers.network.engines.engine import Engine
-from training.packing import ArchiveError
+from handlers.network.engines.onnx import Graph, Session
 
 TOLERANCE = 1e-4
 """How far two answers to one picture may be from each other: the largest difference of any cell, as a share of the
@@ -116,6 +120,32 @@ def check_company(engine: Engine, preprocessing: Preprocessing) -> None:
                     f"an answer depends on what else is in the batch: {what} of a picture beside another differ by "
                     f"{off:.1e} of their largest value from those of the picture alone"
                 )
+
+
+def check_graph(content: bytes, card: Mapping[str, Any], network: nn.Module, preprocessing: Preprocessing) -> None:
+    """Compare a graph with the network in torch, if ONNX Runtime is installed here; the handler does so once more.
+
+    Args:
+        content: Of graph.onnx.
+        card: Of the archive.
+        network: In evaluation mode, on the CPU, weights loaded.
+        preprocessing: What it takes. A network of any size is tried on two.
+
+    Raises:
+        ArchiveError: ONNX Runtime cannot run it, or computes something else.
+    """
+    if find_spec("onnxruntime") is None:
+        return
+    try:
+        eager = Eager(network, card["layers"], has_scores=bool(card["classes"]))
+        graph = Graph(content, tuple(card["graph"]["weights"]))
+        session = Session(graph, network, eager.layers, has_scores=eager.has_scores)
+        check(session, eager, noise(preprocessing, 3))
+        check_company(session, preprocessing)
+        if preprocessing.size is None:
+            check(session, eager, noise(replace(preprocessing, height=41, width=56)))
+    except Exception as err:  # ONNX Runtime raises what it likes.
+        raise ArchiveError(f"the graph for ONNX Runtime does not do what the network does: {err}") from err
 
 
 def why_no_gradients(engine: Eager, preprocessing: Preprocessing) -> str:

@@ -11,8 +11,8 @@ import pytest
 import torch
 import yaml
 
-from training import packing
-from training.packing import ArchiveError
+from archiver import packing
+from archiver.packing import ArchiveError
 
 FILES = {"b.txt": b"two", "a/c.py": b"one = 1\n", "a/b.py": b""}
 

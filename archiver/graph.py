@@ -1,4 +1,4 @@
-"""Graphs: a network exported for ONNX Runtime, without its weights.
+"""Graphs: a network exported for ONNX Runtime, without its weights; what an archive has no graph for runs in torch.
 
 Every published map is an output of the graph beside the scores. The weights stay in `weights.pt` and are handed to ONNX
 Runtime by name when the archive is loaded, so that an archive grows by kilobytes. Of the exporter's optimisations only
@@ -23,13 +23,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from handlers.images.preprocessing import Preprocessing, noise
-from handlers.network.engines.choice import check
-from handlers.network.engines.eager import Eager
-from handlers.network.engines.onnx import Graph, Session
-from training.packing import ArchiveError
-from training.proof import check_company
+from archiver.contents import Contents
+from archiver.packing import ArchiveError
+from handlers.images.preprocessing import noise
 
+ENGINES = ("auto", "torch", "onnx")
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 _IMAGES = "images"
@@ -52,35 +50,60 @@ class Exported:
     versions: Mapping[str, str]
 
 
+def with_engine(contents: Contents, engine: str) -> tuple[Contents, str]:
+    """Add the graph, or leave it out.
+
+    Args:
+        contents: The model.
+        engine: One of `ENGINES`: `torch` for no graph; `onnx` for one; `auto` for one if that can be done here.
+
+    Returns:
+        The contents, and for people what they can be served by.
+
+    Raises:
+        ArchiveError: `onnx` cannot be had.
+    """
+    if engine == "torch":
+        return _without(contents), "torch"
+    try:
+        found = _exported(contents)
+    except ArchiveError as err:
+        if engine == "onnx":
+            raise
+        return _without(contents), f"torch alone: {err}"
+    return found, f"ONNX Runtime where it is installed (a graph of {len(found.graph or b''):,} bytes), else torch"
+
+
+def _exported(contents: Contents) -> Contents:
+    missing = missing_packages()
+    if missing:
+        raise ArchiveError(f"a graph for ONNX Runtime needs {', '.join(missing)}, not installed here")
+    contents.prove()  # What is wrong with the model itself is said before the exporter says it in its own way.
+    with contents.network() as network:
+        for part in network.modules():  # As the handler does: a map must not change after it was taken.
+            if getattr(part, "inplace", False) is True:
+                part.inplace = False  # type: ignore[assignment]
+        graph = export(
+            network,
+            contents.card["layers"],
+            noise(contents.preprocessing),
+            has_scores=bool(contents.card["classes"]),
+            any_size=contents.preprocessing.size is None,
+        )
+    origin = {"weights": list(graph.weights), "versions": dict(graph.versions)}
+    found = replace(contents, card={**contents.card, "graph": origin}, graph=graph.content)
+    found.prove()
+    return found
+
+
+def _without(contents: Contents) -> Contents:
+    card = {name: value for name, value in contents.card.items() if name != "graph"}
+    return replace(contents, card=card, graph=None)
+
+
 def missing_packages() -> list[str]:
     """Return what exporting and proving need and this environment lacks."""
     return [name for name in PACKAGES if find_spec(name) is None]
-
-
-def prove(content: bytes, card: Mapping[str, Any], network: nn.Module, preprocessing: Preprocessing) -> None:
-    """Compare a graph with the network in torch, if ONNX Runtime is installed here; the handler does so once more.
-
-    Args:
-        content: Of graph.onnx.
-        card: Of the archive.
-        network: In evaluation mode, on the CPU, weights loaded.
-        preprocessing: What it takes. A network of any size is tried on two.
-
-    Raises:
-        ArchiveError: ONNX Runtime cannot run it, or computes something else.
-    """
-    if find_spec("onnxruntime") is None:
-        return
-    try:
-        eager = Eager(network, card["layers"], has_scores=bool(card["classes"]))
-        graph = Graph(content, tuple(card["graph"]["weights"]))
-        session = Session(graph, network, eager.layers, has_scores=eager.has_scores)
-        check(session, eager, noise(preprocessing, 3))
-        check_company(session, preprocessing)
-        if preprocessing.size is None:
-            check(session, eager, noise(replace(preprocessing, height=41, width=56)))
-    except Exception as err:  # ONNX Runtime raises what it likes.
-        raise ArchiveError(f"the graph for ONNX Runtime does not do what the network does: {err}") from err
 
 
 def export(

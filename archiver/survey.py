@@ -17,8 +17,8 @@ import torchvision
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from training.packing import ArchiveError
-from training.proof import check_mode, check_steady
+from archiver.packing import ArchiveError
+from archiver.proof import check_mode, check_steady
 
 Shape = tuple[int, int, int]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from archiver import graph
 from handlers.images.preprocessing import Preprocessing
 from handlers.networks import NETWORKS, architecture
-from training import engine
 
 NET = """
 import torch
@@ -30,7 +30,7 @@ class Net(nn.Module):
 @pytest.fixture(autouse=True)
 def _no_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Build archives without a graph, as where its packages are missing: exporting takes seconds."""
-    monkeypatch.setattr(engine, "missing_packages", lambda: ["onnx"])
+    monkeypatch.setattr(graph, "missing_packages", lambda: ["onnx"])
 
 
 @pytest.fixture

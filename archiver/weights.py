@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from training.packing import ArchiveError
+from archiver.packing import ArchiveError
 
 _NESTED = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")  # Of DataParallel, and of torch.compile; one may wrap the other.

@@ -5,13 +5,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from archiver.graph import export
+from archiver.packing import ArchiveError
+from archiver.proof import check_company, check_graph, check_mode, check_rebuilt, check_steady, why_no_gradients
+from archiver.survey import Survey, check_scores, survey
 from handlers.images.preprocessing import Preprocessing, noise
 from handlers.network.engines.eager import Eager
 from handlers.networks import NETWORKS
-from training.graph import export, prove
-from training.packing import ArchiveError
-from training.proof import check_company, check_mode, check_rebuilt, check_steady, why_no_gradients
-from training.survey import Survey, check_scores, survey
 
 PREPROCESSING = Preprocessing(3, 16, 16)
 PICTURE = noise(PREPROCESSING)
@@ -277,8 +277,8 @@ def test_a_graph_for_one_number_of_pictures_alone_is_refused() -> None:
     network = Net().eval()
     exported = export(network, {"conv1": "relu"}, PICTURE, has_scores=True, any_size=False)
     card = {"layers": {"conv1": "relu"}, "classes": ["a", "b", "c"], "graph": {"weights": list(exported.weights)}}
-    prove(exported.content, card, network, PREPROCESSING)
+    check_graph(exported.content, card, network, PREPROCESSING)
     graph = onnx.load_from_string(exported.content)
     graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3  # As many as it is first tried with.
     with pytest.raises(ArchiveError, match="the network fails for one picture of noise"):
-        prove(graph.SerializeToString(), card, network, PREPROCESSING)
+        check_graph(graph.SerializeToString(), card, network, PREPROCESSING)

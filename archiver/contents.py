@@ -18,15 +18,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from archiver import packing
+from archiver.architecture import Architecture, find
+from archiver.packing import ArchiveError
+from archiver.proof import check_company, check_graph, check_rebuilt, why_no_gradients
+from archiver.survey import Shape, batch_size, check_layers, check_scores, survey
+from archiver.weights import load_strictly, load_tensors
 from handlers.images.preprocessing import Preprocessing, noise
 from handlers.network.engines.eager import Eager
-from training import packing
-from training.architecture import Architecture, find
-from training.graph import prove
-from training.packing import ArchiveError
-from training.proof import check_company, check_rebuilt, why_no_gradients
-from training.survey import Shape, batch_size, check_layers, check_scores, survey
-from training.weights import load_strictly, load_tensors
 
 FORMAT = 1
 NO_GRADIENTS = "no_gradients"
@@ -148,7 +147,7 @@ class Contents:
             with self.network() as again:  # Inside the first, whose random numbers are drawn: it draws others.
                 check_rebuilt(again, picture, found.output)
             if self.graph is not None:
-                prove(self.graph, self.card, network, self.preprocessing)
+                check_graph(self.graph, self.card, network, self.preprocessing)
         return Proof(shapes, no_gradients)
 
 

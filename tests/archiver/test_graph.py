@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.archive.conftest import NET
-from training import engine, packing
-from training.archive import STORE, main
-from training.contents import from_checkpoint, from_files
-from training.engine import with_engine
-from training.packing import ArchiveError
+from archiver import graph, packing
+from archiver.__main__ import main
+from archiver.contents import from_checkpoint, from_files
+from archiver.graph import with_engine
+from archiver.packing import ArchiveError
+from archiver.store import STORE
+from tests.archiver.conftest import NET
 
 Checkpoint = Callable[..., Path]
 
@@ -25,13 +26,13 @@ Checkpoint = Callable[..., Path]
 @pytest.fixture
 def _exporter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export where that is installed; tests of other things are spared the time."""
-    monkeypatch.setattr(engine, "missing_packages", lambda: [])
+    monkeypatch.setattr(graph, "missing_packages", lambda: [])
 
 
 def test_the_committed_archives_have_a_graph_that_is_small() -> None:
     for path in STORE.glob("*.mar"):
         files = packing.unpack(path)
-        assert packing.GRAPH in files, f"{path.name}: training.archive --refresh --engine onnx"
+        assert packing.GRAPH in files, f"{path.name}: python -m archiver --refresh --engine onnx"
         assert len(files[packing.GRAPH]) < 10_000 + len(files[packing.WEIGHTS]) // 20
 
 
@@ -68,7 +69,7 @@ class TestExporting:
     def test_other_processes_and_folders_give_the_same_bytes(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
         source = checkpoint("simple")
         assert main(["--checkpoint", str(source), "--engine", "onnx", "--store", str(tmp_path / "here")]) == 0
-        command = [sys.executable, "-m", "training.archive", "--checkpoint", str(source), "--engine", "onnx"]
+        command = [sys.executable, "-m", "archiver", "--checkpoint", str(source), "--engine", "onnx"]
         environment = os.environ | {"PYTHONPATH": str(packing.HANDLERS.parent), "PYTHONHASHSEED": "7"}
         subprocess.run([*command, "--store", "there"], cwd=tmp_path, env=environment, check=True, capture_output=True)
         digests = {

@@ -1,4 +1,4 @@
-"""The command line of `training.archive` on what cannot be archived: a line that says why, and nothing written."""
+"""The command line of `python -m archiver` on what cannot be archived: a line that says why, and nothing written."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import engine, packing
-from training.archive import main
+from archiver import packing
+from archiver.__main__ import main
 
 Run = Callable[..., tuple[int, str]]
 
@@ -68,11 +68,6 @@ class Lazy(nn.Module):
     def forward(self, images):
         return self.relu(self.conv(images))
 """
-
-
-@pytest.fixture(autouse=True)
-def _no_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "missing_packages", lambda: ["onnx"])
 
 
 @pytest.fixture

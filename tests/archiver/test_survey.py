@@ -6,8 +6,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.packing import ArchiveError
-from training.survey import MAX_BATCH, batch_size, check_layers, check_scores, listing, survey
+from archiver.packing import ArchiveError
+from archiver.survey import MAX_BATCH, batch_size, check_layers, check_scores, listing, survey
 
 PICTURE = torch.rand((1, 3, 16, 16), generator=torch.Generator().manual_seed(0))
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from archiver import packing
+from archiver.__main__ import main
+from archiver.contents import from_checkpoint
+from archiver.store import build
 from handlers.images.preprocessing import Preprocessing, stack
 from handlers.networks import Deep
 from handlers.pipeline import Pipeline
 from tests.handlers.support import CIFAR_CLASSES, ask_json
-from training import packing
-from training.archive import build, main
-from training.contents import from_checkpoint
 
 Checkpoint = Callable[..., Path]
 PICTURE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)

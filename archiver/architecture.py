@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import nn
 
-from training.packing import ArchiveError, is_ours
+from archiver.packing import ArchiveError, is_ours
 
 SERVED = ("torch", "torchvision", "numpy", "PIL", "yaml", "google")
 """What may be imported from beside the standard library: a stock TorchServe with its public packages has no more."""

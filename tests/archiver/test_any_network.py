@@ -12,14 +12,14 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from archiver import graph, packing
+from archiver.__main__ import main
+from archiver.graph import missing_packages
 from handlers.images.preprocessing import Preprocessing, stack
 from handlers.pipeline import Pipeline
 from handlers.settings import Settings
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import ask_json, ask_message, ask_rest, cells
-from training import engine, packing
-from training.archive import main
-from training.graph import missing_packages
 
 SIZE = 64
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -97,7 +97,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """A function that archives a network and returns what was said, and a function that loads it in an engine."""
-    monkeypatch.setattr(engine, "missing_packages", missing_packages)  # The folder's other tests do without graphs.
+    monkeypatch.setattr(graph, "missing_packages", missing_packages)  # The folder's other tests do without graphs.
 
     def archive(name: str, *arguments: str):
         (tmp_path / "classes.txt").write_text("".join(f"class {number}\n" for number in range(10)))

@@ -13,10 +13,11 @@ import pytest
 import torch
 import yaml
 
-from training import packing
-from training.archive import STORE, build, check, main, refreshed
-from training.contents import from_checkpoint
-from training.packing import ArchiveError
+from archiver import packing
+from archiver.__main__ import main
+from archiver.contents import from_checkpoint
+from archiver.packing import ArchiveError
+from archiver.store import STORE, build, check, refreshed
 
 ROOT = packing.HANDLERS.parent
 Checkpoint = Callable[..., Path]
@@ -86,16 +87,14 @@ def test_two_checkouts_processes_folders_and_umasks_give_the_same_bytes(
 ) -> None:
     """A copy of the checkout with other times, run elsewhere, against the archive made in this process."""
     copy = tmp_path / "checkout"
-    for room in ("handlers", "training"):
+    for room in ("handlers", "archiver"):
         shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
     for path in copy.rglob("*"):
         os.utime(path, (1_000_000_000, 1_000_000_000))
         path.chmod(0o700)
     source = checkpoint("simple")
     elsewhere = shutil.copy(source, tmp_path / "renamed.pt")
-    command = (
-        f"umask 077; exec '{sys.executable}' -m training.archive --checkpoint {elsewhere} --engine torch --store here"
-    )
+    command = f"umask 077; exec '{sys.executable}' -m archiver --checkpoint {elsewhere} --engine torch --store here"
     environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
     (tmp_path / "cwd").mkdir()
     subprocess.run(["sh", "-c", command], cwd=tmp_path / "cwd", env=environment, check=True, capture_output=True)

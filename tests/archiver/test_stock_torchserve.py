@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.archive import stock
-from tests.archive.conftest import NET
-from training.archive import STORE, main
+from archiver.__main__ import main
+from archiver.store import STORE
+from tests.archiver import stock
+from tests.archiver.conftest import NET
 
-OURS = ("convscope", "handlers", "training", "server")
+OURS = ("convscope", "handlers", "archiver", "training", "server")
 UNNEEDED = ("onnxruntime", "prometheus_client", "httpx", "grpc", "matplotlib", "tqdm", "mlxtend", "pytest")
 COMMITTED = {"edges": {"conv1": 1}, "digits": {"conv1": 16}, "simple": {"conv1": 6, "conv2": 12}} | {
     "cifar": {"conv1": 16, "conv2": 32},

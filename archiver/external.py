@@ -1,24 +1,74 @@
-"""A user's own network, or one of torchvision's: from constructor, weights and layers to an archive's contents."""
+"""External networks: a user's own or torchvision's, from constructor, weights and layers to an archive's contents.
+
+Nothing is downloaded: what torchvision's published weights take and mean comes with the package, the weights themselves
+from a file.
+"""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
+from torchvision import models
 
+from archiver import packing
+from archiver.architecture import find
+from archiver.contents import FORMAT, Contents
+from archiver.packing import ArchiveError
+from archiver.proposal import propose, table
+from archiver.survey import listing, survey
+from archiver.weights import find_state, load_strictly, load_tensors
 from handlers.images.preprocessing import Preprocessing, noise
-from training import packing
-from training.architecture import find
-from training.contents import FORMAT, Contents
-from training.packing import ArchiveError
-from training.proposal import propose, table
-from training.survey import listing, survey
-from training.weights import find_state, load_strictly, load_tensors
 
 AUTO = "auto"
 """Instead of layers: those that `propose` chooses."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A network of torchvision's and one set of its weights.
+
+    Attributes:
+        architecture: The builder, as `--arch` takes it.
+        weights: The name of those weights, such as `IMAGENET1K_V1`.
+        preprocessing: What a picture becomes. torchvision first scales the shorter side and crops the middle; here the
+            whole picture is brought to the same size.
+        classes: Labels in the order of the outputs.
+    """
+
+    architecture: str
+    weights: str
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+
+
+def look_up(name: str, state_dict: Path | None = None) -> Published:
+    """Look up a classifier of torchvision's.
+
+    Args:
+        name: Such as `resnet18`.
+        state_dict: A weights file; if it still has the name it is published under, the facts are of those weights, else
+            of torchvision's default ones.
+
+    Raises:
+        ArchiveError: torchvision has no such classifier.
+    """
+    known = models.list_models(module=models)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 3, 0.4)
+        raise ArchiveError(f"torchvision has no classifier {name!r}; it has {', '.join(near or known)}")
+    entries = list(models.get_model_weights(name))
+    default = models.get_model_weights(name).DEFAULT
+    named = (entry for entry in entries if state_dict is not None and Path(entry.url).name == state_dict.name)
+    entry = next(named, default)
+    transforms = entry.transforms()
+    height = width = transforms.crop_size[0]
+    preprocessing = Preprocessing(3, height, width, tuple(transforms.mean), tuple(transforms.std))
+    return Published(f"torchvision.models:{name}", entry.name, preprocessing, tuple(entry.meta["categories"]))
 
 
 def from_network(

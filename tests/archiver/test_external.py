@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
+from archiver import packing
+from archiver.__main__ import main
+from archiver.external import look_up
 from handlers.pipeline import Pipeline
 from handlers.wire import convscope_pb2 as wire
-from tests.archive.conftest import NET
+from tests.archiver.conftest import NET
 from tests.handlers.support import ask_json, ask_message
 from tests.pictures import colours, png
-from training import packing
-from training.archive import main
-from training.zoo import look_up
 
 Run = Callable[..., tuple[int, str]]
 OWN = ("--name", "own", "--layers", "conv1=relu", "--size", "16x16")
@@ -258,7 +258,7 @@ def test_a_file_that_would_hide_a_module_of_the_server_is_refused(name: str, run
     assert "rename it" in shown
 
 
-@pytest.mark.parametrize("module", ["scipy", "neighbour", "training.archive"])
+@pytest.mark.parametrize("module", ["scipy", "neighbour", "archiver.packing"])
 def test_a_network_that_imports_what_the_server_lacks_is_refused(
     module: str, run: Run, net_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,119 @@
+"""Archives: from a checkpoint, or a network of your own, to a `.mar` that a stock TorchServe loads.
+
+    python -m archiver --checkpoint runs/cifar/checkpoint.pt
+    python -m archiver --arch torchvision.models:resnet18 --arguments '{"num_classes": 10}' --name pets \
+        --state-dict weights.pt --classes classes.txt --layers conv1=relu,deep=layer4.1.add --size 224x224 \
+        --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+    python -m archiver --torchvision resnet18 --state-dict resnet18-f37072fd.pth --layers auto
+    python -m archiver --arch path/to/net.py:Net --name mine ...    # without --layers: what there is
+    python -m archiver --check      # do the archives of model_store/ hold today's handlers/?
+    python -m archiver --refresh    # put today's handlers/ into them; weights, card and graph stay
+    python -m archiver --refresh --engine onnx    # and export their graphs for ONNX Runtime anew
+
+The same input gives the same bytes, in every process and checkout. The source of your own network travels in the
+archive: the one file, or all Python files of its package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from archiver import packing
+from archiver.arguments import parse
+from archiver.contents import NO_GRADIENTS, Contents, from_checkpoint
+from archiver.external import from_network, read_classes
+from archiver.graph import with_engine
+from archiver.packing import ArchiveError
+from archiver.store import build, check, refreshed, write
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        Exit status: 0 done, 1 out of date or not possible.
+    """
+    arguments = parse(argv, __doc__ or "")
+    try:
+        if arguments.check:
+            return _check_store(arguments.store)
+        if arguments.refresh:
+            return _refresh_store(arguments.store, arguments.engine)
+        if arguments.checkpoint:
+            contents = from_checkpoint(arguments.checkpoint, arguments.version, half=arguments.half)
+        else:
+            contents = _own(arguments)
+        contents, engine = with_engine(contents, arguments.engine or "auto")
+        path = build(contents, arguments.store)
+    except ArchiveError as err:
+        print(f"error: {err}", file=sys.stderr)
+        return 1
+    print(f"{_summary(path, packing.unpack(path))}\nserved by: {engine}")
+    print(f"try it: python -m server --model-store {arguments.store} --models {contents.card['model']}")
+    return 0
+
+
+def _own(arguments: argparse.Namespace) -> Contents:
+    classes = read_classes(arguments.classes) if arguments.classes else arguments.labels
+    repeated = [label for label, count in Counter(classes).items() if count > 1]
+    if repeated:
+        print(
+            f"warning: several classes have the same label, {repeated[0]!r} first: replies tell them apart by index "
+            "alone, metrics count them as one",
+            file=sys.stderr,
+        )
+    return from_network(
+        arguments.arch,
+        name=arguments.name,
+        version=arguments.version,
+        description=arguments.description,
+        arguments=arguments.arguments,
+        state_dict=arguments.state_dict,
+        seed=arguments.random_weights,
+        classes=classes,
+        layers=arguments.layers,
+        preprocessing=arguments.preprocessing,
+    )
+
+
+def _check_store(store: Path) -> int:
+    lines = check(store)
+    for line in lines:
+        print(line, file=sys.stderr)
+    if any(store.glob("*.mar")) and lines:
+        print("rebuild with: python -m archiver --refresh", file=sys.stderr)
+    return 1 if lines else 0
+
+
+def _refresh_store(store: Path, engine: str | None) -> int:
+    archives = sorted(store.glob("*.mar"))
+    if not archives:
+        raise ArchiveError(f"{store} holds no archive; build one from a checkpoint first")
+    for path in archives:
+        fresh = refreshed(path, engine)
+        changed = fresh != path.read_bytes()
+        if changed:
+            write(path, fresh)
+        print(f"{path.name}: {'rewritten' if changed else 'up to date'}")
+    return 0
+
+
+def _summary(path: Path, files: Mapping[str, bytes]) -> str:
+    card = json.loads(files[packing.CARD])
+    layers = ", ".join(f"{name} = {node}" for name, node in card["layers"].items())
+    classes = card["classes"]
+    without = card.get(NO_GRADIENTS)
+    explained = f"\nexplanations: by occlusion, not by gradients: {without}" if without else ""
+    return (
+        f"{path}  {path.stat().st_size:,} bytes, version {card['version']}\nlayers: {layers}\n"
+        f"classes: {len(classes) or 'none, so maps and no scores; --classes FILE names them'}{explained}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

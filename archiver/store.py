@@ -1,0 +1,85 @@
+"""The store: a folder of archives, where they are written, compared with a fresh build, and refreshed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from archiver import packing
+from archiver.contents import Contents, from_files
+from archiver.graph import with_engine
+from archiver.packing import ArchiveError
+
+STORE = packing.HANDLERS.parent / "model_store"
+
+
+def build(contents: Contents, store: Path = STORE) -> Path:
+    """Write the archive of a model.
+
+    Args:
+        contents: The model.
+        store: Folder for `<model>.mar`.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        ArchiveError: The contents do not make a model that can be served, or cannot be written there.
+    """
+    archive = packing.pack(contents.files())
+    path = store / f"{contents.card['model']}.mar"
+    write(path, archive)
+    return path
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write an archive.
+
+    Raises:
+        ArchiveError: It cannot be written there.
+    """
+    try:
+        packing.write(path, content)
+    except OSError as err:
+        raise ArchiveError(f"{path.name} cannot be written to {path.parent}: {err.strerror or err}") from err
+
+
+def refreshed(path: Path, engine: str | None = None) -> bytes:
+    """Return the archive as a fresh build would make it from its own weights and card and today's handlers.
+
+    Args:
+        path: The archive.
+        engine: One of `ENGINES`; None keeps the graph it has, if any.
+
+    Raises:
+        ArchiveError: It is no archive of ours, or its weights no longer fit.
+    """
+    contents = from_files(packing.unpack(path))
+    return packing.pack((with_engine(contents, engine)[0] if engine else contents).files())
+
+
+def differences(path: Path) -> list[str]:
+    """Return what in an archive is not as a fresh build would have it; empty when it is up to date.
+
+    Raises:
+        ArchiveError: It cannot be rebuilt.
+    """
+    packed = packing.unpack(path)
+    fresh = from_files(packed).files()
+    found = [f"{name} is missing" for name in sorted(fresh.keys() - packed.keys())]
+    found += [f"{name} is no longer part of it" for name in sorted(packed.keys() - fresh.keys())]
+    found += [f"{name} differs" for name in sorted(fresh.keys() & packed.keys()) if fresh[name] != packed[name]]
+    if not found and path.read_bytes() != packing.pack(fresh):
+        found.append("the files agree, but the zip around them was written by something else")
+    return found
+
+
+def check(store: Path = STORE) -> list[str]:
+    """Return one line for everything in a store that is out of date, or for there being no archive at all."""
+    archives = sorted(store.glob("*.mar"))
+    lines = [] if archives else [f"{store} holds no archive to check; build one with --checkpoint"]
+    for path in archives:
+        try:
+            lines += [f"{path.name}: {difference}" for difference in differences(path)]
+        except ArchiveError as err:
+            lines.append(f"{path.name}: cannot be rebuilt: {err}")
+    return lines
