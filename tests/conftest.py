@@ -17,6 +17,13 @@ EXHAUSTIVE = frozenset(
 SHARED_SERVER = frozenset({"e2e", "docker"})
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add an option that is read by tests/e2e."""
+    parser.addoption(
+        "--no-patches", action="store_true", help="run tests/e2e with a TorchServe that is not patched (server.patches)"
+    )
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what `make check` leaves out, and keep tests that share a server in one process of pytest-xdist."""
     for item in items:
@@ -25,6 +32,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.slow)
         if config.pluginmanager.hasplugin("xdist"):
             item.add_marker(pytest.mark.xdist_group(room if room in SHARED_SERVER else str(item.path)))
+    if config.getoption("no_patches"):
+        patched = [item for item in items if item.get_closest_marker("patched")]
+        config.hook.pytest_deselected(patched)
+        items[:] = [item for item in items if item not in patched]
 
 
 def starts_server(item: pytest.Item) -> bool:

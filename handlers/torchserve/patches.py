@@ -27,7 +27,7 @@ def apply(*, is_wanted: bool = True, metrics: Any = None) -> dict[str, bool]:
     Returns:
         By name, whether each patch is active. The log says the same.
     """
-    import ts  # Only a worker has it; tests and training import this package without.
+    import ts  # Only a worker has it; tests and the archiver import this package without.
 
     is_known = ts.__version__.strip() == TORCHSERVE
     if is_wanted and is_known:

@@ -16,9 +16,10 @@ STORE = ROOT / "model_store"
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Launched]:
+def server(request: pytest.FixtureRequest) -> Iterator[Launched]:
     work = Path(tempfile.mkdtemp(prefix="e2e-"))
-    with launched(STORE, work, "--workers", "1") as running:
+    options = ["--no-patches"] if request.config.getoption("no_patches") else []
+    with launched(STORE, work, "--workers", "1", *options) as running:
         yield running.await_ready()
     shutil.rmtree(work)
 

@@ -203,7 +203,7 @@ def _obstacle(eager: Eager, graph: Graph | None) -> str | None:
     if eager.device.type != "cpu":
         return f"it runs on the CPU, and this worker on {eager.device}"
     if graph is None:
-        return "the archive holds no graph; build it with training.archive --engine onnx"
+        return "the archive holds no graph; build it with python -m archiver --engine onnx"
     if find_spec("onnxruntime") is None:
         return "the package onnxruntime is not installed"
     return None

@@ -41,7 +41,7 @@ class Session:
     """A network run by ONNX Runtime on the CPU.
 
     Args:
-        graph: As `training.graph` exports it.
+        graph: As `archiver.graph` exports it.
         module: The network, weights loaded, on the CPU.
         layers: Public name of each layer → node.
         has_scores: Whether the network's output is logits (N, K).
