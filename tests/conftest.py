@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group(room if room in SHARED_SERVER else str(item.path)))
     if config.getoption("no_patches"):
         patched = [item for item in items if item.get_closest_marker("patched")]
-        config.hook.pytest_deselected(patched)
+        config.hook.pytest_deselected(items=patched)
         items[:] = [item for item in items if item not in patched]
 
 

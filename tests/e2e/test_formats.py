@@ -45,6 +45,7 @@ def test_a_form_gives_the_same(http: httpx.Client, expected: Any) -> None:
     assert reply.json() == expected
 
 
+@pytest.mark.patched
 def test_repeated_parts_of_a_form_are_pictures_in_order(http: httpx.Client, expected: Any) -> None:
     files = [("data", ("cat.png", CAT)), ("data", ("ship.png", SHIP)), ("data", ("cat.png", CAT))]
     results = http.post("/predictions/cifar", files=files, data={"top_k": "1"}).json()["results"]

@@ -156,6 +156,7 @@ def test_a_reply_too_large_to_send_is_refused_before_it_kills_the_worker(client:
     assert len(client.predict([black] * 5, model="edges", layers=["conv1"], pool=8)) == 5
 
 
+@pytest.mark.patched
 @pytest.mark.parametrize(
     ("content_type", "body"),
     [
