@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from archiver.packing import ArchiveError, is_ours
@@ -100,6 +101,11 @@ class Architecture:
             ) from err
         if not isinstance(network, nn.Module):
             raise ArchiveError(f"{self.reference} makes a {type(network).__name__}, not a torch.nn.Module")
+        if isinstance(network, torch.jit.ScriptModule):
+            raise ArchiveError(
+                f"{self.reference} makes a TorchScript program, which shows none of its layers; give the class that "
+                "was scripted or traced"
+            )
         return network
 
 

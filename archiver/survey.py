@@ -19,6 +19,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from archiver.packing import ArchiveError
 from archiver.proof import check_mode, check_steady
+from handlers.network.geometry import takes_hooks
 
 Shape = tuple[int, int, int]
 
@@ -246,7 +247,7 @@ def _survey_modules(network: nn.Module, picture: Tensor, hindrance: str) -> Surv
 
         return hook
 
-    modules = [(name, module) for name, module in network.named_modules() if name]
+    modules = [(name, module) for name, module in network.named_modules() if name and takes_hooks(module)]
     handles = [module.register_forward_hook(keep(name)) for name, module in modules]
     try:
         with torch.no_grad():
