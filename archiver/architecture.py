@@ -126,7 +126,7 @@ def find(text: str) -> Architecture:
     top = place.split(".")[0]
     if top in (*SERVED, "handlers"):
         return Architecture(f"{place}:{name}")
-    return Architecture(f"{place}:{name}", _package_files(top, place))
+    return Architecture(f"{place}:{name}", package_files(top, place))
 
 
 def _find_file(path: Path, name: str) -> Architecture:
@@ -147,8 +147,12 @@ def _find_file(path: Path, name: str) -> Architecture:
     return Architecture(f"{stem}:{name}", {f"{stem}.py": path.read_bytes()})
 
 
-def _package_files(top: str, place: str) -> dict[str, bytes]:
-    """Return the Python files of the top-level module or package that holds `place`."""
+def package_files(top: str, place: str) -> dict[str, bytes]:
+    """Return the Python files of the top-level module or package that holds `place`, by name inside the archive.
+
+    Raises:
+        ArchiveError: There is none, or it is none of the user's.
+    """
     spec = importlib.util.find_spec(top)
     if spec is None:
         raise ArchiveError(f"there is no module {place!r} on the import path; run from the folder that holds {top}")

@@ -18,6 +18,7 @@ from torchvision import models
 from archiver import packing
 from archiver.architecture import find
 from archiver.contents import FORMAT, Contents
+from archiver.packages import complete, describe
 from archiver.packing import ArchiveError
 from archiver.proposal import propose, table
 from archiver.survey import listing, survey
@@ -109,7 +110,9 @@ def from_network(
     constructor = dict(arguments or {})
     if architecture.startswith("torchvision.") and constructor.get("weights"):
         raise ArchiveError("a server must not download weights: leave out `weights` and give --state-dict")
-    found = find(architecture)
+    found = complete(find(architecture), constructor, noise(preprocessing))
+    for line in describe(found):
+        report(line)
     with found.importable(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
         network = found.build(constructor)
