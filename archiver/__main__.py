@@ -74,10 +74,12 @@ def _own(arguments: argparse.Namespace) -> Contents:
         description=arguments.description,
         arguments=arguments.arguments,
         state_dict=arguments.state_dict,
+        ema=arguments.ema,
         seed=arguments.random_weights,
         classes=classes,
         layers=arguments.layers,
         preprocessing=arguments.preprocessing,
+        report=lambda line: print(line, file=sys.stderr) if line else None,
     )
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from archiver.packing import ArchiveError, is_ours
@@ -100,6 +101,11 @@ class Architecture:
             ) from err
         if not isinstance(network, nn.Module):
             raise ArchiveError(f"{self.reference} makes a {type(network).__name__}, not a torch.nn.Module")
+        if isinstance(network, torch.jit.ScriptModule):
+            raise ArchiveError(
+                f"{self.reference} makes a TorchScript program, which shows none of its layers; give the class that "
+                "was scripted or traced"
+            )
         return network
 
 
@@ -120,7 +126,7 @@ def find(text: str) -> Architecture:
     top = place.split(".")[0]
     if top in (*SERVED, "handlers"):
         return Architecture(f"{place}:{name}")
-    return Architecture(f"{place}:{name}", _package_files(top, place))
+    return Architecture(f"{place}:{name}", package_files(top, place))
 
 
 def _find_file(path: Path, name: str) -> Architecture:
@@ -141,8 +147,12 @@ def _find_file(path: Path, name: str) -> Architecture:
     return Architecture(f"{stem}:{name}", {f"{stem}.py": path.read_bytes()})
 
 
-def _package_files(top: str, place: str) -> dict[str, bytes]:
-    """Return the Python files of the top-level module or package that holds `place`."""
+def package_files(top: str, place: str) -> dict[str, bytes]:
+    """Return the Python files of the top-level module or package that holds `place`, by name inside the archive.
+
+    Raises:
+        ArchiveError: There is none, or it is none of the user's.
+    """
     spec = importlib.util.find_spec(top)
     if spec is None:
         raise ArchiveError(f"there is no module {place!r} on the import path; run from the folder that holds {top}")

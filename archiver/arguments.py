@@ -137,8 +137,9 @@ def _parser(description: str) -> argparse.ArgumentParser:
         "--state-dict",
         type=Path,
         metavar="FILE",
-        help="weights, from torch.save(model.state_dict(), FILE) or FILE.safetensors",
+        help="weights: a state dict, a checkpoint that holds one, FILE.safetensors or the index of several",
     )
+    own.add_argument("--ema", action="store_true", help="take the moving average that FILE holds beside the weights")
     own.add_argument("--random-weights", type=int, metavar="SEED", help="no weights: fresh ones from this seed")
     own.add_argument("--classes", type=Path, metavar="FILE", help="one label a line; without, no scores are served")
     own.add_argument(

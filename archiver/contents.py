@@ -23,7 +23,7 @@ from archiver.architecture import Architecture, find
 from archiver.packing import ArchiveError
 from archiver.proof import check_company, check_graph, check_rebuilt, why_no_gradients
 from archiver.survey import Shape, batch_size, check_layers, check_scores, survey
-from archiver.weights import load_strictly, load_tensors
+from archiver.weights import load_file, load_strictly
 from handlers.images.preprocessing import Preprocessing, noise
 from handlers.network.engines.eager import Eager
 
@@ -162,7 +162,7 @@ def from_checkpoint(path: Path, version: str, *, half: bool = False) -> Contents
     Raises:
         ArchiveError: `path` is no checkpoint of format 1.
     """
-    checkpoint = load_tensors(path)
+    checkpoint = load_file(path)
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise ArchiveError(f"{path} is no checkpoint of training.train; a plain state dict goes with --arch")
     missing = [key for key in _CHECKPOINT_KEYS if key not in checkpoint]

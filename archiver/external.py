@@ -7,7 +7,7 @@ from a file.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from torchvision import models
 from archiver import packing
 from archiver.architecture import find
 from archiver.contents import FORMAT, Contents
+from archiver.packages import complete, describe
 from archiver.packing import ArchiveError
 from archiver.proposal import propose, table
 from archiver.survey import listing, survey
-from archiver.weights import find_state, load_strictly, load_tensors
+from archiver.weights import load
 from handlers.images.preprocessing import Preprocessing, noise
 
 AUTO = "auto"
@@ -78,11 +79,13 @@ def from_network(
     layers: Mapping[str, str] | str,
     preprocessing: Preprocessing,
     state_dict: Path | None = None,
+    ema: bool = False,
     seed: int | None = None,
     arguments: Mapping[str, object] | None = None,
     classes: Sequence[str] = (),
     version: str = "1.0",
     description: str = "",
+    report: Callable[[str], None] = lambda _: None,
 ) -> Contents:
     """Take a network that `training.train` knows nothing of.
 
@@ -91,12 +94,14 @@ def from_network(
         name: What the model is served under.
         layers: Public name → node of torchvision's feature extraction; `AUTO` for those that are proposed.
         preprocessing: What the network takes.
-        state_dict: The weights' file: a state dict, alone or in a checkpoint, or safetensors.
+        state_dict: The weights' file: a state dict, alone or in a checkpoint, or safetensors, whole or in shards.
+        ema: Take the moving average of the weights that the file holds beside them.
         seed: Without a file: initialise the network from this seed.
         arguments: The constructor's keyword arguments, plain JSON values.
         classes: Labels in the order of the outputs; none for a network whose output is no scores.
         version: The model's version.
         description: One sentence for the model card.
+        report: Is told which weights of the file were taken, and what was left out.
 
     Raises:
         ArchiveError: The network cannot be built, the weights do not fit it, or no layers were asked for: the text then
@@ -105,12 +110,14 @@ def from_network(
     constructor = dict(arguments or {})
     if architecture.startswith("torchvision.") and constructor.get("weights"):
         raise ArchiveError("a server must not download weights: leave out `weights` and give --state-dict")
-    found = find(architecture)
+    found = complete(find(architecture), constructor, noise(preprocessing))
+    for line in describe(found):
+        report(line)
     with found.importable(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
         network = found.build(constructor)
         if state_dict is not None:
-            load_strictly(network, find_state(load_tensors(state_dict)))
+            report(load(network, state_dict, ema=ema))
         weights = packing.weights(network.state_dict())
         if not isinstance(layers, Mapping) or not layers:
             layers = _proposed(network.eval(), preprocessing, take=layers == AUTO)

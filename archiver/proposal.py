@@ -8,6 +8,7 @@ order in which they ran. Axes: `N` batch, `C` channels, `h, w` map cells.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -207,7 +208,8 @@ def _goes_on(operation: Any) -> bool:
 
 def _is_own(module: nn.Module) -> bool:
     """Whether a module has a forward pass of its own, and is not one of torch's containers."""
-    return next(module.children(), None) is not None and type(module).forward is not nn.Sequential.forward
+    forward = inspect.getattr_static(type(module), "forward", None)  # A scripted module's cannot be read off its type.
+    return next(module.children(), None) is not None and forward is not nn.Sequential.forward
 
 
 def _weighted(module: nn.Module) -> int:

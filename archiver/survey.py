@@ -19,6 +19,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from archiver.packing import ArchiveError
 from archiver.proof import check_mode, check_steady
+from handlers.network.geometry import takes_hooks
 
 Shape = tuple[int, int, int]
 
@@ -126,7 +127,7 @@ def check_layers(found: Survey, layers: Mapping[str, str]) -> dict[str, Shape]:
         if node not in found.nodes:
             raise ArchiveError(f"layer {name!r}: the network has no node {node!r}\n{listing(found)}")
         if node not in found.shapes:
-            raise ArchiveError(f"layer {name!r}: {node!r} makes no map (1, C, h, w)\n{listing(found)}")
+            raise ArchiveError(f"layer {name!r}: {node!r} makes no map (1, C, h, w) of the picture\n{listing(found)}")
         if node in found.overwritten:
             by = found.overwritten[node]
             raise ArchiveError(
@@ -202,19 +203,23 @@ class _Watch(fx.Interpreter):
     def __init__(self, extractor: fx.GraphModule, names: Mapping[fx.Node, str]) -> None:
         super().__init__(extractor)
         self._names = names
+        self._of_picture: set[fx.Node] = set()  # Nodes whose value depends on the picture; weights' do not.
         self._taken: dict[str, tuple[Tensor, Tensor, int]] = {}
         self._overwritten: dict[str, str] = {}
         self.values: dict[str, object] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
+        if n.op == "placeholder" or not self._of_picture.isdisjoint(n.all_input_nodes):
+            self._of_picture.add(n)
         for name, (tensor, _, version) in self._taken.items():
             if tensor._version != version:
                 self._overwritten.setdefault(name, self._names.get(n, n.name))
         made = self._names.get(n)
         if made is not None:
             self.values[made] = value
-            if isinstance(value, Tensor) and value.dim() == 4 and n.op != "placeholder":
+            is_map = n in self._of_picture and n.op != "placeholder"
+            if is_map and isinstance(value, Tensor) and value.dim() == 4:
                 self._taken[made] = (value, value.clone(), value._version)
         return value
 
@@ -246,7 +251,7 @@ def _survey_modules(network: nn.Module, picture: Tensor, hindrance: str) -> Surv
 
         return hook
 
-    modules = [(name, module) for name, module in network.named_modules() if name]
+    modules = [(name, module) for name, module in network.named_modules() if name and takes_hooks(module)]
     handles = [module.register_forward_hook(keep(name)) for name, module in modules]
     try:
         with torch.no_grad():

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from handlers.images.preprocessing import Preprocessing
 from handlers.network.engines.onnx import Graph
@@ -61,7 +62,7 @@ def load(directory: Path) -> Archive:
         raise ValueError(f"card.json has format {card.get('format')!r}, this handler reads format 1")
     module = build(card["architecture"], card["arguments"])
     state = torch.load(directory / "weights.pt", map_location="cpu", weights_only=True)
-    module.load_state_dict(state, strict=True)
+    load_weights(module, state)
     return Archive(
         module=module.eval(),
         preprocessing=Preprocessing.from_dict(card["preprocessing"]),
@@ -71,6 +72,21 @@ def load(directory: Path) -> Archive:
         graph=_load_graph(directory, card),
         has_gradients="no_gradients" not in card,
     )
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load weights, none missing and none left over.
+
+    A module may read older weights in another way, by the version of its class that the state dict names. Weights that
+    name none are those of today's classes: an archive's were written by the classes that read them.
+
+    Raises:
+        RuntimeError: They do not fit.
+    """
+    given = OrderedDict(state)
+    own = getattr(state, "_metadata", None) or getattr(module.state_dict(), "_metadata", {})
+    given._metadata = own  # type: ignore[attr-defined]
+    module.load_state_dict(given, strict=True)
 
 
 def _load_graph(directory: Path, card: Mapping[str, Any]) -> Graph | None:

@@ -201,7 +201,7 @@ class _Walk(fx.Interpreter):
 
 def _run_with_hooks(model: nn.Module, layers: Mapping[str, str], images: Tensor) -> dict[str, _Step]:
     """Run a network that cannot be traced, with a hook on every module; the hooks are gone afterwards."""
-    modules = {name: module for name, module in model.named_modules() if name}
+    modules = {name: module for name, module in model.named_modules() if name and takes_hooks(module)}
     _check(layers, modules)
     found: dict[str, _Step] = {}
 
@@ -221,6 +221,11 @@ def _run_with_hooks(model: nn.Module, layers: Mapping[str, str], images: Tensor)
             for handle in handles:
                 handle.remove()
     return found
+
+
+def takes_hooks(module: nn.Module) -> bool:
+    """Tell whether a module can be watched while it runs: a scripted one cannot."""
+    return not isinstance(module, torch.jit.ScriptModule)
 
 
 @contextmanager

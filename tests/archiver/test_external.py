@@ -324,24 +324,6 @@ def test_the_process_is_what_it_was_afterwards(run: Run, net_file: Path) -> None
     assert after[2:] == before[2:]
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        pytest.param(lambda state: {"model_state_dict": state, "optimizer": {"lr": 0.1}, "epoch": 3}, id="checkpoint"),
-        pytest.param(lambda state: {"model": state}, id="under model"),
-        pytest.param(lambda state: {f"module.{name}": value for name, value in state.items()}, id="DataParallel"),
-        pytest.param(lambda state: {f"_orig_mod.{name}": value for name, value in state.items()}, id="torch.compile"),
-    ],
-)
-def test_a_state_dict_is_found_where_training_loops_put_it(
-    wrap: Callable[[dict[str, torch.Tensor]], object], run: Run, net_file: Path, tmp_path: Path
-) -> None:
-    torch.save(wrap(STATE), tmp_path / "weights.pt")
-    status, shown = run("--arch", f"{net_file}:Net", *OWN, "--state-dict", tmp_path / "weights.pt")
-    assert status == 0, shown
-    assert packed(tmp_path)["weights.pt"] == packing.weights(STATE)
-
-
 def test_safetensors_are_read(run: Run, net_file: Path, tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
     path = tmp_path / "weights.safetensors"
@@ -365,13 +347,6 @@ def test_safetensors_without_their_package_say_what_is_missing(
     assert "needs the package safetensors" in shown
 
 
-def test_what_a_refused_file_asks_for_is_named(run: Run, net_file: Path, tmp_path: Path) -> None:
-    torch.save({"state_dict": STATE, "where": Path("here")}, tmp_path / "weights.pt")
-    status, shown = run("--arch", f"{net_file}:Net", *OWN, "--state-dict", tmp_path / "weights.pt")
-    assert status == 1
-    assert "it asks for pathlib" in shown
-
-
 def test_auto_takes_the_layers_that_are_proposed_without_it(run: Run, net_file: Path, tmp_path: Path) -> None:
     options = ("--arch", f"{net_file}:Net", "--name", "own", "--size", "16x16", *RANDOM)
     status, shown = run(*options)
@@ -382,6 +357,44 @@ def test_auto_takes_the_layers_that_are_proposed_without_it(run: Run, net_file: 
     assert status == 0, shown
     assert json.loads(packed(tmp_path)["card.json"])["layers"] == {"conv1": "relu"}
     assert "--models own" in shown
+
+
+SCRIPTED = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, branches=False):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.relu = nn.ReLU()
+        self.tail = torch.jit.script(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()))
+        self.branches = branches
+
+    def forward(self, images):
+        maps = self.relu(self.conv(images))
+        if self.branches and maps.mean() > 1e6:
+            return maps
+        return self.tail(maps)
+
+
+def whole():
+    return torch.jit.script(Net().tail)
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_a_scripted_part_is_run_and_not_looked_into(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "scripted_net.py"
+    path.write_text(SCRIPTED)
+    own = ("--name", "own", "--size", "16x16", "--layers", "auto", *RANDOM)
+    for branches in ("false", "true"):
+        status, shown = run("--arch", f"{path}:Net", *own, "--arguments", f'{{"branches": {branches}}}')
+        assert status == 0, shown
+        assert json.loads(packed(tmp_path)["card.json"])["layers"] == {"conv1": "relu"}
+    status, shown = run("--arch", f"{path}:whole", *own)
+    assert (status, "makes a TorchScript program" in shown) == (1, True)
 
 
 def test_without_maps_nothing_can_be_proposed(run: Run) -> None:

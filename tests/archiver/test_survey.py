@@ -46,6 +46,18 @@ class BehindTheCounter(Small):
         return images
 
 
+class Weighted(Small):
+    """With weights in the shape of a map, as ConvNeXt's scales and the positions of a transformer are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, 4, 1, 1))
+        self.position = nn.Parameter(torch.ones(4, 16, 16))
+
+    def between(self, images: Tensor) -> Tensor:
+        return images * self.scale + self.position.unsqueeze(0)
+
+
 class Residual(Small):
     def between(self, images: Tensor) -> Tensor:
         out = self.act(images)
@@ -146,6 +158,13 @@ def test_an_unknown_node_is_refused_with_the_nodes_there_are() -> None:
 def test_a_node_that_makes_no_map_is_refused() -> None:
     with pytest.raises(ArchiveError, match="'fc' makes no map"):
         check_layers(look(Small()), {"scores": "fc"})
+
+
+def test_weights_in_the_shape_of_a_map_are_none() -> None:
+    found = survey(Weighted().eval(), PICTURE)
+    assert list(found.shapes) == ["first", "mul", "add", "second"]
+    with pytest.raises(ArchiveError, match="'scale' makes no map"):
+        check_layers(found, {"scale": "scale"})
 
 
 def test_without_layers_the_candidates_are_listed() -> None:
