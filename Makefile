@@ -17,7 +17,7 @@ install: .venv/installed .venv-proto/installed ## Set up everything in .venv: se
 # The stamps are renewed when a lock file changes; --require-hashes holds for every file that is downloaded.
 .venv/installed: requirements/dev.txt client/pyproject.toml lens/pyproject.toml
 	$(need_python)
-	@echo "Setting up .venv with $(PYTHON): about 6 GB, a few minutes the first time"
+	@echo "Setting up .venv with $(PYTHON): about 7 GB, a few minutes the first time"
 	$(PYTHON) -m venv .venv
 	$(call pip_install,.venv) --require-hashes --no-deps -r requirements/dev.txt
 	$(call pip_install,.venv) --no-deps --no-build-isolation -e ./client -e ./lens

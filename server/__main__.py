@@ -15,7 +15,7 @@ from typing import Any
 from server.arguments import parse
 from server.failures import Failure, Interrupted
 from server.launcher import Launcher, Signals
-from server.reporting import Reporter
+from server.reporting import Reporter, let_go
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,4 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    finally:
+        let_go()

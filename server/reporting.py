@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import os
 import sys
 from typing import Any, TextIO
 
@@ -55,3 +56,13 @@ def write(text: str, stream: TextIO) -> None:
     """Write text and a line break, if that can be done."""
     with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed.
         print(text, file=stream, flush=True)
+
+
+def let_go() -> None:
+    """Drop what could not be written; else Python tries once more as it ends, and ends with status 120."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it was closed from the start.
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

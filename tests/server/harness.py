@@ -130,7 +130,7 @@ class Launched:
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, "PYTHONUNBUFFERED": "", **(environment or {})},  # As a user has it.
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,13 +1,16 @@
 """What a person reads when it cannot start: plain words, no stack trace, no waiting, nothing left behind."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.server.harness import launched, poll, write_archive
+from tests.server.harness import ROOT, launched, poll, write_archive
 
 QUICK_S = 60  # Far below the start-up timeout of 300 s, far above a start on a busy machine.
 
@@ -219,3 +222,14 @@ def test_cuda_without_a_gpu_is_refused(tmp_path, work):
     status, said = refused(tmp_path / "store", work, "--device", "cuda")
     assert status == 1
     assert "--device cuda, but there is no GPU to serve on (nvidia-smi finds none)" in said
+
+
+@pytest.mark.parametrize(("store", "status"), [("nowhere", 2), ("damaged", 1)])
+@pytest.mark.parametrize("streams", [">/dev/full 2>&1", ">&- 2>&-"])
+def test_what_cannot_be_told_leaves_the_exit_status_as_it_is(streams, store, status, tmp_path):
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/bad.mar").write_text("no archive")
+    command = [sys.executable, "-m", "server", "--model-store", str(tmp_path / store)]
+    mute = ["sh", "-c", f'exec "$@" {streams}', "sh", *command]
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}  # As a user has it.
+    assert subprocess.run(mute, cwd=ROOT, env=environment, timeout=QUICK_S, check=False).returncode == status

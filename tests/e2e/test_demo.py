@@ -1,0 +1,82 @@
+"""`make demo` and `make stop`, in a folder of their own so that a developer's demonstration goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.server.harness import ROOT, processes
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copytree(ROOT / "samples", tmp_path / "samples")
+    (tmp_path / "model_store").symlink_to(ROOT / "model_store")
+    return tmp_path
+
+
+def demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "samples/demo.py", *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def write_service(folder: Path, text: str) -> None:
+    (folder / "server").mkdir()
+    (folder / "server/__main__.py").write_text(text)
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [listening.getsockname()[1] for listening in sockets]
+
+
+@pytest.mark.timeout(900)
+def test_the_demonstration_draws_maps_and_leaves_a_service_that_stop_ends(folder: Path) -> None:
+    (folder / "server").symlink_to(ROOT / "server")
+    rest, grpc, metrics = free_ports(3)
+    try:
+        done = demo(folder, "--rest-port", f"{rest}", "--grpc-port", f"{grpc}", "--metrics-port", f"{metrics}")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("Starting the service; its own words go to out/demo/server.log.\nServing cifar, ")
+        assert "cifar    cat        cat " in done.stdout
+        assert f"curl -T samples/cat.png localhost:{rest}/predictions/cifar" in done.stdout
+        figures = list((folder / "out/demo").glob("*.png"))
+        assert f"{len(figures)} figures of feature maps are in out/demo/" in done.stdout
+        card = f"http://127.0.0.1:{rest}/predictions/cifar"
+        assert urllib.request.urlopen(card, timeout=60).status == 200
+    finally:
+        stopped = demo(folder, "--stop")
+    assert stopped.returncode == 0, stopped.stderr
+    assert not (folder / "out/demo/server.pid").exists()
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(card, timeout=60)
+
+
+def test_a_service_that_ends_is_quoted(folder: Path) -> None:
+    write_service(folder, "raise SystemExit('there is no Java')")
+    rest, grpc, metrics = free_ports(3)
+    done = demo(folder, "--rest-port", f"{rest}", "--grpc-port", f"{grpc}", "--metrics-port", f"{metrics}")
+    assert done.returncode == 1
+    assert "there is no Java\n" in done.stderr
+    assert done.stderr.endswith("demo: no answer from cifar, digits, edges, simple; the service is stopped\n")
+
+
+def test_a_service_that_is_late_is_named_and_stopped(folder: Path) -> None:
+    write_service(folder, "import time\ntime.sleep(300)")
+    script = folder / "samples/demo.py"
+    text = script.read_text(encoding="utf-8")
+    assert "\nSTART_S = 600.0 " in text
+    script.write_text(text.replace("\nSTART_S = 600.0 ", "\nSTART_S = -5.0 "), encoding="utf-8")  # Patience of 5 s.
+    rest, grpc, metrics = free_ports(3)
+    done = demo(folder, "--rest-port", f"{rest}", "--grpc-port", f"{grpc}", "--metrics-port", f"{metrics}")
+    assert done.returncode == 1
+    assert done.stderr.endswith("demo: no answer from cifar, digits, edges, simple; the service is stopped\n")
+    assert not processes(f"--rest-port {rest} ")
