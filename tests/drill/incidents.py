@@ -490,7 +490,7 @@ INCIDENTS = (
     ),
     Incident(
         "up_again",
-        "`docker compose up -d` on the running stack",
+        "a plain `up -d` on the running stack",
         bring_up,
         before="two of three replicas deleted with their logs",
         lasts_s=20,
