@@ -95,7 +95,7 @@ test-docker: .venv/installed ## Build the image and test the compose file (needs
 	$(BIN)/pytest -m docker tests/docker
 	$(BIN)/pytest -m "docker and not long" tests/drill
 
-drill: .venv/installed ## Cause every incident of tests/drill on a stack of its own and check the alerts; DOCS=yes updates docs/operations.md: 50 minutes
+drill: .venv/installed ## Cause every incident of tests/drill on a stack of its own and check the alerts; DOCS=yes updates docs/operations.md: 70 minutes
 	$(BIN)/pytest -s tests/drill
 	$(if $(DOCS),$(BIN)/python -m tests.drill.table)
 

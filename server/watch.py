@@ -442,8 +442,10 @@ class _Model:
         self._mute_since = None
         self._wanted = self._wanted or (state.workers, state.most)
         self._processes = tuple(worker.pid for worker in state.found if worker.ready)
-        if state.found != self._found:
-            self._found, self._changed_at = state.found, now
+        # Which of them live belongs to it: TorchServe notices a worker's end a little later.
+        found = (state.found, [is_alive(worker.pid) for worker in state.found])
+        if found != self._found:
+            self._found, self._changed_at = found, now
         self._backlog = max(self._backlog, state.pending)
         if not self._processes:
             self._die(now)

@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,6 +24,7 @@ from deploy.commands.credentials import Vault
 SERVICE = "torchserve"
 READY_S = 300.0  # For a new replica, as the image's health check allows it to start.
 NOTICED_S = 20.0  # For the gateway to find a new replica and to ask it for its health.
+CHECK_S = 2.0  # Between two looks at what a starting replica says of its archives.
 STOP_S = 45  # As docker-compose.yml's stop_grace_period.
 KEPT_LOGS = 20
 LAST_LINES = 20  # Of a refused replica's log, shown.
@@ -225,7 +226,8 @@ def _start_one() -> Replica:
         if len(fresh) != 1:
             raise Refused(f"Compose started no new replica:\n{said.strip()}")
         try:
-            started = _wait_ready(fresh[0].id, restarts=0)
+            # While it starts, too: once it is ready, the gateway uses it, and callers miss what it does not serve.
+            started = _wait_ready(fresh[0].id, restarts=0, check=_check_archives)
             _check_archives(started)
             _wait_used(started)
         except Refused as error:
@@ -239,8 +241,8 @@ def _start_one() -> Replica:
                 print(f"{one.name}, the new replica, is removed; its whole log is {_remove(one)}")
 
 
-def _wait_ready(container: str, restarts: int) -> Replica:
-    until = time.monotonic() + READY_S
+def _wait_ready(container: str, restarts: int, check: Callable[[Replica], None] | None = None) -> Replica:
+    until, check_at = time.monotonic() + READY_S, 0.0
     while True:
         _stop.heed()
         found = _inspect(container)
@@ -252,6 +254,9 @@ def _wait_ready(container: str, restarts: int) -> Replica:
             raise Refused("it ended" + (", for want of memory" if found.killed else ""))
         if found.health == "unhealthy" or time.monotonic() > until:
             raise Refused(f"it does not become ready: {_explain(found)}")
+        if check and time.monotonic() > check_at:
+            check(found)
+            check_at = time.monotonic() + CHECK_S
         time.sleep(0.5)
 
 
@@ -263,7 +268,7 @@ def _restarts(container: str) -> int:
 def _check_archives(replica: Replica) -> None:
     rejected = ask_ready(replica).get("rejected")
     if rejected:
-        raise Refused(f"it serves without the archives that it could not load: {json.dumps(rejected)}")
+        raise Refused(f"it could not load all archives: {json.dumps(rejected)}")
 
 
 def _wait_used(replica: Replica) -> None:

@@ -8,6 +8,8 @@ For documents and for machines without Grafana. Every variable is at All.
 from __future__ import annotations
 
 import argparse
+import io
+import itertools
 import json
 import math
 import re
@@ -26,14 +28,19 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.dates import ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
+from PIL import Image
 
 HERE = Path(__file__).parent
 DASHBOARDS = HERE / "provisioning/dashboards"
 PICTURES = HERE.parents[1] / "docs/pictures"
 WINDOW = "1m"  # Grafana's smallest $__rate_interval.
 COLUMN_IN, ROW_IN = 0.75, 0.42  # Inches of the dashboard's grid.
-MOST_LINES = 9  # In a legend.
+LEGEND_ROWS, LONGEST_NAME = 4, 34  # In a legend, which stands below its panel.
+LONG_NAME = 24  # From here on a legend has two columns instead of three.
+MOST_ROWS = 12  # In a table.
+COLOURS = 256  # Of a picture: a quarter of the bytes.
 LONGEST_S = (("d", 86400.0), ("h", 3600.0), ("min", 60.0))
 
 
@@ -52,6 +59,7 @@ def _seconds(value: float, _: int | None = None) -> str:
 UNITS: dict[str, Any] = {
     "s": FuncFormatter(_seconds),
     "bytes": FuncFormatter(_engineering("B")),
+    "Bps": FuncFormatter(_engineering("B/s")),
     "percentunit": FuncFormatter(lambda value, _: f"{100 * value:.3g} %"),
     "percent": FuncFormatter(lambda value, _: f"{value:.3g} %"),
     "reqps": FuncFormatter(lambda value, _: f"{value:.3g}/s"),
@@ -87,6 +95,8 @@ class Source:
         if answer["status"] != "success":
             raise SystemExit(f"{query}: {answer}")
         found: list[Series] = answer["data"]["result"]
+        if not target["instant"]:
+            found = [series | {"values": _broken(series["values"], self.step)} for series in found]
         return found
 
 
@@ -104,37 +114,68 @@ def draw(dashboard: dict[str, Any], source: Source) -> Figure:
             continue
         width, height = grid["w"] / 24, grid["h"] / rows
         short = panel["type"] in ("stat", "table")
-        place = (left + 0.04, top - height + 0.5 / rows, width - 0.05, height - 1.7 / rows)
+        below = 0.5 if short else 1.9  # Rows for the axis and the legend.
+        place = (left + 0.045, top - height + below / rows, width - 0.055, height - (below + 1.2) / rows)
         axes = figure.add_axes((left + 0.01, *place[1:2], width - 0.02, place[3]) if short else place)
-        axes.set_title(panel["title"], fontsize=9, loc="left", weight="bold")
+        axes.set_title(panel["title"], fontsize=10, loc="left", weight="bold")
         answers = [(target["legendFormat"], series) for target in panel["targets"] for series in source.ask(target)]
         _DRAWERS[panel["type"]](axes, panel, answers)
+        if not short:
+            axes.set_xlim(*_dates(np.array([source.start, source.end])))  # So that panels can be compared.
     return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG with a palette."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=80)
+    Image.open(drawn).convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
 
 
 def _lines(axes: Axes, panel: dict[str, Any], answers: list[tuple[str, Series]]) -> None:
     defaults = panel["fieldConfig"]["defaults"]
     drawn = [(_name(legend, series["metric"]), *_points(series)) for legend, series in answers]
     drawn = [line for line in drawn if np.isfinite(line[2]).any()]
-    drawn = [line for line in drawn if np.nanmax(np.abs(line[2])) > 0] or drawn[
-        :MOST_LINES
-    ]  # Zeros beside others hide them.
+    drawn = [line for line in drawn if np.nanmax(np.abs(line[2])) > 0] or drawn  # Zeros beside others hide them.
     drawn.sort(key=lambda line: -np.nanmax(line[2]))
     if defaults["custom"]["stacking"]["mode"] == "normal" and drawn:
         moments = np.unique(np.concatenate([times for _, times, _ in drawn]))
         layers = [np.interp(moments, times, np.nan_to_num(values), 0, 0) for _, times, values in drawn]
         axes.stackplot(_dates(moments), layers, labels=[name for name, _, _ in drawn], alpha=0.7)
     else:
-        for name, times, values in drawn:
-            axes.plot(_dates(times), values, label=name, linewidth=1)
+        for number, (name, times, values) in enumerate(drawn):
+            style = "-" if number < 10 else "--"  # There are ten colours.
+            axes.plot(_dates(times), values, style, label=name, linewidth=1.2)
     _dress(axes, panel)
     if drawn:
-        handles, names = axes.get_legend_handles_labels()
-        axes.legend(handles[:MOST_LINES], names[:MOST_LINES], fontsize=6, loc="upper left", framealpha=0.7)
+        _legend(axes)
     else:
         _say(axes, "no data")
     low, high = axes.dataLim.intervaly
-    axes.set_ylim(min(0, low), 1.05 * high if drawn and high > 0 else 1)
+    top = 1.05 * high if drawn and high > 0 else 1
+    axes.set_ylim(min(-0.03 * top, low), top)  # A line at 0 stands clear of the frame.
+
+
+def _legend(axes: Axes) -> None:
+    handles, names = axes.get_legend_handles_labels()
+    columns = 2 if max(map(len, names)) >= LONG_NAME else 3
+    most = LEGEND_ROWS * columns
+    if len(names) > most:
+        names = [*names[: most - 1], f"and {len(names) - most + 1} more"]
+        handles = [*handles[: most - 1], Line2D([], [], linestyle="none")]
+    axes.legend(
+        handles,
+        names,
+        fontsize=7,
+        loc="upper left",
+        bbox_to_anchor=(-0.02, -0.1),
+        ncols=columns,
+        frameon=False,
+        handlelength=1.2,
+        columnspacing=1.2,
+        labelspacing=0.2,
+        borderaxespad=0,
+    )
 
 
 def _stat(axes: Axes, panel: dict[str, Any], answers: list[tuple[str, Series]]) -> None:
@@ -158,11 +199,16 @@ def _table(axes: Axes, panel: dict[str, Any], answers: list[tuple[str, Series]])
     if not rows:
         _say(axes, "nothing")
         return
+    heads = [*columns, "value"]
+    widths = [0.96 / len(heads)] * len(heads)
+    shown = sorted(rows)[:MOST_ROWS]
     table = axes.table(
-        sorted(rows)[:12], colLabels=[*columns, "value"], loc="upper left", cellLoc="left", edges="horizontal"
+        shown, colLabels=heads, colWidths=widths, colLoc="left", cellLoc="left", loc="upper left", edges="horizontal"
     )
     table.auto_set_font_size(False)
-    table.set_fontsize(7)
+    table.set_fontsize(8)
+    if len(rows) > MOST_ROWS:
+        axes.set_title(f"and {len(rows) - MOST_ROWS} more", fontsize=8, loc="right", color="grey")
 
 
 def _heatmap(axes: Axes, panel: dict[str, Any], answers: list[tuple[str, Series]]) -> None:
@@ -190,7 +236,9 @@ def _dress(axes: Axes, panel: dict[str, Any]) -> None:
     axes.yaxis.set_major_formatter(UNITS[panel["fieldConfig"]["defaults"]["unit"]])
     axes.xaxis_date()
     axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
-    axes.tick_params(labelsize=6)
+    if axes.get_yscale() == "linear":
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.tick_params(labelsize=7)
     axes.xaxis.get_offset_text().set_visible(False)
     axes.grid(alpha=0.2)
 
@@ -204,13 +252,23 @@ def _points(series: Series) -> tuple[Any, Any]:
     return np.array(times, float), np.array(values, float)
 
 
+def _broken(values: list[list[Any]], step: float) -> list[list[Any]]:
+    """Return the points with one of NaN in each gap, so that no line is drawn across it."""
+    gaps = [
+        [earlier[0] + step, "NaN"]
+        for earlier, later in itertools.pairwise(values)
+        if later[0] - earlier[0] > 1.5 * step
+    ]
+    return sorted(values + gaps, key=lambda point: float(point[0]))
+
+
 def _dates(times: Any) -> Any:
     return date2num(times.astype("datetime64[s]"))
 
 
 def _name(legend: str, labels: dict[str, str]) -> str:
     told = re.sub(r"{{(\w+)}}", lambda match: labels.get(match[1], ""), legend)
-    return textwrap.shorten(" ".join(told.split()), 40)
+    return textwrap.shorten(" ".join(told.split()), LONGEST_NAME) or "no name"
 
 
 def main() -> None:
@@ -224,8 +282,9 @@ def main() -> None:
     source = Source(options.url, options.minutes)
     for path in sorted(DASHBOARDS.glob("*.json")):
         figure = draw(json.loads(path.read_text(encoding="utf-8")), source)
-        figure.savefig(options.out / f"{path.stem}.png", dpi=80)
-        print(options.out / f"{path.stem}.png")
+        picture = options.out / f"{path.stem}.png"
+        save(figure, picture)
+        print(picture)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ IMAGE = "convscope/probe:0.1.0"  # It has Python.
 NAME, PORT = "receiver", 8085
 RECEIVER_URL = f"http://{NAME}:{PORT}/"  # For CONVSCOPE_ALERT_WEBHOOK.
 SERVER = """
-import http.server, json, time
+import http.server, json, threading, time
+lock = threading.Lock()  # Two notifications may come at once, each in a thread of its own.
 class Receiver(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        print(json.dumps({"time": time.time(), "path": self.path, **body}), flush=True)
+        with lock:
+            print(json.dumps({"time": time.time(), "path": self.path, **body}), flush=True)
         self.send_response(200)
         self.end_headers()
     def log_message(self, *_):

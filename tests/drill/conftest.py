@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     mark_docker(
-        [item for item in items if HERE in item.path.parents and "site" in getattr(item, "fixturenames", ())], 1500
+        [item for item in items if HERE in item.path.parents and "site" in getattr(item, "fixturenames", ())], 3000
     )
 
 

@@ -19,6 +19,7 @@ from tests.drill.site import REPLICAS, Site
 
 PAGE_S = 60.0
 TICKET_S = 90.0
+UPDATE_S = 900.0  # `make update` gives each of the three replicas five minutes to become ready.
 BUDGET = frozenset({"AvailabilityBurnsFast", "LatencyBurnsFast"})
 """Pages that follow from lost or slow requests, and that stop when their windows of 5 and 30 minutes have passed."""
 OUTAGE = BUDGET | {"ProbeFailing", "GatewayDown", "NoReadyReplica", "ConfigurationRejected"}
@@ -271,7 +272,7 @@ def restart_with_good_archive(site: Site) -> None:
 
 
 def update(site: Site, *, accepted: bool = True) -> None:
-    said = site.shell("make update")
+    said = site.shell("make update", UPDATE_S)
     assert (said.returncode == 0) == accepted, said.stdout + said.stderr
     assert len(site.replicas()) == REPLICAS, site.replicas()
 
@@ -489,7 +490,7 @@ INCIDENTS = (
     ),
     Incident(
         "up_again",
-        "`docker compose up -d` on the running stack",
+        "a plain `up -d` on the running stack",
         bring_up,
         before="two of three replicas deleted with their logs",
         lasts_s=20,
@@ -501,7 +502,7 @@ INCIDENTS = (
         refused_update,
         before="an extra replica stayed, five replicas after the second update",
         remedy=good_update,
-        whole_s=300,
+        whole_s=UPDATE_S,
         long=True,
     ),
     Incident(
@@ -510,7 +511,7 @@ INCIDENTS = (
         roll_out_and_back,
         before="`WorkerRestartLoop` paged",
         lasts_s=60,
-        whole_s=400,
+        whole_s=2 * UPDATE_S,
         long=True,
     ),
 )

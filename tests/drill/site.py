@@ -183,14 +183,19 @@ class Site(Stack):
         if with_past and not self._recorded:
             self._begin_anew([])
             time.sleep(15)  # For rates of more than two scrapes.
-            self._recorded = history.recorded(self.prometheus, self.watching / "rules", self.evaluation_s)
+            per_s = CALLERS / PERIOD_S / 2 + 1 / history.PROBE_S
+            self._recorded = history.recorded(self.prometheus, self.watching / "rules", self.evaluation_s, per_s)
         self._begin_anew(self._recorded + history.probed(self.prometheus) if with_past else [])
-        wait_until(self._silent, 60)
+        # Budgets that burn now do so because the machine is slow, not for an earlier incident.
+        wait_until(lambda: not self._ringing(), 60)
 
     def _silent(self) -> bool:
         """Tell whether nothing rings or is about to, and no budget burns faster than it may."""
-        ringing = {alert["labels"]["alertname"] for alert in self.prometheus.alerts()} - {"Watchdog"}
-        return not ringing and self.prometheus.value("max(transport:slo_burn:ratio) or vector(0)") < 1
+        return not self._ringing() and self.prometheus.value("max(transport:slo_burn:ratio) or vector(0)") < 1
+
+    def _ringing(self) -> set[str]:
+        """Return the names of the alerts that ring or are about to; the dead man's switch always does."""
+        return {alert["labels"]["alertname"] for alert in self.prometheus.alerts()} - {"Watchdog"}
 
     def _begin_anew(self, past: list[history.Past]) -> None:
         self._leave_prometheus()

@@ -28,9 +28,7 @@ def start() -> None:
 def add(outcome: Outcome) -> str:
     """Append an incident's row; return it."""
     incident = outcome.incident
-    actions = [
-        f"`{command}` {'works' if status == 0 else f'fails ({status})'}" for command, status in outcome.actions.items()
-    ]
+    actions = [f"`{command}` {_verdict(outcome, command, status)}" for command, status in outcome.actions.items()]
     cells = (
         incident.what,
         incident.before or "–",
@@ -48,6 +46,13 @@ def add(outcome: Outcome) -> str:
     with TABLE.open("a") as file:
         file.write(row)
     return row
+
+
+def _verdict(outcome: Outcome, command: str, status: int) -> str:
+    if status == 0:
+        return "works"
+    is_fault = any(f"`{command}`" in fault for fault in outcome.faults)
+    return f"fails ({status})" if is_fault else f"says what is wrong (status {status})"
 
 
 def _alerts(outcome: Outcome, severity: str) -> str:

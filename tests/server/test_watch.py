@@ -302,6 +302,23 @@ class TestNoRestart:
         torchserve.workers = Attempts([None])
         self.hold(torchserve)
 
+    def test_of_a_worker_that_ends_after_a_long_time_and_is_started_again_by_torchserve(self, work, idle, monkeypatch):
+        monkeypatch.setattr(watch, "GONE_S", 2.0)
+        monkeypatch.setattr(watch, "GIVEN_UP_S", 2.0)
+        torchserve = TorchServe(work)
+        torchserve.workers = [{"pid": idle.pid, "status": "READY"}]
+        stack, watching = torchserve.watched()
+        with stack:
+            poll(lambda: torchserve.asked > 2)
+            time.sleep(2.5)  # It has been well for longer than it may be gone.
+            idle.kill()
+            idle.wait()
+            poll(lambda: watching.states()[NAME] == "dead")
+            time.sleep(1.0)  # For so long TorchServe has not noticed.
+            torchserve.workers = [{"pid": os.getpid(), "status": "READY"}]
+            poll(lambda: watching.states()[NAME] == "ready")
+            assert torchserve.scaled == []
+
     def test_where_the_management_api_is_silent_but_the_card_is_answered(self, work):
         torchserve = TorchServe(work)
         torchserve.deaf.set()
