@@ -203,6 +203,25 @@ def test_without_tqdm_a_bar_names_the_extra(kind: type, monkeypatch: pytest.Monk
         kind("http://localhost:1").predict_many([], model="cifar", progress=True)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_an_asynchronous_iterable_raises_comes_after_the_pictures_before_it(url: str, batch: int):
+    async def pictures():
+        for picture in (b"one", b"two", b"three"):
+            yield picture
+        raise OSError("the camera is gone")
+
+    result: list[Prediction] = []
+
+    async def ask() -> None:
+        async with AsyncClient(url) as client:
+            async for prediction in client.predict_many(pictures(), model="cifar", batch=batch):
+                result.append(prediction)
+
+    with pytest.raises(OSError, match="the camera is gone"):
+        asyncio.run(ask())
+    assert len(result) == 3
+
+
 def test_an_asynchronous_iterable_is_read(url: str):
     async def pictures():
         for number in range(5):

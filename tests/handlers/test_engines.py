@@ -198,6 +198,11 @@ def test_the_card_says_which_engine_runs(both: tuple[Pipeline, Pipeline]) -> Non
         assert ask_json(service, {"body": bytearray()})["engine"].startswith(name)
 
 
+def test_a_layer_bound_to_no_node_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'conv9' is bound to 'nowhere', which the network does not have: .*'relu1'"):
+        Eager(Cifar().eval(), {"conv9": "nowhere"}, has_scores=True)
+
+
 def test_torch_has_the_workers_threads_for_the_network_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Converting maps is too little for threads to share out."""
     before, seen = torch.get_num_threads(), []

@@ -240,3 +240,16 @@ class TestRequestId:
         values = ask_json(service, {"body": bytearray(GOOD)})
         assert set(values) == {"model", "version", "engine", "device", "request_id", "results"}
         assert "request_id" not in ask_json(service, {"body": ""})  # The model card in JSON is the card alone.
+
+
+def test_a_timing_that_cannot_be_told_is_an_error_and_no_reply_without_it(
+    service: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("secret path /etc")
+
+    monkeypatch.setattr("handlers.api.job.Job.timing", fail)
+    answered = ask_json(service, {"data": GOOD, "timing": b"true", "accept": b"application/json"})
+    assert answered["error"]["code"] == "internal"
+    assert "results" not in answered or answered["results"] == []
+    assert "/etc" not in json.dumps(answered)
