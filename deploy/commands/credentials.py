@@ -20,8 +20,8 @@ from deploy.commands import certificates, gateway
 from deploy.commands.common import ROOT, Refused, audit, deployment, has_docker, now, only_one, replace, setting, stamp
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}")
-# What metrics call a request without a valid key, and words that are no text in YAML.
-RESERVED = ("none", "null", "true", "false", "yes", "no", "on", "off", "y", "n")
+# What metrics call a request without a valid key or that is no HTTP, and words that are no text in YAML.
+RESERVED = ("none", "unread", "null", "true", "false", "yes", "no", "on", "off", "y", "n")
 PROBE = "probe"
 RELOADS = "extension_config_discovery.http_filter.api_keys.config_reload"
 HEAD = """\

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import socket
 import ssl
 import time
 from collections import Counter
@@ -51,6 +52,7 @@ def send(stack: Stack) -> Counter[tuple[str, str, str, str]]:
     with plain(stack) as http:
         assert http.get("/models").status_code == 404
         assert http.post("/predictions/cifar", content=b"no picture").status_code == 400
+    assert no_http(stack).startswith(b"HTTP/1.1 400 ")
     credentials = grpc.ssl_channel_credentials(stack.ca_file.read_bytes())
     with grpc.secure_channel(f"localhost:{stack.port}", credentials) as channel, pytest.raises(grpc.RpcError):
         channel.unary_unary("/nobody/Nothing")(b"", metadata=[("x-api-key", stack.key)], timeout=30)
@@ -61,6 +63,7 @@ def send(stack: Stack) -> Counter[tuple[str, str, str, str]]:
             ("rest", "401", "", "refused"): 2,
             ("grpc", "200", "Unauthenticated", "refused"): 2,
             ("none", "404", "", "refused"): 1,
+            ("", "400", "", "refused"): 1,
             ("rest", "400", "", "sent on"): 1,
             ("none", "200", "Unimplemented", "refused"): 1,
         }
@@ -71,6 +74,17 @@ def plain(stack: Stack) -> httpx.Client:
     trusted = ssl.create_default_context(cafile=str(stack.ca_file))
     url = f"https://localhost:{stack.port}"
     return httpx.Client(base_url=url, verify=trusted, headers={"x-api-key": stack.key}, timeout=30, trust_env=False)
+
+
+def no_http(stack: Stack) -> bytes:
+    """Send what Envoy cannot read; return the beginning of what it says."""
+    trusted = ssl.create_default_context(cafile=str(stack.ca_file))
+    with (
+        socket.create_connection(("localhost", stack.port), 30) as plain,
+        trusted.wrap_socket(plain, server_hostname="localhost") as sealed,
+    ):
+        sealed.sendall(b"no HTTP\r\n\r\n")
+        return sealed.recv(100)
 
 
 def refuse(client: Client) -> None:
@@ -96,6 +110,11 @@ def test_the_gateway_counts_every_request_once(asked: Stack) -> None:
     sent = send(asked)
     wait_until(lambda: (outcomes(asked) - before).total() >= sent.total(), 60)
     assert outcomes(asked) - before == sent
+
+
+def test_every_request_is_counted_by_a_keys_name(asked: Stack) -> None:
+    names = {labels.get("key") for labels, _ in ask(asked, "envoy_gateway_key_requests")}
+    assert names == {"first", "none", "probe", "unread"}
 
 
 def test_the_gateway_times_every_answer(asked: Stack) -> None:
