@@ -42,7 +42,7 @@ def list_listeners(facts: Facts) -> dict[str, Any]:
         "rest": f"http://{host}:{listeners.rest}",
         "grpc": f"{host}:{listeners.grpc}",
         "metrics": f"http://{host}:{listeners.metrics}/metrics",
-        "models": [f"{archive.name}/{archive.version}" for archive in facts.archives],
+        "models": [archive.full_name for archive in facts.archives],
         "seconds": round(facts.seconds, 3),
         "java": f"{java.version} ({java.source})",
         "patches": list(facts.patches),
@@ -58,7 +58,7 @@ def describe_listeners(facts: Facts) -> str:
     defaults: set[str] = set()
     urls: list[tuple[str, str]] = []
     for archive in facts.archives:
-        path = archive.name if archive.name not in defaults else f"{archive.name}/{archive.version}"
+        path = archive.name if archive.name not in defaults else archive.full_name
         defaults.add(archive.name)
         urls.append((f"{archive.name} {archive.version}", f"{rest}/predictions/{path}"))
     width = max(len(name) for name, _ in urls)

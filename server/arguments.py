@@ -1,7 +1,7 @@
 """The command line of `python -m server`, and the settings it stands for.
 
-Priority: command line > default. The environment is read in two places only: `JAVA_HOME` (server.java) and
-`CUDA_VISIBLE_DEVICES` (server.devices).
+Priority: command line > default. Of the environment three things are read: `JAVA_HOME` (server.java),
+`CUDA_VISIBLE_DEVICES` (server.devices) and numbers of threads (server.configuration); children inherit the rest.
 """
 
 from __future__ import annotations

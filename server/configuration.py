@@ -253,11 +253,6 @@ def count_workers(archive: Archive, settings: Settings, gpus: int) -> int:
     return settings.workers or archive.workers or max(1, gpus)
 
 
-def own_environment() -> dict[str, str]:
-    """Return a copy of this process's environment."""
-    return dict(os.environ)
-
-
 def _escape(text: str) -> str:
     """Return text as a value of a Java properties file: ASCII, backslashes doubled."""
     doubled = text.replace("\\", "\\\\")

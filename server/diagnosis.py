@@ -194,7 +194,7 @@ class Diagnosis:
         self._late.discard(label)
         self._retried.discard(label)
         shown = tuple(line[:SHOWN_CHARACTERS] for line in lines[-SHOWN_LINES:])
-        model = f"{archive.name}/{archive.version}"
+        model = archive.full_name
         return Death(model, archive.path.stem, cause, text, retried=retried, lines=shown, is_ours=is_ours)
 
 

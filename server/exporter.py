@@ -1,6 +1,6 @@
 """The one address Prometheus asks: the workers' metrics and the server's, at /metrics.
 
-The launcher starts it (`server.exporting`).
+The launcher starts it (`server.exporter_process`).
 It listens on a socket that the launcher opened, so that its address is there from the first moment and whenever the
 exporter is started again. It writes nothing and keeps nothing: what it answers is read anew at every scrape.
 """

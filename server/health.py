@@ -81,8 +81,6 @@ def _build_handler(answer: Callable[[], Verdict]) -> type[BaseHTTPRequestHandler
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
-            if said.get("why") == "draining":
-                self.send_header("X-Convscope-Draining", "1")
             self.end_headers()
             self.wfile.write(body)
 

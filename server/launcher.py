@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -16,15 +17,15 @@ from server.children import describe_ending
 from server.configuration import Listeners, PrivateDirectory
 from server.diagnosis import Death, Diagnosis, News, explain_java
 from server.draining import Traffic
-from server.exporting import Exporter
+from server.exporter_process import Exporter
 from server.failures import Failure, Interrupted
 from server.health import Health, HealthServer
 from server.java import Java, find_java
 from server.management import Management
 from server.models import Archive, find_archives
 from server.process import JavaProcess, build_command, find_torchserve
-from server.readiness import Readiness
 from server.reporting import Reporter, write
+from server.startup import Readiness
 from server.warming import WarmUp
 from server.watch import Watch
 from server.worker_log import Relay
@@ -123,7 +124,7 @@ class Launcher:
         directory.starting_file.touch()
         workers = sum(configuration.count_workers(archive, settings, self._gpus) for archive in self._archives)
         file = configuration.write_configuration(directory, settings, self._listeners, self._archives, self._gpus)
-        own = configuration.own_environment()
+        own = dict(os.environ)
         environment = configuration.worker_environment(directory, settings, workers, devices.count_cores(), own)
         self._patches = patches.apply(home, directory.classes) if settings.patch else []
         why = "TorchServe is another than the patch was written for" if settings.patch else "--no-patches"

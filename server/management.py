@@ -102,7 +102,7 @@ class Management:
             Whether TorchServe has taken it.
         """
         scale = f"min_worker={workers}&max_worker={workers if most is None else most}"
-        return self._ask("PUT", f"/models/{archive.name}/{archive.version}?{scale}") is not None
+        return self._ask("PUT", f"/models/{archive.full_name}?{scale}") is not None
 
     def describe_all(self, archives: Sequence[Archive]) -> list[ModelState] | None:
         """Describe several models; None if any of them is not described."""

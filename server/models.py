@@ -23,7 +23,6 @@ from server.failures import Failure, UsageFailure
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 TIMEOUT_S = 120  # What TorchServe gives a worker where the archive does not say.
-RETRY_TIMEOUT_S = 300  # How long it tries to start one, likewise.
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,6 @@ class Archive:
         modules: Top-level Python modules and packages inside the archive.
         response_timeout_s: Seconds a worker may take for a batch until TorchServe ends it.
         startup_timeout_s: Seconds it may take to load.
-        retry_timeout_s: Seconds of failures after which TorchServe no longer starts a worker.
     """
 
     path: Path
@@ -48,12 +46,21 @@ class Archive:
     modules: frozenset[str]
     response_timeout_s: int = TIMEOUT_S
     startup_timeout_s: int = TIMEOUT_S
-    retry_timeout_s: int = RETRY_TIMEOUT_S
 
     @property
     def label(self) -> str:
         """TorchServe's name for this version, as it appears in the names of its worker threads."""
         return f"{self.name}_{self.version}"
+
+    @property
+    def full_name(self) -> str:
+        """`name/version`, as options, metrics and messages write it."""
+        return f"{self.name}/{self.version}"
+
+    @property
+    def predictions_path(self) -> str:
+        """The path of this version's predictions and of its model card."""
+        return f"/predictions/{self.full_name}"
 
 
 class Found(NamedTuple):
@@ -91,7 +98,7 @@ def find_archives(store: Path, wanted: Sequence[str] = ()) -> Found:
             archives.append(read_archive(path))
         except Failure as failure:
             broken[path.stem] = str(failure)
-    known = {name for archive in archives for name in (archive.name, _full_name(archive))}
+    known = {name for archive in archives for name in (archive.name, archive.full_name)}
     unknown = [name for name in wanted if name not in known]
     if unknown and not broken:
         there = ", ".join(sorted({archive.name for archive in archives}))
@@ -99,7 +106,7 @@ def find_archives(store: Path, wanted: Sequence[str] = ()) -> Found:
     # A broken archive might be the one that was asked for; where all that were named are good, it does not matter.
     rejected = broken if unknown or not wanted else {}
     missing = {name.partition("/")[0]: f"no archive of {name} in {store} can be read" for name in unknown}
-    chosen = [archive for archive in archives if not wanted or {archive.name, _full_name(archive)} & set(wanted)]
+    chosen = [archive for archive in archives if not wanted or {archive.name, archive.full_name} & set(wanted)]
     rejected = missing | rejected | _find_twins(chosen)
     chosen = [archive for archive in chosen if archive.path.stem not in rejected]
     if not chosen:
@@ -150,12 +157,7 @@ def read_archive(path: Path) -> Archive:
         modules,
         config.get("responseTimeout", TIMEOUT_S),
         config.get("startupTimeout", TIMEOUT_S),
-        config.get("maxRetryTimeoutInSec", RETRY_TIMEOUT_S),
     )
-
-
-def _full_name(archive: Archive) -> str:
-    return f"{archive.name}/{archive.version}"
 
 
 def _read_config(document: bytes) -> dict[str, int]:
@@ -170,7 +172,7 @@ def _find_twins(archives: Sequence[Archive]) -> dict[str, str]:
     seen: dict[str, Archive] = {}
     twins = {}
     for archive in archives:
-        twin = seen.setdefault(_full_name(archive), archive)
+        twin = seen.setdefault(archive.full_name, archive)
         if twin is not archive:
             twins[twin.path.stem] = twins[archive.path.stem] = (
                 f"{twin.path.name} and {archive.path.name} both hold version {archive.version} of {archive.name}: "

@@ -21,7 +21,7 @@ ready.
 * The first request of a batch waits all of maxBatchDelay for others, a millisecond at least, also where nobody else
   asks: twice what a small network takes. Patched, a worker takes what waits, up to batchSize, and waits for nothing.
 * A batch's reply is read from the worker in pieces of 64 KB at most and parsed from its beginning again at each.
-  Patched, a piece holds what is there: as much as the worker's socket buffer takes (`handlers.torchserve.connection`).
+  Patched, a piece holds what is there: as much as the worker's socket buffer takes (`handlers.entry`).
 * A batch is handed to the worker's connection by a task of the JVM's common pool, which waits until it is written; with
   one or two cores the JVM has no such pool and starts a thread for each batch. Patched, the thread that has the batch
   hands it over and goes on. `docs/decisions/0004-batches.md` says what these three bring.

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-SLOW_S, REST = 0.25, 20  # Whoever takes longer than this to answer is left alone for so many times as long.
+SLOW_S, REST = 0.25, 20  # After an answer that took longer than SLOW_S, the next question waits REST times as long.
 
 
 class Source(Generic[T]):

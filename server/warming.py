@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import itertools
-import struct
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 import grpc
+from PIL import Image
 
 from server.configuration import Listeners
 from server.models import Archive
@@ -36,7 +36,7 @@ MAPS: tuple[dict[str, str], ...] = (
 )
 ACCEPTED = (PROTOBUF, "application/json", "application/x-npz")
 
-Ask = Callable[[], bool]  # Asks once; False if it is no use to ask so again.
+Ask = Callable[[], bool]  # Asks once; False if requests of this kind are to be dropped.
 
 
 class WarmUp:
@@ -103,7 +103,7 @@ class _Rest:
         """Return a function a kind of request."""
         kinds = [*_rest_requests()]
         kinds = kinds[self._start :] + kinds[: self._start]
-        paths = [f"/predictions/{archive.name}/{archive.version}" for archive in self._archives]
+        paths = [archive.predictions_path for archive in self._archives]
         return [self._ask(path, *kind) for kind, path in itertools.product(kinds, paths)]
 
     def close(self) -> None:
@@ -161,11 +161,10 @@ def _rest_requests() -> Iterator[tuple[bytes, dict[str, str]]]:
     picture = _picture()
     head = b'--picture\r\nContent-Disposition: form-data; name="data"; filename="a.png"\r\n\r\n'
     form = (head + picture + b"\r\n") * MANY + b"--picture--\r\n"
-    for accepted, options in itertools.product(ACCEPTED, MAPS):
-        headers = {f"X-Convscope-{name.replace('_', '-').title()}": value for name, value in options.items()}
+    asked = [{f"X-Convscope-{name.replace('_', '-')}": value for name, value in options.items()} for options in MAPS]
+    for accepted, headers in itertools.product(ACCEPTED, asked):
         yield picture, headers | {"Accept": accepted, "Content-Type": "image/png"}
-    for options in MAPS:
-        headers = {f"X-Convscope-{name.replace('_', '-').title()}": value for name, value in options.items()}
+    for headers in asked:
         yield form, headers | {"Accept": PROTOBUF, "Content-Type": "multipart/form-data; boundary=picture"}
 
 
@@ -187,10 +186,7 @@ def _field(number: int, data: bytes) -> bytes:
 
 
 def _picture() -> bytes:
-    """Return a PNG file: a colour gradient of `SIDE_PX` pixels a side."""
-    row = b"".join(bytes((4 * x % 256, 255 - 4 * x % 256, 128)) for x in range(SIDE_PX))
-    header = struct.pack(">IIBBBBB", SIDE_PX, SIDE_PX, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress((b"\0" + row) * SIDE_PX)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )
+    """Return a PNG file: a gradient of grey in colour, `SIDE_PX` pixels a side."""
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((SIDE_PX, SIDE_PX)).convert("RGB").save(file, "png")
+    return file.getvalue()

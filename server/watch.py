@@ -276,7 +276,7 @@ class _Model:
         proven: bool,
     ) -> None:
         now = time.monotonic()
-        self.name = f"{archive.name}/{archive.version}"
+        self.name = archive.full_name
         self.failure: str | None = None
         self._listeners = listeners
         self._archive = archive
@@ -508,7 +508,7 @@ class _Card:
 
     def __init__(self, listeners: Listeners, archive: Archive) -> None:
         self._connection = http.client.HTTPConnection(reachable(listeners.host), listeners.rest, timeout=READ_S)
-        self._path = f"/predictions/{archive.name}/{archive.version}"
+        self._path = archive.predictions_path
 
     def __enter__(self) -> _Card:
         self.asked_at = time.monotonic()

@@ -25,12 +25,12 @@ OK = "ok"  # The code of a request that succeeded.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 Parameters = Mapping[str, Any]
-"""A request's parameters as TorchServe passes them: bytes by name, text or parsed JSON where it decodes them, or a list
-of these for a repeated form field."""
+"""A request's parameters as TorchServe passes them: bytes by name, or a list of them for a repeated form field. A JSON
+body takes their place once it is parsed."""
 
 
 class Job:
-    """One request in work; its clock starts here.
+    """One request in work.
 
     Args:
         parameters: TorchServe's.

@@ -181,28 +181,10 @@ class Options:
             explain=_explain(values.get("explain")),
         )
 
-    @classmethod
-    def from_text(cls, values: Mapping[str, str]) -> Options:
-        """Check values of headers, form fields or gRPC's plain keys.
-
-        Raises:
-            BadRequest: As `from_values`.
-        """
-        return cls.from_values(cls.parse_text(values))
-
     @staticmethod
     def parse_text(values: Mapping[str, str]) -> dict[str, Any]:
         """Convert text to values of JSON types; lists are written `a,b` or as JSON."""
         return {name: _from_text(name, text.strip()) for name, text in values.items() if text.strip()}
-
-    @classmethod
-    def from_message(cls, message: wire.PredictRequest) -> Options:
-        """Check the fields of a PredictRequest.
-
-        Raises:
-            BadRequest: As `from_values`.
-        """
-        return cls.from_values(cls.read_message(message))
 
     @staticmethod
     def read_message(message: wire.PredictRequest) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def parse(job: Job, *, max_images: int) -> Request:
         )
     if content_type in _PROTOBUF_TYPES:
         return _from_protobuf(job, body, given, max_images)
-    return Request((_bytes(body),), Options.from_text(given))
+    return Request((body,), Options.from_values(Options.parse_text(given)))
 
 
 def _asks_for_card(headers: Mapping[str, str], given: Mapping[str, str]) -> bool:
@@ -183,20 +183,11 @@ def _is_json(content_type: str) -> bool:
     return content_type == "application/json" or content_type.endswith("+json")
 
 
-def _bytes(value: Any) -> Bytes:
-    """Return the bytes of a picture; TorchServe's worker may have decoded them by their content type."""
-    if isinstance(value, str):
-        return value.encode(errors="replace")
-    if not isinstance(value, (bytes, bytearray)):
-        raise BadRequest("data must be a picture file, not JSON")
-    return value
-
-
-def _from_protobuf(job: Job, body: Any, given: Mapping[str, str], max_images: int) -> Request:
+def _from_protobuf(job: Job, body: bytes, given: Mapping[str, str], max_images: int) -> Request:
     try:
         _check_message(body)
         message = wire.PredictRequest.FromString(body)
-    except (DecodeError, TypeError) as err:
+    except DecodeError as err:
         raise BadRequest("the body is not a convscope.v1.PredictRequest; see proto/convscope.proto") from err
     job.identify(message.request_id)
     if message.describe or message.filters:
@@ -251,15 +242,13 @@ def _varint(body: Bytes, position: int) -> tuple[int, int]:
             return value, position
 
 
-def _json_object(body: Any) -> Mapping[str, Any]:
-    values = body
-    if isinstance(body, (bytes, bytearray)):
-        if body.count(b",") > _MOST_ITEMS:
-            raise BadRequest(f"the body lists more than {_MOST_ITEMS:,} items")
-        try:
-            values = strict_json.loads(body)
-        except ValueError as err:
-            raise BadRequest(f"the body is not valid JSON: {err}") from err
+def _json_object(body: Bytes) -> Mapping[str, Any]:
+    if body.count(b",") > _MOST_ITEMS:
+        raise BadRequest(f"the body lists more than {_MOST_ITEMS:,} items")
+    try:
+        values = strict_json.loads(body)
+    except ValueError as err:
+        raise BadRequest(f"the body is not valid JSON: {err}") from err
     if not isinstance(values, dict):
         raise BadRequest('the body is not a JSON object; send {"data": "<base64 of a picture>", "layers": [...]}')
     return values
@@ -322,7 +311,7 @@ def _from_fields(job: Job, content_type: str, given: Mapping[str, str], max_imag
     data = fields.get("data", [])
     parts = data if isinstance(data, list) else [data]
     check_count(len(parts), max_images)
-    return Request(tuple(_bytes(part) for part in parts), options)
+    return Request(tuple(parts), options)
 
 
 def _header_options(headers: Mapping[str, str]) -> dict[str, str]:
@@ -342,7 +331,6 @@ def _header_options(headers: Mapping[str, str]) -> dict[str, str]:
 def _text(value: Any, name: str) -> str:
     """Return a field as text; a repeated field, or a list, is joined with commas."""
     items = value if isinstance(value, list) else [value]
-    items = [word for item in items for word in (item if isinstance(item, list) else [item])]
     return ",".join(_word(item, name) for item in items)
 
 

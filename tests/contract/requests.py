@@ -12,7 +12,6 @@ knows what the right response is, but for `meant`, which says what a word means 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import random
@@ -148,7 +147,7 @@ class Sent:
         return f"/{self.path}/{quote(model)}" + (f"?{self.query}" if self.query else "")
 
     def row(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return row and properties as TorchServe 0.12 hands them to a handler."""
+        """Return row and properties as TorchServe 0.12 hands them to a handler that reads bodies itself."""
         if self.inputs is not None:
             return {name: bytearray(value) for name, value in self.inputs.items()}, {}
         row: dict[str, Any] = {}
@@ -163,9 +162,6 @@ class Sent:
         }
         if not self.parts:
             row["body"] = bytearray(self.body)
-            if dict(self.headers).get("Content-Type", "").partition(";")[0] == "application/json":
-                with contextlib.suppress(ValueError):
-                    row["body"] = json_text.loads(self.body)
         if not self.body:
             headers["content-length"] = "0"  # Netty's spelling.
         return row, {name: {"content-type": ""} for name in row} | headers

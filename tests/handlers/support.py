@@ -38,8 +38,8 @@ def ask_message(service: Pipeline, message: wire.PredictRequest) -> wire.Predict
 
 
 def ask_rest(service: Pipeline, row: dict[str, Any], **headers: str) -> Response:
-    """Ask as REST does, header names written with underscores; a body that is text or an object is sent as bytes."""
-    if isinstance(row.get("body"), dict):
+    """Ask as REST does, header names written with underscores; a body that is a list or an object is sent as JSON."""
+    if isinstance(row.get("body"), dict | list):
         row = {**row, "body": json.dumps(row["body"]).encode()}
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     [answer] = service.respond([row], [{"Host": "localhost", **named}], [REQUEST_ID])

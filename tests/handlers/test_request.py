@@ -329,7 +329,7 @@ def test_protobuf_fields_of_a_later_version_are_skipped() -> None:
     assert (found.files, found.options) == ((b"a",), Options(layers=("conv1",)))
 
 
-@pytest.mark.parametrize("message", [b"\xff" * 1_000_000, b"\x0a\x05abc", b"\x42\x01\xff", "text", {}])
-def test_bytes_that_are_no_message_are_rejected(message: Any) -> None:
+@pytest.mark.parametrize("message", [b"\xff" * 1_000_000, b"\x0a\x05abc", b"\x42\x01\xff"])
+def test_bytes_that_are_no_message_are_rejected(message: bytes) -> None:
     with pytest.raises(BadRequest, match=r"not a convscope\.v1\.PredictRequest"):
         parse(Job({"request": message}, {}), max_images=4)

@@ -83,7 +83,7 @@ class TorchServe:
     """A model as TorchServe describes it, and what asking it for its card brings."""
 
     def __init__(self, work: Path, **timeouts: int) -> None:
-        timeouts = {"response_timeout_s": 1000, "startup_timeout_s": 1000, "retry_timeout_s": 0, **timeouts}
+        timeouts = {"response_timeout_s": 1000, "startup_timeout_s": 1000, **timeouts}
         self.archive = Archive(Path("alpha.mar"), "alpha", "1.0", None, frozenset(), **timeouts)
         self.workers = [{"pid": os.getpid(), "status": "READY"}]
         self.after_restart = self.workers

@@ -17,7 +17,7 @@ from server.models import Archive
 from server.reporting import Reporter
 
 BACK_OFF_S, LONGEST_BACK_OFF_S = 0.5, 30.0
-HEALTHY_S = 60.0  # One that has lived so long died of something new.
+HEALTHY_S = 60.0  # After so long a life the pauses start over.
 STOP_S = 2.0
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,7 +61,7 @@ class Exporter:
             *("--management-socket", str(directory.management_socket)),
             *("--drain-file", str(directory.drain_file)),
             *("--watch-file", str(directory.watch_file)),
-            *("--models", *(f"{archive.name}/{archive.version}" for archive in archives)),
+            *("--models", *(archive.full_name for archive in archives)),
             *("--started", f"{started:.3f}"),
             *("--patches", *patches),
             *("--launcher", str(os.getpid())),

@@ -102,13 +102,12 @@ class Readiness:
         self._given_up.set()
 
     def _ask(self, probe: _Probe) -> None:
-        path = f"/predictions/{probe.archive.name}/{probe.archive.version}"
         while not self._given_up.is_set() and probe in self._probes:
             left_s = self._deadline - time.monotonic()
             if left_s <= 0:
                 return
             try:
-                status, body = _get(self._listeners, path, left_s)
+                status, body = _get(self._listeners, probe.archive.predictions_path, left_s)
             except (OSError, http.client.HTTPException):
                 self._given_up.wait(PAUSE_S)
                 continue
