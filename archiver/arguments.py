@@ -101,6 +101,8 @@ def _complete(arguments: argparse.Namespace) -> None:
             arguments.labels = published.classes
     elif (timm := timm_name(arguments.arch, arguments.arguments)) is not None:
         own = {"mean": arguments.mean, "std": arguments.std}
+        if arguments.size and arguments.size[0]:
+            own["img_size"] = arguments.size
         source, preprocessing = TIMM, timm_preprocessing(timm, {**arguments.arguments, **own})
     elif arguments.recipe == TORCHVISION and arguments.arch.startswith("torchvision.models:"):
         name = arguments.arch.partition(":")[2]

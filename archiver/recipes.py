@@ -82,18 +82,19 @@ def settle(options: argparse.Namespace, source: str, published: Preprocessing | 
                 "--preprocessing squash neither resizes to another size nor crops: leave it out, or these"
             )
         start = replace(start, resize=(), fit="", fill=(), interpolation="bilinear", antialias=True)
-    height, width = options.size or (
-        (options.crop[0], options.crop[-1]) if options.crop else start.size or (None, None)
+    if options.size and options.size[0] and start.resize and not options.resize:
+        start = _scaled(start, options.size)
+    height, width = (
+        options.size or (options.crop and (options.crop[0], options.crop[-1])) or (start.height, start.width)
     )
     resize = options.resize or (start.resize if height else ())
     if resize != start.resize:
         start = replace(start, resize=(), fit="", fill=())
     if height and width:
-        _check_sizes(options, start, resize, (height, width))
+        _check_sizes(options, resize, (height, width))
         resize = () if resize == (height, width) and not start.fit else resize
-    changes = {
-        name: value for name in ("interpolation", "antialias", "bgr") if (value := getattr(options, name)) is not None
-    }
+    given = {name: getattr(options, name) for name in ("interpolation", "antialias", "bgr")}
+    changes = {name: value for name, value in given.items() if value is not None}
     if not height and not resize and changes.keys() & {"interpolation", "antialias"}:
         raise ArchiveError("--interpolation and --antialias say how to resize, and --size any alone does not resize")
     mean, std = (options.mean, options.std) if options.mean or options.std else (start.mean, start.std)
@@ -101,32 +102,52 @@ def settle(options: argparse.Namespace, source: str, published: Preprocessing | 
     return replace(start, channels=channels, height=height, width=width, mean=mean, std=std, resize=resize, **changes)
 
 
-def _check_sizes(
-    options: argparse.Namespace, start: Preprocessing, resize: tuple[int, ...], size: tuple[int, int]
-) -> None:
-    """Check that a recipe was meant for the network's size.
+def describe(preprocessing: Preprocessing) -> str:
+    """Return how a picture becomes the network's input, in one line."""
+    size, resize = preprocessing.size, "x".join(map(str, preprocessing.resize))
+    if size is None and not resize:
+        return "as they are, of any size"
+    target = f"{size[0]}x{size[1]}" if size else "any size"
+    how = preprocessing.interpolation + ("" if preprocessing.antialias else " without antialiasing")
+    if not resize:
+        return f"squashed to {target}, {how}"
+    if preprocessing.fit:
+        resize = f"{'at least' if preprocessing.fit == COVER else 'at most'} {resize}"
+    elif len(preprocessing.resize) == 1:
+        resize = f"{resize} on the shorter side"
+    return f"resized to {resize}, {how}{f', then the middle {target}' if size else ''}"
+
+
+def _scaled(recipe: Preprocessing, size: tuple[int, int]) -> Preprocessing:
+    """Return a recipe for another size that shows the network as much of a picture."""
+    assert recipe.size is not None  # noqa: S101  # For the types: a published one has a size.
+    if size == recipe.size:
+        return recipe
+    sides = (recipe.resize[0], recipe.resize[-1])
+    height, width = (round(side * new / old) for side, new, old in zip(sides, size, recipe.size, strict=True))
+    if len(recipe.resize) == 1 and height == width:
+        return replace(recipe, height=size[0], width=size[1], resize=(height,))
+    fit = recipe.fit or (COVER if len(recipe.resize) == 1 else "")
+    return replace(recipe, height=size[0], width=size[1], resize=(height, width), fit=fit)
+
+
+def _check_sizes(options: argparse.Namespace, resize: tuple[int, ...], size: tuple[int, int]) -> None:
+    """Check that what the command line says of sizes fits together.
 
     Raises:
-        ArchiveError: It was not; the message says what would be.
+        ArchiveError: It does not; the message says what would be right.
     """
     spelt = f"{size[0]}x{size[1]}"
-    if not resize and options.crop:
+    if options.crop and not resize:
         raise ArchiveError(
             f"--crop cuts out the middle of a resized picture: give --resize too, such as --resize {min(size)}; or "
             f"--size {spelt}, which squashes the whole picture"
         )
     is_short = bool(resize) and any(side < length for side, length in zip((resize[0], resize[-1]), size, strict=True))
-    if options.resize and is_short and not (options.size or options.crop):
+    if is_short and ((options.crop and not options.resize) or (options.resize and not (options.crop or options.size))):
         raise ArchiveError(
-            f"--resize {'x'.join(map(str, resize))} is less than the network's {spelt}: every picture would be padded; "
-            "give the network's size with --crop"
-        )
-    if resize and not options.resize and start.size and size != start.size and (options.size or is_short):
-        as_much = round(max(resize) * max(size) / max(start.size))
-        raise ArchiveError(
-            f"the published recipe, resizing to {'x'.join(map(str, resize))} and cutting out "
-            f"{start.size[0]}x{start.size[1]}, is not for {spelt}: say what to resize to, such as --resize {as_much}, "
-            "which shows as much of a picture, or take --preprocessing squash"
+            f"resized to {'x'.join(map(str, resize))}, every picture is smaller than the network's {spelt} and would "
+            f"be padded; give both, such as --resize {min(size)} --crop {spelt}"
         )
 
 
