@@ -39,7 +39,9 @@ def main() -> None:
     network, files = _load(folder), sorted((folder / PICTURES).glob("imagenet_*.jpg"))
     labels = [int(file.stem.split("_")[2]) for file in files]
     whole = [file.read_bytes() for file in files]
-    print("| pictures | n | preprocessing | top-1 | top-5 | top answer other than squashed |\n|---|---|---|---|---|---|")
+    print(
+        "| pictures | n | preprocessing | top-1 | top-5 | top answer other than squashed |\n|---|---|---|---|---|---|"
+    )
     for name, pictures in {"as they are": whole, "cut to 4:3": list(map(_cut, whole))}.items():
         squashed = None
         for way, preprocessing in WAYS.items():

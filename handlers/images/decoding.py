@@ -204,8 +204,10 @@ def fit_within(
         ImageTooLarge: It would become larger than allowed, or cannot be resized in bounded memory.
     """
     height, width, _ = picture.shape
+    if not preprocessing.resize and preprocessing.height in (None, height) and preprocessing.width in (None, width):
+        return picture  # What most small pictures need, at once.
     try:
-        if preprocessing.size is None and preprocessing.resize:
+        if preprocessing.size is None:
             tall, wide = preprocessing.place((height, width)).resized
             if tall * wide > max_pixels:
                 raise TooLarge(f"resized it would have {wide:,}×{tall:,} pixels, more than {max_pixels:,}")
