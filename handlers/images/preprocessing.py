@@ -303,8 +303,9 @@ def noise(preprocessing: Preprocessing, count: int = 1) -> Tensor:
 # A picture with more pixels than this in between is resized down the columns first.
 _MOST_BETWEEN = 2**24
 
-# A resized picture of more pixels than this, and than four times the network's, is not made: only its part is.
-_MOST_RESIZED = 2**23
+# A file of a few bytes may be a line of pixels, which becomes gigabytes once its shorter side has 256. A resized picture
+# of more pixels than this, and than sixteen times the network's, is not made: only its part is.
+_MOST_RESIZED = 2**21
 
 _SUPPORT = {"nearest": 1, "box": 0.5, "bilinear": 1, "hamming": 1, "bicubic": 2, "lanczos": 3}  # Of Pillow's filters.
 
@@ -334,7 +335,7 @@ def fit(picture: Picture, preprocessing: Preprocessing) -> Picture:
     offset, part = (max(top, 0), max(left, 0)), (min(height, resized[0]), min(width, resized[1]))
     if original == resized:
         picture = _cut(picture, offset, part)
-    elif math.prod(resized) <= max(_MOST_RESIZED, 4 * height * width):
+    elif math.prod(resized) <= max(_MOST_RESIZED, 16 * height * width):
         picture = _cut(resize(picture, resized, preprocessing.interpolation, preprocessing.antialias), offset, part)
     elif preprocessing.antialias:
         picture = _resize_part(picture, resized, offset, part, preprocessing.interpolation)

@@ -73,7 +73,10 @@ def load_network_inputs(
     for source in sources:
         if not isinstance(source, np.ndarray) and Path(source).suffix.lower() == ".npy":
             source = np.load(source, allow_pickle=False)
-        picture = _from_array(source) if isinstance(source, np.ndarray) else convert(source).transpose(1, 2, 0)
+        if not isinstance(source, np.ndarray):
+            yield convert(source).transpose(1, 2, 0)
+            continue
+        picture = _from_array(source)
         height, width, channels = picture.shape
         expected = f"{input_spec.height}×{input_spec.width}"
         fits = (height, width) == (input_spec.height, input_spec.width)
