@@ -303,8 +303,8 @@ def noise(preprocessing: Preprocessing, count: int = 1) -> Tensor:
 # A picture with more pixels than this in between is resized down the columns first.
 _MOST_BETWEEN = 2**24
 
-# A file of a few bytes may be a line of pixels, which becomes gigabytes once its shorter side has 256. A resized picture
-# of more pixels than this, and than sixteen times the network's, is not made: only its part is.
+# A file of a few bytes may be a line of pixels, which becomes gigabytes once its shorter side has 256. A resized
+# picture of more pixels than this, and than sixteen times the network's, is not made: only its part is.
 _MOST_RESIZED = 2**21
 
 _SUPPORT = {"nearest": 1, "box": 0.5, "bilinear": 1, "hamming": 1, "bicubic": 2, "lanczos": 3}  # Of Pillow's filters.

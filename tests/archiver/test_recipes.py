@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 from torchvision import models
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms._presets import ImageClassification
 
 from archiver import packing
 from archiver.__main__ import main
@@ -23,6 +24,8 @@ from archiver.packing import ArchiveError
 from archiver.recipes import timm_preprocessing
 from handlers.images.decoding import decode
 from handlers.images.preprocessing import Preprocessing
+from handlers.pipeline import Pipeline
+from handlers.settings import Settings
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import ask_message, cells, make_service
 from tests.pictures import photograph, png, saved
@@ -74,9 +77,19 @@ class TestTorchvision:
         expected = levels(models.ResNet18_Weights.DEFAULT.transforms()(upright), preprocessing)
         assert np.abs(decode(file, preprocessing)[0] - expected).max() <= 1
 
-    def test_a_grey_network_sees_what_the_preset_makes_of_a_grey_picture(self) -> None:
-        from torchvision.transforms._presets import ImageClassification
+    @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+    def test_without_antialiasing_they_are_those_of_its_tensors(self, interpolation: str) -> None:
+        own = ("--torchvision", "resnet18", "--interpolation", interpolation, "--no-antialias")
+        preprocessing = recipe(*own)
+        preset = ImageClassification(
+            crop_size=224, resize_size=256, interpolation=InterpolationMode(interpolation), antialias=False
+        )
+        for size in SIZES[:4]:
+            picture = photograph(*size)
+            expected = levels(preset(torch.from_numpy(picture).permute(2, 0, 1)), preprocessing)
+            assert np.array_equal(decode(png(picture), preprocessing)[0], expected), size
 
+    def test_a_grey_network_sees_what_the_preset_makes_of_a_grey_picture(self) -> None:
         preprocessing = Preprocessing(1, 224, 224, (0.5,), (0.25,), resize=(256,))
         preset = ImageClassification(crop_size=224, resize_size=256, mean=(0.5,), std=(0.25,))
         grey = Image.fromarray(photograph(333, 500)).convert("L")
@@ -238,23 +251,29 @@ class TestCommandLine:
         assert words in " ".join(capsys.readouterr().err.split())
 
     def test_an_archive_serves_its_recipe(
-        self, net_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, net_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         own = ["--arch", f"{net_file}:Net", "--name", "own", "--store", str(tmp_path), "--random-weights", "0"]
         taking = ["--resize", "36", "--crop", "32x24", "--interpolation", "bicubic", "--bgr", "--layers", "c=conv"]
         assert main([*own, *taking]) == 0
         said = capsys.readouterr().out
         assert "pictures: resized to 36 on the shorter side, bicubic, then the middle 32x24" in said
-        card = json.loads(packing.unpack(tmp_path / "own.mar")["card.json"])["preprocessing"]
-        assert card == {
-            **Preprocessing(3, 32, 24).to_dict(),
-            "resize": [36],
-            "interpolation": "bicubic",
-            "bgr": True,
-        }
-        assert Preprocessing.from_dict(card) == Preprocessing(
-            3, 32, 24, resize=(36,), interpolation="bicubic", bgr=True
+        for name, content in packing.unpack(tmp_path / "own.mar").items():
+            path = tmp_path / "unpacked" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        monkeypatch.syspath_prepend(tmp_path / "unpacked")
+        service = Pipeline.load(
+            tmp_path / "unpacked", model="own", version="1.0", config={}, batch_size=1, gpu=None, settings=Settings()
         )
+        card = ask_message(service, wire.PredictRequest(describe=True)).card.input
+        assert (list(card.resize), card.interpolation, card.bgr) == ([36], "bicubic", True)
+        request, picture = wire.PredictRequest(pictures=[png(photograph(72, 90))]), photograph(72, 90)
+        request.explain.method, request.explain.picture = "picture", True
+        found = ask_message(service, request).results[0].explanation
+        whole = Image.fromarray(picture).resize((45, 36), Image.Resampling.BICUBIC)
+        expected = np.asarray(whole)[2:34, 10:34].transpose(2, 0, 1)
+        assert np.array_equal(np.frombuffer(found.picture.data, np.uint8).reshape(3, 32, 24), expected)
 
 
 def test_a_blue_first_network_gets_blue_first_and_shows_its_pictures_in_colour() -> None:
