@@ -95,8 +95,10 @@ def settle(options: argparse.Namespace, source: str, published: Preprocessing | 
         resize = () if resize == (height, width) and not start.fit else resize
     given = {name: getattr(options, name) for name in ("interpolation", "antialias", "bgr")}
     changes = {name: value for name, value in given.items() if value is not None}
-    if not height and not resize and changes.keys() & {"interpolation", "antialias"}:
-        raise ArchiveError("--interpolation and --antialias say how to resize, and --size any alone does not resize")
+    if not height and not resize:
+        if changes.keys() & {"interpolation", "antialias"}:
+            raise ArchiveError("--interpolation and --antialias say how to resize; --size any alone does not resize")
+        start = replace(start, interpolation="bilinear")  # Which nothing uses.
     mean, std = (options.mean, options.std) if options.mean or options.std else (start.mean, start.std)
     channels = options.channels or start.channels
     return replace(start, channels=channels, height=height, width=width, mean=mean, std=std, resize=resize, **changes)

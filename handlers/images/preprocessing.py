@@ -1,8 +1,8 @@
 """Preprocessing: from pixels to the tensor that a network takes, the same way in training and in serving.
 
 A network's recipe says how a picture is resized and cropped; sizes and offsets are rounded as torchvision and timm
-round them. Without a recipe the picture is squashed to the network's size, bilinear with antialiasing. torch's filters
-are Pillow's, to within one level of 255, and take a sixth to four fifths of the time for colour
+round them. Without a recipe the picture is squashed to the network's size, bilinear with antialiasing. torch's
+bilinear filter is Pillow's, to within one level of 255, and takes a sixth to four fifths of the time for colour
 (docs/decisions/0002-pillow-decodes.md). Axes: `N` batch, `C` channels, `H, W` picture pixels.
 """
 
@@ -333,10 +333,11 @@ def fit(picture: Picture, preprocessing: Preprocessing) -> Picture:
     if 0 in resized:
         raise ValueError("nothing is left of its shorter side once the longer one fits the network")
     offset, part = (max(top, 0), max(left, 0)), (min(height, resized[0]), min(width, resized[1]))
-    if original == resized:
-        picture = _cut(picture, offset, part)
-    elif math.prod(resized) <= max(_MOST_RESIZED, 16 * height * width):
-        picture = _cut(resize(picture, resized, preprocessing.interpolation, preprocessing.antialias), offset, part)
+    if original == resized or math.prod(resized) <= max(_MOST_RESIZED, 16 * height * width):
+        if original != resized:
+            picture = resize(picture, resized, preprocessing.interpolation, preprocessing.antialias)
+        if part != resized:
+            picture = _cut(picture, offset, part).copy()  # A view would keep the whole picture.
     elif preprocessing.antialias:
         picture = _resize_part(picture, resized, offset, part, preprocessing.interpolation)
     else:

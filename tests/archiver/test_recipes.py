@@ -233,7 +233,7 @@ class TestCommandLine:
             (["--crop", "64", "--size", "64x64"], "give one of them"),
             (["--resize", "200"], "--resize 224 --crop 224x224"),
             (["--resize", "64x64", "--size", "any"], "must be the network's too"),
-            (["--size", "any", "--interpolation", "bicubic"], "does not resize"),
+            (["--size", "any", "--interpolation", "bicubic"], "alone does not resize"),
             (["--preprocessing", "torchvision"], "torchvision publishes no recipe for this network"),
             (["--preprocessing", "timm"], "timm publishes no recipe for this network"),
             (["--preprocessing", "squash", "--resize", "256"], "leave it out"),
