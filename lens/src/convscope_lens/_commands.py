@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from convscope_lens.patches import Patch
 
 
-_COLOURS = 3  # Input channels of a convolution over a colour picture.
-
-
 class ProbeCommand(NamedTuple):
     """A probe on the command line.
 
@@ -239,9 +236,8 @@ def _filters(client: Client, options: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         stem = f"{Path(options.model).name}-{Path(layer).name}"
         title = f"{options.model}, {layer}"
-        if filters.shape[1] == _COLOURS and client.model_card(options.model, options.version).input.bgr:
-            filters = filters[:, ::-1]  # Drawn as RGB.
-        draw_filters(filters, title=title).savefig(folder / f"{stem}-filters.png", dpi=110)
+        bgr = client.model_card(options.model, options.version).input.bgr
+        draw_filters(filters, title=title, bgr=bgr).savefig(folder / f"{stem}-filters.png", dpi=110)
         draw_spectra(filters, title=title).savefig(folder / f"{stem}-spectra.png", dpi=110)
         if not options.json:
             print("\n" + printable(f"saved {folder / stem}-filters.png and -spectra.png"))
