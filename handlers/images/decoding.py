@@ -212,7 +212,8 @@ def fit_within(
             if tall * wide > max_pixels:
                 raise TooLarge(f"resized it would have {wide:,}×{tall:,} pixels, more than {max_pixels:,}")
             if budget is not None:
-                budget.take(max(0, tall * wide - height * width))
+                # A float takes the memory of four bytes.
+                budget.take(max(0, tall * wide - height * width) * picture.itemsize)
         return fit(picture, preprocessing)
     except TooLarge as err:
         raise ImageTooLarge(f"the picture of {width:,}×{height:,} pixels is too long and thin: {err}") from err

@@ -68,6 +68,10 @@ class TestLongPictures:
         decode(npy(photograph(100, 200)), recipe, budget=budget)
         with pytest.raises(ImageTooLarge, match="come to more than"):
             decode(npy(photograph(100, 200)), recipe, budget=budget)
+        floats = npy(photograph(100, 200) / np.float32(255))
+        decode(floats, recipe, budget=Budget(4 * 256 * 512))
+        with pytest.raises(ImageTooLarge, match="come to more than"):
+            decode(floats, recipe, budget=Budget(2 * 256 * 512))
 
     def test_of_which_nothing_would_be_left_they_are_bad(self) -> None:
         recipe = Preprocessing(3, 32, 32, resize=(32, 32), fit="contain")
