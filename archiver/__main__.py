@@ -29,7 +29,9 @@ from archiver.contents import NO_GRADIENTS, Contents, from_checkpoint
 from archiver.external import from_network, read_classes
 from archiver.graph import with_engine
 from archiver.packing import ArchiveError
+from archiver.recipes import describe
 from archiver.store import build, check, refreshed, write
+from handlers.images.preprocessing import Preprocessing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,6 +115,7 @@ def _summary(path: Path, files: Mapping[str, bytes]) -> str:
     explained = f"\nexplanations: by occlusion, not by gradients: {without}" if without else ""
     return (
         f"{path}  {path.stat().st_size:,} bytes, version {card['version']}\nlayers: {layers}\n"
+        f"pictures: {describe(Preprocessing.from_dict(card['preprocessing']))}\n"
         f"classes: {len(classes) or 'none, so maps and no scores; --classes FILE names them'}{explained}"
     )
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from archiver.external import AUTO, look_up
 from archiver.graph import ENGINES
 from archiver.packing import ArchiveError
+from archiver.recipes import TIMM, TORCHVISION, add_options, settle, timm_name, timm_preprocessing
 from archiver.store import STORE
 from handlers.images.decoding import DEFAULT_MAX_PIXELS
-from handlers.images.preprocessing import Preprocessing
 
 _OWN = "with --arch or --torchvision"
 
@@ -80,7 +80,7 @@ def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
     try:
         _complete(arguments)
     except ValueError as err:
-        parser.error(f"--channels, --size, --mean and --std do not fit: {err}")
+        parser.error(f"--channels, --size, --mean, --std and the recipe do not fit: {err}")
     except ArchiveError as err:
         parser.error(str(err))
     if not arguments.name:
@@ -90,20 +90,24 @@ def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
 
 def _complete(arguments: argparse.Namespace) -> None:
     """Put in what the network itself says, where the command line says nothing."""
-    preprocessing = Preprocessing(3, 224, 224)
+    source, preprocessing = "", None
     arguments.labels = ()
     if arguments.torchvision:
         published = look_up(arguments.torchvision, arguments.state_dict)
         arguments.arch = published.architecture
         arguments.name = arguments.name or arguments.torchvision
-        preprocessing = published.preprocessing
+        source, preprocessing = TORCHVISION, published.preprocessing
         if arguments.arguments.get("num_classes", len(published.classes)) == len(published.classes):
             arguments.labels = published.classes
-    height, width = arguments.size or (preprocessing.height, preprocessing.width)
-    mean, std = preprocessing.mean, preprocessing.std
-    if arguments.mean or arguments.std:
-        mean, std = arguments.mean, arguments.std
-    arguments.preprocessing = Preprocessing(arguments.channels or preprocessing.channels, height, width, mean, std)
+    elif (timm := timm_name(arguments.arch, arguments.arguments)) is not None:
+        own = {"mean": arguments.mean, "std": arguments.std}
+        if arguments.size and arguments.size[0]:
+            own["img_size"] = arguments.size
+        source, preprocessing = TIMM, timm_preprocessing(timm, {**arguments.arguments, **own})
+    elif arguments.recipe == TORCHVISION and arguments.arch.startswith("torchvision.models:"):
+        name = arguments.arch.partition(":")[2]
+        source, preprocessing = TORCHVISION, look_up(name, arguments.state_dict).preprocessing
+    arguments.preprocessing = settle(arguments, source, preprocessing)
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -149,7 +153,10 @@ def _parser(description: str) -> argparse.ArgumentParser:
         metavar="NAME=NODE,...",
         help="the maps to publish, or auto for those that are proposed without this option",
     )
-    own.add_argument("--size", type=_size, metavar="HxW", help="pixels, or any (default: torchvision's, or 224x224)")
+    own.add_argument(
+        "--size", type=_size, metavar="HxW", help="the network's size, or any (default: the recipe's, else 224x224)"
+    )
+    add_options(own)
     own.add_argument("--channels", type=int, help="3 for colour (default), 1 for grey")
     own.add_argument("--mean", type=_numbers, default=(), metavar="R,G,B", help="subtracted from values in 0..1")
     own.add_argument("--std", type=_numbers, default=(), metavar="R,G,B", help="divided by after that")

@@ -21,6 +21,7 @@ from archiver.contents import FORMAT, Contents
 from archiver.packages import complete, describe
 from archiver.packing import ArchiveError
 from archiver.proposal import propose, table
+from archiver.recipes import of_torchvision
 from archiver.survey import listing, survey
 from archiver.weights import load
 from handlers.images.preprocessing import Preprocessing, noise
@@ -36,8 +37,7 @@ class Published:
     Attributes:
         architecture: The builder, as `--arch` takes it.
         weights: The name of those weights, such as `IMAGENET1K_V1`.
-        preprocessing: What a picture becomes. torchvision first scales the shorter side and crops the middle; here the
-            whole picture is brought to the same size.
+        preprocessing: The published recipe: how a picture is resized, cropped and normalised.
         classes: Labels in the order of the outputs.
     """
 
@@ -66,9 +66,7 @@ def look_up(name: str, state_dict: Path | None = None) -> Published:
     default = models.get_model_weights(name).DEFAULT
     named = (entry for entry in entries if state_dict is not None and Path(entry.url).name == state_dict.name)
     entry = next(named, default)
-    transforms = entry.transforms()
-    height = width = transforms.crop_size[0]
-    preprocessing = Preprocessing(3, height, width, tuple(transforms.mean), tuple(transforms.std))
+    preprocessing = of_torchvision(entry.transforms())
     return Published(f"torchvision.models:{name}", entry.name, preprocessing, tuple(entry.meta["categories"]))
 
 

@@ -22,7 +22,7 @@ from handlers.api.errors import BadRequest, Draining, Internal, RequestError, To
 from handlers.api.job import Job, Parameters
 from handlers.api.limits import Limits, estimate_maps
 from handlers.api.request import Bytes, accepted_type, check_count, parse, request_headers
-from handlers.images.decoding import Budget, decode
+from handlers.images.decoding import Budget, decode_upright, fit_within
 from handlers.images.preprocessing import ANY_SIZE, Picture, noise
 from handlers.network import archive as archives
 from handlers.network.archive import Archive
@@ -238,7 +238,7 @@ class Pipeline:
 
     def _decode(self, job: Job) -> None:
         """Decode the pictures, and check that the request is within its limits."""
-        job.pictures = self._decode_files(job.files)
+        self._decode_files(job)
         job.files = ()
         job.lap("decode")
         if job.options.explain is not None:
@@ -286,29 +286,40 @@ class Pipeline:
             raise UnknownLayer.of(unknown[0], self._geometry)
         return tuple(self._geometry) if "all" in layers else layers
 
-    def _decode_files(self, files: Sequence[Bytes]) -> list[Picture | RequestError]:
+    def _decode_files(self, job: Job) -> None:
         """Decode every file; an error is that picture's own, unless the request holds too many pictures."""
-        pictures: list[Picture | RequestError] = []
-        limits, budget = self._limits, Budget(self._limits.max_request_pixels)
-        for file in files:
+        budget = Budget(self._limits.max_request_pixels)
+        for file in job.files:
+            found: list[Picture | RequestError]
+            sizes = [(0, 0)]
             try:
-                pictures += decode(
-                    file,
-                    self._preprocessing,
-                    max_bytes=limits.max_image_bytes,
-                    max_pixels=limits.max_image_pixels,
-                    max_images=limits.max_images,
-                    budget=budget,
-                )
+                found, sizes = self._decode_file(file, budget)
             except (TooManyImages, MemoryError):
                 raise
             except RequestError as error:
-                pictures.append(error)
+                found = [error]
             except Exception as cause:
-                message = "the picture could not be read; the server's log has the reason"
-                pictures.append(Internal(message, unexpected=cause))
-            check_count(len(pictures), limits.max_images)
-        return pictures
+                found = [Internal("the picture could not be read; the server's log has the reason", unexpected=cause)]
+            job.pictures += found
+            job.sizes += sizes
+            check_count(len(job.pictures), self._limits.max_images)
+
+    def _decode_file(self, file: Bytes, budget: Budget) -> tuple[list[Picture | RequestError], list[tuple[int, int]]]:
+        """Return the pictures of a file, ready for the network, and (H, W) of each before that."""
+        limits = self._limits
+        pictures = decode_upright(
+            file,
+            self._preprocessing.channels,
+            max_bytes=limits.max_image_bytes,
+            max_pixels=limits.max_image_pixels,
+            max_images=limits.max_images,
+            budget=budget,
+        )
+        fitted: list[Picture | RequestError] = [
+            fit_within(picture, self._preprocessing, max_pixels=limits.max_image_pixels, budget=budget)
+            for picture in pictures
+        ]
+        return fitted, [(picture.shape[0], picture.shape[1]) for picture in pictures]
 
     def _estimate(self, job: Job) -> int:
         """Return about how many bytes the response will have at least."""

@@ -22,6 +22,20 @@ def colours(seed: int = 0, height: int = 32, width: int = 32) -> NDArray[np.uint
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def photograph(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Return what photographs are made of, (H, W, 3): soft and sharp shapes of every size, edges, texture and noise."""
+    rng = np.random.default_rng(seed)
+    picture = np.zeros((height, width, 3))
+    for cell in (97, 29, 11, 3):
+        rough = rng.integers(0, 256, (height // cell + 2, width // cell + 2, 3), dtype=np.uint8)
+        smooth = Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC)
+        picture += (np.asarray(smooth) - 127.5) * (cell / 97) ** 0.5
+    rows, columns = np.mgrid[:height, :width] / max(height, width)
+    picture[(rows - 0.3) ** 2 + (columns - 0.4) ** 2 < 0.04] += 90
+    picture += 30 * np.sin(60 * (rows + 2 * columns))[:, :, np.newaxis] + rng.normal(0, 5, picture.shape)
+    return np.clip(picture + 127.5, 0, 255).astype(np.uint8)
+
+
 def saved(image: Image.Image, name: str, **options: Any) -> bytes:
     """Return the image as a file of the named format."""
     buffer = io.BytesIO()

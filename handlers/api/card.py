@@ -10,6 +10,7 @@ from typing import Any
 
 from handlers.api import media
 from handlers.api.limits import ITEM_BYTES, Limits
+from handlers.images.preprocessing import Preprocessing
 from handlers.network.archive import Archive
 from handlers.network.geometry import LayerGeometry
 from handlers.network.operations import Operation
@@ -50,6 +51,7 @@ def describe(
             "width": preprocessing.width or 0,
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
+            **_recipe(preprocessing),
         },
         "layers": [_layer(name, archive.layers[name], layer) for name, layer in geometry.items()],
         "parameters": sum(parameter.numel() for parameter in archive.module.parameters()),
@@ -68,6 +70,19 @@ def encode(card: Mapping[str, Any], media_type: str, request_id: str = "") -> Re
         message = wire.PredictReply(card=wire.ModelCard(**known), **identity, request_id=request_id)
         return Response([message.SerializeToString()], media_type)
     return Response([json.dumps(card, indent=2, ensure_ascii=False).encode() + b"\n"], media.JSON)
+
+
+def _recipe(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return how a picture gets to the network's size."""
+    is_resized = preprocessing.size is not None or bool(preprocessing.resize)
+    return {
+        "resize": list(preprocessing.resize),
+        "interpolation": preprocessing.interpolation if is_resized else "",
+        "antialias": preprocessing.antialias and is_resized and preprocessing.interpolation != "nearest",
+        "bgr": preprocessing.bgr,
+        "fit": preprocessing.fit,
+        "fill": list(preprocessing.fill),
+    }
 
 
 def _layer(name: str, module: str, layer: LayerGeometry) -> dict[str, Any]:

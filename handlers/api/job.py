@@ -44,7 +44,8 @@ class Job:
         files: Pictures as sent, still encoded.
         options: What was asked for.
         layers: Published layers asked for, in order.
-        pictures: Each picture decoded, or its error.
+        pictures: Each picture decoded, resized and cropped, or its error.
+        sizes: (H, W) of each as it was sent, upright; (0, 0) of one that has an error.
         results: Each picture's result or error, in order; None before the forward pass.
         error: Why the request as a whole failed; None if at least one picture has a result.
         response: What goes out; None while the job is in work.
@@ -62,6 +63,7 @@ class Job:
         self.options = Options()
         self.layers: tuple[str, ...] = ()
         self.pictures: list[Picture | RequestError] = []
+        self.sizes: list[tuple[int, int]] = []
         self.results: list[Result | RequestError | None] = []
         self.error: RequestError | None = None
         self.response: Response | None = None

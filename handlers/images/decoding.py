@@ -20,7 +20,7 @@ from PIL import Image
 
 from handlers.api.errors import BadImage, ImageTooLarge, RequestError, TooManyImages, WrongChannels
 from handlers.images.containers import ACCEPTED, BASELINE, EXTENDED, Bytes, Jpeg, Png, Webp, damaged, read
-from handlers.images.preprocessing import Picture, Preprocessing, resize
+from handlers.images.preprocessing import Picture, Preprocessing, TooLarge, fit
 
 DEFAULT_MAX_IMAGES = 64
 DEFAULT_MAX_BYTES = 16 * 2**20
@@ -121,9 +121,50 @@ def decode(
     """Read one file into pictures of the network's channels and size.
 
     Args:
+        data: As in `decode_upright`.
+        preprocessing: The network's input.
+        max_bytes: Largest accepted `data`.
+        max_pixels: Largest accepted H·W, counted before anything is decoded, and for a network of any size once more
+            before it is resized.
+        max_images: Largest accepted N of an array.
+        budget: Of pixels in picture files, for this one and others, and of those that resizing adds for a network of
+            any size; None for no such limit.
+
+    Returns:
+        One picture, or N of a four-dimensional array; each (H, W, C), uint8 in 0..255 or float32 on the 0..1 scale.
+
+    Raises:
+        BadImage: As `decode_upright` does, or resizing leaves nothing of the picture's shorter side.
+        ImageTooLarge: More bytes or pixels than allowed, or pixels than `budget` has.
+        TooManyImages: An array of more than `max_images` pictures.
+        WrongChannels: An array without the network's channels.
+    """
+    pictures = decode_upright(
+        data,
+        preprocessing.channels,
+        max_bytes=max_bytes,
+        max_pixels=max_pixels,
+        max_images=max_images,
+        budget=budget,
+    )
+    return [fit_within(picture, preprocessing, max_pixels=max_pixels, budget=budget) for picture in pictures]
+
+
+def decode_upright(
+    data: Bytes,
+    channels: int,
+    *,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    max_images: int = DEFAULT_MAX_IMAGES,
+    budget: Budget | None = None,
+) -> list[Picture]:
+    """Read one file into pictures of their own size.
+
+    Args:
         data: Content of a PNG, JPEG or WebP file, or of a .npy file of uint8 or float32 shaped (H, W), (H, W, C) or
             (N, H, W, C). The first bytes say which.
-        preprocessing: The network's input.
+        channels: C.
         max_bytes: Largest accepted `data`.
         max_pixels: Largest accepted H·W, counted before anything is decoded.
         max_images: Largest accepted N of an array.
@@ -143,9 +184,41 @@ def decode(
     if len(data) > max_bytes:
         raise ImageTooLarge(f"the picture has {len(data):,} bytes; at most {max_bytes:,} are accepted")
     if data[:6] == _NPY_MAGIC:
-        return _decode_array(data, preprocessing, max_pixels=max_pixels, max_images=max_images)
-    picture = decode_file(data, preprocessing.channels, max_pixels=max_pixels, budget=budget)
-    return [_fit(picture, preprocessing.size)]
+        return _decode_array(data, channels, max_pixels=max_pixels, max_images=max_images)
+    return [decode_file(data, channels, max_pixels=max_pixels, budget=budget)]
+
+
+def fit_within(
+    picture: Picture, preprocessing: Preprocessing, *, max_pixels: int, budget: Budget | None = None
+) -> Picture:
+    """Resize and crop a picture for the network; see `fit`.
+
+    Args:
+        picture: (H, W, C), upright.
+        preprocessing: The network's input.
+        max_pixels: Most pixels for a network of any size.
+        budget: Pays for the pixels that resizing adds for such a network, whose inputs are all held at once.
+
+    Raises:
+        BadImage: Nothing is left of the picture's shorter side.
+        ImageTooLarge: It would become larger than allowed, or cannot be resized in bounded memory.
+    """
+    height, width, _ = picture.shape
+    if not preprocessing.resize and preprocessing.height in (None, height) and preprocessing.width in (None, width):
+        return picture  # What most small pictures need, at once.
+    try:
+        if preprocessing.size is None:
+            tall, wide = preprocessing.place((height, width)).resized
+            if tall * wide > max_pixels:
+                raise TooLarge(f"resized it would have {wide:,}×{tall:,} pixels, more than {max_pixels:,}")
+            if budget is not None:
+                # A float takes the memory of four bytes.
+                budget.take(max(0, tall * wide - height * width) * picture.itemsize)
+        return fit(picture, preprocessing)
+    except TooLarge as err:
+        raise ImageTooLarge(f"the picture of {width:,}×{height:,} pixels is too long and thin: {err}") from err
+    except ValueError as err:
+        raise BadImage(f"the picture of {width:,}×{height:,} pixels is too long and thin: {err}") from err
 
 
 def decode_file(data: Bytes, channels: int, *, max_pixels: int, budget: Budget | None = None) -> NDArray[np.uint8]:
@@ -304,8 +377,8 @@ def _over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
-def _decode_array(data: Bytes, preprocessing: Preprocessing, *, max_pixels: int, max_images: int) -> list[Picture]:
-    """Read a .npy file, without pickle and without a copy, into pictures of the network's size."""
+def _decode_array(data: Bytes, expected: int, *, max_pixels: int, max_images: int) -> list[Picture]:
+    """Read a .npy file, without pickle and without a copy, into pictures of so many channels."""
     array = _read_npy(data)
     shape = array.shape
     if array.ndim == 2:
@@ -315,15 +388,15 @@ def _decode_array(data: Bytes, preprocessing: Preprocessing, *, max_pixels: int,
     count, height, width, channels = array.shape
     if count > max_images:  # Before the loop below: a million pictures of one pixel are few bytes.
         raise TooManyImages(f"the array holds {count:,} pictures; at most {max_images} are accepted in a request")
-    if channels != preprocessing.channels:
+    if channels != expected:
         raise WrongChannels(
             f"the array of shape {shape} has {channels} channel{'s' if channels > 1 else ''} in its last axis; "
-            f"this network takes {preprocessing.channels}"
+            f"this network takes {expected}"
         )
     check_pixels(height, width, max_pixels)
     if array.dtype == np.float32 and not np.isfinite(array).all():
         raise BadImage("the array holds NaN or infinity; send finite values on the 0..1 scale")
-    return [_fit(picture, preprocessing.size) for picture in array]
+    return list(array)
 
 
 def _read_npy(data: Bytes) -> Picture:
@@ -349,13 +422,6 @@ def _read_npy(data: Bytes) -> Picture:
     array = cells.reshape(shape, order="F" if header["fortran_order"] == b"True" else "C")
     picture: Picture = array.astype(dtype.newbyteorder("="), copy=False)
     return picture
-
-
-def _fit(picture: Picture, size: tuple[int, int] | None) -> Picture:
-    """Bring (H, W, C) to the network's size, if it has one."""
-    if size is None or picture.shape[:2] == size:
-        return picture
-    return resize(picture, size)
 
 
 _DECODERS: dict[type, Callable[[Any], Image.Image]] = {Png: _decode_png, Jpeg: _decode_jpeg, Webp: _decode_webp}

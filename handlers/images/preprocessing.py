@@ -1,16 +1,18 @@
 """Preprocessing: from pixels to the tensor that a network takes, the same way in training and in serving.
 
-Resizing is bilinear with antialiasing; the aspect ratio is not kept. torch's filter is Pillow's, to within one level of
-255, and takes a sixth to four fifths of the time for colour (docs/decisions/0002-pillow-decodes.md). Axes: `N` batch,
-`C` channels, `H, W` picture pixels.
+A network's recipe says how a picture is resized and cropped; sizes and offsets are rounded as torchvision and timm
+round them. Without a recipe the picture is squashed to the network's size, bilinear with antialiasing. torch's
+bilinear filter is Pillow's, to within one level of 255, and takes a sixth to four fifths of the time for colour
+(docs/decisions/0002-pillow-decodes.md). Axes: `N` batch, `C` channels, `H, W` picture pixels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +25,50 @@ ANY_SIZE = (32, 32)  # (H, W) of the trial picture for a network of any size.
 
 _WHITE = np.float32(255)
 
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+"""Pillow's filter by the name of an interpolation."""
+
+PLAIN = ("bilinear", "bicubic")
+"""Interpolations that can do without antialiasing; `nearest` never has it, and the others always."""
+
+COVER, CONTAIN = "cover", "contain"
+
 Picture = NDArray[np.uint8] | NDArray[np.float32]
 """One picture, (H, W, C): uint8 in 0..255, or float32 on the 0..1 scale."""
+
+
+class Placement(NamedTuple):
+    """Where a network's input lies in a picture.
+
+    Attributes:
+        resized: (H, W) that the whole picture is resized to.
+        offset: First row and column of that which the network sees; negative where it is padded.
+        size: (H, W) that the network sees.
+    """
+
+    resized: tuple[int, int]
+    offset: tuple[int, int]
+    size: tuple[int, int]
+
+    def region(self, original: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Return the part of the original picture that the network sees.
+
+        Args:
+            original: (H, W) of the picture before resizing.
+
+        Returns:
+            (top, left, bottom, right) of its edges in pixels of the original; beyond its edges where it is padded.
+        """
+        y, x = original[0] / self.resized[0], original[1] / self.resized[1]
+        (top, left), (height, width) = self.offset, self.size
+        return top * y, left * x, (top + height) * y, (left + width) * x
 
 
 @dataclass(frozen=True)
@@ -37,6 +81,14 @@ class Preprocessing:
         width: W in pixels, or None likewise.
         mean: Subtracted per channel from values in 0..1; empty for no normalisation.
         std: Divided by afterwards, per channel; empty together with `mean`.
+        resize: What a picture is resized to before its middle, (height, width), is cut out: the length of the shorter
+            side, or (H, W). Empty for straight to (height, width), or not at all for a network of any size.
+        fit: How (H, W) is met: empty for exactly, `cover` and `contain` for the same aspect ratio as the picture and at
+            least, or at most, that size.
+        fill: Levels 0..255 of each channel, where the resized picture is smaller than the network; empty for black.
+        interpolation: A name of `FILTERS`.
+        antialias: Whether the filter widens where a picture is made smaller.
+        bgr: Whether the network takes blue first; `mean` and `std` are in its order, `fill` is in that of pictures.
     """
 
     channels: int
@@ -44,6 +96,12 @@ class Preprocessing:
     width: int | None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    resize: tuple[int, ...] = ()
+    fit: str = ""
+    fill: tuple[int, ...] = ()
+    interpolation: str = "bilinear"
+    antialias: bool = True
+    bgr: bool = False
 
     def __post_init__(self) -> None:
         """Check that the fields fit together.
@@ -55,11 +113,59 @@ class Preprocessing:
             raise ValueError("channels must be positive, height and width both set or both None")
         if self.mean and (len(self.mean) != self.channels or len(self.std) != self.channels or 0 in self.std):
             raise ValueError(f"mean and std need {self.channels} values each, std none that is 0")
+        if len(self.resize) > 2 or any(side < 1 for side in self.resize):
+            raise ValueError("resize must be the length of the shorter side, or height and width")
+        if len(self.resize) == 2 and self.height is None:
+            raise ValueError("resizing to height and width makes every picture that size: it must be the network's too")
+        if self.fit not in ("", COVER, CONTAIN) or (self.fit and len(self.resize) != 2):
+            raise ValueError(f"fit must be {COVER} or {CONTAIN}, with a height and a width to resize to")
+        if self.fill and (len(self.fill) != self.channels or any(not 0 <= level <= 255 for level in self.fill)):
+            raise ValueError(f"fill needs {self.channels} levels in 0..255")
+        if self.interpolation not in FILTERS:
+            raise ValueError(f"interpolation must be one of {', '.join(FILTERS)}, not {self.interpolation!r}")
+        if not self.antialias and self.interpolation not in (*PLAIN, "nearest"):
+            raise ValueError(f"only {' and '.join(PLAIN)} can do without antialiasing, not {self.interpolation}")
+        if self.bgr and self.channels != 3:
+            raise ValueError(f"bgr is an order of 3 channels, not of {self.channels}")
 
     @property
     def size(self) -> tuple[int, int] | None:
         """(H, W) in pixels, or None for any size."""
         return None if self.height is None or self.width is None else (self.height, self.width)
+
+    def place(self, original: tuple[int, int], *, is_prepared: bool = False) -> Placement:
+        """Return where the network's input lies in a picture.
+
+        The longer side is rounded as `torchvision.transforms.Resize` and timm's `ResizeKeepRatio` do, the offset as
+        `torchvision.transforms.CenterCrop` does.
+
+        Args:
+            original: (H, W) of the picture.
+            is_prepared: Whether a picture of the network's size is its input already, as float32 arrays are.
+
+        Returns:
+            The placement; a side of `resized` is 0 where `contain` leaves no pixel of it.
+        """
+        if is_prepared and original == self.size:
+            return Placement(original, (0, 0), original)
+        height, width = original
+        if not self.resize:
+            resized = self.size or original
+        elif len(self.resize) == 1:
+            [short] = self.resize
+            resized = (int(short * height / width), short) if width <= height else (short, int(short * width / height))
+        elif self.fit:
+            ratios = height / self.resize[0], width / self.resize[1]
+            ratio = min(ratios) if self.fit == COVER else max(ratios)
+            resized = round(height / ratio), round(width / ratio)
+        else:
+            resized = self.resize[0], self.resize[1]
+        size = self.size or resized
+        top, left = (
+            round((whole - part) / 2) if whole >= part else -((part - whole) // 2)
+            for whole, part in zip(resized, size, strict=True)
+        )
+        return Placement(resized, (top, left), size)
 
     def normalise(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Subtract `mean` and divide by `std`, in place.
@@ -80,14 +186,21 @@ class Preprocessing:
         return np.array(self.mean, np.float32).reshape(shape), np.array(self.std, np.float32).reshape(shape)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON or a checkpoint."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """Return plain values for JSON or a checkpoint; what a recipe does not say is not in them."""
+        given = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        recipe = {field.name: field.default for field in fields(self) if field.name not in _ALWAYS}
+        return {key: value for key, value in given.items() if key not in recipe or getattr(self, key) != recipe[key]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
         """Rebuild from `to_dict`."""
         mean, std = (tuple(float(number) for number in values[key]) for key in ("mean", "std"))
-        return cls(values["channels"], values["height"], values["width"], mean, std)
+        recipe = {field.name: values[field.name] for field in fields(cls) if field.name in values.keys() - _ALWAYS}
+        recipe |= {key: tuple(recipe[key]) for key in ("resize", "fill") if key in recipe}
+        return cls(values["channels"], values["height"], values["width"], mean, std, **recipe)
+
+
+_ALWAYS = {"channels", "height", "width", "mean", "std"}  # In a card; archives of old hold nothing else.
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -101,6 +214,8 @@ def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
         (N, C, H, W), float32, contiguous, on the same device; a new tensor.
     """
     white, mean, std = _statistics(preprocessing, images.device)
+    if preprocessing.bgr:
+        images = images.flip(1)
     values = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     if images.dtype == torch.uint8:
         values.div_(white)
@@ -133,7 +248,7 @@ def stack(pictures: Sequence[Picture], preprocessing: Preprocessing) -> NDArray[
     height, width, channels = pictures[0].shape
     values = np.empty((len(pictures), channels, height, width), np.float32)
     for number, picture in enumerate(pictures):
-        values[number] = picture.transpose(2, 0, 1)
+        values[number] = (picture[..., ::-1] if preprocessing.bgr else picture).transpose(2, 0, 1)
     if all(picture.dtype == np.uint8 for picture in pictures):
         values /= _WHITE
         return preprocessing.normalise(values)
@@ -188,29 +303,139 @@ def noise(preprocessing: Preprocessing, count: int = 1) -> Tensor:
 # A picture with more pixels than this in between is resized down the columns first.
 _MOST_BETWEEN = 2**24
 
+# A file of a few bytes may be a line of pixels, which becomes gigabytes once its shorter side has 256. A resized
+# picture of more pixels than this, and than sixteen times the network's, is not made: only its part is.
+_MOST_RESIZED = 2**21
 
-def resize(picture: Picture, size: tuple[int, int]) -> Picture:
+_SUPPORT = {"nearest": 1, "box": 0.5, "bilinear": 1, "hamming": 1, "bicubic": 2, "lanczos": 3}  # Of Pillow's filters.
+
+
+class TooLarge(ValueError):
+    """A picture cannot be resized as the recipe says without a huge one on the way."""
+
+
+def fit(picture: Picture, preprocessing: Preprocessing) -> Picture:
+    """Resize and crop a picture as a network's recipe says.
+
+    Args:
+        picture: (H, W, C). A float32 picture of the network's size is its input already, and is returned as it is.
+        preprocessing: The network's input.
+
+    Returns:
+        (H, W, C) of the network's size, or resized alone for a network of any size; in the same dtype.
+
+    Raises:
+        TooLarge: It cannot be done in bounded memory.
+        ValueError: Nothing would be left of the picture's shorter side.
+    """
+    original = picture.shape[0], picture.shape[1]
+    resized, (top, left), (height, width) = preprocessing.place(original, is_prepared=picture.dtype == np.float32)
+    if 0 in resized:
+        raise ValueError("nothing is left of its shorter side once the longer one fits the network")
+    offset, part = (max(top, 0), max(left, 0)), (min(height, resized[0]), min(width, resized[1]))
+    if original == resized or math.prod(resized) <= max(_MOST_RESIZED, 16 * height * width):
+        if original != resized:
+            picture = resize(picture, resized, preprocessing.interpolation, preprocessing.antialias)
+        if part != resized:
+            picture = _cut(picture, offset, part).copy()  # A view would keep the whole picture.
+    elif preprocessing.antialias:
+        picture = _resize_part(picture, resized, offset, part, preprocessing.interpolation)
+    else:
+        raise TooLarge(f"resized it would have {resized[1]:,}×{resized[0]:,} pixels")
+    if part == (height, width):
+        return picture
+    fill = np.array(preprocessing.fill or [0] * preprocessing.channels, np.float32)
+    whole: Picture = np.empty((height, width, preprocessing.channels), picture.dtype)
+    whole[:] = fill if picture.dtype == np.uint8 else fill / _WHITE
+    _cut(whole, (max(-top, 0), max(-left, 0)), part)[:] = picture
+    return whole
+
+
+def _cut(picture: Picture, offset: tuple[int, int], size: tuple[int, int]) -> Picture:
+    """Return a view of a part of a picture."""
+    return picture[offset[0] : offset[0] + size[0], offset[1] : offset[1] + size[1]]
+
+
+def resize(picture: Picture, size: tuple[int, int], interpolation: str = "bilinear", antialias: bool = True) -> Picture:
     """Resize on the CPU.
 
     Args:
         picture: (H, W, C).
         size: (H, W) wanted.
+        interpolation: A name of `FILTERS`.
+        antialias: Whether the filter widens where the picture is made smaller.
 
     Returns:
         (H, W, C) of that size, in the same dtype.
     """
-    if picture.dtype == np.uint8 and picture.shape[2] == 1:  # Of grey bytes torch's takes up to three times as long.
-        grey = Image.fromarray(picture[:, :, 0]).resize(size[::-1], Image.Resampling.BILINEAR)
-        return np.asarray(grey)[:, :, np.newaxis]
-    return resize_by_torch(picture, size)
+    # Of grey bytes torch's filter takes up to three times as long; its bicubic one is up to two levels off Pillow's.
+    is_pillows = picture.dtype == np.uint8 and (picture.shape[2] == 1 or interpolation == "bicubic") and antialias
+    if is_pillows or interpolation not in PLAIN:
+        return _resize_by_pillow(picture, size, interpolation)
+    return resize_by_torch(picture, size, interpolation, antialias)
 
 
-def resize_by_torch(picture: Picture, size: tuple[int, int]) -> Picture:
-    """Do as `resize`, always with torch's filter."""
+def resize_by_torch(
+    picture: Picture, size: tuple[int, int], interpolation: str = "bilinear", antialias: bool = True
+) -> Picture:
+    """Do as `resize`, bilinear or bicubic, always with torch's filter.
+
+    Without antialiasing bytes are resized as numbers and rounded, as torchvision does.
+    """
     height, width, _ = picture.shape
-    if height * size[1] > _MOST_BETWEEN and height != size[0]:
-        picture = resize_by_torch(picture, (size[0], width))
+    if height * size[1] > _MOST_BETWEEN and height != size[0] and antialias:
+        picture = resize_by_torch(picture, (size[0], width), interpolation)
     own = picture if picture.flags.writeable else picture.copy()  # torch warns of what it may not write to.
     images = torch.from_numpy(own).permute(2, 0, 1)[None]  # (1, C, H, W), of which channels lie side by side.
-    resized = functional.interpolate(images, size, mode="bilinear", antialias=True)
+    if picture.dtype == np.uint8 and not antialias:
+        rounded = functional.interpolate(images.float(), size, mode=interpolation).round_().clamp_(0, 255)
+        resized = rounded.to(torch.uint8)
+    else:
+        resized = functional.interpolate(images, size, mode=interpolation, antialias=antialias)
     return np.asarray(resized[0].permute(1, 2, 0).numpy())
+
+
+def _resize_by_pillow(
+    picture: Picture,
+    size: tuple[int, int],
+    interpolation: str,
+    box: tuple[float, float, float, float] | None = None,
+) -> Picture:
+    """Do as `resize`, with Pillow's filter, which is always antialiased.
+
+    Args:
+        picture: (H, W, C).
+        size: (H, W) wanted.
+        interpolation: A name of `FILTERS`.
+        box: (left, top, right, bottom) of the part that becomes the result; pixels around it count as they do for the
+            whole. None for the whole picture.
+    """
+    count = picture.shape[2]
+    parts = [picture] if picture.dtype == np.uint8 and count == 3 else [picture[:, :, one] for one in range(count)]
+    images = [Image.fromarray(np.ascontiguousarray(part)) for part in parts]
+    resized = [np.asarray(image.resize(size[::-1], FILTERS[interpolation], box)) for image in images]
+    return resized[0].reshape(*size, count) if len(parts) == 1 else np.stack(resized, axis=2)
+
+
+def _resize_part(
+    picture: Picture, resized: tuple[int, int], offset: tuple[int, int], size: tuple[int, int], interpolation: str
+) -> Picture:
+    """Return a part of a resized picture without resizing all of it, which may be a thousand times as large.
+
+    Args:
+        picture: (H, W, C).
+        resized: (H, W) of the whole resized picture.
+        offset: First row and column of the part.
+        size: (H, W) of the part.
+        interpolation: A name of `FILTERS`.
+    """
+    starts, edges = [], []
+    for axis in (0, 1):
+        scale = picture.shape[axis] / resized[axis]
+        first, last = offset[axis] * scale, (offset[axis] + size[axis]) * scale
+        margin = _SUPPORT[interpolation] * max(scale, 1) + 1
+        start, end = max(math.floor(first - margin), 0), min(math.ceil(last + margin), picture.shape[axis])
+        starts.append(slice(start, end))
+        edges.append((first - start, min(last - start, end - start)))
+    (top, bottom), (left, right) = edges
+    return _resize_by_pillow(picture[starts[0], starts[1]], size, interpolation, (left, top, right, bottom))

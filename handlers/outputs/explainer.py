@@ -176,10 +176,12 @@ class Explainer:
         ends = perf_counter() + seconds
         for index, (picture, result) in enumerate(zip(job.pictures, job.results, strict=True)):
             if isinstance(result, Result) and not isinstance(picture, RequestError):
-                job.results[index] = self._attempt(job, picture, result, ends)
+                job.results[index] = self._attempt(job, picture, job.sizes[index], result, ends)
         job.lap("forward")
 
-    def _attempt(self, job: Job, picture: Picture, result: Result, ends: float) -> Result | RequestError:
+    def _attempt(
+        self, job: Job, picture: Picture, original: tuple[int, int], result: Result, ends: float
+    ) -> Result | RequestError:
         def check() -> None:
             if perf_counter() > ends:
                 raise BadRequest(
@@ -189,7 +191,10 @@ class Explainer:
 
         try:
             check()
-            return replace(result, explanation=self._explain(job, picture, result, check))
+            explanation = self._explain(job, picture, result, check)
+            placement = self._preprocessing.place(original, is_prepared=picture.dtype == np.float32)
+            placed = replace(explanation, original_size=original, region=placement.region(original))
+            return replace(result, explanation=placed)
         except RequestError as error:
             return error
         except Exception as failure:
@@ -210,6 +215,8 @@ class Explainer:
         image = torch.from_numpy(stack([picture], self._preprocessing)).to(self._network.device)  # (1, C, H, W)
         with torch.inference_mode(False), torch.enable_grad():
             heat, delta = self._heat(asked, image, target, check)
+        if self._preprocessing.bgr and len(heat) == 3:
+            heat = heat.flip(0)  # In the order of the picture's channels.
         if not heat.isfinite().all():
             raise BadRequest(f"{asked.method} of this picture is not finite; occlusion may be")
         dtype = "float32" if is_png else job.options.map_dtype

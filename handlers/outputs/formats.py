@@ -150,7 +150,7 @@ def _explanation_values(explanation: Explanation, tensor: Callable[[FeatureMap],
         values["delta"] = explanation.delta
     if explanation.picture is not None:
         values["picture"] = tensor(explanation.picture)
-    return values
+    return values | {"original_size": explanation.original_size, "region": explanation.region}
 
 
 def _tensor_values(feature_map: FeatureMap) -> dict[str, Any]:

@@ -90,6 +90,8 @@ def _explanation(item: Explanation) -> list[Piece]:
         pieces.append(wire.Explanation(delta=item.delta).SerializeToString())
     if item.picture is not None:
         pieces += _frame(_PICTURE, _tensor(item.picture))
+    place = wire.Explanation(original_size=item.original_size, region=item.region)
+    pieces.append(place.SerializeToString())
     return pieces
 
 

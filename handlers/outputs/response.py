@@ -38,6 +38,9 @@ class Explanation:
         delta: The error of the sum of the heat, for methods that promise a sum.
         picture: (C, H, W), as the network saw it, if it was asked for.
         view: What a PNG of it shows.
+        original_size: (H, W) of the picture as it was sent, upright.
+        region: (top, left, bottom, right) of what the network saw, in pixels of that picture; beyond its edges where it
+            was padded.
     """
 
     method: str
@@ -48,6 +51,8 @@ class Explanation:
     delta: float | None = None
     picture: FeatureMap | None = None
     view: str = ""
+    original_size: tuple[int, int] = (0, 0)
+    region: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ class Result(_message.Message):
     def __init__(self, top: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., maps: _Optional[_Iterable[_Union[FeatureMap, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., explanation: _Optional[_Union[Explanation, _Mapping]] = ...) -> None: ...
 
 class Explanation(_message.Message):
-    __slots__ = ("method", "layer", "target", "label", "heat", "delta", "picture")
+    __slots__ = ("method", "layer", "target", "label", "heat", "delta", "picture", "original_size", "region")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +137,8 @@ class Explanation(_message.Message):
     HEAT_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
     PICTURE_FIELD_NUMBER: _ClassVar[int]
+    ORIGINAL_SIZE_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
     method: str
     layer: str
     target: int
@@ -144,7 +146,9 @@ class Explanation(_message.Message):
     heat: Tensor
     delta: float
     picture: Tensor
-    def __init__(self, method: _Optional[str] = ..., layer: _Optional[str] = ..., target: _Optional[int] = ..., label: _Optional[str] = ..., heat: _Optional[_Union[Tensor, _Mapping]] = ..., delta: _Optional[float] = ..., picture: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    original_size: _containers.RepeatedScalarFieldContainer[int]
+    region: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, method: _Optional[str] = ..., layer: _Optional[str] = ..., target: _Optional[int] = ..., label: _Optional[str] = ..., heat: _Optional[_Union[Tensor, _Mapping]] = ..., delta: _Optional[float] = ..., picture: _Optional[_Union[Tensor, _Mapping]] = ..., original_size: _Optional[_Iterable[int]] = ..., region: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class PredictReply(_message.Message):
     __slots__ = ("model", "version", "engine", "device", "results", "error", "card", "request_id", "timing", "filters")
@@ -221,18 +225,30 @@ class ModelCard(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., description: _Optional[str] = ..., architecture: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., parameters: _Optional[int] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., multiply_adds: _Optional[int] = ..., explanations: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Input(_message.Message):
-    __slots__ = ("channels", "height", "width", "mean", "std")
+    __slots__ = ("channels", "height", "width", "mean", "std", "resize", "interpolation", "antialias", "bgr", "fit", "fill")
     CHANNELS_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     MEAN_FIELD_NUMBER: _ClassVar[int]
     STD_FIELD_NUMBER: _ClassVar[int]
+    RESIZE_FIELD_NUMBER: _ClassVar[int]
+    INTERPOLATION_FIELD_NUMBER: _ClassVar[int]
+    ANTIALIAS_FIELD_NUMBER: _ClassVar[int]
+    BGR_FIELD_NUMBER: _ClassVar[int]
+    FIT_FIELD_NUMBER: _ClassVar[int]
+    FILL_FIELD_NUMBER: _ClassVar[int]
     channels: int
     height: int
     width: int
     mean: _containers.RepeatedScalarFieldContainer[float]
     std: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, channels: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ...) -> None: ...
+    resize: _containers.RepeatedScalarFieldContainer[int]
+    interpolation: str
+    antialias: bool
+    bgr: bool
+    fit: str
+    fill: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, channels: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ..., resize: _Optional[_Iterable[int]] = ..., interpolation: _Optional[str] = ..., antialias: bool = ..., bgr: bool = ..., fit: _Optional[str] = ..., fill: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Layer(_message.Message):
     __slots__ = ("name", "module", "shape", "stride", "receptive_field", "receptive_field_start", "parameters", "bytes", "input_shape", "operation", "kernel", "step", "padding", "dilation", "groups", "multiply_adds", "dense_parameters")

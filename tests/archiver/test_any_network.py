@@ -206,7 +206,8 @@ VGG11 = {f"conv{number}": f"features.{place}" for number, place in enumerate((1,
     [("resnet18", RESNET18), ("mobilenet_v3_small", MOBILENET), ("convnext_tiny", CONVNEXT)],
 )
 def test_torchvisions_networks_serve_what_they_compute(name: str, modules: dict[str, str], serve) -> None:
-    said, load = serve(name, "--torchvision", name, "--random-weights", "0", "--arguments", '{"num_classes": 10}')
+    options = ("--preprocessing", "squash", "--random-weights", "0", "--arguments", '{"num_classes": 10}')
+    said, load = serve(name, "--torchvision", name, *options)
     assert "served by: ONNX Runtime" in said
     preprocessing = Preprocessing(3, SIZE, SIZE, **IMAGENET)
     for wanted, tolerance in (("torch", 0.0), ("onnxruntime", 1e-5)):

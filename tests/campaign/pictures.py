@@ -27,7 +27,12 @@ from handlers.images.decoding import decode
 from handlers.images.preprocessing import Preprocessing
 from tests.hostile import HEAVY, endless
 
-NETWORKS = (Preprocessing(3, 224, 224), Preprocessing(1, 28, 28), Preprocessing(3, None, None))
+NETWORKS = (
+    Preprocessing(3, 224, 224),
+    Preprocessing(1, 28, 28),
+    Preprocessing(3, None, None),
+    Preprocessing(3, 224, 224, resize=(256,), interpolation="bicubic"),
+)
 
 
 class Cost(NamedTuple):

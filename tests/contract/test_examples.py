@@ -70,6 +70,8 @@ EXPLAINED: Any = {
                     "picture", np.array([[[0, 255]]], np.uint8), np.array([0.5], np.float32), np.array([0], np.float32)
                 ),
                 "overlay",
+                (30, 40),
+                (5.0, 0.0, 25.0, 40.0),
             ),
         ),
     ),
@@ -137,6 +139,7 @@ def test_both_sides_know_the_golden_explanation() -> None:
         "cat",
         0.0625,
     )
+    assert (seen.original_size, seen.region) == ((30, 40), (5, 0, 25, 40))
     assert (seen.heat.tolist(), seen.picture.tolist()) == ([[[0.5, -1.25]]], [[[0, 127.5]]])
 
 
@@ -148,6 +151,7 @@ def test_the_client_raises_the_golden_refusal() -> None:
 def test_the_client_reads_the_golden_card() -> None:
     seen = read_card(client_wire.PredictReply.FromString(golden("card")))
     assert seen.classes == ("cat", "dog")
+    assert (seen.input.resize, seen.input.interpolation, seen.input.antialias) == ((36,), "bicubic", True)
     assert seen.layers[0].receptive_field_start == (-1, -1)
     assert seen.training.test_accuracy == 0.65625
     assert seen.limits.max_images == 64

@@ -15,7 +15,7 @@ from PIL import Image
 from handlers.api import media
 from handlers.api.errors import BadImage, ImageTooLarge
 from handlers.api.limits import Limits
-from handlers.images.decoding import Budget, decode, decode_file
+from handlers.images.decoding import Budget, decode, decode_file, decode_upright
 from handlers.images.preprocessing import Preprocessing
 from handlers.networks.cifar import Cifar
 from handlers.networks.edges import Edges
@@ -104,10 +104,10 @@ class TestArraysThatOnlyPromise:
     ) -> None:
         def fail(data: bytes, *arguments: Any, **options: Any) -> Any:
             if len(data) == len(GOOD):
-                return decode(data, *arguments, **options)
+                return decode_upright(data, *arguments, **options)
             raise ZeroDivisionError
 
-        monkeypatch.setattr("handlers.pipeline.decode", fail)
+        monkeypatch.setattr("handlers.pipeline.decode_upright", fail)
         reply = ask_message(service, wire.PredictRequest(pictures=[GOOD, GOOD + b" "]))
         assert [result.error.code for result in reply.results] == ["", "internal"]
 

@@ -516,7 +516,7 @@ class TestOverRest:
         found = values["results"][0]["explanation"]
         assert (found["method"], found["layer"]) == ("grad_cam", "conv2")
         assert found["heat"]["shape"] == [1, 16, 16]
-        assert set(found) == {"method", "layer", "target", "label", "heat"}
+        assert set(found) == {"method", "layer", "target", "label", "heat", "original_size", "region"}
 
     def test_every_way_to_say_it_gives_the_same(self, service: Pipeline) -> None:
         asked = {"method": "occlusion", "window": 8, "step": 4, "target": 2}

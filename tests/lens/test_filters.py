@@ -59,6 +59,8 @@ def test_filters_are_drawn_in_colour_for_three_channels_and_apart_for_others():
     grey, red = (axes.images[0].get_array() for axes in figure.axes[:2])
     assert np.array_equal(grey, np.full((3, 3, 3), 0.5))
     assert np.array_equal(red[0, 0], [1, 0.5, 0.5])
+    blue_first = draw_filters(weights, title="x", bgr=True).axes[1].images[0].get_array()
+    assert np.array_equal(blue_first[0, 0], [0.5, 0.5, 1])
     assert [axes.get_title() for axes in draw_filters(weights[:, :2], title="x").axes] == [
         "0, 0",
         "0, 1",

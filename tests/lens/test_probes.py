@@ -14,6 +14,7 @@ from convscope import Client, UnknownLayer
 from convscope._cli import main
 from convscope_lens import probes
 from convscope_lens.probes import _detail, _images
+from convscope_lens.probes._session import ProbeSession
 from PIL import Image
 from torch import nn
 
@@ -352,9 +353,12 @@ def test_folders_are_read_in_order_and_some_may_be_chosen_by_seed(tmp_path):
 def test_a_file_is_read_as_the_service_reads_it(client, mode, tmp_path):
     pixels = (255 * noise(1, channels=4)[0]).astype(np.uint8)
     Image.fromarray(pixels).resize((50, 40)).convert(mode).save(tmp_path / "seen.png")
-    [array] = _images.load_network_inputs([tmp_path / "seen.png"], client.model_card("cifar").input)
-    by_file, by_array = client.predict([tmp_path / "seen.png", array], model="cifar", layers="conv1")
-    assert by_array.maps["conv1"] == pytest.approx(by_file.maps["conv1"], abs=0.03)
+    session = ProbeSession(
+        client, [tmp_path / "seen.png"], model="cifar", version=None, layers="conv1", limit=None, seed=0
+    )
+    [(_, [by_array])] = session.predict_copies(lambda picture: [picture])
+    by_file = client.predict(tmp_path / "seen.png", model="cifar", layers="conv1")
+    assert np.array_equal(by_array.maps["conv1"], by_file.maps["conv1"])
 
 
 @pytest.fixture

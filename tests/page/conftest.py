@@ -50,9 +50,12 @@ def watch(browser: Browser) -> Iterator[Open]:
 def open_report(watch: Open, tmp_path: Path) -> Open:
     """Write a report of a made-up service, and open it."""
 
-    def open_report(service: Any = None, *, title: str = "cat.png", **options: Any) -> Watched:
+    def open_report(
+        service: Any = None, *, title: str = "cat.png", picture: bytes | None = None, **options: Any
+    ) -> Watched:
         file = tmp_path / "report.html"
-        file.write_text(report(service or Service(), make_picture(), model="net", title=title), encoding="utf-8")
+        page = report(service or Service(), picture or make_picture(), model="net", title=title)
+        file.write_text(page, encoding="utf-8")
         watched = watch(**options)
         watched.open(file.as_uri())
         watched.page.wait_for_selector("main:not([hidden])")

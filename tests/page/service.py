@@ -54,12 +54,14 @@ class Service:
         top: Its scores.
         explains: The methods that it knows.
         asked: The options of the questions for maps.
+        place: (H, W) of the picture that was sent, and the region of it that the network saw.
     """
 
     card: ModelCard = CARD
     top: tuple[ClassScore, ...] = (ClassScore(0, "cat", 0.75, 2.0), ClassScore(1, "dog", 0.25, 0.9))
     explains: tuple[str, ...] = ("grad_cam", "picture")
     asked: tuple[dict[str, Any], ...] = ()
+    place: tuple[tuple[int, int], tuple[float, float, float, float]] | tuple[None, None] = (None, None)
 
     def model_card(self, model: str, version: str | None = None, **_: Any) -> ModelCard:
         return replace(self.card, model=model)
@@ -82,7 +84,9 @@ class Service:
             raise RequestRejected("no gradients here", code="bad_request")
         scores = Prediction(model=model, version="1.0", engine="torch-2", device="cpu")
         picture = np.full((self.card.input.channels, SIDE, SIDE), 0.5, np.float32)
+        size, region = self.place
         if method == "picture":
-            return Explanation(scores, method=method, picture=picture)
+            return Explanation(scores, method=method, picture=picture, original_size=size, region=region)
         heat = np.linspace(-1, 1, 16, dtype=np.float32).reshape(1, 4, 4)
-        return Explanation(scores, method=method, layer="conv2", target=0, label="cat", heat=heat, picture=picture)
+        found = {"layer": "conv2", "target": 0, "label": "cat", "heat": heat, "picture": picture}
+        return Explanation(scores, method=method, **found, original_size=size, region=region)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from convscope import ClassScore
+from convscope.pixels import encode_png
 
 from tests.page.conftest import Open
 from tests.page.service import CARD, HOSTILE, SIDE, Service, make_layer
@@ -29,6 +30,19 @@ def field(page: Any) -> list[float]:
         SIDE,
     )
     return [round(length, 6) for length in marked]
+
+
+def original(page: Any, name: str) -> list[float]:
+    """Return a marked part of the original picture of 80×120 pixels, as `field` does."""
+    marked: list[float] = page.evaluate(
+        """name => {
+          const { style } = document.getElementById(name);
+          const sides = [["top", 80], ["left", 120], ["height", 80], ["width", 120]];
+          return sides.map(([side, length]) => parseFloat(style[side]) * length / 100);
+        }""",
+        name,
+    )
+    return [round(length, 2) for length in marked]
 
 
 def layer(page: Any, name: str) -> Any:
@@ -93,6 +107,32 @@ def test_pointing_at_a_cell_marks_its_receptive_field(open_report: Open):
     assert field(page) == [17, 0, 8, 5]
     page.mouse.move(2, 2)
     assert "conv1, channel" in description(page)  # Back to the map in large.
+
+
+def test_pointing_at_a_cell_marks_it_in_the_original_too(open_report: Open):
+    """The network saw the middle 64×64 of 80×120 pixels, two of them a pixel of its own."""
+    card = replace(CARD, input=replace(CARD.input, resize=(40,)))
+    service = Service(card, place=((80, 120), (8.0, 28.0, 72.0, 92.0)))
+    wide = encode_png(np.full((80, 120), 200, np.uint8))
+    for asked in (service, replace(service, explains=("picture",))):
+        page = open_report(asked, picture=wide).page
+        canvas = layer(page, "conv2").locator("canvas").first
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        page.mouse.move(box["x"] + box["width"] * 2.5 / 6, box["y"] + box["height"] * 1.5 / 6)  # Row 1, column 2.
+        # Rows 1..8 and columns 5..12 of the input.
+        assert "In the original: rows 10 to 25, columns 38 to 53." in description(page)
+        assert original(page, "original-box") == [10, 38, 16, 16]
+        assert original(page, "seen-box") == [8, 28, 64, 64]
+        assert "80×120 pixels" in page.inner_text("#original-caption")
+        middle = "document.getElementById('original').getContext('2d').getImageData(60, 40, 1, 1).data[0]"
+        assert page.evaluate(middle) == 200
+
+
+def test_without_a_recipe_there_is_no_second_picture(open_report: Open):
+    page = open_report(Service(place=((80, 120), (0.0, 0.0, 80.0, 120.0)))).page
+    assert not page.is_visible("#original")
+    assert "In the original" not in description(page)
 
 
 def test_the_description_has_the_value_of_the_cell(open_report: Open):

@@ -27,6 +27,15 @@ class Input:
         width: In pixels; None for any size.
         mean: Subtracted from the values (0..1) of each channel; empty for no normalisation.
         std: Divisor of each channel after that; empty for no normalisation.
+        resize: What a picture is resized to before its middle, (height, width), is cut out: the length of the shorter
+            side, or (H, W). Empty: pictures are resized to (height, width), without keeping the aspect ratio.
+        interpolation: `bilinear`, `bicubic`, `nearest`, `lanczos`, `box` or `hamming`; empty if pictures are not
+            resized.
+        antialias: Whether resizing is antialiased.
+        bgr: Whether the network takes blue first. `mean` and `std` are in its order; pictures are sent as RGB.
+        fit: How (H, W) in `resize` is met: empty for exactly; `cover` and `contain` keep the aspect ratio and make the
+            picture at least, or at most, that size.
+        fill: Levels 0..255 of each channel where the resized picture is smaller than the network; empty for black.
     """
 
     channels: int
@@ -34,6 +43,66 @@ class Input:
     width: int | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resize: tuple[int, ...] = ()
+    interpolation: str = "bilinear"
+    antialias: bool = True
+    bgr: bool = False
+    fit: str = ""
+    fill: tuple[int, ...] = ()
+
+    def original_box(
+        self, box: tuple[float, float, float, float], picture_size: tuple[int, int]
+    ) -> tuple[float, float, float, float]:
+        """Return where a box in pixels of the network's input lies in the original picture.
+
+        The edges of input pixels are mapped; the resizing filter uses a few original pixels more around them. For a
+        cell of a layer, pass `Layer.receptive_field_box(row, column)`.
+
+        Args:
+            box: (top, left, bottom, right) in pixels of the network's input, bottom and right exclusive.
+            picture_size: (H, W) of the original picture, rotated according to its EXIF orientation. A float32 array
+                of the network's size is not resized; its boxes are their own.
+
+        Returns:
+            (top, left, bottom, right) in pixels of the original picture, bottom and right exclusive; it may extend past
+            the picture where the box lies in padding.
+
+        Raises:
+            ValueError: `picture_size` is not the size of a picture that the service accepts.
+        """
+        height, width = picture_size
+        resized = self._resized_size(height, width) if min(picture_size) > 0 else (0, 0)
+        if min(resized) < 1:
+            raise ValueError(f"the service cannot resize a picture of {height}×{width} pixels")
+        offsets = (0, 0)
+        if self.height is not None and self.width is not None:  # Rounded as torchvision's CenterCrop does.
+            offsets = _offset(resized[0], self.height), _offset(resized[1], self.width)
+        y_scale, x_scale = height / resized[0], width / resized[1]
+        top, left, bottom, right = box
+        return (
+            (top + offsets[0]) * y_scale,
+            (left + offsets[1]) * x_scale,
+            (bottom + offsets[0]) * y_scale,
+            (right + offsets[1]) * x_scale,
+        )
+
+    def _resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return (H, W) of a picture after resizing, rounded as torchvision's Resize and timm's ResizeKeepRatio do."""
+        if len(self.resize) == 1:
+            [short] = self.resize
+            return (int(short * height / width), short) if width <= height else (short, int(short * width / height))
+        if len(self.resize) == 2 and self.fit:
+            ratios = height / self.resize[0], width / self.resize[1]
+            ratio = min(ratios) if self.fit == "cover" else max(ratios)
+            return round(height / ratio), round(width / ratio)
+        if len(self.resize) == 2:
+            return self.resize[0], self.resize[1]
+        return self.height or height, self.width or width
+
+
+def _offset(resized: int, size: int) -> int:
+    """Return the first row or column of the middle; negative where the picture is padded."""
+    return round((resized - size) / 2) if resized >= size else -((size - resized) // 2)
 
 
 @dataclass(frozen=True)

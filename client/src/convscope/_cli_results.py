@@ -26,7 +26,7 @@ from convscope.commands import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from convscope._card import Layer, ModelCard
+    from convscope._card import Input, Layer, ModelCard
     from convscope._explanation import Explanation
     from convscope._prediction import Prediction, Timing
 
@@ -281,6 +281,8 @@ def _summary(explanation: Explanation) -> dict[str, Any]:
         "min": float(heat.min()),
         "max": float(heat.max()),
         "delta": explanation.delta,
+        "original_size": explanation.original_size,
+        "region": explanation.region,
     }
 
 
@@ -304,7 +306,9 @@ def format_card(card: ModelCard) -> str:
         ("network", f"{card.architecture}, {card.parameters:,} parameters,"
          f" {_count(card.multiply_adds)} multiply-adds per picture"),
         ("runs on", f"{card.device} ({card.engine})"),
-        ("input", f"{card.input.channels} channel{'s' * (card.input.channels != 1)}, {size}"),
+        ("input", f"{card.input.channels} channel{'s' * (card.input.channels != 1)}"
+         f"{', blue first' * card.input.bgr}, {size}"),
+        ("pictures", _recipe(card.input)),
         ("normalisation", _normalisation(card)),
         ("classes", f"{len(card.classes):,}: {', '.join(card.classes)}" if card.classes else "none"),
         ("limits", f"{card.limits.max_images} pictures per request, {card.limits.max_image_bytes:,} bytes and"
@@ -374,6 +378,26 @@ def _normalisation(card: ModelCard) -> str:
     if not card.input.mean:
         return "none"
     return f"mean {_numbers(card.input.mean)}, std {_numbers(card.input.std)}"
+
+
+def _recipe(input_spec: Input) -> str:
+    """Describe how pictures are brought to the network's size."""
+    if not input_spec.interpolation:
+        return "not resized"
+    size = _product((input_spec.height or 0, input_spec.width or 0))
+    filter_name = input_spec.interpolation + ("" if input_spec.antialias else " without antialiasing")
+    if not input_spec.resize:
+        return f"resized to {size}, {filter_name}; the aspect ratio is not kept"
+    if len(input_spec.resize) == 1:
+        target = f"until the shorter side has {input_spec.resize[0]} pixels"
+    elif input_spec.fit:
+        relation = "at least" if input_spec.fit == "cover" else "at most"
+        target = f"to {relation} {_product(input_spec.resize)}, keeping the aspect ratio"
+    else:
+        target = f"to {_product(input_spec.resize)}"
+    middle = "" if input_spec.height is None else f"; then the middle {size}"
+    fill = f", padded with {' '.join(map(str, input_spec.fill))}" if input_spec.fill else ""
+    return f"resized {target}, {filter_name}{middle}{fill}"
 
 
 def _product(numbers: tuple[int, ...] | None) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,6 +36,10 @@ class Explanation:
         target: Index of the explained class; None if there is no heat map.
         label: Name of the explained class.
         delta: integrated_gradients: completeness error (sum of `heat` minus change of the logit); else None.
+        original_size: (H, W) of the picture that was sent, rotated according to EXIF; None if the service is too old to
+            report it.
+        region: (top, left, bottom, right) of what the network saw, in pixels of the picture that was sent; it extends
+            past the picture where that was padded. None if the service is too old to report it.
     """
 
     def __init__(
@@ -49,6 +53,8 @@ class Explanation:
         heat: NDArray[np.float32] | None = None,
         delta: float | None = None,
         picture: NDArray[np.float32] | None = None,
+        original_size: tuple[int, int] | None = None,
+        region: tuple[float, float, float, float] | None = None,
     ) -> None:
         self.prediction = prediction
         self.method = method
@@ -56,6 +62,8 @@ class Explanation:
         self.target = target
         self.label = label
         self.delta = delta
+        self.original_size = original_size
+        self.region = region
         self._heat = heat
         self._picture = picture
 
@@ -132,8 +140,12 @@ class Explanation:
             raise ValueError("the network input was not requested; pass picture=True")
         return self._picture
 
-    def overlay(self) -> NDArray[np.uint8]:
+    def overlay(self, original: NDArray[Any] | None = None) -> NDArray[np.uint8]:
         """Draw the heat over the picture: red raises the class's score, blue lowers it.
+
+        Args:
+            original: The picture that was sent, (H, W) or (H, W, C), uint8 0..255 or floating point 0..1, rotated
+                according to EXIF; the heat is drawn where the network saw it. None for the network's input.
 
         Returns:
             (H', W', 3), uint8, RGB 0..255; H and W are enlarged by an integer factor if the longer side is below 256.
@@ -141,9 +153,19 @@ class Explanation:
 
         Raises:
             ConvscopeError: The picture's own error.
-            ValueError: There is no heat, or no picture.
+            ValueError: There is no heat, or no picture; or `original` does not have the size of the picture that was
+                sent, or the service is too old to report it.
         """
-        return render_heat(self.heat.sum(axis=0), self._input_size(), self.picture)
+        heat = self.heat.sum(axis=0)
+        if original is None:
+            return render_heat(heat, self._input_size(), self.picture)
+        if self.original_size is None or self.region is None:
+            raise ValueError("the service does not report where the network's input lies (older than this client?)")
+        if original.shape[:2] != self.original_size or original.ndim not in (2, 3):
+            raise ValueError(f"the picture that was sent has size {self.original_size}, not {original.shape[:2]}")
+        scale = 255 if original.dtype == np.uint8 else 1
+        planes = original.reshape(*self.original_size, -1).transpose(2, 0, 1).astype(np.float32) / np.float32(scale)
+        return render_heat(heat, self.original_size, planes, self.region)
 
     def heatmap(self) -> NDArray[np.uint8]:
         """Draw the heat on white; (H', W', 3), uint8, RGB 0..255, see `overlay`."""
@@ -191,6 +213,8 @@ class Explanation:
             "target": self.target,
             "label": self.label,
             "delta": self.delta,
+            "original_size": self.original_size,
+            "region": self.region,
             "arrays": "explanation.npz",
             "heat": "heat.png",
             "overlay": "overlay.png",
@@ -223,6 +247,7 @@ class Explanation:
             self.prediction == other.prediction
             and (self.method, self.layer, self.target, self.label, self.delta)
             == (other.method, other.layer, other.target, other.label, other.delta)
+            and (self.original_size, self.region) == (other.original_size, other.region)
             and _arrays_equal(self._heat, other._heat)
             and _arrays_equal(self._picture, other._picture)
         )

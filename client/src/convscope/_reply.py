@@ -17,6 +17,8 @@ from convscope._server_errors import MESSAGES
 from convscope._wire import convscope_pb2 as wire
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 _DTYPES: dict[int, np.dtype[Any]] = {
@@ -137,7 +139,22 @@ def _explanation(prediction: Prediction, result: wire.Result) -> Explanation:
         heat=heat,
         delta=explanation.delta if explanation.HasField("delta") else None,
         picture=picture,
+        original_size=_as_size(explanation.original_size),
+        region=_as_box(explanation.region),
     )
+
+
+def _as_size(values: Sequence[int]) -> tuple[int, int] | None:
+    return (values[0], values[1]) if len(values) == 2 else None
+
+
+def _as_box(values: Sequence[float]) -> tuple[float, float, float, float] | None:
+    if len(values) != 4:
+        return None
+    top, left, bottom, right = values
+    if not (math.isfinite(sum(values)) and top < bottom and left < right):
+        raise ProtocolError(f"invalid reply: the region {tuple(values)} is empty")
+    return top, left, bottom, right
 
 
 def _timing(timing: wire.Timing, total_s: float) -> Timing:
@@ -277,6 +294,13 @@ def read_card(reply: wire.PredictReply, *, request_id: str = "") -> ModelCard:
             width=card.input.width or None,
             mean=tuple(card.input.mean),
             std=tuple(card.input.std),
+            resize=tuple(card.input.resize),
+            # A service that is too old to report it resizes like this.
+            interpolation=card.input.interpolation or ("bilinear" if card.input.height else ""),
+            antialias=card.input.antialias or bool(card.input.height and not card.input.interpolation),
+            bgr=card.input.bgr,
+            fit=card.input.fit,
+            fill=tuple(card.input.fill),
         ),
         layers=tuple(map(_layer, card.layers)),
         parameters=card.parameters,

@@ -67,7 +67,10 @@ def tile_grid(maps: NDArray[np.float32], *, columns: int = 8) -> NDArray[np.uint
 
 
 def render_heat(
-    heat: NDArray[np.float32], size: tuple[int, int], picture: NDArray[np.float32] | None
+    heat: NDArray[np.float32],
+    size: tuple[int, int],
+    picture: NDArray[np.float32] | None,
+    region: tuple[float, float, float, float] | None = None,
 ) -> NDArray[np.uint8]:
     """Draw a heat map over a picture, or on white: red raises the class's score, blue lowers it.
 
@@ -75,12 +78,13 @@ def render_heat(
         heat: (h, w), float32, any range.
         size: (H, W) that the heat is interpolated to.
         picture: (C, H, W), float32, 0..1, shown in grey; None for white.
+        region: (top, left, bottom, right) of the part of the size that the heat covers; None for all of it.
 
     Returns:
         (H', W', 3), uint8, RGB 0..255: H and W enlarged if they are small. Where the heat is 0 the picture is
         unchanged; the strongest heat has the opacity `OVERLAY_OPACITY`.
     """
-    flat = _interpolate(heat, size)
+    flat = _interpolate(heat, size, region or (0, 0, *size))
     strength = np.abs(flat)
     strength = strength / max(strength.max(), np.finfo(np.float32).tiny)
     if picture is None:
@@ -92,12 +96,16 @@ def render_heat(
     return to_display_pixels(background + (colour - background) * strength[:, :, np.newaxis])
 
 
-def _interpolate(heat: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Interpolate (h, w) to (H, W), bilinear between the centres of the cells."""
+def _interpolate(
+    heat: NDArray[np.float32], size: tuple[int, int], region: tuple[float, float, float, float]
+) -> NDArray[np.float32]:
+    """Interpolate (h, w) to a region of (H, W), bilinear between the centres of the cells; 0 around the region."""
     heat = np.nan_to_num(heat)
-    for length in size:  # Rows first; each pass transposes.
-        centres = (np.arange(length) + 0.5) * len(heat) / length - 0.5
-        heat = np.stack([np.interp(centres, np.arange(len(heat)), column) for column in heat.T])
+    top, left, bottom, right = region
+    for length, first, end in zip(size, (top, left), (bottom, right), strict=True):  # Rows first; each pass transposes.
+        centres = (np.arange(length) + 0.5 - first) * len(heat) / (end - first) - 0.5
+        inside = (centres >= -0.5) & (centres <= len(heat) - 0.5)
+        heat = np.stack([np.interp(centres, np.arange(len(heat)), column) * inside for column in heat.T])
     return heat.astype(np.float32)
 
 

@@ -236,7 +236,8 @@ def _filters(client: Client, options: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         stem = f"{Path(options.model).name}-{Path(layer).name}"
         title = f"{options.model}, {layer}"
-        draw_filters(filters, title=title).savefig(folder / f"{stem}-filters.png", dpi=110)
+        bgr = client.model_card(options.model, options.version).input.bgr
+        draw_filters(filters, title=title, bgr=bgr).savefig(folder / f"{stem}-filters.png", dpi=110)
         draw_spectra(filters, title=title).savefig(folder / f"{stem}-spectra.png", dpi=110)
         if not options.json:
             print("\n" + printable(f"saved {folder / stem}-filters.png and -spectra.png"))
@@ -315,13 +316,22 @@ def _format_patches(
     """Format patches as a table, followed by the failed pictures."""
     rows = []
     for rank, (picture, patch) in enumerate(patches, 1):
-        top, left, bottom, right = patch.box
+        top, left, bottom, right = _whole_pixels(patch.original_box or patch.box)
         position = [f"{patch.cell[0]}, {patch.cell[1]}", f"{top} to {bottom - 1}, {left} to {right - 1}"]
         rows.append([str(rank), f"{patch.value:.4g}", picture, *position])
     rows += [["–", "–", picture, str(error)] for picture, error in failed]
-    header = ["rank", "value", "picture", "cell", "pixels (rows, columns)"]
+    of_input = any(patch.original_box is None for _, patch in patches)
+    header = ["rank", "value", "picture", "cell", f"{'input ' * of_input}pixels (rows, columns)"]
     text = format_table(header, rows, right_aligned=(0, 1))
     return f"{text}\n\nsaved {printable(str(saved[0].parent))}" if saved else text
+
+
+def _whole_pixels(box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+    """Return the pixels that a box touches, bottom and right exclusive."""
+    # The edges come out of a division: a millionth of a pixel is no pixel.
+    top, left = (math.floor(edge + 1e-6) for edge in box[:2])
+    bottom, right = (math.ceil(edge - 1e-6) for edge in box[2:])
+    return top, left, bottom, right
 
 
 def _patches_json(

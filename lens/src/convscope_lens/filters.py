@@ -113,18 +113,21 @@ def format_peaks(peaks: Sequence[Peak], title: str) -> str:
     return f"{printable(title)}\n\n{format_table(header, rows, right_aligned=range(len(header)))}"
 
 
-def draw_filters(filters: NDArray[np.float32], *, title: str) -> Figure:
+def draw_filters(filters: NDArray[np.float32], *, title: str, bgr: bool = False) -> Figure:
     """Draw filters as pictures.
 
     Args:
         filters: (C_out, C_in, kernel height, kernel width), float32, any range.
         title: Title of the figure.
+        bgr: Whether the first of three input channels is blue, as `Input.bgr` in the model card says.
 
     Returns:
         A figure. With three input channels it has a colour tile per filter, 0 being mid-grey, each filter scaled by its
         largest weight; otherwise a tile per filter and input channel, blue for negative and red for positive weights.
     """
     names, tiles = _tiles(filters)
+    if bgr:
+        tiles = [tile[..., ::-1] if tile.ndim == 3 else tile for tile in tiles]
     figure, axes = _tile_figure(len(tiles), title)
     for ax, name, tile in zip(axes, names, tiles, strict=False):
         maximum = float(np.abs(tile).max()) or 1.0

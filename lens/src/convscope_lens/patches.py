@@ -14,7 +14,7 @@ from convscope import encode_pictures
 from convscope.pixels import to_display_pixels
 
 if TYPE_CHECKING:
-    from convscope import Client, ConvscopeError, Layer
+    from convscope import Client, ConvscopeError, Explanation, Layer
     from convscope.typing import Picture
     from numpy.typing import NDArray
 
@@ -32,6 +32,7 @@ class Patch:
         channel: Index of the channel; None if it does not concern a single channel.
         value: Value of the cell; None if unknown.
         picture_index: Index of the picture in the iterable that was passed.
+        original_box: `box` in pixels of the picture that was sent, rotated according to EXIF; None if unknown.
     """
 
     pixels: NDArray[np.float32]
@@ -41,6 +42,7 @@ class Patch:
     channel: int | None = None
     value: float | None = None
     picture_index: int = 0
+    original_box: tuple[float, float, float, float] | None = None
 
     def display_pixels(self) -> NDArray[np.uint8]:
         """Return the patch for display: (H', W', C), uint8, enlarged to at least 256 pixels on the longer side."""
@@ -55,6 +57,7 @@ def cut_patch(
     channel: int | None = None,
     value: float | None = None,
     picture_index: int = 0,
+    region: tuple[float, float, float, float] | None = None,
 ) -> Patch:
     """Cut out the part of a picture that one cell depends on.
 
@@ -65,6 +68,8 @@ def cut_patch(
         channel: Stored in `Patch.channel`.
         value: Stored in `Patch.value`.
         picture_index: Stored in `Patch.picture_index`.
+        region: Where `picture` lies in the picture that was sent, as in `Explanation.region`; None for no
+            `Patch.original_box`.
 
     Returns:
         The patch.
@@ -84,7 +89,16 @@ def cut_patch(
         channel=channel,
         value=value,
         picture_index=picture_index,
+        original_box=None if region is None else _place(box, region, picture.shape[1], picture.shape[2]),
     )
+
+
+def _place(
+    box: tuple[int, int, int, int], region: tuple[float, float, float, float], height: int, width: int
+) -> tuple[float, float, float, float]:
+    """Return a box in pixels of the network's input in pixels of the picture that the region is in."""
+    y, x = (region[2] - region[0]) / height, (region[3] - region[1]) / width
+    return region[0] + box[0] * y, region[1] + box[1] * x, region[0] + box[2] * y, region[1] + box[3] * x
 
 
 def strongest_patches(
@@ -157,7 +171,7 @@ def strongest_patches(
                     heapq.heapreplace(heap, entry)
         used = {-negative_index for _, negative_index, _, _ in heap}
         kept = {index: file for index, file in [*kept.items(), *batch] if index in used}
-    inputs: dict[int, NDArray[np.float32]] = {}
+    inputs: dict[int, Explanation] = {}
     input_bytes = 4 * card.input.channels * (card.input.height or 1) * (card.input.width or 1)
     for batch in _batched(iter(kept.items()), card.pictures_per_request(input_bytes)):
         explanations = client.explain(
@@ -168,9 +182,17 @@ def strongest_patches(
             top_k=1,
             deadline_s=deadline_s,
         )
-        inputs |= {index: explanation.picture for (index, _), explanation in zip(batch, explanations, strict=True)}
+        inputs |= {index: explanation for (index, _), explanation in zip(batch, explanations, strict=True)}
     return [
-        cut_patch(inputs[-index], layer_card, cell, channel=channel, value=value, picture_index=-index)
+        cut_patch(
+            inputs[-index].picture,
+            layer_card,
+            cell,
+            channel=channel,
+            value=value,
+            picture_index=-index,
+            region=inputs[-index].region,
+        )
         for value, index, _, cell in sorted(heap, reverse=True)
     ]
 

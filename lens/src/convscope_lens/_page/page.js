@@ -2,6 +2,7 @@
 // Draws the page data (page_data.py). All text is inserted as text, never as HTML. controls.js is appended to this file.
 
 const CHANNELS_SHOWN = 8; // Per layer, until the button "Show all" is pressed.
+const ORIGINAL_PX = 1024; // Longest side at which the original picture is drawn.
 const POSITIVE_COLOUR = [214, 13, 13], NEGATIVE_COLOUR = [13, 64, 214], OVERLAY_OPACITY = 0.75; // As in convscope.pixels.
 
 const byId = (id) => document.getElementById(id);
@@ -185,6 +186,14 @@ class InputPicture {
 const selection = { map: null, position: 0, row: 0, column: 0, tile: null };
 const expandedLayers = new Set(); // Layers whose channels are all shown, also for the next picture.
 let picture = null;
+let original = null; // The picture that was sent, if the network sees only a part of it: {rows, columns, region, file}.
+
+// A box of input pixels, inclusive, in pixels of the original picture, bottom and right exclusive.
+function toOriginal({ top, left, bottom, right }) {
+  const [first, start, last, end] = original.region;
+  const y = (last - first) / picture.height, x = (end - start) / picture.width;
+  return { top: first + top * y, left: start + left * x, bottom: first + (bottom + 1) * y, right: start + (right + 1) * x };
+}
 
 function positionBox(box, top, left, bottom, right, height, width) {
   const y = clamp(top, 0, height), x = clamp(left, 0, width);
@@ -200,7 +209,14 @@ function fieldDescription(map, row, column) {
   const { top, left, bottom, right } = field;
   const inPadding = picture && (top < 0 || left < 0 || bottom >= picture.height || right >= picture.width);
   return `Receptive field: rows ${formatInteger(top)} to ${formatInteger(bottom)}, columns ${formatInteger(left)} to ${formatInteger(right)}, ` +
-    `${formatSize(bottom - top + 1, right - left + 1)} pixels${inPadding ? " (partly padding)" : ""}.`;
+    `${formatSize(bottom - top + 1, right - left + 1)} pixels${inPadding ? " (partly padding)" : ""}.${originalDescription(field)}`;
+}
+
+function originalDescription(field) {
+  if (!(original && picture)) return "";
+  const { top, left, bottom, right } = toOriginal(field);
+  return ` In the original: rows ${formatInteger(Math.floor(top))} to ${formatInteger(Math.ceil(bottom) - 1)}, ` +
+    `columns ${formatInteger(Math.floor(left))} to ${formatInteger(Math.ceil(right) - 1)}.`;
 }
 
 // Describe a cell and mark its receptive field.
@@ -209,6 +225,11 @@ function describeCell(map, position, row, column) {
   const field = map.receptiveField(row, column), box = byId("receptive-field-box");
   box.hidden = !(field && picture);
   if (!box.hidden) positionBox(box, field.top, field.left, field.bottom, field.right, picture.height, picture.width);
+  const originalBox = byId("original-box");
+  originalBox.hidden = box.hidden || !original;
+  if (originalBox.hidden) return;
+  const { top, left, bottom, right } = toOriginal(field);
+  positionBox(originalBox, top, left, bottom - 1, right - 1, original.rows, original.columns);
 }
 
 function moveTo(row, column) {
@@ -355,6 +376,24 @@ async function showPicture(packed, title) {
   byId("picture-caption").textContent = caption;
 }
 
+async function showOriginal(packed) {
+  original = picture && packed;
+  byId("original-part").hidden = !original;
+  if (!original) return;
+  const source = new Image(), canvas = byId("original"), { rows, columns, region: [top, left, bottom, right] } = original;
+  source.src = packed.file;
+  await source.decode();
+  const scale = Math.min(1, ORIGINAL_PX / Math.max(rows, columns));
+  canvas.height = Math.max(1, Math.round(rows * scale));
+  canvas.width = Math.max(1, Math.round(columns * scale));
+  const context = canvas.getContext("2d");
+  context.fillStyle = "#fff";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.drawImage(source, 0, 0, canvas.width, canvas.height);
+  positionBox(byId("seen-box"), top, left, bottom - 1, right - 1, rows, columns);
+  byId("original-caption").textContent = `The original, ${formatSize(rows, columns)} pixels; dashed: the part that the network sees`;
+}
+
 async function show(data) {
   const { model } = data;
   byId("title").textContent = `${data.title} – ${model.name}`;
@@ -362,6 +401,7 @@ async function show(data) {
     `Version ${model.version}, ${model.parameters.toLocaleString("en")} parameters, ${model.engine} on ${model.device}.`;
   byId("request-info").textContent = `convscope, request ${model.request}`;
   await showPicture(data.picture, data.title);
+  await showOriginal(data.original);
   showScores(data.scores);
   const heat = showHeat(data.heat);
   const maps = data.layers.map((packed) => new FeatureMap(packed));

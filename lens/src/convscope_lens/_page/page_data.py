@@ -16,7 +16,7 @@ from convscope.pixels import grey_tiles
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from convscope import Client, Input, Layer, ModelCard, Prediction, Timing
+    from convscope import Client, Explanation, Input, Layer, ModelCard, Prediction, Timing
     from convscope.typing import Method, Picture
     from numpy.typing import NDArray
 
@@ -89,7 +89,7 @@ def fetch_page_data(
         timing=True,
         request_id=request_id,
     )
-    heat, picture = _explain(client, file, card, model=model, version=version, method=method, target=target)
+    heat, picture, original = _explain(client, file, card, model=model, version=version, method=method, target=target)
     return {
         "title": title,
         "model": {
@@ -102,6 +102,7 @@ def fetch_page_data(
             "request": prediction.request_id,
         },
         "picture": picture or pack_file(file, card.input),
+        "original": original,
         "scores": [score._asdict() | {"logit": round_to_6_digits(score.logit)} for score in prediction.top],
         "layers": _maps(prediction, {layer.name: layer for layer in card.layers}),
         "heat": heat,
@@ -128,8 +129,8 @@ def _explain(
     version: str | None,
     method: Method | None,
     target: int | None,
-) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Return the heat map, and the network's input; None for what the service does not support."""
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None, dict[str, Any] | None]:
+    """Return heat map, network's input, and the picture that it is a part of; None for what is not there."""
     explicit = method is not None and (method != "grad_cam" or target is not None)  # Requested explicitly.
     methods: tuple[Method, ...] = (method, "picture") if method and (card.classes or explicit) else ("picture",)
     for tried in methods:
@@ -142,11 +143,26 @@ def _explain(
                 raise
             continue
         picture = pack_picture(explanation.picture)
+        original = _pack_original(file, explanation) if card.input.resize else None
         if not explanation.has_heat:
-            return None, picture
+            return None, picture, original
         info = {"method": explanation.method, "layer": explanation.layer, "label": explanation.label}
-        return info | pack_heat(explanation.heat), picture
-    return None, None
+        return info | pack_heat(explanation.heat), picture, original
+    return None, None, None
+
+
+def _pack_original(file: bytes, explanation: Explanation) -> dict[str, Any] | None:
+    """Pack the picture that was sent, with the part of it that the network saw; None if a page cannot show it."""
+    url = _data_url(file)
+    if url is None or explanation.original_size is None or explanation.region is None:
+        return None
+    rows, columns = explanation.original_size
+    return {"rows": rows, "columns": columns, "region": explanation.region, "file": url}
+
+
+def _data_url(file: bytes) -> str | None:
+    media_type = next((value for magic, value in _MEDIA_TYPES.items() if file.startswith(magic)), None)
+    return None if media_type is None else f"data:{media_type};base64,{base64.b64encode(file).decode()}"
 
 
 def _maps(prediction: Prediction, layers: dict[str, Layer]) -> list[dict[str, Any]]:
@@ -276,15 +292,15 @@ def pack_file(file: bytes, input_spec: Input) -> dict[str, Any] | None:
         scale = 255 if array.dtype == np.uint8 else 1
         planes = array[np.newaxis] if array.ndim == 2 else np.moveaxis(array, -1, 0)
         resized = input_spec.height is not None and planes.shape[1:] != (input_spec.height, input_spec.width)
-        return None if resized else pack_picture(planes.astype(np.float32) / scale)
-    media_type = next((value for magic, value in _MEDIA_TYPES.items() if file.startswith(magic)), None)
-    if media_type is None:
+        return None if resized or input_spec.resize else pack_picture(planes.astype(np.float32) / scale)
+    url = _data_url(file)
+    if url is None or input_spec.resize:  # The page does not crop.
         return None
     return {
         "rows": input_spec.height,
         "columns": input_spec.width,
         "channels": input_spec.channels,
-        "file": f"data:{media_type};base64,{base64.b64encode(file).decode()}",
+        "file": url,
         "exact": False,
     }
 

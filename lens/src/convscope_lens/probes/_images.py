@@ -6,7 +6,7 @@ Written with numpy: scipy.ndimage has the same operations, but is a large depend
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -52,29 +52,38 @@ def list_pictures(sources: Source | Iterable[Source], *, limit: int | None, seed
     return pictures
 
 
-def load_network_inputs(sources: Iterable[Source], input_spec: Input) -> Iterator[PictureArray]:
-    """Load pictures, and convert them to the network's size and channels.
+def load_network_inputs(
+    sources: Iterable[Source], input_spec: Input, convert: Callable[[str | os.PathLike[str]], NDArray[np.float32]]
+) -> Iterator[PictureArray]:
+    """Load pictures as the network's input.
 
     Args:
         sources: Paths, or arrays (H, W) or (H, W, C) of the network's size, uint8 0..255 or float32 0..1.
-        input_spec: The network's input. Files are resized to it, bilinear with antialiasing, which differs from the
-            service by at most one level of 255.
+        input_spec: The network's input.
+        convert: Returns the network's input for a picture file, (C, H, W), float32, 0..1.
 
     Yields:
         (H, W, C), float32, 0..1.
 
     Raises:
-        OSError: A file cannot be read as a picture.
+        ConvscopeError: The service rejects a file.
+        OSError: A file cannot be read.
         ValueError: An array does not fit the network.
     """
     for source in sources:
         if not isinstance(source, np.ndarray) and Path(source).suffix.lower() == ".npy":
             source = np.load(source, allow_pickle=False)
-        picture = _from_array(source) if isinstance(source, np.ndarray) else _from_file(source, input_spec)
+        if not isinstance(source, np.ndarray):
+            yield convert(source).transpose(1, 2, 0)
+            continue
+        picture = _from_array(source)
         height, width, channels = picture.shape
-        size = (input_spec.height, input_spec.width)
-        if channels != input_spec.channels or (input_spec.height and (height, width) != size):
-            expected = f"{input_spec.height}×{input_spec.width}" if input_spec.height else "any size"
+        expected = f"{input_spec.height}×{input_spec.width}"
+        fits = (height, width) == (input_spec.height, input_spec.width)
+        if input_spec.height is None:
+            expected = f"{input_spec.resize[0]} on the shorter side" if input_spec.resize else "any size"
+            fits = not input_spec.resize or min(height, width) == input_spec.resize[0]
+        if channels != input_spec.channels or not fits:
             raise ValueError(
                 f"the network's input is {expected} with {input_spec.channels} channels; this array is {height}×{width}"
                 f" with {channels} (arrays are not resized)"
@@ -89,20 +98,6 @@ def _from_array(array: NDArray[Any]) -> PictureArray:
         )
     picture = array.astype(np.float32) / np.float32(255) if array.dtype == np.uint8 else array.astype(np.float32)
     return picture if picture.ndim == 3 else picture[:, :, np.newaxis]
-
-
-def _from_file(path: str | os.PathLike[str], input_spec: Input) -> PictureArray:
-    from PIL import Image, ImageOps  # Imported here: arrays do not need Pillow.
-
-    with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("L" if input_spec.channels == 1 else "RGB")
-        if input_spec.height and input_spec.width:
-            image = image.resize((input_spec.width, input_spec.height), Image.Resampling.BILINEAR)
-        return _from_array(np.asarray(image))
 
 
 class Grid(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,12 @@ class ProbeSession:
         """Whether the model has classes."""
         return bool(self.card.classes)
 
+    def _convert(self, file: str | os.PathLike[str]) -> NDArray[np.float32]:
+        """Return the network's input for a picture file, (C, H, W), float32, 0..1."""
+        explanation = self._client.explain(file, model=self.model, version=self._version, method="picture", top_k=1)
+        levels: NDArray[np.float32] = np.rint(explanation.picture * 255)
+        return levels / np.float32(255)  # As bytes become numbers in the service, to the last bit.
+
     def predict_copies(
         self, make_copies: Callable[[PictureArray], list[PictureArray]], *, maps: bool = True
     ) -> Iterator[tuple[PictureArray, list[Prediction]]]:
@@ -85,7 +92,7 @@ class ProbeSession:
         pending: list[tuple[PictureArray, int]] = []
 
         def copies() -> Iterator[PictureArray]:
-            for picture in load_network_inputs(self._sources, self.card.input):
+            for picture in load_network_inputs(self._sources, self.card.input, self._convert):
                 changed = make_copies(picture)
                 pending.append((picture, len(changed)))
                 yield from changed

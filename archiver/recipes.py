@@ -1,0 +1,251 @@
+"""Recipes: how a network's pictures are resized and cropped, as its library publishes it or the command line says."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from archiver.packing import ArchiveError
+from handlers.images.decoding import DEFAULT_MAX_PIXELS
+from handlers.images.preprocessing import CONTAIN, COVER, FILTERS, Preprocessing
+
+SQUASH, TORCHVISION, TIMM = "squash", "torchvision", "timm"
+
+
+def add_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options of a recipe to a command line."""
+    group.add_argument(
+        "--preprocessing",
+        dest="recipe",
+        choices=(TORCHVISION, TIMM, SQUASH),
+        help="the recipe to begin with: the one that the library publishes for the network (default with --torchvision "
+        "and for timm's), or the whole picture squashed to the network's size (else); the next options change it",
+    )
+    group.add_argument(
+        "--resize",
+        type=_sides,
+        metavar="N|HxW",
+        help="resize pictures first: the shorter side to N pixels, or to HxW; the middle is then cut out",
+    )
+    group.add_argument("--crop", type=_sides, metavar="N|HxW", help="the middle to cut out: the network's size")
+    group.add_argument("--interpolation", choices=tuple(FILTERS), help="how pictures are resized (default: bilinear)")
+    group.add_argument(
+        "--antialias",
+        action=argparse.BooleanOptionalAction,
+        help="widen the filter where a picture becomes smaller, as Pillow does (default)",
+    )
+    group.add_argument(
+        "--bgr",
+        action=argparse.BooleanOptionalAction,
+        help="the network takes blue first; --mean and --std are in that order then",
+    )
+
+
+def _sides(text: str) -> tuple[int, ...]:
+    parts = text.split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of pixels, such as 256, nor HEIGHTxWIDTH")
+    sides = tuple(map(int, parts))
+    if sides[0] * sides[-1] > DEFAULT_MAX_PIXELS:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {DEFAULT_MAX_PIXELS:,} pixels, the most of a picture")
+    return sides
+
+
+def settle(options: argparse.Namespace, source: str, published: Preprocessing | None) -> Preprocessing:
+    """Return what a network takes: a recipe to begin with, changed by the options of the command line.
+
+    Args:
+        options: `recipe`, `resize`, `crop`, `interpolation`, `antialias`, `bgr`, `size`, `channels`, `mean`, `std`.
+        source: The library that publishes a recipe for the network; empty for none.
+        published: That recipe; None without a library.
+
+    Raises:
+        ArchiveError: The options contradict each other or the recipe.
+        ValueError: The fields of the recipe do not fit together.
+    """
+    if options.recipe in (TORCHVISION, TIMM) and options.recipe != source:
+        raise ArchiveError(
+            f"--preprocessing {options.recipe}: {options.recipe} publishes no recipe for this network; say it with "
+            "--resize, --crop, --interpolation, --mean and --std"
+        )
+    if options.crop and options.size:
+        raise ArchiveError("--size and --crop both say the network's size; give one of them")
+    start = published or Preprocessing(3, 224, 224)
+    if options.recipe == SQUASH:
+        if options.resize or options.crop:
+            raise ArchiveError(
+                "--preprocessing squash neither resizes to another size nor crops: leave it out, or these"
+            )
+        start = replace(start, resize=(), fit="", fill=(), interpolation="bilinear", antialias=True)
+    if options.size and options.size[0] and start.resize and not options.resize:
+        start = _scaled(start, options.size)
+    height, width = (
+        options.size or (options.crop and (options.crop[0], options.crop[-1])) or (start.height, start.width)
+    )
+    resize = options.resize or (start.resize if height else ())
+    if resize != start.resize:
+        start = replace(start, resize=(), fit="", fill=())
+    if height and width:
+        _check_sizes(options, resize, (height, width))
+        resize = () if resize == (height, width) and not start.fit else resize
+    given = {name: getattr(options, name) for name in ("interpolation", "antialias", "bgr")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if not height and not resize:
+        if changes.keys() & {"interpolation", "antialias"}:
+            raise ArchiveError("--interpolation and --antialias say how to resize; --size any alone does not resize")
+        start = replace(start, interpolation="bilinear")  # Which nothing uses.
+    mean, std = (options.mean, options.std) if options.mean or options.std else (start.mean, start.std)
+    channels = options.channels or start.channels
+    return replace(start, channels=channels, height=height, width=width, mean=mean, std=std, resize=resize, **changes)
+
+
+def describe(preprocessing: Preprocessing) -> str:
+    """Return how a picture becomes the network's input, in one line."""
+    size, resize = preprocessing.size, "x".join(map(str, preprocessing.resize))
+    if size is None and not resize:
+        return "as they are, of any size"
+    target = f"{size[0]}x{size[1]}" if size else "any size"
+    how = preprocessing.interpolation + ("" if preprocessing.antialias else " without antialiasing")
+    if not resize:
+        return f"squashed to {target}, {how}"
+    if preprocessing.fit:
+        resize = f"{'at least' if preprocessing.fit == COVER else 'at most'} {resize}"
+    elif len(preprocessing.resize) == 1:
+        resize = f"{resize} on the shorter side"
+    return f"resized to {resize}, {how}{f', then the middle {target}' if size else ''}"
+
+
+def _scaled(recipe: Preprocessing, size: tuple[int, int]) -> Preprocessing:
+    """Return a recipe for another size that shows the network as much of a picture."""
+    assert recipe.size is not None  # noqa: S101  # For the types: a published one has a size.
+    if size == recipe.size:
+        return recipe
+    sides = (recipe.resize[0], recipe.resize[-1])
+    height, width = (round(side * new / old) for side, new, old in zip(sides, size, recipe.size, strict=True))
+    if len(recipe.resize) == 1 and height == width:
+        return replace(recipe, height=size[0], width=size[1], resize=(height,))
+    fit = recipe.fit or (COVER if len(recipe.resize) == 1 else "")
+    return replace(recipe, height=size[0], width=size[1], resize=(height, width), fit=fit)
+
+
+def _check_sizes(options: argparse.Namespace, resize: tuple[int, ...], size: tuple[int, int]) -> None:
+    """Check that what the command line says of sizes fits together.
+
+    Raises:
+        ArchiveError: It does not; the message says what would be right.
+    """
+    spelt = f"{size[0]}x{size[1]}"
+    if options.crop and not resize:
+        raise ArchiveError(
+            f"--crop cuts out the middle of a resized picture: give --resize too, such as --resize {min(size)}; or "
+            f"--size {spelt}, which squashes the whole picture"
+        )
+    is_short = bool(resize) and any(side < length for side, length in zip((resize[0], resize[-1]), size, strict=True))
+    if is_short and ((options.crop and not options.resize) or (options.resize and not (options.crop or options.size))):
+        raise ArchiveError(
+            f"resized to {'x'.join(map(str, resize))}, every picture is smaller than the network's {spelt} and would "
+            f"be padded; give both, such as --resize {min(size)} --crop {spelt}"
+        )
+
+
+def of_torchvision(transforms: Any) -> Preprocessing:
+    """Return the recipe of torchvision's published weights, for the pictures of Pillow, which always antialiases.
+
+    Args:
+        transforms: What `Weights.transforms()` returns.
+    """
+    size, mean, std = transforms.crop_size[0], tuple(transforms.mean), tuple(transforms.std)
+    shorter, interpolation = transforms.resize_size[0], transforms.interpolation.value
+    return Preprocessing(3, size, size, mean, std, resize=(shorter,), interpolation=interpolation)
+
+
+def timm_name(architecture: str, arguments: Mapping[str, Any]) -> str | None:
+    """Return timm's name of a network; None if it is none of timm's, or if timm does not know it by a name.
+
+    Args:
+        architecture: As `--arch` takes it: `timm:create_model`, or `timm.models.resnet:resnet10t`.
+        arguments: The constructor's keyword arguments.
+    """
+    place, _, name = architecture.partition(":")
+    if place.split(".")[0] != "timm":
+        return None
+    if name == "create_model":
+        return str(arguments.get("model_name", ""))
+    try:
+        import timm
+    except ModuleNotFoundError:  # The archiver says so when it looks for the network.
+        return None
+    return name if timm.is_model(name) else None
+
+
+def timm_preprocessing(network_or_name: nn.Module | str, arguments: Mapping[str, Any] | None = None) -> Preprocessing:
+    """Return the recipe that timm publishes for a network: what `timm.data.create_transform` does for evaluation.
+
+    Args:
+        network_or_name: A network that `timm.create_model` made, or a name that it takes.
+        arguments: Keyword arguments of `timm.create_model`. Also `mean` and `std`, which replace the published ones.
+
+    Raises:
+        ArchiveError: timm is not installed, has no such network, or its recipe does not fit the network.
+    """
+    name = network_or_name if isinstance(network_or_name, str) else type(network_or_name).__name__
+    try:
+        import timm
+        import timm.data
+    except ModuleNotFoundError as err:
+        raise ArchiveError(f"the recipe of {name} comes with the package timm: pip install timm") from err
+    data: Any = timm.data  # Without types.
+    given = dict(arguments or {})
+    if isinstance(network_or_name, nn.Module):
+        found = data.resolve_model_data_config(network_or_name)
+    else:
+        if ":" in name or not timm.is_model(name):
+            raise ArchiveError(f"timm has no network {name!r}; timm.list_models() says which it has")
+        found = data.resolve_data_config({"in_chans": 3}, pretrained_cfg=_published_by_timm(name, given))
+    channels = int(given.get("in_chans") or 3)
+    own = given.get("img_size") or found["input_size"][1:]
+    height, width = (own, own) if isinstance(own, int) else own
+    scaled = tuple(math.floor(side / found["crop_pct"]) for side in (height, width))
+    mean, std = (_for_channels(name, given.get(key) or found[key], channels) for key in ("mean", "std"))
+    recipe: dict[str, Any] = {"resize": scaled}
+    if found["crop_mode"] == "border":
+        recipe |= {"fit": CONTAIN, "fill": tuple(round(255 * value) for value in mean)}
+    elif found["crop_mode"] != "squash":
+        recipe = {"resize": scaled[:1]} if height == width else {"resize": scaled, "fit": COVER}
+    elif scaled == (height, width):
+        recipe = {}
+    return Preprocessing(channels, height, width, mean, std, interpolation=found["interpolation"], **recipe)
+
+
+def _published_by_timm(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what timm says of a network's weights, as `timm.create_model` with these arguments would use it."""
+    from timm.models import get_pretrained_cfg
+
+    own = arguments.get("pretrained_cfg")
+    if isinstance(own, str):
+        name = f"{name.split('.')[0]}.{own}"
+    try:
+        published: Any = get_pretrained_cfg(name)
+    except RuntimeError as err:
+        raise ArchiveError(f"timm has no weights {name!r}: {err}") from err
+    facts = own if isinstance(own, Mapping) else published.to_dict() if published else {}
+    return {**facts, **(arguments.get("pretrained_cfg_overlay") or {})}
+
+
+def _for_channels(name: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Return a number for each channel, where it is clear which.
+
+    Raises:
+        ArchiveError: It is not.
+    """
+    if len(values) != channels and len(set(values)) > 1:
+        raise ArchiveError(
+            f"timm normalises pictures of {len(values)} channels for {name}, and this network takes {channels}: give "
+            "--mean and --std for its channels"
+        )
+    return tuple(values) if len(values) == channels else (values[0],) * channels
