@@ -222,8 +222,10 @@ class Explainer:
         self, asked: Explain, image: Tensor, target: int, check: Callable[[], None]
     ) -> tuple[Tensor, float | None]:
         if asked.method == GRAD_CAM:
-            logits, maps = self._network.forward_with_gradients(image, frozenset([asked.layer]))
-            heat = methods.grad_cam(maps[asked.layer], logits, target)
+            logits, made = self._network.forward_with_gradients(image, frozenset([asked.layer]))
+            heat = methods.grad_cam(
+                made[asked.layer], logits, target, lambda values: self._network.turn(asked.layer, values)
+            )
             if heat is None and logits.requires_grad:
                 raise BadRequest(f"the scores do not depend on the map of {asked.layer}")
             return _found(heat, asked), None
