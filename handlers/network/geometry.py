@@ -110,10 +110,14 @@ def _resolve(node: str, graph: fx.GraphModule, names: Mapping[str, str]) -> str:
 def trace(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
     """Trace a network as torchvision's feature extraction does, which may raise anything.
 
+    Args:
+        model: In evaluation mode.
+
     Returns:
         Its graph, and the published name of each of the graph's nodes.
     """
     tracer = NodePathTracer(autowrap_modules=(math, ops), leaf_modules=_LEAVES)
+    model.eval()  # A network that keeps what it computed, here a proxy of the trace before, lets go of it in this call.
     graph = tracer.trace(model)
     return fx.GraphModule(tracer.root, graph), {node.name: path for node, path in tracer.node_to_qualname.items()}
 

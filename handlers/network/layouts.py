@@ -7,7 +7,8 @@
     tokens:14x14+1         (N, T, C): 14 × 14 patches, row by row, that begin after one other token
     extra_tokens:14x14+1   the tokens of such a tensor that are no patches, in their order: (N, C, n, 1)
 
-An archive keeps these words by layer; no word is the first. Axes: `N` batch, `C` channels, `h, w` map cells, `T` tokens.
+An archive keeps these words by layer; without one it is the first. Axes: `N` batch, `C` channels, `h, w` map cells, `T`
+tokens.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def turn(values: Tensor, word: str) -> Tensor:
         return values[:, :, None, None]
     end = layout.first + layout.patches
     if layout.kind == TOKENS:
-        return values[:, layout.first : end].transpose(1, 2).unflatten(2, layout.grid)
+        return values[:, layout.first : end].transpose(1, 2).reshape(len(values), -1, *layout.grid)
     others = torch.cat([values[:, : layout.first], values[:, end:]], dim=1)
     return others.transpose(1, 2).unsqueeze(3)
 

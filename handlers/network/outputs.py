@@ -35,7 +35,7 @@ def select(value: object, name: str) -> Any:
     if not name:
         return value
     parts = _parts(value)
-    if isinstance(value, tuple) and not name.partition(".")[0] in parts:  # A named tuple's, by index.
+    if isinstance(value, tuple) and name.partition(".")[0] not in parts:  # A named tuple's, by index.
         parts = {str(index): part for index, part in enumerate(value)}
     if name in parts:
         return parts[name]

@@ -146,7 +146,9 @@ def prediction(
         for index, (label, probability) in enumerate((probabilities or {}).items())
     ]
     if values is not None:
-        top = [ClassScore(index, label, math.nan, math.nan, value) for index, (label, value) in enumerate(values.items())]
+        top = [
+            ClassScore(index, label, math.nan, math.nan, value) for index, (label, value) in enumerate(values.items())
+        ]
     arrays = {layer: np.asarray(feature_map, np.float32) for layer, feature_map in (maps or {}).items()}
     return Prediction(
         model="fake",
