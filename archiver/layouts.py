@@ -1,9 +1,10 @@
 """Layouts found by proof: which axes of a network's tensors are places, seen from what a change of the picture does.
 
 A picture of noise is changed in one quarter of its height and one of its width, four times, never twice in the same
-row or column of quarters. Along an axis of rows the change then wanders as the quarters do, along an axis of channels it
-does not, whatever the sizes are. Of tokens that are patches, in a grid, the same shows which they are. Attention spreads a
-change over everything, but thinly: what counts of a place is the share of its changes that is this one's.
+row or column of quarters. Of every cell it is asked which share of its changes each of the four made. If two axes are
+rows and columns, that share is larger where the change belongs than beside it, along either axis; along an axis of
+channels it is not, whatever the sizes are. Of tokens that are patches in a grid the same shows which they are. Attention
+spreads a change over everything, but thinly. Where the difference is small, four other changes must agree.
 
 Nothing is asked of a tensor whose axes are known from the operations that led there. Axes: `N` batch, `C` channels, `h,
 w` map cells, `T` tokens, `P` = 4 places.
@@ -11,8 +12,9 @@ w` map cells, `T` tokens, `P` = 4 places.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,24 +39,53 @@ from handlers.network.receptive_fields import MAP_AXES
 
 UNTOLD = "which of its axes are places cannot be told from what it does"
 
-_ROWS, _COLUMNS = (0, 1, 2, 3), (1, 3, 0, 2)  # The quarter that is changed, of each place.
-_ENOUGH = 0.5  # The share of changes that must lie where they belong. Axes of channels give 0.06, one right axis 0.26.
-_AHEAD = 0.05  # What a grid that begins a token later must have less.
+_ROWS = (0, 1, 2, 3)
+_COLUMNS = (2, 0, 3, 1), (1, 3, 0, 2)
+"""The quarter that is changed, of each place; the second four are for doubtful cases. The first are not in the order in
+which four windows of a picture would be counted."""
+
+_CONTRAST = 1.2
+"""By how much the share must be larger where the change belongs than beside it. Of random weights, maps of convolutions
+and blocks with attention have 1.3 and more, often hundreds; wrong readings, of which one axis may be right, up to 1.2."""
+
+_CLEAR = 1.5  # Below this the second four changes must agree.
+_ONE_AXIS = 2.0  # What one axis alone must have, where the other has one cell.
+_AHEAD = 1.1  # By how much more than any other a grid must explain: one that begins a token later has 0.75 of it.
 _MOST_EXTRA = 32  # Tokens beside the patches.
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the four changes did to one tensor.
+class Reading:
+    """How well changes fit a reading of a tensor.
 
     Attributes:
-        shape: Without the batch.
-        changes: For each two neighbouring axes, by the first of them, (P, length, length): how much changed at each
-            position, summed over the third axis where there is one.
+        share: Of the changes of a cell, which one made, where that one belongs; 0.25 if it were nowhere in particular.
+        contrast: That share by the one beside it along rows or along columns, the smaller of the two; 0 if both have
+            one cell, or nothing changes.
+        axes: How many of the two have more than one cell.
     """
 
-    shape: tuple[int, ...]
-    changes: tuple[Tensor, ...]
+    share: float
+    contrast: float
+    axes: int
+
+    def fits(self, least: float) -> bool:
+        """Whether the contrast is enough."""
+        return self.axes > 0 and self.contrast >= (least if self.axes == 2 else _ONE_AXIS)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What four changes did to one tensor.
+
+    Attributes:
+        columns: The quarter of the picture's width of each.
+        along: For each two neighbouring axes (P, length, length): how much changed at each position, summed over the
+            third axis where there is one.
+    """
+
+    columns: tuple[int, ...]
+    along: tuple[Tensor, ...]
 
 
 class Layouts:
@@ -72,7 +103,7 @@ class Layouts:
     def __init__(self, network: nn.Module, preprocessing: Preprocessing, grid: str = "") -> None:
         self._network, self._preprocessing = network, preprocessing
         self._grid = read(f"{TOKENS}:{grid}") if grid else None
-        self._seen: dict[str, Seen] | None = None
+        self._seen: list[dict[str, Changes]] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._shape = preprocessing.channels, *noise(preprocessing).shape[2:]
 
@@ -106,44 +137,63 @@ class Layouts:
             raise ArchiveError(f"it has {len(shape) + 1} axes")
         if len(shape) == 3 and geometry.axes in (MAP_AXES, (1, 2)):
             return CHANNELS_FIRST if geometry.axes == MAP_AXES else CHANNELS_LAST
-        if len(shape) == 3 and shape[1:] == (1, 1) and shape[0] > 1:
+        if len(shape) == 3 and shape[1:] == (1, 1):
             return CHANNELS_FIRST
-        if len(shape) == 3 and shape[:2] == (1, 1) and shape[2] > 1:
+        if len(shape) == 3 and shape[:2] == (1, 1):
             return CHANNELS_LAST
-        if self._seen is None:
-            self._seen = _observe(self._network, self._preprocessing)
-        seen = self._seen.get(node)
         if len(shape) == 2:
-            return self._of_two_axes(shape, seen)
+            return self._of_two_axes(node, shape)
         made = geometry.operation
         by_convolution = made is not None and made.kind.startswith("Conv") and made.output_shape == shape
-        return _of_three_axes(shape, seen, by_convolution=by_convolution)
+        return self._of_three_axes(node, shape, by_convolution=by_convolution)
 
-    def _of_two_axes(self, shape: tuple[int, ...], seen: Seen | None) -> str:
-        if self._grid is not None and self._grid.patches + self._grid.first <= shape[0]:
-            explained = _explained(seen, self._grid)
-            if explained is not None and explained < _ENOUGH / 2:
+    def _of_three_axes(self, node: str, shape: tuple[int, ...], *, by_convolution: bool) -> str:
+        readings = {CHANNELS_FIRST: partial(_read, axis=1), CHANNELS_LAST: partial(_read, axis=0)}
+        first, last = (reading(self._changes(node)) for reading in readings.values())
+        for word, mine, other in ((CHANNELS_FIRST, first, last), (CHANNELS_LAST, last, first)):
+            if mine.contrast >= _AHEAD * other.contrast and self._is_sure(node, mine, readings[word]):
+                return word
+        if by_convolution and not last.fits(_CONTRAST):  # Its changes tell nothing, but a convolution made it.
+            return CHANNELS_FIRST
+        raise ArchiveError(
+            f"{UNTOLD}; if they are (h, w, C), say NODE@{CHANNELS_LAST}, if (C, h, w), say NODE@channels_first"
+        )
+
+    def _of_two_axes(self, node: str, shape: tuple[int, ...]) -> str:
+        changes = self._changes(node)
+        if self._grid is not None and self._grid.first + self._grid.patches <= shape[0]:
+            if _read_tokens(changes, self._grid).contrast < 1 < _read_tokens(changes, self._grid).axes:
                 raise ArchiveError(f"changes of the picture do not show in patches that lie as {self._grid} says")
             return str(self._grid)
-        if seen is None:
-            raise ArchiveError("its first axis is not the batch's")
-        candidates = _grids(shape[0], self._shape[1], self._shape[2])
-        shares = sorted(((_explained(seen, grid) or 0.0, grid) for grid in candidates), key=lambda pair: -pair[0])
-        plane = _share(seen, 0)
-        if shares and shares[0][0] >= _ENOUGH and (plane is None or plane < _ENOUGH):
-            if len(shares) > 1 and shares[0][0] - shares[1][0] < _AHEAD:
+        grids = _grids(shape[0], self._shape[1], self._shape[2])
+        ranked = sorted(((_read_tokens(changes, grid), grid) for grid in grids), key=lambda pair: -pair[0].share)
+        if ranked and self._is_sure(node, ranked[0][0], partial(_read_tokens, grid=ranked[0][1])):
+            (best, grid), *others = ranked
+            if others and best.share - 0.25 < _AHEAD * (others[0][0].share - 0.25):
                 raise ArchiveError(
-                    f"its {shape[0]} tokens may be patches as {shares[0][1]} or as {shares[1][1]} says: "
-                    f"{_how_to_say(shares[0][1])}"
+                    f"its {shape[0]} tokens may be patches as {grid} or as {others[0][1]} says: say --tokens "
+                    + str(grid).removeprefix(f"{TOKENS}:")
                 )
             if self._preprocessing.size is None:
                 raise ArchiveError("its tokens are another grid for a picture of another size; give --size HxW")
-            return str(shares[0][1])
-        if plane is not None and plane >= _ENOUGH:
+            return str(grid)
+        if self._is_sure(node, _read(changes, axis=0), partial(_read, axis=0)):
             return PLANE
         raise ArchiveError(
             f"{UNTOLD}; if they are patches, say in which grid: --tokens HxW+N for H×W of them after N other tokens"
         )
+
+    def _is_sure(self, node: str, found: Reading, again: Callable[[Changes], Reading]) -> bool:
+        if not found.fits(_CONTRAST):
+            return False
+        return found.fits(_CLEAR) or again(self._changes(node, 1)).fits(_CONTRAST)
+
+    def _changes(self, node: str, times: int = 0) -> Changes:
+        while len(self._seen) <= times:
+            self._seen.append(_observe(self._network, self._preprocessing, _COLUMNS[len(self._seen)]))
+        if node not in self._seen[times]:
+            raise ArchiveError("its first axis is not the batch's")
+        return self._seen[times][node]
 
 
 def extra(word: str, shape: tuple[int, ...]) -> str:
@@ -166,62 +216,43 @@ def check_said(node: str, shape: tuple[int, ...], word: str) -> None:
         raise ArchiveError(f"{node!r} cannot be read so: {err}") from err
 
 
-def _of_three_axes(shape: tuple[int, ...], seen: Seen | None, *, by_convolution: bool) -> str:
-    if seen is None:
-        raise ArchiveError("its first axis is not the batch's")
-    first, last = _share(seen, 1), _share(seen, 0)
-    for word, mine, other in ((CHANNELS_FIRST, first, last), (CHANNELS_LAST, last, first)):
-        if mine is not None and mine >= _ENOUGH and (other or 0.0) <= mine / 2:
-            return word
-    if by_convolution and (last is None or last < _ENOUGH):  # Its changes tell nothing, but a convolution made it.
-        return CHANNELS_FIRST
-    raise ArchiveError(
-        f"{UNTOLD}; if they are (h, w, C), say NODE@{CHANNELS_LAST}, if (C, h, w), say NODE@channels_first"
-    )
+def _read(changes: Changes, axis: int) -> Reading:
+    """Read an axis as rows, and the next one as columns."""
+    return _fit(changes.along[axis], changes.columns)
 
 
-def _share(seen: Seen, rows: int) -> float | None:
-    """Return the share of the changes that lies where they belong, if this axis is rows and the next one columns.
-
-    Axes of one cell say nothing; None if both are.
-    """
-    high, wide = seen.shape[rows : rows + 2]
-    return None if high == wide == 1 else _inside(seen.changes[rows], _areas(high, wide))
+def _read_tokens(changes: Changes, grid: Layout) -> Reading:
+    """Read tokens as a grid of patches."""
+    tokens = changes.along[0].sum(dim=2)  # (P, T)
+    patches = tokens[:, grid.first : grid.first + grid.patches].reshape(len(tokens), *grid.grid)
+    return _fit(patches, changes.columns)
 
 
-def _areas(high: int, wide: int) -> Tensor:
-    """Return which cells of a map each change belongs to, (P, high, wide), 1 or 0."""
-    areas = torch.zeros(len(_ROWS), high, wide)
-    for area, row, column in zip(areas, _ROWS, _COLUMNS, strict=True):
-        area[_quarter(row, high), _quarter(column, wide)] = 1
-    return areas
+def _fit(changes: Tensor, columns: Sequence[int]) -> Reading:
+    """Return how well changes (P, h, w) fit the places where they were made."""
+    _, high, wide = changes.shape
+    total = changes.sum(dim=0)
+    shares = changes / total.clamp_min(torch.finfo(changes.dtype).tiny)
+    here = in_row = in_column = 0.0
+    for share, row, column in zip(shares, _ROWS, columns, strict=True):
+        rows, along = _quarter(row, high), _quarter(column, wide)
+        here += _mean(share, total > 0, rows, along) / len(shares)
+        in_row += _mean(share, total > 0, rows, ~along) / len(shares)
+        in_column += _mean(share, total > 0, ~rows, along) / len(shares)
+    beside = max([in_row] * (wide > 1) + [in_column] * (high > 1), default=0.0)
+    axes = (high > 1) + (wide > 1)
+    return Reading(here, here / max(beside, 1e-9) if axes else 0.0, axes)
 
 
-def _quarter(number: int, length: int) -> slice:
-    return slice(number * length // 4, -(-(number + 1) * length // 4))
+def _quarter(number: int, length: int) -> Tensor:
+    """Return which of so many positions a quarter touches, (length,)."""
+    positions = torch.arange(length)
+    return (positions >= number * length // 4) & (positions < -(-(number + 1) * length // 4))
 
 
-def _inside(changes: Tensor, areas: Tensor) -> float:
-    """Return the share of changes that lies in their areas, the mean of all places; 0 if one changes nothing.
-
-    What all changes alike move counts for little: of each cell the share of its changes that is this one's, cubed.
-    """
-    changes = changes.flatten(1)
-    weights = changes * (changes / changes.sum(dim=0).clamp_min(torch.finfo(changes.dtype).tiny)) ** 3
-    totals = weights.sum(dim=1)
-    if not bool((totals > 0).all()):
-        return 0.0
-    return float(((weights * areas.flatten(1)).sum(dim=1) / totals).mean())
-
-
-def _explained(seen: Seen | None, grid: Layout) -> float | None:
-    """Return the share of the changes that lies in the patches they belong to, if the tokens are such a grid."""
-    if seen is None:
-        return None
-    changes = seen.changes[0].sum(dim=2)  # (P, T)
-    areas = torch.zeros_like(changes)
-    areas[:, grid.first : grid.first + grid.patches] = _areas(*grid.grid).flatten(1)
-    return _inside(changes, areas)
+def _mean(share: Tensor, moved: Tensor, rows: Tensor, columns: Tensor) -> float:
+    taken = share[rows[:, None] & columns & moved]
+    return float(taken.mean()) if len(taken) else 0.0
 
 
 def _grids(tokens: int, height: int, width: int) -> list[Layout]:
@@ -235,28 +266,23 @@ def _grids(tokens: int, height: int, width: int) -> list[Layout]:
     return list(found)
 
 
-def _how_to_say(grid: Layout) -> str:
-    return f"say --tokens {str(grid).removeprefix(f'{TOKENS}:')}"
-
-
-def _observe(network: nn.Module, preprocessing: Preprocessing) -> dict[str, Seen]:
-    """Run the network once on a picture and its four changes, and see what they do to every tensor of two axes or more.
+def _observe(network: nn.Module, preprocessing: Preprocessing, columns: tuple[int, ...]) -> dict[str, Changes]:
+    """Run the network once on a picture and its four changes, and see what they do to its tensors of three or four axes.
 
     Tensors whose first axis is not the batch's are left out.
     """
     picture, other = torch.split(noise(preprocessing, 2), 1)
-    _, _, height, width = picture.shape
+    height, width = picture.shape[2:]
     images = picture.repeat(1 + len(_ROWS), 1, 1, 1)
-    for image, row, column in zip(images[1:], _ROWS, _COLUMNS, strict=True):
-        place = slice(None), _quarter(row, height), _quarter(column, width)
-        image[place] = other[0][place]
-    seen: dict[str, Seen] = {}
+    for image, row, column in zip(images[1:], _ROWS, columns, strict=True):
+        place = _quarter(row, height)[:, None] & _quarter(column, width)
+        image[:, place] = other[0][:, place]
+    seen: dict[str, Changes] = {}
 
     def look(name: str, value: object) -> None:
         if isinstance(value, Tensor) and value.dim() in (3, 4) and len(value) == len(images):
             changes = (value[1:] - value[:1]).double().square().nan_to_num(0, 0, 0)
-            parts = (changes,) if changes.dim() == 3 else (changes.sum(3), changes.sum(1))
-            seen[name] = Seen(tuple(value.shape[1:]), parts)
+            seen[name] = Changes(columns, (changes,) if changes.dim() == 3 else (changes.sum(3), changes.sum(1)))
 
     with torch.no_grad():
         try:

@@ -99,7 +99,7 @@ def turn(values: Tensor, word: str) -> Tensor:
         return values[:, :, None, None]
     end = layout.first + layout.patches
     if layout.kind == TOKENS:
-        return values[:, layout.first : end].transpose(1, 2).reshape(len(values), -1, *layout.grid)
+        return torch.unflatten(values[:, layout.first : end].transpose(1, 2), 2, layout.grid)
     others = torch.cat([values[:, : layout.first], values[:, end:]], dim=1)
     return others.transpose(1, 2).unsqueeze(3)
 

@@ -35,12 +35,16 @@ def grad_cam(
         turn: Makes maps (1, C, h, w) of that tensor and of its gradient.
 
     Returns:
-        (1, h, w), nowhere negative; None where the logit has no gradient with respect to the maps.
+        (1, h, w), nowhere negative; None where the logit has no gradient with respect to the maps, or only to another
+        part of what the layer made: of a transformer's last patches a class often needs no more than the class token.
     """
-    gradient = _gradient(logits[0, target], made)
-    if gradient is None:
+    whole = _gradient(logits[0, target], made)
+    if whole is None:
         return None
-    weights = turn(gradient).mean(dim=(2, 3), keepdim=True)
+    gradient = turn(whole)
+    if whole.any() and not gradient.any():
+        return None
+    weights = gradient.mean(dim=(2, 3), keepdim=True)
     return (weights * turn(made.detach())).sum(dim=1).relu()
 
 
