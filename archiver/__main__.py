@@ -120,12 +120,12 @@ def _summary(path: Path, files: Mapping[str, bytes]) -> str:
     kind = scores_of(card, classes)
     meaning = f", {kind}" + (", which the network gives itself" if card.get(PROBABILITIES) else "")
     named = "numbers" if kind == VALUE else "classes"
+    counted = f"{len(classes)}{meaning}" if classes else "none, so maps and no scores; --classes FILE names them"
     without = card.get(NO_GRADIENTS)
     explained = f"\nexplanations: by occlusion, not by gradients: {without}" if without else ""
     return (
         f"{path}  {path.stat().st_size:,} bytes, version {card['version']}\nlayers: {layers}\n"
-        f"{named}: {f'{len(classes)}{meaning}' if classes else 'none, so maps and no scores; --classes FILE names them'}"
-        f"{explained}"
+        f"{named}: {counted}{explained}"
     )
 
 

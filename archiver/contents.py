@@ -149,7 +149,10 @@ class Contents:
                 gives_probabilities=bool(self.card.get(PROBABILITIES)),
                 more=lambda: _more_answers(network, self.preprocessing),
             )
-            eager = Eager(network, **reads(self.card))
+            try:
+                eager = Eager(network, **reads(self.card))
+            except ValueError as err:  # A tensor is returned in a way that its graph does not show.
+                raise ArchiveError(f"{err}; return a dictionary or a tuple of tensors") from err
             check_company(eager, self.preprocessing)
             no_gradients = why_no_gradients(eager, self.preprocessing) if eager.has_scores else ""
             with self.network() as again:  # Inside the first, whose random numbers are drawn: it draws others.

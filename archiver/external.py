@@ -110,7 +110,7 @@ def from_network(
         architecture: `path/to/net.py:Name`, `package.module:Name`, or a builder such as `torchvision.models:resnet18`.
         name: What the model is served under.
         layers: Public name → node of torchvision's feature extraction, or `output:` and the name of a tensor that the
-            network returns; with `@` and a layout behind, where that cannot be told. `AUTO` for those that are proposed.
+            network returns; with `@` and a layout behind where that cannot be told. `AUTO` for those proposed.
         preprocessing: What the network takes.
         state_dict: The weights' file: a state dict, alone or in a checkpoint, or safetensors, whole or in shards.
         ema: Take the moving average of the weights that the file holds beside them.
@@ -198,7 +198,7 @@ def _meaning(
 
 
 def _laid_out(layers: Mapping[str, str], finder: Layouts) -> tuple[dict[str, str], dict[str, str]]:
-    """Return layers that were named, without what was said of their layouts, and the layouts that are not the usual one.
+    """Return layers that were named, without what was said of their layouts, and the layouts but for the usual one.
 
     Raises:
         ArchiveError: A layout cannot be told, or is not what was said.

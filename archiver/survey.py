@@ -74,8 +74,13 @@ class Survey:
 
     def shape_of(self, node: str) -> tuple[int, ...] | None:
         """Return the shape, without the batch, of what a layer is bound to; None where that is no tensor of use."""
-        tensor = self.returned.get(node)
-        return self.made.get(node) if tensor is None else tuple(tensor.shape[1:])
+        if not node.startswith(OUTPUT):
+            return self.made.get(node)
+        try:
+            tensor = select(self.output, node.removeprefix(OUTPUT))
+        except KeyError:
+            return None
+        return tuple(tensor.shape[1:]) if isinstance(tensor, Tensor) else None
 
 
 def survey(network: nn.Module, picture: Tensor) -> Survey:
@@ -171,8 +176,8 @@ def check_inputs(network: nn.Module) -> None:
     kind = type(network).__name__
     others = [*(f"self.{name}" for name in needed[1:]), *(f"{name}=self.{name}" for name in named)]
     raise ArchiveError(
-        f"its forward pass takes {len(needed) + len(named)} inputs, {', '.join(needed + named)}, and the service gives it "
-        f"one picture. Wrap it in a class that says what the others are, and archive that with --arch: its weights "
+        f"its forward pass takes {len(needed) + len(named)} inputs, {', '.join(needed + named)}, and the service gives "
+        f"it one picture. Wrap it in a class that says what the others are, and archive that with --arch: its weights "
         f"keep their names, so the same --state-dict fits.\n\n"
         f"    class OnePicture({kind}):\n"
         f"        def forward(self, images):  # (N, C, H, W)\n"
@@ -199,7 +204,7 @@ def check_layers(
         raise ArchiveError(f"say which layers to publish: --layers conv1=NODE,conv2=NODE\n{listing(found)}")
     shapes = {}
     for name, node in layers.items():
-        if node.startswith(OUTPUT) and node not in found.returned:
+        if node.startswith(OUTPUT) and found.shape_of(node) is None:
             raise ArchiveError(
                 f"layer {name!r}: the network returns no {node.removeprefix(OUTPUT)!r}\n{listing(found)}"
             )
@@ -303,8 +308,8 @@ def check_scores(
     others = [_scores(answer, output, found) for answer in more()] if kind is None else []
     if others and all(map(_is_share, others)) and bool(((scores > 0) & (scores < 1)).any()):
         raise ArchiveError(
-            f"all outputs lie between 0 and 1 on pictures of noise: {_some(scores)}. Say what they are: --scores sigmoid "
-            "--probabilities if they went through a sigmoid; --scores softmax, or sigmoid, with --no-probabilities if "
+            f"all outputs lie between 0 and 1 on pictures of noise: {_some(scores)}. Say what they are: --scores "
+            "sigmoid --probabilities if they went through a sigmoid; --scores softmax, or sigmoid, with --no-probabilities if "
             "they are logits and small; --scores value if they are numbers that are no scores"
         )
 

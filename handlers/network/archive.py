@@ -23,8 +23,8 @@ from handlers.network.engines.onnx import Graph
 
 SOFTMAX, SIGMOID, VALUE, NONE = "softmax", "sigmoid", "value", "none"
 SCORES = (SOFTMAX, SIGMOID, VALUE, NONE)
-"""What outputs mean: logits of one class among several, logits of classes that do not exclude each other, numbers as they
-are, or no scores."""
+"""What outputs mean: logits of classes of which one is right, logits of classes that do not exclude each other, numbers
+as they are, or no scores."""
 
 KIND, PROBABILITIES, OUTPUT_NAME, LAYOUTS = "scores", "probabilities", "output", "layouts"
 """Entries of card.json that say so: one of `SCORES`; whether the outputs are the probabilities already; which of the

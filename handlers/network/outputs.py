@@ -35,8 +35,8 @@ def select(value: object, name: str) -> Any:
     if not name:
         return value
     parts = _parts(value)
-    if isinstance(value, tuple) and name.partition(".")[0] not in parts:  # A named tuple's, by index.
-        parts = {str(index): part for index, part in enumerate(value)}
+    if name.partition(".")[0] not in parts and isinstance(value, tuple | fx.Node):
+        parts = {str(index): part for index, part in enumerate(parts.values())}  # A named tuple's, by index.
     if name in parts:
         return parts[name]
     for key, part in parts.items():
@@ -76,9 +76,10 @@ def as_scores(values: Tensor) -> Tensor:
 
 
 def _parts(value: object) -> dict[str, Any]:
-    if isinstance(value, fx.Node):  # A dataclass that was made while the network was traced is a call of its class.
-        made = value.op == "call_function" and inspect.isclass(value.target) and dataclasses.is_dataclass(value.target)
-        return dict(value.kwargs) if made else {}
+    if isinstance(value, fx.Node):  # What a class of these made while the network was traced is a call of that class.
+        made = value.target if value.op == "call_function" and inspect.isclass(value.target) else None
+        positional = dict(zip(getattr(made, "_fields", ()), value.args, strict=False))
+        return positional | dict(value.kwargs) if positional or dataclasses.is_dataclass(made) else {}
     if isinstance(value, Mapping):
         return {str(key): part for key, part in value.items()}
     if isinstance(value, list | tuple):

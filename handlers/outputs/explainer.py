@@ -284,7 +284,7 @@ class Explainer:
         return (wide or maps)[-1]
 
     def _matters(self, layer: str) -> bool:
-        """Tell whether the scores depend on a layer's map at all, which a transformer's need not on its last patches."""
+        """Tell whether the scores depend on a layer's map at all: a transformer's need not on its last patches."""
         if layer not in self._mattering:
             with torch.inference_mode(False), torch.enable_grad():
                 image = noise(self._preprocessing).to(self._network.device)

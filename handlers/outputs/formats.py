@@ -93,8 +93,8 @@ def _arrays(results: Results) -> dict[str, NDArray[Any]]:
     """Return the arrays of an npz: one a layer, scores as arrays, and everything else as JSON in `reply`.
 
     With one picture the names are `conv1`, `index`, `label`, `probability`, `logit`, or `value` instead of these two;
-    with several each has the picture's number before it: `0/conv1`. A uint8 map brings `conv1.scale` and `conv1.offset`, a selection of channels
-    `conv1.channels`.
+    with several each has the picture's number before it: `0/conv1`. A uint8 map brings `conv1.scale` and
+    `conv1.offset`, a selection of channels `conv1.channels`.
     """
     arrays: dict[str, NDArray[Any]] = {}
     for number, result in enumerate(results):

@@ -1,4 +1,4 @@
-"""Which axis is which: layouts are found from what networks do, and maps turned by them are those that torch makes by hand."""
+"""Which axis is which: layouts are found from what networks do, and turned maps are those that torch makes by hand."""
 
 from __future__ import annotations
 

@@ -177,9 +177,9 @@ class ModelCard:
         limits: Limits of a request and of a reply.
         multiply_adds: Of the network, for one picture; 0 if the service is too old to report it.
         explanations: Methods of `explain` that suit the network; empty if the service is too old to report it.
-        scores: What the network's outputs mean: "softmax", classes of which one is right; "sigmoid", classes that do not
-            exclude each other; "value", numbers that `classes` names; "none". Empty if the service is too old to report
-            it.
+        scores: What the network's outputs mean: "softmax", classes of which one is right; "sigmoid", classes that do
+            not exclude each other; "value", numbers that `classes` names; "none". Empty if the service is too old to
+            report it.
     """
 
     model: str
