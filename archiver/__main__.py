@@ -32,6 +32,7 @@ from archiver.packing import ArchiveError
 from archiver.recipes import describe
 from archiver.store import build, check, refreshed, write
 from handlers.images.preprocessing import Preprocessing
+from handlers.network.archive import LAYOUTS, PROBABILITIES, VALUE, scores_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,6 +80,10 @@ def _own(arguments: argparse.Namespace) -> Contents:
         ema=arguments.ema,
         seed=arguments.random_weights,
         classes=classes,
+        scores=arguments.scores,
+        probabilities=arguments.probabilities,
+        output=arguments.output,
+        tokens=arguments.tokens or "",
         layers=arguments.layers,
         preprocessing=arguments.preprocessing,
         report=lambda line: print(line, file=sys.stderr) if line else None,
@@ -109,14 +114,21 @@ def _refresh_store(store: Path, engine: str | None) -> int:
 
 def _summary(path: Path, files: Mapping[str, bytes]) -> str:
     card = json.loads(files[packing.CARD])
-    layers = ", ".join(f"{name} = {node}" for name, node in card["layers"].items())
+    layouts = card.get(LAYOUTS, {})
+    layers = ", ".join(
+        f"{name} = {node}" + (f" ({layouts[name]})" if name in layouts else "") for name, node in card["layers"].items()
+    )
     classes = card["classes"]
+    kind = scores_of(card, classes)
+    meaning = f", {kind}" + (", which the network gives itself" if card.get(PROBABILITIES) else "")
+    named = "numbers" if kind == VALUE else "classes"
+    counted = f"{len(classes)}{meaning}" if classes else "none, so maps and no scores; --classes FILE names them"
     without = card.get(NO_GRADIENTS)
     explained = f"\nexplanations: by occlusion, not by gradients: {without}" if without else ""
     return (
         f"{path}  {path.stat().st_size:,} bytes, version {card['version']}\nlayers: {layers}\n"
         f"pictures: {describe(Preprocessing.from_dict(card['preprocessing']))}\n"
-        f"classes: {len(classes) or 'none, so maps and no scores; --classes FILE names them'}{explained}"
+        f"{named}: {counted}{explained}"
     )
 
 

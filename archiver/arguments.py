@@ -13,6 +13,8 @@ from archiver.packing import ArchiveError
 from archiver.recipes import TIMM, TORCHVISION, add_options, settle, timm_name, timm_preprocessing
 from archiver.store import STORE
 from handlers.images.decoding import DEFAULT_MAX_PIXELS
+from handlers.network.archive import NONE, SCORES
+from handlers.network.layouts import TOKENS, read
 
 _OWN = "with --arch or --torchvision"
 
@@ -34,7 +36,25 @@ def _layers(text: str) -> dict[str, str] | str:
     names = [name.strip() for name, _, _ in pairs]
     if not all(equals and node.strip() for _, equals, node in pairs) or len(set(names)) < len(names):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NODE,NAME=NODE with every name once, nor auto")
+    for _, _, node in pairs:
+        _, at, word = node.strip().partition("@")
+        if at and word != "channels_first":
+            try:
+                read(word)
+            except ValueError as err:
+                raise argparse.ArgumentTypeError(str(err)) from err
     return {name.strip(): node.strip() for name, _, node in pairs}
+
+
+def _grid(text: str) -> str:
+    grid = text if "+" in text else f"{text}+0"
+    try:
+        read(f"{TOKENS}:{grid}")
+    except ValueError as err:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither HEIGHTxWIDTH in patches, nor that with +N for N other tokens before them: 14x14+1"
+        ) from err
+    return grid
 
 
 def _size(text: str) -> tuple[int | None, int | None]:
@@ -97,7 +117,8 @@ def _complete(arguments: argparse.Namespace) -> None:
         arguments.arch = published.architecture
         arguments.name = arguments.name or arguments.torchvision
         source, preprocessing = TORCHVISION, published.preprocessing
-        if arguments.arguments.get("num_classes", len(published.classes)) == len(published.classes):
+        count = len(published.classes)
+        if arguments.scores != NONE and arguments.arguments.get("num_classes", count) == count:
             arguments.labels = published.classes
     elif (timm := timm_name(arguments.arch, arguments.arguments)) is not None:
         own = {"mean": arguments.mean, "std": arguments.std}
@@ -147,11 +168,37 @@ def _parser(description: str) -> argparse.ArgumentParser:
     own.add_argument("--random-weights", type=int, metavar="SEED", help="no weights: fresh ones from this seed")
     own.add_argument("--classes", type=Path, metavar="FILE", help="one label a line; without, no scores are served")
     own.add_argument(
+        "--scores",
+        choices=SCORES,
+        help="what the outputs mean: softmax: logits of classes of which one is right (default), sigmoid: logits of "
+        "classes that do not exclude each other, value: numbers that are no scores, which --classes names, none: "
+        "nothing of use (default without classes)",
+    )
+    own.add_argument(
+        "--probabilities",
+        action=argparse.BooleanOptionalAction,
+        help="whether the outputs went through that softmax or sigmoid in the network already, where it does not show",
+    )
+    own.add_argument(
+        "--output",
+        default="",
+        metavar="KEY",
+        help="which is the scores, of a network that returns several tensors: keys or indexes with dots between",
+    )
+    own.add_argument(
         "--layers",
         type=_layers,
         default={},
         metavar="NAME=NODE,...",
-        help="the maps to publish, or auto for those that are proposed without this option",
+        help="the maps to publish, or auto for those that are proposed without this option; output:KEY is what the "
+        "network returns by that name; NODE@LAYOUT says which axis is which where that cannot be told: channels_first, "
+        "channels_last, plane, tokens:HxW+N",
+    )
+    own.add_argument(
+        "--tokens",
+        type=_grid,
+        metavar="HxW+N",
+        help="tokens are H×W patches, row by row, after N others (default: found out)",
     )
     own.add_argument(
         "--size", type=_size, metavar="HxW", help="the network's size, or any (default: the recipe's, else 224x224)"

@@ -25,6 +25,7 @@ from archiver.proof import check_company, check_graph, check_rebuilt, why_no_gra
 from archiver.survey import Shape, batch_size, check_layers, check_scores, survey
 from archiver.weights import load_file, load_strictly
 from handlers.images.preprocessing import Preprocessing, noise
+from handlers.network.archive import KIND, LAYOUTS, OUTPUT_NAME, PROBABILITIES, VALUE, reads
 from handlers.network.engines.eager import Eager
 
 FORMAT = 1
@@ -139,16 +140,34 @@ class Contents:
         with self.network() as network:
             picture = noise(self.preprocessing)
             found = survey(network, picture)
-            shapes = check_layers(found, self.card["layers"])
-            check_scores(found, len(self.card["classes"]))
-            eager = Eager(network, self.card["layers"], has_scores=bool(self.card["classes"]))
+            shapes = check_layers(found, self.card["layers"], self.card.get(LAYOUTS))
+            check_scores(
+                found,
+                len(self.card["classes"]),
+                self.card.get(KIND),
+                self.card.get(OUTPUT_NAME, ""),
+                gives_probabilities=bool(self.card.get(PROBABILITIES)),
+                more=lambda: _more_answers(network, self.preprocessing),
+            )
+            try:
+                eager = Eager(network, **reads(self.card))
+            except ValueError as err:  # A tensor is returned in a way that its graph does not show.
+                raise ArchiveError(f"{err}; return a dictionary or a tuple of tensors") from err
             check_company(eager, self.preprocessing)
-            no_gradients = why_no_gradients(eager, self.preprocessing) if self.card["classes"] else ""
+            no_gradients = why_no_gradients(eager, self.preprocessing) if eager.has_scores else ""
             with self.network() as again:  # Inside the first, whose random numbers are drawn: it draws others.
                 check_rebuilt(again, picture, found.output)
             if self.graph is not None:
                 check_graph(self.graph, self.card, network, self.preprocessing)
         return Proof(shapes, no_gradients)
+
+
+def _more_answers(network: nn.Module, preprocessing: Preprocessing) -> Iterator[Any]:
+    """Run more pictures of noise, one of them so strong that logits leave the range of ordinary ones."""
+    first, *others = torch.split(noise(preprocessing, 3), 1)
+    with torch.no_grad():
+        for picture in (30 * first, *others):
+            yield network(picture)
 
 
 def from_checkpoint(path: Path, version: str, *, half: bool = False) -> Contents:
@@ -221,8 +240,9 @@ def check_names(card: Mapping[str, Any]) -> None:
             raise ArchiveError(
                 f"{layer[:120]!r} cannot be a layer's public name; use at most 100 letters, digits, - _ ."
             )
-        if layer in _TAKEN or layer.endswith(_TAKEN_ENDS):
+        taken = (*_TAKEN, "value") if card.get(KIND) == VALUE else _TAKEN
+        if layer in taken or layer.endswith(_TAKEN_ENDS):
             raise ArchiveError(
                 f"{layer!r} cannot be a layer's public name: requests or replies have a word of their own for it; not "
-                f"{', '.join(_TAKEN)}, and nothing that ends in {', '.join(_TAKEN_ENDS)}"
+                f"{', '.join(taken)}, and nothing that ends in {', '.join(_TAKEN_ENDS)}"
             )

@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,13 +19,25 @@ from torchvision import models
 from archiver import packing
 from archiver.architecture import find
 from archiver.contents import FORMAT, Contents
+from archiver.layouts import Layouts, check_said, extra
 from archiver.packages import complete, describe
 from archiver.packing import ArchiveError
+from archiver.proof import gives_probabilities
 from archiver.proposal import propose, table
 from archiver.recipes import of_torchvision
 from archiver.survey import listing, survey
 from archiver.weights import load
 from handlers.images.preprocessing import Preprocessing, noise
+from handlers.network.archive import (
+    KIND,
+    LAYOUTS,
+    NONE,
+    OUTPUT_NAME,
+    PROBABILITIES,
+    SCORES,
+    SIGMOID,
+    SOFTMAX,
+)
 
 AUTO = "auto"
 """Instead of layers: those that `propose` chooses."""
@@ -81,6 +94,10 @@ def from_network(
     seed: int | None = None,
     arguments: Mapping[str, object] | None = None,
     classes: Sequence[str] = (),
+    scores: str | None = None,
+    probabilities: bool | None = None,
+    output: str = "",
+    tokens: str = "",
     version: str = "1.0",
     description: str = "",
     report: Callable[[str], None] = lambda _: None,
@@ -90,13 +107,18 @@ def from_network(
     Args:
         architecture: `path/to/net.py:Name`, `package.module:Name`, or a builder such as `torchvision.models:resnet18`.
         name: What the model is served under.
-        layers: Public name → node of torchvision's feature extraction; `AUTO` for those that are proposed.
+        layers: Public name → node of torchvision's feature extraction, or `output:` and the name of a tensor that the
+            network returns; with `@` and a layout behind where that cannot be told. `AUTO` for those proposed.
         preprocessing: What the network takes.
         state_dict: The weights' file: a state dict, alone or in a checkpoint, or safetensors, whole or in shards.
         ema: Take the moving average of the weights that the file holds beside them.
         seed: Without a file: initialise the network from this seed.
         arguments: The constructor's keyword arguments, plain JSON values.
         classes: Labels in the order of the outputs; none for a network whose output is no scores.
+        scores: What the outputs mean, one of `SCORES`; None for softmax, or none without classes.
+        probabilities: Whether the outputs are the probabilities already; None to find out.
+        output: Which of several tensors that the network returns is the scores: keys or indexes with dots between.
+        tokens: The grid of patches, `14x14+1` for 14×14 after one other token; empty to find out.
         version: The model's version.
         description: One sentence for the model card.
         report: Is told which weights of the file were taken, and what was left out.
@@ -117,8 +139,12 @@ def from_network(
         if state_dict is not None:
             report(load(network, state_dict, ema=ema))
         weights = packing.weights(network.state_dict())
-        if not isinstance(layers, Mapping) or not layers:
-            layers = _proposed(network.eval(), preprocessing, take=layers == AUTO)
+        meaning = _meaning(network.eval(), preprocessing, classes, scores, output, probabilities)
+        finder = Layouts(network, preprocessing, tokens)
+        if isinstance(layers, Mapping) and layers:
+            layers, layouts = _laid_out(layers, finder)
+        else:
+            layers, layouts = _proposed(network, preprocessing, finder, take=layers == AUTO)
     card = {
         "format": FORMAT,
         "model": name,
@@ -130,18 +156,103 @@ def from_network(
         "preprocessing": preprocessing.to_dict(),
         "layers": dict(layers),
         "training": {},
+        **meaning,
+        **({LAYOUTS: layouts} if layouts else {}),
     }
     return Contents(card, weights, found)
 
 
-def _proposed(network: nn.Module, preprocessing: Preprocessing, *, take: bool) -> dict[str, str]:
-    """Return the layers that are proposed, or raise them for the user to choose from."""
+def _meaning(
+    network: nn.Module,
+    preprocessing: Preprocessing,
+    classes: Sequence[str],
+    scores: str | None,
+    output: str,
+    probabilities: bool | None,
+) -> dict[str, Any]:
+    """Return what the card says of the outputs: only what was said, and what follows from that.
+
+    Raises:
+        ArchiveError: It does not fit together, or whether the outputs are probabilities already must be said.
+    """
+    if scores not in (None, *SCORES):
+        raise ArchiveError(f"scores are {scores!r}; there are {', '.join(SCORES)}")
+    if scores == NONE and (classes or output or probabilities is not None):
+        raise ArchiveError(
+            "with --scores none there are no scores, so no classes, no output and no probabilities of any"
+        )
+    if not classes and (scores not in (None, NONE) or output or probabilities is not None):
+        raise ArchiveError(
+            "scores need names: --classes FILE, one label a line; for numbers, what they are and their unit"
+        )
+    if probabilities is not None and scores not in (SOFTMAX, SIGMOID):
+        raise ArchiveError("say which probabilities they are: --scores softmax or --scores sigmoid")
+    said = {} if scores is None else {KIND: scores}
+    if output:
+        said[OUTPUT_NAME] = output
+    if probabilities is None and scores in (SOFTMAX, SIGMOID):
+        probabilities = gives_probabilities(network, noise(preprocessing, 3), output, scores)
+    return {**said, PROBABILITIES: True} if probabilities else said
+
+
+def _laid_out(layers: Mapping[str, str], finder: Layouts) -> tuple[dict[str, str], dict[str, str]]:
+    """Return layers that were named, without what was said of their layouts, and the layouts but for the usual one.
+
+    Raises:
+        ArchiveError: A layout cannot be told, or is not what was said.
+    """
+    nodes: dict[str, str] = {}
+    said: dict[str, str] = {}
+    for name, text in layers.items():
+        nodes[name], at, word = text.partition("@")
+        if at:
+            said[name] = "" if word == "channels_first" else word
+    try:
+        found, unfit = finder.find(dict.fromkeys(nodes.values()))
+    except Exception:  # No such node, or the network fails: proving the contents says so in words.
+        return nodes, {name: word for name, word in said.items() if word}
+    published: dict[str, str] = {}
+    layouts: dict[str, str] = {}
+    for name, node in nodes.items():
+        if name in said:
+            check_said(node, finder.shapes[node], said[name])
+        elif node in unfit and len(finder.shapes[node]) in (2, 3):
+            raise ArchiveError(
+                f"layer {name!r}: {node!r} is ({', '.join(map(str, ('N', *finder.shapes[node])))}): {unfit[node]}"
+            )
+        _add(published, layouts, name, node, said.get(name, found.get(node, "")))
+        beside = extra(found.get(node, ""), finder.shapes[node])
+        if beside and name not in said:
+            _add(published, layouts, f"{name}.extra", node, beside)
+    return published, layouts
+
+
+def _add(layers: dict[str, str], layouts: dict[str, str], name: str, node: str, layout: str) -> None:
+    layers[name] = node
+    if layout:
+        layouts[name] = layout
+
+
+def _proposed(
+    network: nn.Module, preprocessing: Preprocessing, finder: Layouts, *, take: bool
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the layers that are proposed, and their layouts, or raise them for the user to choose from."""
     picture = noise(preprocessing)
     found = survey(network, picture)
+    found.layouts, _ = finder.find(node for node in found.made if node not in found.overwritten)
     _, channels, height, width = picture.shape
     proposals = propose(network, found, (channels, height, width))
     if take and proposals:
-        return {one.name: one.node for one in proposals if one.chosen}
+        layers: dict[str, str] = {}
+        layouts: dict[str, str] = {}
+        for one in proposals:
+            if one.chosen:
+                layout = found.layouts[one.node]
+                _add(layers, layouts, one.name, one.node, layout)
+                beside = extra(layout, found.made[one.node])
+                if beside:
+                    _add(layers, layouts, f"{one.name}.extra", one.node, beside)
+        return layers, layouts
     if not proposals:
         raise ArchiveError(f"no layers can be proposed; name some with --layers NAME=NODE\n{listing(found)}")
     chosen = ",".join(f"{one.name}={one.node}" for one in proposals if one.chosen)

@@ -26,6 +26,11 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 from archiver.contents import Contents
 from archiver.packing import ArchiveError
 from handlers.images.preprocessing import noise
+from handlers.network.archive import reads
+from handlers.network.engines.onnx import output_name
+from handlers.network.geometry import trace
+from handlers.network.layouts import CHANNELS_FIRST, turn
+from handlers.network.outputs import OUTPUT, as_scores, node_of
 
 ENGINES = ("auto", "torch", "onnx")
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -85,9 +90,8 @@ def _exported(contents: Contents) -> Contents:
                 part.inplace = False  # type: ignore[assignment]
         graph = export(
             network,
-            contents.card["layers"],
-            noise(contents.preprocessing),
-            has_scores=bool(contents.card["classes"]),
+            picture=noise(contents.preprocessing),
+            **reads(contents.card),
             any_size=contents.preprocessing.size is None,
         )
     origin = {"weights": list(graph.weights), "versions": dict(graph.versions)}
@@ -107,16 +111,25 @@ def missing_packages() -> list[str]:
 
 
 def export(
-    network: nn.Module, layers: Mapping[str, str], picture: Tensor, *, has_scores: bool, any_size: bool
+    network: nn.Module,
+    layers: Mapping[str, str],
+    picture: Tensor,
+    *,
+    has_scores: bool,
+    any_size: bool,
+    layouts: Mapping[str, str] | None = None,
+    output: str = "",
 ) -> Exported:
     """Export a network.
 
     Args:
         network: In evaluation mode, on the CPU, weights loaded; nothing in it works in place.
-        layers: Public name → node.
+        layers: Public name → node, or `output:` and the name of a tensor that the network returns.
         picture: (1, C, H, W), float32, normalised: what it is traced with.
-        has_scores: Whether its output is logits.
+        has_scores: Whether its output is scores.
         any_size: Whether H and W may change, as N always may.
+        layouts: Public name → layout, of the layers that are not (N, C, h, w) in the network.
+        output: Which of the tensors that the network returns is the scores.
 
     Returns:
         The same bytes for the same network and versions.
@@ -127,7 +140,7 @@ def export(
     import onnxscript.optimizer
 
     try:
-        extractor, nodes = _extractor(network, layers, has_scores=has_scores)
+        extractor, names = _extractor(network, layers, layouts or {}, output if has_scores else None)
         dimensions = {0: torch.export.Dim("N")}
         if any_size:
             dimensions |= {2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
@@ -139,7 +152,7 @@ def export(
                 optimize=False,
                 dynamic_shapes=(dimensions,),
                 input_names=[_IMAGES],
-                output_names=[f"/maps/{node}" for node in nodes],
+                output_names=names,
                 verbose=False,
             )
             if program is None:
@@ -170,15 +183,42 @@ def _reason(err: BaseException) -> str:
     return f"{type(err).__name__}: {' '.join(lines[:2])[:300]}"  # The first may be but a heading.
 
 
-def _extractor(network: nn.Module, layers: Mapping[str, str], *, has_scores: bool) -> tuple[nn.Module, list[str]]:
-    """Return the network with a tuple of outputs, the scores first, and the nodes that these are."""
-    scores = [str(get_graph_node_names(network)[1][-1])] if has_scores else []
-    nodes = list(dict.fromkeys([*scores, *sorted(layers.values())]))
-    extractor = create_feature_extractor(network, return_nodes=nodes).eval()
-    (output,) = (node for node in extractor.graph.nodes if node.op == "output")
-    output.args = (tuple(output.args[0][node] for node in nodes),)
+def _extractor(
+    network: nn.Module, layers: Mapping[str, str], layouts: Mapping[str, str], scores: str | None
+) -> tuple[nn.Module, list[str]]:
+    """Return the network with a tuple of outputs, the scores first, turned to maps, and the names of these.
+
+    Args:
+        network: To be exported.
+        layers: Public name → node, or what the network returns.
+        layouts: Public name → layout.
+        scores: Which of the returned tensors is the scores; None for none.
+    """
+    wanted = sorted({(node, layouts.get(name, CHANNELS_FIRST)) for name, node in layers.items()})
+    made = {node: node for node, _ in wanted}
+    last = str(get_graph_node_names(network)[1][-1])
+    if scores or any(node.startswith(OUTPUT) for node in made):
+        graph, names = trace(network)
+        made = {node: node_of(graph, names, node.removeprefix(OUTPUT)) if OUTPUT in node else node for node in made}
+        last = node_of(graph, names, scores) if scores else last
+    extractor = create_feature_extractor(
+        network, return_nodes=list(dict.fromkeys([*([] if scores is None else [last]), *made.values()]))
+    ).eval()
+    (end,) = (node for node in extractor.graph.nodes if node.op == "output")
+    found = dict(end.args[0])
+    outputs = {}
+    with extractor.graph.inserting_before(end):
+        if scores is not None:
+            outputs[output_name(last)] = extractor.graph.call_function(as_scores, (found[last],))
+        for node, layout in wanted:
+            name = output_name(node, layout)
+            if layout:
+                outputs[name] = extractor.graph.call_function(turn, (found[made[node]], layout))
+            else:
+                outputs.setdefault(name, found[made[node]])
+    end.args = (tuple(outputs.values()),)
     extractor.recompile()
-    return extractor, nodes
+    return extractor, list(outputs)
 
 
 def _take_out(initializers: MutableSequence[Any], state: Mapping[str, Tensor]) -> tuple[str, ...]:

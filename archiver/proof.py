@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from archiver.packing import ArchiveError
 from handlers.images.preprocessing import Preprocessing, noise
+from handlers.network.archive import SIGMOID, SOFTMAX, reads
 from handlers.network.engines.choice import check
 from handlers.network.engines.eager import Eager
 from handlers.network.engines.engine import Engine
 from handlers.network.engines.onnx import Graph, Session
+from handlers.network.outputs import as_scores, select
 
 TOLERANCE = 1e-4
 """How far two answers to one picture may be from each other: the largest difference of any cell, as a share of the
@@ -29,6 +31,9 @@ largest value. Passes of one and of two pictures sum in another order, and error
 
 ROUNDING = 1e-6
 """The same for two answers that are computed in float64 and given in float32."""
+
+_MOVES = ("View", "Squeeze", "Unsqueeze", "Reshape", "UnsafeView", "Alias", "Clone", "Select", "Slice", "Transpose")
+"""How torch calls the derivatives of operations that only move values."""
 
 _SMALLEST = 1e-2  # A largest value below this counts as this: what is left of a difference of equals is only rounding.
 _RUNS = 2  # Of the same picture again.
@@ -145,7 +150,14 @@ def _is_rounding(engine: Eager, pictures: Tensor) -> bool:
     A batch of another size is summed in another order. Statistics of a norm that hardly vary make much of that.
     """
     try:
-        exact = Eager(copy.deepcopy(engine.module), engine.layers, has_scores=engine.has_scores, dtype=torch.float64)
+        exact = Eager(
+            copy.deepcopy(engine.module),
+            engine.layers,
+            has_scores=engine.has_scores,
+            layouts=engine.layouts,
+            output=engine.output,
+            dtype=torch.float64,
+        )
         return _compare_company(exact, pictures)[1] <= ROUNDING
     except Exception:  # A network may insist on float32.
         return False
@@ -166,9 +178,9 @@ def check_graph(content: bytes, card: Mapping[str, Any], network: nn.Module, pre
     if find_spec("onnxruntime") is None:
         return
     try:
-        eager = Eager(network, card["layers"], has_scores=bool(card["classes"]))
+        eager = Eager(network, **reads(card))
         graph = Graph(content, tuple(card["graph"]["weights"]))
-        session = Session(graph, network, eager.layers, has_scores=eager.has_scores)
+        session = Session(graph, network, eager.layers, has_scores=eager.has_scores, layouts=eager.layouts)
         check(session, eager, noise(preprocessing, 3))
         check_company(session, preprocessing)
         if preprocessing.size is None:
@@ -198,6 +210,42 @@ def why_no_gradients(engine: Eager, preprocessing: Preprocessing) -> str:
     if gradient is None:
         return "its scores do not come from the picture by operations that have a gradient"
     return ""
+
+
+def gives_probabilities(network: nn.Module, pictures: Tensor, output: str, kind: str) -> bool:
+    """Tell whether a network's outputs went through the softmax or sigmoid already.
+
+    They did if they lie between 0 and 1 on noise, and the last operation that made them says so by its derivative.
+
+    Args:
+        network: In evaluation mode, on the CPU.
+        pictures: (N, C, H, W), float32, noise.
+        output: Which of the tensors that it returns is the scores.
+        kind: Which of the two they were said to mean.
+
+    Raises:
+        ArchiveError: They went through the other, or lie between 0 and 1 and do not say why.
+    """
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        try:
+            scores = as_scores(select(network(pictures.clone().requires_grad_(True).clone()), output))
+        except Exception:  # What is wrong with it is said when it is proven.
+            return False
+    if not isinstance(scores, Tensor) or not bool(((scores >= 0) & (scores <= 1)).all()):
+        return False
+    node = scores.grad_fn
+    while node is not None and node.name().startswith(_MOVES) and node.next_functions:
+        node = node.next_functions[0][0]
+    name = node.name() if node is not None else ""
+    last = next((one for one in (SOFTMAX, SIGMOID) if name.lower().startswith(one)), "")
+    if last == kind:
+        return True
+    if last:
+        raise ArchiveError(f"its outputs went through a {last} in the network already: --scores {last}")
+    raise ArchiveError(
+        "all outputs lie between 0 and 1 on pictures of noise, and what they went through is not to be seen: add "
+        f"--probabilities if they went through a {kind} already, --no-probabilities if they are logits"
+    )
 
 
 def _answers(engine: Engine, pictures: Tensor, failing: str) -> list[tuple[str, Tensor]]:

@@ -17,10 +17,12 @@ from torch import fx, nn
 
 from archiver.survey import Survey
 from handlers.network.geometry import LayerGeometry, layer_geometry, trace
+from handlers.network.layouts import TOKENS, read
 from handlers.network.receptive_fields import is_pointwise
 
 MANY = 10
-"""More maps than this are thinned out in the choice: the first, and the last one of each size."""
+"""More maps than this are thinned out in the choice: the first, and the last one of each size; of many patches of one
+size some between, and the last but one."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,10 @@ def propose(network: nn.Module, found: Survey, picture_shape: tuple[int, int, in
         picture_shape: (C, H, W).
     """
     usable = [node for node in found.shapes if node not in found.overwritten]
-    geometry = layer_geometry(network, {node: node for node in usable}, picture_shape)
+    geometry = layer_geometry(network, {node: node for node in usable}, picture_shape, found.layouts)
     maps = {node: layer for node, layer in geometry.items() if _is_map(layer)}
     units = list(_units_of_graph(network, maps) if found.traced else _units_of_modules(network, found, maps))
-    chosen = _choose([maps[node].shape for node, _ in units])
+    chosen = _choose([maps[node] for node, _ in units])
     counts = {"conv": 0, "block": 0}
     proposals = []
     for position, (node, kind) in enumerate(units):
@@ -83,11 +85,18 @@ def _is_map(layer: LayerGeometry) -> bool:
     return height * width > 1 or layer.receptive_field is not None
 
 
-def _choose(shapes: list[tuple[int, ...]]) -> set[int]:
-    if len(shapes) <= MANY:
-        return set(range(len(shapes)))
-    last = {shape[1:]: position for position, shape in enumerate(shapes)}
-    return {0, *last.values()}
+def _choose(layers: list[LayerGeometry]) -> set[int]:
+    if len(layers) <= MANY:
+        return set(range(len(layers)))
+    positions: dict[tuple[int, ...], list[int]] = {}
+    for position, layer in enumerate(layers):
+        positions.setdefault(layer.shape[1:], []).append(position)
+    chosen = {0, *(alike[-1] for alike in positions.values())}
+    for alike in positions.values():
+        tokens = [position for position in alike if read(layers[position].layout).kind == TOKENS]
+        # They keep one size to the end, and of the last the classes may depend on the class token alone.
+        chosen |= {tokens[len(tokens) * part // 4] for part in range(1, 4) if len(tokens) > MANY} | {*tokens[-2:-1]}
+    return chosen
 
 
 def _units_of_graph(network: nn.Module, maps: Mapping[str, LayerGeometry]) -> Iterator[tuple[str, str]]:
@@ -122,8 +131,9 @@ def _narrows(graph: fx.GraphModule) -> list[tuple[fx.Node, bool]]:
     """Return the nodes that all data passes, in order, and whether each follows directly on the one before."""
     order = {node: position for position, node in enumerate(graph.graph.nodes)}
     flowing: set[fx.Node] = set()  # What a pixel has a part in.
+    picture = next(node for node in order if node.op == "placeholder")  # Others have defaults, and no picture in them.
     for node in order:
-        if node.op == "placeholder" or (flowing.intersection(node.all_input_nodes) and not _is_number(node)):
+        if node is picture or (flowing.intersection(node.all_input_nodes) and not _is_number(node)):
             flowing.add(node)
     (output,) = (node for node in order if node.op == "output")
     needed: set[fx.Node] = set()

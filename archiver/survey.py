@@ -6,8 +6,10 @@ paths of its modules. Axes: `N` batch, `C` channels, `h, w` map cells, `K` class
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,10 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from archiver.packing import ArchiveError
 from archiver.proof import check_mode, check_steady
-from handlers.network.geometry import takes_hooks
+from handlers.network.archive import NONE, SIGMOID, SOFTMAX, VALUE
+from handlers.network.geometry import takes_hooks, trace
+from handlers.network.layouts import CHANNELS_FIRST, turned_shape
+from handlers.network.outputs import OUTPUT, as_scores, node_of, select, tensors
 
 Shape = tuple[int, int, int]
 
@@ -33,14 +38,17 @@ class Survey:
 
     Attributes:
         output: What the network returned.
-        shapes: (C, h, w) of every node that makes a map, in the order of the pass.
+        made: Shape, without the batch, of every node that makes three or four axes of the picture, in the order of the
+            pass.
+        layouts: Of these, where they were found out; see `shapes`.
         nodes: Every node there is, whatever it makes.
         overwritten: Nodes whose map a later operation changed in place, by the node that did it ("" where unknown).
         hindrance: Why the network's graph cannot be traced; empty if it can.
     """
 
     output: Any
-    shapes: dict[str, Shape] = field(default_factory=dict)
+    made: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    layouts: dict[str, str] | None = None
     nodes: list[str] = field(default_factory=list)
     overwritten: dict[str, str] = field(default_factory=dict)
     hindrance: str = ""
@@ -49,6 +57,30 @@ class Survey:
     def traced(self) -> bool:
         """Whether the network's graph could be traced."""
         return not self.hindrance
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """(C, h, w) of every node that makes a map: by its layout, or before that is known, of all with four axes."""
+        if self.layouts is None:
+            return {node: (shape[0], shape[1], shape[2]) for node, shape in self.made.items() if len(shape) == 3}
+        return {
+            node: turned_shape(shape, self.layouts[node]) for node, shape in self.made.items() if node in self.layouts
+        }
+
+    @property
+    def returned(self) -> dict[str, Tensor]:
+        """What the network returned, by name, in the words of `--layers`; empty where it is one tensor."""
+        return {f"{OUTPUT}{name}": tensor for name, tensor in tensors(self.output) if name}
+
+    def shape_of(self, node: str) -> tuple[int, ...] | None:
+        """Return the shape, without the batch, of what a layer is bound to; None where that is no tensor of use."""
+        if not node.startswith(OUTPUT):
+            return self.made.get(node)
+        try:
+            tensor = select(self.output, node.removeprefix(OUTPUT))
+        except KeyError:
+            return None
+        return tuple(tensor.shape[1:]) if isinstance(tensor, Tensor) else None
 
 
 def survey(network: nn.Module, picture: Tensor) -> Survey:
@@ -67,6 +99,7 @@ def survey(network: nn.Module, picture: Tensor) -> Survey:
             takes more than a picture.
     """
     check_mode(network)
+    check_inputs(network)
     for part in network.modules():
         if getattr(part, "inplace", False) is True:
             part.inplace = False  # type: ignore[assignment]
@@ -101,32 +134,84 @@ def survey(network: nn.Module, picture: Tensor) -> Survey:
     except Exception as err:
         raise ArchiveError(f"the traced graph fails where the network does not ({_reason(err)}); {advice}") from err
     found = watch.finish(Survey(output, nodes=list(nodes)))
-    scores = watch.values.get(nodes[-1])
-    if isinstance(output, Tensor) and not (
-        isinstance(scores, Tensor)
-        and scores.shape == output.shape
-        and torch.allclose(scores, output, 1e-4, 1e-5, equal_nan=True)
-    ):
-        raise ArchiveError(f"the traced graph does not compute what the network computes; {advice}")
+    ends = {"": str(nodes[-1])}
+    if found.returned:
+        ends = _ends(network, found)
+    for name, node in ends.items():
+        expected, computed = select(output, name), watch.values.get(node)
+        if isinstance(expected, Tensor) and not (
+            isinstance(computed, Tensor)
+            and computed.shape == expected.shape
+            and torch.allclose(computed, expected, 1e-4, 1e-5, equal_nan=True)
+        ):
+            raise ArchiveError(f"the traced graph does not compute what the network computes; {advice}")
     return found
 
 
-def check_layers(found: Survey, layers: Mapping[str, str]) -> dict[str, Shape]:
+def _ends(network: nn.Module, found: Survey) -> dict[str, str]:
+    """Return the node of each tensor that the network returns."""
+    graph, names = trace(network)
+    ends = {}
+    for key in found.returned:
+        with contextlib.suppress(KeyError):
+            ends[key.removeprefix(OUTPUT)] = node_of(graph, names, key.removeprefix(OUTPUT))
+    return ends
+
+
+def check_inputs(network: nn.Module) -> None:
+    """Check that a network can be called with a picture alone.
+
+    Raises:
+        ArchiveError: It takes more; the text has a wrapper to copy.
+    """
+    try:
+        taken = inspect.signature(network.forward).parameters.values()
+    except (TypeError, ValueError):  # Not everything that can be called says how.
+        return
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [one.name for one in taken if one.default is inspect.Parameter.empty and one.kind in kinds]
+    named = [one.name for one in taken if one.default is inspect.Parameter.empty and one.kind == one.KEYWORD_ONLY]
+    if len(needed) + len(named) <= 1:
+        return
+    kind = type(network).__name__
+    others = [*(f"self.{name}" for name in needed[1:]), *(f"{name}=self.{name}" for name in named)]
+    raise ArchiveError(
+        f"its forward pass takes {len(needed) + len(named)} inputs, {', '.join(needed + named)}, and the service gives "
+        f"it one picture. Wrap it in a class that says what the others are, and archive that with --arch: its weights "
+        f"keep their names, so the same --state-dict fits.\n\n"
+        f"    class OnePicture({kind}):\n"
+        f"        def forward(self, images):  # (N, C, H, W)\n"
+        f"            return super().forward(images, {', '.join(others)})\n\n"
+        f"where {', '.join(others)} stands for what you have: a constant made in __init__, the same images, or "
+        "some of their channels, images[:, 3:]"
+    )
+
+
+def check_layers(
+    found: Survey, layers: Mapping[str, str], layouts: Mapping[str, str] | None = None
+) -> dict[str, Shape]:
     """Return the shape (C, h, w) of each layer to be published, by public name.
 
     Args:
         found: What the network does.
-        layers: Public name → node.
+        layers: Public name → node, or `output:` and the name of a tensor that the network returns.
+        layouts: Public name → layout, of those that are not (N, C, h, w) in the network.
 
     Raises:
         ArchiveError: No layers, a node that is not there, makes no map, or is overwritten later.
     """
     if not layers:
         raise ArchiveError(f"say which layers to publish: --layers conv1=NODE,conv2=NODE\n{listing(found)}")
+    shapes = {}
     for name, node in layers.items():
-        if node not in found.nodes:
+        if node.startswith(OUTPUT) and found.shape_of(node) is None:
+            raise ArchiveError(
+                f"layer {name!r}: the network returns no {node.removeprefix(OUTPUT)!r}\n{listing(found)}"
+            )
+        if not node.startswith(OUTPUT) and node not in found.nodes:
             raise ArchiveError(f"layer {name!r}: the network has no node {node!r}\n{listing(found)}")
-        if node not in found.shapes:
+        shape, layout = found.shape_of(node), (layouts or {}).get(name, CHANNELS_FIRST)
+        if shape is None or (layout == CHANNELS_FIRST and len(shape) != 3):
             raise ArchiveError(f"layer {name!r}: {node!r} makes no map (1, C, h, w) of the picture\n{listing(found)}")
         if node in found.overwritten:
             by = found.overwritten[node]
@@ -135,43 +220,123 @@ def check_layers(found: Survey, layers: Mapping[str, str]) -> dict[str, Shape]:
                 + (f", by {by!r}; publish that node instead" if by else "; publish a later node instead")
                 + f", or write the operation so that it makes a new tensor (y = x + z, not x += z)\n{listing(found)}"
             )
-    return {name: found.shapes[node] for name, node in layers.items()}
+        try:
+            shapes[name] = turned_shape(shape, layout)
+        except ValueError as err:
+            raise ArchiveError(f"layer {name!r}: {node!r} cannot be read so: {err}") from err
+    return shapes
 
 
 def listing(found: Survey) -> str:
-    """Return the nodes that can be published, one a line with the shape of their maps."""
+    """Return the nodes that can be published, one a line with the shape of their maps, and what the network returns."""
     kind, why = "nodes", ""
     if not found.traced:
         kind, why = "modules", f"the network cannot be traced, so no receptive fields are known: {found.hindrance}\n"
     maps = {name: shape for name, shape in found.shapes.items() if name not in found.overwritten}
-    lines = [f"  {name}  {'×'.join(map(str, shape))}" for name, shape in maps.items()]
-    return why + ("\n".join([f"{kind} that make maps:", *lines]) if lines else f"no {kind} make maps (1, C, h, w)")
+    lines = [f"  {name}  {_product(shape)}" for name, shape in maps.items()]
+    text = why + ("\n".join([f"{kind} that make maps:", *lines]) if lines else f"no {kind} make maps (1, C, h, w)")
+    tokens = {name: shape for name, shape in found.made.items() if len(shape) == 2 and name not in found.overwritten}
+    if tokens and found.layouts is None:
+        lines = [f"  {name}  {_product(shape)}" for name, shape in tokens.items()]
+        text = "\n".join([text, f"{kind} that make (1, T, C), tokens perhaps:", *lines])
+    return f"{text}\n{_returned(found)}" if found.returned else text
 
 
-def check_scores(found: Survey, classes: int) -> None:
-    """Check that there is one score a class.
+def _returned(found: Survey) -> str:
+    """Return what a network returns that is not one tensor, one a line."""
+    lines = [f"  {key.removeprefix(OUTPUT)}  {_product(tensor.shape)}" for key, tensor in found.returned.items()]
+    return "\n".join(["the network returns:", *lines])
+
+
+def _product(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
+
+
+def check_scores(
+    found: Survey,
+    classes: int,
+    kind: str | None = None,
+    output: str = "",
+    *,
+    gives_probabilities: bool = False,
+    more: Callable[[], Iterable[Any]] = lambda: (),
+) -> None:
+    """Check that there is one score a class, and that it is what it is said to be.
 
     Args:
         found: What the network does.
-        classes: K; 0 for a network without classes, which may return anything.
+        classes: K; 0 for a network without scores, which may return anything.
+        kind: What its outputs were said to mean, one of `SCORES`; None where nobody said.
+        output: Which of the tensors that the network returns is the scores.
+        gives_probabilities: Whether they are said to be probabilities already.
+        more: Runs the network on more pictures of noise; asked only where the first says too little.
 
     Raises:
-        ArchiveError: The output is not one finite logit for each class, or already probabilities.
+        ArchiveError: The output is not one finite number for each class, or not what it is said to be.
     """
-    if not classes:
+    if not classes or kind == NONE:
         return
-    output = found.output
-    if not isinstance(output, Tensor):
-        raise ArchiveError(f"the network returns a {type(output).__name__}, not a tensor of logits (N, K)")
-    if output.dim() != 2 or output.shape[1] != classes:
-        raise ArchiveError(f"the network returns shape {tuple(output.shape)}; {classes} classes need (1, {classes})")
-    if not torch.isfinite(output).all():
+    scores = _scores(found.output, output, found)
+    if scores.dim() != 2 or scores.shape[1] != classes:
+        raise ArchiveError(
+            f"the network returns shape {tuple(scores.shape)}; {classes} classes need (1, {classes})"
+            + (" (or name another output with --output)" if found.returned else "")
+        )
+    if not torch.isfinite(scores).all():
         raise ArchiveError("the network's scores are not finite; are these its weights?")
-    if (output >= 0).all() and float((output.sum(1) - 1).abs().max()) < 1e-3:
+    if kind == VALUE:
+        return
+    if classes == 1 and kind != SIGMOID:
+        raise ArchiveError(
+            "one logit alone: softmax makes probability 1 of it for every picture. Say --scores sigmoid if it speaks "
+            "for the class, or --scores value if it is a number that is no score"
+        )
+    if gives_probabilities and not _is_share(scores):
+        raise ArchiveError(f"its outputs are said to be probabilities, and are not within 0 and 1: {_some(scores)}")
+    if gives_probabilities and kind == SOFTMAX and not _sums_to_one(scores):
+        raise ArchiveError(
+            f"its outputs are said to have gone through a softmax, and their sum is not 1: {_some(scores)}"
+        )
+    if gives_probabilities or not _is_share(scores):
+        return
+    if _sums_to_one(scores) and kind != SIGMOID:
         raise ArchiveError(
             "the network's scores are already probabilities (none below 0, their sum is 1), and the service makes "
-            "probabilities of them once more: return the logits, before softmax"
+            "probabilities of them once more: return the logits, before softmax, or say --scores softmax "
+            "--probabilities"
         )
+    others = [_scores(answer, output, found) for answer in more()] if kind is None else []
+    if others and all(map(_is_share, others)) and bool(((scores > 0) & (scores < 1)).any()):
+        raise ArchiveError(
+            f"all outputs lie between 0 and 1 on pictures of noise: {_some(scores)}. Say what they are: --scores "
+            "sigmoid --probabilities if they went through a sigmoid; --scores softmax, or sigmoid, with --no-probabilities if "
+            "they are logits and small; --scores value if they are numbers that are no scores"
+        )
+
+
+def _scores(returned: object, output: str, found: Survey) -> Tensor:
+    try:
+        scores = select(returned, output)
+    except KeyError:
+        raise ArchiveError(f"the network returns no {output!r}\n{_returned(found)}") from None
+    if not isinstance(scores, Tensor):
+        listed = f"; say which is the scores: --output NAME\n{_returned(found)}" if found.returned else ""
+        what = type(scores).__name__
+        raise ArchiveError(f"the network returns a {what}, not a tensor of logits (N, K){listed}")
+    return as_scores(scores)
+
+
+def _is_share(scores: Tensor) -> bool:
+    return bool(((scores >= 0) & (scores <= 1)).all())
+
+
+def _sums_to_one(scores: Tensor) -> bool:
+    return float((scores.sum(1) - 1).abs().max()) < 1e-3
+
+
+def _some(scores: Tensor) -> str:
+    shown = " ".join(f"{score:.3g}" for score in scores[0, :5].tolist())
+    return shown + (" ..." if scores.shape[1] > 5 else "")
 
 
 def batch_size(shapes: Mapping[str, Shape], *, any_size: bool) -> int:
@@ -219,13 +384,14 @@ class _Watch(fx.Interpreter):
         if made is not None:
             self.values[made] = value
             is_map = n in self._of_picture and n.op != "placeholder"
-            if is_map and isinstance(value, Tensor) and value.dim() == 4:
+            if is_map and isinstance(value, Tensor) and value.dim() in (3, 4):
                 self._taken[made] = (value, value.clone(), value._version)
         return value
 
     def finish(self, found: Survey) -> Survey:
         for name, (tensor, copy, _) in self._taken.items():
-            found.shapes[name] = _shape(tensor)
+            if len(tensor) == 1:
+                found.made[name] = tuple(tensor.shape[1:])
             if not torch.allclose(tensor, copy, rtol=0, atol=0, equal_nan=True):
                 self._overwritten.setdefault(name, "")
         found.overwritten.update(self._overwritten)
@@ -246,7 +412,7 @@ def _survey_modules(network: nn.Module, picture: Tensor, hindrance: str) -> Surv
 
     def keep(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.dim() == 4:
+            if isinstance(output, Tensor) and output.dim() in (3, 4):
                 taken[name] = (output, output.clone(), output._version)
 
         return hook
@@ -260,11 +426,8 @@ def _survey_modules(network: nn.Module, picture: Tensor, hindrance: str) -> Surv
         for handle in handles:
             handle.remove()
     for name, (tensor, copy, version) in taken.items():
-        found.shapes[name] = _shape(tensor)
+        if len(tensor) == 1:
+            found.made[name] = tuple(tensor.shape[1:])
         if tensor._version != version or not torch.allclose(tensor, copy, rtol=0, atol=0, equal_nan=True):
             found.overwritten[name] = ""
     return found
-
-
-def _shape(value: Tensor) -> Shape:
-    return value.shape[1], value.shape[2], value.shape[3]

@@ -25,7 +25,7 @@ from handlers.api.request import Bytes, accepted_type, check_count, parse, reque
 from handlers.images.decoding import Budget, decode_upright, fit_within
 from handlers.images.preprocessing import ANY_SIZE, Picture, noise
 from handlers.network import archive as archives
-from handlers.network.archive import Archive
+from handlers.network.archive import VALUE, Archive
 from handlers.network.engines.choice import choose
 from handlers.network.engines.eager import Eager
 from handlers.network.engines.engine import Engine
@@ -75,15 +75,15 @@ class Pipeline:
         telemetry: Telemetry | None = None,
     ) -> None:
         self._preprocessing = archive.preprocessing
-        self._identity = identity
+        self._identity = identity = replace(identity, scores=archive.scores)
         self._limits = limits
         self._drain_file, self._starting_file = drain_file, starting_file
         self.telemetry = telemetry or Telemetry()
         shape = (archive.preprocessing.channels, *(archive.preprocessing.size or ANY_SIZE))
-        self._geometry = layer_geometry(archive.module, archive.layers, shape)
+        self._geometry = layer_geometry(archive.module, archive.layers, shape, archive.layouts)
         multiply_adds = count_multiply_adds(archive.module, blank(archive.module, shape))
         if network is None:
-            network = Eager(archive.module, archive.layers, has_scores=bool(archive.classes), device=device)
+            network = archive.eager(device)
         engine = engine or network
         self.explainer = Explainer(
             network,
@@ -93,7 +93,14 @@ class Pipeline:
             self._geometry,
             has_gradients=archive.has_gradients,
         )
-        self.predictor = Predictor(engine, archive.preprocessing, archive.classes, network.device)
+        self.predictor = Predictor(
+            engine,
+            archive.preprocessing,
+            archive.classes,
+            network.device,
+            scores=archive.scores,
+            gives_probabilities=archive.gives_probabilities,
+        )
         self.predictor.check_graph()
         self._card = card.describe(archive, identity, limits, self._geometry, multiply_adds, self.explainer.available())
 
@@ -126,7 +133,7 @@ class Pipeline:
         torch.backends.cudnn.allow_tf32 = False  # float32 maps are float32 on a GPU too; TF32 keeps 10 bits of 23.
         device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
         archive = archives.load(directory)
-        eager = Eager(archive.module, archive.layers, has_scores=bool(archive.classes), device=device)
+        eager = archive.eager(device)
         engine = choose(
             eager,
             archive.graph,
@@ -147,7 +154,11 @@ class Pipeline:
             drain_file=settings.drain_file,
             starting_file=settings.starting_file,
             telemetry=Telemetry.of(
-                identity, tuple(archive.layers), archive.classes, settings.metrics_dir, settings.log_requests_s
+                identity,
+                tuple(archive.layers),
+                () if archive.scores == VALUE else archive.classes,  # Numbers have no most probable class to count.
+                settings.metrics_dir,
+                settings.log_requests_s,
             ),
         )
         pipeline.warm_up()

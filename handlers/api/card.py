@@ -13,6 +13,7 @@ from handlers.api.limits import ITEM_BYTES, Limits
 from handlers.images.preprocessing import Preprocessing
 from handlers.network.archive import Archive
 from handlers.network.geometry import LayerGeometry
+from handlers.network.layouts import CHANNELS_LAST, read
 from handlers.network.operations import Operation
 from handlers.outputs.response import Identity, Response
 from handlers.wire import convscope_pb2 as wire
@@ -87,6 +88,7 @@ def _recipe(preprocessing: Preprocessing) -> dict[str, Any]:
 
 def _layer(name: str, module: str, layer: LayerGeometry) -> dict[str, Any]:
     cells = math.prod(layer.shape)
+    kind = read(layer.layout).kind
     return {
         "name": name,
         "module": module,
@@ -96,16 +98,20 @@ def _layer(name: str, module: str, layer: LayerGeometry) -> dict[str, Any]:
         "receptive_field_start": list(layer.receptive_field_start or ()),
         "parameters": layer.parameters,
         "bytes": {dtype: cells * size for dtype, size in ITEM_BYTES.items()},
-        **_operation(layer.operation),
+        **_operation(layer.operation, kind),
+        **({"layout": kind} if kind else {}),
     }
 
 
-def _operation(operation: Operation | None) -> dict[str, Any]:
+def _operation(operation: Operation | None, kind: str) -> dict[str, Any]:
     """Return the fields of the operation that makes a map; none where no operation with weights does."""
     if operation is None:
         return {}
+    taken = operation.input_shape
+    if kind == CHANNELS_LAST and operation.kind == "Linear" and len(taken) == 3:
+        taken = (taken[2], taken[0], taken[1])
     return {
-        "input_shape": list(operation.input_shape),
+        "input_shape": list(taken),
         "operation": operation.kind,
         "kernel": list(operation.kernel),
         "step": list(operation.step),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from handlers.images.preprocessing import Preprocessing
+from handlers.network.engines.eager import Eager
 from handlers.network.engines.onnx import Graph
+
+SOFTMAX, SIGMOID, VALUE, NONE = "softmax", "sigmoid", "value", "none"
+SCORES = (SOFTMAX, SIGMOID, VALUE, NONE)
+"""What outputs mean: logits of classes of which one is right, logits of classes that do not exclude each other, numbers
+as they are, or no scores."""
+
+KIND, PROBABILITIES, OUTPUT_NAME, LAYOUTS = "scores", "probabilities", "output", "layouts"
+"""Entries of card.json that say so: one of `SCORES`; whether the outputs are the probabilities already; which of the
+returned tensors it is; public name → layout. What is not there is softmax with classes and none without, no, the only
+one, and (N, C, h, w)."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,7 @@ class Archive:
     Attributes:
         module: The network with its weights, in evaluation mode, on the CPU.
         preprocessing: How pictures become its input.
-        layers: Public name → node.
+        layers: Public name → node, or `output:` and the name of a tensor that the network returns.
         classes: Labels by index; empty for a network without classes.
         card: The content of card.json.
         has_gradients: Whether its scores have gradients with respect to the picture. An archive states it if they have
@@ -43,6 +54,41 @@ class Archive:
     card: dict[str, Any]
     graph: Graph | None = None
     has_gradients: bool = True
+
+    @property
+    def scores(self) -> str:
+        """What the outputs mean, one of `SCORES`."""
+        return scores_of(self.card, self.classes)
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether the outputs went through the softmax or sigmoid already, inside the network."""
+        return bool(self.card.get(PROBABILITIES))
+
+    @property
+    def layouts(self) -> dict[str, str]:
+        """Public name → layout, of the layers that are not (N, C, h, w) in the network."""
+        return dict(self.card.get(LAYOUTS, {}))
+
+    def eager(self, device: torch.device | str) -> Eager:
+        """Return the network in torch, on a device."""
+        reading = reads({**self.card, "layers": self.layers, "classes": self.classes})
+        return Eager(self.module, device=device, **reading)
+
+
+def scores_of(card: Mapping[str, Any], classes: Sequence[str]) -> str:
+    """Return what the outputs mean; an archive that does not say has logits, if it has classes."""
+    return str(card.get(KIND, SOFTMAX if classes else NONE))
+
+
+def reads(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `Eager` that say what is read of a network: layers, layouts, and where the scores are."""
+    return {
+        "layers": dict(card["layers"]),
+        "has_scores": scores_of(card, card["classes"]) != NONE,
+        "layouts": dict(card.get(LAYOUTS, {})),
+        "output": str(card.get(OUTPUT_NAME, "")),
+    }
 
 
 def load(directory: Path) -> Archive:

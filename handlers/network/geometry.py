@@ -19,7 +19,9 @@ from torch import Tensor, fx, nn
 from torchvision import ops
 from torchvision.models.feature_extraction import NodePathTracer
 
+from handlers.network.layouts import CHANNELS_FIRST, CHANNELS_LAST, read, turned_shape
 from handlers.network.operations import Operation, of_function, watched
+from handlers.network.outputs import OUTPUT, node_of, select
 from handlers.network.receptive_fields import CONSTANT, MAP_AXES, Extent, Field, follow
 
 # What torchvision's feature extraction traces with unless told otherwise: the node names depend on it.
@@ -31,12 +33,14 @@ class LayerGeometry:
     """Where the cells of one layer's map are in the picture.
 
     Attributes:
-        shape: Of the map, (C, h, w); of other outputs, the shape without the batch.
+        shape: Of the map, (C, h, w), turned as its layout says; of other outputs, the shape without the batch.
         stride: Input pixels from one cell to the next, (y, x); None where not defined (as are the two below).
         receptive_field: Input pixels that one cell depends on, (height, width): the rectangle that bounds them.
         receptive_field_start: The first input pixel of cell (0, 0), (y, x); negative: padding.
         operation: The convolution or linear layer that makes the map: the last one, or, where branches meet, the last
             one of the branch with the most of them; None if there is none.
+        axes: Where the rows and columns lie in the network's own tensor (N, ...); None where that is not known.
+        layout: Of the network's own tensor.
     """
 
     shape: tuple[int, ...]
@@ -44,6 +48,8 @@ class LayerGeometry:
     receptive_field: tuple[int, int] | None
     receptive_field_start: tuple[int, int] | None
     operation: Operation | None
+    axes: tuple[int, int] | None = None
+    layout: str = CHANNELS_FIRST
 
     @property
     def parameters(self) -> int:
@@ -52,7 +58,10 @@ class LayerGeometry:
 
 
 def layer_geometry(
-    model: nn.Module, layers: Mapping[str, str], picture_shape: tuple[int, int, int]
+    model: nn.Module,
+    layers: Mapping[str, str],
+    picture_shape: tuple[int, int, int],
+    layouts: Mapping[str, str] | None = None,
 ) -> dict[str, LayerGeometry]:
     """Return where each published map's cells are in the picture.
 
@@ -61,8 +70,9 @@ def layer_geometry(
     Args:
         model: The network. If it cannot be traced, only shapes and operations are known.
         layers: Public name to node name of `torchvision.models.feature_extraction`, or to module path for a network
-            that cannot be traced.
+            that cannot be traced, or `output:` and the name of a tensor that the network returns.
         picture_shape: (C, H, W) of the picture to run it on.
+        layouts: Public name → layout, of the layers that are not (N, C, h, w) in the network.
 
     Returns:
         Geometry by public name, in the order of the forward pass.
@@ -77,6 +87,7 @@ def layer_geometry(
         except Exception:  # Tracing runs the network's own Python, which may raise anything.
             found = _run_with_hooks(model, layers, images)
         else:
+            layers = {name: _resolve(node, graph, names) for name, node in layers.items()}
             _check(layers, names.values())
             with watched(model) as operations:
                 walk = _Walk(graph, operations)
@@ -85,16 +96,28 @@ def layer_geometry(
     _check(layers, found)
     order = list(found)
     by_position = sorted(layers.items(), key=lambda item: order.index(item[1]))
-    return {name: _describe(found[node]) for name, node in by_position}
+    return {name: _describe(found[node], (layouts or {}).get(name, CHANNELS_FIRST)) for name, node in by_position}
+
+
+def _resolve(node: str, graph: fx.GraphModule, names: Mapping[str, str]) -> str:
+    """Return the node behind a tensor that the network returns; any other node as it is."""
+    try:
+        return node_of(graph, names, node.removeprefix(OUTPUT)) if node.startswith(OUTPUT) else node
+    except KeyError as err:
+        raise ValueError(f"the network returns nothing by the name of {err}") from err
 
 
 def trace(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
     """Trace a network as torchvision's feature extraction does, which may raise anything.
 
+    Args:
+        model: In evaluation mode.
+
     Returns:
         Its graph, and the published name of each of the graph's nodes.
     """
     tracer = NodePathTracer(autowrap_modules=(math, ops), leaf_modules=_LEAVES)
+    model.eval()  # A network that keeps what it computed, here a proxy of the trace before, lets go of it in this call.
     graph = tracer.trace(model)
     return fx.GraphModule(tracer.root, graph), {node.name: path for node, path in tracer.node_to_qualname.items()}
 
@@ -121,14 +144,20 @@ class _Step:
     learned: int = 0
 
 
-def _describe(step: _Step) -> LayerGeometry:
-    field = step.field if isinstance(step.field, Field) and step.field.axes == MAP_AXES else None
+def _describe(step: _Step, layout: str) -> LayerGeometry:
+    field = step.field if isinstance(step.field, Field) else None
+    axes = field.axes if field else None
+    kind = read(layout).kind
+    if field is None or field.axes != {CHANNELS_FIRST: MAP_AXES, CHANNELS_LAST: (1, 2)}.get(kind):
+        field = None
     return LayerGeometry(
-        shape=step.shape,
+        shape=step.shape if kind == CHANNELS_FIRST else turned_shape(step.shape, layout),
         stride=field.stride if field else None,
         receptive_field=field.size if field else None,
         receptive_field_start=field.start if field else None,
         operation=step.operation,
+        axes=axes,
+        layout=layout,
     )
 
 
@@ -202,7 +231,7 @@ class _Walk(fx.Interpreter):
 def _run_with_hooks(model: nn.Module, layers: Mapping[str, str], images: Tensor) -> dict[str, _Step]:
     """Run a network that cannot be traced, with a hook on every module; the hooks are gone afterwards."""
     modules = {name: module for name, module in model.named_modules() if name and takes_hooks(module)}
-    _check(layers, modules)
+    _check({name: node for name, node in layers.items() if not node.startswith(OUTPUT)}, modules)
     found: dict[str, _Step] = {}
 
     with watched(model) as operations:
@@ -216,10 +245,13 @@ def _run_with_hooks(model: nn.Module, layers: Mapping[str, str], images: Tensor)
 
         handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
         try:
-            model(images)
+            returned = model(images)
         finally:
             for handle in handles:
                 handle.remove()
+    for node in layers.values():
+        if node.startswith(OUTPUT):
+            found[node] = _Step(tuple(select(returned, node.removeprefix(OUTPUT)).shape[1:]), None, None)
     return found
 
 

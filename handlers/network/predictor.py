@@ -19,10 +19,12 @@ from handlers.api.errors import BadImage, Internal, RequestError
 from handlers.api.job import Job
 from handlers.api.options import Options
 from handlers.images.preprocessing import ANY_SIZE, Picture, Preprocessing, stack_on
+from handlers.network.archive import SIGMOID, SOFTMAX, VALUE
 from handlers.network.engines.engine import Cells, Engine
 from handlers.outputs.maps import prepare
 from handlers.outputs.response import ClassScore, Result
 
+_LEAST_PROBABILITY = 2.0**-149
 _MAX_INPUT_BYTES = 8 * 2**20  # Of one forward pass: activations are many times their input.
 
 
@@ -34,11 +36,21 @@ class Predictor:
         preprocessing: How pictures become its input.
         classes: Labels by index; empty for a network without classes.
         device: Where it runs.
+        scores: What the network's outputs mean, one of `SCORES`.
+        gives_probabilities: Whether they went through the softmax or sigmoid in the network already.
     """
 
     def __init__(
-        self, network: Engine, preprocessing: Preprocessing, classes: tuple[str, ...], device: torch.device
+        self,
+        network: Engine,
+        preprocessing: Preprocessing,
+        classes: tuple[str, ...],
+        device: torch.device,
+        *,
+        scores: str = SOFTMAX,
+        gives_probabilities: bool = False,
     ) -> None:
+        self._kind, self._gives_probabilities = scores, gives_probabilities
         self._network = network
         self._device = device
         self._preprocessing = preprocessing
@@ -53,7 +65,7 @@ class Predictor:
             layers: Maps to compute; None for none, or for all if the network has no scores.
 
         Returns:
-            Logits (1, K), or None for a network without classes.
+            Scores (1, K), or None for a network without scores.
 
         Raises:
             RuntimeError: The scores are not finite, or the network failed.
@@ -136,7 +148,7 @@ class Predictor:
     def _score(
         self, logits: NDArray[np.float32] | None, places: list[tuple[Job, int]]
     ) -> list[tuple[ClassScore, ...] | RequestError]:
-        """Return each picture's most probable classes."""
+        """Return each picture's most probable classes, or its numbers."""
         if logits is None:
             return [()] * len(places)
         count = len(self._classes)
@@ -146,14 +158,32 @@ class Predictor:
         return [self._top(values, job.options.top_k or count) for values, (job, _) in pairs]
 
     def _top(self, values: list[float], count: int) -> tuple[ClassScore, ...] | RequestError:
-        """Return the most probable classes of one picture from its K logits; of equally probable ones the first."""
+        """Return one picture's scores from what the network gave, K numbers.
+
+        Classes are sorted by probability, of equally probable ones the first is first. Numbers that are no scores have
+        nothing to be sorted by and stay in the network's order. Where the network gives probabilities p itself, the
+        logit is log p of a softmax, and log p - log(1 - p) of a sigmoid.
+        """
         if not math.isfinite(sum(values)):  # One value that is not finite makes the sum so; float32's cannot overflow.
             return BadImage("the scores are not finite; send values on the 0..1 scale")
-        largest = max(values)
-        shares = [math.exp(value - largest) for value in values]
-        total = sum(shares)
+        if self._kind == VALUE:
+            named = zip(self._classes, values, strict=True)
+            numbers = [ClassScore(i, label, None, None, value) for i, (label, value) in enumerate(named)]
+            return tuple(numbers[:count])
+        probabilities, logits = values, values
+        if self._gives_probabilities and self._kind == SIGMOID:
+            logits = [_log(value) - _log(1 - value) for value in values]
+        elif self._gives_probabilities:
+            logits = [_log(value) for value in values]
+        elif self._kind == SIGMOID:
+            probabilities = [_sigmoid(value) for value in values]
+        else:
+            largest = max(values)
+            shares = [math.exp(value - largest) for value in values]
+            total = sum(shares)
+            probabilities = [share / total for share in shares]
         best = sorted(range(len(values)), key=values.__getitem__, reverse=True)[:count]
-        return tuple(ClassScore(index, self._classes[index], shares[index] / total, values[index]) for index in best)
+        return tuple(ClassScore(index, self._classes[index], probabilities[index], logits[index]) for index in best)
 
     def _results(
         self, options: Options, maps: dict[str, Cells], scores: list[tuple[ClassScore, ...] | RequestError]
@@ -178,3 +208,16 @@ class Predictor:
             carried = tuple(item for item in found if not isinstance(item, RequestError))
             results.append(failure or Result(score, carried))
         return results
+
+
+def _sigmoid(value: float) -> float:
+    """Return 1 / (1 + e^-value), which neither overflows nor loses digits near 0."""
+    if value >= 0:
+        return 1 / (1 + math.exp(-value))
+    grown = math.exp(value)
+    return grown / (1 + grown)
+
+
+def _log(probability: float) -> float:
+    """Return the logarithm; of 0, of which there is none, that of the least that float32 holds."""
+    return math.log(max(probability, _LEAST_PROBABILITY))

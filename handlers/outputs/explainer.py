@@ -89,6 +89,7 @@ class Explainer:
         self._has_gradients = has_gradients
         self._max_seconds = max_seconds
         self._heads: dict[str, Tensor | None] = {}
+        self._mattering: dict[str, bool] = {}
 
     def settle(self, asked: Explain) -> Explain:
         """Fill in the layer, and check that this can be explained.
@@ -229,10 +230,12 @@ class Explainer:
         self, asked: Explain, image: Tensor, target: int, check: Callable[[], None]
     ) -> tuple[Tensor, float | None]:
         if asked.method == GRAD_CAM:
-            logits, maps = self._network.forward_with_gradients(image, frozenset([asked.layer]))
-            heat = methods.grad_cam(maps[asked.layer], logits, target)
+            logits, made = self._network.forward_with_gradients(image, frozenset([asked.layer]))
+            heat = methods.grad_cam(
+                made[asked.layer], logits, target, lambda values: self._network.turn(asked.layer, values)
+            )
             if heat is None and logits.requires_grad:
-                raise BadRequest(f"the scores do not depend on the map of {asked.layer}")
+                raise BadRequest(f"the scores do not depend on the map of {asked.layer}; ask for an earlier layer")
             return _found(heat, asked), None
         if asked.method == CAM:
             weight = self._head(asked.layer)
@@ -282,7 +285,21 @@ class Explainer:
         wide = [name for name in maps if min(self._shapes[name][1:]) > 1]
         if not maps:
             raise BadRequest("this model publishes no map of shape (C, h, w); occlusion and gradients do without")
+        for name in reversed(wide):
+            if name not in self._network.layouts or not self._has_gradients or self._matters(name):
+                return name
         return (wide or maps)[-1]
+
+    def _matters(self, layer: str) -> bool:
+        """Tell whether the scores depend on a layer's map at all: a transformer's need not on its last patches."""
+        if layer not in self._mattering:
+            with torch.inference_mode(False), torch.enable_grad():
+                image = noise(self._preprocessing).to(self._network.device)
+                logits, made = self._network.forward_with_gradients(image, frozenset([layer]))
+                values = made[layer]
+                heat = methods.grad_cam(values, logits, 0, lambda part: self._network.turn(layer, part))
+            self._mattering[layer] = heat is not None
+        return self._mattering[layer]
 
     def _head(self, layer: str) -> Tensor | None:
         """Return the weight (K, C) that maps the mean over a layer's cells to the logits; None if there is none.

@@ -21,24 +21,31 @@ Scores = Callable[[Tensor], Tensor]
 _CHUNK_BYTES = 2**20  # Of input in one run: with gradients, every operation's output is kept, many times its input.
 
 
-def grad_cam(maps: Tensor, logits: Tensor, target: int) -> Tensor | None:
+def grad_cam(
+    made: Tensor, logits: Tensor, target: int, turn: Callable[[Tensor], Tensor] = lambda values: values
+) -> Tensor | None:
     """Weigh each channel by the mean gradient of the class's logit over its cells; keep what is positive.
 
     Selvaraju et al., "Grad-CAM", ICCV 2017, equations 1 and 2.
 
     Args:
-        maps: (1, C, h, w), of the graph that made `logits`.
+        made: The layer's tensor as the network made it, of the graph that made `logits`.
         logits: (1, K).
         target: The class's index.
+        turn: Makes maps (1, C, h, w) of that tensor and of its gradient.
 
     Returns:
-        (1, h, w), nowhere negative; None where the logit has no gradient with respect to the maps.
+        (1, h, w), nowhere negative; None where the logit has no gradient with respect to the maps, or only to another
+        part of what the layer made: of a transformer's last patches a class often needs no more than the class token.
     """
-    gradient = _gradient(logits[0, target], maps)
-    if gradient is None:
+    whole = _gradient(logits[0, target], made)
+    if whole is None:
+        return None
+    gradient = turn(whole)
+    if whole.any() and not gradient.any():
         return None
     weights = gradient.mean(dim=(2, 3), keepdim=True)
-    return (weights * maps.detach()).sum(dim=1).relu()
+    return (weights * turn(made.detach())).sum(dim=1).relu()
 
 
 def cam(maps: Tensor, weight: Tensor, target: int) -> Tensor:

@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +19,7 @@ from handlers.api.errors import RequestError
 from handlers.outputs import png
 from handlers.outputs.maps import FeatureMap
 from handlers.outputs.protobuf import encode_results
-from handlers.outputs.response import Explanation, Identity, Piece, Response, Result, Timing
+from handlers.outputs.response import ClassScore, Explanation, Identity, Piece, Response, Result, Timing
 from handlers.wire import convscope_pb2 as wire
 
 Results = Sequence[Result | RequestError]
@@ -75,24 +76,25 @@ def _to_protobuf(
     if error is not None:
         tail.error.code, tail.error.message = error.code, error.message
     pieces = [_head(identity), *encode_results(results), tail.SerializeToString()]
+    end = wire.PredictReply(scores=identity.scores).SerializeToString()
 
     def add_timing(timing: Timing) -> list[Piece]:  # Serialized messages that are concatenated merge.
-        return [*pieces, wire.PredictReply(timing=wire.Timing(**vars(timing))).SerializeToString()]
+        return [*pieces, wire.PredictReply(timing=wire.Timing(**vars(timing))).SerializeToString(), end]
 
-    return Response(pieces, media.PROTOBUF, status, add_timing)
+    return Response([*pieces, end], media.PROTOBUF, status, add_timing)
 
 
 @lru_cache(maxsize=16)
 def _head(identity: Identity) -> bytes:
-    return wire.PredictReply(**vars(identity)).SerializeToString()
+    return wire.PredictReply(**vars(replace(identity, scores=""))).SerializeToString()  # That field comes later.
 
 
 def _arrays(results: Results) -> dict[str, NDArray[Any]]:
     """Return the arrays of an npz: one a layer, scores as arrays, and everything else as JSON in `reply`.
 
-    With one picture the names are `conv1`, `index`, `label`, `probability`, `logit`; with several each has the
-    picture's number before it: `0/conv1`. A uint8 map brings `conv1.scale` and `conv1.offset`, a selection of channels
-    `conv1.channels`.
+    With one picture the names are `conv1`, `index`, `label`, `probability`, `logit`, or `value` instead of these two;
+    with several each has the picture's number before it: `0/conv1`. A uint8 map brings `conv1.scale` and
+    `conv1.offset`, a selection of channels `conv1.channels`.
     """
     arrays: dict[str, NDArray[Any]] = {}
     for number, result in enumerate(results):
@@ -120,7 +122,7 @@ def _to_values(
     request_id: str,
     tensor: Callable[[FeatureMap], Any],
 ) -> dict[str, Any]:
-    values: dict[str, Any] = dict(vars(identity))
+    values: dict[str, Any] = {name: value for name, value in vars(identity).items() if value or name != "scores"}
     if request_id:
         values["request_id"] = request_id
     if error is not None:
@@ -129,13 +131,17 @@ def _to_values(
         {"error": error_values(result)}
         if isinstance(result, RequestError)
         else {
-            "top": [score._asdict() for score in result.top],
+            "top": [_score_values(score) for score in result.top],
             "maps": {feature_map.layer: tensor(feature_map) for feature_map in result.maps},
             **({} if result.explanation is None else {"explanation": _explanation_values(result.explanation, tensor)}),
         }
         for result in results
     ]
     return values
+
+
+def _score_values(score: ClassScore) -> dict[str, Any]:
+    return {name: value for name, value in score._asdict().items() if value is not None}
 
 
 def _explanation_values(explanation: Explanation, tensor: Callable[[FeatureMap], Any]) -> dict[str, Any]:
@@ -170,9 +176,10 @@ def _result_arrays(result: Result) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {
         "index": np.array([score.index for score in result.top], np.int64),
         "label": np.array([score.label for score in result.top], np.str_),
-        "probability": np.array([score.probability for score in result.top], np.float32),
-        "logit": np.array([score.logit for score in result.top], np.float32),
     }
+    is_of_values = any(score.value is not None for score in result.top)
+    for name in ("value",) if is_of_values else ("probability", "logit"):
+        arrays[name] = np.array([getattr(score, name) for score in result.top], np.float32)
     maps = [(feature_map.layer, feature_map) for feature_map in result.maps]
     if result.explanation is not None:
         found = (("/heat", result.explanation.heat), ("/picture", result.explanation.picture))

@@ -61,7 +61,9 @@ def encode_results(results: Iterable[Result | RequestError]) -> list[Piece]:
     return pieces
 
 
-def _score(index: int, label: str, probability: float, logit: float) -> bytes:
+def _score(index: int, label: str, probability: float | None, logit: float | None, value: float | None) -> bytes:
+    if probability is None or logit is None:
+        return wire.Result(top=[wire.ClassScore(index=index, label=label, value=value)]).SerializeToString()
     if probability < _LEAST or abs(logit) < _LEAST:
         score = wire.ClassScore(index=index, label=label, probability=probability, logit=logit)
         return wire.Result(top=[score]).SerializeToString()

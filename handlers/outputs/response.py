@@ -17,12 +17,16 @@ Piece = bytes | memoryview
 
 
 class ClassScore(NamedTuple):  # There may be a thousand of them in a reply, and a frozen dataclass takes 1 µs to make.
-    """One class: its index, label, probability (softmax over all K classes, 0..1) and logit."""
+    """One class: its index, label, probability (0..1) and logit; or one number, its index, label and value.
+
+    What there is not is None: probability and logit of a number that is no score, value of a score.
+    """
 
     index: int  # type: ignore[assignment]  # Hides tuple.index, which a score has no use for.
     label: str
-    probability: float
-    logit: float
+    probability: float | None
+    logit: float | None
+    value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Result:
-    """One picture's result: its most probable classes, the maps asked for, and the explanation."""
+    """One picture's result: its most probable classes or its numbers, the maps asked for, and the explanation."""
 
     top: tuple[ClassScore, ...] = ()
     maps: tuple[FeatureMap, ...] = ()
@@ -66,12 +70,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Identity:
-    """What serves a request: model and version, engine (`torch-2.15.0`) and device (`cpu`, `cuda:0`)."""
+    """What serves a request: model and version, engine (`torch-2.15.0`), device (`cpu`, `cuda:0`), what scores mean."""
 
     model: str
     version: str
     engine: str
     device: str
+    scores: str = ""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from handlers.wire import convscope_pb2 as wire
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "proto/examples"
 PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
-IDENTITY = Identity("cifar", "1.0", "torch-2.15.0", "cpu")
+IDENTITY = Identity("cifar", "1.0", "torch-2.15.0", "cpu", "softmax")
 REPLY: Any = {
     "request_id": "0af7651916cd43dd8448eb211c80319c",
     "results": (

@@ -120,6 +120,9 @@ class Layer:
         receptive_field_start: First input pixel of the receptive field of cell (0, 0), (y, x), negative in the padding;
             None if undefined.
         bytes: Bytes of the whole map, by dtype name.
+        layout: How the network itself holds it, from which the service turns it to `shape`: empty for (C, h, w), else
+            "channels_last", "tokens" (a grid of patches), "extra_tokens" (what stands beside the patches, such as a
+            class token: (C, n, 1)), "plane" or "vector".
 
     The operation that computes it (the last one with weights):
 
@@ -153,6 +156,7 @@ class Layer:
     groups: int = 0
     multiply_adds: int = 0
     dense_parameters: int = 0
+    layout: str = ""
 
     @property
     def has_receptive_field(self) -> bool:
@@ -242,6 +246,9 @@ class ModelCard:
         limits: Limits of a request and of a reply.
         multiply_adds: Of the network, for one picture; 0 if the service is too old to report it.
         explanations: Methods of `explain` that suit the network; empty if the service is too old to report it.
+        scores: What the network's outputs mean: "softmax", classes of which one is right; "sigmoid", classes that do
+            not exclude each other; "value", numbers that `classes` names; "none". Empty if the service is too old to
+            report it.
     """
 
     model: str
@@ -258,6 +265,7 @@ class ModelCard:
     limits: Limits
     multiply_adds: int = 0
     explanations: tuple[str, ...] = ()
+    scores: str = ""
 
     def layer(self, name: str) -> Layer:
         """Return the layer of this name.

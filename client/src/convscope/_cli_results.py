@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from convscope._exceptions import ConvscopeError
+from convscope._prediction import score_headings, score_texts
 from convscope.commands import (
     LAYER_HEADINGS,
     STAGES,
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
 
 _WIDTH = 120  # Of the terminal, in columns.
 _MISSING = "–"
+_OUTPUTS = {
+    "softmax": "scores of classes of which one is right (softmax)",
+    "sigmoid": "scores of classes that do not exclude each other (sigmoid)",
+    "value": "numbers, not scores",
+    "none": "maps alone",
+}
 
 Result = TypeVar("Result", "Prediction", "Explanation")
 
@@ -152,8 +159,7 @@ def format_predictions(results: Sequence[PictureResult[Prediction]]) -> str:
                     row.picture if position == 0 else "",
                     score.label,
                     str(score.index),
-                    f"{score.probability:.4f}",
-                    f"{score.logit:.3f}",
+                    *score_texts(score),
                 ]
             )
         if not row.result.top:
@@ -163,7 +169,8 @@ def format_predictions(results: Sequence[PictureResult[Prediction]]) -> str:
     parts = []
     if first is not None:
         parts.append(printable(f"{first.model} {first.version} ({first.engine}, {first.device})"))
-    parts.append(format_table(["picture", "class", "index", "probability", "logit"], scores, right_aligned=(2, 3, 4)))
+    headings = ("probability", "logit") if first is None else score_headings(first)
+    parts.append(format_table(["picture", "class", "index", *headings], scores, right_aligned=(2, 3, 4)))
     if maps:
         header = ["picture", "layer", "shape", "channels", "min", "mean", "max"]
         parts.append(format_table(header, maps, right_aligned=(3, 4, 5, 6)))
@@ -187,6 +194,7 @@ def predictions_json(results: Sequence[PictureResult[Prediction]]) -> dict[str, 
         "version": first and first.version,
         "engine": first and first.engine,
         "device": first and first.device,
+        "scores": first and first.scores,
         "request_id": first and first.request_id,
         "timing": None
         if first is None or first.timing is None
@@ -201,7 +209,7 @@ def _prediction_json(row: PictureResult[Prediction]) -> dict[str, Any]:
     channels = row.result.channels
     return {
         "picture": row.picture,
-        "top": [score._asdict() for score in row.result.top],
+        "top": [score.as_values() for score in row.result.top],
         "maps": {
             name: {"shape": list(feature_map.shape), "channels": list(channels[name]), **_range(feature_map)}
             for name, feature_map in row.result.maps.items()
@@ -311,6 +319,7 @@ def format_card(card: ModelCard) -> str:
         ("pictures", _recipe(card.input)),
         ("normalisation", _normalisation(card)),
         ("classes", f"{len(card.classes):,}: {', '.join(card.classes)}" if card.classes else "none"),
+        ("outputs", _OUTPUTS.get(card.scores, card.scores)),
         ("limits", f"{card.limits.max_images} pictures per request, {card.limits.max_image_bytes:,} bytes and"
          f" {card.limits.max_image_pixels:,} pixels per picture, {card.limits.max_reply_bytes:,} bytes per reply"),
     ]  # fmt: skip

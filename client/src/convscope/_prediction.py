@@ -26,19 +26,27 @@ if TYPE_CHECKING:
 
 
 class ClassScore(NamedTuple):  # A NamedTuple: users unpack it.
-    """The score of one class.
+    """The score of one class, or a number that is no score.
 
     Attributes:
         index: Index of the class in the model card's `classes`.
-        label: Name of the class.
-        probability: Softmax over all classes, 0..1.
-        logit: The network's output.
+        label: Name of the class, or of the number.
+        probability: 0..1: softmax over all classes, or with `scores` "sigmoid" the class's own; NaN for a number that
+            is no score.
+        logit: The network's output before that; NaN likewise.
+        value: The number, with `scores` "value"; None for the score of a class.
     """
 
     index: int  # type: ignore[assignment]  # Shadows `tuple.index`.
     label: str
     probability: float
     logit: float
+    value: float | None = None
+
+    def as_values(self) -> dict[str, Any]:
+        """Return what there is: probability and logit of a class, or the value of a number."""
+        left_out = ("probability", "logit") if self.value is not None else ("value",)
+        return {name: value for name, value in self._asdict().items() if name not in left_out}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,8 @@ class Prediction:
         version: Version of the model.
         engine: What ran the network, such as `torch-2.15.0`.
         device: `cpu` or `cuda:0`.
+        scores: What `top` holds: "softmax", classes of which one is right; "sigmoid", classes that do not exclude each
+            other; "value", numbers; "none". Empty if the service is too old to report it.
         request_id: Id of the request in the service's log; all pictures of a request share it.
         timing: Timing of the request; None if it was not requested, or if the service is too old to report it.
         error: The picture's error; None if it has a result.
@@ -99,6 +109,7 @@ class Prediction:
         top: Sequence[ClassScore] = (),
         maps: Mapping[str, NDArray[np.float32]] | None = None,
         channels: Mapping[str, tuple[int, ...]] | None = None,
+        scores: str = "",
         request_id: str = "",
         timing: Timing | None = None,
         error: ConvscopeError | None = None,
@@ -107,6 +118,7 @@ class Prediction:
         self.version = version
         self.engine = engine
         self.device = device
+        self.scores = scores
         self.request_id = request_id
         self.timing = timing
         self.error = error
@@ -116,7 +128,7 @@ class Prediction:
 
     @property
     def top(self) -> list[ClassScore]:
-        """The classes, most probable first; empty for a model without classes.
+        """The classes, most probable first, or the numbers in the network's order; empty for a model without either.
 
         Raises:
             ConvscopeError: The picture's own error.
@@ -221,12 +233,12 @@ class Prediction:
         if self._top:
             rows = "".join(
                 f"<tr><td>{score.index}</td><td>{escape(score.label)}</td>"
-                f"<td>{score.probability:.4f}</td><td>{score.logit:.3f}</td></tr>"
+                + "".join(f"<td>{text}</td>" for text in score_texts(score))
+                + "</tr>"
                 for score in self._top
             )
-            parts.append(
-                "<table><tr><th>index</th><th>label</th><th>probability</th><th>logit</th></tr>" + rows + "</table>"
-            )
+            headings = "".join(f"<th>{name}</th>" for name in ("index", "label", *score_headings(self)))
+            parts.append(f"<table><tr>{headings}</tr>{rows}</table>")
         for name, feature_map in self._maps.items():
             parts.append(f"<p>{escape(name)} {feature_map.shape}</p>")
             if feature_map.ndim == 3 and feature_map.size:
@@ -237,8 +249,8 @@ class Prediction:
         if not isinstance(other, Prediction):
             return NotImplemented
         return (
-            (self.model, self.version, self.engine, self.device)
-            == (other.model, other.version, other.engine, other.device)
+            (self.model, self.version, self.engine, self.device, self.scores)
+            == (other.model, other.version, other.engine, other.device, other.scores)
             and _error_key(self.error) == _error_key(other.error)
             and self._top == other._top
             and self._channels == other._channels
@@ -254,9 +266,26 @@ class Prediction:
     def __repr__(self) -> str:
         if self.error is not None:
             return f"Prediction(model={self.model!r}, error={self.error!r})"
-        best = f"{self._top[0].label} {self._top[0].probability:.3f}" if self._top else "none"
+        best = f"{self._top[0].label} {score_texts(self._top[0], 3)[0]}" if self._top else "none"
         shapes = {name: feature_map.shape for name, feature_map in self._maps.items()}
         return f"Prediction(model={self.model!r}, top={best!r}, maps={shapes})"
+
+
+def score_headings(prediction: Prediction) -> tuple[str, ...]:
+    """Return what `score_texts` spells of this prediction's classes or numbers."""
+    return ("value",) if prediction.scores == "value" else ("probability", "logit")
+
+
+def score_texts(score: ClassScore, digits: int = 4) -> tuple[str, ...]:
+    """Return probability and logit as text, or the value of a number that is no score.
+
+    Args:
+        score: The score.
+        digits: Of the probability, behind the point.
+    """
+    if score.value is not None:
+        return (f"{score.value:.6g}",)
+    return f"{score.probability:.{digits}f}", f"{score.logit:.3f}"
 
 
 def html_image(pixels: NDArray[np.uint8], alternative: str) -> str:
@@ -281,7 +310,7 @@ def manifest_fields(prediction: Prediction) -> dict[str, Any]:
         "engine": prediction.engine,
         "device": prediction.device,
         "request_id": prediction.request_id,
-        "scores": [score._asdict() for score in prediction.top],
+        "scores": [score.as_values() for score in prediction.top],
     }
 
 

@@ -193,13 +193,21 @@ def _prediction(reply: wire.PredictReply, result: wire.Result, request_id: str, 
         version=reply.version,
         engine=reply.engine,
         device=reply.device,
-        top=[ClassScore(score.index, score.label, score.probability, score.logit) for score in result.top],
+        top=list(map(_score, result.top)),
         maps=maps,
         channels=channels,
+        scores=reply.scores,
         request_id=request_id,
         timing=timing,
         error=error,
     )
+
+
+def _score(score: wire.ClassScore) -> ClassScore:
+    """Convert one class's score, or one number."""
+    if score.HasField("value"):
+        return ClassScore(score.index, score.label, math.nan, math.nan, score.value)
+    return ClassScore(score.index, score.label, score.probability, score.logit)
 
 
 def read_tensor(tensor: wire.Tensor) -> NDArray[np.float32]:
@@ -313,6 +321,7 @@ def read_card(reply: wire.PredictReply, *, request_id: str = "") -> ModelCard:
         ),
         multiply_adds=card.multiply_adds,
         explanations=tuple(card.explanations),
+        scores=card.scores,
     )
 
 
@@ -336,6 +345,7 @@ def _layer(layer: wire.Layer) -> Layer:
         groups=layer.groups,
         multiply_adds=layer.multiply_adds,
         dense_parameters=layer.dense_parameters,
+        layout=layer.layout,
     )
 
 

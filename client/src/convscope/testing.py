@@ -125,6 +125,7 @@ class FakeTransport:
 def prediction(
     probabilities: Mapping[str, float] | None = None,
     *,
+    values: Mapping[str, float] | None = None,
     maps: Mapping[str, NDArray[Any]] | None = None,
     error: ConvscopeError | None = None,
 ) -> Prediction:
@@ -133,6 +134,7 @@ def prediction(
     Args:
         probabilities: Probabilities (0..1) by label, most probable first; class indexes follow the order of the
             mapping.
+        values: Instead of them, numbers by label, as of a network whose outputs are no scores.
         maps: Maps by layer, (C, h, w) or (C,), any range; converted to float32.
         error: The picture's own error, instead of a result.
 
@@ -143,8 +145,21 @@ def prediction(
         ClassScore(index, label, probability, math.log(max(probability, 1e-9)))
         for index, (label, probability) in enumerate((probabilities or {}).items())
     ]
+    if values is not None:
+        top = [
+            ClassScore(index, label, math.nan, math.nan, value) for index, (label, value) in enumerate(values.items())
+        ]
     arrays = {layer: np.asarray(feature_map, np.float32) for layer, feature_map in (maps or {}).items()}
-    return Prediction(model="fake", version="1.0", engine="fake", device="cpu", top=top, maps=arrays, error=error)
+    return Prediction(
+        model="fake",
+        version="1.0",
+        engine="fake",
+        device="cpu",
+        top=top,
+        maps=arrays,
+        scores="value" if values is not None else "softmax" if top else "",
+        error=error,
+    )
 
 
 def explanation(
@@ -262,7 +277,7 @@ def _write_reply(request: Request, response: Any) -> wire.PredictReply:
         response = [response] * len(request.pictures)
     for result in response:
         prediction_ = result.prediction if isinstance(result, Explanation) else result
-        reply.engine, reply.device = prediction_.engine, prediction_.device
+        reply.engine, reply.device, reply.scores = prediction_.engine, prediction_.device, prediction_.scores
         reply.results.append(_result(result, prediction_))
     if request.timing and response:
         reply.timing.CopyFrom(_timing(response[0].timing))
@@ -273,7 +288,7 @@ def _result(result: Prediction | Explanation, prediction_: Prediction) -> wire.R
     """Convert the result of one picture."""
     if prediction_.error is not None:
         return wire.Result(error=wire.Error(code=prediction_.error.code, message=prediction_.error.message))
-    message = wire.Result(top=[score._asdict() for score in prediction_.top])
+    message = wire.Result(top=[score.as_values() for score in prediction_.top])
     for layer, feature_map in prediction_.maps.items():
         message.maps.add(layer=layer, tensor=_tensor(feature_map), channels=prediction_.channels.get(layer, ()))
     if isinstance(result, Explanation):

@@ -80,7 +80,14 @@ def choose(
     reason = _obstacle(eager, graph)
     if reason is None and graph is not None:
         try:
-            session = Session(graph, eager.module, eager.layers, has_scores=eager.has_scores, threads=threads)
+            session = Session(
+                graph,
+                eager.module,
+                eager.layers,
+                has_scores=eager.has_scores,
+                layouts=eager.layouts,
+                threads=threads,
+            )
             check(session, eager, images)
         except Exception as err:  # ONNX Runtime raises what it likes; torch can do without it.
             reason = f"{type(err).__name__}: {err}"
@@ -192,6 +199,8 @@ def _copy(eager: Eager, dtype: torch.dtype, memory_format: torch.memory_format =
         copy.deepcopy(eager.module),
         eager.layers,
         has_scores=eager.has_scores,
+        layouts=eager.layouts,
+        output=eager.output,
         device=eager.device,
         dtype=dtype,
         memory_format=memory_format,

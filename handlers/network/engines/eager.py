@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from handlers.network.engines.engine import Maps, Torch
+from handlers.network.geometry import trace
+from handlers.network.layouts import CHANNELS_FIRST, turn
+from handlers.network.outputs import OUTPUT, as_scores, node_of, select
 
 logger = logging.getLogger(__name__)
 
@@ -34,20 +37,23 @@ class Eager(Torch):
         module: The network, weights loaded. It is put into evaluation mode, and its in-place activations write to new
             memory from then on: a map must not change after it was taken.
         layers: Public name of each layer → node name of torchvision's feature extraction (for a network that cannot be
-            traced: module path).
-        has_scores: Whether the network's output is logits (N, K).
+            traced: module path), or `output:` and the name of a tensor that the network returns.
+        has_scores: Whether the network's output is scores.
+        layouts: Public name → layout, of the layers that are not (N, C, h, w) in the network.
+        output: Which of the tensors that the network returns is the scores; empty if it returns nothing else.
         device: Where it runs.
         dtype: Of weights and activations. If it is not float32, the engine needs its own copy of the module.
         memory_format: Of weights and input: `torch.channels_last` or `torch.contiguous_format`.
 
     Attributes:
         name, layers, has_scores: As `Engine` says.
+        layouts, output: As given.
         module: The network.
         device: Where it runs.
         threads: torch's number of threads when the engine was made.
 
     Raises:
-        ValueError: A layer is bound to a node that the network does not have.
+        ValueError: A layer is bound to a node that the network does not have, or the network returns no such output.
     """
 
     def __init__(
@@ -56,6 +62,8 @@ class Eager(Torch):
         layers: Mapping[str, str],
         *,
         has_scores: bool,
+        layouts: Mapping[str, str] | None = None,
+        output: str = "",
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.contiguous_format,
@@ -71,13 +79,15 @@ class Eager(Torch):
         self.threads = torch.get_num_threads()
         self.layers = dict(layers)
         self.has_scores = has_scores
+        self.layouts, self.output = dict(layouts or {}), output
         self.module = module.to(self.device).eval().requires_grad_(False)
         if self._converts:
             self.module.to(dtype=dtype, memory_format=memory_format)  # type: ignore[call-overload]
         for part in self.module.modules():
             if getattr(part, "inplace", False) is True:
                 part.inplace = False  # type: ignore[assignment]
-        self._output_node = self._trace()
+        self._nodes: dict[str, str] = {}  # By public name, and that of the scores; empty where hooks are needed.
+        self._trace()
         self._extractors: OrderedDict[frozenset[str], Forward] = OrderedDict()
 
     @torch.inference_mode()
@@ -100,49 +110,64 @@ class Eager(Torch):
             layers: Public names of the maps wanted.
 
         Returns:
-            By name each map (N, C, h, w), and by `SCORES` the logits (N, K) of a network that has them: float32,
+            By name each map (N, C, h, w), and by `SCORES` the scores (N, K) of a network that has them: float32,
             contiguous, on the device.
         """
         if self._converts:
             images = images.to(dtype=self._dtype, memory_format=self._memory_format)
         found = self.extractor(layers)(images)
-        names = [*layers, SCORES] if self.has_scores else layers
-        return {name: found[name].float().contiguous() for name in names}
+        outputs = {name: self.turn(name, found[name]) for name in layers}
+        if self.has_scores:
+            outputs[SCORES] = as_scores(found[SCORES])
+        return {name: values.float().contiguous() for name, values in outputs.items()}
+
+    def turn(self, name: str, values: Tensor) -> Tensor:
+        """Turn what the network makes for a layer, or its gradient, to maps (N, C, h, w)."""
+        return turn(values, self.layouts.get(name, CHANNELS_FIRST))
 
     def forward_with_gradients(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor, Maps]:
         """Run the network once and keep the graph of what was computed; gradients must be enabled.
 
         A traced network gives the derivative of what it computes, even where its own code runs under `torch.no_grad`:
-        tracing does not record that. The logits of a network without gradients do not require any.
+        tracing does not record that. The scores of a network without gradients do not require any.
 
         Args:
             images: (N, C, H, W), float32, normalised, on the device.
             layers: Public names of the maps wanted.
 
         Returns:
-            Logits (N, K), and for each layer its map (N, C, h, w), which the logits were computed from.
+            Scores (N, K), and for each layer what they were computed from, as the network made it: `turn` makes maps
+            of that and of its gradient.
         """
         if not images.requires_grad:  # No weight requires gradients, so the picture must.
             images = images.clone().requires_grad_(True).clone()  # A network may change its input, but not a leaf.
         outputs = self.extractor(layers or _TRACED)(images)
-        return outputs[SCORES], {name: outputs[name] for name in layers}
+        return as_scores(outputs[SCORES]), {name: outputs[name] for name in layers}
 
-    def _trace(self) -> str | None:
-        """Return the name of the node that makes the output, or None where hooks are needed."""
+    def _trace(self) -> None:
+        """Find the node of each layer and of the scores, unless hooks are needed."""
         try:
             nodes = get_graph_node_names(self.module)[1]
         except Exception as err:  # Tracing runs the network's own Python, which may raise anything.
             logger.info("network cannot be traced (%s), maps are taken by hooks", type(err).__name__)
             self.module.eval()  # torchvision traces in training mode too, and a failure leaves it there.
-            nodes = [name for name, _ in self.module.named_modules() if name]
-            self._check_nodes(nodes)
-            return None
+            self._check_nodes([name for name, _ in self.module.named_modules() if name])
+            return
         self._check_nodes(nodes)
-        return str(nodes[-1])
+        self._nodes = {**self.layers, SCORES: str(nodes[-1])}
+        returned = {name: node.removeprefix(OUTPUT) for name, node in self.layers.items() if node.startswith(OUTPUT)}
+        if self.output:
+            returned[SCORES] = self.output
+        if returned:
+            graph, names = trace(self.module)
+            try:
+                self._nodes |= {name: node_of(graph, names, output) for name, output in returned.items()}
+            except KeyError as err:
+                raise ValueError(f"the network returns nothing by the name of {err}") from err
 
     def _check_nodes(self, nodes: list[str]) -> None:
         for name, node in self.layers.items():
-            if node not in nodes:
+            if node not in nodes and not node.startswith(OUTPUT):
                 raise ValueError(f"layer {name!r} is bound to {node!r}, which the network does not have: {nodes}")
 
     def extractor(self, layers: frozenset[str]) -> Forward:
@@ -158,15 +183,13 @@ class Eager(Torch):
     @torch.inference_mode(False)  # Constants that tracing makes must serve gradients too.
     def _build(self, layers: frozenset[str]) -> Forward:
         if not layers:
-            return lambda images: {SCORES: self.module(images)}
+            return lambda images: {SCORES: select(self.module(images), self.output)}
         layers -= _TRACED
-        if self._output_node is None:
+        if not self._nodes:
             return lambda images: self._forward_with_hooks(images, layers)
         # One node may go out under several names (a last layer that is also the scores), which torchvision's dict of
         # node → name cannot say: so ask for nodes, and name them here.
-        names = {name: self.layers[name] for name in layers}
-        if self.has_scores:
-            names[SCORES] = self._output_node
+        names = {name: self._nodes[name] for name in [*layers, SCORES] if name != SCORES or self.has_scores}
         extractor = create_feature_extractor(self.module, return_nodes=sorted(set(names.values())))
         extractor.eval()
 
@@ -186,10 +209,13 @@ class Eager(Torch):
 
             return hook
 
-        handles = [self.module.get_submodule(self.layers[name]).register_forward_hook(keep(name)) for name in layers]
+        nodes = {name: self.layers[name] for name in layers if not self.layers[name].startswith(OUTPUT)}
+        handles = [self.module.get_submodule(node).register_forward_hook(keep(name)) for name, node in nodes.items()]
         try:
-            taken[SCORES] = self.module(images)
+            returned = self.module(images)
         finally:
             for handle in handles:
                 handle.remove()
+        taken |= {name: select(returned, self.layers[name].removeprefix(OUTPUT)) for name in layers - nodes.keys()}
+        taken[SCORES] = select(returned, self.output)
         return taken

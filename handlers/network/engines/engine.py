@@ -22,7 +22,7 @@ class Engine(Protocol):
     Attributes:
         name: The engine with its version: `torch-2.15.0`, `onnxruntime-1.31.1`.
         layers: Public name of each published layer → node of the network.
-        has_scores: Whether the network's output is logits (N, K).
+        has_scores: Whether the network's output is scores (N, K).
     """
 
     @property
@@ -42,7 +42,7 @@ class Engine(Protocol):
             layers: Public names of the maps wanted; no other map is kept or copied.
 
         Returns:
-            Logits (N, K) float32 on the CPU, or None for a network without classes; and a map (N, C, h, w) float32 for
+            Scores (N, K) float32 on the CPU, or None for a network without classes; and a map (N, C, h, w) float32 for
             each layer asked for, contiguous, on the device of the engine. They are the caller's own.
         """
         ...

@@ -28,13 +28,18 @@ class Graph:
     """A network's graph in an archive.
 
     Attributes:
-        content: An ONNX model. Its input is `images`; an output is `/maps/<node>`, the first being the scores where
-            there are any.
+        content: An ONNX model. Its input is `images`; its outputs have the names that `output_name` makes, the first
+            being the scores where there are any. Maps are turned to (N, C, h, w) and scores to (N, K) in the graph.
         weights: The entries of the network's state dict that it leaves out.
     """
 
     content: bytes
     weights: tuple[str, ...]
+
+
+def output_name(node: str, layout: str = "") -> str:
+    """Return the name of the output of a graph that holds the maps of a node in a layout."""
+    return f"/maps/{node}@{layout}" if layout else f"/maps/{node}"
 
 
 class Session:
@@ -44,7 +49,8 @@ class Session:
         graph: As `archiver.graph` exports it.
         module: The network, weights loaded, on the CPU.
         layers: Public name of each layer → node.
-        has_scores: Whether the network's output is logits (N, K).
+        has_scores: Whether the network's output is scores.
+        layouts: Public name → layout, of the layers that are not (N, C, h, w) in the network.
         threads: Of one run.
 
     Raises:
@@ -53,7 +59,14 @@ class Session:
     """
 
     def __init__(
-        self, graph: Graph, module: nn.Module, layers: Mapping[str, str], *, has_scores: bool, threads: int = 1
+        self,
+        graph: Graph,
+        module: nn.Module,
+        layers: Mapping[str, str],
+        *,
+        has_scores: bool,
+        layouts: Mapping[str, str] | None = None,
+        threads: int = 1,
     ) -> None:
         import onnxruntime
 
@@ -77,7 +90,7 @@ class Session:
         self._session = onnxruntime.InferenceSession(graph.content, options, providers=["CPUExecutionProvider"])
         self._weights = values  # They may share memory with the module, which the session reads for as long as it runs.
         self._scores = [self._session.get_outputs()[0].name] if has_scores else []
-        self._maps = {name: f"/maps/{node}" for name, node in self.layers.items()}
+        self._maps = {name: output_name(node, (layouts or {}).get(name, "")) for name, node in self.layers.items()}
         self._run_options = onnxruntime.RunOptions()
         self._run_options.only_execute_path_to_fetches = True
 

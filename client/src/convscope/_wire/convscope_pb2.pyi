@@ -87,16 +87,18 @@ class Tensor(_message.Message):
     def __init__(self, dtype: _Optional[_Union[Dtype, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., scale: _Optional[_Iterable[float]] = ..., offset: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class ClassScore(_message.Message):
-    __slots__ = ("index", "label", "probability", "logit")
+    __slots__ = ("index", "label", "probability", "logit", "value")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     LOGIT_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
     index: int
     label: str
     probability: float
     logit: float
-    def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., probability: _Optional[float] = ..., logit: _Optional[float] = ...) -> None: ...
+    value: float
+    def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., probability: _Optional[float] = ..., logit: _Optional[float] = ..., value: _Optional[float] = ...) -> None: ...
 
 class FeatureMap(_message.Message):
     __slots__ = ("layer", "tensor", "channels")
@@ -151,7 +153,7 @@ class Explanation(_message.Message):
     def __init__(self, method: _Optional[str] = ..., layer: _Optional[str] = ..., target: _Optional[int] = ..., label: _Optional[str] = ..., heat: _Optional[_Union[Tensor, _Mapping]] = ..., delta: _Optional[float] = ..., picture: _Optional[_Union[Tensor, _Mapping]] = ..., original_size: _Optional[_Iterable[int]] = ..., region: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class PredictReply(_message.Message):
-    __slots__ = ("model", "version", "engine", "device", "results", "error", "card", "request_id", "timing", "filters")
+    __slots__ = ("model", "version", "engine", "device", "results", "error", "card", "request_id", "timing", "filters", "scores")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
@@ -162,6 +164,7 @@ class PredictReply(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     FILTERS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     engine: str
@@ -172,7 +175,8 @@ class PredictReply(_message.Message):
     request_id: str
     timing: Timing
     filters: Tensor
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., card: _Optional[_Union[ModelCard, _Mapping]] = ..., request_id: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., filters: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    scores: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., card: _Optional[_Union[ModelCard, _Mapping]] = ..., request_id: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., filters: _Optional[_Union[Tensor, _Mapping]] = ..., scores: _Optional[str] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("read_s", "decode_s", "preprocess_s", "forward_s", "encode_s", "handler_s", "batch_requests")
@@ -193,7 +197,7 @@ class Timing(_message.Message):
     def __init__(self, read_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., preprocess_s: _Optional[float] = ..., forward_s: _Optional[float] = ..., encode_s: _Optional[float] = ..., handler_s: _Optional[float] = ..., batch_requests: _Optional[int] = ...) -> None: ...
 
 class ModelCard(_message.Message):
-    __slots__ = ("model", "version", "description", "architecture", "engine", "device", "classes", "input", "layers", "parameters", "training", "limits", "multiply_adds", "explanations")
+    __slots__ = ("model", "version", "description", "architecture", "engine", "device", "classes", "input", "layers", "parameters", "training", "limits", "multiply_adds", "explanations", "scores")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -208,6 +212,7 @@ class ModelCard(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     MULTIPLY_ADDS_FIELD_NUMBER: _ClassVar[int]
     EXPLANATIONS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     description: str
@@ -222,7 +227,8 @@ class ModelCard(_message.Message):
     limits: Limits
     multiply_adds: int
     explanations: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., description: _Optional[str] = ..., architecture: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., parameters: _Optional[int] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., multiply_adds: _Optional[int] = ..., explanations: _Optional[_Iterable[str]] = ...) -> None: ...
+    scores: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., description: _Optional[str] = ..., architecture: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., parameters: _Optional[int] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., multiply_adds: _Optional[int] = ..., explanations: _Optional[_Iterable[str]] = ..., scores: _Optional[str] = ...) -> None: ...
 
 class Input(_message.Message):
     __slots__ = ("channels", "height", "width", "mean", "std", "resize", "interpolation", "antialias", "bgr", "fit", "fill")
@@ -251,7 +257,7 @@ class Input(_message.Message):
     def __init__(self, channels: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ..., resize: _Optional[_Iterable[int]] = ..., interpolation: _Optional[str] = ..., antialias: bool = ..., bgr: bool = ..., fit: _Optional[str] = ..., fill: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Layer(_message.Message):
-    __slots__ = ("name", "module", "shape", "stride", "receptive_field", "receptive_field_start", "parameters", "bytes", "input_shape", "operation", "kernel", "step", "padding", "dilation", "groups", "multiply_adds", "dense_parameters")
+    __slots__ = ("name", "module", "shape", "stride", "receptive_field", "receptive_field_start", "parameters", "bytes", "input_shape", "operation", "kernel", "step", "padding", "dilation", "groups", "multiply_adds", "dense_parameters", "layout")
     class BytesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -276,6 +282,7 @@ class Layer(_message.Message):
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     MULTIPLY_ADDS_FIELD_NUMBER: _ClassVar[int]
     DENSE_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
     name: str
     module: str
     shape: _containers.RepeatedScalarFieldContainer[int]
@@ -293,7 +300,8 @@ class Layer(_message.Message):
     groups: int
     multiply_adds: int
     dense_parameters: int
-    def __init__(self, name: _Optional[str] = ..., module: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ..., receptive_field: _Optional[_Iterable[int]] = ..., receptive_field_start: _Optional[_Iterable[int]] = ..., parameters: _Optional[int] = ..., bytes: _Optional[_Mapping[str, int]] = ..., input_shape: _Optional[_Iterable[int]] = ..., operation: _Optional[str] = ..., kernel: _Optional[_Iterable[int]] = ..., step: _Optional[_Iterable[int]] = ..., padding: _Optional[_Iterable[int]] = ..., dilation: _Optional[_Iterable[int]] = ..., groups: _Optional[int] = ..., multiply_adds: _Optional[int] = ..., dense_parameters: _Optional[int] = ...) -> None: ...
+    layout: str
+    def __init__(self, name: _Optional[str] = ..., module: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ..., receptive_field: _Optional[_Iterable[int]] = ..., receptive_field_start: _Optional[_Iterable[int]] = ..., parameters: _Optional[int] = ..., bytes: _Optional[_Mapping[str, int]] = ..., input_shape: _Optional[_Iterable[int]] = ..., operation: _Optional[str] = ..., kernel: _Optional[_Iterable[int]] = ..., step: _Optional[_Iterable[int]] = ..., padding: _Optional[_Iterable[int]] = ..., dilation: _Optional[_Iterable[int]] = ..., groups: _Optional[int] = ..., multiply_adds: _Optional[int] = ..., dense_parameters: _Optional[int] = ..., layout: _Optional[str] = ...) -> None: ...
 
 class Training(_message.Message):
     __slots__ = ("data", "train_pictures", "test_pictures", "epochs", "train_accuracy", "test_accuracy", "seconds", "machine", "versions")

@@ -1,0 +1,324 @@
+"""Layouts found by proof: which axes of a network's tensors are places, seen from what a change of the picture does.
+
+A picture of noise is changed in one quarter of its height and one of its width, four times, never twice in the same
+row or column of quarters. Of every cell it is asked which share of its changes each of the four made. If two axes are
+rows and columns, that share is larger where the change belongs than beside it, along either axis; along an axis of
+channels it is not, whatever the sizes are. Of tokens that are patches in a grid the same shows which they are.
+Attention spreads a change over everything, but thinly. Where the difference is small, four other changes must agree.
+
+Nothing is asked of a tensor whose axes are known from the operations that led there. Axes: `N` batch, `C` channels, `h,
+w` map cells, `T` tokens, `P` = 4 places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from archiver.packing import ArchiveError
+from handlers.images.preprocessing import Preprocessing, noise
+from handlers.network.geometry import LayerGeometry, layer_geometry, takes_hooks, trace
+from handlers.network.layouts import (
+    CHANNELS_FIRST,
+    CHANNELS_LAST,
+    EXTRA_TOKENS,
+    PLANE,
+    TOKENS,
+    VECTOR,
+    Layout,
+    check,
+    read,
+)
+from handlers.network.outputs import OUTPUT, tensors
+from handlers.network.receptive_fields import MAP_AXES
+
+UNTOLD = "which of its axes are places cannot be told from what it does"
+
+_ROWS = (0, 1, 2, 3)
+_COLUMNS = (2, 0, 3, 1), (1, 3, 0, 2)
+"""The quarter that is changed, of each place; the second four are for doubtful cases. The first are not in the order in
+which four windows of a picture would be counted."""
+
+_CONTRAST = 1.2
+"""By how much the share must be larger where the change belongs than beside it. With random weights, maps of
+torchvision's and timm's transformers have 1.23 or more, most of them hundreds, and wrong readings, of which one axis may
+be right, up to 1.19."""
+
+_CLEAR = 1.5  # Below this the second four changes must agree.
+_ONE_AXIS = 2.0  # What one axis alone must have, where the other has one cell.
+_AHEAD = 1.1  # By how much more than any other a grid must explain: one that begins a token later has 0.75 of it.
+_MOST_EXTRA = 32  # Tokens beside the patches.
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How well changes fit a reading of a tensor.
+
+    Attributes:
+        share: Of the changes of a cell, which one made, where that one belongs; 0.25 if it were nowhere in particular.
+        contrast: That share by the one beside it along rows or along columns, the smaller of the two; 0 if both have
+            one cell, or nothing changes.
+        axes: How many of the two have more than one cell.
+    """
+
+    share: float
+    contrast: float
+    axes: int
+
+    def fits(self, least: float) -> bool:
+        """Whether the contrast is enough."""
+        return self.axes > 0 and self.contrast >= (least if self.axes == 2 else _ONE_AXIS)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What four changes did to one tensor.
+
+    Attributes:
+        columns: The quarter of the picture's width of each.
+        along: For each two neighbouring axes (P, length, length): how much changed at each position, summed over the
+            third axis where there is one.
+    """
+
+    columns: tuple[int, ...]
+    along: tuple[Tensor, ...]
+
+
+class Layouts:
+    """Finds the layouts of a network's tensors.
+
+    Args:
+        network: In evaluation mode, on the CPU, nothing in place.
+        preprocessing: What it takes.
+        grid: Of tokens, where the user gives it, as a layout says it: `14x14+1`; empty to find out.
+
+    Attributes:
+        shapes: Of every node that was asked about, without the batch.
+    """
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing, grid: str = "") -> None:
+        self._network, self._preprocessing = network, preprocessing
+        self._grid = read(f"{TOKENS}:{grid}") if grid else None
+        self._seen: list[dict[str, Changes]] = []
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._shape = preprocessing.channels, *noise(preprocessing).shape[2:]
+
+    def find(self, nodes: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+        """Find layouts.
+
+        Args:
+            nodes: Of the network, or `output:` and the name of a tensor that it returns.
+
+        Returns:
+            Node → layout of those that are maps, and node → why not of the others.
+
+        Raises:
+            ValueError: There is no such node, or its output is not one tensor.
+        """
+        geometry = layer_geometry(self._network, {node: node for node in nodes}, self._shape)
+        found: dict[str, str] = {}
+        unfit: dict[str, str] = {}
+        for node, one in geometry.items():
+            self.shapes[node] = one.shape
+            try:
+                found[node] = self._find(node, one.shape, one)
+            except ArchiveError as err:
+                unfit[node] = str(err)
+        return found, unfit
+
+    def _find(self, node: str, shape: tuple[int, ...], geometry: LayerGeometry) -> str:
+        if len(shape) == 1:
+            return VECTOR
+        if len(shape) not in (2, 3):
+            raise ArchiveError(f"it has {len(shape) + 1} axes")
+        if len(shape) == 3 and geometry.axes in (MAP_AXES, (1, 2)):
+            return CHANNELS_FIRST if geometry.axes == MAP_AXES else CHANNELS_LAST
+        if len(shape) == 3 and shape[1:] == (1, 1):
+            return CHANNELS_FIRST
+        if len(shape) == 3 and shape[:2] == (1, 1):
+            return CHANNELS_LAST
+        if len(shape) == 2:
+            return self._of_two_axes(node, shape)
+        made = geometry.operation
+        by_convolution = made is not None and made.kind.startswith("Conv") and made.output_shape == shape
+        return self._of_three_axes(node, shape, by_convolution=by_convolution)
+
+    def _of_three_axes(self, node: str, shape: tuple[int, ...], *, by_convolution: bool) -> str:
+        readings = {CHANNELS_FIRST: partial(_read, axis=1), CHANNELS_LAST: partial(_read, axis=0)}
+        first, last = (reading(self._changes(node)) for reading in readings.values())
+        for word, mine, other in ((CHANNELS_FIRST, first, last), (CHANNELS_LAST, last, first)):
+            if mine.contrast >= _AHEAD * other.contrast and self._is_sure(node, mine, readings[word]):
+                return word
+        if by_convolution and not last.fits(_CONTRAST):  # Its changes tell nothing, but a convolution made it.
+            return CHANNELS_FIRST
+        raise ArchiveError(
+            f"{UNTOLD}; if they are (h, w, C), say NODE@{CHANNELS_LAST}, if (C, h, w), say NODE@channels_first"
+        )
+
+    def _of_two_axes(self, node: str, shape: tuple[int, ...]) -> str:
+        changes = self._changes(node)
+        if self._grid is not None and self._grid.first + self._grid.patches <= shape[0]:
+            if _read_tokens(changes, self._grid).contrast < 1 < _read_tokens(changes, self._grid).axes:
+                raise ArchiveError(f"changes of the picture do not show in patches that lie as {self._grid} says")
+            return str(self._grid)
+        grids = _grids(shape[0], self._shape[1], self._shape[2])
+        ranked = sorted(((_read_tokens(changes, grid), grid) for grid in grids), key=lambda pair: -pair[0].share)
+        if ranked and self._is_sure(node, ranked[0][0], partial(_read_tokens, grid=ranked[0][1])):
+            (best, grid), *others = ranked
+            if others and best.share - 0.25 < _AHEAD * (others[0][0].share - 0.25):
+                raise ArchiveError(
+                    f"its {shape[0]} tokens may be patches as {grid} or as {others[0][1]} says: say --tokens "
+                    + str(grid).removeprefix(f"{TOKENS}:")
+                )
+            if self._preprocessing.size is None:
+                raise ArchiveError("its tokens are another grid for a picture of another size; give --size HxW")
+            return str(grid)
+        if self._is_sure(node, _read(changes, axis=0), partial(_read, axis=0)):
+            return PLANE
+        raise ArchiveError(
+            f"{UNTOLD}; if they are patches, say in which grid: --tokens HxW+N for H×W of them after N other tokens"
+        )
+
+    def _is_sure(self, node: str, found: Reading, again: Callable[[Changes], Reading]) -> bool:
+        if not found.fits(_CONTRAST):
+            return False
+        return found.fits(_CLEAR) or again(self._changes(node, 1)).fits(_CONTRAST)
+
+    def _changes(self, node: str, times: int = 0) -> Changes:
+        while len(self._seen) <= times:
+            self._seen.append(_observe(self._network, self._preprocessing, _COLUMNS[len(self._seen)]))
+        if node not in self._seen[times]:
+            raise ArchiveError("its first axis is not the batch's")
+        return self._seen[times][node]
+
+
+def extra(word: str, shape: tuple[int, ...]) -> str:
+    """Return the layout of the tokens beside the patches; empty where there are none, or no patches."""
+    layout = read(word)
+    if layout.kind != TOKENS or layout.patches == shape[0]:
+        return ""
+    return str(Layout(EXTRA_TOKENS, layout.grid, layout.first))
+
+
+def check_said(node: str, shape: tuple[int, ...], word: str) -> None:
+    """Check that a tensor can have the layout that the user says.
+
+    Raises:
+        ArchiveError: It cannot.
+    """
+    try:
+        check(shape, read(word))
+    except ValueError as err:
+        raise ArchiveError(f"{node!r} cannot be read so: {err}") from err
+
+
+def _read(changes: Changes, axis: int) -> Reading:
+    """Read an axis as rows, and the next one as columns."""
+    return _fit(changes.along[axis], changes.columns)
+
+
+def _read_tokens(changes: Changes, grid: Layout) -> Reading:
+    """Read tokens as a grid of patches."""
+    tokens = changes.along[0].sum(dim=2)  # (P, T)
+    patches = tokens[:, grid.first : grid.first + grid.patches].reshape(len(tokens), *grid.grid)
+    return _fit(patches, changes.columns)
+
+
+def _fit(changes: Tensor, columns: Sequence[int]) -> Reading:
+    """Return how well changes (P, h, w) fit the places where they were made."""
+    _, high, wide = changes.shape
+    total = changes.sum(dim=0)
+    shares = changes / total.clamp_min(torch.finfo(changes.dtype).tiny)
+    here = in_row = in_column = 0.0
+    for share, row, column in zip(shares, _ROWS, columns, strict=True):
+        rows, along = _quarter(row, high), _quarter(column, wide)
+        here += _mean(share, total > 0, rows, along) / len(shares)
+        in_row += _mean(share, total > 0, rows, ~along) / len(shares)
+        in_column += _mean(share, total > 0, ~rows, along) / len(shares)
+    beside = max([in_row] * (wide > 1) + [in_column] * (high > 1), default=0.0)
+    axes = (high > 1) + (wide > 1)
+    return Reading(here, here / max(beside, 1e-9) if axes else 0.0, axes)
+
+
+def _quarter(number: int, length: int) -> Tensor:
+    """Return which of so many positions a quarter touches, (length,)."""
+    positions = torch.arange(length)
+    return (positions >= number * length // 4) & (positions < -(-(number + 1) * length // 4))
+
+
+def _mean(share: Tensor, moved: Tensor, rows: Tensor, columns: Tensor) -> float:
+    taken = share[rows[:, None] & columns & moved]
+    return float(taken.mean()) if len(taken) else 0.0
+
+
+def _grids(tokens: int, height: int, width: int) -> list[Layout]:
+    """Return the grids of square patches that a picture can be cut into, with few tokens beside them."""
+    found: dict[Layout, None] = {}
+    for side in range(1, min(height, width) + 1):
+        for high, wide in ((height // side, width // side), (-(-height // side), -(-width // side))):
+            left = tokens - high * wide
+            if high * wide > 1 and 0 <= left <= min(_MOST_EXTRA, high * wide):
+                found |= {Layout(TOKENS, (high, wide), first): None for first in {left, 0}}
+    return list(found)
+
+
+def _observe(network: nn.Module, preprocessing: Preprocessing, columns: tuple[int, ...]) -> dict[str, Changes]:
+    """Run the network once on a picture and its four changes, and see what these do to its tensors.
+
+    Left out are tensors that have not three or four axes, or whose first axis is not the batch's.
+    """
+    picture, other = torch.split(noise(preprocessing, 2), 1)
+    height, width = picture.shape[2:]
+    images = picture.repeat(1 + len(_ROWS), 1, 1, 1)
+    for image, row, column in zip(images[1:], _ROWS, columns, strict=True):
+        place = _quarter(row, height)[:, None] & _quarter(column, width)
+        image[:, place] = other[0][:, place]
+    seen: dict[str, Changes] = {}
+
+    def look(name: str, value: object) -> None:
+        if isinstance(value, Tensor) and value.dim() in (3, 4) and len(value) == len(images):
+            changes = (value[1:] - value[:1]).double().square().nan_to_num(0, 0, 0)
+            seen[name] = Changes(columns, (changes,) if changes.dim() == 3 else (changes.sum(3), changes.sum(1)))
+
+    with torch.no_grad():
+        try:
+            graph, names = trace(network)
+        except Exception:  # Tracing runs the network's own Python, which may raise anything.
+            returned = _with_hooks(network, images, look)
+        else:
+            returned = _Looking(graph, names, look).run(images)
+    for name, value in tensors(returned):
+        look(f"{OUTPUT}{name}", value)
+    return seen
+
+
+class _Looking(fx.Interpreter):
+    def __init__(self, graph: fx.GraphModule, names: Mapping[str, str], look: Any) -> None:
+        super().__init__(graph)
+        self._names, self._look = names, look
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self._names and n.op != "placeholder":
+            self._look(self._names[n.name], value)
+        return value
+
+
+def _with_hooks(network: nn.Module, images: Tensor, look: Any) -> object:
+    def hook(name: str) -> Any:
+        return lambda module, inputs, output: look(name, output)
+
+    modules: Iterable[tuple[str, nn.Module]] = [
+        (name, module) for name, module in network.named_modules() if name and takes_hooks(module)
+    ]
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules]
+    try:
+        return network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
