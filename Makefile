@@ -41,12 +41,11 @@ serve: .venv/installed stop ## Serve every archive of model_store/ until Ctrl-C
 check: lint ## Lint, type-check, and run the tests that start no process: about a minute
 	$(BIN)/pytest -q -m "not slow and not docker and not gpu"
 
-# The contract holds, but for what the patches are for, in a TorchServe without them too.
-CONTRACT := $(patsubst %,tests/e2e/test_%.py,predictions carriers formats refusals attacks)
+# As many processes as there are cores; JOBS=0 runs one test after the other in one process.
+JOBS ?= auto
 
 test: install prometheus chromium lint ## Set up, lint, type-check, and run every test that needs no Docker and no GPU
-	$(BIN)/pytest -m "not docker and not gpu"
-	$(BIN)/pytest --no-patches $(CONTRACT)
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder -m "not docker and not gpu"
 
 prometheus: ## Fetch Debian's Prometheus into .tools/ for the tests of rules and dashboards, if there is none
 	tests/watching/fetch.sh

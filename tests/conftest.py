@@ -14,16 +14,15 @@ STARTING_FIXTURES = frozenset({"stand_in"})
 EXHAUSTIVE = frozenset(
     f"test_{subject}.py" for subject in ("captured", "carriers", "explanations", "geometry", "gpu", "hostile")
 )
-SHARED_SERVER = frozenset({"e2e", "docker"})
+# What takes longest is handed out first, or one process would still run it when the others are done.
+LONGEST = (
+    *("e2e patched", "server/test_watch.py", "archiver/test_any_network.py", "watching/test_live.py", "e2e unpatched"),
+    *("archiver/test_graph.py", "server/test_life.py", "e2e/test_engines.py", "archiver/test_stock_torchserve.py"),
+    *("e2e/test_demo.py", "server/test_refusals.py", "server/test_serving.py", "training/test_train.py"),
+)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add an option that is read by tests/e2e."""
-    parser.addoption(
-        "--no-patches", action="store_true", help="run tests/e2e with a TorchServe that is not patched (server.patches)"
-    )
-
-
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in its own.
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what `make check` leaves out, and keep tests that share a server in one process of pytest-xdist."""
     for item in items:
@@ -31,11 +30,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if room in STARTING_ROOMS or starts_server(item) or tries_many_cases(item):
             item.add_marker(pytest.mark.slow)
         if config.pluginmanager.hasplugin("xdist"):
-            item.add_marker(pytest.mark.xdist_group(room if room in SHARED_SERVER else str(item.path)))
-    if config.getoption("no_patches"):
-        patched = [item for item in items if item.get_closest_marker("patched")]
-        config.hook.pytest_deselected(items=patched)
-        items[:] = [item for item in items if item not in patched]
+            item.add_marker(pytest.mark.xdist_group(group(item)))
+    if hasattr(config, "workerinput"):  # In a process of pytest-xdist.
+        order = {name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: order.get(group(item), len(order)))
+
+
+def group(item: pytest.Item) -> str:
+    """Return which tests run in the same process: those of a file, or those that share a server."""
+    path = item.path.relative_to(HERE)
+    if path.parts[0] == "docker":
+        return "docker"
+    callspec = getattr(item, "callspec", None)
+    if path.parts[0] == "e2e" and callspec and "patches" in callspec.params:
+        return f"e2e {callspec.params['patches']}"
+    return path.as_posix()
 
 
 def starts_server(item: pytest.Item) -> bool:
