@@ -45,7 +45,7 @@ check: lint ## Lint, type-check, and run the tests that start no process: about 
 JOBS ?= auto
 
 test: install prometheus chromium lint ## Set up, lint, type-check, and run every test that needs no Docker and no GPU
-	$(BIN)/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder -m "not docker and not gpu"
+	$(BIN)/pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m "not docker and not gpu"
 
 prometheus: ## Fetch Debian's Prometheus into .tools/ for the tests of rules and dashboards, if there is none
 	tests/watching/fetch.sh

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,29 +24,37 @@ LONGEST = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in its own.
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what `make check` leaves out, and keep tests that share a server in one process of pytest-xdist."""
+    """Mark what `make check` leaves out."""
     for item in items:
         room, *_ = item.path.relative_to(HERE).parts
         if room in STARTING_ROOMS or starts_server(item) or tries_many_cases(item):
             item.add_marker(pytest.mark.slow)
-        if config.pluginmanager.hasplugin("xdist"):
-            item.add_marker(pytest.mark.xdist_group(group(item)))
     if hasattr(config, "workerinput"):  # In a process of pytest-xdist.
         order = {name: place for place, name in enumerate(LONGEST)}
-        items.sort(key=lambda item: order.get(group(item), len(order)))
+        items.sort(key=lambda item: order.get(group(item.nodeid), len(order)))
 
 
-def group(item: pytest.Item) -> str:
+@pytest.hookimpl(optionalhook=True)  # Of pytest-xdist.
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out tests by the group. Marks (`xdist_group`) do not work with pytest 9.2 and pytest-xdist 3.8."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid)
+
+    return Scheduling(config, log)
+
+
+def group(nodeid: str) -> str:
     """Return which tests run in the same process: those of a file, or those that share a server."""
-    path = item.path.relative_to(HERE)
-    if path.parts[0] == "docker":
+    path = nodeid.partition("::")[0].removeprefix("tests/")
+    if path.startswith("docker/"):
         return "docker"
-    callspec = getattr(item, "callspec", None)
-    if path.parts[0] == "e2e" and callspec and "patches" in callspec.params:
-        return f"e2e {callspec.params['patches']}"
-    return path.as_posix()
+    if path.startswith("e2e/") and (server := re.search(r"[[-]((un)?patched)[]-]", nodeid)):
+        return f"e2e {server[1]}"
+    return path
 
 
 def starts_server(item: pytest.Item) -> bool:
