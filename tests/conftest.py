@@ -18,9 +18,10 @@ EXHAUSTIVE = frozenset(
 )
 # What takes longest is handed out first, or one process would still run it when the others are done.
 LONGEST = (
-    *("e2e patched", "server/test_watch.py", "archiver/test_any_network.py", "watching/test_live.py", "e2e unpatched"),
-    *("archiver/test_graph.py", "server/test_life.py", "e2e/test_engines.py", "archiver/test_stock_torchserve.py"),
-    *("e2e/test_demo.py", "server/test_refusals.py", "server/test_serving.py", "training/test_train.py"),
+    *("e2e patched", "watching/test_rules.py", "server/test_watch.py", "archiver/test_any_network.py"),
+    *("watching/test_live.py", "e2e unpatched", "server/test_life.py", "server/test_refusals.py"),
+    *("archiver/test_stock_torchserve.py", "e2e/test_engines.py", "e2e/test_demo.py", "server/test_serving.py"),
+    *("training/test_train.py", "archiver/test_graph.py", "handlers/test_metrics.py", "client/test_install.py"),
 )
 
 
@@ -52,7 +53,7 @@ def group(nodeid: str) -> str:
     path = nodeid.partition("::")[0].removeprefix("tests/")
     if path.startswith("docker/"):
         return "docker"
-    if path.startswith("e2e/") and (server := re.search(r"[[-]((un)?patched)[]-]", nodeid)):
+    if path.startswith("e2e/") and (server := re.search(r"[\[-]((?:un)?patched)[\]-]", nodeid)):
         return f"e2e {server[1]}"
     return path
 
