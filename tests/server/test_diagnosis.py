@@ -10,6 +10,7 @@ from server.diagnosis import CAUSES, Death, Diagnosis, explain_java, explain_wor
 from server.host import Memory
 from server.logs import Follower
 from server.models import Archive
+from tests.server.harness import poll
 
 CIFAR = Archive(Path("cifar.mar"), "cifar", "1.0", None, frozenset({"entry", "handlers"}))
 
@@ -77,14 +78,11 @@ def test_a_worker_that_torchserve_ended_did_not_answer_whatever_it_printed_befor
             "\tat org.pytorch.serve.wlm.WorkerThread.run(WorkerThread.java:247)\n"
             f"{thread} Retry worker: 9000 in 1 seconds.\n"
         )
-        deaths = []
-        while not deaths:
-            deaths = diagnosis.read().deaths
+        deaths = list(poll(lambda: diagnosis.read().deaths))
         with directory.torchserve_log.open("a") as log:
             log.write(f"{thread} Retry worker: 9000 in 1 seconds.\n")
         directory.models_log.write_text("".join(f"{stdout} {said}\n" for said in traceback("ValueError: new")))
-        while len(deaths) < 2:
-            deaths += diagnosis.read().deaths
+        deaths += poll(lambda: diagnosis.read().deaths)
     assert [death.cause for death in deaths] == ["late", "error"]
     assert [death.text for death in deaths] == [
         "archive cifar.mar: its worker did not answer within 7 s (responseTimeout), "
@@ -105,9 +103,7 @@ def read_death(work, *lines: str, said: tuple[str, ...] = (), kills: tuple[int |
         stdout = "2026-01-01T00:00:00,000 [INFO ] W-9000-cifar_1.0-stdout MODEL_LOG -"
         directory.models_log.write_text("".join(f"{stdout} {line}\n" for line in said))
         directory.torchserve_log.write_text("".join(f"{line}\n" for line in lines))
-        while not (deaths := diagnosis.read().deaths):
-            pass
-    (death,) = deaths
+        (death,) = poll(lambda: diagnosis.read().deaths)
     assert death.cause in CAUSES
     assert (death.model, death.archive) == ("cifar/1.0", "cifar")
     return death
