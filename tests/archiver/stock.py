@@ -97,6 +97,7 @@ def serve(python: Path, store: Path, folder: Path) -> Iterator[str]:
     clean |= {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
     command = [
         _java(),
+        "-XX:TieredStopAtLevel=1",  # Quick to start; how fast it becomes is not asked here.
         f"-Djava.io.tmpdir={temporary}",
         f"-Dmodel_server_home={site}",
         "-cp",

@@ -19,7 +19,9 @@ def own_service(workers: int) -> Iterator[tuple[Target, Watch, Launched]]:
     """Start `python -m server` with two models, without a gateway."""
     work = Path(tempfile.mkdtemp(prefix="campaign-"))
     try:
-        with launched(ROOT / "model_store", work, "--models", ",".join(MODELS), "--workers", str(workers)) as server:
+        options = ("--models", ",".join(MODELS), "--workers", str(workers))
+        as_operated = {"_JAVA_OPTIONS": ""}  # Not as tests start Java.
+        with launched(ROOT / "model_store", work, *options, environment=as_operated) as server:
             server.await_ready()
             target = Target(
                 f"http://127.0.0.1:{server.port('REST')}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -12,19 +13,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.harness import ROOT, processes
+from tests.server.harness import ROOT, Launched, processes
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "samples", tmp_path / "samples")
-    (tmp_path / "model_store").symlink_to(ROOT / "model_store")
+    (tmp_path / "model_store").mkdir()
+    for model in ("cifar", "digits", "edges", "simple"):  # Those that it shows.
+        shutil.copy(ROOT / f"model_store/{model}.mar", tmp_path / "model_store")
     return tmp_path
 
 
 def demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "samples/demo.py", *options]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    environment = os.environ | {"_JAVA_OPTIONS": Launched.java_options}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def write_service(folder: Path, text: str) -> None:

@@ -10,18 +10,15 @@ import collections
 import http.client
 import random
 import re
-import shutil
 import socket
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import pytest
 
-from tests.e2e.conftest import STORE
 from tests.foreign import (
     INFERENCE,
     PATIENCE_S,
@@ -32,7 +29,7 @@ from tests.foreign import (
     good_calls,
     predictions_request,
 )
-from tests.server.harness import Launched, launched, processes
+from tests.server.harness import Launched, processes
 
 CALLERS, CALLS, CANCELLED = 4, 250, 2000  # Per caller.
 SERVICE = f"/{INFERENCE}.InferenceAPIsService"
@@ -45,14 +42,6 @@ def workers(server: Launched) -> list[int]:
 
 def target(server: Launched) -> Target:
     return Target("127.0.0.1", server.port("REST"), server.port("gRPC"), "cifar", "1.0")
-
-
-@pytest.fixture(scope="module")
-def unpatched() -> Iterator[Launched]:
-    work = Path(tempfile.mkdtemp(prefix="e2e-"))
-    with launched(STORE, work, "--models", "cifar", "--no-patches", "--warm-up-s", "0") as running:
-        yield running.await_ready()
-    shutil.rmtree(work)
 
 
 def at_once(caller: Callable[[int], None]) -> None:
@@ -104,8 +93,9 @@ def test_whatever_is_asked_is_answered_and_the_worker_lives_on(server: Launched)
     assert {"200", "404", "400", "OK", "UNIMPLEMENTED", "INTERNAL"} <= statuses, came
 
 
-def test_whatever_is_asked_over_rest_is_answered_without_the_patches_too(unpatched: Launched) -> None:
-    came = call_everything(unpatched, grpc=False)
+@pytest.mark.unpatched
+def test_whatever_is_asked_over_rest_is_answered_without_the_patches_too(server: Launched) -> None:
+    came = call_everything(server, grpc=False)
     assert {"200", "404", "400"} <= {answer.split(" ")[0] for answer in came}, came
 
 
@@ -184,12 +174,13 @@ def test_the_streaming_methods_are_not_there(server: Launched) -> None:
     assert workers(server) == before
 
 
-def test_without_the_patches_a_streamed_reply_is_the_plain_one_and_the_worker_lives_on(unpatched: Launched) -> None:
-    before = workers(unpatched)
-    [reply] = stream(unpatched, "StreamPredictions", REQUEST)
+@pytest.mark.unpatched
+def test_without_the_patches_a_streamed_reply_is_the_plain_one_and_the_worker_lives_on(server: Launched) -> None:
+    before = workers(server)
+    [reply] = stream(server, "StreamPredictions", REQUEST)
     assert b'"results"' in reply
-    assert [good.send() for good in good_calls(target(unpatched))] == ["ok", "ok"]
-    assert workers(unpatched) == before
+    assert [good.send() for good in good_calls(target(server))] == ["ok", "ok"]
+    assert workers(server) == before
 
 
 def test_a_rest_request_without_any_header_is_answered(server: Launched) -> None:

@@ -50,6 +50,7 @@ def test_every_archive_is_ready_and_describes_itself(client: Client, model: str)
     assert client.ready(model)
     assert list(card.classes) == archived_card["classes"]
     assert {layer.name: layer.module for layer in card.layers} == archived_card["layers"]
+    assert card.engine.startswith("onnxruntime-")
 
 
 MAPS = {
@@ -89,7 +90,7 @@ ASKED: dict[str, Callable[[Client], Any]] = {
     "large picture": lambda client: client.predict(png(colours(1, 200, 300)), model="cifar", layers="all"),
     "version": lambda client: client.predict(SAMPLES / "cat.png", model="cifar", version="1.0"),
     "list": lambda client: client.predict([SAMPLES / "cat.png", b"text", SAMPLES / "ship.png"], model="cifar"),
-    "card": lambda client: client.model_card("simple"),
+    "card": lambda client: client.model_card("digits"),
     "unknown layer": lambda client: client.predict(SAMPLES / "cat.png", model="cifar", layers=["nose"]),
     "bad picture": lambda client: client.predict(b"text", model="cifar"),
     "no such model": lambda client: client.predict(SAMPLES / "cat.png", model="nope"),

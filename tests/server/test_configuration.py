@@ -18,8 +18,8 @@ LISTENERS = Listeners("127.0.0.1", 8080, 7070, 8082, 8083, 7071, 9000)
 
 
 @pytest.fixture
-def directory(tmp_path):
-    with PrivateDirectory(tmp_path / "work", None) as made:
+def directory(work):
+    with PrivateDirectory(work, None) as made:
         yield made
 
 
@@ -53,8 +53,8 @@ def test_a_path_beyond_ascii_is_written_as_java_reads_it(directory, tmp_path):
     assert r"gr\u00f6\u00dfe\ud83d\udc0d" in written(directory, store)["allowed_urls"]
 
 
-def test_the_private_directory_is_for_this_user_alone_and_is_gone_afterwards(tmp_path):
-    with PrivateDirectory(tmp_path, None) as directory:
+def test_the_private_directory_is_for_this_user_alone_and_is_gone_afterwards(work):
+    with PrivateDirectory(work, None) as directory:
         assert stat.S_IMODE(directory.path.stat().st_mode) == 0o700
         directory.models_log.write_text("words")
         kept = directory.keep_logs()
@@ -63,31 +63,31 @@ def test_the_private_directory_is_for_this_user_alone_and_is_gone_afterwards(tmp
     assert (kept / "models.log").read_text() == "words"
 
 
-def test_a_log_folder_of_ones_own_stays_where_it_is(tmp_path):
-    with PrivateDirectory(tmp_path / "work", tmp_path / "logs") as directory:
+def test_a_log_folder_of_ones_own_stays_where_it_is(work):
+    with PrivateDirectory(work / "work", work / "logs") as directory:
         directory.models_log.write_text("words")
-        assert directory.keep_logs() == tmp_path / "logs"
-    assert (tmp_path / "logs" / "models.log").exists()
+        assert directory.keep_logs() == work / "logs"
+    assert (work / "logs" / "models.log").exists()
 
 
 @pytest.mark.parametrize("where", ["file/logs", "file"])
-def test_a_log_folder_that_cannot_be_made_leaves_nothing_behind(where, tmp_path):
-    (tmp_path / "file").touch()
+def test_a_log_folder_that_cannot_be_made_leaves_nothing_behind(where, work):
+    (work / "file").touch()
     with (
         pytest.raises(Failure, match=r"cannot write to .*/file"),
-        PrivateDirectory(tmp_path / "work", tmp_path / where),
+        PrivateDirectory(work / "work", work / where),
     ):
         pass
-    assert not list((tmp_path / "work").iterdir())
+    assert not list((work / "work").iterdir())
 
 
-def test_a_log_folder_that_cannot_be_written_to_is_told(tmp_path):
+def test_a_log_folder_that_cannot_be_written_to_is_told(work):
     with (
         pytest.raises(Failure, match=r"cannot write to /proc/\d+/java\.log"),
-        PrivateDirectory(tmp_path, Path("/proc/self")),
+        PrivateDirectory(work, Path("/proc/self")),
     ):
         pass
-    assert not list(tmp_path.iterdir())
+    assert not list(work.iterdir())
 
 
 def test_a_work_folder_too_deep_for_a_socket_is_refused(tmp_path):
@@ -100,15 +100,15 @@ def test_a_work_folder_too_deep_for_a_socket_is_refused(tmp_path):
     assert not list(deep.iterdir())
 
 
-def test_a_work_folder_from_which_nothing_may_run_is_refused(tmp_path, monkeypatch):
-    mounted = os.statvfs(tmp_path)
+def test_a_work_folder_from_which_nothing_may_run_is_refused(work, monkeypatch):
+    mounted = os.statvfs(work)
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=mounted.f_flag | os.ST_NOEXEC))
     with (
         pytest.raises(Failure, match=r"\(mounted noexec\).*or choose another with --work-dir"),
-        PrivateDirectory(tmp_path, None),
+        PrivateDirectory(work, None),
     ):
         pass
-    assert not list(tmp_path.iterdir())
+    assert not list(work.iterdir())
 
 
 def test_the_workers_environment_is_ours_and_free_of_what_would_redirect_them(directory):

@@ -10,6 +10,7 @@ from server.diagnosis import CAUSES, Death, Diagnosis, explain_java, explain_wor
 from server.host import Memory
 from server.logs import Follower
 from server.models import Archive
+from tests.server.harness import poll
 
 CIFAR = Archive(Path("cifar.mar"), "cifar", "1.0", None, frozenset({"entry", "handlers"}))
 
@@ -64,9 +65,9 @@ def test_a_workers_last_words_become_one_sentence(causes, words):
     assert words in explain_worker(CIFAR, traceback(*causes))
 
 
-def test_a_worker_that_torchserve_ended_did_not_answer_whatever_it_printed_before(tmp_path):
+def test_a_worker_that_torchserve_ended_did_not_answer_whatever_it_printed_before(work):
     cifar = replace(CIFAR, response_timeout_s=7, startup_timeout_s=9)
-    with PrivateDirectory(tmp_path, None) as directory:
+    with PrivateDirectory(work, None) as directory:
         diagnosis = Diagnosis(directory, [cifar])
         stdout = "2026-01-01T00:00:00,000 [INFO ] W-9000-cifar_1.0-stdout MODEL_LOG -"
         directory.models_log.write_text("".join(f"{stdout} {said}\n" for said in traceback("ValueError: long ago")))
@@ -77,14 +78,11 @@ def test_a_worker_that_torchserve_ended_did_not_answer_whatever_it_printed_befor
             "\tat org.pytorch.serve.wlm.WorkerThread.run(WorkerThread.java:247)\n"
             f"{thread} Retry worker: 9000 in 1 seconds.\n"
         )
-        deaths = []
-        while not deaths:
-            deaths = diagnosis.read().deaths
+        deaths = list(poll(lambda: diagnosis.read().deaths))
         with directory.torchserve_log.open("a") as log:
             log.write(f"{thread} Retry worker: 9000 in 1 seconds.\n")
         directory.models_log.write_text("".join(f"{stdout} {said}\n" for said in traceback("ValueError: new")))
-        while len(deaths) < 2:
-            deaths += diagnosis.read().deaths
+        deaths += poll(lambda: diagnosis.read().deaths)
     assert [death.cause for death in deaths] == ["late", "error"]
     assert [death.text for death in deaths] == [
         "archive cifar.mar: its worker did not answer within 7 s (responseTimeout), "
@@ -96,18 +94,16 @@ def test_a_worker_that_torchserve_ended_did_not_answer_whatever_it_printed_befor
 THREAD = "2026-01-01T00:00:00,000 [ERROR] W-9000-cifar_1.0 WorkerThread -"
 
 
-def read_death(tmp_path, *lines: str, said: tuple[str, ...] = (), kills: tuple[int | None, ...] = (None,)) -> Death:
+def read_death(work, *lines: str, said: tuple[str, ...] = (), kills: tuple[int | None, ...] = (None,)) -> Death:
     """Return what is made of one worker's death: TorchServe's lines, its own, and the kernel's count of kills."""
     counts = iter(kills)
     last = kills[-1]
-    with PrivateDirectory(tmp_path, None) as directory:
+    with PrivateDirectory(work, None) as directory:
         diagnosis = Diagnosis(directory, [CIFAR], lambda: Memory(512 << 20, 1 << 30, next(counts, last)))
         stdout = "2026-01-01T00:00:00,000 [INFO ] W-9000-cifar_1.0-stdout MODEL_LOG -"
         directory.models_log.write_text("".join(f"{stdout} {line}\n" for line in said))
         directory.torchserve_log.write_text("".join(f"{line}\n" for line in lines))
-        while not (deaths := diagnosis.read().deaths):
-            pass
-    (death,) = deaths
+        (death,) = poll(lambda: diagnosis.read().deaths)
     assert death.cause in CAUSES
     assert (death.model, death.archive) == ("cifar/1.0", "cifar")
     return death
@@ -116,44 +112,44 @@ def read_death(tmp_path, *lines: str, said: tuple[str, ...] = (), kills: tuple[i
 RETRY = f"{THREAD} Retry worker: 9000 in 1 seconds."
 
 
-def test_an_exception_that_ended_torchserves_own_thread_is_quoted_whatever_the_worker_printed_before(tmp_path):
+def test_an_exception_that_ended_torchserves_own_thread_is_quoted_whatever_the_worker_printed_before(work):
     thrown = 'java.lang.NullPointerException: Cannot invoke "String.equals(Object)"'
     lines = (f"{THREAD} Backend worker thread exception.", thrown, "\tat x.y(Z.java:1)")
     said = tuple(traceback("ValueError: long ago"))
     expected = f"archive cifar.mar: TorchServe's own thread for its worker ended: {thrown}"
     for more, retried in (((RETRY,), True), ((), False)):
-        death = read_death(tmp_path, *lines, *more, said=said)
+        death = read_death(work, *lines, *more, said=said)
         assert (death.text, death.retried, death.cause) == (expected, retried, "torchserve")
 
 
-def test_a_traceback_of_a_request_is_not_taken_for_the_cause_of_a_later_death(tmp_path):
+def test_a_traceback_of_a_request_is_not_taken_for_the_cause_of_a_later_death(work):
     said = ("Torch worker started.", "Invoking custom service failed.", *traceback("ValueError: a request")[2:])
-    death = read_death(tmp_path, RETRY, said=said)
+    death = read_death(work, RETRY, said=said)
     assert death.cause == "killed"
     assert death.text.startswith("archive cifar.mar: its worker ended without a message: it was killed, or it exited;")
     assert death.lines == said
 
 
-def test_of_a_worker_that_ended_without_a_message_what_the_kernel_knows_is_told_and_no_more(tmp_path):
-    death = read_death(tmp_path, RETRY, kills=(2, 2))
+def test_of_a_worker_that_ended_without_a_message_what_the_kernel_knows_is_told_and_no_more(work):
+    death = read_death(work, RETRY, kills=(2, 2))
     assert death.cause == "killed"
     assert "; the kernel has counted no kill for want of memory; memory used 512 MiB of 1024 MiB, free in" in death.text
-    death = read_death(tmp_path, RETRY, kills=(2, 3))
+    death = read_death(work, RETRY, kills=(2, 3))
     assert death.cause == "oom"
     assert "; the kernel has killed 1 of this container's processes for want of memory; memory used" in death.text
-    death = read_death(tmp_path, RETRY, kills=(None, None))
+    death = read_death(work, RETRY, kills=(None, None))
     assert death.cause == "killed"
     assert "want of memory" not in death.text, "the kernel does not say"
 
 
-def test_a_worker_that_crashed_says_by_what(tmp_path):
+def test_a_worker_that_crashed_says_by_what(work):
     said = (
         "Torch worker started.",
         "Fatal Python error: Bus error",
         "",
         "Current thread 0x1 (most recent call first):",
     )
-    death = read_death(tmp_path, RETRY, said=said)
+    death = read_death(work, RETRY, said=said)
     assert (death.cause, death.text) == ("crash", "archive cifar.mar: its worker crashed: Bus error")
     assert death.is_ours
 
@@ -167,15 +163,15 @@ def test_a_worker_that_crashed_says_by_what(tmp_path):
         ("torch.OutOfMemoryError: CUDA out of memory.", False),
     ],
 )
-def test_an_exception_that_the_machine_caused_is_not_held_against_the_archive(cause, is_ours, tmp_path):
-    death = read_death(tmp_path, RETRY, said=tuple(traceback(cause)))
+def test_an_exception_that_the_machine_caused_is_not_held_against_the_archive(cause, is_ours, work):
+    death = read_death(work, RETRY, said=tuple(traceback(cause)))
     assert (death.cause, death.is_ours) == ("error", is_ours)
     assert ("free in" in death.text) is not is_ours
 
 
-def test_warnings_without_a_message_are_told_by_their_exception_and_callers_that_hang_up_are_not(tmp_path):
+def test_warnings_without_a_message_are_told_by_their_exception_and_callers_that_hang_up_are_not(work):
     head = "2026-01-01T00:00:00,000 [ERROR] epollEventLoopGroup-3-1 HttpRequestHandler - "
-    with PrivateDirectory(tmp_path, None) as directory:
+    with PrivateDirectory(work, None) as directory:
         diagnosis = Diagnosis(directory, [CIFAR])
         directory.torchserve_log.write_text(
             f"{head}\njava.lang.OutOfMemoryError: Cannot reserve 5 bytes\n\tat x.y\n"
@@ -219,8 +215,8 @@ def test_of_a_java_that_was_killed_only_the_report_of_a_crash_is_quoted():
     assert explain_java(["# A fatal error", "#  SIGSEGV (0xb) at pc=0x1"], killed=True) == "#  SIGSEGV (0xb) at pc=0x1"
 
 
-def test_a_log_is_followed_by_whole_lines_and_stack_traces_stay_with_their_record(tmp_path):
-    path = tmp_path / "log"
+def test_a_log_is_followed_by_whole_lines_and_stack_traces_stay_with_their_record(work):
+    path = work / "log"
     path.write_text("2026-01-01T00:00:00,000 [WARN ] main A - from an earlier run\n")
     follower = Follower(path)
     with path.open("a") as log:

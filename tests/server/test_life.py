@@ -44,45 +44,61 @@ def test_a_signal_before_it_is_ready_stops_it_cleanly(store, tmp_path, work):
         assert_nothing_is_left(server)
 
 
-def test_a_request_in_flight_and_those_behind_it_are_answered_in_full_before_it_stops(store, tmp_path, work):
-    answers = {}
-    with launched(store, work, "--drain-s", "30") as server:
-        server.await_ready()
-
-        def ask(name: str) -> None:
-            answers[name] = getattr(server, name.partition(" ")[0])("alpha", f"sleep:{tmp_path / name},1")
-
-        names = ("rest in flight", "grpc behind it", "rest behind it", "grpc last")
-        threads = [threading.Thread(target=ask, args=(name,)) for name in names]
-        threads[0].start()
-        poll((tmp_path / names[0]).exists)
-        for thread in threads[1:]:
-            thread.start()
-        server.signal(signal.SIGTERM)
-        for thread in threads:
-            thread.join(30)
-        assert answers == dict.fromkeys(names, b"slept")
-        assert_stopped_cleanly(server)
-        assert "still in flight" not in server.err
-
-
-def test_a_reply_on_its_way_to_a_slow_caller_arrives_in_full(store, work):
+def test_metrics_are_there_through_its_life_and_what_was_asked_before_the_signal_is_answered_in_full(
+    store, tmp_path, work
+):
     size = 60_000_000  # Far more than the kernel buffers.
-    with launched(store, work, "--drain-s", "30") as server:
+    answers = {}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with launched(store, work, "--metrics-port", str(port), "--drain-s", "60") as server:
+        with poll(lambda: connect(port)) as caller:
+            caller.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            answer = b"".join(iter(lambda: caller.recv(65536), b""))
+            assert b"convscope_torchserve_up" in answer
+            assert "Ready" not in server.out
         server.await_ready()
+        assert os.getpgid(exporter(server)) != os.getpgid(server.process.pid), "Ctrl-C in the terminal is not for it"
+        for _ in range(2):
+            killed = exporter(server)
+            os.kill(killed, signal.SIGKILL)
+            assert server.ask("GET", "/metrics", what="metrics")[0] == 200, "a scrape waits for the next one"
+            assert exporter(server) != killed
+        assert server.rest("alpha") == b"alpha 1.0"
+        assert server.err.count("the metrics exporter ended (killed by SIGKILL) and is started again") == 1
+
         order = f"bytes:{size}".encode()
         head = f"POST /predictions/alpha HTTP/1.1\r\nHost: x\r\nContent-Length: {len(order)}\r\n\r\n".encode()
-        with socket.create_connection(("127.0.0.1", server.port("REST"))) as caller:
-            caller.settimeout(20)
-            caller.sendall(head + order)
-            received = len(caller.recv(1000))
+        with socket.create_connection(("127.0.0.1", server.port("REST"))) as slow:
+            slow.settimeout(20)
+            slow.sendall(head + order)
+            received = len(slow.recv(1000))
+
+            def ask(name: str) -> None:
+                answers[name] = getattr(server, name.partition(" ")[0])("alpha", f"sleep:{tmp_path / name},1")
+
+            names = ("rest in flight", "grpc behind it", "rest behind it", "grpc last")
+            threads = [threading.Thread(target=ask, args=(name,)) for name in names]
+            threads[0].start()
+            poll((tmp_path / names[0]).exists)
+            for thread in threads[1:]:
+                thread.start()
+            assert not draining(server)
             server.signal(signal.SIGTERM)
             poll(lambda: "stopping" in server.err)
-            time.sleep(1)  # Three times what TorchServe would give it.
-            while received < size and (data := caller.recv(1_000_000)):
+            assert draining(server)
+            os.kill(exporter(server), signal.SIGKILL)
+            assert draining(server), "started again during the drain too"
+            for thread in threads:
+                thread.join(30)
+            assert answers == dict.fromkeys(names, b"slept")
+            time.sleep(1)  # Three times what TorchServe would give the reply that is on its way.
+            while received < size and (data := slow.recv(1_000_000)):
                 received += len(data)
         assert received >= size
-        assert server.end(20) == 0
+        assert_stopped_cleanly(server)
+        assert "still in flight" not in server.err
 
 
 def test_readiness_fails_first_while_requests_go_on(store, tmp_path, work):
@@ -150,7 +166,7 @@ def test_when_java_dies_by_itself_it_says_so_and_leaves_no_worker_and_no_zombie(
         assert not list(work.glob("convscope-[!l]*"))
 
 
-def test_what_runbooks_have_people_search_for_is_in_a_replicas_log(tmp_path, work):
+def test_a_replicas_log_in_json_has_what_runbooks_search_for_and_no_flood(tmp_path, work):
     operations = (ROOT / "docs/operations.md").read_text()
     searched = set(re.findall(r"logs [^|`]*torchserve[^|`]*\| grep (?:-\w+ (?:\d+ )?)*'([^']+)'", operations))
     searched |= set(re.findall(r'the log (?:around|before) "([^"]+)"', operations))
@@ -167,15 +183,25 @@ def test_what_runbooks_have_people_search_for_is_in_a_replicas_log(tmp_path, wor
             poll(lambda: server.ask("GET", "/predictions/alpha")[0] == 200, 120)
         poll(lambda: server.err.count("answers its card again") == 1)
         said = server.err
+        missing = {text for text in searched if not re.search(text, said)}
+        assert not missing, f"no incident logs {missing}"
         deaths = [json.loads(line) for line in said.splitlines() if "Worker died" in line]
         assert [death["cause"] for death in deaths] == ["killed"], "what the launcher ends itself is no death"
         counted = server.ask("GET", "/metrics", what="metrics")[1].decode()
         assert 'convscope_worker_deaths_total{cause="killed",model="alpha",version="1.0"} 1.0' in counted
+        server.rest("alpha", "1000")
+        poll(lambda: "more such lines" in server.err)
         server.signal(signal.SIGTERM)
         assert server.end(30) == 0
         assert server.err.count("Worker died") == 1
-    missing = {text for text in searched if not re.search(text, said)}
-    assert not missing, f"no incident logs {missing}"
+        assert server.out == ""
+        entries = [json.loads(line) for line in server.err.splitlines()]
+    relayed = [entry for entry in entries if entry.get("code") == "internal"]
+    unsaid = sum(int(entry["message"].split()[0]) for entry in entries if "more such lines" in entry["message"])
+    assert len(relayed) + unsaid == 1001
+    assert len(relayed) < 500
+    assert all({"time", "level", "message"} <= set(entry) for entry in entries)
+    assert entries[-1]["message"] == "stopped"
 
 
 def exporter(server) -> int:
@@ -198,47 +224,6 @@ def draining(server) -> bool:
     status, body = server.ask("GET", "/metrics", what="metrics")
     assert status == 200
     return b"convscope_draining 1.0\n" in body
-
-
-def test_an_exporter_that_is_killed_is_started_again_and_told_once(store, work):
-    with launched(store, work) as server:
-        server.await_ready()
-        for _ in range(2):
-            killed = exporter(server)
-            os.kill(killed, signal.SIGKILL)
-            assert server.ask("GET", "/metrics", what="metrics")[0] == 200, "a scrape waits for the next one"
-            assert exporter(server) != killed
-        assert server.rest("alpha") == b"alpha 1.0"
-        server.signal(signal.SIGINT)
-        assert_stopped_cleanly(server)
-        assert server.err.count("the metrics exporter ended (killed by SIGKILL) and is started again") == 1
-
-
-def test_metrics_are_there_while_it_starts_and_while_it_drains(store, tmp_path, work):
-    started = tmp_path / "started"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with launched(store, work, "--metrics-port", str(port), "--drain-s", "60") as server:
-        with poll(lambda: connect(port)) as caller:
-            caller.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-            answer = b"".join(iter(lambda: caller.recv(65536), b""))
-            assert b"convscope_torchserve_up" in answer
-            assert "Ready" not in server.out
-        server.await_ready()
-        thread = threading.Thread(target=server.rest, args=("alpha", f"sleep:{started},4"))
-        thread.start()
-        poll(started.exists)
-        assert not draining(server)
-        assert os.getpgid(exporter(server)) != os.getpgid(server.process.pid), "Ctrl-C in the terminal is not for it"
-        server.signal(signal.SIGINT)
-        poll(lambda: "stopping" in server.err)
-        assert draining(server)
-        os.kill(exporter(server), signal.SIGKILL)
-        assert draining(server), "started again during the drain too"
-        thread.join(60)
-        assert server.end(20) == 0
-        assert_nothing_is_left(server)
 
 
 def test_when_the_launcher_is_killed_all_go_and_the_next_start_has_an_empty_metrics_directory_of_its_own(store, work):
@@ -273,24 +258,6 @@ class Handler:
                 print(json.dumps({**ENTRY, "request_id": str(number), "code": "bad_image"}))
         return [b"" for _ in rows]
 """
-
-
-def test_failed_requests_reach_standard_error_as_json_and_a_flood_does_not(tmp_path, work):
-    write_archive(tmp_path / "store", "alpha", FAILING)
-    with launched(tmp_path / "store", work, "--log-format", "json") as server:
-        server.await_ready()
-        server.rest("alpha", "1000")
-        poll(lambda: "more such lines" in server.err)
-        server.signal(signal.SIGTERM)
-        assert server.end(20) == 0
-        assert server.out == ""
-        entries = [json.loads(line) for line in server.err.splitlines()]
-    relayed = [entry for entry in entries if entry.get("code") == "bad_image"]
-    counted = sum(int(entry["message"].split()[0]) for entry in entries if "more such lines" in entry["message"])
-    assert len(relayed) + counted == 1000
-    assert len(relayed) < 500
-    assert all({"time", "level", "message"} <= set(entry) for entry in entries)
-    assert entries[-1]["message"] == "stopped"
 
 
 def test_it_serves_on_and_stops_cleanly_where_nothing_that_it_says_can_be_written(tmp_path, work):

@@ -1,6 +1,5 @@
 """The patches of TorchServe: few places in few classes, and only in the TorchServe that is known."""
 
-import shutil
 import zipfile
 
 import pytest
@@ -8,7 +7,6 @@ import pytest
 from server import patches
 from server.patches import JAR, PATCHES
 from server.process import find_torchserve
-from tests.server.harness import launched, write_archive
 
 CHANGES = [change for patch in PATCHES for change in patch.changes]
 
@@ -53,17 +51,3 @@ def test_a_torchserve_without_the_classes_is_left_alone(tmp_path):
         jar.writestr("org/pytorch/serve/ModelServer.class", b"")
     assert patches.apply(tmp_path, tmp_path / "classes") == []
     assert not (tmp_path / "classes").exists()
-
-
-def test_the_log_says_which_patches_are_active_and_which_are_not(tmp_path, work):
-    write_archive(tmp_path / "store", "alpha")
-    for options, active in (([], "blame, latency, safety"), (["--no-patches"], "none")):
-        with launched(tmp_path / "store", work, "--warm-up-s", "0", *options) as server:
-            server.await_ready()
-            assert f"  patches  {active} (of TorchServe)\n" in server.out
-            missing = [patch.name for patch in PATCHES if patch.name not in active]
-            for name in missing:
-                assert f"server: TorchServe runs without the {name} patch (--no-patches): " in server.err
-            assert server.err.count("TorchServe runs without") == len(missing)
-        shutil.rmtree(work)
-        work.mkdir()

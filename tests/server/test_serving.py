@@ -1,6 +1,5 @@
 """A real TorchServe with three models, two versions of one, and two workers of another."""
 
-import sys
 import threading
 import time
 
@@ -33,6 +32,7 @@ def test_it_says_where_it_listens_and_what_to_try(server):
     assert f"model    beta 1.0   http://127.0.0.1:{server.port('REST')}/predictions/beta\n" in server.out
     assert f"model    alpha 1.0  http://127.0.0.1:{server.port('REST')}/predictions/alpha/1.0\n" in server.out
     assert "curl -T picture.png" in server.out
+    assert "  patches  blame, latency, safety (of TorchServe)\n" in server.out
     assert server.err == ""
 
 
@@ -151,4 +151,4 @@ def test_a_worker_that_dies_is_told_in_plain_words_and_started_again(server):
 
 def test_python_is_the_one_that_runs_the_server(server):
     worker = int(server.rest("alpha", "pid:"))
-    assert worker in processes(sys.executable)
+    assert worker in processes(server.python)

@@ -6,10 +6,12 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ from server.configuration import Listeners, PrivateDirectory
 from server.diagnosis import CAUSES, Death
 from server.health import Health
 from server.models import Archive
+from server.patches import PATCHES
 from server.watch import Watch, read_published
 from tests.foreign import INFERENCE, predictions_request
 from tests.server.harness import Launched, launched, poll, write_archive
@@ -146,7 +149,8 @@ def seen(observe: Callable[[], object]) -> Iterator[list[object]]:
     done, found = threading.Event(), []
 
     def observe_until_done() -> None:
-        while not done.is_set():
+        found.append(observe())
+        while not done.wait(0.01):  # States last for longer, and what is tested needs a processor too.
             found.append(observe())
 
     with ThreadPoolExecutor(1) as pool:
@@ -629,22 +633,52 @@ def watching(store: Path, work: Path, *options: str, broken: Path = Path("/nonex
         yield server.await_ready()
 
 
-def metric(server: Launched, name: str, **labels: str) -> float:
-    """Return a series' value; it is left out of a scrape where TorchServe takes too long to answer the exporter."""
-    wanted = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """What keeps `failing` from being loaded, once it is there."""
+    return tmp_path_factory.mktemp("broken") / "broken"
 
-    def lines() -> list[str]:
+
+@pytest.fixture(scope="module")
+def server(store, broken):
+    """A server of all the archives, whose models fare ill one after the other."""
+    work = Path(tempfile.mkdtemp(prefix="srv-"))
+    with watching(store, work, broken=broken) as server:
+        yield server
+    shutil.rmtree(work)
+
+
+def scrape(server: Launched, *wanted: str) -> list[float]:
+    """Return some series' values; they are left out of a scrape where TorchServe takes too long to answer."""
+
+    def values() -> list[float]:
         status, body = server.ask("GET", "/metrics", what="metrics")
         assert status == 200
-        return [line for line in body.decode().splitlines() if line.startswith(f"convscope_{name}{{{wanted}}} ")]
+        pairs = (line.rpartition(" ") for line in body.decode().splitlines())
+        found = {name: value for name, _, value in pairs}
+        return [float(found[name]) for name in wanted if name in found]
 
-    [line] = poll(lines, 60)
-    return float(line.rpartition(" ")[2])
+    found = poll(lambda: len(found := values()) == len(wanted) and found, 60, pause_s=0.1)
+    assert isinstance(found, list)
+    return found
+
+
+def series(name: str, **labels: str) -> str:
+    return f"convscope_{name}{{" + ",".join(f'{label}="{value}"' for label, value in sorted(labels.items())) + "}"
+
+
+def metric(server: Launched, name: str, **labels: str) -> float:
+    [value] = scrape(server, series(name, **labels))
+    return value
 
 
 def restarts(server: Launched, model: str) -> float:
     reasons = ("worker_gone", "given_up", "card_fails", "no_answer")
-    return sum(metric(server, "model_restarts_total", model=model, reason=reason, version="1.0") for reason in reasons)
+    return sum(
+        scrape(
+            server, *(series("model_restarts_total", model=model, reason=reason, version="1.0") for reason in reasons)
+        )
+    )
 
 
 def ready_workers(server: Launched, model: str) -> float:
@@ -663,35 +697,12 @@ def look(server: Launched) -> tuple[int, dict]:
         return response.status, json.loads(response.read())
 
 
-def test_a_worker_that_is_stopped_is_replaced_and_the_other_models_go_on(store, work):
-    with watching(store, work) as server:
-        stopped, others = int(server.rest("alpha", "pid:")), server.rest("beta", "pid:")
-        assert ready_workers(server, "alpha") == 1
-        assert look(server)[0] == 200
-        silent = partial(metric, server, "workers", model="alpha", state="silent", version="1.0")
-        with seen(partial(look, server)) as verdicts, seen(silent) as counts:
-            os.kill(stopped, signal.SIGSTOP)
-
-            def restarted() -> bool:
-                assert server.rest("beta", "pid:") == others
-                return restarts(server, "alpha") == 1 and ready_workers(server, "alpha") == 1
-
-            poll(restarted, 120)
-        assert {(status, said["models"][NAME]) for status, said in verdicts} >= {(503, "dead"), (503, "restarting")}
-        assert (200, "dead") not in {(status, said["models"][NAME]) for status, said in verdicts}
-        assert {said["models"]["beta/1.0"] for _, said in verdicts} <= {"ready", "busy"}
-        assert 1 in counts
-        assert int(server.rest("alpha", "pid:")) != stopped
-        assert look(server)[0] == 200
-        assert metric(server, "card_answered", model="alpha", version="1.0") == 1
-        assert restarts(server, "beta") == 0
-        assert f"server: {NAME}: TorchServe calls a worker ready whose process has ended or is stopped" in server.err
-        assert f"server: {NAME} answers its card again\n" in server.err
-
-
 def test_a_model_whose_thread_in_torchserve_has_ended_is_brought_back(store, work):
     """Unpatched, the sequence leaves TorchServe without a thread for the worker, which it calls ready for good."""
     with watching(store, work, "--no-patches", "--models", "alpha") as server:
+        assert "  patches  none (of TorchServe)\n" in server.out
+        for patch in PATCHES:
+            assert f"server: TorchServe runs without the {patch.name} patch (--no-patches): " in server.err
         sequence = predictions_request("alpha", {b"data": b""}, sequence_id="1")
         with grpc.insecure_channel(f"127.0.0.1:{server.port('gRPC')}") as channel:
             call = channel.stream_stream(f"/{INFERENCE}.InferenceAPIsService/StreamPredictions2")
@@ -703,60 +714,82 @@ def test_a_model_whose_thread_in_torchserve_has_ended_is_brought_back(store, wor
                 with pytest.raises(grpc.RpcError):
                     list(call(iter([sequence]), timeout=60))
                 time.sleep(2)  # Whether it ends the thread depends on which of two is first. What waits ends the next.
-        poll(lambda: restarts(server, "alpha") >= 1, 120)
-        poll(lambda: ready_workers(server, "alpha") == 1, 240)
+        poll(lambda: restarts(server, "alpha") >= 1, 120, pause_s=0.1)
+        poll(lambda: ready_workers(server, "alpha") == 1, 240, pause_s=0.1)
         assert server.rest("alpha") == b"alpha 1.0"
         assert "TorchServe's own thread for its worker ended: java.lang.IllegalStateException" in server.err
-
-
-def test_a_model_that_torchserve_has_given_up_is_started_again(store, work, tmp_path):
-    broken = tmp_path / "broken"
-    with watching(store, work, "--models", "failing", broken=broken) as server:
-        broken.touch()
-        os.kill(int(server.rest("failing", "pid")), signal.SIGKILL)
-        (log,) = work.glob("convscope-*/logs/models.log")
-        poll(lambda: "ValueError: broken" in log.read_text(), 120)
-        poll(lambda: restarts(server, "failing") == 1, 120)
-        broken.unlink()
-        poll(lambda: ready_workers(server, "failing") == 1, 240)
-        assert metric(server, "model_restarts_total", model="failing", reason="given_up", version="1.0") >= 1
 
 
 def test_a_busy_model_is_left_alone(store, work):
     # Four seconds without computing make a model silent: a busy machine does not keep a worker waiting so long.
     with watching(store, work, "--models", "alpha", "--watch-s", "2") as server:
         worker = server.rest("alpha", "pid:")
-        threads = [threading.Thread(target=server.rest, args=("alpha", "compute:5")) for _ in range(4)]
+        threads = [threading.Thread(target=server.rest, args=("alpha", "compute:4")) for _ in range(3)]
         with seen(partial(look, server)) as verdicts:
             for thread in threads:
                 thread.start()
-            poll(lambda: metric(server, "card_answered", model="alpha", version="1.0") == 0)
+            poll(lambda: metric(server, "card_answered", model="alpha", version="1.0") == 0, pause_s=0.1)
             for thread in threads:
                 thread.join(120)
         assert {(status, said["models"][NAME]) for status, said in verdicts} == {(200, "ready"), (200, "busy")}
-        poll(lambda: metric(server, "card_answered", model="alpha", version="1.0") == 1)
+        poll(lambda: metric(server, "card_answered", model="alpha", version="1.0") == 1, pause_s=0.1)
         assert restarts(server, "alpha") == 0
         assert server.rest("alpha", "pid:") == worker
         assert server.err == ""
 
 
-def test_a_handler_that_hangs_is_not_ready_until_torchserve_has_ended_it(store, work):
-    with watching(store, work, "--models", "hanging") as server:
-        hung = server.rest("hanging", "pid")
+def test_a_worker_that_is_stopped_is_replaced_and_the_other_models_go_on(server):
+    stopped, others = int(server.rest("alpha", "pid:")), server.rest("beta", "pid:")
+    assert ready_workers(server, "alpha") == 1
+    assert look(server)[0] == 200
+    silent = partial(metric, server, "workers", model="alpha", state="silent", version="1.0")
+    with seen(partial(look, server)) as verdicts, seen(lambda: time.sleep(0.1) or silent()) as counts:
+        os.kill(stopped, signal.SIGSTOP)
 
-        def hang() -> None:
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                server.ask("POST", "/predictions/hanging", "hang")
+        def restarted() -> bool:
+            assert server.rest("beta", "pid:") == others
+            return restarts(server, "alpha") == 1 and ready_workers(server, "alpha") == 1
 
-        thread = threading.Thread(target=hang)
-        with seen(partial(look, server)) as verdicts:
-            thread.start()
-            poll(lambda: ready_workers(server, "hanging") == 0)
-            poll(lambda: ready_workers(server, "hanging") == 1, 120)
-        states = [said["models"]["hanging/1.0"] for _, said in verdicts]
-        assert states.index("silent") < states.index("dead"), "before TorchServe ended it"
-        assert {status for status, said in verdicts if said["models"]["hanging/1.0"] in ("silent", "dead")} == {503}
-        assert server.rest("hanging", "pid") != hung
-        assert restarts(server, "hanging") == 0
-        assert "its worker did not answer within 4 s (responseTimeout)" in server.err
-        thread.join(60)
+        poll(restarted, 120, pause_s=0.1)
+    assert {(status, said["models"][NAME]) for status, said in verdicts} >= {(503, "dead"), (503, "restarting")}
+    assert (200, "dead") not in {(status, said["models"][NAME]) for status, said in verdicts}
+    assert {said["models"]["beta/1.0"] for _, said in verdicts} <= {"ready", "busy"}
+    assert 1 in counts
+    assert int(server.rest("alpha", "pid:")) != stopped
+    assert look(server)[0] == 200
+    assert metric(server, "card_answered", model="alpha", version="1.0") == 1
+    assert restarts(server, "beta") == 0
+    assert f"server: {NAME}: TorchServe calls a worker ready whose process has ended or is stopped" in server.err
+    assert f"server: {NAME} answers its card again\n" in server.err
+
+
+def test_a_model_that_torchserve_has_given_up_is_started_again(server, broken):
+    broken.touch()
+    os.kill(int(server.rest("failing", "pid")), signal.SIGKILL)
+    (log,) = server.work.glob("convscope-*/logs/models.log")
+    poll(lambda: "ValueError: broken" in log.read_text(), 120)
+    poll(lambda: restarts(server, "failing") == 1, 120, pause_s=0.1)
+    broken.unlink()
+    poll(lambda: ready_workers(server, "failing") == 1, 240, pause_s=0.1)
+    assert metric(server, "model_restarts_total", model="failing", reason="given_up", version="1.0") >= 1
+
+
+def test_a_handler_that_hangs_is_not_ready_until_torchserve_has_ended_it(server):
+    hung = server.rest("hanging", "pid")
+
+    def hang() -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            server.ask("POST", "/predictions/hanging", "hang")
+
+    thread = threading.Thread(target=hang)
+    with seen(partial(look, server)) as verdicts:
+        thread.start()
+        poll(lambda: ready_workers(server, "hanging") == 0, pause_s=0.1)
+        poll(lambda: ready_workers(server, "hanging") == 1, 120, pause_s=0.1)
+    states = [said["models"]["hanging/1.0"] for _, said in verdicts]
+    assert states.index("silent") < states.index("dead"), "before TorchServe ended it"
+    assert {status for status, said in verdicts if said["models"]["hanging/1.0"] in ("silent", "dead")} == {503}
+    assert server.rest("hanging", "pid") != hung
+    assert restarts(server, "hanging") == 0
+    assert "its worker did not answer within 4 s (responseTimeout)" in server.err
+    thread.join(60)

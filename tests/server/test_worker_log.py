@@ -12,6 +12,7 @@ from server.diagnosis import Diagnosis
 from server.models import Archive
 from server.reporting import Reporter, write
 from server.worker_log import LONGEST, MOST_A_SECOND, Relay, parse
+from tests.server.harness import poll
 
 ENTRY = {
     "time": "2026-01-01T00:00:00.000Z",
@@ -154,10 +155,10 @@ def test_a_flood_is_cut_to_so_many_lines_a_second_and_the_rest_is_counted():
     assert rest[1:] == [80 - MOST_A_SECOND]
 
 
-def test_failed_requests_are_read_from_the_log_and_do_not_hide_a_workers_last_words(tmp_path):
+def test_failed_requests_are_read_from_the_log_and_do_not_hide_a_workers_last_words(work):
     archive = Archive(Path("cifar.mar"), "cifar", "1.0", None, frozenset())
     head = "2026-01-01T00:00:00,000 [INFO ] W-9000-cifar_1.0-stdout MODEL_LOG - "
-    with PrivateDirectory(tmp_path, None) as directory:
+    with PrivateDirectory(work, None) as directory:
         diagnosis = Diagnosis(directory, [archive])
         words = ["Traceback (most recent call last):", "ValueError: too bad", *[line()] * 1000]
         directory.models_log.write_text("".join(f"{head}{said}\n" for said in words))
@@ -168,7 +169,5 @@ def test_failed_requests_are_read_from_the_log_and_do_not_hide_a_workers_last_wo
             "2026-01-01T00:00:00,000 [INFO ] W-9000-cifar_1.0 o.p.s.w.WorkerThread - Retry worker: 9000 in 1 seconds."
         )
         directory.torchserve_log.write_text(f"{death}\n")
-        deaths = []
-        while not deaths:
-            deaths = diagnosis.read().deaths
+        deaths = poll(lambda: diagnosis.read().deaths)
     assert [death.text for death in deaths] == ["archive cifar.mar: its worker failed: ValueError: too bad"]

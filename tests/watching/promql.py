@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +55,16 @@ class Query:
         return f"{self.where} {self.legend}".strip()
 
 
+@cache
 def documented() -> dict[str, Metric]:
     """Return the metrics of docs/operations.md by name."""
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\w, ]*?) ?\|", OPERATIONS.read_text(encoding="utf-8"), re.MULTILINE)
     return {name: Metric(name, kind, frozenset(filter(None, labels.split(", ")))) for name, kind, labels in rows}
 
 
+@cache
 def groups() -> list[dict[str, Any]]:
-    """Return the groups of rules."""
+    """Return the groups of rules, read once: tests ask for them at every query."""
     return [group for path in sorted(RULES.glob("*.yml")) for group in yaml.safe_load(path.read_text())["groups"]]
 
 
@@ -70,6 +73,7 @@ def rules() -> list[dict[str, Any]]:
     return [rule for group in groups() for rule in group["rules"]]
 
 
+@cache
 def recorded() -> dict[str, list[str]]:
     """Return what the recording rules compute, by the name they give it."""
     found: dict[str, list[str]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -30,7 +31,8 @@ def find(name: str) -> str | None:
 def promtool(*arguments: str | Path, text: str | None = None) -> str:
     """Run promtool and return what it says; raises AssertionError if it finds fault."""
     command = [find("promtool") or "promtool", *map(str, arguments)]
-    answer = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    seldom = os.environ | {"GOGC": "400"}  # Collecting garbage so is a fifth less of the processor's time.
+    answer = subprocess.run(command, input=text, env=seldom, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, f"{' '.join(command)}\n{answer.stdout}{answer.stderr}"
     return answer.stdout + answer.stderr
 
