@@ -23,6 +23,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from archiver import packing
 from archiver.arguments import parse
 from archiver.contents import NO_GRADIENTS, Contents, from_checkpoint
@@ -39,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0 done, 1 out of date or not possible.
     """
     arguments = parse(argv, __doc__ or "")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # As a worker has. On cores that others use too, threads wait for each other at every layer.
     try:
         if arguments.check:
             return _check_store(arguments.store)
@@ -53,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ArchiveError as err:
         print(f"error: {err}", file=sys.stderr)
         return 1
+    finally:
+        torch.set_num_threads(threads)
     print(f"{_summary(path, packing.unpack(path))}\nserved by: {engine}")
     print(f"try it: python -m server --model-store {arguments.store} --models {contents.card['model']}")
     return 0

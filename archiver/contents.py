@@ -11,7 +11,8 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,13 +129,38 @@ class Contents:
             load_strictly(network, torch.load(io.BytesIO(self.weights), map_location="cpu", weights_only=True))
             yield network.eval()
 
+    def with_graph(self, content: bytes | None, origin: Mapping[str, Any] | None = None) -> Contents:
+        """Return the same model with another graph, or with none.
+
+        Args:
+            content: Of graph.onnx.
+            origin: What the card says of it.
+        """
+        card = {name: value for name, value in self.card.items() if name != "graph"}
+        found = replace(self, card=card if origin is None else {**card, "graph": origin}, graph=content)
+        if "_proof" in vars(self):  # It is of the network, which is the same.
+            vars(found)["_proof"] = self._proof
+        return found
+
     def prove(self) -> Proof:
-        """Build the network from what will be packed and run pictures of noise.
+        """Build the network from what will be packed and run pictures of noise; once, as nothing of it can change.
 
         Raises:
             ArchiveError: It cannot be built, the weights do not fit, layers, classes or graph do not match what it
                 does, or what it answers to a picture depends on more than the picture.
         """
+        proof = self._proof
+        _ = self._graph_proof
+        return proof
+
+    @cached_property
+    def _graph_proof(self) -> None:
+        if self.graph is not None:
+            with self.network() as network:
+                check_graph(self.graph, self.card, network, self.preprocessing)
+
+    @cached_property
+    def _proof(self) -> Proof:
         check_names(self.card)
         with self.network() as network:
             picture = noise(self.preprocessing)
@@ -146,8 +172,6 @@ class Contents:
             no_gradients = why_no_gradients(eager, self.preprocessing) if self.card["classes"] else ""
             with self.network() as again:  # Inside the first, whose random numbers are drawn: it draws others.
                 check_rebuilt(again, picture, found.output)
-            if self.graph is not None:
-                check_graph(self.graph, self.card, network, self.preprocessing)
         return Proof(shapes, no_gradients)
 
 

@@ -13,7 +13,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, MutableSequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -64,13 +64,13 @@ def with_engine(contents: Contents, engine: str) -> tuple[Contents, str]:
         ArchiveError: `onnx` cannot be had.
     """
     if engine == "torch":
-        return _without(contents), "torch"
+        return contents.with_graph(None), "torch"
     try:
         found = _exported(contents)
     except ArchiveError as err:
         if engine == "onnx":
             raise
-        return _without(contents), f"torch alone: {err}"
+        return contents.with_graph(None), f"torch alone: {err}"
     return found, f"ONNX Runtime where it is installed (a graph of {len(found.graph or b''):,} bytes), else torch"
 
 
@@ -78,6 +78,7 @@ def _exported(contents: Contents) -> Contents:
     missing = missing_packages()
     if missing:
         raise ArchiveError(f"a graph for ONNX Runtime needs {', '.join(missing)}, not installed here")
+    contents = contents.with_graph(None)
     contents.prove()  # What is wrong with the model itself is said before the exporter says it in its own way.
     with contents.network() as network:
         for part in network.modules():  # As the handler does: a map must not change after it was taken.
@@ -90,15 +91,9 @@ def _exported(contents: Contents) -> Contents:
             has_scores=bool(contents.card["classes"]),
             any_size=contents.preprocessing.size is None,
         )
-    origin = {"weights": list(graph.weights), "versions": dict(graph.versions)}
-    found = replace(contents, card={**contents.card, "graph": origin}, graph=graph.content)
+    found = contents.with_graph(graph.content, {"weights": list(graph.weights), "versions": dict(graph.versions)})
     found.prove()
     return found
-
-
-def _without(contents: Contents) -> Contents:
-    card = {name: value for name, value in contents.card.items() if name != "graph"}
-    return replace(contents, card=card, graph=None)
 
 
 def missing_packages() -> list[str]:
