@@ -18,9 +18,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -31,6 +34,7 @@ from archiver.contents import NO_GRADIENTS, Contents, from_checkpoint
 from archiver.external import from_network, read_classes
 from archiver.graph import with_engine
 from archiver.packing import ArchiveError
+from archiver.quiet import quiet_libraries
 from archiver.store import build, check, refreshed, write
 
 
@@ -40,28 +44,59 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 done, 1 out of date or not possible.
     """
-    arguments = parse(argv, __doc__ or "")
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # As a worker has. On cores that others use too, threads wait for each other at every layer.
+    torch.set_num_threads(1)  # As a worker has; and threads that share a core wait for each other at every layer.
     try:
-        if arguments.check:
-            return _check_store(arguments.store)
-        if arguments.refresh:
-            return _refresh_store(arguments.store, arguments.engine)
+        with quiet_libraries(_note):
+            return _run(parse(argv, __doc__ or ""))
+    except ArchiveError as err:
+        print(f"error: {err}", file=sys.stderr)
+        return 1
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.check:
+        return _check_store(arguments.store)
+    if arguments.refresh:
+        return _refresh_store(arguments.store, arguments.engine)
+    with nullcontext() if arguments.quiet else _progress():
         if arguments.checkpoint:
             contents = from_checkpoint(arguments.checkpoint, arguments.version, half=arguments.half)
         else:
             contents = _own(arguments)
         contents, engine = with_engine(contents, arguments.engine or "auto")
         path = build(contents, arguments.store)
-    except ArchiveError as err:
-        print(f"error: {err}", file=sys.stderr)
-        return 1
-    finally:
-        torch.set_num_threads(threads)
     print(f"{_summary(path, packing.unpack(path))}\nserved by: {engine}")
     print(f"try it: python -m server --model-store {arguments.store} --models {contents.card['model']}")
     return 0
+
+
+@contextmanager
+def _progress() -> Iterator[None]:
+    """Write what the archiver is at, and after how many seconds, as lines on standard error."""
+    start = time.time()
+
+    class Steps(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            _note(f"[{record.created - start:5.1f} s] {record.getMessage()}")
+
+    logger, steps = logging.getLogger("archiver"), Steps()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(steps)
+    try:
+        yield
+        logger.info("done")
+    finally:
+        logger.removeHandler(steps)
+        logger.setLevel(level)
+
+
+def _note(line: str) -> None:
+    if line:
+        print(line, file=sys.stderr)
 
 
 def _own(arguments: argparse.Namespace) -> Contents:
@@ -85,7 +120,7 @@ def _own(arguments: argparse.Namespace) -> Contents:
         classes=classes,
         layers=arguments.layers,
         preprocessing=arguments.preprocessing,
-        report=lambda line: print(line, file=sys.stderr) if line else None,
+        report=_note,
     )
 
 

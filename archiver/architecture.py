@@ -27,6 +27,9 @@ from archiver.packing import ArchiveError, is_ours
 SERVED = ("torch", "torchvision", "numpy", "PIL", "yaml", "google")
 """What may be imported from beside the standard library: a stock TorchServe with its public packages has no more."""
 
+UNPACKED = "convscope-"
+"""How the name of a folder begins that packed sources are imported from."""
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -54,7 +57,7 @@ class Architecture:
         hidden = {name: module for name, module in sys.modules.items() if name.split(".")[0] in packed}
         for name in hidden:
             del sys.modules[name]
-        with tempfile.TemporaryDirectory(prefix="convscope-") as folder:
+        with tempfile.TemporaryDirectory(prefix=UNPACKED) as folder:
             for name, content in self.sources.items():
                 path = Path(folder, name)
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -127,6 +127,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
         help="onnx: with a graph for ONNX Runtime, torch: without, auto: with one if it can be exported here (default; "
         "--refresh: what the archive has)",
     )
+    parser.add_argument("--quiet", action="store_true", help="do not write what the archiver is doing")
     own = parser.add_argument_group(_OWN)
     own.add_argument("--name", help="name to serve the model under (default: torchvision's)")
     own.add_argument("--description", default="", help="one sentence for the model card")

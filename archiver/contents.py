@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from archiver.survey import Shape, batch_size, check_layers, check_scores, surve
 from archiver.weights import load_file, load_strictly
 from handlers.images.preprocessing import Preprocessing, noise
 from handlers.network.engines.eager import Eager
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 NO_GRADIENTS = "no_gradients"
@@ -156,11 +159,13 @@ class Contents:
     @cached_property
     def _graph_proof(self) -> None:
         if self.graph is not None:
+            logger.info("comparing with ONNX Runtime")
             with self.network() as network:
                 check_graph(self.graph, self.card, network, self.preprocessing)
 
     @cached_property
     def _proof(self) -> Proof:
+        logger.info("proving")
         check_names(self.card)
         with self.network() as network:
             picture = noise(self.preprocessing)

@@ -7,6 +7,7 @@ from a file.
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from archiver.proposal import propose, table
 from archiver.survey import listing, survey
 from archiver.weights import load
 from handlers.images.preprocessing import Preprocessing, noise
+
+logger = logging.getLogger(__name__)
 
 AUTO = "auto"
 """Instead of layers: those that `propose` chooses."""
@@ -110,6 +113,7 @@ def from_network(
     constructor = dict(arguments or {})
     if architecture.startswith("torchvision.") and constructor.get("weights"):
         raise ArchiveError("a server must not download weights: leave out `weights` and give --state-dict")
+    logger.info("building %s", architecture)
     found = complete(find(architecture), constructor, noise(preprocessing))
     for line in describe(found):
         report(line)
@@ -117,6 +121,7 @@ def from_network(
         torch.manual_seed(seed or 0)
         network = found.build(constructor)
         if state_dict is not None:
+            logger.info("loading weights")
             report(load(network, state_dict, ema=ema))
         weights = packing.weights(network.state_dict())
         if not isinstance(layers, Mapping) or not layers:
@@ -138,6 +143,7 @@ def from_network(
 
 def _proposed(network: nn.Module, preprocessing: Preprocessing, *, take: bool) -> dict[str, str]:
     """Return the layers that are proposed, or raise them for the user to choose from."""
+    logger.info("looking for layers")
     picture = noise(preprocessing)
     found = survey(network, picture)
     _, channels, height, width = picture.shape

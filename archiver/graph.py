@@ -11,8 +11,7 @@ import contextlib
 import io
 import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping, MutableSequence
+from collections.abc import Mapping, MutableSequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -25,7 +24,10 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from archiver.contents import Contents
 from archiver.packing import ArchiveError
+from archiver.quiet import quiet_libraries
 from handlers.images.preprocessing import noise
+
+logger = logging.getLogger(__name__)
 
 ENGINES = ("auto", "torch", "onnx")
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -80,6 +82,7 @@ def _exported(contents: Contents) -> Contents:
         raise ArchiveError(f"a graph for ONNX Runtime needs {', '.join(missing)}, not installed here")
     contents = contents.with_graph(None)
     contents.prove()  # What is wrong with the model itself is said before the exporter says it in its own way.
+    logger.info("exporting the graph")
     with contents.network() as network:
         for part in network.modules():  # As the handler does: a map must not change after it was taken.
             if getattr(part, "inplace", False) is True:
@@ -126,7 +129,7 @@ def export(
         dimensions = {0: torch.export.Dim("N")}
         if any_size:
             dimensions |= {2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
-        with _quiet():
+        with quiet_libraries(), contextlib.redirect_stdout(io.StringIO()):  # What matters becomes an ArchiveError.
             program = torch.onnx.export(
                 extractor,
                 (torch.cat([picture, picture]),),  # A single picture would be taken for a constant.
@@ -200,17 +203,3 @@ def _forget(message: Any) -> None:
         elif field.message_type is not None:
             for part in [value] if hasattr(value, "ListFields") else value:
                 _forget(part)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress, warnings and advice to itself: what matters becomes an ArchiveError."""
-    logger = logging.getLogger()
-    level = logger.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

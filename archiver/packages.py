@@ -173,9 +173,14 @@ def is_installed(top: str) -> bool:
         return False
     if spec is None or top in SERVED or not spec.submodule_search_locations:
         return False
-    folders = [Path(folder) for folder in sys.path if Path(folder).name in ("site-packages", "dist-packages")]
-    folders += [Path(sysconfig.get_path(key)) for key in ("purelib", "platlib")]
+    folders = installation_folders()
     return any(Path(place).is_relative_to(folder) for place in spec.submodule_search_locations for folder in folders)
+
+
+def installation_folders() -> list[Path]:
+    """Return where packages are installed."""
+    named = [Path(folder) for folder in sys.path if Path(folder).name in ("site-packages", "dist-packages")]
+    return [*named, *(Path(sysconfig.get_path(key)) for key in ("purelib", "platlib"))]
 
 
 def _source(top: str) -> dict[str, bytes]:
