@@ -7,14 +7,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from archiver.external import AUTO, look_up
+from archiver.external import AUTO, look_up, look_up_timm
 from archiver.graph import ENGINES
 from archiver.packing import ArchiveError
 from archiver.store import STORE
 from handlers.images.decoding import DEFAULT_MAX_PIXELS
 from handlers.images.preprocessing import Preprocessing
 
-_OWN = "with --arch or --torchvision"
+_OWN = "with --arch, --torchvision or --timm"
 
 
 def _keyword_arguments(text: str) -> dict[str, object]:
@@ -63,17 +63,17 @@ def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
         description: Of the program.
 
     Returns:
-        The options. With a network of the user's or torchvision's also `preprocessing`, and `labels` from torchvision.
+        The options. With a network of the user's or a library's also `preprocessing`, and `labels` from the library.
     """
     parser = _parser(description)
     arguments = parser.parse_args(argv)
     if arguments.half and arguments.checkpoint is None:
         parser.error("--half can only be given with --checkpoint")
-    if arguments.arch is None and arguments.torchvision is None:
+    if arguments.arch is arguments.torchvision is arguments.timm is None:
         own = (option for group in parser._action_groups if group.title == _OWN for option in group._group_actions)
         stray = [option.option_strings[0] for option in own if getattr(arguments, option.dest) != option.default]
         if stray:
-            parser.error(f"{', '.join(stray)} can only be given with --arch or --torchvision")
+            parser.error(f"{', '.join(stray)} can only be given {_OWN}")
         return arguments
     if (arguments.state_dict is None) == (arguments.random_weights is None):
         parser.error("give the weights with --state-dict FILE, or ask for none with --random-weights SEED")
@@ -92,7 +92,13 @@ def _complete(arguments: argparse.Namespace) -> None:
     """Put in what the network itself says, where the command line says nothing."""
     preprocessing = Preprocessing(3, 224, 224)
     arguments.labels = ()
-    if arguments.torchvision:
+    if arguments.timm is not None:
+        published = look_up_timm(arguments.timm, arguments.arguments)
+        arguments.arch = published.architecture
+        arguments.name = arguments.name or published.architecture.partition(":")[2]
+        arguments.arguments = {**published.arguments, **arguments.arguments}
+        preprocessing, arguments.labels = published.preprocessing, published.classes
+    if arguments.torchvision is not None:
         published = look_up(arguments.torchvision, arguments.state_dict)
         arguments.arch = published.architecture
         arguments.name = arguments.name or arguments.torchvision
@@ -116,6 +122,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     action.add_argument("--checkpoint", type=Path, metavar="FILE", help="archive what training.train wrote")
     action.add_argument("--arch", metavar="WHERE:NAME", help="archive path/to/net.py:Net or package.module:Net")
     action.add_argument("--torchvision", metavar="NAME", help="archive a classifier of torchvision's, such as resnet18")
+    action.add_argument("--timm", metavar="NAME", help="archive a network of timm's, such as resnet50.a1_in1k")
     action.add_argument("--check", action="store_true", help="exit 1 when an archive of the store is out of date")
     action.add_argument("--refresh", action="store_true", help="put today's handlers/ into the archives of the store")
     parser.add_argument("--store", type=Path, default=STORE, metavar="DIR", help="the archives' folder: model_store")
@@ -129,7 +136,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--quiet", action="store_true", help="do not write what the archiver is doing")
     own = parser.add_argument_group(_OWN)
-    own.add_argument("--name", help="name to serve the model under (default: torchvision's)")
+    own.add_argument("--name", help="name to serve the model under (default: torchvision's or timm's)")
     own.add_argument("--description", default="", help="one sentence for the model card")
     own.add_argument(
         "--arguments", type=_keyword_arguments, default={}, metavar="JSON", help="the constructor's keyword arguments"
@@ -150,7 +157,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
         metavar="NAME=NODE,...",
         help="the maps to publish, or auto for those that are proposed without this option",
     )
-    own.add_argument("--size", type=_size, metavar="HxW", help="pixels, or any (default: torchvision's, or 224x224)")
+    own.add_argument("--size", type=_size, metavar="HxW", help="pixels, or any (default: the library's, or 224x224)")
     own.add_argument("--channels", type=int, help="3 for colour (default), 1 for grey")
     own.add_argument("--mean", type=_numbers, default=(), metavar="R,G,B", help="subtracted from values in 0..1")
     own.add_argument("--std", type=_numbers, default=(), metavar="R,G,B", help="divided by after that")

@@ -1,16 +1,17 @@
-"""External networks: a user's own or torchvision's, from constructor, weights and layers to an archive's contents.
+"""External networks: a user's own, torchvision's or timm's, from constructor, weights and layers to an archive.
 
-Nothing is downloaded: what torchvision's published weights take and mean comes with the package, the weights themselves
-from a file.
+Nothing is downloaded: what published weights take and mean comes with the package, the weights themselves from a file.
 """
 
 from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,23 +32,28 @@ logger = logging.getLogger(__name__)
 AUTO = "auto"
 """Instead of layers: those that `propose` chooses."""
 
+_IMAGENET = tuple(models.ResNet18_Weights.DEFAULT.meta["categories"])
+_FETCHING = ("weights", "weights_backbone", "pretrained", "checkpoint_path")  # Arguments of torchvision's and timm's.
+
 
 @dataclass(frozen=True)
 class Published:
-    """A network of torchvision's and one set of its weights.
+    """A network of torchvision's or timm's and one set of its weights.
 
     Attributes:
         architecture: The builder, as `--arch` takes it.
         weights: The name of those weights, such as `IMAGENET1K_V1`.
         preprocessing: What a picture becomes. torchvision first scales the shorter side and crops the middle; here the
             whole picture is brought to the same size.
-        classes: Labels in the order of the outputs.
+        classes: Labels in the order of the outputs; empty where nobody publishes what the outputs mean.
+        arguments: Keyword arguments of the builder that go with the name.
     """
 
     architecture: str
     weights: str
     preprocessing: Preprocessing
     classes: tuple[str, ...]
+    arguments: Mapping[str, object] = field(default_factory=dict)
 
 
 def look_up(name: str, state_dict: Path | None = None) -> Published:
@@ -73,6 +79,62 @@ def look_up(name: str, state_dict: Path | None = None) -> Published:
     height = width = transforms.crop_size[0]
     preprocessing = Preprocessing(3, height, width, tuple(transforms.mean), tuple(transforms.std))
     return Published(f"torchvision.models:{name}", entry.name, preprocessing, tuple(entry.meta["categories"]))
+
+
+def look_up_timm(name: str, arguments: Mapping[str, object]) -> Published:
+    """Look up a network of timm's; nothing is downloaded.
+
+    Args:
+        name: As `timm.create_model` takes it: `resnet50`, or with the tag of its weights, `resnet50.a1_in1k`.
+        arguments: The constructor's keyword arguments.
+
+    Returns:
+        What timm publishes of the weights that the tag names, or of timm's default ones. The classes are ImageNet's if
+        the tag says that these weights were last trained for it.
+
+    Raises:
+        ArchiveError: timm is not installed, or has no such network or weights.
+    """
+    try:
+        import timm
+    except ModuleNotFoundError as err:
+        raise ArchiveError("--timm needs the package timm: pip install timm") from err
+    known = {*timm.list_models(), *timm.list_models(include_tags=True), *timm.models.get_deprecated_models()}
+    if name not in known:
+        near = difflib.get_close_matches(name, sorted(known), 5, 0.6)
+        advice = f"it has {', '.join(near)}" if near else "timm.list_models() lists what it has"
+        raise ArchiveError(f"timm has no network {name!r}; {advice}")
+    name = timm.models.get_deprecated_models().get(name) or name
+    network, _, tag = name.partition(".")
+    entry = timm.models.model_entrypoint(network)
+    published: Any = timm.models.get_pretrained_cfg(name) or timm.models.PretrainedCfg()  # With methods without types.
+    facts = published.to_dict()
+    outputs = arguments.get("num_classes", facts["num_classes"])
+    is_imagenet = outputs == facts["num_classes"] == len(_IMAGENET) and "in1k" in str(facts.get("tag"))
+    return Published(
+        f"{entry.__module__}:{entry.__name__}",
+        tag,
+        timm_preprocessing(facts, arguments),
+        _IMAGENET if is_imagenet else (),
+        {"pretrained_cfg": tag} if tag else {},
+    )
+
+
+def timm_preprocessing(facts: Mapping[str, Any], arguments: Mapping[str, Any]) -> Preprocessing:
+    """Return the size and the normalisation that timm publishes for a network's weights.
+
+    Args:
+        facts: Those of `timm.models.PretrainedCfg`.
+        arguments: The constructor's; `in_chans` and `img_size` change what it takes.
+    """
+    import timm.data
+
+    data: Any = timm.data  # Without types.
+    found = data.resolve_data_config(pretrained_cfg=facts)
+    size = arguments.get("img_size") or found["input_size"][1:]
+    height, width = (size, size) if isinstance(size, int) else size
+    channels = arguments.get("in_chans", found["input_size"][0])
+    return Preprocessing(channels, height, width, tuple(found["mean"]), tuple(found["std"]))
 
 
 def from_network(
@@ -111,8 +173,9 @@ def from_network(
             lists those there are and those proposed.
     """
     constructor = dict(arguments or {})
-    if architecture.startswith("torchvision.") and constructor.get("weights"):
-        raise ArchiveError("a server must not download weights: leave out `weights` and give --state-dict")
+    fetching = [name for name in _FETCHING if constructor.get(name)]
+    if fetching and re.match(r"(torchvision|timm)\b", architecture):
+        raise ArchiveError(f"a server must not download weights: leave out `{fetching[0]}` and give --state-dict")
     logger.info("building %s", architecture)
     found = complete(find(architecture), constructor, noise(preprocessing))
     for line in describe(found):

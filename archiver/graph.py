@@ -65,14 +65,15 @@ def with_engine(contents: Contents, engine: str) -> tuple[Contents, str]:
     Raises:
         ArchiveError: `onnx` cannot be had.
     """
+    contents = contents.with_graph(None)
     if engine == "torch":
-        return contents.with_graph(None), "torch"
+        return contents, "torch"
     try:
         found = _exported(contents)
     except ArchiveError as err:
         if engine == "onnx":
             raise
-        return contents.with_graph(None), f"torch alone: {err}"
+        return contents, f"torch alone: {err}"
     return found, f"ONNX Runtime where it is installed (a graph of {len(found.graph or b''):,} bytes), else torch"
 
 
@@ -80,7 +81,6 @@ def _exported(contents: Contents) -> Contents:
     missing = missing_packages()
     if missing:
         raise ArchiveError(f"a graph for ONNX Runtime needs {', '.join(missing)}, not installed here")
-    contents = contents.with_graph(None)
     contents.prove()  # What is wrong with the model itself is said before the exporter says it in its own way.
     logger.info("exporting the graph")
     with contents.network() as network:

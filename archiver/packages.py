@@ -8,10 +8,9 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
-import re
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,8 @@ def __getattr__(name):
     if name in _PLACES:
         place, attribute = _PLACES[name]
         module = importlib.import_module(place, __name__)
-        return getattr(module, attribute) if attribute else module
+        globals()[name] = getattr(module, attribute) if attribute else module
+        return globals()[name]
     for place in () if name.startswith("__") else _STARS:
         module = importlib.import_module(place, __name__)
         if hasattr(module, name):
@@ -119,34 +119,54 @@ def _trim(architecture: Architecture, arguments: Mapping[str, object], picture: 
             for name in sources
             if name.endswith(".py") and name.split("/")[0] in installed and name not in found.files
         }
-        return replace(architecture, sources={name: code for name, code in sources.items() if name not in left_out})
+        kept = {name: code for name, code in sources.items() if name not in left_out}
+        kept |= {name: _write_lazily(name, architecture.sources, kept.keys()) for name in lazy & kept.keys()}
+        return replace(architecture, sources=kept)
 
 
-def _write_lazily(init: str, sources: Mapping[str, bytes]) -> bytes:
+def _write_lazily(init: str, sources: Mapping[str, bytes], kept: Set[str] | None = None) -> bytes:
     """Return an `__init__` with the names that a package's own imports from the package, each imported when it is used.
 
     A name that a submodule has too (`from .drop import drop`) is imported at once, or importing the submodule would put
     it in the name's place.
+
+    Args:
+        init: Its name inside the archive.
+        sources: The package's files.
+        kept: Those that will be there: names from others are left out. None for all.
     """
     places: dict[str, tuple[str, str]] = {}
     stars, eager = [], []
+    folder = init.removesuffix("__init__.py")
+
     for statement in ast.parse(sources[init]).body:
         if isinstance(statement, ast.ImportFrom) and statement.level == 1:
             for alias in statement.names:
                 name = alias.asname or alias.name
-                module = sources.get(f"{init.removesuffix('__init__.py')}{statement.module}.py", b"")
-                clashes = re.search(
-                    rf"^(?:def|class) {statement.module}\b|^{statement.module} *=", module.decode(), re.M
-                )
-                if alias.name == "*" and clashes:
-                    eager.append(f"from .{statement.module} import *\n")
-                elif alias.name == "*":
-                    stars.append(f".{statement.module}")
-                elif statement.module == name:
-                    eager.append(f"from .{statement.module} import {alias.name} as {name}\n")
-                else:
-                    places[name] = (f".{statement.module}", alias.name) if statement.module else (f".{alias.name}", "")
+                module = f".{statement.module}" if statement.module else f".{alias.name}"
+                path = folder + module[1:].replace(".", "/")
+                if kept is not None and not {f"{path}.py", f"{path}/__init__.py"} & kept:
+                    continue
+                if alias.name != "*" and statement.module == name:
+                    eager.append(f"from {module} import {alias.name} as {name}\n")
+                elif alias.name != "*":
+                    places[name] = (module, alias.name if statement.module else "")
+                elif f"{path}.py" in sources:
+                    places |= {one: (module, one) for one in _defined(sources[f"{path}.py"])}
+                else:  # A package, which imports its names itself.
+                    stars.append(module)
     return _LAZY.format(places=repr(places), stars=repr(stars), eager="".join(eager)).encode()
+
+
+def _defined(source: bytes) -> list[str]:
+    """Return the public names that a module's own code gives to something."""
+    names = []
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+            names.append(statement.name)
+        elif isinstance(statement, ast.Assign):
+            names += [target.id for target in statement.targets if isinstance(target, ast.Name)]
+    return [name for name in names if not name.startswith("_")]
 
 
 def describe(architecture: Architecture) -> list[str]:
