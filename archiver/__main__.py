@@ -116,6 +116,7 @@ def _own(arguments: argparse.Namespace) -> Contents:
         arguments=arguments.arguments,
         state_dict=arguments.state_dict,
         ema=arguments.ema,
+        packages=arguments.package,
         seed=arguments.random_weights,
         classes=classes,
         layers=arguments.layers,

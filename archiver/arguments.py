@@ -147,6 +147,13 @@ def _parser(description: str) -> argparse.ArgumentParser:
         metavar="FILE",
         help="weights: a state dict, a checkpoint that holds one, FILE.safetensors or the index of several",
     )
+    own.add_argument(
+        "--package",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="an installed package or module that travels though its use was not found out; may be repeated",
+    )
     own.add_argument("--ema", action="store_true", help="take the moving average that FILE holds beside the weights")
     own.add_argument("--random-weights", type=int, metavar="SEED", help="no weights: fresh ones from this seed")
     own.add_argument("--classes", type=Path, metavar="FILE", help="one label a line; without, no scores are served")

@@ -20,7 +20,7 @@ from torchvision import models
 from archiver import packing
 from archiver.architecture import find
 from archiver.contents import FORMAT, Contents
-from archiver.packages import complete, describe
+from archiver.packages import complete, describe, find_named
 from archiver.packing import ArchiveError
 from archiver.proposal import propose, table
 from archiver.survey import listing, survey
@@ -145,6 +145,7 @@ def from_network(
     preprocessing: Preprocessing,
     state_dict: Path | None = None,
     ema: bool = False,
+    packages: Sequence[str] = (),
     seed: int | None = None,
     arguments: Mapping[str, object] | None = None,
     classes: Sequence[str] = (),
@@ -161,6 +162,7 @@ def from_network(
         preprocessing: What the network takes.
         state_dict: The weights' file: a state dict, alone or in a checkpoint, or safetensors, whole or in shards.
         ema: Take the moving average of the weights that the file holds beside them.
+        packages: Installed ones that travel besides those that are found, as `find_named` takes them.
         seed: Without a file: initialise the network from this seed.
         arguments: The constructor's keyword arguments, plain JSON values.
         classes: Labels in the order of the outputs; none for a network whose output is no scores.
@@ -177,7 +179,12 @@ def from_network(
     if fetching and re.match(r"(torchvision|timm)\b", architecture):
         raise ArchiveError(f"a server must not download weights: leave out `{fetching[0]}` and give --state-dict")
     logger.info("building %s", architecture)
-    found = complete(find(architecture), constructor, noise(preprocessing))
+    named = []
+    for package in packages:
+        modules = find_named(package)
+        named += modules
+        report("" if modules else f"not packed: {package}, which the serving image installs, in a version of its own")
+    found = complete(find(architecture), constructor, noise(preprocessing), named)
     for line in describe(found):
         report(line)
     with found.importable(), torch.random.fork_rng(devices=[]):
