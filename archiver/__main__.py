@@ -5,13 +5,15 @@
         --state-dict weights.pt --classes classes.txt --layers conv1=relu,deep=layer4.1.add --size 224x224 \
         --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
     python -m archiver --torchvision resnet18 --state-dict resnet18-f37072fd.pth --layers auto
+    python -m archiver --timm resnet50.a1_in1k --state-dict model.safetensors --layers auto
     python -m archiver --arch path/to/net.py:Net --name mine ...    # without --layers: what there is
     python -m archiver --check      # do the archives of model_store/ hold today's handlers/?
     python -m archiver --refresh    # put today's handlers/ into them; weights, card and graph stay
     python -m archiver --refresh --engine onnx    # and export their graphs for ONNX Runtime anew
 
 The same input gives the same bytes, in every process and checkout. The source of your own network travels in the
-archive: the one file, or all Python files of its package.
+archive: the one file, or all Python files of its package; and of installed packages what the network imports. Each step
+is told on standard error, warnings of libraries are not: python -W default -m archiver shows these too.
 """
 
 from __future__ import annotations

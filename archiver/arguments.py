@@ -93,7 +93,8 @@ def _complete(arguments: argparse.Namespace) -> None:
     preprocessing = Preprocessing(3, 224, 224)
     arguments.labels = ()
     if arguments.timm is not None:
-        published = look_up_timm(arguments.timm, arguments.arguments)
+        own = {"mean": arguments.mean, "std": arguments.std}
+        published = look_up_timm(arguments.timm, {**arguments.arguments, **own})
         arguments.arch = published.architecture
         arguments.name = arguments.name or published.architecture.partition(":")[2]
         arguments.arguments = {**published.arguments, **arguments.arguments}

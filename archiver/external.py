@@ -86,7 +86,7 @@ def look_up_timm(name: str, arguments: Mapping[str, object]) -> Published:
 
     Args:
         name: As `timm.create_model` takes it: `resnet50`, or with the tag of its weights, `resnet50.a1_in1k`.
-        arguments: The constructor's keyword arguments.
+        arguments: The constructor's keyword arguments, and `mean` and `std`, as `timm_preprocessing` takes them.
 
     Returns:
         What timm publishes of the weights that the tag names, or of timm's default ones. The classes are ImageNet's if
@@ -99,12 +99,13 @@ def look_up_timm(name: str, arguments: Mapping[str, object]) -> Published:
         import timm
     except ModuleNotFoundError as err:
         raise ArchiveError("--timm needs the package timm: pip install timm") from err
-    known = {*timm.list_models(), *timm.list_models(include_tags=True), *timm.models.get_deprecated_models()}
+    renamed = {old: new for old, new in timm.models.get_deprecated_models().items() if new}
+    known = {*timm.list_models(), *timm.list_models(include_tags=True), *renamed}
     if name not in known:
         near = difflib.get_close_matches(name, sorted(known), 5, 0.6)
         advice = f"it has {', '.join(near)}" if near else "timm.list_models() lists what it has"
         raise ArchiveError(f"timm has no network {name!r}; {advice}")
-    name = timm.models.get_deprecated_models().get(name) or name
+    name = renamed.get(name, name)
     network, _, tag = name.partition(".")
     entry = timm.models.model_entrypoint(network)
     published: Any = timm.models.get_pretrained_cfg(name) or timm.models.PretrainedCfg()  # With methods without types.
@@ -125,7 +126,8 @@ def timm_preprocessing(facts: Mapping[str, Any], arguments: Mapping[str, Any]) -
 
     Args:
         facts: Those of `timm.models.PretrainedCfg`.
-        arguments: The constructor's; `in_chans` and `img_size` change what it takes.
+        arguments: The constructor's; `in_chans` and `img_size` change what it takes. Also `mean` and `std`, in place of
+            the published ones.
     """
     import timm.data
 
@@ -134,7 +136,8 @@ def timm_preprocessing(facts: Mapping[str, Any], arguments: Mapping[str, Any]) -
     size = arguments.get("img_size") or found["input_size"][1:]
     height, width = (size, size) if isinstance(size, int) else size
     channels = arguments.get("in_chans", found["input_size"][0])
-    return Preprocessing(channels, height, width, tuple(found["mean"]), tuple(found["std"]))
+    mean, std = (tuple(arguments.get(name) or found[name]) for name in ("mean", "std"))
+    return Preprocessing(channels, height, width, mean, std)
 
 
 def from_network(

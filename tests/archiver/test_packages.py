@@ -269,9 +269,13 @@ def test_a_network_of_timms_serves_what_it_computes_where_there_is_no_timm(
     assert torch.equal(elsewhere(path), expected)
 
 
-def test_a_network_of_timms_has_imagenets_labels_where_its_weights_were_trained_for_it() -> None:
+def test_what_timm_publishes_is_taken_and_imagenets_labels_where_weights_were_trained_for_it() -> None:
     published = look_up_timm("test_resnet", {})
     assert published.preprocessing == Preprocessing(3, 160, 160, (0.5,) * 3, (0.5,) * 3)
+    old = look_up_timm("convnext_tiny_in22ft1k", {})  # A name that timm has given up.
+    assert (old.architecture, old.weights) == ("timm.models.convnext:convnext_tiny", "fb_in22k_ft_in1k")
+    grey = look_up_timm("test_resnet", {"in_chans": 1, "img_size": 64, "mean": (0.4,), "std": (0.2,)})
+    assert grey.preprocessing == Preprocessing(1, 64, 64, (0.4,), (0.2,))
     lemmas = ImageNetInfo().label_descriptions()  # In more words.
     alike = sum(
         label.split()[-1].lower() in lemma.lower() for label, lemma in zip(published.classes, lemmas, strict=True)
@@ -290,6 +294,7 @@ def test_a_network_of_timms_has_imagenets_labels_where_its_weights_were_trained_
     [
         pytest.param(["--timm", "test_resnett"], "it has test_resnet", id="name"),
         pytest.param(["--timm", "test_resnet.r161_in1k"], "it has test_resnet.r160_in1k", id="tag"),
+        pytest.param(["--timm", "test_resnet", "--arguments", '{"in_chans": 1}'], "1 values each", id="grey"),
         pytest.param(["--timm", "hf-hub:timm/test_resnet"], "timm has no network", id="hub"),
         pytest.param(["--timm", "test_resnet", "--arguments", '{"pretrained": true}'], "not download", id="weights"),
         pytest.param(
