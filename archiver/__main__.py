@@ -5,23 +5,30 @@
         --state-dict weights.pt --classes classes.txt --layers conv1=relu,deep=layer4.1.add --size 224x224 \
         --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
     python -m archiver --torchvision resnet18 --state-dict resnet18-f37072fd.pth --layers auto
+    python -m archiver --timm resnet50.a1_in1k --state-dict model.safetensors --layers auto
     python -m archiver --arch path/to/net.py:Net --name mine ...    # without --layers: what there is
     python -m archiver --check      # do the archives of model_store/ hold today's handlers/?
     python -m archiver --refresh    # put today's handlers/ into them; weights, card and graph stay
     python -m archiver --refresh --engine onnx    # and export their graphs for ONNX Runtime anew
 
 The same input gives the same bytes, in every process and checkout. The source of your own network travels in the
-archive: the one file, or all Python files of its package.
+archive: the one file, or all Python files of its package; and of installed packages what the network imports. Each step
+is told on standard error, warnings of libraries are not: python -W default -m archiver shows these too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+
+import torch
 
 from archiver import packing
 from archiver.arguments import parse
@@ -29,6 +36,7 @@ from archiver.contents import NO_GRADIENTS, Contents, from_checkpoint
 from archiver.external import from_network, read_classes
 from archiver.graph import with_engine
 from archiver.packing import ArchiveError
+from archiver.quiet import quiet_libraries
 from archiver.recipes import describe
 from archiver.store import build, check, refreshed, write
 from handlers.images.preprocessing import Preprocessing
@@ -41,24 +49,59 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 done, 1 out of date or not possible.
     """
-    arguments = parse(argv, __doc__ or "")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # As a worker has; and threads that share a core wait for each other at every layer.
     try:
-        if arguments.check:
-            return _check_store(arguments.store)
-        if arguments.refresh:
-            return _refresh_store(arguments.store, arguments.engine)
+        with quiet_libraries(_note):
+            return _run(parse(argv, __doc__ or ""))
+    except ArchiveError as err:
+        print(f"error: {err}", file=sys.stderr)
+        return 1
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.check:
+        return _check_store(arguments.store)
+    if arguments.refresh:
+        return _refresh_store(arguments.store, arguments.engine)
+    with nullcontext() if arguments.quiet else _progress():
         if arguments.checkpoint:
             contents = from_checkpoint(arguments.checkpoint, arguments.version, half=arguments.half)
         else:
             contents = _own(arguments)
         contents, engine = with_engine(contents, arguments.engine or "auto")
         path = build(contents, arguments.store)
-    except ArchiveError as err:
-        print(f"error: {err}", file=sys.stderr)
-        return 1
     print(f"{_summary(path, packing.unpack(path))}\nserved by: {engine}")
     print(f"try it: python -m server --model-store {arguments.store} --models {contents.card['model']}")
     return 0
+
+
+@contextmanager
+def _progress() -> Iterator[None]:
+    """Write what the archiver is at, and after how many seconds, as lines on standard error."""
+    start = time.time()
+
+    class Steps(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            _note(f"[{record.created - start:5.1f} s] {record.getMessage()}")
+
+    logger, steps = logging.getLogger("archiver"), Steps()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(steps)
+    try:
+        yield
+        logger.info("done")
+    finally:
+        logger.removeHandler(steps)
+        logger.setLevel(level)
+
+
+def _note(line: str) -> None:
+    if line:
+        print(line, file=sys.stderr)
 
 
 def _own(arguments: argparse.Namespace) -> Contents:
@@ -78,6 +121,7 @@ def _own(arguments: argparse.Namespace) -> Contents:
         arguments=arguments.arguments,
         state_dict=arguments.state_dict,
         ema=arguments.ema,
+        packages=arguments.package,
         seed=arguments.random_weights,
         classes=classes,
         scores=arguments.scores,
@@ -86,7 +130,7 @@ def _own(arguments: argparse.Namespace) -> Contents:
         tokens=arguments.tokens or "",
         layers=arguments.layers,
         preprocessing=arguments.preprocessing,
-        report=lambda line: print(line, file=sys.stderr) if line else None,
+        report=_note,
     )
 
 

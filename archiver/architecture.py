@@ -27,6 +27,9 @@ from archiver.packing import ArchiveError, is_ours
 SERVED = ("torch", "torchvision", "numpy", "PIL", "yaml", "google")
 """What may be imported from beside the standard library: a stock TorchServe with its public packages has no more."""
 
+UNPACKED = "convscope-"
+"""How the name of a folder begins that packed sources are imported from."""
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -54,7 +57,7 @@ class Architecture:
         hidden = {name: module for name, module in sys.modules.items() if name.split(".")[0] in packed}
         for name in hidden:
             del sys.modules[name]
-        with tempfile.TemporaryDirectory(prefix="convscope-") as folder:
+        with tempfile.TemporaryDirectory(prefix=UNPACKED) as folder:
             for name, content in self.sources.items():
                 path = Path(folder, name)
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +172,12 @@ def package_files(top: str, place: str) -> dict[str, bytes]:
 def _imports_of_the_serving_image(packed: set[str]) -> Iterator[None]:
     """Refuse the packed modules what the serving image lacks, as it would; everyone else imports as before."""
     allowed = {*SERVED, *packed, "handlers", *sys.stdlib_module_names}
-    ordinary = builtins.__import__
+    ordinary, by_name = builtins.__import__, importlib.import_module
+
+    def refuse(importer: str, name: str) -> None:
+        top = name.split(".")[0]
+        if importer.split(".")[0] in packed and top and top not in allowed:
+            raise ModuleNotFoundError(f"No module named {top!r}", name=top)
 
     def guarded(
         name: str,
@@ -178,17 +186,20 @@ def _imports_of_the_serving_image(packed: set[str]) -> Iterator[None]:
         fromlist: Any = (),
         level: int = 0,
     ) -> Any:
-        importer = str((scope or {}).get("__name__", "")).split(".")[0]
-        top = name.split(".")[0]
-        if level == 0 and importer in packed and top not in allowed:
-            raise ModuleNotFoundError(f"No module named {top!r}", name=top)
+        if level == 0:
+            refuse(str((scope or {}).get("__name__", "")), name)
         return ordinary(name, scope, local, fromlist, level)
 
+    def guarded_by_name(name: str, package: str | None = None) -> Any:
+        refuse(str(sys._getframe(1).f_globals.get("__name__", "")), name)
+        return by_name(name, package)
+
     builtins.__import__ = guarded  # type: ignore[assignment]
+    importlib.import_module = guarded_by_name
     try:
         yield
     finally:
-        builtins.__import__ = ordinary
+        builtins.__import__, importlib.import_module = ordinary, by_name
 
 
 def _spelt(arguments: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from archiver.external import AUTO, look_up
+from archiver.external import AUTO, look_up, look_up_timm
 from archiver.graph import ENGINES
 from archiver.packing import ArchiveError
 from archiver.recipes import TIMM, TORCHVISION, add_options, settle, timm_name, timm_preprocessing
@@ -16,7 +16,7 @@ from handlers.images.decoding import DEFAULT_MAX_PIXELS
 from handlers.network.archive import NONE, SCORES
 from handlers.network.layouts import TOKENS, read
 
-_OWN = "with --arch or --torchvision"
+_OWN = "with --arch, --torchvision or --timm"
 
 
 def _keyword_arguments(text: str) -> dict[str, object]:
@@ -83,17 +83,17 @@ def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
         description: Of the program.
 
     Returns:
-        The options. With a network of the user's or torchvision's also `preprocessing`, and `labels` from torchvision.
+        The options. With a network of the user's or a library's also `preprocessing`, and `labels` from the library.
     """
     parser = _parser(description)
     arguments = parser.parse_args(argv)
     if arguments.half and arguments.checkpoint is None:
         parser.error("--half can only be given with --checkpoint")
-    if arguments.arch is None and arguments.torchvision is None:
+    if arguments.arch is arguments.torchvision is arguments.timm is None:
         own = (option for group in parser._action_groups if group.title == _OWN for option in group._group_actions)
         stray = [option.option_strings[0] for option in own if getattr(arguments, option.dest) != option.default]
         if stray:
-            parser.error(f"{', '.join(stray)} can only be given with --arch or --torchvision")
+            parser.error(f"{', '.join(stray)} can only be given {_OWN}")
         return arguments
     if (arguments.state_dict is None) == (arguments.random_weights is None):
         parser.error("give the weights with --state-dict FILE, or ask for none with --random-weights SEED")
@@ -112,7 +112,17 @@ def _complete(arguments: argparse.Namespace) -> None:
     """Put in what the network itself says, where the command line says nothing."""
     source, preprocessing = "", None
     arguments.labels = ()
-    if arguments.torchvision:
+    said = {**arguments.arguments, "mean": arguments.mean, "std": arguments.std}
+    if arguments.size and arguments.size[0]:
+        said["img_size"] = arguments.size
+    if arguments.timm is not None:
+        published = look_up_timm(arguments.timm, said)
+        arguments.arch = published.architecture
+        arguments.name = arguments.name or published.architecture.partition(":")[2]
+        arguments.arguments = {**published.arguments, **arguments.arguments}
+        source, preprocessing = TIMM, published.preprocessing
+        arguments.labels = () if arguments.scores == NONE else published.classes
+    elif arguments.torchvision is not None:
         published = look_up(arguments.torchvision, arguments.state_dict)
         arguments.arch = published.architecture
         arguments.name = arguments.name or arguments.torchvision
@@ -121,10 +131,7 @@ def _complete(arguments: argparse.Namespace) -> None:
         if arguments.scores != NONE and arguments.arguments.get("num_classes", count) == count:
             arguments.labels = published.classes
     elif (timm := timm_name(arguments.arch, arguments.arguments)) is not None:
-        own = {"mean": arguments.mean, "std": arguments.std}
-        if arguments.size and arguments.size[0]:
-            own["img_size"] = arguments.size
-        source, preprocessing = TIMM, timm_preprocessing(timm, {**arguments.arguments, **own})
+        source, preprocessing = TIMM, timm_preprocessing(timm, said)
     elif arguments.recipe == TORCHVISION and arguments.arch.startswith("torchvision.models:"):
         name = arguments.arch.partition(":")[2]
         source, preprocessing = TORCHVISION, look_up(name, arguments.state_dict).preprocessing
@@ -141,6 +148,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     action.add_argument("--checkpoint", type=Path, metavar="FILE", help="archive what training.train wrote")
     action.add_argument("--arch", metavar="WHERE:NAME", help="archive path/to/net.py:Net or package.module:Net")
     action.add_argument("--torchvision", metavar="NAME", help="archive a classifier of torchvision's, such as resnet18")
+    action.add_argument("--timm", metavar="NAME", help="archive a network of timm's, such as resnet50.a1_in1k")
     action.add_argument("--check", action="store_true", help="exit 1 when an archive of the store is out of date")
     action.add_argument("--refresh", action="store_true", help="put today's handlers/ into the archives of the store")
     parser.add_argument("--store", type=Path, default=STORE, metavar="DIR", help="the archives' folder: model_store")
@@ -152,8 +160,9 @@ def _parser(description: str) -> argparse.ArgumentParser:
         help="onnx: with a graph for ONNX Runtime, torch: without, auto: with one if it can be exported here (default; "
         "--refresh: what the archive has)",
     )
+    parser.add_argument("--quiet", action="store_true", help="do not write what the archiver is doing")
     own = parser.add_argument_group(_OWN)
-    own.add_argument("--name", help="name to serve the model under (default: torchvision's)")
+    own.add_argument("--name", help="name to serve the model under (default: torchvision's or timm's)")
     own.add_argument("--description", default="", help="one sentence for the model card")
     own.add_argument(
         "--arguments", type=_keyword_arguments, default={}, metavar="JSON", help="the constructor's keyword arguments"
@@ -163,6 +172,13 @@ def _parser(description: str) -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="weights: a state dict, a checkpoint that holds one, FILE.safetensors or the index of several",
+    )
+    own.add_argument(
+        "--package",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="an installed package or module that travels though its use was not found out; may be repeated",
     )
     own.add_argument("--ema", action="store_true", help="take the moving average that FILE holds beside the weights")
     own.add_argument("--random-weights", type=int, metavar="SEED", help="no weights: fresh ones from this seed")

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +29,8 @@ from archiver.weights import load_file, load_strictly
 from handlers.images.preprocessing import Preprocessing, noise
 from handlers.network.archive import KIND, LAYOUTS, OUTPUT_NAME, PROBABILITIES, VALUE, reads
 from handlers.network.engines.eager import Eager
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 NO_GRADIENTS = "no_gradients"
@@ -129,13 +133,40 @@ class Contents:
             load_strictly(network, torch.load(io.BytesIO(self.weights), map_location="cpu", weights_only=True))
             yield network.eval()
 
+    def with_graph(self, content: bytes | None, origin: Mapping[str, Any] | None = None) -> Contents:
+        """Return the same model with another graph, or with none.
+
+        Args:
+            content: Of graph.onnx.
+            origin: What the card says of it.
+        """
+        card = {name: value for name, value in self.card.items() if name != "graph"}
+        found = replace(self, card=card if origin is None else {**card, "graph": origin}, graph=content)
+        if "_proof" in vars(self):  # It is of the network, which is the same.
+            vars(found)["_proof"] = self._proof
+        return found
+
     def prove(self) -> Proof:
-        """Build the network from what will be packed and run pictures of noise.
+        """Build the network from what will be packed and run pictures of noise; once, as nothing of it can change.
 
         Raises:
             ArchiveError: It cannot be built, the weights do not fit, layers, classes or graph do not match what it
                 does, or what it answers to a picture depends on more than the picture.
         """
+        proof = self._proof
+        _ = self._graph_proof
+        return proof
+
+    @cached_property
+    def _graph_proof(self) -> None:
+        if self.graph is not None:
+            logger.info("comparing with ONNX Runtime")
+            with self.network() as network:
+                check_graph(self.graph, self.card, network, self.preprocessing)
+
+    @cached_property
+    def _proof(self) -> Proof:
+        logger.info("proving")
         check_names(self.card)
         with self.network() as network:
             picture = noise(self.preprocessing)
@@ -157,8 +188,6 @@ class Contents:
             no_gradients = why_no_gradients(eager, self.preprocessing) if eager.has_scores else ""
             with self.network() as again:  # Inside the first, whose random numbers are drawn: it draws others.
                 check_rebuilt(again, picture, found.output)
-            if self.graph is not None:
-                check_graph(self.graph, self.card, network, self.preprocessing)
         return Proof(shapes, no_gradients)
 
 

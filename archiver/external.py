@@ -1,14 +1,15 @@
-"""External networks: a user's own or torchvision's, from constructor, weights and layers to an archive's contents.
+"""External networks: a user's own, torchvision's or timm's, from constructor, weights and layers to an archive.
 
-Nothing is downloaded: what torchvision's published weights take and mean comes with the package, the weights themselves
-from a file.
+Nothing is downloaded: what published weights take and mean comes with the package, the weights themselves from a file.
 """
 
 from __future__ import annotations
 
 import difflib
+import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from archiver import packing
 from archiver.architecture import find
 from archiver.contents import FORMAT, Contents
 from archiver.layouts import Layouts, check_said, extra
-from archiver.packages import complete, describe
+from archiver.packages import complete, describe, find_named
 from archiver.packing import ArchiveError
 from archiver.proof import gives_probabilities
 from archiver.proposal import propose, table
-from archiver.recipes import of_torchvision
+from archiver.recipes import of_torchvision, timm_preprocessing
 from archiver.survey import listing, survey
 from archiver.weights import load
 from handlers.images.preprocessing import Preprocessing, noise
@@ -39,25 +40,32 @@ from handlers.network.archive import (
     SOFTMAX,
 )
 
+logger = logging.getLogger(__name__)
+
 AUTO = "auto"
 """Instead of layers: those that `propose` chooses."""
+
+_IMAGENET = tuple(models.ResNet18_Weights.DEFAULT.meta["categories"])
+_FETCHING = ("weights", "weights_backbone", "pretrained", "checkpoint_path")  # Arguments of torchvision's and timm's.
 
 
 @dataclass(frozen=True)
 class Published:
-    """A network of torchvision's and one set of its weights.
+    """A network of torchvision's or timm's and one set of its weights.
 
     Attributes:
         architecture: The builder, as `--arch` takes it.
         weights: The name of those weights, such as `IMAGENET1K_V1`.
         preprocessing: The published recipe: how a picture is resized, cropped and normalised.
-        classes: Labels in the order of the outputs.
+        classes: Labels in the order of the outputs; empty where nobody publishes what the outputs mean.
+        arguments: Keyword arguments of the builder that go with the name.
     """
 
     architecture: str
     weights: str
     preprocessing: Preprocessing
     classes: tuple[str, ...]
+    arguments: Mapping[str, object] = field(default_factory=dict)
 
 
 def look_up(name: str, state_dict: Path | None = None) -> Published:
@@ -83,6 +91,47 @@ def look_up(name: str, state_dict: Path | None = None) -> Published:
     return Published(f"torchvision.models:{name}", entry.name, preprocessing, tuple(entry.meta["categories"]))
 
 
+def look_up_timm(name: str, arguments: Mapping[str, object]) -> Published:
+    """Look up a network of timm's; nothing is downloaded.
+
+    Args:
+        name: As `timm.create_model` takes it: `resnet50`, or with the tag of its weights, `resnet50.a1_in1k`.
+        arguments: The constructor's keyword arguments, and `mean` and `std`, as `timm_preprocessing` takes them.
+
+    Returns:
+        What timm publishes of the weights that the tag names, or of timm's default ones. The classes are ImageNet's if
+        the tag says that these weights were last trained for it.
+
+    Raises:
+        ArchiveError: timm is not installed, or has no such network or weights.
+    """
+    try:
+        import timm
+    except ModuleNotFoundError as err:
+        raise ArchiveError("--timm needs the package timm: pip install timm") from err
+    renamed = {old: new for old, new in timm.models.get_deprecated_models().items() if new}
+    known = {*timm.list_models(), *timm.list_models(include_tags=True), *renamed}
+    if name not in known:
+        near = difflib.get_close_matches(name, sorted(known), 5, 0.6)
+        advice = f"it has {', '.join(near)}" if near else "timm.list_models() lists what it has"
+        raise ArchiveError(f"timm has no network {name!r}; {advice}")
+    name = renamed.get(name, name)
+    network, _, tag = name.partition(".")
+    entry = timm.models.model_entrypoint(network)
+    published: Any = timm.models.get_pretrained_cfg(name) or timm.models.PretrainedCfg()  # With methods without types.
+    facts = published.to_dict()
+    own = {"pretrained_cfg": tag} if tag else {}
+    outputs = arguments.get("num_classes", facts["num_classes"])
+    is_imagenet = outputs == facts["num_classes"] == len(_IMAGENET) and "in1k" in str(facts.get("tag"))
+    return Published(
+        f"{entry.__module__}:{entry.__name__}",
+        tag,
+        timm_preprocessing(network, {**arguments, **own}),
+        _IMAGENET if is_imagenet else (),
+        own,
+    )
+
+
 def from_network(
     architecture: str,
     *,
@@ -91,6 +140,7 @@ def from_network(
     preprocessing: Preprocessing,
     state_dict: Path | None = None,
     ema: bool = False,
+    packages: Sequence[str] = (),
     seed: int | None = None,
     arguments: Mapping[str, object] | None = None,
     classes: Sequence[str] = (),
@@ -112,6 +162,7 @@ def from_network(
         preprocessing: What the network takes.
         state_dict: The weights' file: a state dict, alone or in a checkpoint, or safetensors, whole or in shards.
         ema: Take the moving average of the weights that the file holds beside them.
+        packages: Installed ones that travel besides those that are found, as `find_named` takes them.
         seed: Without a file: initialise the network from this seed.
         arguments: The constructor's keyword arguments, plain JSON values.
         classes: Labels in the order of the outputs; none for a network whose output is no scores.
@@ -128,15 +179,23 @@ def from_network(
             lists those there are and those proposed.
     """
     constructor = dict(arguments or {})
-    if architecture.startswith("torchvision.") and constructor.get("weights"):
-        raise ArchiveError("a server must not download weights: leave out `weights` and give --state-dict")
-    found = complete(find(architecture), constructor, noise(preprocessing))
+    fetching = [name for name in _FETCHING if constructor.get(name)]
+    if fetching and re.match(r"(torchvision|timm)\b", architecture):
+        raise ArchiveError(f"a server must not download weights: leave out `{fetching[0]}` and give --state-dict")
+    logger.info("building %s", architecture)
+    named = []
+    for package in packages:
+        modules = find_named(package)
+        named += modules
+        report("" if modules else f"not packed: {package}, which the serving image installs, in a version of its own")
+    found = complete(find(architecture), constructor, noise(preprocessing), named)
     for line in describe(found):
         report(line)
     with found.importable(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
         network = found.build(constructor)
         if state_dict is not None:
+            logger.info("loading weights")
             report(load(network, state_dict, ema=ema))
         weights = packing.weights(network.state_dict())
         meaning = _meaning(network.eval(), preprocessing, classes, scores, output, probabilities)
@@ -237,6 +296,7 @@ def _proposed(
     network: nn.Module, preprocessing: Preprocessing, finder: Layouts, *, take: bool
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the layers that are proposed, and their layouts, or raise them for the user to choose from."""
+    logger.info("looking for layers")
     picture = noise(preprocessing)
     found = survey(network, picture)
     found.layouts, _ = finder.find(node for node in found.made if node not in found.overwritten)

@@ -11,9 +11,8 @@ import contextlib
 import io
 import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping, MutableSequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, MutableSequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -25,12 +24,15 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from archiver.contents import Contents
 from archiver.packing import ArchiveError
+from archiver.quiet import quiet_libraries
 from handlers.images.preprocessing import noise
 from handlers.network.archive import reads
 from handlers.network.engines.onnx import output_name
 from handlers.network.geometry import trace
 from handlers.network.layouts import CHANNELS_FIRST, turn
 from handlers.network.outputs import OUTPUT, as_scores, node_of
+
+logger = logging.getLogger(__name__)
 
 ENGINES = ("auto", "torch", "onnx")
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -68,14 +70,15 @@ def with_engine(contents: Contents, engine: str) -> tuple[Contents, str]:
     Raises:
         ArchiveError: `onnx` cannot be had.
     """
+    contents = contents.with_graph(None)
     if engine == "torch":
-        return _without(contents), "torch"
+        return contents, "torch"
     try:
         found = _exported(contents)
     except ArchiveError as err:
         if engine == "onnx":
             raise
-        return _without(contents), f"torch alone: {err}"
+        return contents, f"torch alone: {err}"
     return found, f"ONNX Runtime where it is installed (a graph of {len(found.graph or b''):,} bytes), else torch"
 
 
@@ -84,6 +87,7 @@ def _exported(contents: Contents) -> Contents:
     if missing:
         raise ArchiveError(f"a graph for ONNX Runtime needs {', '.join(missing)}, not installed here")
     contents.prove()  # What is wrong with the model itself is said before the exporter says it in its own way.
+    logger.info("exporting the graph")
     with contents.network() as network:
         for part in network.modules():  # As the handler does: a map must not change after it was taken.
             if getattr(part, "inplace", False) is True:
@@ -94,15 +98,9 @@ def _exported(contents: Contents) -> Contents:
             **reads(contents.card),
             any_size=contents.preprocessing.size is None,
         )
-    origin = {"weights": list(graph.weights), "versions": dict(graph.versions)}
-    found = replace(contents, card={**contents.card, "graph": origin}, graph=graph.content)
+    found = contents.with_graph(graph.content, {"weights": list(graph.weights), "versions": dict(graph.versions)})
     found.prove()
     return found
-
-
-def _without(contents: Contents) -> Contents:
-    card = {name: value for name, value in contents.card.items() if name != "graph"}
-    return replace(contents, card=card, graph=None)
 
 
 def missing_packages() -> list[str]:
@@ -144,7 +142,7 @@ def export(
         dimensions = {0: torch.export.Dim("N")}
         if any_size:
             dimensions |= {2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
-        with _quiet():
+        with quiet_libraries(), contextlib.redirect_stdout(io.StringIO()):  # What matters becomes an ArchiveError.
             program = torch.onnx.export(
                 extractor,
                 (torch.cat([picture, picture]),),  # A single picture would be taken for a constant.
@@ -245,17 +243,3 @@ def _forget(message: Any) -> None:
         elif field.message_type is not None:
             for part in [value] if hasattr(value, "ListFields") else value:
                 _forget(part)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress, warnings and advice to itself: what matters becomes an ArchiveError."""
-    logger = logging.getLogger()
-    level = logger.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

@@ -1,17 +1,22 @@
 """Packages: what a network uses of installed packages that the serving image lacks travels in its archive.
 
-Only Python source can travel: a package with compiled modules must be installed where the archive is served.
+Only Python source can travel: a package with compiled modules must be installed where the archive is served. Of an
+installed package's own data files nothing travels. What the serving image installs (`SERVED`) is never packed: there a
+network meets that image's versions.
 """
 
 from __future__ import annotations
 
 import ast
+import difflib
+import importlib
 import importlib.metadata
 import importlib.util
+import logging
 import re
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +26,8 @@ from torch import Tensor
 
 from archiver.architecture import SERVED, Architecture, package_files
 from archiver.packing import ArchiveError
+
+logger = logging.getLogger(__name__)
 
 _LAZY = """# Written by convscope's archiver in place of the package's own, which imports all of it.
 import importlib
@@ -33,7 +40,8 @@ def __getattr__(name):
     if name in _PLACES:
         place, attribute = _PLACES[name]
         module = importlib.import_module(place, __name__)
-        return getattr(module, attribute) if attribute else module
+        globals()[name] = getattr(module, attribute) if attribute else module
+        return globals()[name]
     for place in () if name.startswith("__") else _STARS:
         module = importlib.import_module(place, __name__)
         if hasattr(module, name):
@@ -46,39 +54,90 @@ _COMPILED = (".so", ".pyd", ".dylib")
 _LICENCES = ("licen", "copying", "notice")  # How such a file begins, in lower case and in either spelling.
 
 
-def complete(architecture: Architecture, arguments: Mapping[str, object], picture: Tensor) -> Architecture:
+def complete(
+    architecture: Architecture, arguments: Mapping[str, object], picture: Tensor, named: Sequence[str] = ()
+) -> Architecture:
     """Add what a network imports of installed packages that the serving image lacks, with their licences.
 
     Args:
         architecture: The network's constructor and the sources that the user named.
         arguments: The constructor's keyword arguments.
         picture: (1, C, H, W), what the network takes.
+        named: Packages and modules that travel too, as `find_named` returns them. Of a package that is not imported
+            while the network is built and run, all modules travel; of a module, those that importing it imports.
 
     Returns:
         The architecture with those sources; as it was where the network fails for another reason than a missing module.
 
     Raises:
-        ArchiveError: It needs a package that cannot travel.
+        ArchiveError: It needs a package that cannot travel, or what is named cannot be imported.
     """
     if not architecture.sources:
+        if named:
+            raise ArchiveError(f"--package: {architecture.reference} is in the serving image with all that it imports")
         return architecture
     own = architecture.reference.split(":")[0].split(".")[0]
-    if is_installed(own):
-        architecture = replace(architecture, sources=_source(own))
+    tops = dict.fromkeys(name.split(".")[0] for name in ([own] if is_installed(own) else []) + list(named))
+    if tops:
+        logger.info("finding what it uses of %s", ", ".join(tops))
+    sources = {} if own in tops else dict(architecture.sources)
+    for top in tops:
+        sources |= _source(top)
+    architecture = replace(architecture, sources=sources)
     while True:
         try:
-            whole = _Trial(architecture, arguments, picture)
+            whole = _Trial(architecture, arguments, picture, named)
         except ArchiveError as err:
             missing = err.__cause__.name if isinstance(err.__cause__, ModuleNotFoundError) else None
             top = (missing or "").split(".")[0]
-            if not top or not is_installed(top) or f"{top}/__init__.py" in architecture.sources:
+            if not top or not is_installed(top) or {f"{top}/__init__.py", f"{top}.py"} & architecture.sources.keys():
+                if isinstance(err, _NamedError):
+                    raise
                 return architecture
+            logger.info("finding what it uses of %s", top)
             architecture = replace(architecture, sources={**architecture.sources, **_source(top)})
         else:
-            return _trim(architecture, arguments, picture, whole)
+            return _trim(architecture, arguments, picture, whole, named)
 
 
-def _trim(architecture: Architecture, arguments: Mapping[str, object], picture: Tensor, whole: _Trial) -> Architecture:
+def find_named(name: str) -> list[str]:
+    """Find what `--package NAME` means.
+
+    Args:
+        name: Of an installed distribution (`efficientnet-lite-pytorch`), of a package (`timm`), or of a module
+            (`timm.layers.attention`).
+
+    Returns:
+        Names to import; none if the serving image installs it anyway.
+
+    Raises:
+        ArchiveError: It is not installed, or is none that could travel.
+    """
+    top = name.split(".")[0]
+    distributions = importlib.metadata.packages_distributions()
+    plain = re.sub(r"[-_.]+", "-", name).lower()
+    tops = [
+        one for one, names in distributions.items() if plain in (re.sub(r"[-_.]+", "-", of).lower() for of in names)
+    ]
+    if top in SERVED or any(one in SERVED for one in tops):
+        return []
+    if is_installed(top):
+        return [name]
+    if not any(map(is_installed, tops)):
+        near = difflib.get_close_matches(top, [one for one in distributions if is_installed(one)], 3, 0.6)
+        raise ArchiveError(
+            f"--package {name}: no such package is installed here" + (f"; there is {', '.join(near)}" if near else "")
+        )
+    return [one for one in tops if is_installed(one)]
+
+
+def _trim(
+    architecture: Architecture,
+    arguments: Mapping[str, object],
+    picture: Tensor,
+    whole: _Trial,
+    named: Sequence[str],
+) -> Architecture:
     """Leave out the modules of installed packages that a network does not import.
 
     A package's `__init__` often imports all of it. So each is replaced at first by one that imports a name when it is
@@ -96,7 +155,7 @@ def _trim(architecture: Architecture, arguments: Mapping[str, object], picture: 
             for name, code in architecture.sources.items()
         }
         try:
-            found = _Trial(replace(architecture, sources=sources), arguments, picture)
+            found = _Trial(replace(architecture, sources=sources), arguments, picture, named)
         except ArchiveError as err:
             lacking = getattr(err.__cause__, "name", None) or getattr(
                 getattr(err.__cause__, "obj", None), "__name__", ""
@@ -119,42 +178,66 @@ def _trim(architecture: Architecture, arguments: Mapping[str, object], picture: 
             for name in sources
             if name.endswith(".py") and name.split("/")[0] in installed and name not in found.files
         }
-        return replace(architecture, sources={name: code for name, code in sources.items() if name not in left_out})
+        kept = {name: code for name, code in sources.items() if name not in left_out}
+        for top in installed.intersection(named) - found.used:  # Nobody knows what of it will be imported.
+            whole_package = {name: code for name, code in architecture.sources.items() if name.startswith(f"{top}/")}
+            lazy -= whole_package.keys()
+            kept |= whole_package
+        kept |= {name: _write_lazily(name, architecture.sources, kept.keys()) for name in lazy & kept.keys()}
+        return replace(architecture, sources=kept)
 
 
-def _write_lazily(init: str, sources: Mapping[str, bytes]) -> bytes:
+def _write_lazily(init: str, sources: Mapping[str, bytes], kept: Set[str] | None = None) -> bytes:
     """Return an `__init__` with the names that a package's own imports from the package, each imported when it is used.
 
     A name that a submodule has too (`from .drop import drop`) is imported at once, or importing the submodule would put
     it in the name's place.
+
+    Args:
+        init: Its name inside the archive.
+        sources: The package's files.
+        kept: Those that will be there: names from others are left out. None for all.
     """
     places: dict[str, tuple[str, str]] = {}
     stars, eager = [], []
+    folder = init.removesuffix("__init__.py")
+
     for statement in ast.parse(sources[init]).body:
         if isinstance(statement, ast.ImportFrom) and statement.level == 1:
             for alias in statement.names:
                 name = alias.asname or alias.name
-                module = sources.get(f"{init.removesuffix('__init__.py')}{statement.module}.py", b"")
-                clashes = re.search(
-                    rf"^(?:def|class) {statement.module}\b|^{statement.module} *=", module.decode(), re.M
-                )
-                if alias.name == "*" and clashes:
-                    eager.append(f"from .{statement.module} import *\n")
-                elif alias.name == "*":
-                    stars.append(f".{statement.module}")
-                elif statement.module == name:
-                    eager.append(f"from .{statement.module} import {alias.name} as {name}\n")
-                else:
-                    places[name] = (f".{statement.module}", alias.name) if statement.module else (f".{alias.name}", "")
+                module = f".{statement.module}" if statement.module else f".{alias.name}"
+                path = folder + module[1:].replace(".", "/")
+                if kept is not None and not {f"{path}.py", f"{path}/__init__.py"} & kept:
+                    continue
+                if alias.name != "*" and statement.module == name:
+                    eager.append(f"from {module} import {alias.name} as {name}\n")
+                elif alias.name != "*":
+                    places[name] = (module, alias.name if statement.module else "")
+                elif f"{path}.py" in sources:
+                    places |= {one: (module, one) for one in _defined(sources[f"{path}.py"])}
+                else:  # A package, which imports its names itself.
+                    stars.append(module)
     return _LAZY.format(places=repr(places), stars=repr(stars), eager="".join(eager)).encode()
+
+
+def _defined(source: bytes) -> list[str]:
+    """Return the public names that a module's own code gives to something."""
+    names = []
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+            names.append(statement.name)
+        elif isinstance(statement, ast.Assign):
+            names += [target.id for target in statement.targets if isinstance(target, ast.Name)]
+    return [name for name in names if not name.startswith("_")]
 
 
 def describe(architecture: Architecture) -> list[str]:
     """Return a line for each installed package in an architecture: its version, how much of it, and its licences."""
     lines = []
-    for top in sorted({name.split("/")[0] for name in architecture.sources if "/" in name}):
-        own = {name: code for name, code in architecture.sources.items() if name.startswith(f"{top}/")}
-        if is_installed(top) and f"{top}/__init__.py" in own:
+    for top in sorted({name.split("/")[0].removesuffix(".py") for name in architecture.sources}):
+        own = {name: code for name, code in architecture.sources.items() if re.split(r"/|\.py$", name)[0] == top}
+        if is_installed(top) and any(name.endswith(".py") for name in own):
             found = _distribution(top)
             what = f"{found.metadata['Name']} {found.version}" if found else top
             licences = [Path(name).name for name in own if not name.endswith(".py")]
@@ -166,16 +249,21 @@ def describe(architecture: Architecture) -> list[str]:
 
 
 def is_installed(top: str) -> bool:
-    """Tell whether a package lies where packages are installed and is not in the serving image."""
+    """Tell whether a package or module lies where packages are installed and is not in the serving image."""
     try:
         spec = importlib.util.find_spec(top)
     except (ValueError, ImportError):
         return False
-    if spec is None or top in SERVED or not spec.submodule_search_locations:
+    if spec is None or top in SERVED or top in sys.stdlib_module_names:
         return False
-    folders = [Path(folder) for folder in sys.path if Path(folder).name in ("site-packages", "dist-packages")]
-    folders += [Path(sysconfig.get_path(key)) for key in ("purelib", "platlib")]
-    return any(Path(place).is_relative_to(folder) for place in spec.submodule_search_locations for folder in folders)
+    places = spec.submodule_search_locations or ([spec.origin] if spec.origin else [])
+    return any(Path(place).is_relative_to(folder) for place in places for folder in installation_folders())
+
+
+def installation_folders() -> list[Path]:
+    """Return where packages are installed."""
+    named = [Path(folder) for folder in sys.path if Path(folder).name in ("site-packages", "dist-packages")]
+    return [*named, *(Path(sysconfig.get_path(key)) for key in ("purelib", "platlib"))]
 
 
 def _source(top: str) -> dict[str, bytes]:
@@ -185,8 +273,9 @@ def _source(top: str) -> dict[str, bytes]:
         ArchiveError: It has compiled modules.
     """
     spec = importlib.util.find_spec(top)
-    (folder, *_) = (spec.submodule_search_locations if spec else None) or [""]
-    compiled = next((path for path in Path(folder).rglob("*") if path.suffix in _COMPILED), None)
+    places = [Path(place) for place in (spec and spec.submodule_search_locations) or []]
+    found = [path for place in places for path in place.rglob("*")] or [Path((spec and spec.origin) or "")]
+    compiled = next((path for path in found if path.suffix in _COMPILED), None)
     if compiled is not None:
         raise ArchiveError(
             f"the network needs the package {top!r}, which a stock TorchServe does not have; it has compiled modules "
@@ -194,15 +283,28 @@ def _source(top: str) -> dict[str, bytes]:
         )
     files = package_files(top, top)
     distribution = _distribution(top)
+    if distribution:  # A package may ask for its own version.
+        title, version = distribution.metadata["Name"], distribution.version
+        metadata = f"Metadata-Version: 2.1\nName: {title}\nVersion: {version}\n"
+        files[f"{_normalise(title)}-{version}.dist-info/METADATA"] = metadata.encode()
     for path in (distribution.files if distribution else None) or []:
         if path.name.lower().startswith(_LICENCES) and path.suffix not in (".py", ".pyc"):
-            files[f"{top}/{path.name}"] = Path(str(path.locate())).read_bytes()
+            name = path.name if f"{top}/{path.name}" not in files else "-".join(path.parts[1:])
+            files[f"{top}/{name}"] = Path(str(path.locate())).read_bytes()
     return files
+
+
+def _normalise(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "_", distribution).lower()
 
 
 def _distribution(top: str) -> importlib.metadata.Distribution | None:
     names = importlib.metadata.packages_distributions().get(top, [])
     return importlib.metadata.distribution(names[0]) if names else None
+
+
+class _NamedError(ArchiveError):
+    """What `--package` names cannot be imported."""
 
 
 class _Trial:
@@ -212,15 +314,19 @@ class _Trial:
         architecture: The constructor and the sources that are there to import.
         arguments: The constructor's keyword arguments.
         picture: (1, C, H, W), what the network takes.
+        named: Packages and modules to import besides.
 
     Attributes:
-        files: The sources that were imported.
+        used: The top-level names of what the network imported.
+        files: The sources that were imported, for what is named too.
 
     Raises:
         ArchiveError: It failed; its cause is what was raised.
     """
 
-    def __init__(self, architecture: Architecture, arguments: Mapping[str, object], picture: Tensor) -> None:
+    def __init__(
+        self, architecture: Architecture, arguments: Mapping[str, object], picture: Tensor, named: Sequence[str]
+    ) -> None:
         with architecture.importable(), torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
             network = architecture.build(arguments).eval()
@@ -229,6 +335,12 @@ class _Trial:
             except Exception as err:  # The forward pass is the network's own code, which may raise anything.
                 raise ArchiveError(f"the network fails: {type(err).__name__}: {err}") from err
             self._state = network.state_dict()
+            self.used = {name.split(".")[0] for name in sys.modules}
+            for name in named:
+                try:
+                    importlib.import_module(name)
+                except Exception as err:
+                    raise _NamedError(f"--package {name}: importing it failed: {type(err).__name__}: {err}") from err
             paths = [name.replace(".", "/") for name in sys.modules]
             self.files = {file for path in paths for file in (f"{path}.py", f"{path}/__init__.py")}
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from archiver import packing
 from archiver.contents import Contents, from_files
 from archiver.graph import with_engine
 from archiver.packing import ArchiveError
+
+logger = logging.getLogger(__name__)
 
 STORE = packing.HANDLERS.parent / "model_store"
 
@@ -25,7 +28,9 @@ def build(contents: Contents, store: Path = STORE) -> Path:
     Raises:
         ArchiveError: The contents do not make a model that can be served, or cannot be written there.
     """
-    archive = packing.pack(contents.files())
+    files = contents.files()
+    logger.info("packing")
+    archive = packing.pack(files)
     path = store / f"{contents.card['model']}.mar"
     write(path, archive)
     return path

@@ -315,10 +315,16 @@ def test_options_of_ones_own_network_do_not_go_with_a_checkpoint(run: Run) -> No
 
 
 def test_the_process_is_what_it_was_afterwards(run: Run, net_file: Path) -> None:
+    def state() -> tuple[object, ...]:
+        generator = torch.random.get_rng_state().tolist()
+        return list(sys.path), set(sys.modules), builtins.__import__, generator, torch.get_num_threads()
+
     torch.manual_seed(0)
-    before = (list(sys.path), set(sys.modules), builtins.__import__, torch.random.get_rng_state().tolist())
+    before = state()
+    served = "assert torch.get_num_threads() == 1"  # As in a worker.
+    net_file.write_text(NET.replace("return self.fc", f"{served}\n        return self.fc"))
     assert run("--arch", f"{net_file}:Net", *OWN, *RANDOM)[0] == 0
-    after = (list(sys.path), set(sys.modules), builtins.__import__, torch.random.get_rng_state().tolist())
+    after = state()
     assert after[0] == before[0]
     assert "own_net" not in after[1]
     assert after[2:] == before[2:]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch.nn.modules.module import register_module_forward_hook
 
 from archiver import graph, packing
 from archiver.__main__ import main
@@ -83,6 +84,18 @@ class TestExporting:
         assert said.startswith("ONNX Runtime")
         assert str(packing.HANDLERS.parent).encode() not in contents.graph
         assert b".py" not in contents.graph
+
+    def test_what_was_proven_before_the_export_is_not_proven_again(self, checkpoint: Checkpoint) -> None:
+        contents, _ = with_engine(from_checkpoint(checkpoint("digits"), "1.0"), "onnx")
+        passes = []
+        handle = register_module_forward_hook(lambda *_: passes.append(1))
+        try:
+            assert packing.GRAPH in contents.files()
+            assert not passes
+            from_files(contents.files()).files()  # What comes from elsewhere is.
+        finally:
+            handle.remove()
+        assert passes
 
     def test_refreshing_keeps_it_and_drops_or_exports_it_when_told(
         self, checkpoint: Checkpoint, tmp_path: Path

@@ -80,7 +80,7 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
         if weights is not None:
             torch.save(weights, tmp_path / "weights.pt")
             options = ["--state-dict", str(tmp_path / "weights.pt")]
-        own = ["--arch", f"{tmp_path / 'own_net.py'}:{name}", "--name", "own", "--size", "16x16", *options]
+        own = ["--arch", f"{tmp_path / 'own_net.py'}:{name}", "--name", "own", "--size", "16x16", "--quiet", *options]
         try:
             status = main([*own, "--layers", "conv1=relu", "--store", str(tmp_path / "store"), *map(str, arguments)])
         except SystemExit as stop:
