@@ -17,12 +17,13 @@ EXHAUSTIVE = frozenset(
     f"test_{subject}.py" for subject in ("captured", "carriers", "explanations", "geometry", "gpu", "hostile")
 )
 # What takes longest is handed out first, or one process would still run it when the others are done. The rest keeps the
-# order of the folders: client/test_metrics.py fails after handlers/test_metrics.py, by its prometheus_client.
+# order of the folders: client/test_metrics.py fails after handlers/test_metrics.py, by its prometheus_client, and
+# lens/test_patches.py failed where tests of training had run before.
 LONGEST = (
     *("e2e patched", "watching/test_rules.py", "server/test_watch.py", "archiver/test_any_network.py"),
     *("watching/test_live.py", "e2e unpatched", "server/test_life.py", "server/test_refusals.py"),
     *("archiver/test_stock_torchserve.py", "e2e/test_engines.py", "e2e/test_demo.py", "server/test_serving.py"),
-    *("training/test_train.py", "archiver/test_graph.py", "client/test_install.py"),
+    *("archiver/test_graph.py", "client/test_install.py"),
 )
 
 
