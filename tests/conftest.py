@@ -22,7 +22,7 @@ LONGEST = (
     *("e2e patched", "watching/test_rules.py", "server/test_watch.py", "archiver/test_any_network.py"),
     *("watching/test_live.py", "e2e unpatched", "server/test_life.py", "server/test_refusals.py"),
     *("archiver/test_stock_torchserve.py", "e2e/test_engines.py", "e2e/test_demo.py", "server/test_serving.py"),
-    *("training/test_train.py", "archiver/test_graph.py", "client/test_install.py"),
+    *("archiver/test_graph.py", "client/test_install.py"),
 )
 
 
