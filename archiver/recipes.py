@@ -92,7 +92,6 @@ def settle(options: argparse.Namespace, source: str, published: Preprocessing | 
         start = replace(start, resize=(), fit="", fill=())
     if height and width:
         _check_sizes(options, resize, (height, width))
-        resize = () if resize == (height, width) and not start.fit else resize
     given = {name: getattr(options, name) for name in ("interpolation", "antialias", "bgr")}
     changes = {name: value for name, value in given.items() if value is not None}
     if not height and not resize:
@@ -117,7 +116,7 @@ def describe(preprocessing: Preprocessing) -> str:
         resize = f"{'at least' if preprocessing.fit == COVER else 'at most'} {resize}"
     elif len(preprocessing.resize) == 1:
         resize = f"{resize} on the shorter side"
-    return f"resized to {resize}, {how}{f', then the middle {target}' if size else ''}"
+    return f"resized to {resize}, {how}{f', then the middle {target}' if size and resize != target else ''}"
 
 
 def _scaled(recipe: Preprocessing, size: tuple[int, int]) -> Preprocessing:
@@ -175,7 +174,7 @@ def timm_name(architecture: str, arguments: Mapping[str, Any]) -> str | None:
     if place.split(".")[0] != "timm":
         return None
     if name == "create_model":
-        return str(arguments.get("model_name", ""))
+        return str(arguments["model_name"]) if "model_name" in arguments else None
     try:
         import timm
     except ModuleNotFoundError:  # The archiver says so when it looks for the network.
@@ -217,8 +216,6 @@ def timm_preprocessing(network_or_name: nn.Module | str, arguments: Mapping[str,
         recipe |= {"fit": CONTAIN, "fill": tuple(round(255 * value) for value in mean)}
     elif found["crop_mode"] != "squash":
         recipe = {"resize": scaled[:1]} if height == width else {"resize": scaled, "fit": COVER}
-    elif scaled == (height, width):
-        recipe = {}
     return Preprocessing(channels, height, width, mean, std, interpolation=found["interpolation"], **recipe)
 
 

@@ -335,7 +335,13 @@ def fit(picture: Picture, preprocessing: Preprocessing) -> Picture:
     offset, part = (max(top, 0), max(left, 0)), (min(height, resized[0]), min(width, resized[1]))
     if original == resized or math.prod(resized) <= max(_MOST_RESIZED, 16 * height * width):
         if original != resized:
-            picture = resize(picture, resized, preprocessing.interpolation, preprocessing.antialias)
+            picture = resize(
+                picture,
+                resized,
+                preprocessing.interpolation,
+                preprocessing.antialias,
+                is_exact=bool(preprocessing.resize),
+            )
         if part != resized:
             picture = _cut(picture, offset, part).copy()  # A view would keep the whole picture.
     elif preprocessing.antialias:
@@ -356,7 +362,14 @@ def _cut(picture: Picture, offset: tuple[int, int], size: tuple[int, int]) -> Pi
     return picture[offset[0] : offset[0] + size[0], offset[1] : offset[1] + size[1]]
 
 
-def resize(picture: Picture, size: tuple[int, int], interpolation: str = "bilinear", antialias: bool = True) -> Picture:
+def resize(
+    picture: Picture,
+    size: tuple[int, int],
+    interpolation: str = "bilinear",
+    antialias: bool = True,
+    *,
+    is_exact: bool = False,
+) -> Picture:
     """Resize on the CPU.
 
     Args:
@@ -364,13 +377,15 @@ def resize(picture: Picture, size: tuple[int, int], interpolation: str = "biline
         size: (H, W) wanted.
         interpolation: A name of `FILTERS`.
         antialias: Whether the filter widens where the picture is made smaller.
+        is_exact: Whether bytes are to be Pillow's to the level, as published recipes have them. torch's filter is up to
+            two levels off in a few values of 100,000.
 
     Returns:
         (H, W, C) of that size, in the same dtype.
     """
-    # Of grey bytes torch's filter takes up to three times as long; its bicubic one is up to two levels off Pillow's.
-    is_pillows = picture.dtype == np.uint8 and (picture.shape[2] == 1 or interpolation == "bicubic") and antialias
-    if is_pillows or interpolation not in PLAIN:
+    # Of grey bytes torch's filter takes up to three times as long.
+    is_pillows = is_exact or picture.shape[2] == 1 or interpolation == "bicubic"
+    if (is_pillows and picture.dtype == np.uint8 and antialias) or interpolation not in PLAIN:
         return _resize_by_pillow(picture, size, interpolation)
     return resize_by_torch(picture, size, interpolation, antialias)
 

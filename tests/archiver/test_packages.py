@@ -16,6 +16,7 @@ from torch import Tensor
 from archiver import packing
 from archiver.__main__ import main
 from archiver.external import look_up_timm
+from archiver.recipes import timm_preprocessing
 from handlers.images.preprocessing import Preprocessing, noise
 from tests.archiver import stock
 
@@ -271,11 +272,12 @@ def test_a_network_of_timms_serves_what_it_computes_where_there_is_no_timm(
 
 def test_what_timm_publishes_is_taken_and_imagenets_labels_where_weights_were_trained_for_it() -> None:
     published = look_up_timm("test_resnet", {})
-    assert published.preprocessing == Preprocessing(3, 160, 160, (0.5,) * 3, (0.5,) * 3)
+    assert published.preprocessing == timm_preprocessing("test_resnet")
+    assert (published.preprocessing.size, published.preprocessing.mean) == ((160, 160), (0.5,) * 3)
     old = look_up_timm("convnext_tiny_in22ft1k", {})  # A name that timm has given up.
     assert (old.architecture, old.weights) == ("timm.models.convnext:convnext_tiny", "fb_in22k_ft_in1k")
     grey = look_up_timm("test_resnet", {"in_chans": 1, "img_size": 64, "mean": (0.4,), "std": (0.2,)})
-    assert grey.preprocessing == Preprocessing(1, 64, 64, (0.4,), (0.2,))
+    assert (grey.preprocessing.size, grey.preprocessing.mean, grey.preprocessing.std) == ((64, 64), (0.4,), (0.2,))
     lemmas = ImageNetInfo().label_descriptions()  # In more words.
     alike = sum(
         label.split()[-1].lower() in lemma.lower() for label, lemma in zip(published.classes, lemmas, strict=True)
@@ -294,7 +296,7 @@ def test_what_timm_publishes_is_taken_and_imagenets_labels_where_weights_were_tr
     [
         pytest.param(["--timm", "test_resnett"], "it has test_resnet", id="name"),
         pytest.param(["--timm", "test_resnet.r161_in1k"], "it has test_resnet.r160_in1k", id="tag"),
-        pytest.param(["--timm", "test_resnet", "--arguments", '{"in_chans": 1}'], "1 values each", id="grey"),
+        pytest.param(["--timm", "resnet10t", "--arguments", '{"in_chans": 1}'], "give --mean and --std", id="grey"),
         pytest.param(["--timm", "hf-hub:timm/test_resnet"], "timm has no network", id="hub"),
         pytest.param(["--timm", "test_resnet", "--arguments", '{"pretrained": true}'], "not download", id="weights"),
         pytest.param(
