@@ -46,8 +46,8 @@ which four windows of a picture would be counted."""
 
 _CONTRAST = 1.2
 """By how much the share must be larger where the change belongs than beside it. With random weights, maps of
-torchvision's and timm's transformers have 1.23 or more, most of them hundreds, and wrong readings, of which one axis may
-be right, up to 1.19."""
+torchvision's and timm's transformers have 1.23 or more, most of them hundreds, and wrong readings, of which one axis
+may be right, up to 1.19."""
 
 _CLEAR = 1.5  # Below this the second four changes must agree.
 _ONE_AXIS = 2.0  # What one axis alone must have, where the other has one cell.

@@ -309,8 +309,8 @@ def check_scores(
     if others and all(map(_is_share, others)) and bool(((scores > 0) & (scores < 1)).any()):
         raise ArchiveError(
             f"all outputs lie between 0 and 1 on pictures of noise: {_some(scores)}. Say what they are: --scores "
-            "sigmoid --probabilities if they went through a sigmoid; --scores softmax, or sigmoid, with --no-probabilities if "
-            "they are logits and small; --scores value if they are numbers that are no scores"
+            "sigmoid --probabilities if they went through a sigmoid; --scores softmax, or sigmoid, with "
+            "--no-probabilities if they are logits and small; --scores value if they are numbers that are no scores"
         )
 
 

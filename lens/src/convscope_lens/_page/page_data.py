@@ -16,7 +16,7 @@ from convscope.pixels import grey_tiles
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from convscope import Client, Input, Layer, ModelCard, Prediction, Timing
+    from convscope import ClassScore, Client, Input, Layer, ModelCard, Prediction, Timing
     from convscope.typing import Method, Picture
     from numpy.typing import NDArray
 
@@ -102,7 +102,7 @@ def fetch_page_data(
             "request": prediction.request_id,
         },
         "picture": picture or pack_file(file, card.input),
-        "scores": [score._asdict() | {"logit": round_to_6_digits(score.logit)} for score in prediction.top],
+        "scores": [_score(score) for score in prediction.top],
         "layers": _maps(prediction, {layer.name: layer for layer in card.layers}),
         "heat": heat,
         "geometry": _layer_table(card),
@@ -147,6 +147,13 @@ def _explain(
         info = {"method": explanation.method, "layer": explanation.layer, "label": explanation.label}
         return info | pack_heat(explanation.heat), picture
     return None, None
+
+
+def _score(score: ClassScore) -> dict[str, Any]:
+    """Convert a class's score, or a number that is none, to JSON types."""
+    values: dict[str, Any] = score.as_values()
+    figure = "logit" if score.value is None else "value"
+    return values | {figure: round_to_6_digits(values[figure])}
 
 
 def _maps(prediction: Prediction, layers: dict[str, Layer]) -> list[dict[str, Any]]:
