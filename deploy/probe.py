@@ -238,13 +238,16 @@ class Probe:
 
 
 def find_fault(prediction: Prediction) -> str:
-    """Return what is wrong with a prediction of all classes; "" if nothing is."""
+    """Return what is wrong with a prediction of all classes, or numbers; "" if nothing is."""
+    if prediction.scores == "value":
+        finite = all(math.isfinite(score.value or 0.0) for score in prediction.top)
+        return "" if finite else "a number is not finite"
     probabilities = [score.probability for score in prediction.top]
     if not probabilities:
         return "no class"
     if not all(math.isfinite(value) and 0 <= value <= 1 for value in probabilities):
         return "a probability is not between 0 and 1"
-    if abs(sum(probabilities) - 1) > SUM_TOLERANCE:
+    if prediction.scores != "sigmoid" and abs(sum(probabilities) - 1) > SUM_TOLERANCE:
         return f"the probabilities add up to {sum(probabilities):.4f}"
     if probabilities != sorted(probabilities, reverse=True):
         return "the classes are not in the order of their probability"

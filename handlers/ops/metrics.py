@@ -214,7 +214,7 @@ class Metrics:
                 pictures[result.code] += 1
             elif result is not None:
                 pictures[OK] += 1
-                if result.top:
+                if result.top and self._class_counts:  # Numbers that are no scores have none.
                     self._class_counts[result.top[0].index].inc()
                     self._series["confidence"][()].observe(result.top[0].probability)
         for code, count in pictures.items():

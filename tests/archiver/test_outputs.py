@@ -266,6 +266,7 @@ def test_numbers_are_no_scores(archive: Any, networks: dict[str, Any]) -> None:
     assert [score.value for score in seen.top] == pytest.approx(expected.tolist(), rel=1e-5)
     assert all(math.isnan(score.probability) and math.isnan(score.logit) for score in seen.top)
     assert len(top(service, top_k=2).top) == 2
+    assert "nan" not in top(service)._repr_html_()
     npz = ask_rest(service, {"body": npy(PIXELS)}, Accept="application/x-npz").body
     arrays = np.load(io.BytesIO(npz))
     assert arrays["value"].tolist() == pytest.approx(expected.tolist(), rel=1e-5)

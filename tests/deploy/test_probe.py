@@ -290,7 +290,8 @@ class Seen:
     """A prediction of all classes, as far as the probe reads it."""
 
     def __init__(self, *probabilities: float) -> None:
-        self.top = [type("Score", (), {"probability": value})() for value in probabilities]
+        self.top = [type("Score", (), {"probability": value, "value": value})() for value in probabilities]
+        self.scores = "softmax"
 
 
 @pytest.mark.parametrize(
@@ -306,5 +307,22 @@ class Seen:
 )
 def test_what_is_wrong_with_an_answer_is_found(probabilities: tuple[float, ...], fault: str) -> None:
     found = find_fault(Seen(*probabilities))  # type: ignore[arg-type]
+    assert fault in found
+    assert bool(fault) == bool(found)
+
+
+@pytest.mark.parametrize(
+    ("scores", "numbers", "fault"),
+    [
+        ("sigmoid", (0.7, 0.6), ""),
+        ("sigmoid", (1.7, 0.6), "not between 0 and 1"),
+        ("value", (-3.0, 40.0), ""),
+        ("value", (float("inf"), 1.0), "not finite"),
+    ],
+)
+def test_what_is_right_goes_by_what_the_scores_mean(scores: str, numbers: tuple[float, ...], fault: str) -> None:
+    seen = Seen(*numbers)
+    seen.scores = scores
+    found = find_fault(seen)  # type: ignore[arg-type]
     assert fault in found
     assert bool(fault) == bool(found)

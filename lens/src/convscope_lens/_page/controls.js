@@ -26,7 +26,8 @@ async function predict(body, title) {
     await show(data);
     byId("error").textContent = "";
     const best = data.scores[0];
-    byId("state").textContent = best ? `${best.label}, ${(100 * best.probability).toFixed(1)} %` : "Feature maps below.";
+    const figure = best && (best.value === undefined ? `${(100 * best.probability).toFixed(1)} %` : formatNumber(best.value));
+    byId("state").textContent = best ? `${best.label}, ${figure}` : "Feature maps below.";
   } catch (error) {
     if (controller.signal.aborted) return;
     byId("state").textContent = "";

@@ -309,7 +309,8 @@ function initViewer() {
 }
 
 function showScores(scores) {
-  byId("scores").replaceChildren(...scores.map(({ label, probability, logit }) => {
+  byId("scores").replaceChildren(...scores.map(({ label, probability, logit, value }) => {
+    if (value !== undefined) return make("li", {}, make("span", { class: "label" }, label), make("span", { class: "number" }, formatNumber(value)));
     const fill = make("div", { class: "fill" });
     fill.style.width = `${100 * probability}%`;
     const share = make("span", { class: "number" }, `${(100 * probability).toFixed(2)} %`);

@@ -16,7 +16,7 @@ from convscope.pixels import grey_tiles
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from convscope import Client, Explanation, Input, Layer, ModelCard, Prediction, Timing
+    from convscope import ClassScore, Client, Explanation, Input, Layer, ModelCard, Prediction, Timing
     from convscope.typing import Method, Picture
     from numpy.typing import NDArray
 
@@ -103,7 +103,7 @@ def fetch_page_data(
         },
         "picture": picture or pack_file(file, card.input),
         "original": original,
-        "scores": [score._asdict() | {"logit": round_to_6_digits(score.logit)} for score in prediction.top],
+        "scores": [_score(score) for score in prediction.top],
         "layers": _maps(prediction, {layer.name: layer for layer in card.layers}),
         "heat": heat,
         "geometry": _layer_table(card),
@@ -163,6 +163,13 @@ def _pack_original(file: bytes, explanation: Explanation) -> dict[str, Any] | No
 def _data_url(file: bytes) -> str | None:
     media_type = next((value for magic, value in _MEDIA_TYPES.items() if file.startswith(magic)), None)
     return None if media_type is None else f"data:{media_type};base64,{base64.b64encode(file).decode()}"
+
+
+def _score(score: ClassScore) -> dict[str, Any]:
+    """Convert a class's score, or a number that is none, to JSON types."""
+    values: dict[str, Any] = score.as_values()
+    figure = "logit" if score.value is None else "value"
+    return values | {figure: round_to_6_digits(values[figure])}
 
 
 def _maps(prediction: Prediction, layers: dict[str, Layer]) -> list[dict[str, Any]]:

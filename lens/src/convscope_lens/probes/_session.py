@@ -145,8 +145,8 @@ class ScoreCurves:
         self._counts = np.zeros(steps)
 
     def add(self, step_index: int, unchanged: Prediction, changed: Prediction) -> None:
-        """Add the scores of a copy; does nothing for a model without classes."""
-        if not unchanged.top:
+        """Add the scores of a copy; does nothing for a model without classes, or whose outputs are no scores."""
+        if not unchanged.top or unchanged.scores == "value":
             return
         predicted = unchanged.top[0].index
         probability = next(score.probability for score in changed.top if score.index == predicted)
