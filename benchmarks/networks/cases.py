@@ -28,11 +28,11 @@ class Case:
         std: Divided by after that.
         scores: `softmax`, `sigmoid`, `value` or `none`, as `--scores` takes it.
         outputs: K; 0 without scores.
+        is_probability: Whether the network returns probabilities instead of logits.
         output: The key or index that `--output` takes, if it returns several tensors.
         layouts: Pattern of places in the network → `channels last`, or `tokens, N before the patches`: which axis is
             which, as the authors wrote it. All other places have channels first.
         checkpoint: `plain` for a state dict, `lightning` for a checkpoint that holds one behind a prefix.
-        tokens: Whether tokens are published (`--tokens`).
         layers: As `--layers` takes it.
         refused: What the archiver says if it is right to reject the network.
     """
@@ -47,10 +47,10 @@ class Case:
     std: tuple[float, ...] = ()
     scores: str = "softmax"
     outputs: int = 1000
+    is_probability: bool = False
     output: str | None = None
     layouts: Mapping[str, str] = field(default_factory=dict)
     checkpoint: str = "plain"
-    tokens: bool = False
     layers: str = "auto"
     refused: str = ""
 
@@ -76,8 +76,6 @@ class Case:
             options += ["--scores", self.scores]
         if self.output is not None:
             options += ["--output", self.output]
-        if self.tokens:
-            options += ["--tokens"]
         options += ["--state-dict", str(weights), "--layers", self.layers]
         return [*options, "--name", self.name, "--store", str(store)]
 
@@ -103,7 +101,9 @@ def _own(name: str, build: str, *, size: tuple[int, int] | None = (64, 64), outp
 # The constructors of these two draw their random weights with scipy, for half a minute. Their published weights expect
 # pictures normalised to another scale than the preset's; torchvision sets transform_input where it loads them itself.
 _INCEPTION = {"init_weights": False, "transform_input": True}
-_SWIN = {"features.*": "channels last"}
+_SWIN = {"features.0.0": "channels first", "features.*": "channels last"}
+_CONVNEXT = {"features.*.block.[1-5]": "channels last"}  # A convolution, and a perceptron for each position.
+_EDGENEXT = {"stages.*.norm": "channels last", "stages.*.mlp*": "channels last"}
 _TOKENS = {"*": "tokens, 1 before the patches"}
 
 CASES = (
@@ -124,24 +124,24 @@ CASES = (
     _torchvision("regnet_y_400mf"),
     _torchvision("googlenet", arguments=_INCEPTION),
     _torchvision("inception_v3", arguments=_INCEPTION),
-    _torchvision("convnext_tiny"),
+    _torchvision("convnext_tiny", layouts=_CONVNEXT),
     _torchvision("swin_t", layouts=_SWIN),
     _torchvision("swin_v2_t", layouts=_SWIN),
     _torchvision("maxvit_t"),
-    _torchvision("vit_b_16", tokens=True, layouts={"encoder.*": _TOKENS["*"]}),
+    _torchvision("vit_b_16", layouts={"encoder.*": _TOKENS["*"]}),
     _segmentation("fcn_resnet50"),
     _segmentation("deeplabv3_mobilenet_v3_large"),
     _segmentation("lraspp_mobilenet_v3_large"),
     _timm("resnet10t"),
-    _timm("vit_tiny_patch16_224", tokens=True, layouts={"blocks.*": _TOKENS["*"], "norm": _TOKENS["*"]}),
+    _timm("vit_tiny_patch16_224", layouts={"blocks.*": _TOKENS["*"], "norm": _TOKENS["*"]}),
     _timm("convnext_atto"),
     _timm("efficientformer_l1"),
     _timm("mobilenetv4_conv_small"),
     _timm("ghostnet_050"),
     _timm("repvgg_a0"),
-    _timm("edgenext_xx_small"),
-    _timm("levit_128s"),
-    _timm("mixer_s32_224", tokens=True, layouts={"blocks.*": "tokens, 0 before the patches"}),
+    _timm("edgenext_xx_small", layouts=_EDGENEXT),
+    _timm("levit_128s", layouts={"stages.*": "tokens, 0 before the patches"}),
+    _timm("mixer_s32_224", layouts={"blocks.*": "tokens, 0 before the patches"}),
     _timm("poolformer_s12"),
     _timm("lcnet_050"),
     _timm("mobilevit_xxs"),
@@ -150,15 +150,16 @@ CASES = (
     _timm("tf_efficientnet_lite0"),
     _own("unet", "pictures_out:UNet", scores="none", outputs=0, layers="bottom=bottom.5,up=up1.5,mask=head"),
     _own("autoencoder", "pictures_out:Autoencoder", scores="none", outputs=0),
-    _own("siamese", "pictures_out:Siamese", scores="none", outputs=0, refused="takes the picture alone"),
+    _own("siamese", "pictures_out:Siamese", scores="none", outputs=0, refused="the service gives it one picture"),
     _own("siamese_branch", "pictures_out:Branch", scores="none", outputs=0),
     _own("multi_label", "scores_out:Net", scores="sigmoid", outputs=5, arguments={"outputs": 5}),
     _own("binary", "scores_out:Net", scores="sigmoid", outputs=1, arguments={"outputs": 1}),
     _own("regression", "scores_out:Net", scores="value", outputs=2, arguments={"outputs": 2}),
     _own("one_value", "scores_out:Squeezed", scores="value", outputs=1),
-    _own("dict_output", "scores_out:Named", output="logits"),
+    _own("dict_output", "scores_out:Named", output="logits", layers="conv=features.8,embedding=output:embedding"),
     _own("tuple_output", "scores_out:Numbered", output="0"),
-    _own("probabilities", "scores_out:Probabilities", refused="0..1"),
+    _own("probabilities", "scores_out:Probabilities", scores="sigmoid", is_probability=True),
+    _own("unnamed_probabilities", "scores_out:Probabilities", refused="between 0 and 1"),
     _own("five_channels", "scores_out:Net", channels=5, arguments={"channels": 5}),
     _own("grey", "scores_out:Net", channels=1, arguments={"channels": 1}, mean=(0.45,), std=(0.22,)),
     _own("any_size", "scores_out:Net", size=None),

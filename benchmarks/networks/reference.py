@@ -55,7 +55,8 @@ def prepare(case: Mapping[str, Any], folder: Path, pictures: list[str]) -> dict[
     network = build(case)
     recipe = recipe_of(case, network)
     images = [recipe.normalise(recipe.pixels(picture)) for picture in pictures]
-    calibrate(network, images if case["size"] is None and case["family"] == "own" else [torch.cat(images)])
+    if not case["refused"]:
+        calibrate(network, [torch.cat(images)] if len({image.shape for image in images}) == 1 else images)
     weights = network.state_dict()
     if case["checkpoint"] == "lightning":
         shell = {"epoch": 3, "global_step": 42, "optimizer_states": [{"param_groups": [{"lr": 0.1}]}]}
@@ -170,24 +171,32 @@ def _plain(path: str, size: list[int] | None, channels: int) -> Array:
 class Recorder(TorchFunctionMode):
     """Keeps the tensors that wanted places of a network make, in eager mode, by forward hooks.
 
-    A place is named as torchvision's feature extraction names its nodes: `layer1.0` for what a module makes,
-    `layer1.0.add` for what an operation makes inside it, and `_1`, `_2` at the end when it is called again.
+    A place is named as torchvision's feature extraction names its nodes: a layer of torch's by its path, an operation
+    by the path of the module that calls it and its own name, `layer1.0.add`. The second one of a name has `_1` at its
+    end, where a number that the name has already does not count: `ln` is the layer `ln_1`, and `ln_1` is `ln_2`. Other
+    modules, which are no nodes, are found by their path.
     """
 
     def __init__(self, network: nn.Module, wanted: set[str]) -> None:
         super().__init__()
-        self.wanted, self.found = wanted, dict[str, Tensor]()
+        self.wanted = wanted
         self._network, self._calls, self._scopes = network, Counter[str](), [""]
+        self._nodes: dict[str, Tensor] = {}
+        self._modules: dict[str, Tensor] = {}
+
+    @property
+    def found(self) -> dict[str, Tensor]:
+        """The tensors by place."""
+        return self._modules | self._nodes
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Take what is made for as long as the context lasts."""
         handles = []
         for name, part in self._network.named_modules():
-            if not name:
-                continue
-            handles.append(part.register_forward_pre_hook(lambda *_, name=name: self._scopes.append(name)))
-            handles.append(part.register_forward_hook(lambda _part, _in, out, name=name: self._leave(name, out)))
+            if name:
+                handles.append(part.register_forward_pre_hook(lambda *_, name=name: self._scopes.append(name)))
+                handles.append(part.register_forward_hook(lambda part, _, out, name=name: self._leave(name, part, out)))
         try:
             with torch.no_grad(), self:
                 yield
@@ -202,16 +211,20 @@ class Recorder(TorchFunctionMode):
             self._take(f"{self._scopes[-1]}.{operation}".lstrip("."), out)
         return out
 
-    def _leave(self, name: str, out: Any) -> None:
+    def _leave(self, name: str, part: nn.Module, out: Any) -> None:
         self._scopes.pop()
-        self._take(name, out)
+        if isinstance(out, Tensor) and name in self.wanted:
+            self._modules[name] = out.clone()
+        if type(part).__module__.startswith("torch.nn") and not isinstance(part, nn.Sequential):
+            self._take(name, out)
 
     def _take(self, name: str, out: Any) -> None:
+        name = re.sub(r"_\d+$", "", name)
         again = self._calls[name]
         self._calls[name] += 1
         place = f"{name}_{again}" if again else name
         if place in self.wanted and isinstance(out, Tensor):
-            self.found[place] = out.clone()
+            self._nodes[place] = out.clone()
 
 
 def look(network: nn.Module, images: Tensor, nodes: set[str]) -> tuple[Any, dict[str, Tensor], set[str]]:
@@ -229,11 +242,12 @@ def look(network: nn.Module, images: Tensor, nodes: set[str]) -> tuple[Any, dict
     recorder = Recorder(network, nodes)
     with recorder.listening():
         output = network(images)
-    lacking = nodes - recorder.found.keys()
+    found = recorder.found
+    lacking = nodes - found.keys()
     if lacking:
         with torch.no_grad():
-            recorder.found.update(create_feature_extractor(network, sorted(lacking)).eval()(images))
-    return output, recorder.found, lacking
+            found |= create_feature_extractor(network, sorted(lacking)).eval()(images)
+    return output, found, lacking
 
 
 def expect(
@@ -278,9 +292,11 @@ def expect(
             lacking |= by_extractor
             arrays[f"{way}/pixels/{number}"] = pixels
             if case["scores"] != "none":
-                scores = _returned(output, case["output"])[0].reshape(-1)
+                scores = _returned(output, case["output"])[0].reshape(-1)  # (K,)
+                scores = scores.logit() if case["is_probability"] else scores
+                probabilities = scores.softmax(0) if case["scores"] == "softmax" else scores.sigmoid()
                 arrays[f"{way}/scores/{number}"] = scores.numpy()
-                arrays[f"{way}/probabilities/{number}"] = _probabilities(scores, case["scores"]).numpy()
+                arrays[f"{way}/probabilities/{number}"] = probabilities.numpy()
             for layer, place in layers.items():
                 made = found[place] if place in nodes else _returned(output, place.partition(":")[2])
                 arrays[f"{way}/maps/{layer}/{number}"] = _as_map(made, layouts[layer], beside=layer in beside).numpy()
@@ -296,10 +312,6 @@ def expect(
         "by_extractor": sorted(layer for layer, place in layers.items() if place in lacking),
         "spread": None if spread is None else float(spread),
     }
-
-
-def _probabilities(scores: Tensor, meaning: str) -> Tensor:
-    return scores.softmax(0) if meaning == "softmax" else scores.sigmoid()
 
 
 def _returned(output: Any, key: str | None) -> Tensor:

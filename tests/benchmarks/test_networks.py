@@ -40,16 +40,17 @@ def test_there_are_at_least_forty_networks_each_named_once() -> None:
 
 
 class Residual(nn.Module):
-    """One ReLU twice, an operation without a module, one in place."""
+    """One ReLU twice, an operation without a module, one in place, names that end in numbers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.relu = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()
+        self.norm_1, self.norm_2 = nn.BatchNorm2d(3), nn.InstanceNorm2d(3)
         self.tail = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         maps = self.relu(self.conv(images)) + images
-        maps += 2 * images
+        maps += 2 * self.norm_2(self.norm_1(images))
         return self.tail(self.relu(maps)).mul(3)
 
 
@@ -57,7 +58,7 @@ def test_hooks_find_what_a_trace_finds_under_the_same_names() -> None:
     torch.manual_seed(0)
     network, images = Residual().eval(), torch.rand(1, 3, 8, 8)
     nodes = set(get_graph_node_names(network)[1]) - {"images"}
-    assert {"relu_1", "add", "add_1", "tail.1", "mul_1"} <= nodes
+    assert {"relu_1", "add", "add_1", "tail.1", "mul_1", "norm", "norm_1"} <= nodes
     _, found, lacking = reference.look(network, images, nodes)
     assert lacking == set()
     with torch.no_grad():
