@@ -68,7 +68,7 @@ class Case:
             options = ["--arch", self.build, "--size", "{}x{}".format(*self.size or ())]
         if self.mean:
             options += ["--mean", ",".join(map(str, self.mean)), "--std", ",".join(map(str, self.std))]
-        if self.outputs and kind != "torchvision":
+        if self.outputs and self.family == "own":
             options += ["--classes", str(weights.with_name("classes.txt"))]
         if self.arguments:
             options += ["--arguments", json.dumps(self.arguments)]

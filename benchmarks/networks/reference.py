@@ -269,7 +269,7 @@ def expect(
 
     Returns:
         `layouts`, how many layers have which, `transform` in words, `by_extractor`, the layers that hooks do not reach,
-        and `spread`, the largest difference of two pictures' scores as a share of the largest.
+        `spread`, the largest difference of two pictures' scores as a share of the largest, and `rounding`.
     """
     network = build(case)
     state = torch.load(_file(folder), weights_only=True)
@@ -300,6 +300,7 @@ def expect(
             for layer, place in layers.items():
                 made = found[place] if place in nodes else _returned(output, place.partition(":")[2])
                 arrays[f"{way}/maps/{layer}/{number}"] = _as_map(made, layouts[layer], beside=layer in beside).numpy()
+    rounding = _rounding(network, recipe.normalise(served["pixels/0"]), nodes)
     for way in ("own", "same"):
         whole = torch.from_numpy(arrays[f"{way}/maps/{last}/0"])
         arrays[f"{way}/pooled"] = nn.functional.adaptive_avg_pool2d(whole, 2).numpy()
@@ -311,7 +312,28 @@ def expect(
         "transform": recipe.words,
         "by_extractor": sorted(layer for layer, place in layers.items() if place in lacking),
         "spread": None if spread is None else float(spread),
+        "rounding": rounding,
     }
+
+
+def _rounding(network: nn.Module, images: Tensor, nodes: set[str]) -> float:
+    """Return how far a network's float32 tensors are from the same in float64, as a share of the largest value.
+
+    Networks with random weights may enlarge the rounding of their own arithmetic. The network is float64 afterwards.
+
+    Args:
+        network: In evaluation mode, float32.
+        images: (1, C, H, W), float32, normalised.
+        nodes: Places to compare.
+    """
+    _, single, _ = look(network, images, nodes)
+    try:
+        _, double, _ = look(network.double(), images.double(), nodes)
+    except RuntimeError:  # A constant of float32 in its forward pass.
+        return 0.0
+    return max(
+        (float((single[node] - made).abs().max() / made.abs().max()) for node, made in double.items()), default=0
+    )
 
 
 def _returned(output: Any, key: str | None) -> Tensor:
