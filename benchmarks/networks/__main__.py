@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from convscope import Client, ConvscopeError, Prediction
+from convscope import Client, Prediction
 from PIL import Image, ImageOps
 
 from benchmarks.load import ROOT
@@ -116,7 +116,7 @@ def run_group(
     with ThreadPoolExecutor(options.jobs) as pool:
         for row, case in zip(rows.values(), group, strict=True):
             if not row["fault"]:
-                pool.submit(archive, case, row)
+                pool.submit(_attempt, row, lambda case=case: archive(case))
     ready = [case for case in group if rows[case.name].get("archived")]
     store = WORK / "store"
     shutil.rmtree(store, ignore_errors=True)
@@ -155,37 +155,36 @@ def _attempt(row: Row, do: Any) -> None:
     """Add to a row what a step of it finds; that it fails is an entry too."""
     try:
         row.update(do())
-    except (ConvscopeError, OSError, RuntimeError, ValueError, KeyError) as err:
+    except Exception as err:  # One network's failure is a row, and not the end.
         row["fault"] = f"{type(err).__name__}: {err}"
 
 
-def archive(case: Case, row: Row) -> None:
-    """Archive a network as a user does, and note how long it took and what came out."""
+def archive(case: Case) -> Row:
+    """Archive a network as a user does; return how long it took and what came out."""
     folder = WORK / case.name
     _say(f"{case.name}: archiving")
-    began = time.monotonic()
     command = [sys.executable, "-m", "archiver", *case.command(folder / "weights.pt", folder)]
-    try:
-        done = subprocess.run(
-            command, cwd=OWN, env=_ENVIRONMENT, capture_output=True, text=True, check=False, timeout=_ARCHIVE_S
-        )
-    except subprocess.TimeoutExpired:
-        row["fault"] = f"archiving took more than {_ARCHIVE_S:.0f} s"
-        return
-    row["seconds"] = time.monotonic() - began
+    began = time.monotonic()
+    done = subprocess.run(
+        command, cwd=OWN, env=_ENVIRONMENT, capture_output=True, text=True, check=False, timeout=_ARCHIVE_S
+    )
+    seconds = time.monotonic() - began
     (folder / "archiver.txt").write_text(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
     if done.returncode:
         said = " ".join(done.stderr.rpartition("error: ")[2].split())
-        row["refusal" if case.refused and case.refused in said else "fault"] = f"not archived: {said[:300]}"
-        return
+        return {"refusal" if case.refused and case.refused in said else "fault": f"not archived: {said[:300]}"}
     if case.refused:
-        row["fault"] = f"archived, though it should have been rejected ({case.refused})"
-        return
+        return {"fault": f"archived, though it should have been rejected ({case.refused})"}
     path = folder / f"{case.name}.mar"
     with zipfile.ZipFile(path) as file:
         card = json.loads(file.read("card.json"))
-    row |= {"archived": True, "archive_mb": path.stat().st_size / 1e6, "layers": card["layers"]}
-    row["preprocessing"] = card["preprocessing"]
+    return {
+        "archived": True,
+        "seconds": seconds,
+        "archive_mb": path.stat().st_size / 1e6,
+        "layers": card["layers"],
+        "preprocessing": card["preprocessing"],
+    }
 
 
 @contextlib.contextmanager
@@ -350,16 +349,18 @@ class _Reference:
     """The reference as a process of its own, which knows nothing of the service: `-I` hides the repository from it."""
 
     def __enter__(self) -> _Reference:
-        command = [sys.executable, "-I", str(Path(__file__).with_name("reference.py"))]
         self._log = (WORK / "reference.txt").open("w")
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, cwd=WORK
-        )
+        self._process = self._start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
         self._log.close()
+
+    def _start(self) -> subprocess.Popen[str]:
+        command = [sys.executable, "-I", str(Path(__file__).with_name("reference.py"))]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log}
+        return subprocess.Popen(command, **pipes, text=True, cwd=WORK)
 
     def ask(self, do: str, case: Case, folder: Path, pictures: Sequence[Path], **more: Any) -> Row:
         """Have it do something for a network.
@@ -372,7 +373,12 @@ class _Reference:
         order = {"do": do, "case": asdict(case), "folder": str(folder), "pictures": [str(one) for one in pictures]}
         self._process.stdin.write(json.dumps(order | more) + "\n")
         self._process.stdin.flush()
-        answer: Row = json.loads(self._process.stdout.readline() or '{"error": "the process ended"}')
+        line = self._process.stdout.readline()
+        if not line:
+            status = self._process.wait()
+            self._process = self._start()
+            raise RuntimeError(f"the reference ended with status {status}")
+        answer: Row = json.loads(line)
         if "error" in answer:
             raise RuntimeError(f"the reference: {answer['error']}")
         return answer

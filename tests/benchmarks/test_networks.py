@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -169,6 +170,38 @@ def test_what_is_served_wrongly_is_a_fault(
     case = next(case for case in CASES if case.name == folder.name)
     found = command.compare(case, row, InThisProcess(), pictures)  # type: ignore[arg-type]
     assert (fault in found["fault"]) if fault else (found["fault"] == "")
+
+
+def test_a_run_that_was_interrupted_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    document = tmp_path / "docs/networks.md"
+    document.parent.mkdir()
+    document.write_text(f"{table.BEGIN}\n{table.END}\n")
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    monkeypatch.setattr(command, "WORK", tmp_path / "work")
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "networks.json")
+    monkeypatch.setattr(command, "_Reference", contextlib.nullcontext)
+    asked: list[str] = []
+    ends_after = 2 * command.GROUP
+
+    def run_group(group: Any, *_: Any) -> dict[str, Any]:
+        if len(asked) == ends_after:
+            raise KeyboardInterrupt
+        asked.extend(case.name for case in group)
+        row = {"archived": False, "refusal": "", "fault": "it failed", "verdict": "it failed"}
+        return {case.name: row for case in group}
+
+    monkeypatch.setattr(command, "run_group", run_group)
+    with pytest.raises(KeyboardInterrupt):
+        command.main([])
+    assert "it failed" not in document.read_text()
+    ends_after = -1
+    assert command.main([]) == 1
+    assert asked == [case.name for case in CASES]
+    assert document.read_text().count("it failed") == len(CASES)
+    asked.clear()
+    assert command.main(["--only", "unet"]) == 1
+    assert asked == ["unet"]
+    assert document.read_text().count("it failed") == len(CASES)
 
 
 def test_the_table_stands_between_its_markers(tmp_path: Path) -> None:
