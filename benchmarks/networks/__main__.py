@@ -135,6 +135,8 @@ def run_group(
         if not row["fault"]:
             _attempt(row, lambda case=case, row=row: compare(case, row, reference, pictures[case.channels]))
     for row in rows.values():
+        for said in ("fault", "refusal"):
+            row[said] = row[said].replace(f"{ROOT}/", "")[:300]
         row["verdict"] = row["fault"] or row["refusal"] or "served"
     return rows
 
@@ -172,7 +174,7 @@ def archive(case: Case) -> Row:
     (folder / "archiver.txt").write_text(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
     if done.returncode:
         said = " ".join(done.stderr.rpartition("error: ")[2].split())
-        return {"refusal" if case.refused and case.refused in said else "fault": f"not archived: {said[:300]}"}
+        return {"refusal" if case.refused and case.refused in said else "fault": f"not archived: {said}"}
     if case.refused:
         return {"fault": f"archived, though it should have been rejected ({case.refused})"}
     path = folder / f"{case.name}.mar"
