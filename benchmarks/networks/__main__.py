@@ -50,8 +50,10 @@ _ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT
 TOLERANCE = 1e-4
 """The largest difference for the same pixels, as a share of the largest value: the archiver's own tolerance. Where a
 network's float32 is further than a third of that from its float64, three times as far."""
-LEVELS = 1.01
-"""The largest difference of pixels, in levels of 255: filters round differently."""
+LEVELS = 2.01
+"""The largest difference of pixels, in levels of 255. Pillow and torch resize in two passes and round after each: of one
+photograph at 384×256, bilinear, each pass alone differs by at most 1, both together by 2 in 11 of 294,912 values, where
+each of the two is 1 from the exact value."""
 
 Row = dict[str, Any]
 Array = np.ndarray[Any, Any]
@@ -268,9 +270,10 @@ def compare(case: Case, row: Row, reference: _Reference, pictures: Sequence[Path
     """Compare what was served with the reference.
 
     Returns:
-        `pixels`, the largest difference in levels of 255; `scores`, `maps` and `pooled`, the largest difference as a
-        share of the largest value, with the library's own pixels (`own_…`) and with the service's (`same_…`);
-        `own_top5` and `same_top5`, in how many pictures the first five are the same; `fault`, what is wrong.
+        `pixels`, the largest difference in levels of 255, and `pixels_beyond`, the share of values that differ by more
+        than one; `scores`, `maps` and `pooled`, the largest difference as a share of the largest value, with the
+        library's own pixels (`own_…`) and with the service's (`same_…`); `own_top5` and `same_top5`, in how many
+        pictures the first five are the same; `fault`, what is wrong.
     """
     _say(f"{case.name}: comparing")
     folder = WORK / case.name
