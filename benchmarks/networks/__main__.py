@@ -51,9 +51,9 @@ TOLERANCE = 1e-4
 """The largest difference for the same pixels, as a share of the largest value: the archiver's own tolerance. Where a
 network's float32 is further than a third of that from its float64, three times as far."""
 LEVELS = 2.01
-"""The largest difference of pixels, in levels of 255. Pillow and torch resize in two passes and round after each: of one
-photograph at 384×256, bilinear, each pass alone differs by at most 1, both together by 2 in 11 of 294,912 values, where
-each of the two is 1 from the exact value."""
+"""The largest difference of pixels, in levels of 255. Pillow and torch resize in two passes and round after each: of
+one photograph at 384×256, bilinear, each pass alone differs by at most 1, both together by 2 in 11 of 294,912 values,
+where each of the two is 1 from the exact value."""
 
 Row = dict[str, Any]
 Array = np.ndarray[Any, Any]
