@@ -1,0 +1,1 @@
+"""Networks as people have them: archived, served, and compared with torch run by hand."""

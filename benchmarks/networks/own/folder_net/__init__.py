@@ -1,0 +1,1 @@
+"""A network in a folder of several files."""

@@ -1,0 +1,393 @@
+"""The reference: networks built, fed and looked into with torch, torchvision and timm alone.
+
+    python benchmarks/networks/reference.py     # reads orders, one JSON object a line; answers each with one line
+
+It shares no code with the service, and knows nothing of archives. It writes the weights that both sides load, computes
+what the library's own network answers to pictures that the library's own transform prepared, and takes maps with
+forward hooks. Axes: `N` batch, `C` channels, `H, W` picture pixels, `h, w` map cells, `K` classes, `T` tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import importlib
+import json
+import re
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torchvision.models.feature_extraction import create_feature_extractor
+
+Array = np.ndarray[Any, Any]
+OWN = Path(__file__).with_name("own")
+
+
+def build(case: Mapping[str, Any]) -> nn.Module:
+    """Build a network by its library's own call, with random weights."""
+    torch.manual_seed(0)
+    kind, _, name = case["build"].partition(":")
+    if kind == "torchvision":
+        return torchvision.models.get_model(name, weights=None, **case["arguments"])
+    if kind == "timm":
+        return timm.create_model(name, pretrained=False, **case["arguments"])
+    return getattr(importlib.import_module(kind), name)(**case["arguments"])
+
+
+def prepare(case: Mapping[str, Any], folder: Path, pictures: list[str]) -> dict[str, Any]:
+    """Write the weights that both sides load.
+
+    Returns:
+        `mb`, the size of the weights.
+    """
+    network = build(case)
+    recipe = recipe_of(case, network)
+    images = [recipe.normalise(recipe.pixels(picture)) for picture in pictures]
+    if not case["refused"]:
+        calibrate(network, [torch.cat(images)] if len({image.shape for image in images}) == 1 else images)
+    weights = network.state_dict()
+    if case["checkpoint"] == "lightning":
+        shell = {"epoch": 3, "global_step": 42, "optimizer_states": [{"param_groups": [{"lr": 0.1}]}]}
+        torch.save(shell | {"state_dict": {f"model.{name}": value for name, value in weights.items()}}, _file(folder))
+    else:
+        torch.save(weights, _file(folder))
+    return {"mb": sum(value.nbytes for value in weights.values()) / 1e6}
+
+
+def calibrate(network: nn.Module, images: Sequence[Tensor]) -> None:
+    """Give a network with random weights answers that depend on the picture.
+
+    What is initialised to (nearly) nothing, as the last scale of a residual branch or a head, is drawn; the statistics
+    of batch normalisation are those of `images`.
+
+    Args:
+        network: Is left in evaluation mode.
+        images: Each (1, C, H, W), float32, normalised.
+    """
+    for name, parameter in network.named_parameters():
+        value = parameter.detach()
+        if (
+            "bias" in name
+            or value.numel() < 2
+            or float(value.max() - value.min()) > 0
+            or float(value.abs().max()) > 0.01
+        ):
+            continue
+        if value.dim() > 1 and not value.any():
+            nn.init.normal_(value, std=0.02)
+        else:
+            nn.init.uniform_(value, 0.2, 1.0)
+    network.eval()
+    norms = [part for part in network.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    momenta = [part.momentum for part in norms]
+    for part in norms:
+        part.reset_running_stats()
+        part.momentum = None  # The average of all passes, instead of a moving one.
+        part.train()
+    with torch.no_grad():
+        for image in images:
+            network(image)
+    for part, momentum in zip(norms, momenta, strict=True):
+        part.momentum = momentum
+    network.eval()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The library's own preprocessing, in two halves, so that pixels can be compared.
+
+    Attributes:
+        pixels: From a picture's file to (C, H, W), float32 on the 0..1 scale: the library's transform, with the
+            normalisation at its end undone.
+        mean: Subtracted per channel; empty for none.
+        std: Divided by after that.
+        words: The transform, as its library writes it.
+    """
+
+    pixels: Callable[[str], Array]
+    mean: Sequence[float]
+    std: Sequence[float]
+    words: str
+
+    def normalise(self, pixels: Array) -> Tensor:
+        """Return what the network takes, (1, C, H, W) float32, of pixels (C, H, W) on the 0..1 scale."""
+        images = torch.from_numpy(np.ascontiguousarray(pixels))[None].float()
+        return (images - _column(self.mean)) / _column(self.std) if self.mean else images
+
+
+def recipe_of(case: Mapping[str, Any], network: nn.Module) -> Recipe:
+    """Return the preprocessing that the library publishes for a network; for a network of one's own, the case's."""
+    kind, _, name = case["build"].partition(":")
+    if kind == "timm":
+        data = timm.data.resolve_model_data_config(network)
+        return _published(timm.data.create_transform(**data), data["mean"], data["std"])
+    if kind == "torchvision":
+        preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        if not case["size"]:
+            return _published(preset, preset.mean, preset.std)
+    words = "resized to {}×{}".format(*case["size"]) if case["size"] else "as it is"
+    return Recipe(lambda path: _plain(path, case["size"], case["channels"]), case["mean"], case["std"], words)
+
+
+def _published(transform: Callable[[Image.Image], Tensor], mean: Sequence[float], std: Sequence[float]) -> Recipe:
+    def pixels(path: str) -> Array:
+        with Image.open(path) as picture:
+            return (transform(picture.convert("RGB")) * _column(std) + _column(mean)).numpy()
+
+    return Recipe(pixels, mean, std, " ".join(repr(transform).split()))
+
+
+def _column(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values).view(-1, 1, 1)
+
+
+def _plain(path: str, size: list[int] | None, channels: int) -> Array:
+    """Return a file's pixels (C, H, W), resized without keeping the aspect ratio."""
+    if path.endswith(".npy"):
+        image = torch.from_numpy(np.load(path)).permute(2, 0, 1)[None] / 255  # (1, C, H, W)
+        if size:
+            image = nn.functional.interpolate(image, size, mode="bilinear", antialias=True)
+        return image[0].numpy()
+    with Image.open(path) as picture:
+        picture = picture.convert("L" if channels == 1 else "RGB")
+        if size:
+            picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        values = np.asarray(picture, np.float32) / 255
+    return values[None] if channels == 1 else values.transpose(2, 0, 1)
+
+
+class Recorder(TorchFunctionMode):
+    """Keeps the tensors that wanted places of a network make, in eager mode, by forward hooks.
+
+    A place is named as torchvision's feature extraction names its nodes: a layer of torch's by its path, an operation
+    by the path of the module that calls it and its own name, `layer1.0.add`. The second one of a name has `_1` at its
+    end, where a number that the name has already does not count: `ln` is the layer `ln_1`, and `ln_1` is `ln_2`. Other
+    modules, which are no nodes, are found by their path.
+    """
+
+    def __init__(self, network: nn.Module, wanted: set[str]) -> None:
+        super().__init__()
+        self.wanted = wanted
+        self._network, self._calls, self._scopes = network, Counter[str](), [""]
+        self._nodes: dict[str, Tensor] = {}
+        self._modules: dict[str, Tensor] = {}
+
+    @property
+    def found(self) -> dict[str, Tensor]:
+        """The tensors by place."""
+        return self._modules | self._nodes
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take what is made for as long as the context lasts."""
+        handles = []
+        for name, part in self._network.named_modules():
+            if name:
+                handles.append(part.register_forward_pre_hook(lambda *_, name=name: self._scopes.append(name)))
+                handles.append(part.register_forward_hook(lambda part, _, out, name=name: self._leave(name, part, out)))
+        try:
+            with torch.no_grad(), self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            operation = re.sub(r"^_*(i|r)?(add|mul|sub)_*$", r"\2", getattr(func, "__name__", "")).strip("_")
+            self._take(f"{self._scopes[-1]}.{operation}".lstrip("."), out)
+        return out
+
+    def _leave(self, name: str, part: nn.Module, out: Any) -> None:
+        self._scopes.pop()
+        if isinstance(out, Tensor) and name in self.wanted:
+            self._modules[name] = out.clone()
+        if type(part).__module__.startswith("torch.nn") and not isinstance(part, nn.Sequential):
+            self._take(name, out)
+
+    def _take(self, name: str, out: Any) -> None:
+        name = re.sub(r"_\d+$", "", name)
+        again = self._calls[name]
+        self._calls[name] += 1
+        place = f"{name}_{again}" if again else name
+        if place in self.wanted and isinstance(out, Tensor):
+            self._nodes[place] = out.clone()
+
+
+def look(network: nn.Module, images: Tensor, nodes: set[str]) -> tuple[Any, dict[str, Tensor], set[str]]:
+    """Run a network and take what some of its places make.
+
+    Args:
+        network: In evaluation mode.
+        images: (1, C, H, W), float32, normalised.
+        nodes: As torchvision's feature extraction names them.
+
+    Returns:
+        The network's output, the tensors by place, and the places that hooks do not reach: an operation that a trace
+        counts otherwise. These are taken by torchvision's own feature extraction.
+    """
+    recorder = Recorder(network, nodes)
+    with recorder.listening():
+        output = network(images)
+    found = recorder.found
+    lacking = nodes - found.keys()
+    if lacking:
+        with torch.no_grad():
+            found |= create_feature_extractor(network, sorted(lacking)).eval()(images)
+    return output, found, lacking
+
+
+def expect(
+    case: Mapping[str, Any], folder: Path, pictures: list[str], layers: Mapping[str, str], beside: list[str], last: str
+) -> dict[str, Any]:
+    """Compute what the service should answer, and write it to `expected.npz`.
+
+    Arrays are named `own/…` where the library's transform prepared the picture, `same/…` where the service did, whose
+    pixels it wrote to `served.npz`: `pixels/<picture>`, `scores/<picture>`, `probabilities/<picture>`,
+    `maps/<layer>/<picture>`, `pooled`.
+
+    Args:
+        case: The network.
+        folder: Holds the weights and `served.npz`.
+        pictures: Files.
+        layers: Public name → place in the network, or `output:` and the key or index of a tensor that it returns.
+        beside: Names of layers that hold the tokens beside the patches.
+        last: The layer of which `pooled` is made, 2×2 cells of the first picture's map.
+
+    Returns:
+        `layouts`, how many layers have which, `transform` in words, `by_extractor`, the layers that hooks do not reach,
+        `spread`, the largest difference of two pictures' scores as a share of the largest, and `rounding`.
+    """
+    network = build(case)
+    state = torch.load(_file(folder), weights_only=True)
+    if case["checkpoint"] == "lightning":
+        state = {name.removeprefix("model."): value for name, value in state["state_dict"].items()}
+    network.load_state_dict(state)
+    network.eval()
+    for part in network.modules():  # Else a hook sees what an activation after it overwrites.
+        if getattr(part, "inplace", False) is True:
+            part.inplace = False
+    recipe = recipe_of(case, network)
+    served = np.load(folder / "served.npz")
+    layouts = {layer: _layout(case, place) for layer, place in layers.items()}
+    nodes = {place for place in layers.values() if not place.startswith("output:")}
+    arrays: dict[str, Array] = {}
+    lacking: set[str] = set()
+    for number, path in enumerate(pictures):
+        for way, pixels in (("own", recipe.pixels(path)), ("same", served[f"pixels/{number}"])):
+            output, found, by_extractor = look(network, recipe.normalise(pixels), nodes)
+            lacking |= by_extractor
+            arrays[f"{way}/pixels/{number}"] = pixels
+            if case["scores"] != "none":
+                scores = _returned(output, case["output"])[0].reshape(-1)  # (K,)
+                scores = scores.logit() if case["is_probability"] else scores
+                probabilities = scores.softmax(0) if case["scores"] == "softmax" else scores.sigmoid()
+                arrays[f"{way}/scores/{number}"] = scores.numpy()
+                arrays[f"{way}/probabilities/{number}"] = probabilities.numpy()
+            for layer, place in layers.items():
+                made = found[place] if place in nodes else _returned(output, place.partition(":")[2])
+                arrays[f"{way}/maps/{layer}/{number}"] = _as_map(made, layouts[layer], beside=layer in beside).numpy()
+    rounding = _rounding(network, recipe.normalise(served["pixels/0"]), nodes)
+    for way in ("own", "same"):
+        whole = torch.from_numpy(arrays[f"{way}/maps/{last}/0"])
+        arrays[f"{way}/pooled"] = nn.functional.adaptive_avg_pool2d(whole, 2).numpy()
+    np.savez(folder / "expected.npz", **arrays)
+    answers = [array for name, array in arrays.items() if name.startswith("own/scores")]
+    spread = np.ptp(np.stack(answers), 0).max() / np.abs(answers).max() if answers else None
+    return {
+        "layouts": Counter(layouts.values()),
+        "transform": recipe.words,
+        "by_extractor": sorted(layer for layer, place in layers.items() if place in lacking),
+        "spread": None if spread is None else float(spread),
+        "rounding": rounding,
+    }
+
+
+def _rounding(network: nn.Module, images: Tensor, nodes: set[str]) -> float:
+    """Return how far a network's float32 tensors are from the same in float64, as a share of the largest value.
+
+    Networks with random weights may enlarge the rounding of their own arithmetic. The network is float64 afterwards.
+
+    Args:
+        network: In evaluation mode, float32.
+        images: (1, C, H, W), float32, normalised.
+        nodes: Places to compare.
+    """
+    _, single, _ = look(network, images, nodes)
+    try:
+        _, double, _ = look(network.double(), images.double(), nodes)
+    except RuntimeError:  # A constant of float32 in its forward pass.
+        return 0.0
+    return max(
+        (float((single[node] - made).abs().max() / made.abs().max()) for node, made in double.items()), default=0
+    )
+
+
+def _returned(output: Any, key: str | None) -> Tensor:
+    """Return one of the tensors that a network returns, by key or index; the only one without."""
+    if key is None:
+        return output
+    return output[int(key)] if key.isdecimal() else output[key]
+
+
+def _layout(case: Mapping[str, Any], place: str) -> str:
+    for pattern, layout in case["layouts"].items():
+        if fnmatch.fnmatchcase(place, pattern):
+            return layout
+    return "channels first"
+
+
+def _as_map(found: Tensor, layout: str, *, beside: bool) -> Tensor:
+    """Turn what a place makes for one picture, in the layout that the network's authors chose, into (C, h, w).
+
+    Args:
+        found: (1, C, h, w) or (1, h, w, C), (1, T, C) as `layout` says; also (1, h, w) and (1, C).
+        layout: A value of the case's `layouts`, or `channels first`.
+        beside: Take the tokens that stand beside the patches, as (C, n, 1).
+    """
+    value = found[0]
+    if layout == "channels last":
+        return value.permute(2, 0, 1)
+    if layout != "channels first":
+        count = int(layout.split()[1])  # "tokens, 1 before the patches".
+        if beside:
+            return value[:count].T[:, :, None]
+        side = round((len(value) - count) ** 0.5)
+        return value[count:].reshape(side, side, -1).permute(2, 0, 1)
+    return value.reshape(-1, 1, 1) if value.dim() == 1 else value[None] if value.dim() == 2 else value
+
+
+def _file(folder: Path) -> Path:
+    return folder / "weights.pt"
+
+
+def main() -> None:
+    """Answer orders until there are no more."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # Whatever a library prints is no answer.
+    sys.path.insert(0, str(OWN))
+    for line in sys.stdin:
+        order = json.loads(line)
+        do = {"prepare": prepare, "expect": expect}[order.pop("do")]
+        try:
+            answer = do(**order | {"folder": Path(order["folder"])})
+        except Exception as err:  # A network that fails is a row of the table.
+            traceback.print_exc()
+            answer = {"error": f"{type(err).__name__}: {err}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
