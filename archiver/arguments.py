@@ -123,8 +123,9 @@ def _complete(arguments: argparse.Namespace) -> None:
         source, preprocessing = TIMM, published.preprocessing
         arguments.labels = () if arguments.scores == NONE else published.classes
     elif arguments.torchvision is not None:
-        published = look_up(arguments.torchvision, arguments.state_dict)
+        published = look_up(arguments.torchvision, arguments.state_dict, arguments.arguments)
         arguments.arch = published.architecture
+        arguments.arguments = {**published.arguments, **arguments.arguments}
         arguments.name = arguments.name or arguments.torchvision
         source, preprocessing = TORCHVISION, published.preprocessing
         count = len(published.classes)
@@ -134,7 +135,7 @@ def _complete(arguments: argparse.Namespace) -> None:
         source, preprocessing = TIMM, timm_preprocessing(timm, said)
     elif arguments.recipe == TORCHVISION and arguments.arch.startswith("torchvision.models:"):
         name = arguments.arch.partition(":")[2]
-        source, preprocessing = TORCHVISION, look_up(name, arguments.state_dict).preprocessing
+        source, preprocessing = TORCHVISION, look_up(name, arguments.state_dict, arguments.arguments).preprocessing
     arguments.preprocessing = settle(arguments, source, preprocessing)
 
 

@@ -49,6 +49,9 @@ _IMAGENET = tuple(models.ResNet18_Weights.DEFAULT.meta["categories"])
 _FETCHING = ("weights", "weights_backbone", "pretrained", "checkpoint_path")  # Arguments of torchvision's and timm's.
 
 
+_TRANSFORMING = ("googlenet", "inception_v3")  # torchvision's builders set `transform_input` for published weights.
+
+
 @dataclass(frozen=True)
 class Published:
     """A network of torchvision's or timm's and one set of its weights.
@@ -68,16 +71,20 @@ class Published:
     arguments: Mapping[str, object] = field(default_factory=dict)
 
 
-def look_up(name: str, state_dict: Path | None = None) -> Published:
+def look_up(name: str, state_dict: Path | None = None, arguments: Mapping[str, object] | None = None) -> Published:
     """Look up a classifier of torchvision's.
 
     Args:
         name: Such as `resnet18`.
         state_dict: A weights file; if it still has the name it is published under, the facts are of those weights, else
             of torchvision's default ones.
+        arguments: The constructor's keyword arguments.
+
+    Returns:
+        What torchvision publishes, with the arguments that its builder adds for weights of its own.
 
     Raises:
-        ArchiveError: torchvision has no such classifier.
+        ArchiveError: torchvision has no such classifier, or an argument that a weights file does not show must be said.
     """
     known = models.list_models(module=models)
     if name not in known:
@@ -85,10 +92,20 @@ def look_up(name: str, state_dict: Path | None = None) -> Published:
         raise ArchiveError(f"torchvision has no classifier {name!r}; it has {', '.join(near or known)}")
     entries = list(models.get_model_weights(name))
     default = models.get_model_weights(name).DEFAULT
-    named = (entry for entry in entries if state_dict is not None and Path(entry.url).name == state_dict.name)
-    entry = next(named, default)
-    preprocessing = of_torchvision(entry.transforms())
-    return Published(f"torchvision.models:{name}", entry.name, preprocessing, tuple(entry.meta["categories"]))
+    named = [entry for entry in entries if state_dict is not None and Path(entry.url).name == state_dict.name]
+    entry = named[0] if named else default
+    own: dict[str, object] = {}
+    if name in _TRANSFORMING and named:
+        own = {"transform_input": True}
+    elif name in _TRANSFORMING and state_dict is not None and "transform_input" not in (arguments or {}):
+        raise ArchiveError(
+            f"{name} may normalise pictures once more in the network, which {state_dict.name} does not show: add "
+            '"transform_input": true to --arguments if its training began with torchvision\'s weights, else false'
+        )
+    elif named and name.startswith("vit_"):  # Its grid of patches.
+        own = {"image_size": entry.transforms().crop_size[0]}
+    preprocessing, classes = of_torchvision(entry.transforms()), tuple(entry.meta["categories"])
+    return Published(f"torchvision.models:{name}", entry.name, preprocessing, classes, own)
 
 
 def look_up_timm(name: str, arguments: Mapping[str, object]) -> Published:

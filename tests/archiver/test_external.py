@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torchvision import models
 
 from archiver import packing
 from archiver.__main__ import main
 from archiver.external import look_up
+from archiver.packing import ArchiveError
 from handlers.pipeline import Pipeline
 from handlers.wire import convscope_pb2 as wire
 from tests.archiver.conftest import NET
@@ -452,6 +454,15 @@ class TestTorchvision:
         older = look_up("efficientnet_b1", Path("somewhere/efficientnet_b1_rwightman-bac287d4.pth"))
         assert older.weights == "IMAGENET1K_V1"
         assert older.preprocessing.size == (240, 240)
+
+    def test_its_builders_add_what_published_weights_need(self) -> None:
+        file = Path(models.Inception_V3_Weights.DEFAULT.url)
+        assert look_up("inception_v3", file).arguments == {"transform_input": True}
+        large = Path(models.ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1.url)
+        assert look_up("vit_b_16", large).arguments == {"image_size": 384}
+        assert look_up("inception_v3", Path("own.pt"), {"transform_input": False}).arguments == {}
+        with pytest.raises(ArchiveError, match='add "transform_input": true to --arguments'):
+            look_up("googlenet", Path("own.pt"))
 
     def test_the_size_is_that_of_the_weights(self) -> None:
         assert look_up("inception_v3").preprocessing.size == (299, 299)
