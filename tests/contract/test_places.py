@@ -78,7 +78,7 @@ def test_the_card_says_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
         assert (found.resize, found.interpolation, found.antialias, found.bgr) == ((36,), "bicubic", True, True)
         assert main(["card", "net", "--url", client.url]) == 0
     printed = capsys.readouterr().out
-    assert "3 channels, blue first, 32×32" in printed
+    assert "3 channels, BGR, 32×32" in printed
     assert "resized until the shorter side has 36 pixels, bicubic; then the middle 32×32" in printed
 
 

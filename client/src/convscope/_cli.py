@@ -158,7 +158,7 @@ def _add_predict(commands: SubParsers) -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, type=parse_model_name)
     parser.add_argument("--layers", default=[], type=parse_names, metavar="A,B|all", help="layers whose maps to return")
     parser.add_argument(
-        "--top-k", default=5, type=int, metavar="K", help="classes to show, 0 for all (default %(default)s)"
+        "--top-k", default=5, type=int, metavar="K", help="scores to show, 0 for all (default %(default)s)"
     )
     parser.add_argument(
         "--map-dtype",
@@ -187,9 +187,13 @@ def _add_explain(commands: SubParsers) -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, type=parse_model_name)
     parser.add_argument("--method", default="grad_cam", choices=METHODS, help="method (default %(default)s)")
     parser.add_argument(
-        "--layer", help="layer to use (grad_cam, cam; default: last layer with more than one row and column)"
+        "--layer",
+        help="layer to use (grad_cam, cam; default: the last one with more than one row and column, in a transformer the last "
+        "such one that the scores depend on)",
     )
-    parser.add_argument("--target", type=int, metavar="K", help="index of the class (default: the most probable)")
+    parser.add_argument(
+        "--target", type=int, metavar="K", help="index of the class (default: the most probable, or the first number)"
+    )
     parser.add_argument("--window", type=int, metavar="P", help="occlusion: side of the covered square in pixels")
     parser.add_argument("--step", type=int, metavar="P", help="occlusion: distance between squares in pixels")
     parser.add_argument("--steps", type=int, metavar="N", help="integrated_gradients: number of points (default 32)")

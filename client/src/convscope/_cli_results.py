@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 _WIDTH = 120  # Of the terminal, in columns.
 _MISSING = "–"
 _OUTPUTS = {
-    "softmax": "scores of classes of which one is right (softmax)",
-    "sigmoid": "scores of classes that do not exclude each other (sigmoid)",
-    "value": "numbers, not scores",
-    "none": "maps alone",
+    "softmax": "scores of mutually exclusive classes (softmax)",
+    "sigmoid": "multi-label scores (sigmoid)",
+    "value": "regression outputs (value)",
+    "none": "maps alone (none)",
 }
 
 Result = TypeVar("Result", "Prediction", "Explanation")
@@ -315,7 +315,7 @@ def format_card(card: ModelCard) -> str:
          f" {_count(card.multiply_adds)} multiply-adds per picture"),
         ("runs on", f"{card.device} ({card.engine})"),
         ("input", f"{card.input.channels} channel{'s' * (card.input.channels != 1)}"
-         f"{', blue first' * card.input.bgr}, {size}"),
+         f"{', BGR' * card.input.bgr}, {size}"),
         ("pictures", _recipe(card.input)),
         ("normalisation", _normalisation(card)),
         ("classes", f"{len(card.classes):,}: {', '.join(card.classes)}" if card.classes else "none"),
