@@ -32,7 +32,7 @@ class Input:
         interpolation: `bilinear`, `bicubic`, `nearest`, `lanczos`, `box` or `hamming`; empty if pictures are not
             resized.
         antialias: Whether resizing is antialiased.
-        bgr: Whether the network takes blue first. `mean` and `std` are in its order; pictures are sent as RGB.
+        bgr: Whether the network takes BGR. `mean` and `std` are in its order; pictures are sent as RGB.
         fit: How (H, W) in `resize` is met: empty for exactly; `cover` and `contain` keep the aspect ratio and make the
             picture at least, or at most, that size.
         fill: Levels 0..255 of each channel where the resized picture is smaller than the network; empty for black.
@@ -121,8 +121,8 @@ class Layer:
             None if undefined.
         bytes: Bytes of the whole map, by dtype name.
         layout: How the network itself holds it, from which the service turns it to `shape`: empty for (C, h, w), else
-            "channels_last", "tokens" (a grid of patches), "extra_tokens" (what stands beside the patches, such as a
-            class token: (C, n, 1)), "plane" or "vector".
+            "channels_last", "tokens" (a grid of patches), "extra_tokens" (class token, registers: (C, n, 1)),
+            "plane" or "vector".
 
     The operation that computes it (the last one with weights):
 
@@ -246,9 +246,8 @@ class ModelCard:
         limits: Limits of a request and of a reply.
         multiply_adds: Of the network, for one picture; 0 if the service is too old to report it.
         explanations: Methods of `explain` that suit the network; empty if the service is too old to report it.
-        scores: What the network's outputs mean: "softmax", classes of which one is right; "sigmoid", classes that do
-            not exclude each other; "value", numbers that `classes` names; "none". Empty if the service is too old to
-            report it.
+        scores: What the network's outputs mean: "softmax", mutually exclusive classes; "sigmoid", multi-label;
+            "value", regression outputs that `classes` names; "none". Empty if the service is too old to report it.
     """
 
     model: str

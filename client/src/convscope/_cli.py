@@ -188,8 +188,8 @@ def _add_explain(commands: SubParsers) -> argparse.ArgumentParser:
     parser.add_argument("--method", default="grad_cam", choices=METHODS, help="method (default %(default)s)")
     parser.add_argument(
         "--layer",
-        help="layer to use (grad_cam, cam; default: the last one with more than one row and column, in a transformer the last "
-        "such one that the scores depend on)",
+        help="layer to use (grad_cam, cam; default: the last one with more than one row and column; in a transformer, "
+        "the last such one that the scores depend on)",
     )
     parser.add_argument(
         "--target", type=int, metavar="K", help="index of the class (default: the most probable, or the first number)"

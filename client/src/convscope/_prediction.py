@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 
 class ClassScore(NamedTuple):  # A NamedTuple: users unpack it.
-    """The score of one class, or a number that is no score.
+    """The score of one class, or a regression output.
 
     Attributes:
         index: Index of the class in the model card's `classes`.
         label: Name of the class, or of the number.
-        probability: 0..1: softmax over all classes, or with `scores` "sigmoid" the class's own; NaN for a number that
-            is no score.
+        probability: 0..1: softmax over all classes, or with `scores` "sigmoid" the class's own; NaN for a regression
+            output.
         logit: The network's output before that; NaN likewise.
         value: The number, with `scores` "value"; None for the score of a class.
     """
@@ -92,8 +92,8 @@ class Prediction:
         version: Version of the model.
         engine: What ran the network, such as `torch-2.15.0`.
         device: `cpu` or `cuda:0`.
-        scores: What `top` holds: "softmax", classes of which one is right; "sigmoid", classes that do not exclude each
-            other; "value", numbers; "none". Empty if the service is too old to report it.
+        scores: What `top` holds: "softmax", mutually exclusive classes; "sigmoid", multi-label; "value", regression
+            outputs; "none". Empty if the service is too old to report it.
         request_id: Id of the request in the service's log; all pictures of a request share it.
         timing: Timing of the request; None if it was not requested, or if the service is too old to report it.
         error: The picture's error; None if it has a result.
@@ -277,7 +277,7 @@ def score_headings(prediction: Prediction) -> tuple[str, ...]:
 
 
 def score_texts(score: ClassScore, digits: int = 4) -> tuple[str, ...]:
-    """Return probability and logit as text, or the value of a number that is no score.
+    """Return probability and logit as text, or the value of a regression output.
 
     Args:
         score: The score.

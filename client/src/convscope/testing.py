@@ -134,7 +134,7 @@ def prediction(
     Args:
         probabilities: Probabilities (0..1) by label, most probable first; class indexes follow the order of the
             mapping.
-        values: Instead of them, numbers by label, as of a network whose outputs are no scores.
+        values: Instead of them, regression outputs by label.
         maps: Maps by layer, (C, h, w) or (C,), any range; converted to float32.
         error: The picture's own error, instead of a result.
 
