@@ -40,7 +40,8 @@ def main() -> None:
     labels = [int(file.stem.split("_")[2]) for file in files]
     whole = [file.read_bytes() for file in files]
     print(
-        "| pictures | n | preprocessing | top-1 | top-5 | top answer other than squashed |\n|---|---|---|---|---|---|"
+        "| pictures | n | preprocessing | top-1 | top-5 | top class differs from the squashed picture's |\n"
+        "|---|---|---|---|---|---|"
     )
     for name, pictures in {"as they are": whole, "cut to 4:3": list(map(_cut, whole))}.items():
         squashed = None
