@@ -1,4 +1,4 @@
-"""The recipes for a network of one's own, in the README and in docs/your-own-network.md, run as they stand."""
+"""The examples for a network of one's own, in the README and in docs/your-own-network.md, run as they stand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ from tests.pictures import npy
 ROOT = Path(__file__).parents[2]
 TEXT = "\n".join((ROOT / name).read_text("utf-8") for name in ("README.md", "docs/your-own-network.md"))
 FILES = dict(re.findall(r"^```python\n# (\S+\.py)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL))
-COMMANDS = list(dict.fromkeys(re.findall(r"^\.venv/bin/python -m archiver (.*)", TEXT, re.MULTILINE)))
+COMMANDS = list(
+    dict.fromkeys(re.findall(r"^(?:PYTHONPATH=\S+ )?\.venv/bin/python -m archiver (.*)", TEXT, re.MULTILINE))
+)
 NAMES = [re.findall(r"--(?:name|torchvision|timm) (\S+)", command)[-1] for command in COMMANDS]
 PACKAGE = {
     "lite_nets/__init__.py": "from .nets import *\n",
@@ -47,7 +49,7 @@ class Lite(nn.Sequential):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A user's folder with the files that the recipes show, and an installed package."""
+    """A user's folder with the files that the examples show, and an installed package."""
     for name, content in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
@@ -90,14 +92,15 @@ def leave_behind(words: list[str]) -> int:
     torch.save(whole if weights.endswith(".ckpt") else state, weights)
     channels = int(option(words, "--channels") or 3)
     with torch.no_grad():
-        outputs = network(torch.rand(1, channels, 64, 64)).shape[1]
+        returned = network(torch.rand(1, channels, 64, 64))
+    outputs = int((returned[key] if (key := option(words, "--output")) else returned).shape[1])
     if classes := option(words, "--classes"):
         Path(classes).write_text("".join(f"label {number}\n" for number in range(outputs)))
     return outputs
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=NAMES)
-def test_a_recipe_makes_an_archive_that_answers(
+def test_an_example_makes_an_archive_that_answers(
     command: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = shlex.split(command)
@@ -131,8 +134,8 @@ def test_a_recipe_makes_an_archive_that_answers(
     assert len(result.top) == (0 if option(words, "--scores") == "none" else outputs)
 
 
-def test_every_kind_has_a_recipe() -> None:
-    """What a recipe shows and no command uses is out of date."""
+def test_every_kind_has_an_example() -> None:
+    """What an example shows and no command uses is out of date."""
     used = " ".join(COMMANDS)
     for wanted in (
         "--torchvision",
@@ -143,6 +146,9 @@ def test_every_kind_has_a_recipe() -> None:
         "--scores none",
         "--channels 1",
         "--channels 5",
+        "--output",
+        "output:",
+        "vit",
     ):
         assert wanted in used, wanted
     for file in FILES:
