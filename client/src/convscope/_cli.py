@@ -117,7 +117,7 @@ def build_parser(plugins: Iterable[EntryPoint]) -> argparse.ArgumentParser:
     """
     parser = argparse.ArgumentParser(
         prog="convscope",
-        description="Class scores and feature maps of a served CNN.",
+        description="Class scores and feature maps of a served image network.",
         epilog=f"The API key, if the server requires one, is read from {API_KEY_VARIABLE}.",
     )
     parser.add_argument("--version", action="version", version=f"convscope {__version__}")
