@@ -267,7 +267,7 @@ def test_a_network_of_timms_serves_what_it_computes_where_there_is_no_timm(
     assert path.stat().st_size < len(packing.weights(network.state_dict())) + 1_200_000  # Ours included.
     with torch.no_grad():
         expected = network(noise(Preprocessing.from_dict(card["preprocessing"]), 10))
-    assert torch.equal(elsewhere(path), expected)
+    assert torch.allclose(elsewhere(path), expected, rtol=0, atol=1e-6)  # Another number of threads sums otherwise.
 
 
 def test_what_timm_publishes_is_taken_and_imagenets_labels_where_weights_were_trained_for_it() -> None:

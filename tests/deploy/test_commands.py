@@ -320,9 +320,8 @@ def test_make_takes_names_from_its_command_line_alone_and_runs_nothing_in_them(t
 
     def make(*words: str, **environment: str) -> str:
         command = ["make", "--no-print-directory", *words]
-        return subprocess.run(
-            command, cwd=ROOT, env=os.environ | {"PATH": path} | environment, capture_output=True, text=True, check=True
-        ).stdout
+        own = os.environ | {"PATH": path, "MAKEFLAGS": ""} | environment  # Not what `make test` was called with.
+        return subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=True).stdout
 
     assert make("key", f"NAME={evil}") == f"<-m><deploy.commands><key><--><{evil}>"
     assert make("key", NAME="alice", OUT="file") == "<-m><deploy.commands><key><--><>"

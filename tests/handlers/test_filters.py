@@ -122,7 +122,7 @@ def test_filters_travel_as_protobuf(service, network):
 def test_filters_travel_as_json_for_png_too(service, network, accept):
     row = {"body": {"filters": "conv1"}}
     values = ask_json(service, row, content_type="application/json", accept=accept)
-    assert set(values) == {"model", "version", "engine", "device", "request_id", "filters"}
+    assert set(values) == {"model", "version", "engine", "device", "scores", "request_id", "filters"}
     assert values["filters"]["shape"] == [16, 3, 3, 3]
     cells = np.frombuffer(base64.b64decode(values["filters"]["data"]), "<f4").reshape(16, 3, 3, 3)
     assert np.array_equal(cells, network.conv1.weight.detach().numpy())

@@ -238,7 +238,7 @@ class TestRequestId:
 
     def test_is_all_that_is_new_in_a_reply(self, service: Pipeline) -> None:
         values = ask_json(service, {"body": bytearray(GOOD)})
-        assert set(values) == {"model", "version", "engine", "device", "request_id", "results"}
+        assert set(values) == {"model", "version", "engine", "device", "scores", "request_id", "results"}
         assert "request_id" not in ask_json(service, {"body": ""})  # The model card in JSON is the card alone.
 
 
