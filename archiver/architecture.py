@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class Architecture:
         """
         module_name, _, name = self.reference.partition(":")
         try:
-            constructor = getattr(importlib.import_module(module_name), name)
+            constructor = attrgetter(name)(importlib.import_module(module_name))
         except ModuleNotFoundError as err:
             raise ArchiveError(
                 f"{self.reference} needs the module {err.name!r}, which the archive will not have beside it: it holds "
@@ -116,13 +117,14 @@ def find(text: str) -> Architecture:
     """Find an architecture and collect its sources.
 
     Args:
-        text: `path/to/net.py:Name`, `package.module:Name`, or a builder such as `torchvision.models:resnet18`.
+        text: `path/to/net.py:Name`, `package.module:Name`, or a builder such as `torchvision.models:resnet18` or
+            `package.module:Class.method`.
 
     Raises:
         ArchiveError: There is no such file or module, or its name would hide another inside the server.
     """
     place, colon, name = text.rpartition(":")
-    if not colon or not place or not name.isidentifier():
+    if not colon or not place or not all(part.isidentifier() for part in name.split(".")):
         raise ArchiveError(f"{text!r} is no architecture; give path/to/net.py:Name or package.module:Name")
     if place.endswith(".py"):
         return _find_file(Path(place), name)

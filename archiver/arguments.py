@@ -147,7 +147,11 @@ def _parser(description: str) -> argparse.ArgumentParser:
     )
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--checkpoint", type=Path, metavar="FILE", help="archive what training.train wrote")
-    action.add_argument("--arch", metavar="WHERE:NAME", help="archive path/to/net.py:Net or package.module:Net")
+    action.add_argument(
+        "--arch",
+        metavar="WHERE:NAME",
+        help="archive path/to/net.py:Net, package.module:Net or package.module:Net.method",
+    )
     action.add_argument("--torchvision", metavar="NAME", help="archive a classifier of torchvision's, such as resnet18")
     action.add_argument("--timm", metavar="NAME", help="archive a network of timm's, such as resnet50.a1_in1k")
     action.add_argument("--check", action="store_true", help="exit 1 when an archive of the store is out of date")

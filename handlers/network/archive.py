@@ -11,6 +11,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def build(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Call the network's constructor.
 
     Args:
-        architecture: `package.module:Name`, e.g. `handlers.networks.cifar:Cifar`.
+        architecture: `package.module:Name`, e.g. `handlers.networks.cifar:Cifar`, or `package.module:Class.method`.
         arguments: Its keyword arguments.
 
     Raises:
@@ -152,7 +153,7 @@ def build(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
         TypeError: The call does not return an `nn.Module`.
     """
     module_name, _, name = architecture.partition(":")
-    module = getattr(importlib.import_module(module_name), name)(**arguments)
+    module = attrgetter(name)(importlib.import_module(module_name))(**arguments)
     if not isinstance(module, nn.Module):
         raise TypeError(f"{architecture} makes a {type(module).__name__}, not an nn.Module")
     return module

@@ -51,6 +51,11 @@ from toy_nets.blocks import Block
 
 def one(size="small"):
     return Block(size)
+
+class One:
+    @classmethod
+    def of(cls, size="small"):
+        return one(size)
 """,
     "toy_nets/nets/two.py": "from ..blocks import Block\n\ndef double():\n    return Block('small')\n",
     "toy_nets/nets/three.py": "",
@@ -112,7 +117,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("arch", ["toy_nets.nets.one:one", "toy_nets:one", "own.py:net"])
+@pytest.mark.parametrize("arch", ["toy_nets.nets.one:one", "toy_nets:one", "toy_nets:One.of", "own.py:net"])
 def test_what_is_used_of_a_package_travels_with_its_licence(
     arch: str, toy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
