@@ -7,14 +7,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from archiver.external import AUTO, look_up, look_up_timm
+from archiver.external import AUTO, look_up_timm, look_up_torchvision
 from archiver.graph import ENGINES
 from archiver.packing import ArchiveError
-from archiver.recipes import TIMM, TORCHVISION, add_options, settle, timm_name, timm_preprocessing
+from archiver.recipes import TIMM, TORCHVISION, add_options, resolve_preprocessing, timm_name, timm_preprocessing
 from archiver.store import STORE
 from handlers.images.decoding import DEFAULT_MAX_PIXELS
 from handlers.network.archive import NONE, SCORES
-from handlers.network.layouts import TOKENS, read
+from handlers.network.layouts import TOKENS
+from handlers.network.layouts import parse as parse_layout
 
 _OWN = "with --arch, --torchvision or --timm"
 
@@ -40,7 +41,7 @@ def _layers(text: str) -> dict[str, str] | str:
         _, at, word = node.strip().partition("@")
         if at and word != "channels_first":
             try:
-                read(word)
+                parse_layout(word)
             except ValueError as err:
                 raise argparse.ArgumentTypeError(str(err)) from err
     return {name.strip(): node.strip() for name, _, node in pairs}
@@ -49,7 +50,7 @@ def _layers(text: str) -> dict[str, str] | str:
 def _grid(text: str) -> str:
     grid = text if "+" in text else f"{text}+0"
     try:
-        read(f"{TOKENS}:{grid}")
+        parse_layout(f"{TOKENS}:{grid}")
     except ValueError as err:
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither HEIGHTxWIDTH in patches, nor that with +N for N other tokens before them: 14x14+1"
@@ -123,7 +124,7 @@ def _complete(arguments: argparse.Namespace) -> None:
         source, preprocessing = TIMM, published.preprocessing
         arguments.labels = () if arguments.scores == NONE else published.classes
     elif arguments.torchvision is not None:
-        published = look_up(arguments.torchvision, arguments.state_dict, arguments.arguments)
+        published = look_up_torchvision(arguments.torchvision, arguments.state_dict, arguments.arguments)
         arguments.arch = published.architecture
         arguments.arguments = {**published.arguments, **arguments.arguments}
         arguments.name = arguments.name or arguments.torchvision
@@ -135,8 +136,11 @@ def _complete(arguments: argparse.Namespace) -> None:
         source, preprocessing = TIMM, timm_preprocessing(timm, said)
     elif arguments.recipe == TORCHVISION and arguments.arch.startswith("torchvision.models:"):
         name = arguments.arch.partition(":")[2]
-        source, preprocessing = TORCHVISION, look_up(name, arguments.state_dict, arguments.arguments).preprocessing
-    arguments.preprocessing = settle(arguments, source, preprocessing)
+        source, preprocessing = (
+            TORCHVISION,
+            look_up_torchvision(name, arguments.state_dict, arguments.arguments).preprocessing,
+        )
+    arguments.preprocessing = resolve_preprocessing(arguments, source, preprocessing)
 
 
 def _parser(description: str) -> argparse.ArgumentParser:

@@ -23,11 +23,11 @@ from torch import nn
 from archiver import packing
 from archiver.architecture import Architecture, find
 from archiver.packing import ArchiveError
-from archiver.proof import check_company, check_graph, check_rebuilt, why_no_gradients
+from archiver.proof import check_batch_independence, check_graph, check_rebuilt, why_no_gradients
 from archiver.survey import Shape, batch_size, check_layers, check_scores, survey
 from archiver.weights import load_file, load_strictly
 from handlers.images.preprocessing import Preprocessing, noise
-from handlers.network.archive import KIND, LAYOUTS, OUTPUT_NAME, PROBABILITIES, VALUE, reads
+from handlers.network.archive import KIND, LAYOUTS, OUTPUT_NAME, PROBABILITIES, VALUE, eager_arguments
 from handlers.network.engines.eager import Eager
 
 logger = logging.getLogger(__name__)
@@ -62,8 +62,8 @@ _TRAINING_KEYS = (
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}")
 _LAYER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-_TAKEN = ("all", "none", "index", "label", "probability", "logit", "reply", "file", "allow_pickle")
-_TAKEN_ENDS = (".scale", ".offset", ".channels", ".npy")  # A layer is a member of an npz; these stand beside it.
+_RESERVED_NAMES = ("all", "none", "index", "label", "probability", "logit", "reply", "file", "allow_pickle")
+_RESERVED_ENDS = (".scale", ".offset", ".channels", ".npy")  # A layer is a member of an npz; these stand beside it.
 
 
 class Proof(NamedTuple):
@@ -181,10 +181,10 @@ class Contents:
                 more=lambda: _more_answers(network, self.preprocessing),
             )
             try:
-                eager = Eager(network, **reads(self.card))
+                eager = Eager(network, **eager_arguments(self.card))
             except ValueError as err:  # A tensor is returned in a way that its graph does not show.
                 raise ArchiveError(f"{err}; return a dictionary or a tuple of tensors") from err
-            check_company(eager, self.preprocessing)
+            check_batch_independence(eager, self.preprocessing)
             no_gradients = why_no_gradients(eager, self.preprocessing) if eager.has_scores else ""
             with self.network() as again:  # Inside the first, whose random numbers are drawn: it draws others.
                 check_rebuilt(again, picture, found.output)
@@ -269,9 +269,9 @@ def check_names(card: Mapping[str, Any]) -> None:
             raise ArchiveError(
                 f"{layer[:120]!r} cannot be a layer's public name; use at most 100 letters, digits, - _ ."
             )
-        taken = (*_TAKEN, "value") if card.get(KIND) == VALUE else _TAKEN
-        if layer in taken or layer.endswith(_TAKEN_ENDS):
+        reserved = (*_RESERVED_NAMES, "value") if card.get(KIND) == VALUE else _RESERVED_NAMES
+        if layer in reserved or layer.endswith(_RESERVED_ENDS):
             raise ArchiveError(
                 f"{layer!r} cannot be a layer's public name: requests or replies have a word of their own for it; not "
-                f"{', '.join(taken)}, and nothing that ends in {', '.join(_TAKEN_ENDS)}"
+                f"{', '.join(reserved)}, and nothing that ends in {', '.join(_RESERVED_ENDS)}"
             )

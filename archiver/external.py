@@ -20,7 +20,7 @@ from torchvision import models
 from archiver import packing
 from archiver.architecture import find
 from archiver.contents import FORMAT, Contents
-from archiver.layouts import Layouts, check_said, extra
+from archiver.layouts import Layouts, check_said, extra_tokens_layout
 from archiver.packages import complete, describe, find_named
 from archiver.packing import ArchiveError
 from archiver.proof import gives_probabilities
@@ -71,7 +71,9 @@ class Published:
     arguments: Mapping[str, object] = field(default_factory=dict)
 
 
-def look_up(name: str, state_dict: Path | None = None, arguments: Mapping[str, object] | None = None) -> Published:
+def look_up_torchvision(
+    name: str, state_dict: Path | None = None, arguments: Mapping[str, object] | None = None
+) -> Published:
     """Look up a classifier of torchvision's.
 
     Args:
@@ -297,7 +299,7 @@ def _laid_out(layers: Mapping[str, str], finder: Layouts) -> tuple[dict[str, str
                 f"layer {name!r}: {node!r} is ({', '.join(map(str, ('N', *finder.shapes[node])))}): {unfit[node]}"
             )
         _add(published, layouts, name, node, said.get(name, found.get(node, "")))
-        beside = extra(found.get(node, ""), finder.shapes[node])
+        beside = extra_tokens_layout(found.get(node, ""), finder.shapes[node])
         if beside and name not in said:
             _add(published, layouts, f"{name}.extra", node, beside)
     return published, layouts
@@ -316,7 +318,7 @@ def _proposed(
     logger.info("looking for layers")
     picture = noise(preprocessing)
     found = survey(network, picture)
-    found.layouts, _ = finder.find(node for node in found.made if node not in found.overwritten)
+    found.layouts, _ = finder.find(node for node in found.node_shapes if node not in found.overwritten)
     _, channels, height, width = picture.shape
     proposals = propose(network, found, (channels, height, width))
     if take and proposals:
@@ -326,7 +328,7 @@ def _proposed(
             if one.chosen:
                 layout = found.layouts[one.node]
                 _add(layers, layouts, one.name, one.node, layout)
-                beside = extra(layout, found.made[one.node])
+                beside = extra_tokens_layout(layout, found.node_shapes[one.node])
                 if beside:
                     _add(layers, layouts, f"{one.name}.extra", one.node, beside)
         return layers, layouts

@@ -26,10 +26,10 @@ from archiver.contents import Contents
 from archiver.packing import ArchiveError
 from archiver.quiet import quiet_libraries
 from handlers.images.preprocessing import noise
-from handlers.network.archive import reads
+from handlers.network.archive import eager_arguments
 from handlers.network.engines.onnx import output_name
 from handlers.network.geometry import trace
-from handlers.network.layouts import CHANNELS_FIRST, turn
+from handlers.network.layouts import CHANNELS_FIRST, to_maps
 from handlers.network.outputs import OUTPUT, as_scores, node_of
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def _exported(contents: Contents) -> Contents:
         graph = export(
             network,
             picture=noise(contents.preprocessing),
-            **reads(contents.card),
+            **eager_arguments(contents.card),
             any_size=contents.preprocessing.size is None,
         )
     found = contents.with_graph(graph.content, {"weights": list(graph.weights), "versions": dict(graph.versions)})
@@ -211,7 +211,7 @@ def _extractor(
         for node, layout in wanted:
             name = output_name(node, layout)
             if layout:
-                outputs[name] = extractor.graph.call_function(turn, (found[made[node]], layout))
+                outputs[name] = extractor.graph.call_function(to_maps, (found[made[node]], layout))
             else:
                 outputs.setdefault(name, found[made[node]])
     end.args = (tuple(outputs.values()),)

@@ -32,7 +32,7 @@ from handlers.network.layouts import (
     VECTOR,
     Layout,
     check,
-    read,
+    parse,
 )
 from handlers.network.outputs import OUTPUT, tensors
 from handlers.network.receptive_fields import MAP_AXES
@@ -103,7 +103,7 @@ class Layouts:
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing, grid: str = "") -> None:
         self._network, self._preprocessing = network, preprocessing
-        self._grid = read(f"{TOKENS}:{grid}") if grid else None
+        self._grid = parse(f"{TOKENS}:{grid}") if grid else None
         self._seen: list[dict[str, Changes]] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._shape = preprocessing.channels, *noise(preprocessing).shape[2:]
@@ -197,9 +197,9 @@ class Layouts:
         return self._seen[times][node]
 
 
-def extra(word: str, shape: tuple[int, ...]) -> str:
+def extra_tokens_layout(word: str, shape: tuple[int, ...]) -> str:
     """Return the layout of the tokens beside the patches; empty where there are none, or no patches."""
-    layout = read(word)
+    layout = parse(word)
     if layout.kind != TOKENS or layout.patches == shape[0]:
         return ""
     return str(Layout(EXTRA_TOKENS, layout.grid, layout.first))
@@ -212,7 +212,7 @@ def check_said(node: str, shape: tuple[int, ...], word: str) -> None:
         ArchiveError: It cannot.
     """
     try:
-        check(shape, read(word))
+        check(shape, parse(word))
     except ValueError as err:
         raise ArchiveError(f"{node!r} cannot be read so: {err}") from err
 

@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from archiver.survey import Survey
 from handlers.network.geometry import LayerGeometry, layer_geometry, trace
-from handlers.network.layouts import TOKENS, read
+from handlers.network.layouts import TOKENS, parse
 from handlers.network.receptive_fields import is_pointwise
 
 MANY = 10
@@ -93,7 +93,7 @@ def _choose(layers: list[LayerGeometry]) -> set[int]:
         positions.setdefault(layer.shape[1:], []).append(position)
     chosen = {0, *(alike[-1] for alike in positions.values())}
     for alike in positions.values():
-        tokens = [position for position in alike if read(layers[position].layout).kind == TOKENS]
+        tokens = [position for position in alike if parse(layers[position].layout).kind == TOKENS]
         # They keep one size to the end, and of the last the classes may depend on the class token alone.
         chosen |= {tokens[len(tokens) * part // 4] for part in range(1, 4) if len(tokens) > MANY} | {*tokens[-2:-1]}
     return chosen

@@ -56,7 +56,7 @@ def _sides(text: str) -> tuple[int, ...]:
     return sides
 
 
-def settle(options: argparse.Namespace, source: str, published: Preprocessing | None) -> Preprocessing:
+def resolve_preprocessing(options: argparse.Namespace, source: str, published: Preprocessing | None) -> Preprocessing:
     """Return what a network takes: a recipe to begin with, changed by the options of the command line.
 
     Args:

@@ -35,7 +35,7 @@ class ConvscopeHandler:
             Exception: Whatever keeps the network from running; TorchServe reports it and tries again.
         """
         version = str(context.manifest["model"]["modelVersion"])
-        log.write_to_standard_output(context.model_name, version)
+        log.set_up(context.model_name, version)
         settings = Settings.from_environment()
         unread = getattr(context, "metrics", None) if settings.is_quiet else None
         active = patches.apply(is_wanted=settings.patches, metrics=unread)

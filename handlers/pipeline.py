@@ -101,7 +101,7 @@ class Pipeline:
             scores=archive.scores,
             gives_probabilities=archive.gives_probabilities,
         )
-        self.predictor.check_graph()
+        self.predictor.check_maps_leave_scores_alone()
         self._card = card.describe(archive, identity, limits, self._geometry, multiply_adds, self.explainer.available())
 
     @classmethod
@@ -348,17 +348,17 @@ class Pipeline:
 
     def _describe(self, job: Job) -> Response:
         """Return the model card after one real forward pass: the readiness probe."""
-        job.is_card = True
+        job.predicts_nothing = True
         if self._drain_file is not None and self._drain_file.exists():
             raise Draining("the server is stopping; requests in flight finish, new ones go elsewhere")
         if self._is_starting():
             raise Draining("the server is starting and warms up; ask again in a moment")
-        self.predictor.warm_up()
+        self.predictor.run_black()
         return card.encode(self._card, job.media_type, job.request_id)
 
     def _filters(self, job: Job, layer: str) -> Response:
         """Return the kernels behind a layer; like a card, it is not counted as a prediction."""
-        job.is_card = True
+        job.predicts_nothing = True
         layers = self._resolve((layer,))
         if len(layers) != 1:
             raise BadRequest("filters are those of one layer; name it")

@@ -235,7 +235,7 @@ def _statistics(preprocessing: Preprocessing, device: torch.device) -> tuple[Ten
     return white, mean.view(-1, 1, 1), std.view(-1, 1, 1)
 
 
-def stack(pictures: Sequence[Picture], preprocessing: Preprocessing) -> NDArray[np.float32]:
+def to_input(pictures: Sequence[Picture], preprocessing: Preprocessing) -> NDArray[np.float32]:
     """Return the input for pictures of one size: what `normalise` returns, bit for bit, without tensors.
 
     Args:
@@ -259,19 +259,19 @@ def stack(pictures: Sequence[Picture], preprocessing: Preprocessing) -> NDArray[
         return preprocessing.normalise(values)
 
 
-def stack_on(
+def to_input_on(
     device: torch.device, pictures: Sequence[Picture], preprocessing: Preprocessing
 ) -> NDArray[np.float32] | Tensor:
-    """Do as `stack`, for a network on that device.
+    """Do as `to_input`, for a network on that device.
 
     If all pictures are bytes, a GPU is sent these, a quarter of the float32 data, and scales and normalises them to the
     same values.
 
     Returns:
-        As `stack`; a tensor on the GPU, or else an array.
+        As `to_input`; a tensor on the GPU, or else an array.
     """
     if device.type != "cuda" or any(picture.dtype != np.uint8 for picture in pictures):
-        return stack(pictures, preprocessing)
+        return to_input(pictures, preprocessing)
     return normalise(_send(pictures, device).permute(0, 3, 1, 2), preprocessing)
 
 
@@ -296,7 +296,7 @@ def noise(preprocessing: Preprocessing, count: int = 1) -> Tensor:
     height, width = preprocessing.size or ANY_SIZE
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand((count, height, width, preprocessing.channels), generator=generator)
-    return torch.from_numpy(stack(list(pixels.numpy()), preprocessing))
+    return torch.from_numpy(to_input(list(pixels.numpy()), preprocessing))
 
 
 # torch resizes across first: of a column of 16 million pixels, to 224 pixels across, it would hold 11 GB in between.
@@ -340,7 +340,7 @@ def fit(picture: Picture, preprocessing: Preprocessing) -> Picture:
                 resized,
                 preprocessing.interpolation,
                 preprocessing.antialias,
-                is_exact=bool(preprocessing.resize),
+                by_pillow=bool(preprocessing.resize),
             )
         if part != resized:
             picture = _cut(picture, offset, part).copy()  # A view would keep the whole picture.
@@ -368,7 +368,7 @@ def resize(
     interpolation: str = "bilinear",
     antialias: bool = True,
     *,
-    is_exact: bool = False,
+    by_pillow: bool = False,
 ) -> Picture:
     """Resize on the CPU.
 
@@ -377,15 +377,15 @@ def resize(
         size: (H, W) wanted.
         interpolation: A name of `FILTERS`.
         antialias: Whether the filter widens where the picture is made smaller.
-        is_exact: Whether bytes are to be Pillow's to the level, as published recipes have them. torch's filter is up to
+        by_pillow: Whether bytes are resized by Pillow's own filter, as published recipes have it. torch's is up to
             two levels off in a few values of 100,000.
 
     Returns:
         (H, W, C) of that size, in the same dtype.
     """
     # Of grey bytes torch's filter takes up to three times as long.
-    is_pillows = is_exact or picture.shape[2] == 1 or interpolation == "bicubic"
-    if (is_pillows and picture.dtype == np.uint8 and antialias) or interpolation not in PLAIN:
+    uses_pillow = by_pillow or picture.shape[2] == 1 or interpolation == "bicubic"
+    if (uses_pillow and picture.dtype == np.uint8 and antialias) or interpolation not in PLAIN:
         return _resize_by_pillow(picture, size, interpolation)
     return resize_by_torch(picture, size, interpolation, antialias)
 

@@ -72,8 +72,8 @@ class Archive:
 
     def eager(self, device: torch.device | str) -> Eager:
         """Return the network in torch, on a device."""
-        reading = reads({**self.card, "layers": self.layers, "classes": self.classes})
-        return Eager(self.module, device=device, **reading)
+        card = {**self.card, "layers": self.layers, "classes": self.classes}
+        return Eager(self.module, device=device, **eager_arguments(card))
 
 
 def scores_of(card: Mapping[str, Any], classes: Sequence[str]) -> str:
@@ -81,7 +81,7 @@ def scores_of(card: Mapping[str, Any], classes: Sequence[str]) -> str:
     return str(card.get(KIND, SOFTMAX if classes else NONE))
 
 
-def reads(card: Mapping[str, Any]) -> dict[str, Any]:
+def eager_arguments(card: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `Eager` that say what is read of a network: layers, layouts, and where the scores are."""
     return {
         "layers": dict(card["layers"]),

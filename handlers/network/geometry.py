@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torchvision import ops
 from torchvision.models.feature_extraction import NodePathTracer
 
-from handlers.network.layouts import CHANNELS_FIRST, CHANNELS_LAST, read, turned_shape
+from handlers.network.layouts import CHANNELS_FIRST, CHANNELS_LAST, map_shape, parse
 from handlers.network.operations import Operation, of_function, watched
 from handlers.network.outputs import OUTPUT, node_of, select
 from handlers.network.receptive_fields import CONSTANT, MAP_AXES, Extent, Field, follow
@@ -147,11 +147,11 @@ class _Step:
 def _describe(step: _Step, layout: str) -> LayerGeometry:
     field = step.field if isinstance(step.field, Field) else None
     axes = field.axes if field else None
-    kind = read(layout).kind
+    kind = parse(layout).kind
     if field is None or field.axes != {CHANNELS_FIRST: MAP_AXES, CHANNELS_LAST: (1, 2)}.get(kind):
         field = None
     return LayerGeometry(
-        shape=step.shape if kind == CHANNELS_FIRST else turned_shape(step.shape, layout),
+        shape=step.shape if kind == CHANNELS_FIRST else map_shape(step.shape, layout),
         stride=field.stride if field else None,
         receptive_field=field.size if field else None,
         receptive_field_start=field.start if field else None,

@@ -33,7 +33,7 @@ from handlers.api.options import (
     Explain,
     Options,
 )
-from handlers.images.preprocessing import Picture, Preprocessing, noise, stack
+from handlers.images.preprocessing import Picture, Preprocessing, noise, to_input
 from handlers.network.engines.eager import Eager
 from handlers.network.engines.engine import Engine
 from handlers.network.geometry import LayerGeometry
@@ -213,7 +213,7 @@ class Explainer:
         if height * width > MAX_PIXELS:
             raise ImageTooLarge(f"pictures of more than {MAX_PIXELS:,} pixels are not explained; send a smaller one")
         target = result.top[0].index if asked.target is None else asked.target
-        image = torch.from_numpy(stack([picture], self._preprocessing)).to(self._network.device)  # (1, C, H, W)
+        image = torch.from_numpy(to_input([picture], self._preprocessing)).to(self._network.device)  # (1, C, H, W)
         with torch.inference_mode(False), torch.enable_grad():
             heat, delta = self._heat(asked, image, target, check)
         if self._preprocessing.bgr and len(heat) == 3:
@@ -232,7 +232,7 @@ class Explainer:
         if asked.method == GRAD_CAM:
             logits, made = self._network.forward_with_gradients(image, frozenset([asked.layer]))
             heat = methods.grad_cam(
-                made[asked.layer], logits, target, lambda values: self._network.turn(asked.layer, values)
+                made[asked.layer], logits, target, lambda values: self._network.to_maps(asked.layer, values)
             )
             if heat is None and logits.requires_grad:
                 raise BadRequest(f"the scores do not depend on the map of {asked.layer}; ask for an earlier layer")
@@ -286,18 +286,18 @@ class Explainer:
         if not maps:
             raise BadRequest("this model publishes no map of shape (C, h, w); occlusion and gradients do without")
         for name in reversed(wide):
-            if name not in self._network.layouts or not self._has_gradients or self._matters(name):
+            if name not in self._network.layouts or not self._has_gradients or self._scores_depend_on(name):
                 return name
         return (wide or maps)[-1]
 
-    def _matters(self, layer: str) -> bool:
+    def _scores_depend_on(self, layer: str) -> bool:
         """Tell whether the scores depend on a layer's map at all: a transformer's need not on its last patches."""
         if layer not in self._mattering:
             with torch.inference_mode(False), torch.enable_grad():
                 image = noise(self._preprocessing).to(self._network.device)
                 logits, made = self._network.forward_with_gradients(image, frozenset([layer]))
                 values = made[layer]
-                heat = methods.grad_cam(values, logits, 0, lambda part: self._network.turn(layer, part))
+                heat = methods.grad_cam(values, logits, 0, lambda part: self._network.to_maps(layer, part))
             self._mattering[layer] = heat is not None
         return self._mattering[layer]
 

@@ -14,7 +14,7 @@ from torchvision import models
 
 from archiver import packing
 from archiver.__main__ import main
-from archiver.external import look_up
+from archiver.external import look_up_torchvision
 from archiver.packing import ArchiveError
 from handlers.pipeline import Pipeline
 from handlers.wire import convscope_pb2 as wire
@@ -450,22 +450,22 @@ class TestTorchvision:
         assert json.loads(packed(tmp_path, "pets")["card.json"])["classes"] == []
 
     def test_a_weights_file_tells_which_weights_it_is_by_its_published_name(self) -> None:
-        assert look_up("efficientnet_b1").weights == "IMAGENET1K_V2"
-        older = look_up("efficientnet_b1", Path("somewhere/efficientnet_b1_rwightman-bac287d4.pth"))
+        assert look_up_torchvision("efficientnet_b1").weights == "IMAGENET1K_V2"
+        older = look_up_torchvision("efficientnet_b1", Path("somewhere/efficientnet_b1_rwightman-bac287d4.pth"))
         assert older.weights == "IMAGENET1K_V1"
         assert older.preprocessing.size == (240, 240)
 
     def test_its_builders_add_what_published_weights_need(self) -> None:
         file = Path(models.Inception_V3_Weights.DEFAULT.url)
-        assert look_up("inception_v3", file).arguments == {"transform_input": True}
+        assert look_up_torchvision("inception_v3", file).arguments == {"transform_input": True}
         large = Path(models.ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1.url)
-        assert look_up("vit_b_16", large).arguments == {"image_size": 384}
-        assert look_up("inception_v3", Path("own.pt"), {"transform_input": False}).arguments == {}
+        assert look_up_torchvision("vit_b_16", large).arguments == {"image_size": 384}
+        assert look_up_torchvision("inception_v3", Path("own.pt"), {"transform_input": False}).arguments == {}
         with pytest.raises(ArchiveError, match='add "transform_input": true to --arguments'):
-            look_up("googlenet", Path("own.pt"))
+            look_up_torchvision("googlenet", Path("own.pt"))
 
     def test_the_size_is_that_of_the_weights(self) -> None:
-        assert look_up("inception_v3").preprocessing.size == (299, 299)
+        assert look_up_torchvision("inception_v3").preprocessing.size == (299, 299)
 
     @pytest.mark.parametrize("name", ["resnet_18", "fcn_resnet50"])
     def test_a_name_that_is_none_is_explained(self, name: str, run: Run) -> None:

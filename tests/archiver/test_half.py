@@ -12,7 +12,7 @@ from archiver import packing
 from archiver.__main__ import main
 from archiver.contents import from_checkpoint
 from archiver.store import build
-from handlers.images.preprocessing import Preprocessing, stack
+from handlers.images.preprocessing import Preprocessing, to_input
 from handlers.networks import Deep
 from handlers.pipeline import Pipeline
 from tests.handlers.support import CIFAR_CLASSES, ask_json
@@ -64,7 +64,7 @@ def test_rounding_changes_scores_by_less_than_a_hundredth(trained: Path) -> None
     whole, half = Deep().eval(), Deep().eval()
     whole.load_state_dict(state)
     half.load_state_dict(packing.halved(state))
-    pictures = torch.from_numpy(stack([PICTURE], Preprocessing(3, 32, 32)))
+    pictures = torch.from_numpy(to_input([PICTURE], Preprocessing(3, 32, 32)))
     with torch.inference_mode():
         scores = whole(pictures), half(pictures)
     assert not torch.equal(*scores)

@@ -19,9 +19,9 @@ from torchvision.models.maxvit import MaxVit
 from archiver import graph, packing
 from archiver.__main__ import main
 from archiver.layouts import Layouts
-from handlers.images.preprocessing import Preprocessing, noise, stack
+from handlers.images.preprocessing import Preprocessing, noise, to_input
 from handlers.network.engines.eager import Eager
-from handlers.network.layouts import read, turn, turned_shape
+from handlers.network.layouts import map_shape, parse, to_maps
 from handlers.pipeline import Pipeline
 from handlers.settings import Settings
 from handlers.wire import convscope_pb2 as wire
@@ -190,19 +190,19 @@ def test_a_grid_that_is_given_is_taken_and_one_that_is_wrong_is_not() -> None:
 
 def test_a_layout_is_read_and_what_does_not_fit_is_said() -> None:
     values = torch.arange(2 * 7 * 3.0).reshape(2, 7, 3)
-    assert torch.equal(turn(values, "tokens:2x3+1")[1, :, 1, 0], values[1, 4])
-    assert torch.equal(turn(values, "extra_tokens:2x3+1")[:, :, 0, 0], values[:, 0])
-    assert torch.equal(turn(values, "extra_tokens:2x2+2")[1, :, :, 0], values[1, [0, 1, 6]].T)
-    assert turned_shape((7, 3), "extra_tokens:2x2+2") == (3, 3, 1)
-    assert turn(values, "plane").shape == (2, 1, 7, 3)
-    assert turn(values[:, 0], "vector").shape == (2, 3, 1, 1)
+    assert torch.equal(to_maps(values, "tokens:2x3+1")[1, :, 1, 0], values[1, 4])
+    assert torch.equal(to_maps(values, "extra_tokens:2x3+1")[:, :, 0, 0], values[:, 0])
+    assert torch.equal(to_maps(values, "extra_tokens:2x2+2")[1, :, :, 0], values[1, [0, 1, 6]].T)
+    assert map_shape((7, 3), "extra_tokens:2x2+2") == (3, 3, 1)
+    assert to_maps(values, "plane").shape == (2, 1, 7, 3)
+    assert to_maps(values[:, 0], "vector").shape == (2, 3, 1, 1)
     for wrong in ("last", "tokens", "tokens:0x3+1", "channels_last:2x2+0", "tokens:2x3"):
         with pytest.raises(ValueError, match="is no layout"):
-            read(wrong)
+            parse(wrong)
     with pytest.raises(ValueError, match="4 axes"):
-        turn(values, "channels_last")
+        to_maps(values, "channels_last")
     with pytest.raises(ValueError, match="more than the 7 tokens"):
-        turn(values, "tokens:2x3+2")
+        to_maps(values, "tokens:2x3+2")
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ def made_by(network: nn.Module, modules: Mapping[str, str], pixels: np.ndarray[A
     made: dict[str, Tensor] = {}
     for name, module in modules.items():
         network.get_submodule(module).register_forward_hook(lambda *given, name=name: made.update({name: given[2]}))
-    made["logits"] = network(torch.from_numpy(stack([pixels], INPUT)))
+    made["logits"] = network(torch.from_numpy(to_input([pixels], INPUT)))
     return made
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from archiver import graph, packing
 from archiver.__main__ import main
-from handlers.images.preprocessing import Preprocessing, stack
+from handlers.images.preprocessing import Preprocessing, to_input
 from handlers.pipeline import Pipeline
 from handlers.settings import Settings
 from handlers.wire import convscope_pb2 as wire
@@ -187,7 +187,7 @@ def by_hand(networks: dict[str, Any], name: str, **arguments: Any) -> nn.Module:
 
 
 def pictures() -> Tensor:
-    return torch.from_numpy(stack([PIXELS], Preprocessing(3, 16, 16)))
+    return torch.from_numpy(to_input([PIXELS], Preprocessing(3, 16, 16)))
 
 
 def top(service: Pipeline, **more: Any) -> Any:

@@ -18,7 +18,7 @@ from torch import nn
 from handlers.images.preprocessing import Preprocessing
 from handlers.networks.cifar import Cifar
 from handlers.ops import log
-from handlers.ops.log import JsonLines, Samples, quiet_torchserve, write_to_standard_output
+from handlers.ops.log import JsonLines, Samples, quiet_torchserve, set_up
 from handlers.ops.telemetry import Telemetry
 from handlers.pipeline import Pipeline
 from handlers.wire import convscope_pb2 as wire
@@ -42,7 +42,7 @@ def output(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     package = logging.getLogger("handlers")
     before = (package.handlers, package.level, package.propagate)
     monkeypatch.setattr(sys, "stdout", io.StringIO())
-    write_to_standard_output("cifar", "1.0")
+    set_up("cifar", "1.0")
     yield sys.stdout  # type: ignore[misc]
     package.handlers, package.level, package.propagate = before
 

@@ -18,7 +18,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from handlers.network.engines.engine import Maps, Torch
 from handlers.network.geometry import trace
-from handlers.network.layouts import CHANNELS_FIRST, turn
+from handlers.network.layouts import CHANNELS_FIRST, to_maps
 from handlers.network.outputs import OUTPUT, as_scores, node_of, select
 
 logger = logging.getLogger(__name__)
@@ -116,14 +116,14 @@ class Eager(Torch):
         if self._converts:
             images = images.to(dtype=self._dtype, memory_format=self._memory_format)
         found = self.extractor(layers)(images)
-        outputs = {name: self.turn(name, found[name]) for name in layers}
+        outputs = {name: self.to_maps(name, found[name]) for name in layers}
         if self.has_scores:
             outputs[SCORES] = as_scores(found[SCORES])
         return {name: values.float().contiguous() for name, values in outputs.items()}
 
-    def turn(self, name: str, values: Tensor) -> Tensor:
+    def to_maps(self, name: str, values: Tensor) -> Tensor:
         """Turn what the network makes for a layer, or its gradient, to maps (N, C, h, w)."""
-        return turn(values, self.layouts.get(name, CHANNELS_FIRST))
+        return to_maps(values, self.layouts.get(name, CHANNELS_FIRST))
 
     def forward_with_gradients(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor, Maps]:
         """Run the network once and keep the graph of what was computed; gradients must be enabled.
@@ -136,7 +136,7 @@ class Eager(Torch):
             layers: Public names of the maps wanted.
 
         Returns:
-            Scores (N, K), and for each layer what they were computed from, as the network made it: `turn` makes maps
+            Scores (N, K), and for each layer what they were computed from, as the network made it: `to_maps` makes maps
             of that and of its gradient.
         """
         if not images.requires_grad:  # No weight requires gradients, so the picture must.
