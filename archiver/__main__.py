@@ -40,7 +40,7 @@ from archiver.quiet import quiet_libraries
 from archiver.recipes import describe
 from archiver.store import build, check, refreshed, write
 from handlers.images.preprocessing import Preprocessing
-from handlers.network.archive import LAYOUTS, PROBABILITIES, VALUE, scores_of
+from handlers.network.archive import KIND, LAYOUTS, PROBABILITIES, VALUE, scores_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,7 +166,9 @@ def _summary(path: Path, files: Mapping[str, bytes]) -> str:
     kind = scores_of(card, classes)
     meaning = f", {kind}" + (", which the network gives itself" if card.get(PROBABILITIES) else "")
     named = "numbers" if kind == VALUE else "classes"
-    counted = f"{len(classes)}{meaning}" if classes else "none, so maps and no scores; --classes FILE names them"
+    counted = f"{len(classes)}{meaning}" if classes else "none, so maps and no scores"
+    if not classes and KIND not in card:
+        counted += "; --classes FILE names them"
     without = card.get(NO_GRADIENTS)
     explained = f"\nexplanations: by occlusion, not by gradients: {without}" if without else ""
     return (

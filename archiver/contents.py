@@ -166,7 +166,7 @@ class Contents:
 
     @cached_property
     def _proof(self) -> Proof:
-        logger.info("proving")
+        logger.info("testing the network")
         check_names(self.card)
         with self.network() as network:
             picture = noise(self.preprocessing)

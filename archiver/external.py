@@ -20,12 +20,12 @@ from torchvision import models
 from archiver import packing
 from archiver.architecture import find
 from archiver.contents import FORMAT, Contents
-from archiver.layouts import Layouts, check_said, extra_tokens_layout
+from archiver.layouts import Layouts, extra_tokens_layout
 from archiver.packages import complete, describe, find_named
 from archiver.packing import ArchiveError
 from archiver.proof import gives_probabilities
 from archiver.proposal import propose, table
-from archiver.recipes import of_torchvision, timm_preprocessing
+from archiver.recipes import find_timm, of_torchvision, timm_preprocessing
 from archiver.survey import listing, survey
 from archiver.weights import load
 from handlers.images.preprocessing import Preprocessing, noise
@@ -39,6 +39,7 @@ from handlers.network.archive import (
     SIGMOID,
     SOFTMAX,
 )
+from handlers.network.layouts import parse
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ class Published:
         preprocessing: The published recipe: how a picture is resized, cropped and normalised.
         classes: Labels in the order of the outputs; empty where nobody publishes what the outputs mean.
         arguments: Keyword arguments of the builder that go with the name.
+        is_guess: Whether a weights file has none of the names that the library publishes weights of the network under,
+            and other weights of it, with another recipe or other classes, may be meant.
     """
 
     architecture: str
@@ -69,6 +72,7 @@ class Published:
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     arguments: Mapping[str, object] = field(default_factory=dict)
+    is_guess: bool = False
 
 
 def look_up_torchvision(
@@ -106,8 +110,9 @@ def look_up_torchvision(
         )
     elif named and name.startswith("vit_"):  # Its grid of patches.
         own = {"image_size": entry.transforms().crop_size[0]}
-    preprocessing, classes = of_torchvision(entry.transforms()), tuple(entry.meta["categories"])
-    return Published(f"torchvision.models:{name}", entry.name, preprocessing, classes, own)
+    facts = [(of_torchvision(one.transforms()), tuple(one.meta["categories"])) for one in (entry, *entries)]
+    is_guess = state_dict is not None and not named and len(set(facts)) > 1
+    return Published(f"torchvision.models:{name}", entry.name, *facts[0], own, is_guess)
 
 
 def look_up_timm(name: str, arguments: Mapping[str, object]) -> Published:
@@ -124,17 +129,9 @@ def look_up_timm(name: str, arguments: Mapping[str, object]) -> Published:
     Raises:
         ArchiveError: timm is not installed, or has no such network or weights.
     """
-    try:
-        import timm
-    except ModuleNotFoundError as err:
-        raise ArchiveError("--timm needs the package timm: pip install timm") from err
-    renamed = {old: new for old, new in timm.models.get_deprecated_models().items() if new}
-    known = {*timm.list_models(), *timm.list_models(include_tags=True), *renamed}
-    if name not in known:
-        near = difflib.get_close_matches(name, sorted(known), 5, 0.6)
-        advice = f"it has {', '.join(near)}" if near else "timm.list_models() lists what it has"
-        raise ArchiveError(f"timm has no network {name!r}; {advice}")
-    name = renamed.get(name, name)
+    name = find_timm(name)
+    import timm
+
     network, _, tag = name.partition(".")
     entry = timm.models.model_entrypoint(network)
     published: Any = timm.models.get_pretrained_cfg(name) or timm.models.PretrainedCfg()  # With methods without types.
@@ -223,11 +220,13 @@ def from_network(
             layers, layouts = _laid_out(layers, finder)
         else:
             layers, layouts = _proposed(network, preprocessing, finder, take=layers == AUTO)
+    library = re.split(r"[.:]", found.reference)[0]
+    owner = f"{library}'s" if library in ("torchvision", "timm") else "the user's own"
     card = {
         "format": FORMAT,
         "model": name,
         "version": version,
-        "description": description or f"{found.reference}, a network of the user's own.",
+        "description": description or f"{found.reference}, a network of {owner}.",
         "architecture": found.reference,
         "arguments": constructor,
         "classes": list(classes),
@@ -256,8 +255,10 @@ def _meaning(
     if scores not in (None, *SCORES):
         raise ArchiveError(f"scores are {scores!r}; there are {', '.join(SCORES)}")
     if scores == NONE and (classes or output or probabilities is not None):
+        given = {"--classes": classes, "--output": output, "--probabilities": probabilities is not None}
         raise ArchiveError(
-            "with --scores none there are no scores, so no classes, no output and no probabilities of any"
+            "--scores none cannot be combined with --classes, --output or --probabilities: leave out "
+            + " and ".join(option for option, value in given.items() if value)
         )
     if not classes and (scores not in (None, NONE) or output or probabilities is not None):
         raise ArchiveError(
@@ -293,7 +294,7 @@ def _laid_out(layers: Mapping[str, str], finder: Layouts) -> tuple[dict[str, str
     layouts: dict[str, str] = {}
     for name, node in nodes.items():
         if name in said:
-            check_said(node, finder.shapes[node], said[name])
+            finder.check_size(parse(said[name]))
         elif node in unfit and len(finder.shapes[node]) in (2, 3):
             raise ArchiveError(
                 f"layer {name!r}: {node!r} is ({', '.join(map(str, ('N', *finder.shapes[node])))}): {unfit[node]}"

@@ -214,7 +214,11 @@ def check_layers(
             raise ArchiveError(f"layer {name!r}: the network has no node {node!r}\n{listing(found)}")
         shape, layout = found.shape_of(node), (layouts or {}).get(name, CHANNELS_FIRST)
         if shape is None or (layout == CHANNELS_FIRST and len(shape) != 3):
-            raise ArchiveError(f"layer {name!r}: {node!r} makes no map (1, C, h, w) of the picture\n{listing(found)}")
+            made = f" but {(1, *shape)}" if shape else ""
+            advice = "; if these are tokens (N, T, C), --tokens HxW+N says their grid" if len(shape or ()) == 2 else ""
+            raise ArchiveError(
+                f"layer {name!r}: {node!r} makes no map (1, C, h, w) of the picture{made}{advice}\n{listing(found)}"
+            )
         if node in found.overwritten:
             by = found.overwritten[node]
             raise ArchiveError(
@@ -295,10 +299,14 @@ def check_scores(
             "for the class, or --scores value if it is a number that is no score"
         )
     if gives_probabilities and not _is_share(scores):
-        raise ArchiveError(f"its outputs are said to be probabilities, and are not within 0 and 1: {_some(scores)}")
+        raise ArchiveError(
+            f"its outputs are said to be probabilities, and are not within 0 and 1: {_some(scores)}; say "
+            "--no-probabilities if they are logits"
+        )
     if gives_probabilities and kind == SOFTMAX and not _sums_to_one(scores):
         raise ArchiveError(
-            f"its outputs are said to have gone through a softmax, and their sum is not 1: {_some(scores)}"
+            f"its outputs are said to have gone through a softmax, and their sum is not 1: {_some(scores)}; say "
+            "--no-probabilities if they are logits, or --scores sigmoid if they went through a sigmoid"
         )
     if gives_probabilities or not _is_share(scores):
         return

@@ -109,10 +109,16 @@ class Preprocessing:
         Raises:
             ValueError: The fields contradict each other.
         """
-        if self.channels < 1 or (self.height is None) != (self.width is None):
-            raise ValueError("channels must be positive, height and width both set or both None")
-        if self.mean and (len(self.mean) != self.channels or len(self.std) != self.channels or 0 in self.std):
-            raise ValueError(f"mean and std need {self.channels} values each, std none that is 0")
+        if self.channels < 1:
+            raise ValueError("channels must be positive")
+        if (self.height is None) != (self.width is None):
+            raise ValueError("height and width must both be set or both be None")
+        given = len(self.mean), len(self.std)
+        if given not in ((0, 0), (self.channels, self.channels)) or 0 in self.std:
+            raise ValueError(
+                f"mean and std need {self.channels} values each (one a channel), none of std 0, or no values at all; "
+                f"got {given[0]} and {given[1]}"
+            )
         if len(self.resize) > 2 or any(side < 1 for side in self.resize):
             raise ValueError("resize must be the length of the shorter side, or height and width")
         if len(self.resize) == 2 and self.height is None:

@@ -446,8 +446,10 @@ class TestTorchvision:
         options = ("--arguments", '{"num_classes": 2}', "--layers", "a=features.1", "--name", "pets", *RANDOM)
         status, shown = run("--torchvision", "squeezenet1_1", "--size", "64x64", *options)
         assert status == 0, shown
-        assert "classes: none" in shown
-        assert json.loads(packed(tmp_path, "pets")["card.json"])["classes"] == []
+        assert "classes: none, so maps and no scores; --classes FILE names them" in shown
+        card = json.loads(packed(tmp_path, "pets")["card.json"])
+        assert card["classes"] == []
+        assert card["description"] == "torchvision.models:squeezenet1_1, a network of torchvision's."
 
     def test_a_weights_file_tells_which_weights_it_is_by_its_published_name(self) -> None:
         assert look_up_torchvision("efficientnet_b1").weights == "IMAGENET1K_V2"

@@ -19,6 +19,7 @@ from torchvision.models.maxvit import MaxVit
 from archiver import graph, packing
 from archiver.__main__ import main
 from archiver.layouts import Layouts
+from archiver.packing import ArchiveError
 from handlers.images.preprocessing import Preprocessing, noise, to_input
 from handlers.network.engines.eager import Eager
 from handlers.network.layouts import map_shape, parse, to_maps
@@ -147,9 +148,9 @@ def test_a_layout_is_found_and_turns_the_networks_own_tensor(
 @pytest.mark.parametrize(
     ("make", "size", "node", "why"),
     [
-        (maxvit, 64, "blocks.0.layers.0.layers.window_attention.add_1", "NODE@channels_last"),
-        (timm_vit, 64, "blocks.0.attn.q_norm", "NODE@channels_last"),
-        (timm_vit, 64, "patch_embed.flatten", "--tokens HxW"),
+        (maxvit, 64, "blocks.0.layers.0.layers.window_attention.add_1", "window_attention.add_1@channels_last"),
+        (timm_vit, 64, "blocks.0.attn.q_norm", "blocks.0.attn.q_norm@channels_last"),
+        (timm_vit, 64, "patch_embed.flatten", "--tokens HxW+N, or patch_embed.flatten@tokens:HxW+N"),
         (vit, 32, "expand", "--tokens HxW"),
     ],
 )
@@ -176,6 +177,8 @@ def test_tokens_are_no_grid_of_their_own_in_a_network_of_any_size() -> None:
     assert Layouts(Patches().eval(), Preprocessing(3, 24, 40)).find(["norm"])[0] == {"norm": "tokens:6x10+0"}
     _, unfit = Layouts(Patches().eval(), Preprocessing(3, None, None)).find(["norm"])
     assert "give --size" in unfit["norm"]
+    with pytest.raises(ArchiveError, match="give --size"):
+        Layouts(Patches().eval(), Preprocessing(3, None, None), "8x8+0")
 
 
 def test_a_grid_that_is_given_is_taken_and_one_that_is_wrong_is_not() -> None:
@@ -183,7 +186,9 @@ def test_a_grid_that_is_given_is_taken_and_one_that_is_wrong_is_not() -> None:
     network, node = timm_vit().eval(), "blocks.1.add_1"
     preprocessing = Preprocessing(3, 64, 64)
     assert Layouts(network, preprocessing, "4x4+1").find([node])[0] == {node: "tokens:4x4+1"}
-    assert "do not show in patches" in Layouts(network, preprocessing, "2x8+1").find([node])[1][node]
+    unfit = Layouts(network, preprocessing, "2x8+1").find([node])[1]
+    assert unfit[node].startswith("--tokens 2x8+1 does not fit: ")
+    assert "leave --tokens out" in unfit[node]
     mixed = "blocks.0.attn.proj"  # Attention before it is added: every patch holds a little of every other.
     assert mixed in Layouts(network, preprocessing).find([mixed])[1]
 
@@ -336,6 +341,9 @@ def test_equal_sizes_do_not_hide_which_axis_is_which(archive: Any, tmp_path: Pat
     status, said, _ = archive("Cube", "--layers", "turned=act@tokens:2x2+0")
     assert status == 1
     assert "takes 3 axes" in said
+    status, said, _ = archive("Cube", "--layers", "turned=act@tokens:2x2+0", "--size", "any")
+    assert status == 1
+    assert "give --size HxW" in said
 
 
 def test_a_layout_that_is_none_is_explained(archive: Any, capsys: pytest.CaptureFixture[str]) -> None:
