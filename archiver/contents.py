@@ -27,12 +27,22 @@ from archiver.proof import check_batch_independence, check_graph, check_rebuilt,
 from archiver.survey import Shape, batch_size, check_layers, check_scores, survey
 from archiver.weights import load_file, load_strictly
 from handlers.images.preprocessing import Preprocessing, noise
-from handlers.network.archive import KIND, LAYOUTS, OUTPUT_NAME, PROBABILITIES, VALUE, eager_arguments
+from handlers.network.archive import (
+    CARD,
+    FORMAT,
+    GRAPH,
+    KIND,
+    LAYOUTS,
+    OUTPUT_NAME,
+    PROBABILITIES,
+    VALUE,
+    WEIGHTS,
+    eager_arguments,
+)
 from handlers.network.engines.eager import Eager
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
 NO_GRADIENTS = "no_gradients"
 """In the card: why the network's scores have no gradients. It is not there where they have."""
 
@@ -105,14 +115,14 @@ class Contents:
         card = {name: value for name, value in self.card.items() if name != NO_GRADIENTS}
         if proof.no_gradients:
             card[NO_GRADIENTS] = proof.no_gradients
-        graph = {} if self.graph is None else {packing.GRAPH: self.graph}
+        graph = {} if self.graph is None else {GRAPH: self.graph}
         return {
             **packing.handler_files(),
             **self.architecture.sources,
             packing.MANIFEST: packing.manifest(self.card["model"], self.card["version"]),
-            packing.CARD: packing.to_json(card),
+            CARD: packing.to_json(card),
             packing.CONFIG: packing.model_config(batch),
-            packing.WEIGHTS: self.weights,
+            WEIGHTS: self.weights,
             **graph,
         }
 
@@ -239,17 +249,17 @@ def from_files(files: Mapping[str, bytes]) -> Contents:
     Raises:
         ArchiveError: It is no archive of ours.
     """
-    missing = [name for name in (packing.CARD, packing.WEIGHTS) if name not in files]
+    missing = [name for name in (CARD, WEIGHTS) if name not in files]
     if missing:
         raise ArchiveError(f"it holds no {' and no '.join(missing)}; it is not one of our archives")
-    card = json.loads(files[packing.CARD])
+    card = json.loads(files[CARD])
     if card.get("format") != FORMAT:
         raise ArchiveError(f"its card.json has format {card.get('format')!r}, not {FORMAT}")
     sources = {name: content for name, content in files.items() if not packing.is_ours(name)}
-    if ("graph" in card) != (packing.GRAPH in files):
-        raise ArchiveError(f"its card.json and its files disagree on whether there is a {packing.GRAPH}")
+    if ("graph" in card) != (GRAPH in files):
+        raise ArchiveError(f"its card.json and its files disagree on whether there is a {GRAPH}")
     architecture = Architecture(card["architecture"], sources)
-    return Contents(card, files[packing.WEIGHTS], architecture, files.get(packing.GRAPH))
+    return Contents(card, files[WEIGHTS], architecture, files.get(GRAPH))
 
 
 def check_names(card: Mapping[str, Any]) -> None:

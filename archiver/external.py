@@ -19,7 +19,7 @@ from torchvision import models
 
 from archiver import packing
 from archiver.architecture import find
-from archiver.contents import FORMAT, Contents
+from archiver.contents import Contents
 from archiver.layouts import Layouts, extra_tokens_layout
 from archiver.packages import complete, describe, find_named
 from archiver.packing import ArchiveError
@@ -30,6 +30,7 @@ from archiver.survey import listing, survey
 from archiver.weights import load
 from handlers.images.preprocessing import Preprocessing, noise
 from handlers.network.archive import (
+    FORMAT,
     KIND,
     LAYOUTS,
     NONE,
@@ -154,19 +155,19 @@ def from_network(
     name: str,
     layers: Mapping[str, str] | str,
     preprocessing: Preprocessing,
-    state_dict: Path | None = None,
-    ema: bool = False,
-    packages: Sequence[str] = (),
-    seed: int | None = None,
-    arguments: Mapping[str, object] | None = None,
-    classes: Sequence[str] = (),
-    scores: str | None = None,
-    probabilities: bool | None = None,
-    output: str = "",
-    tokens: str = "",
-    version: str = "1.0",
-    description: str = "",
-    report: Callable[[str], None] = lambda _: None,
+    state_dict: Path | None,
+    ema: bool,
+    packages: Sequence[str],
+    seed: int | None,
+    arguments: Mapping[str, object],
+    classes: Sequence[str],
+    scores: str | None,
+    probabilities: bool | None,
+    output: str,
+    tokens: str,
+    version: str,
+    description: str,
+    report: Callable[[str], None],
 ) -> Contents:
     """Take a network that `training.train` knows nothing of.
 
@@ -187,14 +188,14 @@ def from_network(
         output: Which of several tensors that the network returns is the scores: keys or indexes with dots between.
         tokens: The grid of patches, `14x14+1` for 14×14 after one other token; empty to find out.
         version: The model's version.
-        description: One sentence for the model card.
+        description: One sentence for the model card; empty for one that says whose the network is.
         report: Is told which weights of the file were taken, and what was left out.
 
     Raises:
         ArchiveError: The network cannot be built, the weights do not fit it, or no layers were asked for: the text then
             lists those there are and those proposed.
     """
-    constructor = dict(arguments or {})
+    constructor = dict(arguments)
     fetching = [name for name in _FETCHING if constructor.get(name)]
     if fetching and re.match(r"(torchvision|timm)\b", architecture):
         raise ArchiveError(f"a server must not download weights: leave out `{fetching[0]}` and give --state-dict")
@@ -203,7 +204,8 @@ def from_network(
     for package in packages:
         modules = find_named(package)
         named += modules
-        report("" if modules else f"not packed: {package}, which the serving image installs, in a version of its own")
+        if not modules:
+            report(f"not packed: {package}, which the serving image installs, in a version of its own")
     found = complete(find(architecture), constructor, noise(preprocessing), named)
     for line in describe(found):
         report(line)
@@ -212,7 +214,8 @@ def from_network(
         network = found.build(constructor)
         if state_dict is not None:
             logger.info("loading weights")
-            report(load(network, state_dict, ema=ema))
+            if taken := load(network, state_dict, ema=ema):
+                report(taken)
         weights = packing.weights(network.state_dict())
         meaning = _meaning(network.eval(), preprocessing, classes, scores, output, probabilities)
         finder = Layouts(network, preprocessing, tokens)

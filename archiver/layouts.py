@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 
 from archiver.packing import ArchiveError
 from handlers.images.preprocessing import Preprocessing, noise
-from handlers.network.geometry import LayerGeometry, layer_geometry, takes_hooks, trace
+from handlers.network.geometry import LayerGeometry, layer_geometry, trace
 from handlers.network.layouts import (
     CHANNELS_FIRST,
     CHANNELS_LAST,
@@ -35,6 +35,7 @@ from handlers.network.layouts import (
     Layout,
     parse,
 )
+from handlers.network.modules import watchable, watching
 from handlers.network.outputs import OUTPUT, tensors
 from handlers.network.receptive_fields import MAP_AXES
 
@@ -300,7 +301,8 @@ def _observe(network: nn.Module, preprocessing: Preprocessing, columns: tuple[in
         try:
             graph, names = trace(network)
         except Exception:  # Tracing runs the network's own Python, which may raise anything.
-            returned = _with_hooks(network, images, look)
+            with watching(watchable(network), lambda name, inputs, output: look(name, output)):
+                returned = network(images)
         else:
             returned = _Looking(graph, names, look).run(images)
     for name, value in tensors(returned):
@@ -318,18 +320,3 @@ class _Looking(fx.Interpreter):
         if n.name in self._names and n.op != "placeholder":
             self._look(self._names[n.name], value)
         return value
-
-
-def _with_hooks(network: nn.Module, images: Tensor, look: Any) -> object:
-    def hook(name: str) -> Any:
-        return lambda module, inputs, output: look(name, output)
-
-    modules: Iterable[tuple[str, nn.Module]] = [
-        (name, module) for name, module in network.named_modules() if name and takes_hooks(module)
-    ]
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules]
-    try:
-        return network(images)
-    finally:
-        for handle in handles:
-            handle.remove()

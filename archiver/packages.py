@@ -115,10 +115,7 @@ def find_named(name: str) -> list[str]:
     """
     top = name.split(".")[0]
     distributions = importlib.metadata.packages_distributions()
-    plain = re.sub(r"[-_.]+", "-", name).lower()
-    tops = [
-        one for one, names in distributions.items() if plain in (re.sub(r"[-_.]+", "-", of).lower() for of in names)
-    ]
+    tops = [one for one, names in distributions.items() if _normalise(name) in map(_normalise, names)]
     if top in SERVED or any(one in SERVED for one in tops):
         return []
     if is_installed(top):

@@ -7,7 +7,6 @@ batch, `C` channels, `H, W` picture pixels.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
@@ -35,7 +34,7 @@ ROUNDING = 1e-6
 _MOVES = ("View", "Squeeze", "Unsqueeze", "Reshape", "UnsafeView", "Alias", "Clone", "Select", "Slice", "Transpose")
 """How torch calls the derivatives of operations that only move values."""
 
-_SMALLEST = 1e-2  # A largest value below this counts as this: what is left of a difference of equals is only rounding.
+_SMALLEST = 1e-2  # A smaller largest value counts as this: equals that were subtracted leave nothing but rounding.
 _RUNS = 2  # Of the same picture again.
 _RUNS_IF_DRAWN = 30  # The same where random numbers were drawn: a dropout may spare a few scores several times.
 
@@ -150,15 +149,7 @@ def _is_rounding(engine: Eager, pictures: Tensor) -> bool:
     A batch of another size is summed in another order. Statistics of a norm that hardly vary make much of that.
     """
     try:
-        exact = Eager(
-            copy.deepcopy(engine.module),
-            engine.layers,
-            has_scores=engine.has_scores,
-            layouts=engine.layouts,
-            output=engine.output,
-            dtype=torch.float64,
-        )
-        return _compare_batches(exact, pictures)[1] <= ROUNDING
+        return _compare_batches(engine.copy(torch.float64), pictures)[1] <= ROUNDING
     except Exception:  # A network may insist on float32.
         return False
 

@@ -22,8 +22,9 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 from archiver.packing import ArchiveError
 from archiver.proof import check_mode, check_steady
 from handlers.network.archive import NONE, SIGMOID, SOFTMAX, VALUE
-from handlers.network.geometry import takes_hooks, trace
+from handlers.network.geometry import trace
 from handlers.network.layouts import CHANNELS_FIRST, map_shape
+from handlers.network.modules import stop_working_in_place, watchable, watching
 from handlers.network.outputs import OUTPUT, as_scores, node_of, select, tensors
 
 Shape = tuple[int, int, int]
@@ -102,9 +103,7 @@ def survey(network: nn.Module, picture: Tensor) -> Survey:
     """
     check_mode(network)
     check_inputs(network)
-    for part in network.modules():
-        if getattr(part, "inplace", False) is True:
-            part.inplace = False  # type: ignore[assignment]
+    stop_working_in_place(network)
     try:
         with torch.no_grad():
             network(torch.zeros_like(picture))  # Loading and readiness try a black one.
@@ -418,24 +417,16 @@ def _reason(err: Exception) -> str:
 
 
 def _survey_modules(network: nn.Module, picture: Tensor, trace_error: str) -> Survey:
-    """Look at the modules of a network that cannot be traced, with hooks that are gone afterwards."""
+    """Look at the modules of a network that cannot be traced."""
     taken: dict[str, tuple[Tensor, Tensor, int]] = {}
 
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.dim() in (3, 4):
-                taken[name] = (output, output.clone(), output._version)
+    def keep(name: str, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.dim() in (3, 4):
+            taken[name] = (output, output.clone(), output._version)
 
-        return hook
-
-    modules = [(name, module) for name, module in network.named_modules() if name and takes_hooks(module)]
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules]
-    try:
-        with torch.no_grad():
-            found = Survey(network(picture), nodes=[name for name, _ in modules], trace_error=trace_error)
-    finally:
-        for handle in handles:
-            handle.remove()
+    modules = watchable(network)
+    with watching(modules, keep), torch.no_grad():
+        found = Survey(network(picture), nodes=list(modules), trace_error=trace_error)
     for name, (tensor, copy, version) in taken.items():
         if len(tensor) == 1:
             found.node_shapes[name] = tuple(tensor.shape[1:])

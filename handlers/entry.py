@@ -9,8 +9,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from handlers.loading import load
 from handlers.ops import log
-from handlers.pipeline import Pipeline
 from handlers.settings import Settings
 from handlers.torchserve import patches
 
@@ -46,7 +46,7 @@ class ConvscopeHandler:
         properties = context.system_properties
         config = context.model_yaml_config or {}
         gpu = properties.get("gpu_id") if config.get("deviceType") != "cpu" else None
-        self._pipeline = Pipeline.load(
+        self._pipeline = load(
             Path(properties["model_dir"]),
             model=context.model_name,
             version=version,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from torchvision import ops
 from torchvision.models.feature_extraction import NodePathTracer
 
 from handlers.network.layouts import CHANNELS_FIRST, CHANNELS_LAST, map_shape, parse
+from handlers.network.modules import watchable, watching
 from handlers.network.operations import Operation, of_function, watched
 from handlers.network.outputs import OUTPUT, node_of, select
 from handlers.network.receptive_fields import CONSTANT, MAP_AXES, Extent, Field, follow
@@ -229,35 +230,23 @@ class _Walk(fx.Interpreter):
 
 
 def _run_with_hooks(model: nn.Module, layers: Mapping[str, str], images: Tensor) -> dict[str, _Step]:
-    """Run a network that cannot be traced, with a hook on every module; the hooks are gone afterwards."""
-    modules = {name: module for name, module in model.named_modules() if name and takes_hooks(module)}
+    """Run a network that cannot be traced, with a hook on every module."""
+    modules = watchable(model)
     _check({name: node for name, node in layers.items() if not node.startswith(OUTPUT)}, modules)
     found: dict[str, _Step] = {}
 
     with watched(model) as operations:
 
-        def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
-            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                if isinstance(output, Tensor):
-                    found[name] = _Step(tuple(output.shape[1:]), None, operations[-1] if operations else None)
+        def keep(name: str, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                found[name] = _Step(tuple(output.shape[1:]), None, operations[-1] if operations else None)
 
-            return hook
-
-        handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-        try:
+        with watching(modules, keep):
             returned = model(images)
-        finally:
-            for handle in handles:
-                handle.remove()
     for node in layers.values():
         if node.startswith(OUTPUT):
             found[node] = _Step(tuple(select(returned, node.removeprefix(OUTPUT)).shape[1:]), None, None)
     return found
-
-
-def takes_hooks(module: nn.Module) -> bool:
-    """Tell whether a module can be watched while it runs: a scripted one cannot."""
-    return not isinstance(module, torch.jit.ScriptModule)
 
 
 @contextmanager

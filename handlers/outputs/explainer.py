@@ -67,7 +67,6 @@ class Explainer:
         classes: Labels by index; empty for a network without classes, which has no score to explain.
         geometry: Of each published layer, in the order of the forward pass.
         has_gradients: Whether the scores have gradients with respect to the picture.
-        max_seconds: For the explanations of one batch.
     """
 
     def __init__(
@@ -79,7 +78,6 @@ class Explainer:
         geometry: Mapping[str, LayerGeometry],
         *,
         has_gradients: bool = True,
-        max_seconds: float = MAX_SECONDS,
     ) -> None:
         self._network = network
         self._engine = engine
@@ -87,7 +85,6 @@ class Explainer:
         self._classes = classes
         self._shapes = {name: layer.shape for name, layer in geometry.items()}
         self._has_gradients = has_gradients
-        self._max_seconds = max_seconds
         self._heads: dict[str, Tensor | None] = {}
         self._mattering: dict[str, bool] = {}
 
@@ -168,7 +165,7 @@ class Explainer:
         torch.set_num_threads(self._network.threads)
         try:
             for job in asking:
-                self._run(job, self._max_seconds / len(asking))
+                self._run(job, MAX_SECONDS / len(asking))
         finally:
             torch.set_num_threads(threads)
 
@@ -186,7 +183,7 @@ class Explainer:
         def check() -> None:
             if perf_counter() > ends:
                 raise BadRequest(
-                    f"the explanations took longer than the {self._max_seconds:g} s that those asked for together get; "
+                    f"the explanations took longer than the {MAX_SECONDS:g} s that those asked for together get; "
                     "ask for a larger step or fewer steps, or send fewer pictures"
                 )
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from archiver import graph, packing
 from archiver.__main__ import main
 from archiver.graph import missing_packages
+from handlers import loading
 from handlers.images.preprocessing import Preprocessing, to_input
 from handlers.pipeline import Pipeline
 from handlers.settings import Settings
@@ -114,7 +115,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
         def load(wanted: str) -> Pipeline:
             environment = {"CONVSCOPE_ENGINE": wanted, "CONVSCOPE_MAX_RESPONSE_BYTES": "50000000"}
-            return Pipeline.load(
+            return loading.load(
                 folder,
                 model=name,
                 version="1.0",

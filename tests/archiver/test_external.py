@@ -16,7 +16,7 @@ from archiver import packing
 from archiver.__main__ import main
 from archiver.external import look_up_torchvision
 from archiver.packing import ArchiveError
-from handlers.pipeline import Pipeline
+from handlers import loading
 from handlers.wire import convscope_pb2 as wire
 from tests.archiver.conftest import NET
 from tests.handlers.support import ask_json, ask_message
@@ -81,7 +81,7 @@ def test_an_archive_says_that_its_network_has_no_gradients(
         (tmp_path / "own" / place).write_bytes(content)
     monkeypatch.syspath_prepend(tmp_path / "own")
     config = {"convscope": {}}
-    service = Pipeline.load(tmp_path / "own", model="own", version="1.0", config=config, batch_size=1, gpu=None)
+    service = loading.load(tmp_path / "own", model="own", version="1.0", config=config, batch_size=1, gpu=None)
     del sys.modules["own_net"]
     assert ask_json(service, {"body": b""})["explanations"] == ["cam", "occlusion", "picture"]
     for method, code in (("input_gradient", "bad_request"), ("integrated_gradients", "bad_request"), ("occlusion", "")):

@@ -20,6 +20,7 @@ from archiver import graph, packing
 from archiver.__main__ import main
 from archiver.layouts import Layouts
 from archiver.packing import ArchiveError
+from handlers import loading
 from handlers.images.preprocessing import Preprocessing, noise, to_input
 from handlers.network.engines.eager import Eager
 from handlers.network.layouts import map_shape, parse, to_maps
@@ -233,7 +234,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         def load(engine: str) -> Pipeline:
             settings = Settings.from_environment({"CONVSCOPE_ENGINE": engine})
             kwargs: Any = {"config": {}, "batch_size": 1, "gpu": None, "settings": settings}
-            return Pipeline.load(folder, model=name.lower(), version="1.0", **kwargs)
+            return loading.load(folder, model=name.lower(), version="1.0", **kwargs)
 
         return status, said.out + said.err, load
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from archiver import graph, packing
 from archiver.__main__ import main
+from handlers import loading
 from handlers.images.preprocessing import Preprocessing, to_input
 from handlers.pipeline import Pipeline
 from handlers.settings import Settings
@@ -173,7 +174,7 @@ def archive(
         def load(engine: str = "torch") -> Pipeline:
             settings = Settings.from_environment({"CONVSCOPE_ENGINE": engine})
             kwargs: Any = {"config": {}, "batch_size": 1, "gpu": None, "settings": settings}
-            return Pipeline.load(folder, model=name.lower(), version="1.0", **kwargs)
+            return loading.load(folder, model=name.lower(), version="1.0", **kwargs)
 
         return status, said.out + said.err, load
 

@@ -22,9 +22,9 @@ from archiver.__main__ import main
 from archiver.arguments import parse
 from archiver.packing import ArchiveError
 from archiver.recipes import timm_preprocessing
+from handlers import loading
 from handlers.images.decoding import decode
 from handlers.images.preprocessing import Preprocessing
-from handlers.pipeline import Pipeline
 from handlers.settings import Settings
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import ask_message, cells, make_service
@@ -292,7 +292,7 @@ class TestCommandLine:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         monkeypatch.syspath_prepend(tmp_path / "unpacked")
-        service = Pipeline.load(
+        service = loading.load(
             tmp_path / "unpacked", model="own", version="1.0", config={}, batch_size=1, gpu=None, settings=Settings()
         )
         card = ask_message(service, wire.PredictRequest(describe=True)).card.input

@@ -465,7 +465,7 @@ def test_a_request_that_takes_too_long_ends_and_its_neighbours_are_answered(
     network: Cifar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = make_service(network, CIFAR_INPUT, CIFAR_CLASSES)
-    monkeypatch.setattr(service.explainer, "_max_seconds", 0.0)
+    monkeypatch.setattr(explainer, "MAX_SECONDS", 0.0)
     slow = wire.PredictRequest(pictures=[GOOD], explain=wire.Explain(method="occlusion"))
     plain = wire.PredictRequest(pictures=[GOOD], layers=["conv2"])
     rows = [{"request": bytearray(message.SerializeToString())} for message in (plain, slow, plain)]
