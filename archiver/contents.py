@@ -152,7 +152,7 @@ class Contents:
         """
         card = {name: value for name, value in self.card.items() if name != "graph"}
         found = replace(self, card=card if origin is None else {**card, "graph": origin}, graph=content)
-        if "_proof" in vars(self):  # It is of the network, which is the same.
+        if "_proof" in vars(self):  # The proof is of the network, and another graph does not change that.
             vars(found)["_proof"] = self._proof
         return found
 

@@ -104,8 +104,8 @@ def find_named(name: str) -> list[str]:
     """Find what `--package NAME` means.
 
     Args:
-        name: Of an installed distribution (`efficientnet-lite-pytorch`), of a package (`timm`), or of a module
-            (`timm.layers.attention`).
+        name: The name of a distribution (`efficientnet-lite-pytorch`), a package (`timm`) or a module
+            (`timm.layers.attention`), which must be installed.
 
     Returns:
         Names to import; none if the serving image installs it anyway.

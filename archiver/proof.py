@@ -29,10 +29,10 @@ TOLERANCE = 1e-4
 largest value. Passes of one and of two pictures sum in another order, and errors of layers add up."""
 
 ROUNDING = 1e-6
-"""The same for two answers that are computed in float64 and given in float32."""
+"""The same where both answers are computed in float64 and then rounded to float32."""
 
 _MOVES = ("View", "Squeeze", "Unsqueeze", "Reshape", "UnsafeView", "Alias", "Clone", "Select", "Slice", "Transpose")
-"""How torch calls the derivatives of operations that only move values."""
+"""Beginnings of the names that torch's graph of gradients has for operations that move values and compute nothing."""
 
 _SMALLEST = 1e-2  # A smaller largest value counts as this: equals that were subtracted leave nothing but rounding.
 _RUNS = 2  # Of the same picture again.

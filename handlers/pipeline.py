@@ -228,7 +228,7 @@ class Pipeline:
         good = [picture for picture in job.pictures if not isinstance(picture, RequestError)]
         if self._preprocessing.size is not None:
             size = len(good) * estimate_maps(job.layers, self._geometry, job.options, job.media_type)
-        else:  # Padding adds less to a large map than to the card's small one.
+        else:  # 0.9: what padding adds to the card's small maps does not grow with the picture.
             scales = [0.9 * prod(picture.shape[:2]) / prod(ANY_SIZE) for picture in good]
             size = sum(
                 estimate_maps(job.layers, self._geometry, job.options, job.media_type, scale) for scale in scales

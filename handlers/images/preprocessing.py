@@ -192,10 +192,11 @@ class Preprocessing:
         return np.array(self.mean, np.float32).reshape(shape), np.array(self.std, np.float32).reshape(shape)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON or a checkpoint; what a recipe does not say is not in them."""
+        """Return plain values for JSON or a checkpoint, without fields of the recipe that have their default."""
         given = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        recipe = {field.name: field.default for field in fields(self) if field.name not in _ALWAYS}
-        return {key: value for key, value in given.items() if key not in recipe or getattr(self, key) != recipe[key]}
+        defaults = {field.name: field.default for field in fields(self) if field.name not in _ALWAYS}
+        left_out = {key for key, default in defaults.items() if getattr(self, key) == default}
+        return {key: value for key, value in given.items() if key not in left_out}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
@@ -206,7 +207,7 @@ class Preprocessing:
         return cls(values["channels"], values["height"], values["width"], mean, std, **recipe)
 
 
-_ALWAYS = {"channels", "height", "width", "mean", "std"}  # In a card; archives of old hold nothing else.
+_ALWAYS = {"channels", "height", "width", "mean", "std"}  # In every card; one from before recipes has no more.
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:

@@ -149,7 +149,8 @@ def _describe(step: _Step, layout: str) -> LayerGeometry:
     field = step.field if isinstance(step.field, Field) else None
     axes = field.axes if field else None
     kind = parse(layout).kind
-    if field is None or field.axes != {CHANNELS_FIRST: MAP_AXES, CHANNELS_LAST: (1, 2)}.get(kind):
+    rows_and_columns = {CHANNELS_FIRST: MAP_AXES, CHANNELS_LAST: (1, 2)}.get(kind)  # Of a map; others have none.
+    if axes != rows_and_columns:
         field = None
     return LayerGeometry(
         shape=step.shape if kind == CHANNELS_FIRST else map_shape(step.shape, layout),

@@ -1,7 +1,7 @@
 """The predictor: runs all pictures of a batch through the network, and gives each picture its result.
 
-Requests and formats are unknown here. Axes: `N` batch, `C` channels,
-`H, W` picture pixels, `K` classes.
+It takes pictures and options from jobs and puts results into them; how these are encoded is unknown here. Axes: `N`
+batch, `C` channels, `H, W` picture pixels, `K` classes.
 """
 
 from __future__ import annotations

@@ -155,6 +155,8 @@ def test_a_network_of_torchvision_brings_no_source(run: Run, tmp_path: Path) -> 
         "width": 48,
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
+        "resize": [73, 55],  # 256 to 224 of the published recipe, in proportion.
+        "fit": "cover",
     }
 
 
