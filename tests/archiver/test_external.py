@@ -219,7 +219,7 @@ def test_without_layers_what_there_is_gets_listed(run: Run, net_file: Path, tmp_
         pytest.param(["--arguments", "{"], "not JSON", id="no JSON"),
         pytest.param(["--arguments", "[1]"], "not a JSON object", id="JSON of another kind"),
         pytest.param(["--size", "big"], "neither HEIGHTxWIDTH", id="size"),
-        pytest.param(["--mean", "0.5", "--std", "0.5"], "do not fit", id="mean of one channel"),
+        pytest.param(["--mean", "0.5", "--std", "0.5"], "3 values each (one a channel)", id="mean of one channel"),
         pytest.param(["--channels", "1"], "--channels", id="channels the network does not take"),
         pytest.param(["--name", "two words"], "part of a URL", id="name"),
         pytest.param(["--version", "1/2"], "part of a URL", id="version"),

@@ -142,6 +142,8 @@ def test_a_recipe_survives_json() -> None:
         ({"interpolation": "area"}, "one of nearest"),
         ({"interpolation": "lanczos", "antialias": False}, "only bilinear and bicubic"),
         ({"bgr": True, "channels": 1}, "not of 1"),
+        ({"std": (1, 1, 1)}, "mean and std need 3 values each .* got 0 and 3"),
+        ({"mean": (1, 1, 1)}, "mean and std need 3 values each .* got 3 and 0"),
     ],
 )
 def test_a_recipe_that_contradicts_itself_is_refused(values: dict[str, Any], words: str) -> None:
