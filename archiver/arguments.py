@@ -145,7 +145,7 @@ def _complete(arguments: argparse.Namespace) -> None:
         if arguments.torchvision and arguments.scores != NONE:
             arguments.labels = published.classes if arguments.arguments.get("num_classes", count) == count else ()
         arguments.name = arguments.name or arguments.torchvision
-        if published.is_guess and arguments.recipe is None:
+        if published.is_guess and not (arguments.recipe or arguments.resize or arguments.crop):
             taken = "preprocessing and labels" if arguments.labels and not arguments.classes else "preprocessing"
             print(
                 f"note: {arguments.state_dict.name} is none of the names that torchvision publishes weights of {name} "

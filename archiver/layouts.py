@@ -65,7 +65,7 @@ class Reading:
         share: How much of a cell's changes comes from the run whose patch lies at its place, on average; 0.25 if places
             made no difference.
         contrast: That share divided by the share of runs whose patch lies elsewhere in the cell's row, or in its
-            column, whichever is smaller; 0 if both axes have one cell, or nothing changes.
+            column, whichever gives less; 0 if both axes have one cell, or nothing changes.
         axes: How many of the two have more than one cell.
     """
 

@@ -234,6 +234,7 @@ class TestCommandLine:
             ("renamed.pth", ("--arguments", '{"num_classes": 2}'), "taken: preprocessing of IMAGENET1K_V2"),
             ("resnet50-0676ba61.pth", (), ""),
             ("renamed.pth", ("--preprocessing", "torchvision"), ""),
+            ("renamed.pth", ("--resize", "256"), ""),
         ],
     )
     def test_weights_by_another_name_than_the_published_are_told_as_what_they_are_taken(
