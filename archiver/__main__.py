@@ -40,7 +40,7 @@ from archiver.quiet import quiet_libraries
 from archiver.recipes import describe
 from archiver.store import build, check, refreshed, write
 from handlers.images.preprocessing import Preprocessing
-from handlers.network.archive import LAYOUTS, PROBABILITIES, VALUE, scores_of
+from handlers.network.archive import CARD, KIND, LAYOUTS, PROBABILITIES, VALUE, scores_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,8 +100,7 @@ def _progress() -> Iterator[None]:
 
 
 def _note(line: str) -> None:
-    if line:
-        print(line, file=sys.stderr)
+    print(line, file=sys.stderr)
 
 
 def _own(arguments: argparse.Namespace) -> Contents:
@@ -157,7 +156,7 @@ def _refresh_store(store: Path, engine: str | None) -> int:
 
 
 def _summary(path: Path, files: Mapping[str, bytes]) -> str:
-    card = json.loads(files[packing.CARD])
+    card = json.loads(files[CARD])
     layouts = card.get(LAYOUTS, {})
     layers = ", ".join(
         f"{name} = {node}" + (f" ({layouts[name]})" if name in layouts else "") for name, node in card["layers"].items()
@@ -166,7 +165,9 @@ def _summary(path: Path, files: Mapping[str, bytes]) -> str:
     kind = scores_of(card, classes)
     meaning = f", {kind}" + (", which the network gives itself" if card.get(PROBABILITIES) else "")
     named = "numbers" if kind == VALUE else "classes"
-    counted = f"{len(classes)}{meaning}" if classes else "none, so maps and no scores; --classes FILE names them"
+    counted = f"{len(classes)}{meaning}" if classes else "none, so maps and no scores"
+    if not classes and KIND not in card:
+        counted += "; --classes FILE names them"
     without = card.get(NO_GRADIENTS)
     explained = f"\nexplanations: by occlusion, not by gradients: {without}" if without else ""
     return (

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from archiver.external import AUTO, look_up, look_up_timm
+from archiver.external import AUTO, look_up_timm, look_up_torchvision
 from archiver.graph import ENGINES
 from archiver.packing import ArchiveError
-from archiver.recipes import TIMM, TORCHVISION, add_options, settle, timm_name, timm_preprocessing
+from archiver.recipes import (
+    TIMM,
+    TORCHVISION,
+    add_options,
+    resolve_preprocessing,
+    timm_name,
+    timm_preprocessing,
+    torchvision_name,
+)
 from archiver.store import STORE
 from handlers.images.decoding import DEFAULT_MAX_PIXELS
 from handlers.network.archive import NONE, SCORES
-from handlers.network.layouts import TOKENS, read
+from handlers.network.layouts import TOKENS
+from handlers.network.layouts import parse as parse_layout
 
 _OWN = "with --arch, --torchvision or --timm"
+_OF_RECIPE = ("channels", "size", "resize", "crop", "interpolation", "antialias", "bgr")
 
 
 def _keyword_arguments(text: str) -> dict[str, object]:
@@ -40,7 +51,7 @@ def _layers(text: str) -> dict[str, str] | str:
         _, at, word = node.strip().partition("@")
         if at and word != "channels_first":
             try:
-                read(word)
+                parse_layout(word)
             except ValueError as err:
                 raise argparse.ArgumentTypeError(str(err)) from err
     return {name.strip(): node.strip() for name, _, node in pairs}
@@ -49,7 +60,7 @@ def _layers(text: str) -> dict[str, str] | str:
 def _grid(text: str) -> str:
     grid = text if "+" in text else f"{text}+0"
     try:
-        read(f"{TOKENS}:{grid}")
+        parse_layout(f"{TOKENS}:{grid}")
     except ValueError as err:
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither HEIGHTxWIDTH in patches, nor that with +N for N other tokens before them: 14x14+1"
@@ -97,10 +108,13 @@ def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
         return arguments
     if (arguments.state_dict is None) == (arguments.random_weights is None):
         parser.error("give the weights with --state-dict FILE, or ask for none with --random-weights SEED")
+    if arguments.ema and arguments.state_dict is None:
+        parser.error("--ema chooses between the weights that a file holds: it goes with --state-dict")
     try:
         _complete(arguments)
     except ValueError as err:
-        parser.error(f"--channels, --size, --mean, --std and the recipe do not fit: {err}")
+        given = [f"--{name}" for name in _OF_RECIPE if getattr(arguments, name) not in (None, ())]
+        parser.error(f"{', '.join(given) or 'the recipe'}: {err}")
     except ArchiveError as err:
         parser.error(str(err))
     if not arguments.name:
@@ -122,21 +136,26 @@ def _complete(arguments: argparse.Namespace) -> None:
         arguments.arguments = {**published.arguments, **arguments.arguments}
         source, preprocessing = TIMM, published.preprocessing
         arguments.labels = () if arguments.scores == NONE else published.classes
-    elif arguments.torchvision is not None:
-        published = look_up(arguments.torchvision, arguments.state_dict, arguments.arguments)
+    elif name := arguments.torchvision or torchvision_name(arguments.arch):
+        published = look_up_torchvision(name, arguments.state_dict, arguments.arguments)
         arguments.arch = published.architecture
         arguments.arguments = {**published.arguments, **arguments.arguments}
-        arguments.name = arguments.name or arguments.torchvision
         source, preprocessing = TORCHVISION, published.preprocessing
         count = len(published.classes)
-        if arguments.scores != NONE and arguments.arguments.get("num_classes", count) == count:
-            arguments.labels = published.classes
+        if arguments.torchvision and arguments.scores != NONE:
+            arguments.labels = published.classes if arguments.arguments.get("num_classes", count) == count else ()
+        arguments.name = arguments.name or arguments.torchvision
+        if published.is_guess and not (arguments.recipe or arguments.resize or arguments.crop):
+            taken = "preprocessing and labels" if arguments.labels and not arguments.classes else "preprocessing"
+            print(
+                f"note: {arguments.state_dict.name} is none of the names that torchvision publishes weights of {name} "
+                f"under; taken: {taken} of {published.weights}. If others are meant, keep the published name of the "
+                "file, or give --resize, --crop, --interpolation, --mean and --std, and --classes",
+                file=sys.stderr,
+            )
     elif (timm := timm_name(arguments.arch, arguments.arguments)) is not None:
         source, preprocessing = TIMM, timm_preprocessing(timm, said)
-    elif arguments.recipe == TORCHVISION and arguments.arch.startswith("torchvision.models:"):
-        name = arguments.arch.partition(":")[2]
-        source, preprocessing = TORCHVISION, look_up(name, arguments.state_dict, arguments.arguments).preprocessing
-    arguments.preprocessing = settle(arguments, source, preprocessing)
+    arguments.preprocessing = resolve_preprocessing(arguments, source, preprocessing)
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -183,28 +202,38 @@ def _parser(description: str) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="an installed package or module that travels though its use was not found out; may be repeated",
+        help="pack this installed package too, if the archiver does not find that the network uses it; repeatable",
     )
     own.add_argument("--ema", action="store_true", help="take the moving average that FILE holds beside the weights")
-    own.add_argument("--random-weights", type=int, metavar="SEED", help="no weights: fresh ones from this seed")
-    own.add_argument("--classes", type=Path, metavar="FILE", help="one label a line; without, no scores are served")
+    own.add_argument(
+        "--random-weights",
+        type=int,
+        metavar="SEED",
+        help="initialise the network from this seed instead of reading weights",
+    )
+    own.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="one label a line, in the order of the outputs (default: those that the library publishes with "
+        "--torchvision or --timm, if the network has as many outputs; else none, and no scores are served)",
+    )
     own.add_argument(
         "--scores",
         choices=SCORES,
-        help="what the outputs mean: softmax: logits of classes of which one is right (default), sigmoid: logits of "
-        "classes that do not exclude each other, value: numbers that are no scores, which --classes names, none: "
-        "nothing of use (default without classes)",
+        help="what the outputs mean: softmax: mutually exclusive classes (default), sigmoid: multi-label classes, "
+        "value: regression, numbers that --classes names, none: nothing that is to be served (default without classes)",
     )
     own.add_argument(
         "--probabilities",
         action=argparse.BooleanOptionalAction,
-        help="whether the outputs went through that softmax or sigmoid in the network already, where it does not show",
+        help="the network applies the softmax or sigmoid itself (default: found out)",
     )
     own.add_argument(
         "--output",
         default="",
         metavar="KEY",
-        help="which is the scores, of a network that returns several tensors: keys or indexes with dots between",
+        help="key or index of the scores, if the network returns several tensors: heads.1",
     )
     own.add_argument(
         "--layers",
@@ -219,13 +248,17 @@ def _parser(description: str) -> argparse.ArgumentParser:
         "--tokens",
         type=_grid,
         metavar="HxW+N",
-        help="tokens are H×W patches, row by row, after N others (default: found out)",
+        help="grid of patches and number of extra tokens before them: 14x14+1 (default: found out)",
     )
     own.add_argument(
-        "--size", type=_size, metavar="HxW", help="the network's size, or any (default: the recipe's, else 224x224)"
+        "--size", type=_size, metavar="HxW|any", help="the network's size, or any (default: the recipe's, else 224x224)"
     )
     add_options(own)
-    own.add_argument("--channels", type=int, help="3 for colour (default), 1 for grey")
-    own.add_argument("--mean", type=_numbers, default=(), metavar="R,G,B", help="subtracted from values in 0..1")
-    own.add_argument("--std", type=_numbers, default=(), metavar="R,G,B", help="divided by after that")
+    own.add_argument(
+        "--channels", type=int, help="3 for colour, 1 for grey, others for arrays (default: the recipe's, else 3)"
+    )
+    own.add_argument(
+        "--mean", type=_numbers, default=(), metavar="M,...", help="one a channel: subtracted from values in 0..1"
+    )
+    own.add_argument("--std", type=_numbers, default=(), metavar="S,...", help="one a channel: divided by after that")
     return parser

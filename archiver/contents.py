@@ -23,16 +23,26 @@ from torch import nn
 from archiver import packing
 from archiver.architecture import Architecture, find
 from archiver.packing import ArchiveError
-from archiver.proof import check_company, check_graph, check_rebuilt, why_no_gradients
+from archiver.proof import check_batch_independence, check_graph, check_rebuilt, why_no_gradients
 from archiver.survey import Shape, batch_size, check_layers, check_scores, survey
 from archiver.weights import load_file, load_strictly
 from handlers.images.preprocessing import Preprocessing, noise
-from handlers.network.archive import KIND, LAYOUTS, OUTPUT_NAME, PROBABILITIES, VALUE, reads
+from handlers.network.archive import (
+    CARD,
+    FORMAT,
+    GRAPH,
+    KIND,
+    LAYOUTS,
+    OUTPUT_NAME,
+    PROBABILITIES,
+    VALUE,
+    WEIGHTS,
+    eager_arguments,
+)
 from handlers.network.engines.eager import Eager
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
 NO_GRADIENTS = "no_gradients"
 """In the card: why the network's scores have no gradients. It is not there where they have."""
 
@@ -62,8 +72,8 @@ _TRAINING_KEYS = (
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}")
 _LAYER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-_TAKEN = ("all", "none", "index", "label", "probability", "logit", "reply", "file", "allow_pickle")
-_TAKEN_ENDS = (".scale", ".offset", ".channels", ".npy")  # A layer is a member of an npz; these stand beside it.
+_RESERVED_NAMES = ("all", "none", "index", "label", "probability", "logit", "reply", "file", "allow_pickle")
+_RESERVED_ENDS = (".scale", ".offset", ".channels", ".npy")  # A layer is a member of an npz; these stand beside it.
 
 
 class Proof(NamedTuple):
@@ -105,14 +115,14 @@ class Contents:
         card = {name: value for name, value in self.card.items() if name != NO_GRADIENTS}
         if proof.no_gradients:
             card[NO_GRADIENTS] = proof.no_gradients
-        graph = {} if self.graph is None else {packing.GRAPH: self.graph}
+        graph = {} if self.graph is None else {GRAPH: self.graph}
         return {
             **packing.handler_files(),
             **self.architecture.sources,
             packing.MANIFEST: packing.manifest(self.card["model"], self.card["version"]),
-            packing.CARD: packing.to_json(card),
+            CARD: packing.to_json(card),
             packing.CONFIG: packing.model_config(batch),
-            packing.WEIGHTS: self.weights,
+            WEIGHTS: self.weights,
             **graph,
         }
 
@@ -142,7 +152,7 @@ class Contents:
         """
         card = {name: value for name, value in self.card.items() if name != "graph"}
         found = replace(self, card=card if origin is None else {**card, "graph": origin}, graph=content)
-        if "_proof" in vars(self):  # It is of the network, which is the same.
+        if "_proof" in vars(self):  # The proof is of the network, and another graph does not change that.
             vars(found)["_proof"] = self._proof
         return found
 
@@ -166,7 +176,7 @@ class Contents:
 
     @cached_property
     def _proof(self) -> Proof:
-        logger.info("proving")
+        logger.info("testing the network")
         check_names(self.card)
         with self.network() as network:
             picture = noise(self.preprocessing)
@@ -181,10 +191,10 @@ class Contents:
                 more=lambda: _more_answers(network, self.preprocessing),
             )
             try:
-                eager = Eager(network, **reads(self.card))
+                eager = Eager(network, **eager_arguments(self.card))
             except ValueError as err:  # A tensor is returned in a way that its graph does not show.
                 raise ArchiveError(f"{err}; return a dictionary or a tuple of tensors") from err
-            check_company(eager, self.preprocessing)
+            check_batch_independence(eager, self.preprocessing)
             no_gradients = why_no_gradients(eager, self.preprocessing) if eager.has_scores else ""
             with self.network() as again:  # Inside the first, whose random numbers are drawn: it draws others.
                 check_rebuilt(again, picture, found.output)
@@ -239,17 +249,17 @@ def from_files(files: Mapping[str, bytes]) -> Contents:
     Raises:
         ArchiveError: It is no archive of ours.
     """
-    missing = [name for name in (packing.CARD, packing.WEIGHTS) if name not in files]
+    missing = [name for name in (CARD, WEIGHTS) if name not in files]
     if missing:
         raise ArchiveError(f"it holds no {' and no '.join(missing)}; it is not one of our archives")
-    card = json.loads(files[packing.CARD])
+    card = json.loads(files[CARD])
     if card.get("format") != FORMAT:
         raise ArchiveError(f"its card.json has format {card.get('format')!r}, not {FORMAT}")
     sources = {name: content for name, content in files.items() if not packing.is_ours(name)}
-    if ("graph" in card) != (packing.GRAPH in files):
-        raise ArchiveError(f"its card.json and its files disagree on whether there is a {packing.GRAPH}")
+    if ("graph" in card) != (GRAPH in files):
+        raise ArchiveError(f"its card.json and its files disagree on whether there is a {GRAPH}")
     architecture = Architecture(card["architecture"], sources)
-    return Contents(card, files[packing.WEIGHTS], architecture, files.get(packing.GRAPH))
+    return Contents(card, files[WEIGHTS], architecture, files.get(GRAPH))
 
 
 def check_names(card: Mapping[str, Any]) -> None:
@@ -269,9 +279,9 @@ def check_names(card: Mapping[str, Any]) -> None:
             raise ArchiveError(
                 f"{layer[:120]!r} cannot be a layer's public name; use at most 100 letters, digits, - _ ."
             )
-        taken = (*_TAKEN, "value") if card.get(KIND) == VALUE else _TAKEN
-        if layer in taken or layer.endswith(_TAKEN_ENDS):
+        reserved = (*_RESERVED_NAMES, "value") if card.get(KIND) == VALUE else _RESERVED_NAMES
+        if layer in reserved or layer.endswith(_RESERVED_ENDS):
             raise ArchiveError(
                 f"{layer!r} cannot be a layer's public name: requests or replies have a word of their own for it; not "
-                f"{', '.join(taken)}, and nothing that ends in {', '.join(_TAKEN_ENDS)}"
+                f"{', '.join(reserved)}, and nothing that ends in {', '.join(_RESERVED_ENDS)}"
             )

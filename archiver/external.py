@@ -19,17 +19,18 @@ from torchvision import models
 
 from archiver import packing
 from archiver.architecture import find
-from archiver.contents import FORMAT, Contents
-from archiver.layouts import Layouts, check_said, extra
+from archiver.contents import Contents
+from archiver.layouts import Layouts, extra_tokens_layout
 from archiver.packages import complete, describe, find_named
 from archiver.packing import ArchiveError
 from archiver.proof import gives_probabilities
 from archiver.proposal import propose, table
-from archiver.recipes import of_torchvision, timm_preprocessing
+from archiver.recipes import find_timm, of_torchvision, timm_preprocessing
 from archiver.survey import listing, survey
 from archiver.weights import load
 from handlers.images.preprocessing import Preprocessing, noise
 from handlers.network.archive import (
+    FORMAT,
     KIND,
     LAYOUTS,
     NONE,
@@ -39,6 +40,7 @@ from handlers.network.archive import (
     SIGMOID,
     SOFTMAX,
 )
+from handlers.network.layouts import parse
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,8 @@ class Published:
         preprocessing: The published recipe: how a picture is resized, cropped and normalised.
         classes: Labels in the order of the outputs; empty where nobody publishes what the outputs mean.
         arguments: Keyword arguments of the builder that go with the name.
+        is_guess: Whether a weights file has none of the names that the library publishes weights of the network under,
+            and other weights of it, with another recipe or other classes, may be meant.
     """
 
     architecture: str
@@ -69,9 +73,12 @@ class Published:
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     arguments: Mapping[str, object] = field(default_factory=dict)
+    is_guess: bool = False
 
 
-def look_up(name: str, state_dict: Path | None = None, arguments: Mapping[str, object] | None = None) -> Published:
+def look_up_torchvision(
+    name: str, state_dict: Path | None = None, arguments: Mapping[str, object] | None = None
+) -> Published:
     """Look up a classifier of torchvision's.
 
     Args:
@@ -104,8 +111,9 @@ def look_up(name: str, state_dict: Path | None = None, arguments: Mapping[str, o
         )
     elif named and name.startswith("vit_"):  # Its grid of patches.
         own = {"image_size": entry.transforms().crop_size[0]}
-    preprocessing, classes = of_torchvision(entry.transforms()), tuple(entry.meta["categories"])
-    return Published(f"torchvision.models:{name}", entry.name, preprocessing, classes, own)
+    facts = [(of_torchvision(one.transforms()), tuple(one.meta["categories"])) for one in (entry, *entries)]
+    is_guess = state_dict is not None and not named and len(set(facts)) > 1
+    return Published(f"torchvision.models:{name}", entry.name, *facts[0], own, is_guess)
 
 
 def look_up_timm(name: str, arguments: Mapping[str, object]) -> Published:
@@ -122,17 +130,9 @@ def look_up_timm(name: str, arguments: Mapping[str, object]) -> Published:
     Raises:
         ArchiveError: timm is not installed, or has no such network or weights.
     """
-    try:
-        import timm
-    except ModuleNotFoundError as err:
-        raise ArchiveError("--timm needs the package timm: pip install timm") from err
-    renamed = {old: new for old, new in timm.models.get_deprecated_models().items() if new}
-    known = {*timm.list_models(), *timm.list_models(include_tags=True), *renamed}
-    if name not in known:
-        near = difflib.get_close_matches(name, sorted(known), 5, 0.6)
-        advice = f"it has {', '.join(near)}" if near else "timm.list_models() lists what it has"
-        raise ArchiveError(f"timm has no network {name!r}; {advice}")
-    name = renamed.get(name, name)
+    name = find_timm(name)
+    import timm
+
     network, _, tag = name.partition(".")
     entry = timm.models.model_entrypoint(network)
     published: Any = timm.models.get_pretrained_cfg(name) or timm.models.PretrainedCfg()  # With methods without types.
@@ -155,19 +155,19 @@ def from_network(
     name: str,
     layers: Mapping[str, str] | str,
     preprocessing: Preprocessing,
-    state_dict: Path | None = None,
-    ema: bool = False,
-    packages: Sequence[str] = (),
-    seed: int | None = None,
-    arguments: Mapping[str, object] | None = None,
-    classes: Sequence[str] = (),
-    scores: str | None = None,
-    probabilities: bool | None = None,
-    output: str = "",
-    tokens: str = "",
-    version: str = "1.0",
-    description: str = "",
-    report: Callable[[str], None] = lambda _: None,
+    state_dict: Path | None,
+    ema: bool,
+    packages: Sequence[str],
+    seed: int | None,
+    arguments: Mapping[str, object],
+    classes: Sequence[str],
+    scores: str | None,
+    probabilities: bool | None,
+    output: str,
+    tokens: str,
+    version: str,
+    description: str,
+    report: Callable[[str], None],
 ) -> Contents:
     """Take a network that `training.train` knows nothing of.
 
@@ -188,14 +188,14 @@ def from_network(
         output: Which of several tensors that the network returns is the scores: keys or indexes with dots between.
         tokens: The grid of patches, `14x14+1` for 14×14 after one other token; empty to find out.
         version: The model's version.
-        description: One sentence for the model card.
+        description: One sentence for the model card; empty for one that says whose the network is.
         report: Is told which weights of the file were taken, and what was left out.
 
     Raises:
         ArchiveError: The network cannot be built, the weights do not fit it, or no layers were asked for: the text then
             lists those there are and those proposed.
     """
-    constructor = dict(arguments or {})
+    constructor = dict(arguments)
     fetching = [name for name in _FETCHING if constructor.get(name)]
     if fetching and re.match(r"(torchvision|timm)\b", architecture):
         raise ArchiveError(f"a server must not download weights: leave out `{fetching[0]}` and give --state-dict")
@@ -204,7 +204,8 @@ def from_network(
     for package in packages:
         modules = find_named(package)
         named += modules
-        report("" if modules else f"not packed: {package}, which the serving image installs, in a version of its own")
+        if not modules:
+            report(f"not packed: {package}, which the serving image installs, in a version of its own")
     found = complete(find(architecture), constructor, noise(preprocessing), named)
     for line in describe(found):
         report(line)
@@ -213,7 +214,8 @@ def from_network(
         network = found.build(constructor)
         if state_dict is not None:
             logger.info("loading weights")
-            report(load(network, state_dict, ema=ema))
+            if taken := load(network, state_dict, ema=ema):
+                report(taken)
         weights = packing.weights(network.state_dict())
         meaning = _meaning(network.eval(), preprocessing, classes, scores, output, probabilities)
         finder = Layouts(network, preprocessing, tokens)
@@ -221,11 +223,13 @@ def from_network(
             layers, layouts = _laid_out(layers, finder)
         else:
             layers, layouts = _proposed(network, preprocessing, finder, take=layers == AUTO)
+    library = re.split(r"[.:]", found.reference)[0]
+    owner = f"{library}'s" if library in ("torchvision", "timm") else "the user's own"
     card = {
         "format": FORMAT,
         "model": name,
         "version": version,
-        "description": description or f"{found.reference}, a network of the user's own.",
+        "description": description or f"{found.reference}, a network of {owner}.",
         "architecture": found.reference,
         "arguments": constructor,
         "classes": list(classes),
@@ -254,8 +258,10 @@ def _meaning(
     if scores not in (None, *SCORES):
         raise ArchiveError(f"scores are {scores!r}; there are {', '.join(SCORES)}")
     if scores == NONE and (classes or output or probabilities is not None):
+        given = {"--classes": classes, "--output": output, "--probabilities": probabilities is not None}
         raise ArchiveError(
-            "with --scores none there are no scores, so no classes, no output and no probabilities of any"
+            "--scores none cannot be combined with --classes, --output or --probabilities: leave out "
+            + " and ".join(option for option, value in given.items() if value)
         )
     if not classes and (scores not in (None, NONE) or output or probabilities is not None):
         raise ArchiveError(
@@ -291,13 +297,13 @@ def _laid_out(layers: Mapping[str, str], finder: Layouts) -> tuple[dict[str, str
     layouts: dict[str, str] = {}
     for name, node in nodes.items():
         if name in said:
-            check_said(node, finder.shapes[node], said[name])
+            finder.check_size(parse(said[name]))
         elif node in unfit and len(finder.shapes[node]) in (2, 3):
             raise ArchiveError(
                 f"layer {name!r}: {node!r} is ({', '.join(map(str, ('N', *finder.shapes[node])))}): {unfit[node]}"
             )
         _add(published, layouts, name, node, said.get(name, found.get(node, "")))
-        beside = extra(found.get(node, ""), finder.shapes[node])
+        beside = extra_tokens_layout(found.get(node, ""), finder.shapes[node])
         if beside and name not in said:
             _add(published, layouts, f"{name}.extra", node, beside)
     return published, layouts
@@ -316,7 +322,7 @@ def _proposed(
     logger.info("looking for layers")
     picture = noise(preprocessing)
     found = survey(network, picture)
-    found.layouts, _ = finder.find(node for node in found.made if node not in found.overwritten)
+    found.layouts, _ = finder.find(node for node in found.node_shapes if node not in found.overwritten)
     _, channels, height, width = picture.shape
     proposals = propose(network, found, (channels, height, width))
     if take and proposals:
@@ -326,7 +332,7 @@ def _proposed(
             if one.chosen:
                 layout = found.layouts[one.node]
                 _add(layers, layouts, one.name, one.node, layout)
-                beside = extra(layout, found.made[one.node])
+                beside = extra_tokens_layout(layout, found.node_shapes[one.node])
                 if beside:
                     _add(layers, layouts, f"{one.name}.extra", one.node, beside)
         return layers, layouts

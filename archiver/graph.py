@@ -26,10 +26,11 @@ from archiver.contents import Contents
 from archiver.packing import ArchiveError
 from archiver.quiet import quiet_libraries
 from handlers.images.preprocessing import noise
-from handlers.network.archive import reads
+from handlers.network.archive import WEIGHTS, eager_arguments
 from handlers.network.engines.onnx import output_name
 from handlers.network.geometry import trace
-from handlers.network.layouts import CHANNELS_FIRST, turn
+from handlers.network.layouts import CHANNELS_FIRST, to_maps
+from handlers.network.modules import stop_working_in_place
 from handlers.network.outputs import OUTPUT, as_scores, node_of
 
 logger = logging.getLogger(__name__)
@@ -89,13 +90,11 @@ def _exported(contents: Contents) -> Contents:
     contents.prove()  # What is wrong with the model itself is said before the exporter says it in its own way.
     logger.info("exporting the graph")
     with contents.network() as network:
-        for part in network.modules():  # As the handler does: a map must not change after it was taken.
-            if getattr(part, "inplace", False) is True:
-                part.inplace = False  # type: ignore[assignment]
+        stop_working_in_place(network)  # As the handler does.
         graph = export(
             network,
             picture=noise(contents.preprocessing),
-            **reads(contents.card),
+            **eager_arguments(contents.card),
             any_size=contents.preprocessing.size is None,
         )
     found = contents.with_graph(graph.content, {"weights": list(graph.weights), "versions": dict(graph.versions)})
@@ -211,7 +210,7 @@ def _extractor(
         for node, layout in wanted:
             name = output_name(node, layout)
             if layout:
-                outputs[name] = extractor.graph.call_function(turn, (found[made[node]], layout))
+                outputs[name] = extractor.graph.call_function(to_maps, (found[made[node]], layout))
             else:
                 outputs.setdefault(name, found[made[node]])
     end.args = (tuple(outputs.values()),)
@@ -230,7 +229,7 @@ def _take_out(initializers: MutableSequence[Any], state: Mapping[str, Tensor]) -
             continue
         item.ClearField("raw_data")
         item.data_location = TensorProto.EXTERNAL
-        item.external_data.add(key="location", value="weights.pt")
+        item.external_data.add(key="location", value=WEIGHTS)
         names.append(item.name)
     return tuple(sorted(names))
 

@@ -1,13 +1,15 @@
 """Layouts found by proof: which axes of a network's tensors are places, seen from what a change of the picture does.
 
-A picture of noise is changed in one quarter of its height and one of its width, four times, never twice in the same
-row or column of quarters. Of every cell it is asked which share of its changes each of the four made. If two axes are
-rows and columns, that share is larger where the change belongs than beside it, along either axis; along an axis of
-channels it is not, whatever the sizes are. Of tokens that are patches in a grid the same shows which they are.
-Attention spreads a change over everything, but thinly. Where the difference is small, four other changes must agree.
+The input is random noise, divided into 4×4 patches. In four more runs a different patch is replaced by other noise, no
+two of them in the same row or column of patches. Every cell of a tensor then changes in these runs, by different
+amounts. If two of its axes are rows and columns, a cell changes most in the run whose patch lies at the cell's place,
+and less in those whose patch lies elsewhere in its row or column. Along an axis of channels nothing of that shows,
+whatever the sizes are. Tokens are read as every grid that they may be, and the one that fits best is taken. Attention
+lets a patch change every cell, but its own cells most. Where the difference is small, four more runs with other patches
+must agree.
 
-Nothing is asked of a tensor whose axes are known from the operations that led there. Axes: `N` batch, `C` channels, `h,
-w` map cells, `T` tokens, `P` = 4 places.
+No such run is needed for a tensor whose axes are known from the operations that led there.
+Axes: `N` batch, `C` channels, `h, w` map cells, `T` tokens, `P` = 4 places.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from torch import Tensor, fx, nn
 
 from archiver.packing import ArchiveError
 from handlers.images.preprocessing import Preprocessing, noise
-from handlers.network.geometry import LayerGeometry, layer_geometry, takes_hooks, trace
+from handlers.network.geometry import LayerGeometry, layer_geometry, trace
 from handlers.network.layouts import (
     CHANNELS_FIRST,
     CHANNELS_LAST,
@@ -31,9 +33,9 @@ from handlers.network.layouts import (
     TOKENS,
     VECTOR,
     Layout,
-    check,
-    read,
+    parse,
 )
+from handlers.network.modules import watchable, watching
 from handlers.network.outputs import OUTPUT, tensors
 from handlers.network.receptive_fields import MAP_AXES
 
@@ -41,8 +43,8 @@ UNTOLD = "which of its axes are places cannot be told from what it does"
 
 _ROWS = (0, 1, 2, 3)
 _COLUMNS = (2, 0, 3, 1), (1, 3, 0, 2)
-"""The quarter that is changed, of each place; the second four are for doubtful cases. The first are not in the order in
-which four windows of a picture would be counted."""
+"""Row and column, of four each, of the patch that each of the four runs replaces; the second columns are for doubtful
+cases. The first are in no order, as windows that a network cuts a picture into would be."""
 
 _CONTRAST = 1.2
 """By how much the share must be larger where the change belongs than beside it. With random weights, maps of
@@ -60,9 +62,10 @@ class Reading:
     """How well changes fit a reading of a tensor.
 
     Attributes:
-        share: Of the changes of a cell, which one made, where that one belongs; 0.25 if it were nowhere in particular.
-        contrast: That share by the one beside it along rows or along columns, the smaller of the two; 0 if both have
-            one cell, or nothing changes.
+        share: How much of a cell's changes comes from the run whose patch lies at its place, on average; 0.25 if places
+            made no difference.
+        contrast: That share divided by the share of runs whose patch lies elsewhere in the cell's row, or in its
+            column, whichever gives less; 0 if both axes have one cell, or nothing changes.
         axes: How many of the two have more than one cell.
     """
 
@@ -103,7 +106,8 @@ class Layouts:
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing, grid: str = "") -> None:
         self._network, self._preprocessing = network, preprocessing
-        self._grid = read(f"{TOKENS}:{grid}") if grid else None
+        self._grid = parse(f"{TOKENS}:{grid}") if grid else None
+        self.check_size(self._grid)
         self._seen: list[dict[str, Changes]] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._shape = preprocessing.channels, *noise(preprocessing).shape[2:]
@@ -131,6 +135,15 @@ class Layouts:
                 unfit[node] = str(err)
         return found, unfit
 
+    def check_size(self, layout: Layout | None) -> None:
+        """Check that the network has one size, if a layout is of tokens.
+
+        Raises:
+            ArchiveError: It has not.
+        """
+        if layout is not None and layout.grid[0] and self._preprocessing.size is None:
+            raise ArchiveError("tokens are another grid for a picture of another size; give --size HxW")
+
     def _find(self, node: str, shape: tuple[int, ...], geometry: LayerGeometry) -> str:
         if len(shape) == 1:
             return VECTOR
@@ -146,9 +159,9 @@ class Layouts:
             return self._of_two_axes(node, shape)
         made = geometry.operation
         by_convolution = made is not None and made.kind.startswith("Conv") and made.output_shape == shape
-        return self._of_three_axes(node, shape, by_convolution=by_convolution)
+        return self._of_three_axes(node, by_convolution=by_convolution)
 
-    def _of_three_axes(self, node: str, shape: tuple[int, ...], *, by_convolution: bool) -> str:
+    def _of_three_axes(self, node: str, *, by_convolution: bool) -> str:
         readings = {CHANNELS_FIRST: partial(_read, axis=1), CHANNELS_LAST: partial(_read, axis=0)}
         first, last = (reading(self._changes(node)) for reading in readings.values())
         for word, mine, other in ((CHANNELS_FIRST, first, last), (CHANNELS_LAST, last, first)):
@@ -157,14 +170,18 @@ class Layouts:
         if by_convolution and not last.fits(_CONTRAST):  # Its changes tell nothing, but a convolution made it.
             return CHANNELS_FIRST
         raise ArchiveError(
-            f"{UNTOLD}; if they are (h, w, C), say NODE@{CHANNELS_LAST}, if (C, h, w), say NODE@channels_first"
+            f"{UNTOLD}; if they are (h, w, C), say {node}@{CHANNELS_LAST}, if (C, h, w), say {node}@channels_first"
         )
 
     def _of_two_axes(self, node: str, shape: tuple[int, ...]) -> str:
         changes = self._changes(node)
         if self._grid is not None and self._grid.first + self._grid.patches <= shape[0]:
-            if _read_tokens(changes, self._grid).contrast < 1 < _read_tokens(changes, self._grid).axes:
-                raise ArchiveError(f"changes of the picture do not show in patches that lie as {self._grid} says")
+            reading = _read_tokens(changes, self._grid)
+            if reading.axes == 2 and reading.contrast < 1:
+                raise ArchiveError(
+                    f"--tokens {_spelt(self._grid)} does not fit: changing a part of the picture changes other patches "
+                    "than it predicts; leave --tokens out to have the grid found"
+                )
             return str(self._grid)
         grids = _grids(shape[0], self._shape[1], self._shape[2])
         ranked = sorted(((_read_tokens(changes, grid), grid) for grid in grids), key=lambda pair: -pair[0].share)
@@ -172,16 +189,15 @@ class Layouts:
             (best, grid), *others = ranked
             if others and best.share - 0.25 < _AHEAD * (others[0][0].share - 0.25):
                 raise ArchiveError(
-                    f"its {shape[0]} tokens may be patches as {grid} or as {others[0][1]} says: say --tokens "
-                    + str(grid).removeprefix(f"{TOKENS}:")
+                    f"its {shape[0]} tokens may be {_spelt(grid)} or {_spelt(others[0][1])}: say which with --tokens"
                 )
-            if self._preprocessing.size is None:
-                raise ArchiveError("its tokens are another grid for a picture of another size; give --size HxW")
+            self.check_size(grid)
             return str(grid)
         if self._is_sure(node, _read(changes, axis=0), partial(_read, axis=0)):
             return PLANE
         raise ArchiveError(
-            f"{UNTOLD}; if they are patches, say in which grid: --tokens HxW+N for H×W of them after N other tokens"
+            f"{UNTOLD}; if its {shape[0]} tokens are patches, say in which grid: --tokens HxW+N, or "
+            f"{node}@tokens:HxW+N, for H×W of them after N other tokens"
         )
 
     def _is_sure(self, node: str, found: Reading, again: Callable[[Changes], Reading]) -> bool:
@@ -193,28 +209,24 @@ class Layouts:
         while len(self._seen) <= times:
             self._seen.append(_observe(self._network, self._preprocessing, _COLUMNS[len(self._seen)]))
         if node not in self._seen[times]:
-            raise ArchiveError("its first axis is not the batch's")
+            raise ArchiveError(
+                "its first axis is not the batch (windows or heads are folded into it); publish the node after they "
+                "are merged again"
+            )
         return self._seen[times][node]
 
 
-def extra(word: str, shape: tuple[int, ...]) -> str:
+def extra_tokens_layout(word: str, shape: tuple[int, ...]) -> str:
     """Return the layout of the tokens beside the patches; empty where there are none, or no patches."""
-    layout = read(word)
+    layout = parse(word)
     if layout.kind != TOKENS or layout.patches == shape[0]:
         return ""
     return str(Layout(EXTRA_TOKENS, layout.grid, layout.first))
 
 
-def check_said(node: str, shape: tuple[int, ...], word: str) -> None:
-    """Check that a tensor can have the layout that the user says.
-
-    Raises:
-        ArchiveError: It cannot.
-    """
-    try:
-        check(shape, read(word))
-    except ValueError as err:
-        raise ArchiveError(f"{node!r} cannot be read so: {err}") from err
+def _spelt(grid: Layout) -> str:
+    """Return a grid as `--tokens` takes it."""
+    return str(grid).removeprefix(f"{TOKENS}:")
 
 
 def _read(changes: Changes, axis: int) -> Reading:
@@ -270,7 +282,7 @@ def _grids(tokens: int, height: int, width: int) -> list[Layout]:
 def _observe(network: nn.Module, preprocessing: Preprocessing, columns: tuple[int, ...]) -> dict[str, Changes]:
     """Run the network once on a picture and its four changes, and see what these do to its tensors.
 
-    Left out are tensors that have not three or four axes, or whose first axis is not the batch's.
+    Left out are tensors that have not three or four axes, or whose first axis is not the batch.
     """
     picture, other = torch.split(noise(preprocessing, 2), 1)
     height, width = picture.shape[2:]
@@ -289,7 +301,8 @@ def _observe(network: nn.Module, preprocessing: Preprocessing, columns: tuple[in
         try:
             graph, names = trace(network)
         except Exception:  # Tracing runs the network's own Python, which may raise anything.
-            returned = _with_hooks(network, images, look)
+            with watching(watchable(network), lambda name, inputs, output: look(name, output)):
+                returned = network(images)
         else:
             returned = _Looking(graph, names, look).run(images)
     for name, value in tensors(returned):
@@ -307,18 +320,3 @@ class _Looking(fx.Interpreter):
         if n.name in self._names and n.op != "placeholder":
             self._look(self._names[n.name], value)
         return value
-
-
-def _with_hooks(network: nn.Module, images: Tensor, look: Any) -> object:
-    def hook(name: str) -> Any:
-        return lambda module, inputs, output: look(name, output)
-
-    modules: Iterable[tuple[str, nn.Module]] = [
-        (name, module) for name, module in network.named_modules() if name and takes_hooks(module)
-    ]
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules]
-    try:
-        return network(images)
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -104,8 +104,8 @@ def find_named(name: str) -> list[str]:
     """Find what `--package NAME` means.
 
     Args:
-        name: Of an installed distribution (`efficientnet-lite-pytorch`), of a package (`timm`), or of a module
-            (`timm.layers.attention`).
+        name: The name of a distribution (`efficientnet-lite-pytorch`), a package (`timm`) or a module
+            (`timm.layers.attention`), which must be installed.
 
     Returns:
         Names to import; none if the serving image installs it anyway.
@@ -115,10 +115,7 @@ def find_named(name: str) -> list[str]:
     """
     top = name.split(".")[0]
     distributions = importlib.metadata.packages_distributions()
-    plain = re.sub(r"[-_.]+", "-", name).lower()
-    tops = [
-        one for one, names in distributions.items() if plain in (re.sub(r"[-_.]+", "-", of).lower() for of in names)
-    ]
+    tops = [one for one, names in distributions.items() if _normalise(name) in map(_normalise, names)]
     if top in SERVED or any(one in SERVED for one in tops):
         return []
     if is_installed(top):

@@ -21,14 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from handlers.network.archive import CARD, GRAPH, WEIGHTS
+
 HANDLERS = Path(__file__).resolve().parents[1] / "handlers"
 
-CARD = "card.json"
 CONFIG = "model-config.yaml"
 ENTRY = "convscope_entry.py"
-GRAPH = "graph.onnx"
 MANIFEST = "MAR-INF/MANIFEST.json"
-WEIGHTS = "weights.pt"
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # The earliest a zip can say.
 _TORCHSERVE = "0.12.0"
@@ -82,12 +81,12 @@ def write(path: Path, content: bytes) -> None:
         raise
 
 
-def handler_files(handlers: Path = HANDLERS) -> dict[str, bytes]:
+def handler_files() -> dict[str, bytes]:
     """Return the code every archive holds: the package `handlers/`, and the entry file TorchServe imports."""
-    found = sorted(path for path in handlers.rglob("*.py") if "__pycache__" not in path.parts)
-    files = {f"handlers/{path.relative_to(handlers).as_posix()}": path.read_bytes() for path in found}
+    found = sorted(path for path in HANDLERS.rglob("*.py") if "__pycache__" not in path.parts)
+    files = {f"handlers/{path.relative_to(HANDLERS).as_posix()}": path.read_bytes() for path in found}
     if "handlers/entry.py" not in files:
-        raise ArchiveError(f"{handlers} has no entry.py, which TorchServe calls")
+        raise ArchiveError(f"{HANDLERS} has no entry.py, which TorchServe calls")
     return files | {ENTRY: files["handlers/entry.py"]}
 
 
@@ -107,12 +106,12 @@ def manifest(model: str, version: str) -> bytes:
     return to_json(content)
 
 
-def model_config(batch_size: int, handlers: Path = HANDLERS) -> bytes:
+def model_config(batch_size: int) -> bytes:
     """Return `handlers/model-config.yaml` with its batchSize filled in."""
-    template = (handlers / CONFIG).read_text(encoding="utf-8")
+    template = (HANDLERS / CONFIG).read_text(encoding="utf-8")
     text, count = re.subn(r"^batchSize: \d+$", f"batchSize: {batch_size}", template, flags=re.MULTILINE)
     if count != 1:
-        raise ArchiveError(f"{handlers / CONFIG} must have exactly one line `batchSize: <number>`, it has {count}")
+        raise ArchiveError(f"{HANDLERS / CONFIG} must have exactly one line `batchSize: <number>`, it has {count}")
     return text.encode()
 
 

@@ -7,7 +7,6 @@ batch, `C` channels, `H, W` picture pixels.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from archiver.packing import ArchiveError
 from handlers.images.preprocessing import Preprocessing, noise
-from handlers.network.archive import SIGMOID, SOFTMAX, reads
+from handlers.network.archive import SIGMOID, SOFTMAX, eager_arguments
 from handlers.network.engines.choice import check
 from handlers.network.engines.eager import Eager
 from handlers.network.engines.engine import Engine
@@ -30,12 +29,12 @@ TOLERANCE = 1e-4
 largest value. Passes of one and of two pictures sum in another order, and errors of layers add up."""
 
 ROUNDING = 1e-6
-"""The same for two answers that are computed in float64 and given in float32."""
+"""The same where both answers are computed in float64 and then rounded to float32."""
 
 _MOVES = ("View", "Squeeze", "Unsqueeze", "Reshape", "UnsafeView", "Alias", "Clone", "Select", "Slice", "Transpose")
-"""How torch calls the derivatives of operations that only move values."""
+"""Beginnings of the names that torch's graph of gradients has for operations that move values and compute nothing."""
 
-_SMALLEST = 1e-2  # A largest value below this counts as this: what is left of a difference of equals is only rounding.
+_SMALLEST = 1e-2  # A smaller largest value counts as this: equals that were subtracted leave nothing but rounding.
 _RUNS = 2  # Of the same picture again.
 _RUNS_IF_DRAWN = 30  # The same where random numbers were drawn: a dropout may spare a few scores several times.
 
@@ -74,7 +73,7 @@ def check_steady(network: nn.Module, picture: Tensor) -> Any:
         answer = network(picture)
         drawn = not torch.equal(torch.random.get_rng_state(), before)
         for _ in range(_RUNS_IF_DRAWN if drawn else _RUNS):
-            if not _off(network(picture), answer) <= TOLERANCE:
+            if not _largest_difference(network(picture), answer) <= TOLERANCE:
                 raise ArchiveError(
                     "its forward pass is random, or keeps something from one picture to the next: the same picture was "
                     "answered otherwise the second time; for dropout use nn.Dropout, which eval() ends"
@@ -95,14 +94,14 @@ def check_rebuilt(network: nn.Module, picture: Tensor, answer: object) -> None:
     """
     with torch.no_grad():
         found = network(picture)
-    if not _off(found, answer) <= TOLERANCE:
+    if not _largest_difference(found, answer) <= TOLERANCE:
         raise ArchiveError(
             "built twice with the same weights, the network gives two answers: its constructor makes random values "
             "that the state dict does not hold; make them parameters, or buffers that are persistent"
         )
 
 
-def check_company(engine: Engine, preprocessing: Preprocessing) -> None:
+def check_batch_independence(engine: Engine, preprocessing: Preprocessing) -> None:
     """Check that what a picture is answered does not depend on what else is in the batch.
 
     Args:
@@ -114,7 +113,7 @@ def check_company(engine: Engine, preprocessing: Preprocessing) -> None:
     """
     pictures = noise(preprocessing, 2)
     pictures[1] *= 0.5  # What is taken of a whole batch, a largest value say, is nearly the same in two of a kind.
-    what, off = _compare_company(engine, pictures)
+    what, off = _compare_batches(engine, pictures)
     if off <= TOLERANCE or (isinstance(engine, Eager) and _is_rounding(engine, pictures)):
         return
     raise ArchiveError(
@@ -123,7 +122,7 @@ def check_company(engine: Engine, preprocessing: Preprocessing) -> None:
     )
 
 
-def _compare_company(engine: Engine, pictures: Tensor) -> tuple[str, float]:
+def _compare_batches(engine: Engine, pictures: Tensor) -> tuple[str, float]:
     """Return what differs most between two pictures together and each alone, and by how much.
 
     Raises:
@@ -139,7 +138,7 @@ def _compare_company(engine: Engine, pictures: Tensor) -> tuple[str, float]:
                     f"two pictures in one pass give {what} of shape {tuple(found.shape)}, and one alone of shape "
                     f"{tuple(expected.shape)}: the first axis must be the batch's, as in images.flatten(1)"
                 )
-            off = _off(found[number : number + 1], expected)
+            off = _largest_difference(found[number : number + 1], expected)
             worst = max(worst, (what, off), key=lambda pair: pair[1])
     return worst
 
@@ -150,15 +149,7 @@ def _is_rounding(engine: Eager, pictures: Tensor) -> bool:
     A batch of another size is summed in another order. Statistics of a norm that hardly vary make much of that.
     """
     try:
-        exact = Eager(
-            copy.deepcopy(engine.module),
-            engine.layers,
-            has_scores=engine.has_scores,
-            layouts=engine.layouts,
-            output=engine.output,
-            dtype=torch.float64,
-        )
-        return _compare_company(exact, pictures)[1] <= ROUNDING
+        return _compare_batches(engine.copy(torch.float64), pictures)[1] <= ROUNDING
     except Exception:  # A network may insist on float32.
         return False
 
@@ -178,11 +169,11 @@ def check_graph(content: bytes, card: Mapping[str, Any], network: nn.Module, pre
     if find_spec("onnxruntime") is None:
         return
     try:
-        eager = Eager(network, **reads(card))
+        eager = Eager(network, **eager_arguments(card))
         graph = Graph(content, tuple(card["graph"]["weights"]))
         session = Session(graph, network, eager.layers, has_scores=eager.has_scores, layouts=eager.layouts)
         check(session, eager, noise(preprocessing, 3))
-        check_company(session, preprocessing)
+        check_batch_independence(session, preprocessing)
         if preprocessing.size is None:
             check(session, eager, noise(replace(preprocessing, height=41, width=56)))
     except Exception as err:  # ONNX Runtime raises what it likes.
@@ -259,15 +250,15 @@ def _answers(engine: Engine, pictures: Tensor, failing: str) -> list[tuple[str, 
     return named + [(f"the maps of {name}", maps[name]) for name in engine.layers]
 
 
-def _off(found: object, expected: object) -> float:
+def _largest_difference(found: object, expected: object) -> float:
     """Return the largest difference of any cell, as a share of the largest finite value expected; inf where another."""
     pairs = list(_leaves(found)), list(_leaves(expected))
     if [one.shape for one in pairs[0]] != [other.shape for other in pairs[1]]:
         return torch.inf
-    return max((_off_tensor(one, other) for one, other in zip(*pairs, strict=True)), default=0.0)
+    return max((_difference(one, other) for one, other in zip(*pairs, strict=True)), default=0.0)
 
 
-def _off_tensor(found: Tensor, expected: Tensor) -> float:
+def _difference(found: Tensor, expected: Tensor) -> float:
     found, expected = found.double(), expected.double()
     differ = ~((found == expected) | (found.isnan() & expected.isnan()))
     if not differ.any():

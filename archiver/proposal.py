@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from archiver.survey import Survey
 from handlers.network.geometry import LayerGeometry, layer_geometry, trace
-from handlers.network.layouts import TOKENS, read
+from handlers.network.layouts import TOKENS, parse
 from handlers.network.receptive_fields import is_pointwise
 
 MANY = 10
@@ -93,7 +93,7 @@ def _choose(layers: list[LayerGeometry]) -> set[int]:
         positions.setdefault(layer.shape[1:], []).append(position)
     chosen = {0, *(alike[-1] for alike in positions.values())}
     for alike in positions.values():
-        tokens = [position for position in alike if read(layers[position].layout).kind == TOKENS]
+        tokens = [position for position in alike if parse(layers[position].layout).kind == TOKENS]
         # They keep one size to the end, and of the last the classes may depend on the class token alone.
         chosen |= {tokens[len(tokens) * part // 4] for part in range(1, 4) if len(tokens) > MANY} | {*tokens[-2:-1]}
     return chosen
@@ -130,8 +130,8 @@ def _units_of_graph(network: nn.Module, maps: Mapping[str, LayerGeometry]) -> It
 def _narrows(graph: fx.GraphModule) -> list[tuple[fx.Node, bool]]:
     """Return the nodes that all data passes, in order, and whether each follows directly on the one before."""
     order = {node: position for position, node in enumerate(graph.graph.nodes)}
-    flowing: set[fx.Node] = set()  # What a pixel has a part in.
-    picture = next(node for node in order if node.op == "placeholder")  # Others have defaults, and no picture in them.
+    flowing: set[fx.Node] = set()  # Nodes whose value is computed from the picture.
+    picture = next(node for node in order if node.op == "placeholder")  # Other inputs have defaults.
     for node in order:
         if node is picture or (flowing.intersection(node.all_input_nodes) and not _is_number(node)):
             flowing.add(node)
@@ -145,7 +145,8 @@ def _narrows(graph: fx.GraphModule) -> list[tuple[fx.Node, bool]]:
             waiting += [source for source in node.all_input_nodes if source in flowing]
     nodes = [node for node in order if node in needed and node in flowing and node.op != "output"]
     narrows = []
-    reach = alone = 0  # The last position that data from before this node goes to, past it; nodes since the last one.
+    reach = 0  # The last position at which a value made before this node is used.
+    alone = 0  # Nodes since the last narrow.
     for node in nodes:
         alone += 1
         if reach <= order[node]:

@@ -1,7 +1,7 @@
 """Quiet: warnings and log lines of libraries are not shown while a network is archived.
 
 They tell of what a user cannot change. A warning that points at a line of the user's own file may say something about
-the network, so it stays.
+the network, so it stays, unless it is of a kind that Python itself hides, such as a DeprecationWarning.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def quiet_libraries(tell: Callable[[str], None] = lambda _: None) -> Iterator[No
     Python's own option `-W` and `PYTHONWARNINGS` go before: with either, warnings are shown as it says.
 
     Args:
-        tell: Is told each warning that points at the source of the network that is being archived, once.
+        tell: Is told each warning that points at the source of the network that is being archived, once; none of those
+            for developers, which only Python's option shows.
     """
     names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in LIBRARIES]
     levels = {logger: logger.level for logger in map(logging.getLogger, (*LIBRARIES, *names))}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import importlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torchvision import models
 
 from archiver.packing import ArchiveError
 from handlers.images.decoding import DEFAULT_MAX_PIXELS
@@ -23,8 +25,9 @@ def add_options(group: argparse._ArgumentGroup) -> None:
         "--preprocessing",
         dest="recipe",
         choices=(TORCHVISION, TIMM, SQUASH),
-        help="the recipe to begin with: the one that the library publishes for the network (default with --torchvision "
-        "and for timm's), or the whole picture squashed to the network's size (else); the next options change it",
+        help="the recipe to begin with: the one that the library publishes for the network (default for torchvision's "
+        "classifiers and timm's networks), or the whole picture squashed to the network's size (default for others); "
+        "the next options change it",
     )
     group.add_argument(
         "--resize",
@@ -56,7 +59,7 @@ def _sides(text: str) -> tuple[int, ...]:
     return sides
 
 
-def settle(options: argparse.Namespace, source: str, published: Preprocessing | None) -> Preprocessing:
+def resolve_preprocessing(options: argparse.Namespace, source: str, published: Preprocessing | None) -> Preprocessing:
     """Return what a network takes: a recipe to begin with, changed by the options of the command line.
 
     Args:
@@ -73,13 +76,15 @@ def settle(options: argparse.Namespace, source: str, published: Preprocessing | 
             f"--preprocessing {options.recipe}: {options.recipe} publishes no recipe for this network; say it with "
             "--resize, --crop, --interpolation, --mean and --std"
         )
+    if bool(options.mean) != bool(options.std):
+        raise ArchiveError("give --mean and --std together: a picture is normalised with both or not at all")
     if options.crop and options.size:
         raise ArchiveError("--size and --crop both say the network's size; give one of them")
     start = published or Preprocessing(3, 224, 224)
     if options.recipe == SQUASH:
         if options.resize or options.crop:
             raise ArchiveError(
-                "--preprocessing squash neither resizes to another size nor crops: leave it out, or these"
+                "--preprocessing squash cannot be combined with --resize or --crop: leave out one or the other"
             )
         start = replace(start, resize=(), fit="", fill=(), interpolation="bilinear", antialias=True)
     if options.size and options.size[0] and start.resize and not options.resize:
@@ -98,13 +103,33 @@ def settle(options: argparse.Namespace, source: str, published: Preprocessing | 
         if changes.keys() & {"interpolation", "antialias"}:
             raise ArchiveError("--interpolation and --antialias say how to resize; --size any alone does not resize")
         start = replace(start, interpolation="bilinear")  # Which nothing uses.
-    mean, std = (options.mean, options.std) if options.mean or options.std else (start.mean, start.std)
-    channels = options.channels or start.channels
+    mean, std = (options.mean, options.std) if options.mean else (start.mean, start.std)
+    channels = start.channels if options.channels is None else options.channels
+    if len(mean) not in (0, channels) or len(std) not in (0, channels) or 0 in std:
+        raise ArchiveError(
+            f"--mean and --std need {channels} values each (one a channel), none of --std 0; got {len(mean)} and "
+            f"{len(std)}"
+        )
     return replace(start, channels=channels, height=height, width=width, mean=mean, std=std, resize=resize, **changes)
 
 
 def describe(preprocessing: Preprocessing) -> str:
     """Return how a picture becomes the network's input, in one line."""
+    parts = [_describe_size(preprocessing)]
+    if preprocessing.fill:
+        parts.append(f"padded with {_spelt(preprocessing.fill)}")
+    if preprocessing.bgr:
+        parts.append("blue first")
+    if preprocessing.mean:
+        parts.append(f"mean {_spelt(preprocessing.mean)}, std {_spelt(preprocessing.std)}")
+    return "; ".join(parts)
+
+
+def _spelt(numbers: Sequence[float]) -> str:
+    return ",".join(f"{number:g}" for number in numbers)
+
+
+def _describe_size(preprocessing: Preprocessing) -> str:
     size, resize = preprocessing.size, "x".join(map(str, preprocessing.resize))
     if size is None and not resize:
         return "as they are, of any size"
@@ -163,6 +188,16 @@ def of_torchvision(transforms: Any) -> Preprocessing:
     return Preprocessing(3, size, size, mean, std, resize=(shorter,), interpolation=interpolation)
 
 
+def torchvision_name(architecture: str) -> str:
+    """Return torchvision's name of a classifier; empty if it is none of torchvision's.
+
+    Args:
+        architecture: As `--arch` takes it: `torchvision.models:resnet18`.
+    """
+    place, _, name = architecture.partition(":")
+    return name if place == "torchvision.models" and name in models.list_models(module=models) else ""
+
+
 def timm_name(architecture: str, arguments: Mapping[str, Any]) -> str | None:
     """Return timm's name of a network; None if it is none of timm's, or if timm does not know it by a name.
 
@@ -182,30 +217,42 @@ def timm_name(architecture: str, arguments: Mapping[str, Any]) -> str | None:
     return name if timm.is_model(name) else None
 
 
-def timm_preprocessing(network_or_name: nn.Module | str, arguments: Mapping[str, Any] | None = None) -> Preprocessing:
+def find_timm(name: str) -> str:
+    """Return the name that timm has today for a network.
+
+    Args:
+        name: As `timm.create_model` takes it, with or without the tag of its weights.
+
+    Raises:
+        ArchiveError: timm is not installed, or has no such network or weights.
+    """
+    try:
+        import timm
+    except ModuleNotFoundError as err:
+        raise ArchiveError(f"{name} is a network of the package timm: pip install timm") from err
+    renamed = {old: new for old, new in timm.models.get_deprecated_models().items() if new}
+    known = {*timm.list_models(), *timm.list_models(include_tags=True), *renamed}
+    if name not in known:
+        near = difflib.get_close_matches(name, sorted(known), 5, 0.6)
+        advice = f"it has {', '.join(near)}" if near else "timm.list_models() lists what it has"
+        raise ArchiveError(f"timm has no network {name!r}; {advice}")
+    return renamed.get(name, name)
+
+
+def timm_preprocessing(name: str, arguments: Mapping[str, Any] | None = None) -> Preprocessing:
     """Return the recipe that timm publishes for a network: what `timm.data.create_transform` does for evaluation.
 
     Args:
-        network_or_name: A network that `timm.create_model` made, or a name that it takes.
+        name: As `timm.create_model` takes it.
         arguments: Keyword arguments of `timm.create_model`. Also `mean` and `std`, which replace the published ones.
 
     Raises:
         ArchiveError: timm is not installed, has no such network, or its recipe does not fit the network.
     """
-    name = network_or_name if isinstance(network_or_name, str) else type(network_or_name).__name__
-    try:
-        import timm
-        import timm.data
-    except ModuleNotFoundError as err:
-        raise ArchiveError(f"the recipe of {name} comes with the package timm: pip install timm") from err
-    data: Any = timm.data  # Without types.
+    name = find_timm(name)
+    data: Any = importlib.import_module("timm.data")  # Without types.
     given = dict(arguments or {})
-    if isinstance(network_or_name, nn.Module):
-        found = data.resolve_model_data_config(network_or_name)
-    else:
-        if ":" in name or not timm.is_model(name):
-            raise ArchiveError(f"timm has no network {name!r}; timm.list_models() says which it has")
-        found = data.resolve_data_config({"in_chans": 3}, pretrained_cfg=_published_by_timm(name, given))
+    found = data.resolve_data_config({"in_chans": 3}, pretrained_cfg=_published_by_timm(name, given))
     channels = int(given.get("in_chans") or 3)
     own = given.get("img_size") or found["input_size"][1:]
     height, width = (own, own) if isinstance(own, int) else own

@@ -22,8 +22,9 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 from archiver.packing import ArchiveError
 from archiver.proof import check_mode, check_steady
 from handlers.network.archive import NONE, SIGMOID, SOFTMAX, VALUE
-from handlers.network.geometry import takes_hooks, trace
-from handlers.network.layouts import CHANNELS_FIRST, turned_shape
+from handlers.network.geometry import trace
+from handlers.network.layouts import CHANNELS_FIRST, map_shape
+from handlers.network.modules import stop_working_in_place, watchable, watching
 from handlers.network.outputs import OUTPUT, as_scores, node_of, select, tensors
 
 Shape = tuple[int, int, int]
@@ -38,33 +39,35 @@ class Survey:
 
     Attributes:
         output: What the network returned.
-        made: Shape, without the batch, of every node that makes three or four axes of the picture, in the order of the
-            pass.
+        node_shapes: Shape, without the batch, of every node that makes three or four axes of the picture, in
+            the order of the pass.
         layouts: Of these, where they were found out; see `shapes`.
         nodes: Every node there is, whatever it makes.
         overwritten: Nodes whose map a later operation changed in place, by the node that did it ("" where unknown).
-        hindrance: Why the network's graph cannot be traced; empty if it can.
+        trace_error: Why the network's graph cannot be traced; empty if it can.
     """
 
     output: Any
-    made: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    node_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     layouts: dict[str, str] | None = None
     nodes: list[str] = field(default_factory=list)
     overwritten: dict[str, str] = field(default_factory=dict)
-    hindrance: str = ""
+    trace_error: str = ""
 
     @property
     def traced(self) -> bool:
         """Whether the network's graph could be traced."""
-        return not self.hindrance
+        return not self.trace_error
 
     @property
     def shapes(self) -> dict[str, Shape]:
         """(C, h, w) of every node that makes a map: by its layout, or before that is known, of all with four axes."""
         if self.layouts is None:
-            return {node: (shape[0], shape[1], shape[2]) for node, shape in self.made.items() if len(shape) == 3}
+            return {node: (shape[0], shape[1], shape[2]) for node, shape in self.node_shapes.items() if len(shape) == 3}
         return {
-            node: turned_shape(shape, self.layouts[node]) for node, shape in self.made.items() if node in self.layouts
+            node: map_shape(shape, self.layouts[node])
+            for node, shape in self.node_shapes.items()
+            if node in self.layouts
         }
 
     @property
@@ -75,7 +78,7 @@ class Survey:
     def shape_of(self, node: str) -> tuple[int, ...] | None:
         """Return the shape, without the batch, of what a layer is bound to; None where that is no tensor of use."""
         if not node.startswith(OUTPUT):
-            return self.made.get(node)
+            return self.node_shapes.get(node)
         try:
             tensor = select(self.output, node.removeprefix(OUTPUT))
         except KeyError:
@@ -100,9 +103,7 @@ def survey(network: nn.Module, picture: Tensor) -> Survey:
     """
     check_mode(network)
     check_inputs(network)
-    for part in network.modules():
-        if getattr(part, "inplace", False) is True:
-            part.inplace = False  # type: ignore[assignment]
+    stop_working_in_place(network)
     try:
         with torch.no_grad():
             network(torch.zeros_like(picture))  # Loading and readiness try a black one.
@@ -212,7 +213,11 @@ def check_layers(
             raise ArchiveError(f"layer {name!r}: the network has no node {node!r}\n{listing(found)}")
         shape, layout = found.shape_of(node), (layouts or {}).get(name, CHANNELS_FIRST)
         if shape is None or (layout == CHANNELS_FIRST and len(shape) != 3):
-            raise ArchiveError(f"layer {name!r}: {node!r} makes no map (1, C, h, w) of the picture\n{listing(found)}")
+            made = f" but {(1, *shape)}" if shape else ""
+            advice = "; if these are tokens (N, T, C), --tokens HxW+N says their grid" if len(shape or ()) == 2 else ""
+            raise ArchiveError(
+                f"layer {name!r}: {node!r} makes no map (1, C, h, w) of the picture{made}{advice}\n{listing(found)}"
+            )
         if node in found.overwritten:
             by = found.overwritten[node]
             raise ArchiveError(
@@ -221,7 +226,7 @@ def check_layers(
                 + f", or write the operation so that it makes a new tensor (y = x + z, not x += z)\n{listing(found)}"
             )
         try:
-            shapes[name] = turned_shape(shape, layout)
+            shapes[name] = map_shape(shape, layout)
         except ValueError as err:
             raise ArchiveError(f"layer {name!r}: {node!r} cannot be read so: {err}") from err
     return shapes
@@ -231,11 +236,12 @@ def listing(found: Survey) -> str:
     """Return the nodes that can be published, one a line with the shape of their maps, and what the network returns."""
     kind, why = "nodes", ""
     if not found.traced:
-        kind, why = "modules", f"the network cannot be traced, so no receptive fields are known: {found.hindrance}\n"
+        kind, why = "modules", f"the network cannot be traced, so no receptive fields are known: {found.trace_error}\n"
     maps = {name: shape for name, shape in found.shapes.items() if name not in found.overwritten}
     lines = [f"  {name}  {_product(shape)}" for name, shape in maps.items()]
     text = why + ("\n".join([f"{kind} that make maps:", *lines]) if lines else f"no {kind} make maps (1, C, h, w)")
-    tokens = {name: shape for name, shape in found.made.items() if len(shape) == 2 and name not in found.overwritten}
+    usable = {name: shape for name, shape in found.node_shapes.items() if name not in found.overwritten}
+    tokens = {name: shape for name, shape in usable.items() if len(shape) == 2}
     if tokens and found.layouts is None:
         lines = [f"  {name}  {_product(shape)}" for name, shape in tokens.items()]
         text = "\n".join([text, f"{kind} that make (1, T, C), tokens perhaps:", *lines])
@@ -292,10 +298,14 @@ def check_scores(
             "for the class, or --scores value if it is a number that is no score"
         )
     if gives_probabilities and not _is_share(scores):
-        raise ArchiveError(f"its outputs are said to be probabilities, and are not within 0 and 1: {_some(scores)}")
+        raise ArchiveError(
+            f"its outputs are said to be probabilities, and are not within 0 and 1: {_some(scores)}; say "
+            "--no-probabilities if they are logits"
+        )
     if gives_probabilities and kind == SOFTMAX and not _sums_to_one(scores):
         raise ArchiveError(
-            f"its outputs are said to have gone through a softmax, and their sum is not 1: {_some(scores)}"
+            f"its outputs are said to have gone through a softmax, and their sum is not 1: {_some(scores)}; say "
+            "--no-probabilities if they are logits, or --scores sigmoid if they went through a sigmoid"
         )
     if gives_probabilities or not _is_share(scores):
         return
@@ -391,7 +401,7 @@ class _Watch(fx.Interpreter):
     def finish(self, found: Survey) -> Survey:
         for name, (tensor, copy, _) in self._taken.items():
             if len(tensor) == 1:
-                found.made[name] = tuple(tensor.shape[1:])
+                found.node_shapes[name] = tuple(tensor.shape[1:])
             if not torch.allclose(tensor, copy, rtol=0, atol=0, equal_nan=True):
                 self._overwritten.setdefault(name, "")
         found.overwritten.update(self._overwritten)
@@ -406,28 +416,20 @@ def _reason(err: Exception) -> str:
     return f"{type(err).__name__}: {str(err).partition(chr(10))[0]}{place}"
 
 
-def _survey_modules(network: nn.Module, picture: Tensor, hindrance: str) -> Survey:
-    """Look at the modules of a network that cannot be traced, with hooks that are gone afterwards."""
+def _survey_modules(network: nn.Module, picture: Tensor, trace_error: str) -> Survey:
+    """Look at the modules of a network that cannot be traced."""
     taken: dict[str, tuple[Tensor, Tensor, int]] = {}
 
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.dim() in (3, 4):
-                taken[name] = (output, output.clone(), output._version)
+    def keep(name: str, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.dim() in (3, 4):
+            taken[name] = (output, output.clone(), output._version)
 
-        return hook
-
-    modules = [(name, module) for name, module in network.named_modules() if name and takes_hooks(module)]
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules]
-    try:
-        with torch.no_grad():
-            found = Survey(network(picture), nodes=[name for name, _ in modules], hindrance=hindrance)
-    finally:
-        for handle in handles:
-            handle.remove()
+    modules = watchable(network)
+    with watching(modules, keep), torch.no_grad():
+        found = Survey(network(picture), nodes=list(modules), trace_error=trace_error)
     for name, (tensor, copy, version) in taken.items():
         if len(tensor) == 1:
-            found.made[name] = tuple(tensor.shape[1:])
+            found.node_shapes[name] = tuple(tensor.shape[1:])
         if tensor._version != version or not torch.allclose(tensor, copy, rtol=0, atol=0, equal_nan=True):
             found.overwritten[name] = ""
     return found

@@ -24,12 +24,12 @@ def _ours(model: str, folder: Path) -> Callable[[str, int], Ask]:
 
     from benchmarks.asking import Place, our_request
     from benchmarks.models import SAMPLES, Model, picture
-    from handlers.pipeline import Pipeline
+    from handlers.loading import load
     from handlers.settings import Settings
 
     config = yaml.safe_load((folder / "model-config.yaml").read_text())
     environment = {**os.environ, "CONVSCOPE_THREADS": "1", "CONVSCOPE_MAX_RESPONSE_BYTES": str(2**28)}
-    service = Pipeline.load(
+    service = load(
         folder,
         model=model,
         version="1.0",

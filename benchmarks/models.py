@@ -184,7 +184,7 @@ def _build_resnet(store: Path) -> None:
     ]
     command += ["--name", "resnet18", "--classes", str(labels), "--size", "224x224", "--store", str(store)]
     command += ["--layers", "layer3=layer3.1.relu_1,layer4=layer4.1.relu_1"]
-    command += ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225"]
+    command += ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "--preprocessing", "squash"]
     subprocess.run(command, cwd=ROOT, check=True)
 
 

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from handlers.images.decoding import decode
-from handlers.images.preprocessing import Preprocessing, stack
+from handlers.images.preprocessing import Preprocessing, to_input
 
 # That of timm for the same network's weights, `tf_efficientnet_lite0.in1k`.
 RECIPE = Preprocessing(3, 224, 224, (0.5,) * 3, (0.5,) * 3, resize=(256,), interpolation="bicubic")
@@ -81,7 +81,7 @@ def _best(network: Any, files: list[bytes], preprocessing: Preprocessing) -> lis
     """Return the five most probable classes of each picture."""
     pictures = [decode(file, preprocessing)[0] for file in files]
     with torch.inference_mode():
-        logits = network(torch.from_numpy(stack(pictures, preprocessing))).numpy()
+        logits = network(torch.from_numpy(to_input(pictures, preprocessing))).numpy()
     best: list[list[int]] = np.argsort(-logits, axis=1)[:, :5].tolist()
     return best
 

@@ -9,8 +9,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from handlers.loading import load
 from handlers.ops import log
-from handlers.pipeline import Pipeline
 from handlers.settings import Settings
 from handlers.torchserve import patches
 
@@ -35,7 +35,7 @@ class ConvscopeHandler:
             Exception: Whatever keeps the network from running; TorchServe reports it and tries again.
         """
         version = str(context.manifest["model"]["modelVersion"])
-        log.write_to_standard_output(context.model_name, version)
+        log.set_up(context.model_name, version)
         settings = Settings.from_environment()
         unread = getattr(context, "metrics", None) if settings.is_quiet else None
         active = patches.apply(is_wanted=settings.patches, metrics=unread)
@@ -46,7 +46,7 @@ class ConvscopeHandler:
         properties = context.system_properties
         config = context.model_yaml_config or {}
         gpu = properties.get("gpu_id") if config.get("deviceType") != "cpu" else None
-        self._pipeline = Pipeline.load(
+        self._pipeline = load(
             Path(properties["model_dir"]),
             model=context.model_name,
             version=version,

@@ -1,13 +1,11 @@
 """The pipeline: one request's way from TorchServe's parameters to its response. Read `Pipeline.respond` first.
 
 The requests of one batch come from different callers, so an error in one does not touch the others. TorchServe's
-context is known to `entry.py` alone.
+context is known to `entry.py` alone; `loading.py` makes pipelines.
 """
 
 from __future__ import annotations
 
-import atexit
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
@@ -15,165 +13,58 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
-
 from handlers.api import card, media
 from handlers.api.errors import BadRequest, Draining, Internal, RequestError, TooManyImages, UnknownLayer
 from handlers.api.job import Job, Parameters
 from handlers.api.limits import Limits, estimate_maps
 from handlers.api.request import Bytes, accepted_type, check_count, parse, request_headers
 from handlers.images.decoding import Budget, decode_upright, fit_within
-from handlers.images.preprocessing import ANY_SIZE, Picture, noise
-from handlers.network import archive as archives
-from handlers.network.archive import VALUE, Archive
-from handlers.network.engines.choice import choose
-from handlers.network.engines.eager import Eager
-from handlers.network.engines.engine import Engine
-from handlers.network.geometry import blank, layer_geometry
-from handlers.network.operations import count_multiply_adds
+from handlers.images.preprocessing import ANY_SIZE, Picture, Preprocessing
+from handlers.network.geometry import LayerGeometry
 from handlers.network.predictor import Predictor
-from handlers.ops import warm_up
 from handlers.ops.telemetry import Telemetry
 from handlers.outputs import filters, formats, png
 from handlers.outputs.explainer import Explainer
 from handlers.outputs.response import Identity, Response, error_of
-from handlers.settings import Settings
 
 _READING = "the request could not be read; the server's log has the reason"
 _ENCODING = "the reply could not be encoded; the server's log says why"
 
 
 class Pipeline:
-    """A loaded archive that responds to requests.
+    """What responds to the requests of one model.
 
     Args:
-        archive: The loaded archive.
+        predictor: Runs the network.
+        explainer: Explains its scores.
+        preprocessing: What it takes.
+        geometry: Of each published layer, in the order of the forward pass.
+        described: The model card.
         identity: What every response names as its server.
         limits: In force.
-        network: The network in torch; None to make one on `device`.
-        engine: What predicts; None for `network`.
-        device: Where the network runs, unless it is given.
         drain_file: While this file exists, readiness fails.
         starting_file: While this file exists, readiness fails, and requests are neither counted nor logged.
         telemetry: Counts and logs requests.
-
-    Raises:
-        RuntimeError: The network fails on its first forward pass, or its graph computes something else.
     """
 
     def __init__(
         self,
-        archive: Archive,
+        predictor: Predictor,
+        explainer: Explainer,
+        preprocessing: Preprocessing,
+        geometry: Mapping[str, LayerGeometry],
+        described: Mapping[str, Any],
         identity: Identity,
         limits: Limits,
         *,
-        network: Eager | None = None,
-        engine: Engine | None = None,
-        device: torch.device | str = "cpu",
-        drain_file: Path | None = None,
-        starting_file: Path | None = None,
-        telemetry: Telemetry | None = None,
+        drain_file: Path | None,
+        starting_file: Path | None,
+        telemetry: Telemetry,
     ) -> None:
-        self._preprocessing = archive.preprocessing
-        self._identity = identity = replace(identity, scores=archive.scores)
-        self._limits = limits
+        self.predictor, self.explainer, self.telemetry = predictor, explainer, telemetry
+        self._preprocessing, self._geometry, self._card = preprocessing, geometry, described
+        self._identity, self._limits = identity, limits
         self._drain_file, self._starting_file = drain_file, starting_file
-        self.telemetry = telemetry or Telemetry()
-        shape = (archive.preprocessing.channels, *(archive.preprocessing.size or ANY_SIZE))
-        self._geometry = layer_geometry(archive.module, archive.layers, shape, archive.layouts)
-        multiply_adds = count_multiply_adds(archive.module, blank(archive.module, shape))
-        if network is None:
-            network = archive.eager(device)
-        engine = engine or network
-        self.explainer = Explainer(
-            network,
-            engine,
-            archive.preprocessing,
-            archive.classes,
-            self._geometry,
-            has_gradients=archive.has_gradients,
-        )
-        self.predictor = Predictor(
-            engine,
-            archive.preprocessing,
-            archive.classes,
-            network.device,
-            scores=archive.scores,
-            gives_probabilities=archive.gives_probabilities,
-        )
-        self.predictor.check_graph()
-        self._card = card.describe(archive, identity, limits, self._geometry, multiply_adds, self.explainer.available())
-
-    @classmethod
-    def load(
-        cls,
-        directory: Path,
-        *,
-        model: str,
-        version: str,
-        config: Mapping[str, Any],
-        batch_size: int,
-        gpu: int | None,
-        settings: Settings | None = None,
-    ) -> Pipeline:
-        """Load an unpacked archive onto its device, and warm it up.
-
-        Args:
-            directory: The archive's folder.
-            model: Name it is served under.
-            version: Of the archive.
-            config: Content of model-config.yaml.
-            batch_size: Most requests in one batch.
-            gpu: Index of the GPU given to this worker, None for the CPU.
-            settings: Those of the environment unless given.
-        """
-        began = perf_counter()
-        settings = settings or Settings.from_environment()
-        torch.set_num_threads(settings.threads)
-        torch.backends.cudnn.allow_tf32 = False  # float32 maps are float32 on a GPU too; TF32 keeps 10 bits of 23.
-        device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
-        archive = archives.load(directory)
-        eager = archive.eager(device)
-        engine = choose(
-            eager,
-            archive.graph,
-            noise(archive.preprocessing, 2),
-            wanted=settings.engine,
-            threads=settings.threads,
-            precision=settings.precision,
-        )
-        if not isinstance(engine, Eager):
-            torch.set_num_threads(1)  # torch then only converts maps: too little work for several threads.
-        identity = Identity(model, version, engine.name, str(device))
-        pipeline = cls(
-            archive,
-            identity,
-            Limits.of(config, batch_size=batch_size, max_response_bytes=settings.max_response_bytes),
-            network=eager,
-            engine=engine,
-            drain_file=settings.drain_file,
-            starting_file=settings.starting_file,
-            telemetry=Telemetry.of(
-                identity,
-                tuple(archive.layers),
-                () if archive.scores == VALUE else archive.classes,  # Numbers have no most probable class to count.
-                settings.metrics_dir,
-                settings.log_requests_s,
-            ),
-        )
-        pipeline.warm_up()
-        pipeline.telemetry.loaded(perf_counter() - began)
-        # A collection that looks through torch's modules takes 0.16 s, so they are taken out of its sight.
-        gc.collect()
-        gc.freeze()
-        atexit.register(gc.unfreeze)  # Otherwise triton's bindings report what was frozen as leaked, at exit.
-        return pipeline
-
-    def warm_up(self) -> None:
-        """Respond to every kind of request once; nothing of it is counted or logged."""
-        layers, max_images = tuple(self._geometry), self._limits.max_images
-        for batch, properties in warm_up.batches(self._preprocessing, layers, max_images):
-            self.respond(batch, properties, is_recorded=False)
 
     def respond(
         self,
@@ -337,7 +228,7 @@ class Pipeline:
         good = [picture for picture in job.pictures if not isinstance(picture, RequestError)]
         if self._preprocessing.size is not None:
             size = len(good) * estimate_maps(job.layers, self._geometry, job.options, job.media_type)
-        else:  # Padding adds less to a large map than to the card's small one.
+        else:  # 0.9: what padding adds to the card's small maps does not grow with the picture.
             scales = [0.9 * prod(picture.shape[:2]) / prod(ANY_SIZE) for picture in good]
             size = sum(
                 estimate_maps(job.layers, self._geometry, job.options, job.media_type, scale) for scale in scales
@@ -348,17 +239,17 @@ class Pipeline:
 
     def _describe(self, job: Job) -> Response:
         """Return the model card after one real forward pass: the readiness probe."""
-        job.is_card = True
+        job.predicts_nothing = True
         if self._drain_file is not None and self._drain_file.exists():
             raise Draining("the server is stopping; requests in flight finish, new ones go elsewhere")
         if self._is_starting():
             raise Draining("the server is starting and warms up; ask again in a moment")
-        self.predictor.warm_up()
+        self.predictor.run_black()
         return card.encode(self._card, job.media_type, job.request_id)
 
     def _filters(self, job: Job, layer: str) -> Response:
         """Return the kernels behind a layer; like a card, it is not counted as a prediction."""
-        job.is_card = True
+        job.predicts_nothing = True
         layers = self._resolve((layer,))
         if len(layers) != 1:
             raise BadRequest("filters are those of one layer; name it")

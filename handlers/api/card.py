@@ -13,7 +13,7 @@ from handlers.api.limits import ITEM_BYTES, Limits
 from handlers.images.preprocessing import Preprocessing
 from handlers.network.archive import Archive
 from handlers.network.geometry import LayerGeometry
-from handlers.network.layouts import CHANNELS_LAST, read
+from handlers.network.layouts import CHANNELS_LAST, parse
 from handlers.network.operations import Operation
 from handlers.outputs.response import Identity, Response
 from handlers.wire import convscope_pb2 as wire
@@ -88,7 +88,7 @@ def _recipe(preprocessing: Preprocessing) -> dict[str, Any]:
 
 def _layer(name: str, module: str, layer: LayerGeometry) -> dict[str, Any]:
     cells = math.prod(layer.shape)
-    kind = read(layer.layout).kind
+    kind = parse(layer.layout).kind
     return {
         "name": name,
         "module": module,

@@ -50,7 +50,7 @@ class Job:
         error: Why the request as a whole failed; None if at least one picture has a result.
         response: What goes out; None while the job is in work.
         wants_timing: The response is to have a `Timing`.
-        is_card: The model card or a layer's filters were asked for, so nothing is predicted.
+        predicts_nothing: The model card or a layer's filters were asked for.
         seconds: Stage → time it took, of the stages that this request got through.
     """
 
@@ -68,7 +68,7 @@ class Job:
         self.error: RequestError | None = None
         self.response: Response | None = None
         self.wants_timing = False
-        self.is_card = False
+        self.predicts_nothing = False
         self.seconds: dict[str, float] = {}
         named = _valid(headers.get("x-request-id"))
         self._is_named = named is not None

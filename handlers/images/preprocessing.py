@@ -109,10 +109,16 @@ class Preprocessing:
         Raises:
             ValueError: The fields contradict each other.
         """
-        if self.channels < 1 or (self.height is None) != (self.width is None):
-            raise ValueError("channels must be positive, height and width both set or both None")
-        if self.mean and (len(self.mean) != self.channels or len(self.std) != self.channels or 0 in self.std):
-            raise ValueError(f"mean and std need {self.channels} values each, std none that is 0")
+        if self.channels < 1:
+            raise ValueError("channels must be positive")
+        if (self.height is None) != (self.width is None):
+            raise ValueError("height and width must both be set or both be None")
+        given = len(self.mean), len(self.std)
+        if given not in ((0, 0), (self.channels, self.channels)) or 0 in self.std:
+            raise ValueError(
+                f"mean and std need {self.channels} values each (one a channel), none of std 0, or no values at all; "
+                f"got {given[0]} and {given[1]}"
+            )
         if len(self.resize) > 2 or any(side < 1 for side in self.resize):
             raise ValueError("resize must be the length of the shorter side, or height and width")
         if len(self.resize) == 2 and self.height is None:
@@ -186,10 +192,11 @@ class Preprocessing:
         return np.array(self.mean, np.float32).reshape(shape), np.array(self.std, np.float32).reshape(shape)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON or a checkpoint; what a recipe does not say is not in them."""
+        """Return plain values for JSON or a checkpoint, without fields of the recipe that have their default."""
         given = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        recipe = {field.name: field.default for field in fields(self) if field.name not in _ALWAYS}
-        return {key: value for key, value in given.items() if key not in recipe or getattr(self, key) != recipe[key]}
+        defaults = {field.name: field.default for field in fields(self) if field.name not in _ALWAYS}
+        left_out = {key for key, default in defaults.items() if getattr(self, key) == default}
+        return {key: value for key, value in given.items() if key not in left_out}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
@@ -200,7 +207,7 @@ class Preprocessing:
         return cls(values["channels"], values["height"], values["width"], mean, std, **recipe)
 
 
-_ALWAYS = {"channels", "height", "width", "mean", "std"}  # In a card; archives of old hold nothing else.
+_ALWAYS = {"channels", "height", "width", "mean", "std"}  # In every card; one from before recipes has no more.
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -235,7 +242,7 @@ def _statistics(preprocessing: Preprocessing, device: torch.device) -> tuple[Ten
     return white, mean.view(-1, 1, 1), std.view(-1, 1, 1)
 
 
-def stack(pictures: Sequence[Picture], preprocessing: Preprocessing) -> NDArray[np.float32]:
+def to_input(pictures: Sequence[Picture], preprocessing: Preprocessing) -> NDArray[np.float32]:
     """Return the input for pictures of one size: what `normalise` returns, bit for bit, without tensors.
 
     Args:
@@ -259,19 +266,19 @@ def stack(pictures: Sequence[Picture], preprocessing: Preprocessing) -> NDArray[
         return preprocessing.normalise(values)
 
 
-def stack_on(
+def to_input_on(
     device: torch.device, pictures: Sequence[Picture], preprocessing: Preprocessing
 ) -> NDArray[np.float32] | Tensor:
-    """Do as `stack`, for a network on that device.
+    """Do as `to_input`, for a network on that device.
 
     If all pictures are bytes, a GPU is sent these, a quarter of the float32 data, and scales and normalises them to the
     same values.
 
     Returns:
-        As `stack`; a tensor on the GPU, or else an array.
+        As `to_input`; a tensor on the GPU, or else an array.
     """
     if device.type != "cuda" or any(picture.dtype != np.uint8 for picture in pictures):
-        return stack(pictures, preprocessing)
+        return to_input(pictures, preprocessing)
     return normalise(_send(pictures, device).permute(0, 3, 1, 2), preprocessing)
 
 
@@ -296,7 +303,7 @@ def noise(preprocessing: Preprocessing, count: int = 1) -> Tensor:
     height, width = preprocessing.size or ANY_SIZE
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand((count, height, width, preprocessing.channels), generator=generator)
-    return torch.from_numpy(stack(list(pixels.numpy()), preprocessing))
+    return torch.from_numpy(to_input(list(pixels.numpy()), preprocessing))
 
 
 # torch resizes across first: of a column of 16 million pixels, to 224 pixels across, it would hold 11 GB in between.
@@ -340,7 +347,7 @@ def fit(picture: Picture, preprocessing: Preprocessing) -> Picture:
                 resized,
                 preprocessing.interpolation,
                 preprocessing.antialias,
-                is_exact=bool(preprocessing.resize),
+                by_pillow=bool(preprocessing.resize),
             )
         if part != resized:
             picture = _cut(picture, offset, part).copy()  # A view would keep the whole picture.
@@ -368,7 +375,7 @@ def resize(
     interpolation: str = "bilinear",
     antialias: bool = True,
     *,
-    is_exact: bool = False,
+    by_pillow: bool = False,
 ) -> Picture:
     """Resize on the CPU.
 
@@ -377,15 +384,15 @@ def resize(
         size: (H, W) wanted.
         interpolation: A name of `FILTERS`.
         antialias: Whether the filter widens where the picture is made smaller.
-        is_exact: Whether bytes are to be Pillow's to the level, as published recipes have them. torch's filter is up to
+        by_pillow: Whether bytes are resized by Pillow's own filter, as published recipes have it. torch's is up to
             two levels off in a few values of 100,000.
 
     Returns:
         (H, W, C) of that size, in the same dtype.
     """
     # Of grey bytes torch's filter takes up to three times as long.
-    is_pillows = is_exact or picture.shape[2] == 1 or interpolation == "bicubic"
-    if (is_pillows and picture.dtype == np.uint8 and antialias) or interpolation not in PLAIN:
+    uses_pillow = by_pillow or picture.shape[2] == 1 or interpolation == "bicubic"
+    if (uses_pillow and picture.dtype == np.uint8 and antialias) or interpolation not in PLAIN:
         return _resize_by_pillow(picture, size, interpolation)
     return resize_by_torch(picture, size, interpolation, antialias)
 

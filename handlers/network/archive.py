@@ -22,15 +22,24 @@ from handlers.images.preprocessing import Preprocessing
 from handlers.network.engines.eager import Eager
 from handlers.network.engines.onnx import Graph
 
+FORMAT = 1
+"""Of card.json, where it stands under `format`."""
+
+CARD, WEIGHTS, GRAPH = "card.json", "weights.pt", "graph.onnx"
+
 SOFTMAX, SIGMOID, VALUE, NONE = "softmax", "sigmoid", "value", "none"
 SCORES = (SOFTMAX, SIGMOID, VALUE, NONE)
 """What outputs mean: logits of classes of which one is right, logits of classes that do not exclude each other, numbers
 as they are, or no scores."""
 
-KIND, PROBABILITIES, OUTPUT_NAME, LAYOUTS = "scores", "probabilities", "output", "layouts"
-"""Entries of card.json that say so: one of `SCORES`; whether the outputs are the probabilities already; which of the
-returned tensors it is; public name → layout. What is not there is softmax with classes and none without, no, the only
-one, and (N, C, h, w)."""
+KIND = "scores"
+"""In the card: what the outputs mean, one of `SCORES`; by default softmax with classes and none without."""
+PROBABILITIES = "probabilities"
+"""In the card: whether the network applies the softmax or sigmoid itself; by default it does not."""
+OUTPUT_NAME = "output"
+"""In the card: which of the returned tensors is the scores; by default the only one."""
+LAYOUTS = "layouts"
+"""In the card: public name → layout; by default (N, C, h, w)."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +82,8 @@ class Archive:
 
     def eager(self, device: torch.device | str) -> Eager:
         """Return the network in torch, on a device."""
-        reading = reads({**self.card, "layers": self.layers, "classes": self.classes})
-        return Eager(self.module, device=device, **reading)
+        card = {**self.card, "layers": self.layers, "classes": self.classes}
+        return Eager(self.module, device=device, **eager_arguments(card))
 
 
 def scores_of(card: Mapping[str, Any], classes: Sequence[str]) -> str:
@@ -82,7 +91,7 @@ def scores_of(card: Mapping[str, Any], classes: Sequence[str]) -> str:
     return str(card.get(KIND, SOFTMAX if classes else NONE))
 
 
-def reads(card: Mapping[str, Any]) -> dict[str, Any]:
+def eager_arguments(card: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `Eager` that say what is read of a network: layers, layouts, and where the scores are."""
     return {
         "layers": dict(card["layers"]),
@@ -104,11 +113,11 @@ def load(directory: Path) -> Archive:
         RuntimeError: The weights do not fit the network.
         ValueError: The card has a format that this code does not read.
     """
-    card = json.loads((directory / "card.json").read_text(encoding="utf-8"))
-    if card.get("format") != 1:
-        raise ValueError(f"card.json has format {card.get('format')!r}, this handler reads format 1")
+    card = json.loads((directory / CARD).read_text(encoding="utf-8"))
+    if card.get("format") != FORMAT:
+        raise ValueError(f"{CARD} has format {card.get('format')!r}, this handler reads format {FORMAT}")
     module = build(card["architecture"], card["arguments"])
-    state = torch.load(directory / "weights.pt", map_location="cpu", weights_only=True)
+    state = torch.load(directory / WEIGHTS, map_location="cpu", weights_only=True)
     load_weights(module, state)
     return Archive(
         module=module.eval(),
@@ -137,7 +146,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _load_graph(directory: Path, card: Mapping[str, Any]) -> Graph | None:
-    path = directory / "graph.onnx"
+    path = directory / GRAPH
     return Graph(path.read_bytes(), tuple(card["graph"]["weights"])) if path.exists() else None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,8 @@ from torch import Tensor, fx, nn
 from torchvision import ops
 from torchvision.models.feature_extraction import NodePathTracer
 
-from handlers.network.layouts import CHANNELS_FIRST, CHANNELS_LAST, read, turned_shape
+from handlers.network.layouts import CHANNELS_FIRST, CHANNELS_LAST, map_shape, parse
+from handlers.network.modules import watchable, watching
 from handlers.network.operations import Operation, of_function, watched
 from handlers.network.outputs import OUTPUT, node_of, select
 from handlers.network.receptive_fields import CONSTANT, MAP_AXES, Extent, Field, follow
@@ -147,11 +148,12 @@ class _Step:
 def _describe(step: _Step, layout: str) -> LayerGeometry:
     field = step.field if isinstance(step.field, Field) else None
     axes = field.axes if field else None
-    kind = read(layout).kind
-    if field is None or field.axes != {CHANNELS_FIRST: MAP_AXES, CHANNELS_LAST: (1, 2)}.get(kind):
+    kind = parse(layout).kind
+    rows_and_columns = {CHANNELS_FIRST: MAP_AXES, CHANNELS_LAST: (1, 2)}.get(kind)  # Of a map; others have none.
+    if axes != rows_and_columns:
         field = None
     return LayerGeometry(
-        shape=step.shape if kind == CHANNELS_FIRST else turned_shape(step.shape, layout),
+        shape=step.shape if kind == CHANNELS_FIRST else map_shape(step.shape, layout),
         stride=field.stride if field else None,
         receptive_field=field.size if field else None,
         receptive_field_start=field.start if field else None,
@@ -229,35 +231,23 @@ class _Walk(fx.Interpreter):
 
 
 def _run_with_hooks(model: nn.Module, layers: Mapping[str, str], images: Tensor) -> dict[str, _Step]:
-    """Run a network that cannot be traced, with a hook on every module; the hooks are gone afterwards."""
-    modules = {name: module for name, module in model.named_modules() if name and takes_hooks(module)}
+    """Run a network that cannot be traced, with a hook on every module."""
+    modules = watchable(model)
     _check({name: node for name, node in layers.items() if not node.startswith(OUTPUT)}, modules)
     found: dict[str, _Step] = {}
 
     with watched(model) as operations:
 
-        def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
-            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                if isinstance(output, Tensor):
-                    found[name] = _Step(tuple(output.shape[1:]), None, operations[-1] if operations else None)
+        def keep(name: str, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                found[name] = _Step(tuple(output.shape[1:]), None, operations[-1] if operations else None)
 
-            return hook
-
-        handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-        try:
+        with watching(modules, keep):
             returned = model(images)
-        finally:
-            for handle in handles:
-                handle.remove()
     for node in layers.values():
         if node.startswith(OUTPUT):
             found[node] = _Step(tuple(select(returned, node.removeprefix(OUTPUT)).shape[1:]), None, None)
     return found
-
-
-def takes_hooks(module: nn.Module) -> bool:
-    """Tell whether a module can be watched while it runs: a scripted one cannot."""
-    return not isinstance(module, torch.jit.ScriptModule)
 
 
 @contextmanager

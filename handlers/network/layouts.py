@@ -56,7 +56,7 @@ class Layout:
 
 
 @lru_cache(maxsize=256)
-def read(word: str) -> Layout:
+def parse(word: str) -> Layout:
     """Read a layout.
 
     Raises:
@@ -73,7 +73,7 @@ def read(word: str) -> Layout:
     return Layout(kind, (int(found[2]), int(found[3])), int(found[4])) if needs_grid else Layout(kind)
 
 
-def turn(values: Tensor, word: str) -> Tensor:
+def to_maps(values: Tensor, word: str) -> Tensor:
     """Turn what a network made to maps.
 
     Args:
@@ -89,7 +89,7 @@ def turn(values: Tensor, word: str) -> Tensor:
     """
     if word == CHANNELS_FIRST:
         return values
-    layout = read(word)
+    layout = parse(word)
     check(values.shape[1:], layout)
     if layout.kind == CHANNELS_LAST:
         return values.permute(0, 3, 1, 2)
@@ -104,7 +104,7 @@ def turn(values: Tensor, word: str) -> Tensor:
     return others.transpose(1, 2).unsqueeze(3)
 
 
-def turned_shape(shape: Sequence[int], word: str) -> tuple[int, int, int]:
+def map_shape(shape: Sequence[int], word: str) -> tuple[int, int, int]:
     """Return the shape (C, h, w) that maps will have.
 
     Args:
@@ -114,7 +114,7 @@ def turned_shape(shape: Sequence[int], word: str) -> tuple[int, int, int]:
     Raises:
         ValueError: Such a shape cannot lie so.
     """
-    layout = read(word)
+    layout = parse(word)
     check(shape, layout)
     if layout.kind == CHANNELS_FIRST:
         return shape[0], shape[1], shape[2]

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from handlers.network.modules import watching
+
 Numbers = tuple[int, ...]
 _Convolution = nn.modules.conv._ConvNd
 
@@ -80,22 +82,16 @@ class Operation:
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[list[Operation]]:
-    """Note every convolution and linear layer that runs as a module, in the order of running.
-
-    The hooks are gone afterwards, also after a failure.
-    """
+    """Note every convolution and linear layer that runs as a module, in the order of running."""
     found: list[Operation] = []
 
-    def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        found.append(_of_module(module, inputs[0], output))
+    weighted = {name: module for name, module in model.named_modules() if isinstance(module, _Convolution | nn.Linear)}
 
-    weighted = [module for module in model.modules() if isinstance(module, _Convolution | nn.Linear)]
-    handles = [module.register_forward_hook(note) for module in weighted]
-    try:
+    def note(name: str, inputs: Any, output: Any) -> None:
+        found.append(_of_module(weighted[name], inputs[0], output))
+
+    with watching(weighted, note):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def of_function(

@@ -1,7 +1,7 @@
 """The predictor: runs all pictures of a batch through the network, and gives each picture its result.
 
-Requests and formats are unknown here. Axes: `N` batch, `C` channels,
-`H, W` picture pixels, `K` classes.
+It takes pictures and options from jobs and puts results into them; how these are encoded is unknown here. Axes: `N`
+batch, `C` channels, `H, W` picture pixels, `K` classes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from handlers.api.errors import BadImage, Internal, RequestError
 from handlers.api.job import Job
 from handlers.api.options import Options
-from handlers.images.preprocessing import ANY_SIZE, Picture, Preprocessing, stack_on
+from handlers.images.preprocessing import ANY_SIZE, Picture, Preprocessing, to_input_on
 from handlers.network.archive import SIGMOID, SOFTMAX, VALUE
 from handlers.network.engines.engine import Cells, Engine
 from handlers.outputs.maps import prepare
@@ -58,7 +58,7 @@ class Predictor:
         height, width = preprocessing.size or ANY_SIZE
         self._black: Picture = np.zeros((height, width, preprocessing.channels), np.uint8)
 
-    def warm_up(self, layers: frozenset[str] | None = None) -> NDArray[np.float32] | None:
+    def run_black(self, layers: frozenset[str] | None = None) -> NDArray[np.float32] | None:
         """Run one real forward pass of a black picture.
 
         Args:
@@ -72,19 +72,19 @@ class Predictor:
         """
         if layers is None:
             layers = frozenset() if self._network.has_scores else frozenset(self._network.layers)
-        logits, _ = self._network.run(stack_on(self._device, [self._black], self._preprocessing), layers)
+        logits, _ = self._network.run(to_input_on(self._device, [self._black], self._preprocessing), layers)
         if logits is not None and not np.isfinite(logits).all():
             raise RuntimeError("the network's scores for a black picture are not finite; are its weights?")
         return logits
 
-    def check_graph(self) -> None:
+    def check_maps_leave_scores_alone(self) -> None:
         """Run once with every map and once without, so that workers start warm and the extracted graph is checked.
 
         Raises:
             RuntimeError: The graph computes other scores than the network.
         """
-        traced = self.warm_up(frozenset(self._network.layers))
-        plain = self.warm_up()
+        traced = self.run_black(frozenset(self._network.layers))
+        plain = self.run_black()
         if traced is not None and plain is not None and not np.allclose(traced, plain, rtol=1e-4, atol=1e-5):
             raise RuntimeError("the extracted graph does not compute what the network computes")
 
@@ -114,7 +114,7 @@ class Predictor:
         pictures = [job.pictures[index] for job, index in places]
         try:
             began = perf_counter()
-            images = stack_on(self._device, pictures, self._preprocessing)  # type: ignore[arg-type]  # (N, C, H, W)
+            images = to_input_on(self._device, pictures, self._preprocessing)  # type: ignore[arg-type]  # (N, C, H, W)
             stacked = perf_counter()
             for job in jobs:
                 job.add("preprocess", stacked - began)

@@ -49,7 +49,7 @@ class JsonLines(logging.Formatter):
         return json.dumps(values)
 
 
-def write_to_standard_output(model: str, version: str) -> None:
+def set_up(model: str, version: str) -> None:
     """Write this package's log to standard output as JSON lines, and nowhere else; other loggers are not changed."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines(model, version))
@@ -90,7 +90,7 @@ class Samples:
         now = monotonic()
         if now < self._due:
             return
-        job = next((job for job in jobs if job.error is None and not job.is_card and job.response), None)
+        job = next((job for job in jobs if job.error is None and not job.predicts_nothing and job.response), None)
         if job is None or job.response is None:
             return
         self._due = now + self._every_s

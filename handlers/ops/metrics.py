@@ -192,7 +192,7 @@ class Metrics:
         series["batch_requests"][()].observe(len(jobs))
         for job in jobs:
             transport, response = job.transport, job.response
-            if job.is_card or response is None:
+            if job.predicts_nothing or response is None:
                 series["cards"][transport, job.code].inc()
                 continue
             kind = FORMATS[response.media_type]

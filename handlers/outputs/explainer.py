@@ -33,7 +33,7 @@ from handlers.api.options import (
     Explain,
     Options,
 )
-from handlers.images.preprocessing import Picture, Preprocessing, noise, stack
+from handlers.images.preprocessing import Picture, Preprocessing, noise, to_input
 from handlers.network.engines.eager import Eager
 from handlers.network.engines.engine import Engine
 from handlers.network.geometry import LayerGeometry
@@ -67,7 +67,6 @@ class Explainer:
         classes: Labels by index; empty for a network without classes, which has no score to explain.
         geometry: Of each published layer, in the order of the forward pass.
         has_gradients: Whether the scores have gradients with respect to the picture.
-        max_seconds: For the explanations of one batch.
     """
 
     def __init__(
@@ -79,7 +78,6 @@ class Explainer:
         geometry: Mapping[str, LayerGeometry],
         *,
         has_gradients: bool = True,
-        max_seconds: float = MAX_SECONDS,
     ) -> None:
         self._network = network
         self._engine = engine
@@ -87,7 +85,6 @@ class Explainer:
         self._classes = classes
         self._shapes = {name: layer.shape for name, layer in geometry.items()}
         self._has_gradients = has_gradients
-        self._max_seconds = max_seconds
         self._heads: dict[str, Tensor | None] = {}
         self._mattering: dict[str, bool] = {}
 
@@ -168,7 +165,7 @@ class Explainer:
         torch.set_num_threads(self._network.threads)
         try:
             for job in asking:
-                self._run(job, self._max_seconds / len(asking))
+                self._run(job, MAX_SECONDS / len(asking))
         finally:
             torch.set_num_threads(threads)
 
@@ -186,7 +183,7 @@ class Explainer:
         def check() -> None:
             if perf_counter() > ends:
                 raise BadRequest(
-                    f"the explanations took longer than the {self._max_seconds:g} s that those asked for together get; "
+                    f"the explanations took longer than the {MAX_SECONDS:g} s that those asked for together get; "
                     "ask for a larger step or fewer steps, or send fewer pictures"
                 )
 
@@ -213,7 +210,7 @@ class Explainer:
         if height * width > MAX_PIXELS:
             raise ImageTooLarge(f"pictures of more than {MAX_PIXELS:,} pixels are not explained; send a smaller one")
         target = result.top[0].index if asked.target is None else asked.target
-        image = torch.from_numpy(stack([picture], self._preprocessing)).to(self._network.device)  # (1, C, H, W)
+        image = torch.from_numpy(to_input([picture], self._preprocessing)).to(self._network.device)  # (1, C, H, W)
         with torch.inference_mode(False), torch.enable_grad():
             heat, delta = self._heat(asked, image, target, check)
         if self._preprocessing.bgr and len(heat) == 3:
@@ -232,7 +229,7 @@ class Explainer:
         if asked.method == GRAD_CAM:
             logits, made = self._network.forward_with_gradients(image, frozenset([asked.layer]))
             heat = methods.grad_cam(
-                made[asked.layer], logits, target, lambda values: self._network.turn(asked.layer, values)
+                made[asked.layer], logits, target, lambda values: self._network.to_maps(asked.layer, values)
             )
             if heat is None and logits.requires_grad:
                 raise BadRequest(f"the scores do not depend on the map of {asked.layer}; ask for an earlier layer")
@@ -286,18 +283,18 @@ class Explainer:
         if not maps:
             raise BadRequest("this model publishes no map of shape (C, h, w); occlusion and gradients do without")
         for name in reversed(wide):
-            if name not in self._network.layouts or not self._has_gradients or self._matters(name):
+            if name not in self._network.layouts or not self._has_gradients or self._scores_depend_on(name):
                 return name
         return (wide or maps)[-1]
 
-    def _matters(self, layer: str) -> bool:
+    def _scores_depend_on(self, layer: str) -> bool:
         """Tell whether the scores depend on a layer's map at all: a transformer's need not on its last patches."""
         if layer not in self._mattering:
             with torch.inference_mode(False), torch.enable_grad():
                 image = noise(self._preprocessing).to(self._network.device)
                 logits, made = self._network.forward_with_gradients(image, frozenset([layer]))
                 values = made[layer]
-                heat = methods.grad_cam(values, logits, 0, lambda part: self._network.turn(layer, part))
+                heat = methods.grad_cam(values, logits, 0, lambda part: self._network.to_maps(layer, part))
             self._mattering[layer] = heat is not None
         return self._mattering[layer]
 

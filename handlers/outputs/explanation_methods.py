@@ -22,7 +22,7 @@ _CHUNK_BYTES = 2**20  # Of input in one run: with gradients, every operation's o
 
 
 def grad_cam(
-    made: Tensor, logits: Tensor, target: int, turn: Callable[[Tensor], Tensor] = lambda values: values
+    made: Tensor, logits: Tensor, target: int, to_maps: Callable[[Tensor], Tensor] = lambda values: values
 ) -> Tensor | None:
     """Weigh each channel by the mean gradient of the class's logit over its cells; keep what is positive.
 
@@ -32,7 +32,7 @@ def grad_cam(
         made: The layer's tensor as the network made it, of the graph that made `logits`.
         logits: (1, K).
         target: The class's index.
-        turn: Makes maps (1, C, h, w) of that tensor and of its gradient.
+        to_maps: Makes maps (1, C, h, w) of that tensor and of its gradient.
 
     Returns:
         (1, h, w), nowhere negative; None where the logit has no gradient with respect to the maps, or only to another
@@ -41,11 +41,11 @@ def grad_cam(
     whole = _gradient(logits[0, target], made)
     if whole is None:
         return None
-    gradient = turn(whole)
+    gradient = to_maps(whole)
     if whole.any() and not gradient.any():
         return None
     weights = gradient.mean(dim=(2, 3), keepdim=True)
-    return (weights * turn(made.detach())).sum(dim=1).relu()
+    return (weights * to_maps(made.detach())).sum(dim=1).relu()
 
 
 def cam(maps: Tensor, weight: Tensor, target: int) -> Tensor:

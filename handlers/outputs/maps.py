@@ -1,6 +1,6 @@
 """Feature maps: choosing channels, pooling, and converting to the type that is sent.
 
-Requests and formats are unknown here. Axes: `N` batch, `C` channels, `h, w` map cells.
+How they are encoded is unknown here. Axes: `N` batch, `C` channels, `h, w` map cells.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Responses: the result of each picture as values, and the response as bytes.
 
-TorchServe, torch and the formats are unknown here.
+How the first become the second is unknown here: see `formats`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from archiver import graph, packing
 from archiver.__main__ import main
 from archiver.graph import missing_packages
-from handlers.images.preprocessing import Preprocessing, stack
+from handlers import loading
+from handlers.images.preprocessing import Preprocessing, to_input
 from handlers.pipeline import Pipeline
 from handlers.settings import Settings
 from handlers.wire import convscope_pb2 as wire
@@ -114,7 +115,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
         def load(wanted: str) -> Pipeline:
             environment = {"CONVSCOPE_ENGINE": wanted, "CONVSCOPE_MAX_RESPONSE_BYTES": "50000000"}
-            return Pipeline.load(
+            return loading.load(
                 folder,
                 model=name,
                 version="1.0",
@@ -146,7 +147,7 @@ def assert_serves(
     pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
     picture = _npy(pixels)
     torch.set_num_threads(1)  # As the service has: the number of threads decides on the last bits.
-    logits, maps = by_hand(network, modules, torch.from_numpy(stack([pixels], preprocessing)))
+    logits, maps = by_hand(network, modules, torch.from_numpy(to_input([pixels], preprocessing)))
     reply = ask_message(service, wire.PredictRequest(pictures=[picture], layers=["all"], top_k=0))
     assert not reply.HasField("error"), reply.error
     scores = torch.empty(10)

@@ -14,9 +14,9 @@ from torchvision import models
 
 from archiver import packing
 from archiver.__main__ import main
-from archiver.external import look_up
+from archiver.external import look_up_torchvision
 from archiver.packing import ArchiveError
-from handlers.pipeline import Pipeline
+from handlers import loading
 from handlers.wire import convscope_pb2 as wire
 from tests.archiver.conftest import NET
 from tests.handlers.support import ask_json, ask_message
@@ -81,7 +81,7 @@ def test_an_archive_says_that_its_network_has_no_gradients(
         (tmp_path / "own" / place).write_bytes(content)
     monkeypatch.syspath_prepend(tmp_path / "own")
     config = {"convscope": {}}
-    service = Pipeline.load(tmp_path / "own", model="own", version="1.0", config=config, batch_size=1, gpu=None)
+    service = loading.load(tmp_path / "own", model="own", version="1.0", config=config, batch_size=1, gpu=None)
     del sys.modules["own_net"]
     assert ask_json(service, {"body": b""})["explanations"] == ["cam", "occlusion", "picture"]
     for method, code in (("input_gradient", "bad_request"), ("integrated_gradients", "bad_request"), ("occlusion", "")):
@@ -155,6 +155,8 @@ def test_a_network_of_torchvision_brings_no_source(run: Run, tmp_path: Path) -> 
         "width": 48,
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
+        "resize": [73, 55],  # 256 to 224 of the published recipe, in proportion.
+        "fit": "cover",
     }
 
 
@@ -217,7 +219,7 @@ def test_without_layers_what_there_is_gets_listed(run: Run, net_file: Path, tmp_
         pytest.param(["--arguments", "{"], "not JSON", id="no JSON"),
         pytest.param(["--arguments", "[1]"], "not a JSON object", id="JSON of another kind"),
         pytest.param(["--size", "big"], "neither HEIGHTxWIDTH", id="size"),
-        pytest.param(["--mean", "0.5", "--std", "0.5"], "do not fit", id="mean of one channel"),
+        pytest.param(["--mean", "0.5", "--std", "0.5"], "3 values each (one a channel)", id="mean of one channel"),
         pytest.param(["--channels", "1"], "--channels", id="channels the network does not take"),
         pytest.param(["--name", "two words"], "part of a URL", id="name"),
         pytest.param(["--version", "1/2"], "part of a URL", id="version"),
@@ -446,26 +448,28 @@ class TestTorchvision:
         options = ("--arguments", '{"num_classes": 2}', "--layers", "a=features.1", "--name", "pets", *RANDOM)
         status, shown = run("--torchvision", "squeezenet1_1", "--size", "64x64", *options)
         assert status == 0, shown
-        assert "classes: none" in shown
-        assert json.loads(packed(tmp_path, "pets")["card.json"])["classes"] == []
+        assert "classes: none, so maps and no scores; --classes FILE names them" in shown
+        card = json.loads(packed(tmp_path, "pets")["card.json"])
+        assert card["classes"] == []
+        assert card["description"] == "torchvision.models:squeezenet1_1, a network of torchvision's."
 
     def test_a_weights_file_tells_which_weights_it_is_by_its_published_name(self) -> None:
-        assert look_up("efficientnet_b1").weights == "IMAGENET1K_V2"
-        older = look_up("efficientnet_b1", Path("somewhere/efficientnet_b1_rwightman-bac287d4.pth"))
+        assert look_up_torchvision("efficientnet_b1").weights == "IMAGENET1K_V2"
+        older = look_up_torchvision("efficientnet_b1", Path("somewhere/efficientnet_b1_rwightman-bac287d4.pth"))
         assert older.weights == "IMAGENET1K_V1"
         assert older.preprocessing.size == (240, 240)
 
     def test_its_builders_add_what_published_weights_need(self) -> None:
         file = Path(models.Inception_V3_Weights.DEFAULT.url)
-        assert look_up("inception_v3", file).arguments == {"transform_input": True}
+        assert look_up_torchvision("inception_v3", file).arguments == {"transform_input": True}
         large = Path(models.ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1.url)
-        assert look_up("vit_b_16", large).arguments == {"image_size": 384}
-        assert look_up("inception_v3", Path("own.pt"), {"transform_input": False}).arguments == {}
+        assert look_up_torchvision("vit_b_16", large).arguments == {"image_size": 384}
+        assert look_up_torchvision("inception_v3", Path("own.pt"), {"transform_input": False}).arguments == {}
         with pytest.raises(ArchiveError, match='add "transform_input": true to --arguments'):
-            look_up("googlenet", Path("own.pt"))
+            look_up_torchvision("googlenet", Path("own.pt"))
 
     def test_the_size_is_that_of_the_weights(self) -> None:
-        assert look_up("inception_v3").preprocessing.size == (299, 299)
+        assert look_up_torchvision("inception_v3").preprocessing.size == (299, 299)
 
     @pytest.mark.parametrize("name", ["resnet_18", "fcn_resnet50"])
     def test_a_name_that_is_none_is_explained(self, name: str, run: Run) -> None:

@@ -19,6 +19,7 @@ from archiver.contents import from_checkpoint, from_files
 from archiver.graph import with_engine
 from archiver.packing import ArchiveError
 from archiver.store import STORE
+from handlers.network.archive import CARD, GRAPH, WEIGHTS
 from tests.archiver.conftest import NET
 
 Checkpoint = Callable[..., Path]
@@ -33,8 +34,8 @@ def _exporter(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_committed_archives_have_a_graph_that_is_small() -> None:
     for path in STORE.glob("*.mar"):
         files = packing.unpack(path)
-        assert packing.GRAPH in files, f"{path.name}: python -m archiver --refresh --engine onnx"
-        assert len(files[packing.GRAPH]) < 10_000 + len(files[packing.WEIGHTS]) // 20
+        assert GRAPH in files, f"{path.name}: python -m archiver --refresh --engine onnx"
+        assert len(files[GRAPH]) < 10_000 + len(files[WEIGHTS]) // 20
 
 
 def test_without_the_packages_there_is_no_graph_and_a_reason(
@@ -44,8 +45,8 @@ def test_without_the_packages_there_is_no_graph_and_a_reason(
     assert main(["--checkpoint", str(source), "--store", str(tmp_path)]) == 0
     assert "torch alone" in capsys.readouterr().out
     files = packing.unpack(tmp_path / "simple.mar")
-    assert packing.GRAPH not in files
-    assert "graph" not in json.loads(files[packing.CARD])
+    assert GRAPH not in files
+    assert "graph" not in json.loads(files[CARD])
     assert main(["--checkpoint", str(source), "--store", str(tmp_path), "--engine", "onnx"]) == 1
     assert "not installed here" in capsys.readouterr().err
 
@@ -53,7 +54,7 @@ def test_without_the_packages_there_is_no_graph_and_a_reason(
 def test_an_archive_whose_card_and_files_disagree_is_refused() -> None:
     files = packing.unpack(next(STORE.glob("*.mar")))
     with pytest.raises(ArchiveError, match="disagree"):
-        from_files({name: content for name, content in files.items() if name != packing.GRAPH})
+        from_files({name: content for name, content in files.items() if name != GRAPH})
 
 
 def test_leaving_the_graph_out_leaves_no_trace(checkpoint: Checkpoint) -> None:
@@ -90,7 +91,7 @@ class TestExporting:
         passes = []
         handle = register_module_forward_hook(lambda *_: passes.append(1))
         try:
-            assert packing.GRAPH in contents.files()
+            assert GRAPH in contents.files()
             assert not passes
             from_files(contents.files()).files()  # What comes from elsewhere is.
         finally:
@@ -107,7 +108,7 @@ class TestExporting:
         assert main(["--refresh", "--store", str(tmp_path)]) == 0
         assert path.read_bytes() == fresh
         assert main(["--refresh", "--engine", "torch", "--store", str(tmp_path)]) == 0
-        assert packing.GRAPH not in packing.unpack(path)
+        assert GRAPH not in packing.unpack(path)
         assert main(["--check", "--store", str(tmp_path)]) == 0
         assert main(["--refresh", "--engine", "onnx", "--store", str(tmp_path)]) == 0
         assert path.read_bytes() == fresh
@@ -116,8 +117,8 @@ class TestExporting:
         contents, _ = with_engine(from_checkpoint(checkpoint("simple"), "1.0"), "onnx")
         assert contents.graph is not None
         files = contents.files()
-        assert files[packing.GRAPH].count(b"MaxPool") == 2
-        other = files | {packing.GRAPH: contents.graph.replace(b"MaxPool", b"LpPool_")}
+        assert files[GRAPH].count(b"MaxPool") == 2
+        other = files | {GRAPH: contents.graph.replace(b"MaxPool", b"LpPool_")}
         with pytest.raises(ArchiveError, match="does not do what the network does"):
             from_files(other).files()
 
@@ -126,7 +127,7 @@ class TestExporting:
         options += ["--layers", "a=relu,b=layer4.1.add,c=bn1", "--store", str(tmp_path)]
         assert main(["--arch", "torchvision.models:resnet18", *options]) == 0, capsys.readouterr().err
         files = packing.unpack(tmp_path / "own.mar")
-        assert len(files[packing.GRAPH]) < len(files[packing.WEIGHTS]) / 50
+        assert len(files[GRAPH]) < len(files[WEIGHTS]) / 50
 
     def test_one_node_under_two_names_and_as_the_scores(self, net_file: Path, tmp_path: Path) -> None:
         classes = tmp_path / "classes.txt"
@@ -148,6 +149,6 @@ class TestExporting:
         options += ["--layers", "conv1=relu", "--store", str(tmp_path)]
         assert main(options) == 0
         assert "torch alone: the network cannot be exported" in capsys.readouterr().out
-        assert packing.GRAPH not in packing.unpack(tmp_path / "own.mar")
+        assert GRAPH not in packing.unpack(tmp_path / "own.mar")
         assert main([*options, "--engine", "onnx"]) == 1
         assert "cannot be exported" in capsys.readouterr().err

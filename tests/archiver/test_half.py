@@ -12,9 +12,10 @@ from archiver import packing
 from archiver.__main__ import main
 from archiver.contents import from_checkpoint
 from archiver.store import build
-from handlers.images.preprocessing import Preprocessing, stack
+from handlers import loading
+from handlers.images.preprocessing import Preprocessing, to_input
+from handlers.network.archive import CARD, WEIGHTS
 from handlers.networks import Deep
-from handlers.pipeline import Pipeline
 from tests.handlers.support import CIFAR_CLASSES, ask_json
 
 Checkpoint = Callable[..., Path]
@@ -30,9 +31,9 @@ def trained(checkpoint: Checkpoint) -> Path:
 def test_deep_is_served_from_float16_weights(trained: Path, tmp_path: Path) -> None:
     archive = build(from_checkpoint(trained, "1.0", half=True), tmp_path)
     files = packing.unpack(archive)
-    for name in (packing.CARD, packing.WEIGHTS):
+    for name in (CARD, WEIGHTS):
         (tmp_path / name).write_bytes(files[name])
-    service = Pipeline.load(tmp_path, model="deep", version="1.0", config={}, batch_size=1, gpu=None)
+    service = loading.load(tmp_path, model="deep", version="1.0", config={}, batch_size=1, gpu=None)
     picture = io.BytesIO()
     np.save(picture, PICTURE)
     [seen] = ask_json(service, {"data": bytearray(picture.getvalue()), "layers": "all"})["results"]
@@ -64,7 +65,7 @@ def test_rounding_changes_scores_by_less_than_a_hundredth(trained: Path) -> None
     whole, half = Deep().eval(), Deep().eval()
     whole.load_state_dict(state)
     half.load_state_dict(packing.halved(state))
-    pictures = torch.from_numpy(stack([PICTURE], Preprocessing(3, 32, 32)))
+    pictures = torch.from_numpy(to_input([PICTURE], Preprocessing(3, 32, 32)))
     with torch.inference_mode():
         scores = whole(pictures), half(pictures)
     assert not torch.equal(*scores)
@@ -73,7 +74,7 @@ def test_rounding_changes_scores_by_less_than_a_hundredth(trained: Path) -> None
 
 def test_the_command_line_rounds_where_it_is_told_to(trained: Path, tmp_path: Path) -> None:
     assert main(["--checkpoint", str(trained), "--half", "--store", str(tmp_path)]) == 0
-    (tmp_path / "deep.pt").write_bytes(packing.unpack(tmp_path / "deep.mar")[packing.WEIGHTS])
+    (tmp_path / "deep.pt").write_bytes(packing.unpack(tmp_path / "deep.mar")[WEIGHTS])
     assert torch.load(tmp_path / "deep.pt", weights_only=True)["fc.weight"].dtype == torch.float16
 
 

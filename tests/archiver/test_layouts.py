@@ -19,9 +19,11 @@ from torchvision.models.maxvit import MaxVit
 from archiver import graph, packing
 from archiver.__main__ import main
 from archiver.layouts import Layouts
-from handlers.images.preprocessing import Preprocessing, noise, stack
+from archiver.packing import ArchiveError
+from handlers import loading
+from handlers.images.preprocessing import Preprocessing, noise, to_input
 from handlers.network.engines.eager import Eager
-from handlers.network.layouts import read, turn, turned_shape
+from handlers.network.layouts import map_shape, parse, to_maps
 from handlers.pipeline import Pipeline
 from handlers.settings import Settings
 from handlers.wire import convscope_pb2 as wire
@@ -147,9 +149,9 @@ def test_a_layout_is_found_and_turns_the_networks_own_tensor(
 @pytest.mark.parametrize(
     ("make", "size", "node", "why"),
     [
-        (maxvit, 64, "blocks.0.layers.0.layers.window_attention.add_1", "NODE@channels_last"),
-        (timm_vit, 64, "blocks.0.attn.q_norm", "NODE@channels_last"),
-        (timm_vit, 64, "patch_embed.flatten", "--tokens HxW"),
+        (maxvit, 64, "blocks.0.layers.0.layers.window_attention.add_1", "window_attention.add_1@channels_last"),
+        (timm_vit, 64, "blocks.0.attn.q_norm", "blocks.0.attn.q_norm@channels_last"),
+        (timm_vit, 64, "patch_embed.flatten", "--tokens HxW+N, or patch_embed.flatten@tokens:HxW+N"),
         (vit, 32, "expand", "--tokens HxW"),
     ],
 )
@@ -176,6 +178,8 @@ def test_tokens_are_no_grid_of_their_own_in_a_network_of_any_size() -> None:
     assert Layouts(Patches().eval(), Preprocessing(3, 24, 40)).find(["norm"])[0] == {"norm": "tokens:6x10+0"}
     _, unfit = Layouts(Patches().eval(), Preprocessing(3, None, None)).find(["norm"])
     assert "give --size" in unfit["norm"]
+    with pytest.raises(ArchiveError, match="give --size"):
+        Layouts(Patches().eval(), Preprocessing(3, None, None), "8x8+0")
 
 
 def test_a_grid_that_is_given_is_taken_and_one_that_is_wrong_is_not() -> None:
@@ -183,26 +187,28 @@ def test_a_grid_that_is_given_is_taken_and_one_that_is_wrong_is_not() -> None:
     network, node = timm_vit().eval(), "blocks.1.add_1"
     preprocessing = Preprocessing(3, 64, 64)
     assert Layouts(network, preprocessing, "4x4+1").find([node])[0] == {node: "tokens:4x4+1"}
-    assert "do not show in patches" in Layouts(network, preprocessing, "2x8+1").find([node])[1][node]
+    unfit = Layouts(network, preprocessing, "2x8+1").find([node])[1]
+    assert unfit[node].startswith("--tokens 2x8+1 does not fit: ")
+    assert "leave --tokens out" in unfit[node]
     mixed = "blocks.0.attn.proj"  # Attention before it is added: every patch holds a little of every other.
     assert mixed in Layouts(network, preprocessing).find([mixed])[1]
 
 
 def test_a_layout_is_read_and_what_does_not_fit_is_said() -> None:
     values = torch.arange(2 * 7 * 3.0).reshape(2, 7, 3)
-    assert torch.equal(turn(values, "tokens:2x3+1")[1, :, 1, 0], values[1, 4])
-    assert torch.equal(turn(values, "extra_tokens:2x3+1")[:, :, 0, 0], values[:, 0])
-    assert torch.equal(turn(values, "extra_tokens:2x2+2")[1, :, :, 0], values[1, [0, 1, 6]].T)
-    assert turned_shape((7, 3), "extra_tokens:2x2+2") == (3, 3, 1)
-    assert turn(values, "plane").shape == (2, 1, 7, 3)
-    assert turn(values[:, 0], "vector").shape == (2, 3, 1, 1)
+    assert torch.equal(to_maps(values, "tokens:2x3+1")[1, :, 1, 0], values[1, 4])
+    assert torch.equal(to_maps(values, "extra_tokens:2x3+1")[:, :, 0, 0], values[:, 0])
+    assert torch.equal(to_maps(values, "extra_tokens:2x2+2")[1, :, :, 0], values[1, [0, 1, 6]].T)
+    assert map_shape((7, 3), "extra_tokens:2x2+2") == (3, 3, 1)
+    assert to_maps(values, "plane").shape == (2, 1, 7, 3)
+    assert to_maps(values[:, 0], "vector").shape == (2, 3, 1, 1)
     for wrong in ("last", "tokens", "tokens:0x3+1", "channels_last:2x2+0", "tokens:2x3"):
         with pytest.raises(ValueError, match="is no layout"):
-            read(wrong)
+            parse(wrong)
     with pytest.raises(ValueError, match="4 axes"):
-        turn(values, "channels_last")
+        to_maps(values, "channels_last")
     with pytest.raises(ValueError, match="more than the 7 tokens"):
-        turn(values, "tokens:2x3+2")
+        to_maps(values, "tokens:2x3+2")
 
 
 @pytest.fixture
@@ -228,7 +234,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         def load(engine: str) -> Pipeline:
             settings = Settings.from_environment({"CONVSCOPE_ENGINE": engine})
             kwargs: Any = {"config": {}, "batch_size": 1, "gpu": None, "settings": settings}
-            return Pipeline.load(folder, model=name.lower(), version="1.0", **kwargs)
+            return loading.load(folder, model=name.lower(), version="1.0", **kwargs)
 
         return status, said.out + said.err, load
 
@@ -240,7 +246,7 @@ def made_by(network: nn.Module, modules: Mapping[str, str], pixels: np.ndarray[A
     made: dict[str, Tensor] = {}
     for name, module in modules.items():
         network.get_submodule(module).register_forward_hook(lambda *given, name=name: made.update({name: given[2]}))
-    made["logits"] = network(torch.from_numpy(stack([pixels], INPUT)))
+    made["logits"] = network(torch.from_numpy(to_input([pixels], INPUT)))
     return made
 
 
@@ -336,6 +342,9 @@ def test_equal_sizes_do_not_hide_which_axis_is_which(archive: Any, tmp_path: Pat
     status, said, _ = archive("Cube", "--layers", "turned=act@tokens:2x2+0")
     assert status == 1
     assert "takes 3 axes" in said
+    status, said, _ = archive("Cube", "--layers", "turned=act@tokens:2x2+0", "--size", "any")
+    assert status == 1
+    assert "give --size HxW" in said
 
 
 def test_a_layout_that_is_none_is_explained(archive: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from archiver import graph, packing
 from archiver.__main__ import main
-from handlers.images.preprocessing import Preprocessing, stack
+from handlers import loading
+from handlers.images.preprocessing import Preprocessing, to_input
 from handlers.pipeline import Pipeline
 from handlers.settings import Settings
 from handlers.wire import convscope_pb2 as wire
@@ -173,7 +174,7 @@ def archive(
         def load(engine: str = "torch") -> Pipeline:
             settings = Settings.from_environment({"CONVSCOPE_ENGINE": engine})
             kwargs: Any = {"config": {}, "batch_size": 1, "gpu": None, "settings": settings}
-            return Pipeline.load(folder, model=name.lower(), version="1.0", **kwargs)
+            return loading.load(folder, model=name.lower(), version="1.0", **kwargs)
 
         return status, said.out + said.err, load
 
@@ -187,7 +188,7 @@ def by_hand(networks: dict[str, Any], name: str, **arguments: Any) -> nn.Module:
 
 
 def pictures() -> Tensor:
-    return torch.from_numpy(stack([PIXELS], Preprocessing(3, 16, 16)))
+    return torch.from_numpy(to_input([PIXELS], Preprocessing(3, 16, 16)))
 
 
 def top(service: Pipeline, **more: Any) -> Any:
@@ -364,6 +365,7 @@ def test_a_segmentation_has_a_mask_and_no_scores(archive: Any, networks: dict[st
     layers = "mask=output:out,depth=output:depth"
     status, said, load = archive("Segmentation", "--scores", "none", classes=0, layers=layers)
     assert status == 0, said
+    assert "classes: none, so maps and no scores\n" in said
     seen = top(load(), layers=["all"])
     with torch.no_grad():
         expected = by_hand(networks, "Segmentation")(pictures())
@@ -385,11 +387,14 @@ def test_several_inputs_are_refused_with_a_class_to_copy(archive: Any, networks:
     ("arguments", "classes", "why"),
     [
         (("--scores", "value"), 0, "scores need names: --classes FILE"),
-        (("--scores", "none"), 4, "with --scores none there are no scores"),
+        (("--scores", "none"), 4, "--scores none cannot be combined with --classes, --output or --probabilities: leave "
+         "out --classes"),
+        (("--scores", "none", "--output", "a", "--no-probabilities"), 0, "leave out --output and --probabilities"),
         (("--probabilities",), 4, "say which probabilities"),
         (("--output", "logits"), 4, "returns no 'logits'"),
+        (("--scores", "softmax", "--probabilities"), 4, "say --no-probabilities if they are logits"),
     ],
-)
+)  # fmt: skip
 def test_what_does_not_fit_together_is_said(archive: Any, arguments: tuple[str, ...], classes: int, why: str) -> None:
     status, said, _ = archive("Logits", *arguments, classes=classes)
     assert status == 1

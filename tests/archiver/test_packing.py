@@ -105,10 +105,11 @@ def test_the_settings_hold_the_limits_the_handler_reads() -> None:
     assert (limits.max_images, limits.max_image_bytes, limits.max_image_pixels) == (64, 16 * 2**20, 16_000_000)
 
 
-def test_settings_without_one_batch_size_line_are_refused(tmp_path: Path) -> None:
+def test_settings_without_one_batch_size_line_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "HANDLERS", tmp_path)
     (tmp_path / packing.CONFIG).write_text("maxBatchDelay: 1\n")
     with pytest.raises(ArchiveError, match="exactly one line"):
-        packing.model_config(2, handlers=tmp_path)
+        packing.model_config(2)
 
 
 def test_weights_are_the_same_bytes_whatever_the_order_strides_and_sharing_of_the_tensors() -> None:

@@ -7,7 +7,14 @@ from torch.nn import functional
 
 from archiver.graph import export
 from archiver.packing import ArchiveError
-from archiver.proof import check_company, check_graph, check_mode, check_rebuilt, check_steady, why_no_gradients
+from archiver.proof import (
+    check_batch_independence,
+    check_graph,
+    check_mode,
+    check_rebuilt,
+    check_steady,
+    why_no_gradients,
+)
 from archiver.survey import Survey, check_scores, survey
 from handlers.images.preprocessing import Preprocessing, noise
 from handlers.network.engines.eager import Eager
@@ -130,7 +137,7 @@ def test_our_own_networks_answer_a_picture_the_same_beside_another(name: str) ->
     torch.manual_seed(0)
     network = NETWORKS[name]()
     engine = Eager(network, network.layers, has_scores=name != "edges")
-    check_company(engine, Preprocessing(*network.pictures))
+    check_batch_independence(engine, Preprocessing(*network.pictures))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +152,7 @@ def test_our_own_networks_answer_a_picture_the_same_beside_another(name: str) ->
 )
 def test_an_answer_that_depends_on_the_batch_is_refused(network: type[nn.Module], node: str, message: str) -> None:
     with pytest.raises(ArchiveError, match=message):
-        check_company(in_torch(network(), node), PREPROCESSING)
+        check_batch_independence(in_torch(network(), node), PREPROCESSING)
 
 
 def test_rounding_in_a_batch_of_another_size_is_no_dependence_on_it() -> None:
@@ -155,12 +162,12 @@ def test_rounding_in_a_batch_of_another_size_is_no_dependence_on_it() -> None:
     assert alone is not None
     assert together is not None
     assert (alone[0] - together[0]).abs().max() > 1e-3 * alone.abs().max(), "nothing to tell from a dependence"
-    check_company(engine, PREPROCESSING)
+    check_batch_independence(engine, PREPROCESSING)
 
 
 def test_maps_are_compared_where_there_are_no_scores() -> None:
     with pytest.raises(ArchiveError, match="the maps of conv1"):
-        check_company(in_torch(BatchLargest(), has_scores=False), PREPROCESSING)
+        check_batch_independence(in_torch(BatchLargest(), has_scores=False), PREPROCESSING)
 
 
 class Infinite(Net):
@@ -174,7 +181,7 @@ class Infinite(Net):
 def test_a_map_may_hold_what_is_not_finite_as_long_as_it_is_the_same() -> None:
     engine = in_torch(Infinite(), "log")
     assert engine.forward(PICTURE, frozenset(["conv1"]))[1]["conv1"].isinf().any()
-    check_company(engine, PREPROCESSING)
+    check_batch_independence(engine, PREPROCESSING)
 
 
 @pytest.mark.parametrize("network", [Dropping, Counting])

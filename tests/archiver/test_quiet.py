@@ -36,7 +36,14 @@ class Net(nn.Module):
         maps = self.conv(images).relu().mean((2, 3))
         return (self.fc(maps), self.more(maps)) if self.training else self.fc(maps)
 """
-STEPS = ["building", "looking for layers", "proving", "exporting the graph", "comparing with ONNX Runtime", "packing"]
+STEPS = [
+    "building",
+    "looking for layers",
+    "testing the network",
+    "exporting the graph",
+    "comparing with ONNX Runtime",
+    "packing",
+]
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from archiver.__main__ import main
 from archiver.arguments import parse
 from archiver.packing import ArchiveError
 from archiver.recipes import timm_preprocessing
+from handlers import loading
 from handlers.images.decoding import decode
 from handlers.images.preprocessing import Preprocessing
-from handlers.pipeline import Pipeline
 from handlers.settings import Settings
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import ask_message, cells, make_service
@@ -134,11 +134,9 @@ class TestTimm:
             expected = levels(transform(Image.fromarray(picture)), preprocessing)
             assert np.array_equal(decode(png(picture), preprocessing)[0], expected), shape
 
-    def test_a_network_and_its_name_have_the_same_recipe(self) -> None:
-        network = timm.create_model("test_resnet.r160_in1k", img_size=None)
-        assert timm_preprocessing(network) == timm_preprocessing("test_resnet.r160_in1k")
+    def test_a_network_has_the_same_recipe_however_it_is_named(self) -> None:
         own = ["--arch", "timm:create_model", "--name", "own", "--arguments", '{"model_name": "test_resnet.r160_in1k"}']
-        assert recipe(*own) == timm_preprocessing(network)
+        assert recipe(*own) == timm_preprocessing("test_resnet.r160_in1k")
         assert recipe("--arch", "timm.models.resnet:resnet10t", "--name", "own") == timm_preprocessing("resnet10t")
 
     def test_its_arguments_count(self) -> None:
@@ -222,9 +220,34 @@ class TestCommandLine:
         own = ("--arch", "net.py:Net", "--name", "own")
         assert recipe(*own, "--size", "64x48") == Preprocessing(3, 64, 48)
         assert recipe(*own, "--resize", "256", "--crop", "224") == Preprocessing(3, 224, 224, resize=(256,))
-        assert recipe("--arch", "torchvision.models:resnet18", "--name", "own") == Preprocessing(3, 224, 224)
-        published = recipe("--arch", "torchvision.models:resnet18", "--name", "own", "--preprocessing", "torchvision")
-        assert published == recipe("--torchvision", "resnet18")
+
+    def test_a_librarys_network_has_its_recipe_however_it_is_named(self) -> None:
+        own = ("--arch", "torchvision.models:resnet18", "--name", "own")
+        assert recipe(*own) == recipe("--torchvision", "resnet18")
+        assert recipe(*own, "--preprocessing", "squash").resize == ()
+        assert recipe("--arch", "torchvision.ops:Permute", "--name", "own") == Preprocessing(3, 224, 224)
+
+    @pytest.mark.parametrize(
+        ("file", "options", "words"),
+        [
+            ("renamed.pth", (), "preprocessing and labels of IMAGENET1K_V2"),
+            ("renamed.pth", ("--arguments", '{"num_classes": 2}'), "taken: preprocessing of IMAGENET1K_V2"),
+            ("resnet50-0676ba61.pth", (), ""),
+            ("renamed.pth", ("--preprocessing", "torchvision"), ""),
+            ("renamed.pth", ("--resize", "256"), ""),
+        ],
+    )
+    def test_weights_by_another_name_than_the_published_are_told_as_what_they_are_taken(
+        self, file: str, options: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        parse(["--torchvision", "resnet50", "--state-dict", f"some/{file}", "--layers", "auto", *options], "")
+        said = capsys.readouterr().err
+        assert words in said
+        assert bool(said) == bool(words)
+
+    def test_nothing_is_told_where_all_weights_have_one_recipe(self, capsys: pytest.CaptureFixture[str]) -> None:
+        parse(["--torchvision", "resnet18", "--state-dict", "renamed.pth", "--layers", "auto"], "")
+        assert capsys.readouterr().err == ""
 
     @pytest.mark.parametrize(
         ("options", "words"),
@@ -236,7 +259,12 @@ class TestCommandLine:
             (["--size", "any", "--interpolation", "bicubic"], "alone does not resize"),
             (["--preprocessing", "torchvision"], "torchvision publishes no recipe for this network"),
             (["--preprocessing", "timm"], "timm publishes no recipe for this network"),
-            (["--preprocessing", "squash", "--resize", "256"], "leave it out"),
+            (["--preprocessing", "squash", "--resize", "256"], "cannot be combined with --resize or --crop"),
+            (["--std", "0.2,0.2,0.2"], "give --mean and --std together"),
+            (["--mean", "0.2,0.2,0.2"], "give --mean and --std together"),
+            (["--mean", "0.5", "--std", "0.5"], "need 3 values each (one a channel), none of --std 0; got 1 and 1"),
+            (["--channels", "0"], "--channels: channels must be positive"),
+            (["--ema"], "it goes with --state-dict"),
             (["--resize", "256", "--interpolation", "lanczos", "--no-antialias"], "can do without antialiasing"),
             (["--bgr", "--channels", "1"], "an order of 3 channels, not of 1"),
             (["--resize", "0"], "neither a number of pixels"),
@@ -255,15 +283,17 @@ class TestCommandLine:
     ) -> None:
         own = ["--arch", f"{net_file}:Net", "--name", "own", "--store", str(tmp_path), "--random-weights", "0"]
         taking = ["--resize", "36", "--crop", "32x24", "--interpolation", "bicubic", "--bgr", "--layers", "c=conv"]
+        taking += ["--mean", "0.1,0.2,0.3", "--std", "1,1,0.5"]
         assert main([*own, *taking]) == 0
         said = capsys.readouterr().out
-        assert "pictures: resized to 36 on the shorter side, bicubic, then the middle 32x24" in said
+        resized = "pictures: resized to 36 on the shorter side, bicubic, then the middle 32x24"
+        assert f"{resized}; blue first; mean 0.1,0.2,0.3, std 1,1,0.5\n" in said
         for name, content in packing.unpack(tmp_path / "own.mar").items():
             path = tmp_path / "unpacked" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         monkeypatch.syspath_prepend(tmp_path / "unpacked")
-        service = Pipeline.load(
+        service = loading.load(
             tmp_path / "unpacked", model="own", version="1.0", config={}, batch_size=1, gpu=None, settings=Settings()
         )
         card = ask_message(service, wire.PredictRequest(describe=True)).card.input

@@ -156,8 +156,22 @@ def test_an_unknown_node_is_refused_with_the_nodes_there_are() -> None:
 
 
 def test_a_node_that_makes_no_map_is_refused() -> None:
-    with pytest.raises(ArchiveError, match="'fc' makes no map"):
+    with pytest.raises(ArchiveError, match=r"'fc' makes no map \(1, C, h, w\) of the picture"):
         check_layers(look(Small()), {"scores": "fc"})
+
+
+def test_a_node_that_makes_tokens_is_refused_with_what_makes_a_map_of_them() -> None:
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 4, stride=4)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.conv(images).flatten(2).transpose(1, 2)
+
+    found = survey(Patches().eval(), torch.rand(1, 3, 8, 12))
+    with pytest.raises(ArchiveError, match=r"of the picture but \(1, 6, 8\); if these are tokens .*--tokens HxW\+N"):
+        check_layers(found, {"tokens": "transpose"})
 
 
 def test_weights_in_the_shape_of_a_map_are_none() -> None:

@@ -19,7 +19,7 @@ from torch import nn
 
 from archiver import packing
 from archiver.__main__ import main
-from handlers.pipeline import Pipeline
+from handlers import loading
 from handlers.settings import Settings
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import ask_message
@@ -116,7 +116,7 @@ def test_an_example_makes_an_archive_that_answers(
     for source in (*FILES, *{Path(file).parts[0] for file in PACKAGE}):  # The server has the archive alone.
         monkeypatch.delitem(sys.modules, source.removesuffix(".py"), raising=False)
     monkeypatch.syspath_prepend(folder / "unpacked")
-    service = Pipeline.load(
+    service = loading.load(
         folder / "unpacked",
         model=name,
         version="1.0",

@@ -12,7 +12,7 @@ import torch
 from convscope import Client
 
 from handlers.api.options import Options
-from handlers.images.preprocessing import noise, stack, stack_on
+from handlers.images.preprocessing import noise, to_input, to_input_on
 from handlers.network.engines.choice import GPU_TOLERANCE, PRECISIONS, choose, difference
 from handlers.network.engines.cuda_graphs import Captured
 from handlers.network.engines.eager import Eager
@@ -165,12 +165,12 @@ GPU = torch.device("cuda:0")
 
 def test_bytes_sent_to_the_gpu_become_there_what_they_become_here(on_cpu: Eager) -> None:
     pictures = [colours(seed) for seed in range(9)]
-    found = stack_on(GPU, pictures, CIFAR_INPUT)
+    found = to_input_on(GPU, pictures, CIFAR_INPUT)
     assert isinstance(found, torch.Tensor)
     assert found.is_cuda
-    assert np.array_equal(found.cpu().numpy(), stack(pictures, CIFAR_INPUT))
+    assert np.array_equal(found.cpu().numpy(), to_input(pictures, CIFAR_INPUT))
     engine = on_gpu(on_cpu, "auto")
     for _ in range(2):  # Recorded, then replayed.
         scores, _ = engine.run(found, LAYERS)
-        expected, _ = on_cpu.run(stack(pictures, CIFAR_INPUT), LAYERS)
+        expected, _ = on_cpu.run(to_input(pictures, CIFAR_INPUT), LAYERS)
         assert np.abs(scores - expected).max() <= GPU_TOLERANCE * np.abs(expected).max()  # type: ignore[operator]

@@ -10,6 +10,7 @@ import torch
 
 from handlers.api.limits import Limits
 from handlers.images.preprocessing import Preprocessing
+from handlers.loading import assemble
 from handlers.network.archive import Archive
 from handlers.outputs.response import Identity, Response
 from handlers.pipeline import Pipeline
@@ -28,7 +29,8 @@ def make_service(
     has_gradients = kwargs.pop("has_gradients", True)
     archive = Archive(module.eval(), preprocessing, layers, classes, card, has_gradients=has_gradients)
     limits = kwargs.pop("limits", Limits(max_reply_bytes=50_000_000))
-    return Pipeline(archive, Identity("cifar", "1.0", "torch-test", "cpu"), limits, **kwargs)
+    eager = archive.eager(kwargs.pop("device", "cpu"))
+    return assemble(archive, Identity("cifar", "1.0", "torch-test", "cpu"), limits, eager, eager, **kwargs)
 
 
 def ask_message(service: Pipeline, message: wire.PredictRequest) -> wire.PredictReply:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from handlers import loading
 from handlers.images.preprocessing import noise
 from handlers.network.engines import choice
 from handlers.network.engines.choice import TOLERANCE, check, choose, difference
@@ -35,7 +36,7 @@ def load(model: str, folder: Path, engine: str, **more: str) -> Pipeline:
     with zipfile.ZipFile(STORE / f"{model}.mar") as archive:
         archive.extractall(folder)
     environment = {"CONVSCOPE_ENGINE": engine, "CONVSCOPE_MAX_RESPONSE_BYTES": str(2**28), **more}
-    return Pipeline.load(
+    return loading.load(
         folder,
         model=model,
         version="1.0",

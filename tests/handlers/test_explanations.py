@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from handlers.api.limits import Limits
 from handlers.api.options import METHODS, OF_GRADIENTS
-from handlers.images.preprocessing import Preprocessing, stack
+from handlers.images.preprocessing import Preprocessing, to_input
 from handlers.networks.cifar import Cifar
 from handlers.networks.deep import Deep
 from handlers.outputs import explainer
@@ -30,7 +30,7 @@ from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, ask_json, ask_mes
 from tests.pictures import FIVE_BY_FIVE, colours, npy, png
 
 GOOD = png(colours())
-IMAGE = torch.from_numpy(stack([colours()], CIFAR_INPUT))  # (1, 3, 32, 32), as the network gets it.
+IMAGE = torch.from_numpy(to_input([colours()], CIFAR_INPUT))  # (1, 3, 32, 32), as the network gets it.
 EXPLAINING = [method for method in METHODS if method != "picture"]
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 
@@ -465,7 +465,7 @@ def test_a_request_that_takes_too_long_ends_and_its_neighbours_are_answered(
     network: Cifar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = make_service(network, CIFAR_INPUT, CIFAR_CLASSES)
-    monkeypatch.setattr(service.explainer, "_max_seconds", 0.0)
+    monkeypatch.setattr(explainer, "MAX_SECONDS", 0.0)
     slow = wire.PredictRequest(pictures=[GOOD], explain=wire.Explain(method="occlusion"))
     plain = wire.PredictRequest(pictures=[GOOD], layers=["conv2"])
     rows = [{"request": bytearray(message.SerializeToString())} for message in (plain, slow, plain)]

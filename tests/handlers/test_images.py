@@ -16,7 +16,7 @@ from torch import Tensor
 
 from handlers.api.errors import BadImage, ImageTooLarge, RequestError, TooManyImages, WrongChannels
 from handlers.images.decoding import decode
-from handlers.images.preprocessing import Preprocessing, normalise, stack, stack_on
+from handlers.images.preprocessing import Preprocessing, normalise, to_input, to_input_on
 from tests.containers import chunk, npy_header, png_header
 from tests.handlers.support import CIFAR_INPUT
 from tests.pictures import colours, npy, png, saved
@@ -315,9 +315,9 @@ def test_normalising_is_scaling_subtracting_and_dividing(array: np.ndarray[Any, 
 
 def test_uint8_and_float_pictures_stack_to_the_same() -> None:
     array = colours()
-    both = stack([array, array.astype(np.float32) / 255], CIFAR_INPUT)
+    both = to_input([array, array.astype(np.float32) / 255], CIFAR_INPUT)
     assert np.array_equal(both[0], both[1])
-    assert np.array_equal(both[:1], stack([array], CIFAR_INPUT))
+    assert np.array_equal(both[:1], to_input([array], CIFAR_INPUT))
 
 
 def test_preprocessing_survives_json() -> None:
@@ -348,19 +348,19 @@ class TestSentToAGpu:
 
     def test_bytes_become_there_what_they_become_here(self, sent: list[int]) -> None:
         pictures = [colours(seed) for seed in range(3)]
-        found = stack_on(torch.device("cuda:0"), pictures, CIFAR_INPUT)
+        found = to_input_on(torch.device("cuda:0"), pictures, CIFAR_INPUT)
         assert isinstance(found, Tensor)
         assert found.is_contiguous()
-        assert np.array_equal(found.numpy(), stack(pictures, CIFAR_INPUT))
+        assert np.array_equal(found.numpy(), to_input(pictures, CIFAR_INPUT))
         assert sent == [3]
 
     def test_floats_are_made_ready_here(self, sent: list[int]) -> None:
         pictures: list[Any] = [colours(0), colours(1) / np.float32(255)]
-        found = stack_on(torch.device("cuda:0"), pictures, CIFAR_INPUT)
+        found = to_input_on(torch.device("cuda:0"), pictures, CIFAR_INPUT)
         assert isinstance(found, np.ndarray)
-        assert np.array_equal(found, stack(pictures, CIFAR_INPUT))
+        assert np.array_equal(found, to_input(pictures, CIFAR_INPUT))
         assert np.array_equal(
-            stack_on(torch.device("cpu"), pictures[:1], CIFAR_INPUT), stack(pictures[:1], CIFAR_INPUT)
+            to_input_on(torch.device("cpu"), pictures[:1], CIFAR_INPUT), to_input(pictures[:1], CIFAR_INPUT)
         )
         assert sent == []
 

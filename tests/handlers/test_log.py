@@ -16,9 +16,10 @@ import pytest
 from torch import nn
 
 from handlers.images.preprocessing import Preprocessing
+from handlers.loading import warm_up
 from handlers.networks.cifar import Cifar
 from handlers.ops import log
-from handlers.ops.log import JsonLines, Samples, quiet_torchserve, write_to_standard_output
+from handlers.ops.log import JsonLines, Samples, quiet_torchserve, set_up
 from handlers.ops.telemetry import Telemetry
 from handlers.pipeline import Pipeline
 from handlers.wire import convscope_pb2 as wire
@@ -42,7 +43,7 @@ def output(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     package = logging.getLogger("handlers")
     before = (package.handlers, package.level, package.propagate)
     monkeypatch.setattr(sys, "stdout", io.StringIO())
-    write_to_standard_output("cifar", "1.0")
+    set_up("cifar", "1.0")
     yield sys.stdout  # type: ignore[misc]
     package.handlers, package.level, package.propagate = before
 
@@ -59,7 +60,7 @@ def test_what_is_asked_to_warm_the_server_up_is_not_logged(tmp_path: Path, outpu
     service = make_service(Cifar(), CIFAR_INPUT, CIFAR_CLASSES, starting_file=flag)
     ask_json(service, {"body": bytearray(b"text")})
     ask_json(service, {"body": bytearray()})
-    service.warm_up()
+    warm_up(service, CIFAR_INPUT, ("conv1",), 64)
     assert not output.getvalue()
     flag.unlink()
     ask_json(service, {"body": bytearray(b"text")})

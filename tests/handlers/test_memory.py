@@ -19,12 +19,12 @@ import io, sys
 from pathlib import Path
 from zipfile import ZipFile
 import numpy as np, psutil
-from handlers.pipeline import Pipeline
+from handlers import loading
 from handlers.wire import convscope_pb2 as wire
 
 folder = Path(sys.argv[1])
 ZipFile("model_store/edges.mar").extractall(folder)
-service = Pipeline.load(folder, model="edges", version="1.0", config={}, batch_size=1, gpu=None)
+service = loading.load(folder, model="edges", version="1.0", config={}, batch_size=1, gpu=None)
 
 def ask(side):
     buffer = io.BytesIO()

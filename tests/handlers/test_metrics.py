@@ -22,6 +22,7 @@ from torch import nn
 from handlers.api import errors
 from handlers.api.job import Job
 from handlers.api.limits import Limits
+from handlers.loading import warm_up
 from handlers.networks.cifar import Cifar
 from handlers.ops.metrics import MOST_CLASSES, Metrics, slot_name
 from handlers.ops.telemetry import Telemetry
@@ -30,7 +31,7 @@ from handlers.pipeline import Pipeline
 from handlers.torchserve.patches import PATCHES
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.metering import every, scrape, value
-from tests.handlers.support import CIFAR_CLASSES, ask_message, ask_rest
+from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, ask_message, ask_rest
 from tests.handlers.worker import IDENTITY, metered
 from tests.pictures import colours, npy, png
 
@@ -173,10 +174,10 @@ def test_what_warms_the_server_up_is_not_counted(directory: Path, tmp_path: Path
     flag.touch()
     service = metered(Cifar(), starting_file=flag)
     service.respond([message(GOOD)], [GRPC])
-    service.warm_up()
+    warm_up(service, CIFAR_INPUT, ("conv1",), 64)
     assert not counts(directory, "convscope_requests_total")
     flag.unlink()
-    service.warm_up()
+    warm_up(service, CIFAR_INPUT, ("conv1",), 64)
     service.respond([message(GOOD)], [GRPC])
     assert counts(directory, "convscope_requests_total") == {("ok", "protobuf", "grpc"): 1}
     assert value(directory, "convscope_batch_requests_count") == 1

@@ -15,7 +15,7 @@ from PIL import Image
 
 from handlers.api.errors import BadImage, ImageTooLarge
 from handlers.images.decoding import Budget, decode
-from handlers.images.preprocessing import FILTERS, Preprocessing, fit, normalise, stack
+from handlers.images.preprocessing import FILTERS, Preprocessing, fit, normalise, to_input
 from handlers.networks.cifar import Cifar
 from handlers.networks.edges import Edges
 from handlers.wire import convscope_pb2 as wire
@@ -142,6 +142,8 @@ def test_a_recipe_survives_json() -> None:
         ({"interpolation": "area"}, "one of nearest"),
         ({"interpolation": "lanczos", "antialias": False}, "only bilinear and bicubic"),
         ({"bgr": True, "channels": 1}, "not of 1"),
+        ({"std": (1, 1, 1)}, "mean and std need 3 values each .* got 0 and 3"),
+        ({"mean": (1, 1, 1)}, "mean and std need 3 values each .* got 3 and 0"),
     ],
 )
 def test_a_recipe_that_contradicts_itself_is_refused(values: dict[str, Any], words: str) -> None:
@@ -153,8 +155,8 @@ def test_a_blue_first_network_gets_the_same_from_arrays_and_tensors() -> None:
     recipe = Preprocessing(3, 8, 8, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0), bgr=True)
     picture = photograph(8, 8)
     tensor = torch.from_numpy(picture).permute(2, 0, 1)[None]
-    assert np.array_equal(normalise(tensor, recipe).numpy(), stack([picture], recipe))
-    assert stack([picture], recipe)[0, 0] == pytest.approx(picture[:, :, 2] / 255 - 0.1, abs=1e-6)
+    assert np.array_equal(normalise(tensor, recipe).numpy(), to_input([picture], recipe))
+    assert to_input([picture], recipe)[0, 0] == pytest.approx(picture[:, :, 2] / 255 - 0.1, abs=1e-6)
 
 
 class TestExplanations:

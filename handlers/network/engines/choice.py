@@ -6,7 +6,6 @@ asked for by name. On a GPU torch runs, with channels-last tensors and CUDA grap
 
 from __future__ import annotations
 
-import copy
 import logging
 from importlib.util import find_spec
 
@@ -120,7 +119,7 @@ def choose_on_gpu(
     tolerance = max(tolerance, GPU_TOLERANCE)
     best, reasons = plain or eager, []
     try:
-        last = _copy(eager, dtype, torch.channels_last)
+        last = eager.copy(dtype, torch.channels_last)
         check(last, eager, images, tolerance)
         best = last
     except Exception as err:  # Whatever a network or a driver cannot do, plain torch is there.
@@ -189,22 +188,9 @@ def _halve(eager: Eager, images: Tensor, precision: str) -> Eager:
         and not torch.cuda.is_bf16_supported(including_emulation=False)
     ):
         raise RuntimeError("the precision bfloat16 was asked for, which this GPU does not compute in; ask for float16")
-    halved = _copy(eager, dtype)
+    halved = eager.copy(dtype)
     check(halved, eager, images, tolerance)
     return halved
-
-
-def _copy(eager: Eager, dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format) -> Eager:
-    return Eager(
-        copy.deepcopy(eager.module),
-        eager.layers,
-        has_scores=eager.has_scores,
-        layouts=eager.layouts,
-        output=eager.output,
-        device=eager.device,
-        dtype=dtype,
-        memory_format=memory_format,
-    )
 
 
 def _obstacle(eager: Eager, graph: Graph | None) -> str | None:

@@ -22,7 +22,9 @@ from handlers.network.engines.engine import Maps, Torch
 logger = logging.getLogger(__name__)
 
 RECORDINGS_KEPT = 16  # Each holds every activation of its pass in GPU memory, and its kernels.
-_IDLE_CALLS = 64  # A recording used more lately stays: with more shapes in turn than are kept, each call would record.
+_IDLE_CALLS = 64
+"""Only a recording that was not used in so many calls is replaced. Otherwise, if callers took turns with more shapes
+than are kept, every call would replace one."""
 _WARM_UP_RUNS = 3  # As torch's documentation of CUDA graphs has it: libraries set themselves up and choose algorithms.
 
 Outputs = dict[str, Tensor]

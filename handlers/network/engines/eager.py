@@ -7,6 +7,7 @@ traced gets forward hooks instead. Either way, a layer that is not asked for is 
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -18,7 +19,8 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from handlers.network.engines.engine import Maps, Torch
 from handlers.network.geometry import trace
-from handlers.network.layouts import CHANNELS_FIRST, turn
+from handlers.network.layouts import CHANNELS_FIRST, to_maps
+from handlers.network.modules import stop_working_in_place, watching
 from handlers.network.outputs import OUTPUT, as_scores, node_of, select
 
 logger = logging.getLogger(__name__)
@@ -26,7 +28,7 @@ logger = logging.getLogger(__name__)
 Forward = Callable[[Tensor], Mapping[str, Tensor]]
 
 SCORES = "//scores"  # No public layer name can hold a slash, so no clash.
-_TRACED = frozenset([SCORES])  # In place of layers: none, but the graph that was traced and not the module itself.
+_TRACED = frozenset([SCORES])  # Asks for no layer, yet for the traced graph; no layers at all runs the module itself.
 _EXTRACTORS_KEPT = 32  # One per set of layers ever asked for; they share the network's weights.
 
 
@@ -83,12 +85,23 @@ class Eager(Torch):
         self.module = module.to(self.device).eval().requires_grad_(False)
         if self._converts:
             self.module.to(dtype=dtype, memory_format=memory_format)  # type: ignore[call-overload]
-        for part in self.module.modules():
-            if getattr(part, "inplace", False) is True:
-                part.inplace = False  # type: ignore[assignment]
+        stop_working_in_place(self.module)
         self._nodes: dict[str, str] = {}  # By public name, and that of the scores; empty where hooks are needed.
         self._trace()
         self._extractors: OrderedDict[frozenset[str], Forward] = OrderedDict()
+
+    def copy(self, dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format) -> Eager:
+        """Return an engine with a copy of the network on the same device, in another dtype or order in memory."""
+        return Eager(
+            copy.deepcopy(self.module),
+            self.layers,
+            has_scores=self.has_scores,
+            layouts=self.layouts,
+            output=self.output,
+            device=self.device,
+            dtype=dtype,
+            memory_format=memory_format,
+        )
 
     @torch.inference_mode()
     def forward(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor | None, Maps]:
@@ -116,14 +129,14 @@ class Eager(Torch):
         if self._converts:
             images = images.to(dtype=self._dtype, memory_format=self._memory_format)
         found = self.extractor(layers)(images)
-        outputs = {name: self.turn(name, found[name]) for name in layers}
+        outputs = {name: self.to_maps(name, found[name]) for name in layers}
         if self.has_scores:
             outputs[SCORES] = as_scores(found[SCORES])
         return {name: values.float().contiguous() for name, values in outputs.items()}
 
-    def turn(self, name: str, values: Tensor) -> Tensor:
+    def to_maps(self, name: str, values: Tensor) -> Tensor:
         """Turn what the network makes for a layer, or its gradient, to maps (N, C, h, w)."""
-        return turn(values, self.layouts.get(name, CHANNELS_FIRST))
+        return to_maps(values, self.layouts.get(name, CHANNELS_FIRST))
 
     def forward_with_gradients(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor, Maps]:
         """Run the network once and keep the graph of what was computed; gradients must be enabled.
@@ -136,7 +149,7 @@ class Eager(Torch):
             layers: Public names of the maps wanted.
 
         Returns:
-            Scores (N, K), and for each layer what they were computed from, as the network made it: `turn` makes maps
+            Scores (N, K), and for each layer what they were computed from, as the network made it: `to_maps` makes maps
             of that and of its gradient.
         """
         if not images.requires_grad:  # No weight requires gradients, so the picture must.
@@ -200,22 +213,19 @@ class Eager(Torch):
         return forward
 
     def _forward_with_hooks(self, images: Tensor, layers: frozenset[str]) -> Mapping[str, Tensor]:
-        """Run with a hook on each wanted module; the hooks are gone afterwards, also after a failure."""
+        """Run with a hook on each wanted module."""
         taken: dict[str, Tensor] = {}
 
-        def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-            def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-                taken[name] = output
+        def keep(name: str, inputs: Any, output: Tensor) -> None:
+            taken[name] = output
 
-            return hook
-
-        nodes = {name: self.layers[name] for name in layers if not self.layers[name].startswith(OUTPUT)}
-        handles = [self.module.get_submodule(node).register_forward_hook(keep(name)) for name, node in nodes.items()]
-        try:
+        modules = {
+            name: self.module.get_submodule(node)
+            for name, node in self.layers.items()
+            if name in layers and not node.startswith(OUTPUT)
+        }
+        with watching(modules, keep):
             returned = self.module(images)
-        finally:
-            for handle in handles:
-                handle.remove()
-        taken |= {name: select(returned, self.layers[name].removeprefix(OUTPUT)) for name in layers - nodes.keys()}
+        taken |= {name: select(returned, self.layers[name].removeprefix(OUTPUT)) for name in layers - modules.keys()}
         taken[SCORES] = select(returned, self.output)
         return taken
