@@ -293,7 +293,9 @@ def _observe(network: nn.Module, preprocessing: Preprocessing, columns: tuple[in
     seen: dict[str, Changes] = {}
 
     def look(name: str, value: object) -> None:
-        if isinstance(value, Tensor) and value.dim() in (3, 4) and len(value) == len(images):
+        if not isinstance(value, Tensor) or not value.is_floating_point():  # A mask has no changes to weigh.
+            return
+        if value.dim() in (3, 4) and len(value) == len(images):
             changes = (value[1:] - value[:1]).double().square().nan_to_num(0, 0, 0)
             seen[name] = Changes(columns, (changes,) if changes.dim() == 3 else (changes.sum(3), changes.sum(1)))
 

@@ -236,8 +236,8 @@ def ask(client: Client, case: Case, pictures: Sequence[Path]) -> Row:
     """Ask for all that the table compares, and write it to `served.npz`.
 
     Arrays are `pixels/<picture>` (C, H, W) on the 0..1 scale, what the network was given; `scores/<picture>` (K,),
-    `probabilities/<picture>`, `maps/<layer>/<picture>` (C, h, w), and `pooled` (C, 2, 2), the last layer's of the first
-    picture.
+    `probabilities/<picture>`, `maps/<layer>/<picture>` (C, h, w), and `pooled` (C, 2, 2), of the first
+    picture, that of the last layer with more than one cell each way.
     """
     _say(f"{case.name}: asking")
     card = client.model_card(case.name)
@@ -250,7 +250,7 @@ def ask(client: Client, case: Case, pictures: Sequence[Path]) -> Row:
         if case.scores != "none":
             scores, probabilities = _scores(seen, case.outputs)
             arrays |= {f"scores/{number}": scores, f"probabilities/{number}": probabilities}
-    last = card.layers[-1].name
+    last = [layer.name for layer in card.layers if min(layer.shape[1:]) >= 2][-1]
     arrays["pooled"] = client.predict(pictures[0], model=case.name, layers=[last], pool=2).maps[last]
     np.savez(WORK / case.name / "served.npz", **arrays)
     beside = [layer.name for layer in card.layers if getattr(layer, "layout", "") == "extra_tokens"]
@@ -297,11 +297,11 @@ def compare(case: Case, row: Row, reference: _Reference, pictures: Sequence[Path
                 for one, prefix in ((served, ""), (expected, f"{way}/"))
             ]
             found[f"{way}_top5"] = sum(one == other for one, other in zip(*orders, strict=True))
-    found["fault"] = "; ".join(_faults(found))
+    found["fault"] = "; ".join(_faults(found, case))
     return found
 
 
-def _faults(found: Row) -> Iterator[str]:
+def _faults(found: Row, case: Case) -> Iterator[str]:
     """Yield what is wrong with a network that was served."""
     if found["pixels"] > LEVELS:
         yield f"its pixels are off by {found['pixels']:.0f} levels of 255"
@@ -310,6 +310,8 @@ def _faults(found: Row) -> Iterator[str]:
             yield f"its {name.removeprefix('same_')} are off by {off:.1e} for the same pixels"
     if found.get("same_top5", found["pictures"]) < found["pictures"]:
         yield "its first five classes are others for the same pixels"
+    if case.outputs and "same_scores" not in found:
+        yield "it has no scores"
     if found["spread"] is not None and found["spread"] < 1e-3:
         yield "its scores hardly depend on the picture, so that equal ones prove nothing"
 

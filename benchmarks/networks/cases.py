@@ -68,7 +68,7 @@ class Case:
             options = ["--arch", self.build, "--size", "{}x{}".format(*self.size or ())]
         if self.mean:
             options += ["--mean", ",".join(map(str, self.mean)), "--std", ",".join(map(str, self.std))]
-        if self.outputs and self.family == "own":
+        if self.outputs and self.family != "torchvision":  # timm knows no labels where it has no weights.
             options += ["--classes", str(weights.with_name("classes.txt"))]
         if self.arguments:
             options += ["--arguments", json.dumps(self.arguments)]
@@ -84,9 +84,10 @@ def _torchvision(name: str, **more: Any) -> Case:
     return Case(name, "torchvision", f"torchvision:{name}", **more)
 
 
-def _segmentation(name: str) -> Case:
+def _segmentation(name: str, node: str) -> Case:
     arguments = {"weights": None, "weights_backbone": None, "num_classes": 21}
-    more: dict[str, Any] = {"size": (224, 224), "scores": "none", "outputs": 0, "output": "out", **IMAGENET}
+    more: dict[str, Any] = {"size": (224, 224), "scores": "none", "outputs": 0, **IMAGENET}
+    more["layers"] = f"deep={node},mask=output:out"
     return Case(name, "torchvision", f"torchvision.models.segmentation:{name}", arguments, **more)
 
 
@@ -129,13 +130,13 @@ CASES = (
     _torchvision("swin_v2_t", layouts=_SWIN),
     _torchvision("maxvit_t"),
     _torchvision("vit_b_16", layouts={"encoder.*": _TOKENS["*"]}),
-    _segmentation("fcn_resnet50"),
-    _segmentation("deeplabv3_mobilenet_v3_large"),
-    _segmentation("lraspp_mobilenet_v3_large"),
+    _segmentation("fcn_resnet50", "backbone.layer4.2.add"),
+    _segmentation("deeplabv3_mobilenet_v3_large", "backbone.4.block.3"),
+    _segmentation("lraspp_mobilenet_v3_large", "backbone.4.block.3"),
     _timm("resnet10t"),
     _timm("vit_tiny_patch16_224", layouts={"blocks.*": _TOKENS["*"], "norm": _TOKENS["*"]}),
     _timm("convnext_atto"),
-    _timm("efficientformer_l1"),
+    _timm("efficientformer_l1", layouts={"stages.3.blocks.[4-9]*": "tokens, 0 before the patches"}),
     _timm("mobilenetv4_conv_small"),
     _timm("ghostnet_050"),
     _timm("repvgg_a0"),
