@@ -84,10 +84,10 @@ def _torchvision(name: str, **more: Any) -> Case:
     return Case(name, "torchvision", f"torchvision:{name}", **more)
 
 
-def _segmentation(name: str, node: str) -> Case:
+def _segmentation(name: str, node: str, said: str = "") -> Case:
     arguments = {"weights": None, "weights_backbone": None, "num_classes": 21}
     more: dict[str, Any] = {"size": (224, 224), "scores": "none", "outputs": 0, **IMAGENET}
-    more["layers"] = f"deep={node},mask=output:out"
+    more["layers"] = f"deep={node},mask=output:out{said}"  # Of pooled features it cannot be told.
     return Case(name, "torchvision", f"torchvision.models.segmentation:{name}", arguments, **more)
 
 
@@ -131,8 +131,8 @@ CASES = (
     _torchvision("maxvit_t"),
     _torchvision("vit_b_16", layouts={"encoder.*": _TOKENS["*"]}),
     _segmentation("fcn_resnet50", "backbone.layer4.2.add"),
-    _segmentation("deeplabv3_mobilenet_v3_large", "backbone.4.block.3"),
-    _segmentation("lraspp_mobilenet_v3_large", "backbone.4.block.3"),
+    _segmentation("deeplabv3_mobilenet_v3_large", "backbone.4.block.3", "@channels_first"),
+    _segmentation("lraspp_mobilenet_v3_large", "backbone.4.block.3", "@channels_first"),
     _timm("resnet10t"),
     _timm("vit_tiny_patch16_224", layouts={"blocks.*": _TOKENS["*"], "norm": _TOKENS["*"]}),
     _timm("convnext_atto"),

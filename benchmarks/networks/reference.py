@@ -300,7 +300,9 @@ def expect(
             for layer, place in layers.items():
                 made = found[place] if place in nodes else _returned(output, place.partition(":")[2])
                 arrays[f"{way}/maps/{layer}/{number}"] = _as_map(made, layouts[layer], beside=layer in beside).numpy()
-    rounding = _rounding(network, recipe.normalise(served["pixels/0"]), nodes)
+    rounding = _rounding(
+        network, torch.cat([recipe.normalise(served[f"pixels/{number}"]) for number in range(len(pictures))]), nodes
+    )
     for way in ("own", "same"):
         whole = torch.from_numpy(arrays[f"{way}/maps/{last}/0"])
         arrays[f"{way}/pooled"] = nn.functional.adaptive_avg_pool2d(whole, 2).numpy()
@@ -323,17 +325,23 @@ def _rounding(network: nn.Module, images: Tensor, nodes: set[str]) -> float:
 
     Args:
         network: In evaluation mode, float32.
-        images: (1, C, H, W), float32, normalised.
-        nodes: Places to compare.
+        images: (N, C, H, W), float32, normalised.
+        nodes: Places to compare, beside the output if that is one tensor.
     """
-    _, single, _ = look(network, images, nodes)
+
+    def every() -> list[dict[str, Tensor]]:
+        weight = next(network.parameters())
+        looked = [look(network, image[None].to(weight.dtype), nodes) for image in images]
+        return [found | ({"": output} if isinstance(output, Tensor) else {}) for output, found, _ in looked]
+
+    single = every()
+    network.double()
     try:
-        _, double, _ = look(network.double(), images.double(), nodes)
+        double = every()
     except RuntimeError:  # A constant of float32 in its forward pass.
         return 0.0
-    return max(
-        (float((single[node] - made).abs().max() / made.abs().max()) for node, made in double.items()), default=0
-    )
+    pairs = ((one[name], made) for one, other in zip(single, double, strict=True) for name, made in other.items())
+    return max((float((one - made).abs().max() / made.abs().max()) for one, made in pairs), default=0.0)
 
 
 def _returned(output: Any, key: str | None) -> Tensor:
