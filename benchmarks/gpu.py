@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.engines import BATCHES, NETWORKS
 from handlers.api.options import Options
-from handlers.images.preprocessing import Picture, Preprocessing, stack_on
+from handlers.images.preprocessing import Picture, Preprocessing, to_input_on
 from handlers.network.engines.cuda_graphs import Captured, Record, record_on_gpu
 from handlers.network.engines.eager import Eager
 from handlers.network.engines.engine import Engine
@@ -138,7 +138,7 @@ def once(
 ) -> int:
     """Run a network to maps that are ready to travel; return the bytes of its scores and maps."""
     height, width, channels = pictures[0].shape
-    scores, maps = engine.run(stack_on(device, pictures, Preprocessing(channels, height, width)), layers)
+    scores, maps = engine.run(to_input_on(device, pictures, Preprocessing(channels, height, width)), layers)
     ready = [item for name in layers for item in prepare(name, maps[name], options)]
     cells = sum(item.cells.nbytes for item in ready if not isinstance(item, Exception))
     return cells + (0 if scores is None else scores.nbytes)

@@ -50,7 +50,7 @@ def test_a_command_works(server: Launched, folder: Path, command: str) -> None:
     if command.startswith(".venv") and "--url" not in command:
         command += f" --url http://127.0.0.1:{server.port('REST')}"
     if command.startswith(".venv/bin/convscope ui "):  # It serves until told to stop.
-        command = f"timeout --preserve-status 15 {command}"
+        command = f"timeout --foreground --preserve-status 15 {command}"  # One signal, not two.
     done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     if "-o " in command:
