@@ -17,7 +17,7 @@ EXHAUSTIVE = frozenset(
     f"test_{subject}.py" for subject in ("captured", "carriers", "explanations", "geometry", "gpu", "hostile")
 )
 # What takes longest is handed out first, or one process would still run it when the others are done. The rest keeps the
-# order of the folders: client/test_metrics.py fails after handlers/test_metrics.py, by its prometheus_client.
+# order of the folders.
 LONGEST = (
     *("e2e patched", "watching/test_rules.py", "server/test_watch.py", "archiver/test_any_network.py"),
     *("watching/test_live.py", "e2e unpatched", "server/test_life.py", "server/test_refusals.py"),

@@ -2,12 +2,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from prometheus_client import values
 
 from handlers.images.preprocessing import Preprocessing
 from handlers.networks.cifar import Cifar
 from handlers.networks.edges import Edges
 from handlers.pipeline import Pipeline
 from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, make_service
+
+
+@pytest.fixture(autouse=True)
+def _own_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker's metrics set how the library keeps values in this process; the next test finds it as it was."""
+    monkeypatch.setattr(values, "ValueClass", values.ValueClass)
 
 
 @pytest.fixture(scope="session")
