@@ -114,7 +114,8 @@ def test_the_gateway_counts_every_request_once(asked: Stack) -> None:
 
 def test_every_request_is_counted_by_a_keys_name(asked: Stack) -> None:
     names = {labels.get("key") for labels, _ in ask(asked, "envoy_gateway_key_requests")}
-    assert names == {"first", "none", "probe", "unread"}
+    assert names >= {"first", "none", "probe", "unread"}
+    assert None not in names
 
 
 def test_the_gateway_times_every_answer(asked: Stack) -> None:
