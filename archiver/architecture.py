@@ -25,7 +25,7 @@ from torch import nn
 
 from archiver.packing import ArchiveError, is_ours
 
-SERVED = ("torch", "torchvision", "numpy", "PIL", "yaml", "google")
+SERVED = ("torch", "torchvision", "numpy", "PIL", "yaml", "google", "safetensors")
 """What may be imported from beside the standard library: a stock TorchServe with its public packages has no more."""
 
 UNPACKED = "convscope-"

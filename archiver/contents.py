@@ -6,7 +6,6 @@ strictly, pictures run, one at a time and together.
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import re
@@ -22,6 +21,7 @@ from torch import nn
 
 from archiver import packing
 from archiver.architecture import Architecture, find
+from archiver.older import renewed
 from archiver.packing import ArchiveError
 from archiver.proof import check_batch_independence, check_graph, check_rebuilt, why_no_gradients
 from archiver.survey import Shape, batch_size, check_layers, check_scores, survey
@@ -94,7 +94,7 @@ class Contents:
 
     Attributes:
         card: The content of card.json.
-        weights: The content of weights.pt.
+        weights: The content of weights.safetensors.
         architecture: The constructor, with the sources that travel.
         graph: The content of graph.onnx; None without. What it came from and needs is in the card, under `graph`.
     """
@@ -140,7 +140,7 @@ class Contents:
         """
         with self.architecture.importable(), torch.random.fork_rng(devices=[]):
             network = self.architecture.build(self.card["arguments"])
-            load_strictly(network, torch.load(io.BytesIO(self.weights), map_location="cpu", weights_only=True))
+            load_strictly(network, packing.read_weights(self.weights))
             yield network.eval()
 
     def with_graph(self, content: bytes | None, origin: Mapping[str, Any] | None = None) -> Contents:
@@ -172,7 +172,7 @@ class Contents:
         if self.graph is not None:
             logger.info("comparing with ONNX Runtime")
             with self.network() as network:
-                check_graph(self.graph, self.card, network, self.preprocessing)
+                check_graph(self.graph, self.weights, self.card, network, self.preprocessing)
 
     @cached_property
     def _proof(self) -> Proof:
@@ -244,11 +244,12 @@ def from_checkpoint(path: Path, version: str, *, half: bool = False) -> Contents
 
 
 def from_files(files: Mapping[str, bytes]) -> Contents:
-    """Read back what an archive holds, its code aside.
+    """Read back what an archive holds, its code aside; one of an older format as today's would hold it.
 
     Raises:
         ArchiveError: It is no archive of ours.
     """
+    files = renewed(files)
     missing = [name for name in (CARD, WEIGHTS) if name not in files]
     if missing:
         raise ArchiveError(f"it holds no {' and no '.join(missing)}; it is not one of our archives")

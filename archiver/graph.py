@@ -1,7 +1,7 @@
-"""Graphs: a network exported for ONNX Runtime, without its weights; what an archive has no graph for runs in torch.
+"""Graphs: a network exported to ONNX, without its weights; what an archive has no graph for runs in torch.
 
-Every published map is an output of the graph beside the scores. The weights stay in `weights.pt` and are handed to ONNX
-Runtime by name when the archive is loaded, so that an archive grows by kilobytes. Of the exporter's optimisations only
+Every published map is an output of the graph beside the scores. The weights stay in `weights.safetensors`, to which the
+graph refers as external data, so that an archive grows by kilobytes. Of the exporter's optimisations only
 the folding of small constants is used: ONNX Runtime does the rest itself, for the machine that it runs on.
 """
 
@@ -11,7 +11,7 @@ import contextlib
 import io
 import logging
 import re
-from collections.abc import Mapping, MutableSequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from archiver.contents import Contents
+from archiver.links import link
 from archiver.packing import ArchiveError
 from archiver.quiet import quiet_libraries
 from handlers.images.preprocessing import noise
-from handlers.network.archive import WEIGHTS, eager_arguments
+from handlers.network.archive import eager_arguments
 from handlers.network.engines.onnx import output_name
 from handlers.network.geometry import trace
 from handlers.network.layouts import CHANNELS_FIRST, to_maps
@@ -49,12 +50,10 @@ class Exported:
 
     Attributes:
         content: Of graph.onnx. Outputs are `/maps/<node>`; where there are scores, they are the first.
-        weights: The entries of the state dict that it wants handed over.
         versions: Of what exported it.
     """
 
     content: bytes
-    weights: tuple[str, ...]
     versions: Mapping[str, str]
 
 
@@ -94,10 +93,11 @@ def _exported(contents: Contents) -> Contents:
         graph = export(
             network,
             picture=noise(contents.preprocessing),
+            weights=contents.weights,
             **eager_arguments(contents.card),
             any_size=contents.preprocessing.size is None,
         )
-    found = contents.with_graph(graph.content, {"weights": list(graph.weights), "versions": dict(graph.versions)})
+    found = contents.with_graph(graph.content, {"versions": dict(graph.versions)})
     found.prove()
     return found
 
@@ -112,6 +112,7 @@ def export(
     layers: Mapping[str, str],
     picture: Tensor,
     *,
+    weights: bytes,
     has_scores: bool,
     any_size: bool,
     layouts: Mapping[str, str] | None = None,
@@ -123,6 +124,7 @@ def export(
         network: In evaluation mode, on the CPU, weights loaded; nothing in it works in place.
         layers: Public name → node, or `output:` and the name of a tensor that the network returns.
         picture: (1, C, H, W), float32, normalised: what it is traced with.
+        weights: The content of weights.safetensors, which the network was loaded from.
         has_scores: Whether its output is scores.
         any_size: Whether H and W may change, as N always may.
         layouts: Public name → layout, of the layers that are not (N, C, h, w) in the network.
@@ -164,12 +166,12 @@ def export(
             )
             onnxscript.optimizer.remove_unused_nodes(program.model)
         model = program.model_proto
-        weights = _take_out(model.graph.initializer, network.state_dict())
+        link(model, weights, _kept(model.graph.initializer, network.state_dict()))
     except Exception as err:  # Exporting runs the network's own code, and an exporter that raises what it likes.
         raise ArchiveError(f"the network cannot be exported: {_reason(err)}") from err
     _forget(model)
     versions = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
-    return Exported(model.SerializeToString(deterministic=True), weights, versions)
+    return Exported(model.SerializeToString(deterministic=True), versions)
 
 
 def _reason(err: BaseException) -> str:
@@ -218,20 +220,15 @@ def _extractor(
     return extractor, list(outputs)
 
 
-def _take_out(initializers: MutableSequence[Any], state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Replace the content of weights that the state dict has, value for value, by a reference; return their names."""
-    from onnx import TensorProto, numpy_helper
+def _kept(initializers: Sequence[Any], state: Mapping[str, Tensor]) -> set[str]:
+    """Return the names of the initializers that the state dict has too, value for value."""
+    from onnx import numpy_helper
 
-    names = []
-    for item in initializers:
-        weight = state.get(item.name)
-        if weight is None or not np.array_equal(numpy_helper.to_array(item), weight.numpy()):
-            continue
-        item.ClearField("raw_data")
-        item.data_location = TensorProto.EXTERNAL
-        item.external_data.add(key="location", value=WEIGHTS)
-        names.append(item.name)
-    return tuple(sorted(names))
+    return {
+        item.name
+        for item in initializers
+        if item.name in state and np.array_equal(numpy_helper.to_array(item), state[item.name].numpy())
+    }
 
 
 def _forget(message: Any) -> None:

@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
@@ -127,14 +129,15 @@ def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def weights(state: Mapping[str, object]) -> bytes:
-    """Return weights.pt: the state dict and nothing else, the same bytes for the same numbers.
+    """Return weights.safetensors: the state dict and nothing else, the same bytes for the same numbers.
 
     Args:
-        state: Tensors by name, any shape and dtype, any device. Order, strides, storage shared between tensors,
-            metadata and `requires_grad` leave no trace.
+        state: Tensors by name, of any shape, on any device. Order, strides, storage shared between tensors, metadata
+            and `requires_grad` leave no trace: a network that ties weights ties them itself, and loads each of them.
 
     Raises:
-        ArchiveError: A value is not a tensor, or one that has no shape yet.
+        ArchiveError: A value is not a tensor (a module may keep anything as its extra state), is one that has no shape
+            yet, or is of a kind that the format does not have: sparse, quantized, complex128.
     """
     odd = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if odd:
@@ -145,14 +148,30 @@ def weights(state: Mapping[str, object]) -> bytes:
             f"{lazy[0]} has no shape before the network saw a picture; run it once and give its weights with "
             "--state-dict, or write Conv2d and Linear with their sizes in place of LazyConv2d and LazyLinear"
         )
-    plain = {
-        name: value.detach().to("cpu", copy=True).clone(memory_format=torch.contiguous_format)
-        for name, value in sorted(state.items())
-        if isinstance(value, Tensor)
-    }
-    buffer = io.BytesIO()
-    torch.save(plain, buffer)  # Into memory: a file's name would become part of the content.
-    return buffer.getvalue()
+    tensors = {name: value.detach() for name, value in state.items() if isinstance(value, Tensor)}
+    odd = [name for name, value in tensors.items() if value.layout != torch.strided or value.is_quantized]
+    if odd:
+        raise ArchiveError(f"{odd[0]} is sparse or quantized, which safetensors cannot hold; give plain tensors")
+    # Copies, as the format refuses tensors that share memory, or whose cells are in another order.
+    plain = {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    try:
+        return save(plain)
+    except (SafetensorError, KeyError, ValueError) as err:
+        dtypes = ", ".join(sorted({str(value.dtype) for value in plain.values()}))
+        raise ArchiveError(f"the weights, of {dtypes}, cannot be held by safetensors: {err}") from err
+
+
+def read_weights(content: bytes) -> dict[str, Tensor]:
+    """Read the content of weights.safetensors.
+
+    Raises:
+        ArchiveError: It is damaged.
+    """
+    try:
+        found: dict[str, Tensor] = load(content)
+    except (SafetensorError, ValueError) as err:
+        raise ArchiveError(f"its {WEIGHTS} is damaged: {err}") from err
+    return found
 
 
 def to_json(content: object) -> bytes:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,11 +19,11 @@ from torch import Tensor, nn
 
 from archiver.packing import ArchiveError
 from handlers.images.preprocessing import Preprocessing, noise
-from handlers.network.archive import SIGMOID, SOFTMAX, eager_arguments
+from handlers.network.archive import GRAPH, SIGMOID, SOFTMAX, WEIGHTS, eager_arguments
 from handlers.network.engines.choice import check
 from handlers.network.engines.eager import Eager
 from handlers.network.engines.engine import Engine
-from handlers.network.engines.onnx import Graph, Session
+from handlers.network.engines.onnx import Session
 from handlers.network.outputs import as_scores, select
 
 TOLERANCE = 1e-4
@@ -154,11 +156,14 @@ def _is_rounding(engine: Eager, pictures: Tensor) -> bool:
         return False
 
 
-def check_graph(content: bytes, card: Mapping[str, Any], network: nn.Module, preprocessing: Preprocessing) -> None:
+def check_graph(
+    content: bytes, weights: bytes, card: Mapping[str, Any], network: nn.Module, preprocessing: Preprocessing
+) -> None:
     """Compare a graph with the network in torch, if ONNX Runtime is installed here; the handler does so once more.
 
     Args:
         content: Of graph.onnx.
+        weights: The content of weights.safetensors, in which the graph's weights lie.
         card: Of the archive.
         network: In evaluation mode, on the CPU, weights loaded.
         preprocessing: What it takes. A network of any size is tried on two.
@@ -170,12 +175,14 @@ def check_graph(content: bytes, card: Mapping[str, Any], network: nn.Module, pre
         return
     try:
         eager = Eager(network, **eager_arguments(card))
-        graph = Graph(content, tuple(card["graph"]["weights"]))
-        session = Session(graph, network, eager.layers, has_scores=eager.has_scores, layouts=eager.layouts)
-        check(session, eager, noise(preprocessing, 3))
-        check_batch_independence(session, preprocessing)
-        if preprocessing.size is None:
-            check(session, eager, noise(replace(preprocessing, height=41, width=56)))
+        with TemporaryDirectory() as folder:  # As when it is served: the weights lie beside the graph.
+            Path(folder, GRAPH).write_bytes(content)
+            Path(folder, WEIGHTS).write_bytes(weights)
+            session = Session(Path(folder, GRAPH), eager.layers, has_scores=eager.has_scores, layouts=eager.layouts)
+            check(session, eager, noise(preprocessing, 3))
+            check_batch_independence(session, preprocessing)
+            if preprocessing.size is None:
+                check(session, eager, noise(replace(preprocessing, height=41, width=56)))
     except Exception as err:  # ONNX Runtime raises what it likes.
         raise ArchiveError(f"the graph for ONNX Runtime does not do what the network does: {err}") from err
 

@@ -1,7 +1,7 @@
 """Archives: what an unpacked archive holds, loaded and checked.
 
-`card.json` names the network and describes it, `weights.pt` is a state dict that is read without running any code,
-`graph.onnx` is present if the network could be exported, and `model-config.yaml` holds the limits under `convscope:`.
+`card.json` names the network and describes it, `weights.safetensors` is its state dict, `graph.onnx`, whose weights lie
+in that file, is present if the network could be exported, and `model-config.yaml` holds the limits under `convscope:`.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from handlers.images.preprocessing import Preprocessing
 from handlers.network.engines.eager import Eager
-from handlers.network.engines.onnx import Graph
 
 FORMAT = 1
 """Of card.json, where it stands under `format`."""
 
-CARD, WEIGHTS, GRAPH = "card.json", "weights.pt", "graph.onnx"
+CARD, WEIGHTS, GRAPH = "card.json", "weights.safetensors", "graph.onnx"
 
 SOFTMAX, SIGMOID, VALUE, NONE = "softmax", "sigmoid", "value", "none"
 SCORES = (SOFTMAX, SIGMOID, VALUE, NONE)
@@ -54,7 +54,7 @@ class Archive:
         card: The content of card.json.
         has_gradients: Whether its scores have gradients with respect to the picture. An archive states it if they have
             none; older archives, which state nothing, are assumed to have them.
-        graph: The network for ONNX Runtime; None if the archive has no graph.
+        graph: The file with the network for ONNX Runtime; None if the archive has none.
     """
 
     module: nn.Module
@@ -62,7 +62,7 @@ class Archive:
     layers: dict[str, str]
     classes: tuple[str, ...]
     card: dict[str, Any]
-    graph: Graph | None = None
+    graph: Path | None = None
     has_gradients: bool = True
 
     @property
@@ -105,7 +105,8 @@ def load(directory: Path) -> Archive:
     """Load an unpacked archive.
 
     Args:
-        directory: Where `card.json` and `weights.pt` are. For a user's own network it must be on the import path.
+        directory: Where `card.json` and `weights.safetensors` are. For a user's own network it must be on the import
+            path.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -116,16 +117,16 @@ def load(directory: Path) -> Archive:
     card = json.loads((directory / CARD).read_text(encoding="utf-8"))
     if card.get("format") != FORMAT:
         raise ValueError(f"{CARD} has format {card.get('format')!r}, this handler reads format {FORMAT}")
+    graph = directory / GRAPH
     module = build(card["architecture"], card["arguments"])
-    state = torch.load(directory / WEIGHTS, map_location="cpu", weights_only=True)
-    load_weights(module, state)
+    load_weights(module, load_file(directory / WEIGHTS))
     return Archive(
         module=module.eval(),
         preprocessing=Preprocessing.from_dict(card["preprocessing"]),
         layers=dict(card["layers"]),
         classes=tuple(card["classes"]),
         card=card,
-        graph=_load_graph(directory, card),
+        graph=graph if graph.exists() else None,
         has_gradients="no_gradients" not in card,
     )
 
@@ -143,11 +144,6 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     own = getattr(state, "_metadata", None) or getattr(module.state_dict(), "_metadata", {})
     given._metadata = own  # type: ignore[attr-defined]
     module.load_state_dict(given, strict=True)
-
-
-def _load_graph(directory: Path, card: Mapping[str, Any]) -> Graph | None:
-    path = directory / GRAPH
-    return Graph(path.read_bytes(), tuple(card["graph"]["weights"])) if path.exists() else None
 
 
 def build(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-PUBLIC = ("torch", "torchvision", "torchserve", "numpy", "pillow", "pyyaml", "protobuf")
+PUBLIC = ("torch", "torchvision", "torchserve", "numpy", "pillow", "pyyaml", "protobuf", "safetensors")
 START_S = 180
 
 

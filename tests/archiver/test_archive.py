@@ -47,7 +47,12 @@ def test_an_archive_holds_code_card_weights_settings_and_manifest_and_nothing_el
     files = packing.unpack(archive)
     code = packing.handler_files()
     assert {name: files[name] for name in code} == code
-    assert files.keys() - code.keys() == {"MAR-INF/MANIFEST.json", "card.json", "weights.pt", "model-config.yaml"}
+    assert files.keys() - code.keys() == {
+        "MAR-INF/MANIFEST.json",
+        "card.json",
+        "weights.safetensors",
+        "model-config.yaml",
+    }
 
 
 def test_the_card_carries_the_checkpoints_facts_without_history_or_optimizer(archive: Path) -> None:
@@ -121,7 +126,9 @@ def test_an_empty_store_does_not_pass_the_check(tmp_path: Path, capsys: pytest.C
         pytest.param({"convscope_entry.py": b""}, "convscope_entry.py differs", id="entry"),
         pytest.param({"model-config.yaml": b"batchSize: 1\n"}, "model-config.yaml differs", id="settings"),
         pytest.param({"MAR-INF/MANIFEST.json": b"{}"}, "MAR-INF/MANIFEST.json differs", id="manifest"),
-        pytest.param({"weights.pt": packing.weights({})}, "cannot be rebuilt", id="weights of another network"),
+        pytest.param(
+            {"weights.safetensors": packing.weights({})}, "cannot be rebuilt", id="weights of another network"
+        ),
         pytest.param({"card.json": None}, "it holds no card.json", id="not ours"),
     ],
 )

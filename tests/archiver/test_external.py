@@ -164,7 +164,7 @@ def test_random_weights_come_from_the_seed(run: Run, net_file: Path, tmp_path: P
     made = []
     for seed in (3, 3, 4):
         assert run("--arch", f"{net_file}:Net", *OWN, "--random-weights", seed)[0] == 0
-        made.append(packed(tmp_path)["weights.pt"])
+        made.append(packed(tmp_path)["weights.safetensors"])
     assert made[0] == made[1] != made[2]
 
 
@@ -173,7 +173,7 @@ def test_a_state_dict_is_loaded_strictly(nested: bool, run: Run, net_file: Path,
     torch.save({"state_dict": STATE, "epoch": 3} if nested else STATE, tmp_path / "weights.pt")
     status, shown = run("--arch", f"{net_file}:Net", *OWN, "--state-dict", tmp_path / "weights.pt")
     assert status == 0, shown
-    assert packed(tmp_path)["weights.pt"] == packing.weights(STATE)
+    assert packed(tmp_path)["weights.safetensors"] == packing.weights(STATE)
     torch.save(STATE | {"more": torch.zeros(1)}, tmp_path / "weights.pt")
     status, shown = run("--arch", f"{net_file}:Net", *OWN, "--state-dict", tmp_path / "weights.pt")
     assert status == 1
@@ -340,7 +340,7 @@ def test_safetensors_are_read(run: Run, net_file: Path, tmp_path: Path) -> None:
     safetensors.save_file(STATE, path)
     status, shown = run("--arch", f"{net_file}:Net", *OWN, "--state-dict", path)
     assert status == 0, shown
-    assert packed(tmp_path)["weights.pt"] == packing.weights(STATE)
+    assert packed(tmp_path)["weights.safetensors"] == packing.weights(STATE)
     path.write_bytes(path.read_bytes()[:50])
     status, shown = run("--arch", f"{net_file}:Net", *OWN, "--state-dict", path)
     assert (status, "is not a safetensors file" in shown) == (1, True)

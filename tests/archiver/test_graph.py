@@ -10,7 +10,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from torch.nn.modules.module import register_module_forward_hook
 
 from archiver import graph, packing
@@ -19,6 +21,7 @@ from archiver.contents import from_checkpoint, from_files
 from archiver.graph import with_engine
 from archiver.packing import ArchiveError
 from archiver.store import STORE
+from handlers.images.preprocessing import noise
 from handlers.network.archive import CARD, GRAPH, WEIGHTS
 from tests.archiver.conftest import NET
 
@@ -152,3 +155,31 @@ class TestExporting:
         assert GRAPH not in packing.unpack(tmp_path / "own.mar")
         assert main([*options, "--engine", "onnx"]) == 1
         assert "cannot be exported" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("half", [False, True])
+    def test_it_is_a_complete_model_with_its_weights_in_the_archives_file(
+        self, half: bool, checkpoint: Checkpoint, tmp_path: Path
+    ) -> None:
+        """Whatever reads ONNX loads it from its path, with no help of ours."""
+        import onnx
+        import onnxruntime
+
+        contents, _ = with_engine(from_checkpoint(checkpoint("digits"), "1.0", half=half), "onnx")
+        files = contents.files()
+        for name in (GRAPH, WEIGHTS):
+            (tmp_path / name).write_bytes(files[name])
+        path = tmp_path / GRAPH
+        onnx.checker.check_model(path)
+        model = onnx.load(path)
+        state = packing.read_weights(files[WEIGHTS])
+        loaded = {
+            item.name.removeprefix("/weights/"): onnx.numpy_helper.to_array(item) for item in model.graph.initializer
+        }
+        assert state.keys() <= loaded.keys()
+        assert all(np.array_equal(loaded[name], value.numpy()) for name, value in state.items())
+        session = onnxruntime.InferenceSession(path)
+        picture = noise(contents.preprocessing, 2)
+        with contents.network() as network, torch.no_grad():
+            expected = network(picture)
+        found = session.run(None, {"images": picture.numpy()})[0]
+        assert np.abs(found - expected.numpy()).max() <= 1e-5 * expected.abs().max()

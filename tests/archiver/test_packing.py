@@ -13,6 +13,7 @@ import yaml
 
 from archiver import packing
 from archiver.packing import ArchiveError
+from archiver.weights import load_strictly
 
 FILES = {"b.txt": b"two", "a/c.py": b"one = 1\n", "a/b.py": b""}
 
@@ -121,10 +122,29 @@ def test_weights_are_the_same_bytes_whatever_the_order_strides_and_sharing_of_th
 
 
 def test_weights_keep_every_value_and_dtype() -> None:
-    state = {"x": torch.randn(5, 2, generator=torch.Generator().manual_seed(0)), "count": torch.tensor(3)}
-    loaded = torch.load(io.BytesIO(packing.weights(state)), weights_only=True)
-    assert type(loaded) is dict
-    assert all(torch.equal(loaded[name], value) and loaded[name].dtype == value.dtype for name, value in state.items())
+    numbers = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    kinds = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.uint8)
+    state = {str(kind): (10 * numbers).to(kind) for kind in (*kinds, torch.bool, torch.complex64)}
+    state |= {"count": torch.tensor(3), "empty": torch.empty(0, 3), "module._extra_state": torch.arange(3)}
+    loaded = packing.read_weights(packing.weights(state))
+    assert loaded.keys() == state.keys()
+    for name, value in state.items():
+        assert loaded[name].dtype == value.dtype
+        assert torch.equal(loaded[name], value)
+
+
+def test_a_network_that_ties_its_weights_gets_them_back_tied() -> None:
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.there = torch.nn.Linear(4, 4)
+            self.back = torch.nn.Linear(4, 4)
+            self.back.weight = self.there.weight
+
+    network, other = Tied(), Tied()
+    load_strictly(other, packing.read_weights(packing.weights(network.state_dict())))
+    assert other.back.weight is other.there.weight
+    assert torch.equal(other.back.weight, network.there.weight)
 
 
 def test_weights_hold_no_more_than_their_tensors() -> None:
@@ -133,5 +153,24 @@ def test_weights_hold_no_more_than_their_tensors() -> None:
 
 
 def test_a_state_dict_with_more_than_tensors_is_refused() -> None:
-    with pytest.raises(ArchiveError, match="extra"):
-        packing.weights({"extra": {"version": 1}})
+    with pytest.raises(ArchiveError, match=r"more than tensors: module\._extra_state"):
+        packing.weights({"module._extra_state": {"version": 1}})
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        pytest.param(torch.eye(3).to_sparse(), id="sparse"),
+        pytest.param(torch.ones(3, dtype=torch.complex128), id="complex128"),
+    ],
+)
+def test_tensors_that_the_format_does_not_have_are_refused(tensor: torch.Tensor) -> None:
+    with pytest.raises(ArchiveError, match="safetensors"):
+        packing.weights({"odd": tensor})
+
+
+def test_damaged_weights_are_refused() -> None:
+    content = packing.weights({"x": torch.ones(5)})
+    for damaged in (b"", content[:9], content[:-1], content + b"0", b"\xff" * 20, content.replace(b"F32", b"F99")):
+        with pytest.raises(ArchiveError, match=r"weights\.safetensors is damaged"):
+            packing.read_weights(damaged)

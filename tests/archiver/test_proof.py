@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from archiver import packing
 from archiver.graph import export
 from archiver.packing import ArchiveError
 from archiver.proof import (
@@ -294,7 +295,7 @@ def test_scores_that_are_probabilities_are_refused_and_their_logarithms_are_not(
 
 def test_why_a_network_is_not_exported_is_one_plain_line() -> None:
     with pytest.raises(ArchiveError, match="the network cannot be exported: ") as caught:
-        export(OneRow().eval(), {"conv1": "relu"}, PICTURE, has_scores=True, any_size=False)
+        export(OneRow().eval(), {"conv1": "relu"}, PICTURE, weights=b"", has_scores=True, any_size=False)
     said = str(caught.value)
     assert "inconsistent" in said  # What torch says of the batch's axis, and not which step the exporter was at.
     assert "step 1" not in said
@@ -306,10 +307,11 @@ def test_a_graph_for_one_number_of_pictures_alone_is_refused() -> None:
     import onnx
 
     network = Net().eval()
-    exported = export(network, {"conv1": "relu"}, PICTURE, has_scores=True, any_size=False)
-    card = {"layers": {"conv1": "relu"}, "classes": ["a", "b", "c"], "graph": {"weights": list(exported.weights)}}
-    check_graph(exported.content, card, network, PREPROCESSING)
+    weights = packing.weights(network.state_dict())
+    exported = export(network, {"conv1": "relu"}, PICTURE, weights=weights, has_scores=True, any_size=False)
+    card = {"layers": {"conv1": "relu"}, "classes": ["a", "b", "c"]}
+    check_graph(exported.content, weights, card, network, PREPROCESSING)
     graph = onnx.load_from_string(exported.content)
     graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3  # As many as it is first tried with.
     with pytest.raises(ArchiveError, match="the network fails for one picture of noise"):
-        check_graph(graph.SerializeToString(), card, network, PREPROCESSING)
+        check_graph(graph.SerializeToString(), weights, card, network, PREPROCESSING)

@@ -185,7 +185,7 @@ def test_a_label_given_twice_is_warned_of_and_archived(run: Run, classes: Path) 
 def test_wrappers_are_taken_off_in_any_order(prefix: str, run: Run, tmp_path: Path) -> None:
     status, said = run("Net", weights={prefix + name: value for name, value in state().items()})
     assert status == 0, said
-    assert packing.unpack(tmp_path / "store" / "own.mar")["weights.pt"] == packing.weights(state())
+    assert packing.unpack(tmp_path / "store" / "own.mar")["weights.safetensors"] == packing.weights(state())
 
 
 @pytest.mark.parametrize(

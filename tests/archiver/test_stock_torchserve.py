@@ -68,7 +68,7 @@ def test_the_environment_has_nothing_of_ours_and_nothing_the_archive_should_not_
 
 
 def test_the_environment_has_the_public_packages(python: Path) -> None:
-    modules = {"torch", "torchvision", "ts", "numpy", "PIL", "yaml", "google.protobuf"}
+    modules = {"torch", "torchvision", "ts", "numpy", "PIL", "yaml", "google.protobuf", "safetensors"}
     assert stock.importable(python, sorted(modules)) == modules
 
 

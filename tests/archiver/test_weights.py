@@ -58,7 +58,7 @@ def archive(net_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def taken(tmp_path: Path) -> bytes:
-    return packing.unpack(tmp_path / "store" / "own.mar")["weights.pt"]
+    return packing.unpack(tmp_path / "store" / "own.mar")["weights.safetensors"]
 
 
 LIGHTNING = {

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load
 from torch.nn import functional
 
 from tests.e2e.conftest import STORE
@@ -17,7 +17,7 @@ from tests.e2e.conftest import STORE
 def archived(model: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read weights and card out of a committed archive, without any code of ours."""
     with zipfile.ZipFile(STORE / f"{model}.mar") as archive:
-        weights = torch.load(io.BytesIO(archive.read("weights.pt")), weights_only=True)
+        weights = load(archive.read("weights.safetensors"))
         return weights, json.loads(archive.read("card.json"))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import zipfile
 from pathlib import Path
@@ -15,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from archiver import packing
 from handlers import loading
 from handlers.images.preprocessing import noise
 from handlers.network.engines import choice
 from handlers.network.engines.choice import TOLERANCE, check, choose, difference
 from handlers.network.engines.eager import Eager
-from handlers.network.engines.onnx import Graph
 from handlers.networks.cifar import Cifar
 from handlers.pipeline import Pipeline
 from handlers.settings import Settings
@@ -236,12 +235,14 @@ class TestWithoutIt:
         return Eager(Cifar(), Cifar.layers, has_scores=True)
 
     @pytest.fixture
-    def graph(self) -> Graph:
+    def graph(self, eager: Eager, tmp_path: Path) -> Path:
+        """The committed graph of the same network, with this one's weights."""
         with zipfile.ZipFile(STORE / "cifar.mar") as archive:
-            card = json.loads(archive.read("card.json"))
-            return Graph(archive.read("graph.onnx"), tuple(card["graph"]["weights"]))
+            archive.extract("graph.onnx", tmp_path)
+        (tmp_path / "weights.safetensors").write_bytes(packing.weights(eager.module.state_dict()))
+        return tmp_path / "graph.onnx"
 
-    def test_the_package_missing(self, eager: Eager, graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_package_missing(self, eager: Eager, graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(choice, "find_spec", lambda name: None)
         assert choose(eager, graph, noise(CIFAR_INPUT)) is eager
         with pytest.raises(RuntimeError, match="not installed"):
@@ -252,22 +253,23 @@ class TestWithoutIt:
         with pytest.raises(RuntimeError, match="holds no graph"):
             choose(eager, None, noise(CIFAR_INPUT), wanted="onnxruntime")
 
-    def test_torch_asked_for(self, eager: Eager, graph: Graph) -> None:
+    def test_torch_asked_for(self, eager: Eager, graph: Path) -> None:
         assert choose(eager, graph, noise(CIFAR_INPUT), wanted="torch") is eager
 
     def test_an_engine_there_is_not(self, eager: Eager) -> None:
         with pytest.raises(ValueError, match="auto, torch, onnxruntime"):
             choose(eager, None, noise(CIFAR_INPUT), wanted="tensorrt")
 
-    def test_the_graph_damaged(self, eager: Eager, graph: Graph, caplog: pytest.LogCaptureFixture) -> None:
-        damaged = Graph(graph.content[: len(graph.content) // 2], graph.weights)
+    def test_the_graph_damaged(self, eager: Eager, graph: Path, caplog: pytest.LogCaptureFixture) -> None:
+        damaged = graph.with_name("damaged.onnx")
+        damaged.write_bytes(graph.read_bytes()[: graph.stat().st_size // 2])
         with caplog.at_level(logging.WARNING):
             assert choose(eager, damaged, noise(CIFAR_INPUT)) is eager
         assert "torch runs instead" in caplog.text
         with pytest.raises(RuntimeError, match="cannot run"):
             choose(eager, damaged, noise(CIFAR_INPUT), wanted="onnxruntime")
 
-    def test_the_graph_of_another_network(self, graph: Graph, caplog: pytest.LogCaptureFixture) -> None:
+    def test_the_graph_of_another_network(self, graph: Path, caplog: pytest.LogCaptureFixture) -> None:
         class Negated(Cifar):
             def forward(self, images: Tensor) -> Tensor:
                 return super().forward(-images)
@@ -277,8 +279,19 @@ class TestWithoutIt:
             assert choose(eager, graph, noise(CIFAR_INPUT)) is eager
         assert "differ from torch's" in caplog.text
 
-    def test_nothing(self, eager: Eager, graph: Graph) -> None:
-        """The weights come from the loaded network, so any of the same kind will do."""
+    def test_the_weights_of_another_network(self, graph: Path, caplog: pytest.LogCaptureFixture) -> None:
+        eager = Eager(Cifar(), Cifar.layers, has_scores=True)
+        with caplog.at_level(logging.WARNING):
+            assert choose(eager, graph, noise(CIFAR_INPUT)) is eager
+        assert "differ from torch's" in caplog.text
+
+    def test_the_weights_missing(self, eager: Eager, graph: Path, caplog: pytest.LogCaptureFixture) -> None:
+        graph.with_name("weights.safetensors").unlink()
+        with caplog.at_level(logging.WARNING):
+            assert choose(eager, graph, noise(CIFAR_INPUT)) is eager
+        assert "torch runs instead" in caplog.text
+
+    def test_nothing(self, eager: Eager, graph: Path) -> None:
         engine = choose(eager, graph, noise(CIFAR_INPUT, 3), wanted="onnxruntime")
         assert engine is not eager
 

@@ -49,7 +49,10 @@ def traceback(*causes: str) -> list[str]:
             "its handler cannot be imported: ImportError: cannot import",
         ),
         (["SyntaxError: invalid syntax"], "its handler cannot be imported: SyntaxError: invalid syntax"),
-        (["FileNotFoundError: weights.pt is missing"], "its worker failed: FileNotFoundError: weights.pt is missing"),
+        (
+            ["FileNotFoundError: weights.safetensors is missing"],
+            "its worker failed: FileNotFoundError: weights.safetensors is missing",
+        ),
         (
             [
                 "RuntimeError: Error(s) in loading state_dict for Cifar:\n\tMissing key: conv1",

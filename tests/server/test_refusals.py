@@ -61,8 +61,8 @@ ILL = {
         "needs the Python package foobarbaz, which is not installed",
     ),
     "initialize-raises": (
-        handler("raise FileNotFoundError('weights.pt is missing')"),
-        "its worker failed: FileNotFoundError: weights.pt is missing",
+        handler("raise FileNotFoundError('weights.safetensors is missing')"),
+        "its worker failed: FileNotFoundError: weights.safetensors is missing",
     ),
     "runtime-error": (handler("raise RuntimeError('wrong weights')"), "its worker failed: RuntimeError: wrong weights"),
     "syntax-error": (handler("pass", "def ("), "its handler cannot be imported: SyntaxError: "),

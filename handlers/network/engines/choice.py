@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from handlers.network.engines.cuda_graphs import Captured, Record, record_on_gpu
 from handlers.network.engines.eager import Eager
 from handlers.network.engines.engine import Engine
-from handlers.network.engines.onnx import Graph, Session
+from handlers.network.engines.onnx import Session
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ by 2**-11 an operation, bfloat16 by 2**-8; errors of layers add up. float16 and 
 
 def choose(
     eager: Eager,
-    graph: Graph | None,
+    graph: Path | None,
     images: Tensor,
     *,
     wanted: str = "auto",
@@ -49,7 +50,7 @@ def choose(
 
     Args:
         eager: The network in torch, on the device it is to run on.
-        graph: The archive's; None if it has none.
+        graph: The archive's file; None if it has none.
         images: (N, C, H, W), float32, on the CPU: for a trial of the graph. Noise tells more than black.
         wanted: One of `ENGINES`; `auto` takes the fastest that works.
         threads: Of one run.
@@ -81,7 +82,6 @@ def choose(
         try:
             session = Session(
                 graph,
-                eager.module,
                 eager.layers,
                 has_scores=eager.has_scores,
                 layouts=eager.layouts,
@@ -193,7 +193,7 @@ def _halve(eager: Eager, images: Tensor, precision: str) -> Eager:
     return halved
 
 
-def _obstacle(eager: Eager, graph: Graph | None) -> str | None:
+def _obstacle(eager: Eager, graph: Path | None) -> str | None:
     """Return why ONNX Runtime cannot be used; None if it can."""
     if eager.device.type != "cpu":
         return f"it runs on the CPU, and this worker on {eager.device}"

@@ -1,8 +1,8 @@
 """ONNX Runtime: the same network as a graph, exported when the archive was made.
 
-The graph file holds no large weights: the session gets them by name from the loaded torch network, in whichever
-precision they were stored. One session has every published map as an output; a run computes only what the wanted
-outputs need, and returns new memory of ONNX Runtime each time, so that no map is copied.
+The graph file holds no large weights: its initializers lie in the archive's weights file, beside it. One session has
+every published map as an output; a run computes only what the wanted outputs need, and returns new memory of ONNX
+Runtime each time, so that no map is copied.
 
 The package is used if it is installed; an archive can be served without it. Axes: `N` batch, `C` channels, `K` classes.
 """
@@ -10,31 +10,17 @@ The package is used if it is installed; an archive can be served without it. Axe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from handlers.network.engines.engine import Cells, Maps
 
 _IMAGES = "images"
 _ERRORS = 3  # Severity: ONNX Runtime's warnings are about the graph, which cannot be changed when serving.
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A network's graph in an archive.
-
-    Attributes:
-        content: An ONNX model. Its input is `images`; its outputs have the names that `output_name` makes, the first
-            being the scores where there are any. Maps are turned to (N, C, h, w) and scores to (N, K) in the graph.
-        weights: The entries of the network's state dict that it leaves out.
-    """
-
-    content: bytes
-    weights: tuple[str, ...]
 
 
 def output_name(node: str, layout: str = "") -> str:
@@ -46,8 +32,9 @@ class Session:
     """A network run by ONNX Runtime on the CPU.
 
     Args:
-        graph: As `archiver.graph` exports it.
-        module: The network, weights loaded, on the CPU.
+        graph: The file of an ONNX model, its weights beside it, as `archiver.graph` exports it. Its input is `images`;
+            its outputs have the names that `output_name` makes, the first being the scores where there are any. Maps
+            are turned to (N, C, h, w) and scores to (N, K) in the graph.
         layers: Public name of each layer → node.
         has_scores: Whether the network's output is scores.
         layouts: Public name → layout, of the layers that are not (N, C, h, w) in the network.
@@ -60,8 +47,7 @@ class Session:
 
     def __init__(
         self,
-        graph: Graph,
-        module: nn.Module,
+        graph: Path,
         layers: Mapping[str, str],
         *,
         has_scores: bool,
@@ -83,12 +69,7 @@ class Session:
         # Threads that spin until the next run keep a core busy that TorchServe's front end needs: on two threads a
         # picture of `cifar` every millisecond takes 1.1 ms of CPU time, and 0.1 ms so (15 rounds).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        state = module.state_dict()
-        arrays = [state[name].detach().contiguous().numpy() for name in graph.weights]
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
-        options.add_external_initializers(list(graph.weights), values)
-        self._session = onnxruntime.InferenceSession(graph.content, options, providers=["CPUExecutionProvider"])
-        self._weights = values  # They may share memory with the module, which the session reads for as long as it runs.
+        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self._scores = [self._session.get_outputs()[0].name] if has_scores else []
         self._maps = {name: output_name(node, (layouts or {}).get(name, "")) for name, node in self.layers.items()}
         self._run_options = onnxruntime.RunOptions()
