@@ -7,7 +7,7 @@ need_python = @test -n "$(PYTHON)" || { echo "convscope needs Python 3.11 to 3.1
 PORT ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo stop serve check test prometheus chromium lint format test-client test-gpu test-docker drill campaign secrets key revoke keys certificate check-config replicas restart update bench bench-full archives proto lock clean
+.PHONY: help install demo stop serve check test prometheus chromium lint style mypy pyright format test-client test-gpu test-docker drill campaign secrets key revoke keys certificate check-config replicas restart update bench bench-full archives proto lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,8 +38,8 @@ stop: ## Stop the service that `make demo` left running
 serve: .venv/installed stop ## Serve every archive of model_store/ until Ctrl-C
 	$(BIN)/python -m server --rest-port $(PORT)
 
-# As many processes as there are cores; JOBS=0 runs one test after the other in one process.
-JOBS ?= auto
+# One process more than there are cores, since tests wait for servers; JOBS=0 runs one test after the other in one process.
+JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 1) + 1)
 PARALLEL := -n $(JOBS) --dist loadscope --no-loadscope-reorder
 
 check: lint ## Lint, type-check, and run the tests that start no process: about a minute
@@ -55,10 +55,14 @@ chromium: ## Fetch Debian's headless Chromium into .tools/ for the tests of the 
 	tests/page/fetch.sh
 
 lint: .venv/installed ## Check style and types
+	@$(MAKE) --no-print-directory -j style mypy pyright
+
+style:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/pyright
+
+mypy pyright:
+	$(BIN)/$@
 
 format: .venv/installed ## Put the code into the common format
 	$(BIN)/ruff check --fix .

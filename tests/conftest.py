@@ -19,11 +19,13 @@ EXHAUSTIVE = frozenset(
 # What takes longest is handed out first, or one process would still run it when the others are done. The rest keeps the
 # order of the folders.
 LONGEST = (
-    *("e2e patched", "watching/test_rules.py", "server/test_watch.py", "archiver/test_any_network.py"),
-    *("watching/test_live.py", "e2e unpatched", "server/test_life.py", "server/test_refusals.py"),
-    *("archiver/test_stock_torchserve.py", "e2e/test_engines.py", "e2e/test_demo.py", "server/test_serving.py"),
-    *("archiver/test_graph.py", "client/test_install.py"),
+    *("e2e patched", "server/test_watch.py", "archiver exporting", "e2e unpatched", "server/test_life.py"),
+    *("server/test_refusals.py", "watching/test_live.py", "archiver/test_packages.py", "training/test_train.py"),
+    *("archiver/test_your_own_network.py", "watching/test_rules.py", "archiver/test_stock_torchserve.py"),
+    *("e2e/test_engines.py", "e2e/test_demo.py", "server/test_serving.py", "client/test_install.py"),
 )
+# The first export for ONNX Runtime in a process takes six seconds longer than the next.
+EXPORTING = frozenset(f"archiver/test_{subject}.py" for subject in ("any_network", "graph", "layouts", "outputs"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -50,10 +52,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def group(nodeid: str) -> str:
-    """Return which tests run in the same process: those of a file, or those that share a server."""
+    """Return which tests run in the same process: those of a file, or those that share what is slow to start."""
     path = nodeid.partition("::")[0].removeprefix("tests/")
     if path.startswith("docker/"):
         return "docker"
+    if path in EXPORTING:
+        return "archiver exporting"
     if path.startswith("e2e/") and (server := re.search(r"[\[-]((?:un)?patched)[\]-]", nodeid)):
         return f"e2e {server[1]}"
     return path

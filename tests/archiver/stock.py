@@ -1,11 +1,10 @@
 """A stock TorchServe: an environment of public packages alone, and its server.
 
 Nothing is downloaded: the packages are the ones of the environment the tests run in, found through their metadata, and
-linked file by file into a fresh virtual environment. So it holds exactly what `pip install` of them would bring.
+linked into a fresh virtual environment. So it holds what `pip install` of them would bring, and no other package.
 """
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import shutil
@@ -18,7 +17,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from functools import cache
+from pathlib import Path, PurePath
 
 from packaging.requirements import Requirement
 
@@ -50,14 +50,10 @@ def environment(folder: Path) -> Path:
     python = folder / "bin" / "python"
     site = Path(_ask(python, "import sysconfig; print(sysconfig.get_path('purelib'))"))
     for distribution in closure(PUBLIC).values():
-        for file in distribution.files or []:
-            if file.parts[0] == "..":  # Commands: a stock server is started without them.
-                continue
-            source = Path(distribution.locate_file(file))
-            _link(source, site / file)
-            if source.suffix == ".py":
-                compiled = Path(importlib.util.cache_from_source(str(source)))
-                _link(compiled, site / file.parent / "__pycache__" / compiled.name)
+        root = Path(distribution.locate_file(""))
+        # Commands are left out: a stock server is started without them.
+        for place in {_owned(root, file) for file in distribution.files or [] if file.parts[0] != ".."}:
+            _link(root / place, site / place)
     return python
 
 
@@ -148,6 +144,18 @@ def _ask(python: Path, code: str) -> str:
     return subprocess.run(
         [python, "-I", "-c", code], check=True, capture_output=True, text=True, cwd="/"
     ).stdout.strip()
+
+
+def _owned(root: Path, file: PurePath) -> PurePath:
+    """Return the outermost folder around a file that is its distribution's alone, or the file."""
+    folders = [folder for folder in reversed(file.parents) if folder.parts]
+    return next((folder for folder in folders if folder.suffix == ".dist-info" or _is_package(root / folder)), file)
+
+
+@cache
+def _is_package(folder: Path) -> bool:
+    """Tell a package from a namespace (google, nvidia), which several distributions may share."""
+    return (folder / "__init__.py").exists()
 
 
 def _link(source: Path, target: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from archiver import graph, packing
@@ -23,7 +22,6 @@ from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import ask_json, ask_message, ask_rest, cells
 
 SIZE = 64
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 VGG = """
 from torch import nn
@@ -35,6 +33,25 @@ def vgg(classes):
     network.avgpool = nn.AdaptiveAvgPool2d(1)
     network.classifier = nn.Linear(64, classes)
     return network
+"""
+
+MOBILENET = """
+from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
+
+
+def mobilenet(classes):
+    squeezed = InvertedResidualConfig(16, 3, 16, 16, True, "RE", 2, 1, 1)
+    expanded = InvertedResidualConfig(16, 5, 48, 24, False, "HS", 2, 1, 1)
+    return MobileNetV3([squeezed, expanded], 32, num_classes=classes)
+"""
+
+CONVNEXT = """
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+
+def convnext(classes):
+    stages = [CNBlockConfig(8, 16, 1), CNBlockConfig(16, 32, 2), CNBlockConfig(32, None, 1)]
+    return ConvNeXt(stages, num_classes=classes)
 """
 
 DOUBTFUL = """
@@ -194,37 +211,32 @@ def _difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-MOBILENET = {"conv1": "features.0", "block1": "features.1", "block3": "features.3", "block8": "features.8"}
-MOBILENET |= {"conv2": "features.12"}
-CONVNEXT = {"conv1": "features.0", "block3": "features.1.2", "block6": "features.3.2", "block15": "features.5.8"}
-CONVNEXT |= {"block18": "features.7.2"}
 VGG_MODULES = {f"conv{number}": f"features.{place}" for number, place in enumerate((1, 4, 7, 9, 12, 14), 1)}
+MOBILENET_MODULES = {"conv1": "features.0", "block1": "features.1", "block2": "features.2", "conv2": "features.3"}
+CONVNEXT_MODULES = {"conv1": "features.0", "block1": "features.1.0", "conv2": "features.2", "block2": "features.3.0"}
+CONVNEXT_MODULES |= {"block3": "features.3.1", "conv3": "features.4", "block4": "features.5.0"}
 
 
 @pytest.mark.parametrize(
-    ("name", "modules"),
-    [("mobilenet_v3_small", MOBILENET), ("convnext_tiny", CONVNEXT)],  # resnet18 is in test_graph.
+    ("name", "source", "modules"),
+    [
+        ("vgg", VGG, VGG_MODULES),
+        ("mobilenet", MOBILENET, MOBILENET_MODULES),
+        ("convnext", CONVNEXT, CONVNEXT_MODULES),
+    ],  # resnet18 is in test_graph.
 )
-def test_torchvisions_networks_serve_what_they_compute(name: str, modules: dict[str, str], serve) -> None:
-    options = ("--preprocessing", "squash", "--random-weights", "0", "--arguments", '{"num_classes": 10}')
-    said, load = serve(name, "--torchvision", name, *options)
+def test_a_network_serves_what_it_computes_in_both_engines(
+    name: str, source: str, modules: dict[str, str], serve, own
+) -> None:
+    path, namespace = own(f"own_{name}", source)
+    said, load = serve(name, "--arch", f"{path}:{name}", "--arguments", '{"classes": 10}', "--random-weights", "0")
     assert "served by: ONNX Runtime" in said
-    preprocessing = Preprocessing(3, SIZE, SIZE, **IMAGENET)
     for wanted, tolerance in (("torch", 0.0), ("onnxruntime", 1e-5)):
-        network = build_with_random_weights(torchvision.models.get_model, name, weights=None, num_classes=10)
+        network = build_with_random_weights(namespace[name], 10)
         for part in network.modules():  # Else a hook sees what an activation after it overwrites.
             if getattr(part, "inplace", False):
                 part.inplace = False
-        assert_serves(load(wanted), network, modules, preprocessing, tolerance)
-
-
-def test_a_vgg_of_ones_own_serves_what_it_computes(serve, own) -> None:
-    path, namespace = own("own_vgg", VGG)
-    said, load = serve("vgg", "--arch", f"{path}:vgg", "--arguments", '{"classes": 10}', "--random-weights", "0")
-    assert "served by: ONNX Runtime" in said
-    for wanted, tolerance in (("torch", 0.0), ("onnxruntime", 1e-5)):
-        network = build_with_random_weights(namespace["vgg"], 10)
-        assert_serves(load(wanted), network, VGG_MODULES, Preprocessing(3, SIZE, SIZE), tolerance)
+        assert_serves(load(wanted), network, modules, Preprocessing(3, SIZE, SIZE), tolerance)
 
 
 def test_a_network_that_cannot_be_traced_serves_what_it_computes_and_says_why_by_torch_alone(serve, own) -> None:

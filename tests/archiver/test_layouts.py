@@ -251,8 +251,7 @@ def made_by(network: nn.Module, modules: Mapping[str, str], pixels: np.ndarray[A
     return made
 
 
-@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
-def test_swin_is_served_with_channels_first(archive: Any, tmp_path: Path, engine: str) -> None:
+def test_swin_is_served_with_channels_first(archive: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = swin().eval()
     torch.save(network.state_dict(), tmp_path / "weights.pt")
@@ -261,39 +260,37 @@ def test_swin_is_served_with_channels_first(archive: Any, tmp_path: Path, engine
     )
     assert status == 0, said
     assert "(channels_last)" in said
-    service = load(engine)
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    made = made_by(network, {"embed": "features.0.2", "deep": "features.3"}, pixels)
-    message = wire.PredictRequest(pictures=[npy(pixels)], layers=["all"])
-    reply = ask_message(service, message)
-    for found in reply.results[0].maps:
-        expected = made[found.layer].detach().permute(0, 3, 1, 2)[0].numpy()
-        assert cells(found).shape == expected.shape
-        assert np.allclose(cells(found), expected, atol=1e-4), found.layer
-    [first, second] = ask_json(service, {"body": b""})["layers"]
-    assert (first["layout"], first["shape"], first["stride"], first["receptive_field"]) == (
-        "channels_last", [12, 8, 8], [4, 4], [4, 4],
-    )  # fmt: skip
-    assert (second["layout"], second["shape"], second["stride"]) == ("channels_last", [24, 4, 4], [])
-    pooled = ask_message(service, wire.PredictRequest(pictures=[npy(pixels)], layers=["deep"], pool=1))
-    means = made["deep"].detach().mean((1, 2))[0].numpy()
-    assert np.allclose(cells(pooled.results[0].maps[0]), means, atol=1e-4)
-    message.explain.method, message.explain.target = "grad_cam", 1
-    heat = ask_message(service, message).results[0].explanation
-    assert heat.layer == "deep"
-    [gradient] = torch.autograd.grad(made["logits"][0, 1], made["deep"])
-    weighed = (gradient.mean((1, 2), keepdim=True) * made["deep"]).sum(3).relu()[0].detach().numpy()
-    assert np.allclose(cells_of(heat.heat), weighed[None], atol=1e-4)
+    for engine in ("torch", "onnxruntime"):
+        service = load(engine)
+        pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+        made = made_by(network, {"embed": "features.0.2", "deep": "features.3"}, pixels)
+        message = wire.PredictRequest(pictures=[npy(pixels)], layers=["all"])
+        reply = ask_message(service, message)
+        for found in reply.results[0].maps:
+            expected = made[found.layer].detach().permute(0, 3, 1, 2)[0].numpy()
+            assert cells(found).shape == expected.shape
+            assert np.allclose(cells(found), expected, atol=1e-4), found.layer
+        [first, second] = ask_json(service, {"body": b""})["layers"]
+        assert (first["layout"], first["shape"], first["stride"], first["receptive_field"]) == (
+            "channels_last", [12, 8, 8], [4, 4], [4, 4],
+        )  # fmt: skip
+        assert (second["layout"], second["shape"], second["stride"]) == ("channels_last", [24, 4, 4], [])
+        pooled = ask_message(service, wire.PredictRequest(pictures=[npy(pixels)], layers=["deep"], pool=1))
+        means = made["deep"].detach().mean((1, 2))[0].numpy()
+        assert np.allclose(cells(pooled.results[0].maps[0]), means, atol=1e-4)
+        message.explain.method, message.explain.target = "grad_cam", 1
+        heat = ask_message(service, message).results[0].explanation
+        assert heat.layer == "deep"
+        [gradient] = torch.autograd.grad(made["logits"][0, 1], made["deep"])
+        weighed = (gradient.mean((1, 2), keepdim=True) * made["deep"]).sum(3).relu()[0].detach().numpy()
+        assert np.allclose(cells_of(heat.heat), weighed[None], atol=1e-4)
 
 
 def cells_of(tensor: wire.Tensor) -> np.ndarray[Any, Any]:
     return np.frombuffer(tensor.data, np.float32).reshape(tuple(tensor.shape))
 
 
-@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
-def test_patches_are_served_as_a_grid_and_the_class_token_beside_them(
-    archive: Any, tmp_path: Path, engine: str
-) -> None:
+def test_patches_are_served_as_a_grid_and_the_class_token_beside_them(archive: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = vit().eval()
     torch.save(network.state_dict(), tmp_path / "weights.pt")
@@ -305,33 +302,34 @@ def test_patches_are_served_as_a_grid_and_the_class_token_beside_them(
         for number in (1, 2, 3)
         for end, kind in (("", "tokens"), (".extra", "extra_tokens"))
     }
-    service = load(engine)
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    blocks = {f"block{number}": f"encoder.layers.encoder_layer_{number - 1}" for number in (1, 2, 3)}
-    made = made_by(network, blocks, pixels)
-    message = wire.PredictRequest(pictures=[npy(pixels)], layers=["all"])
-    maps = {found.layer: cells(found) for found in ask_message(service, message).results[0].maps}
-    assert list(maps) == ["conv1", *(f"{name}{end}" for name in blocks for end in ("", ".extra"))]
-    for name in blocks:
-        tokens = made[name].detach()[0].numpy()  # (T, C)
-        assert maps[name].shape == (16, 4, 4)
-        assert np.allclose(maps[name][:, 2, 3], tokens[1 + 2 * 4 + 3], atol=1e-4)
-        assert np.allclose(maps[name].reshape(16, 16), tokens[1:].T, atol=1e-4)
-        assert maps[f"{name}.extra"].shape == (16, 1, 1)
-        assert np.allclose(maps[f"{name}.extra"][:, 0, 0], tokens[0], atol=1e-4)
-    layers = {layer["name"]: layer for layer in ask_json(service, {"body": b""})["layers"]}
-    assert (layers["block1"]["layout"], layers["block1.extra"]["layout"]) == ("tokens", "extra_tokens")
-    assert (layers["conv1"]["stride"], layers["conv1"]["receptive_field"]) == ([8, 8], [8, 8])
-    assert layers["block1"]["receptive_field"] == []
-    message.explain.method, message.explain.target = "grad_cam", 1
-    explained = ask_message(service, message).results[0].explanation
-    assert explained.layer == "block2", "the class needs only the class token of the last block"
-    [gradient] = torch.autograd.grad(made["logits"][0, 1], made["block2"])
-    weights = gradient[:, 1:].mean(1, keepdim=True)
-    weighed = (weights * made["block2"][:, 1:]).sum(2).relu().reshape(4, 4).detach().numpy()
-    assert np.allclose(cells_of(explained.heat), weighed[None], atol=1e-4)
-    message.explain.layer = "block3"
-    assert "earlier layer" in ask_message(service, message).results[0].error.message
+    for engine in ("torch", "onnxruntime"):
+        service = load(engine)
+        pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+        blocks = {f"block{number}": f"encoder.layers.encoder_layer_{number - 1}" for number in (1, 2, 3)}
+        made = made_by(network, blocks, pixels)
+        message = wire.PredictRequest(pictures=[npy(pixels)], layers=["all"])
+        maps = {found.layer: cells(found) for found in ask_message(service, message).results[0].maps}
+        assert list(maps) == ["conv1", *(f"{name}{end}" for name in blocks for end in ("", ".extra"))]
+        for name in blocks:
+            tokens = made[name].detach()[0].numpy()  # (T, C)
+            assert maps[name].shape == (16, 4, 4)
+            assert np.allclose(maps[name][:, 2, 3], tokens[1 + 2 * 4 + 3], atol=1e-4)
+            assert np.allclose(maps[name].reshape(16, 16), tokens[1:].T, atol=1e-4)
+            assert maps[f"{name}.extra"].shape == (16, 1, 1)
+            assert np.allclose(maps[f"{name}.extra"][:, 0, 0], tokens[0], atol=1e-4)
+        layers = {layer["name"]: layer for layer in ask_json(service, {"body": b""})["layers"]}
+        assert (layers["block1"]["layout"], layers["block1.extra"]["layout"]) == ("tokens", "extra_tokens")
+        assert (layers["conv1"]["stride"], layers["conv1"]["receptive_field"]) == ([8, 8], [8, 8])
+        assert layers["block1"]["receptive_field"] == []
+        message.explain.method, message.explain.target = "grad_cam", 1
+        explained = ask_message(service, message).results[0].explanation
+        assert explained.layer == "block2", "the class needs only the class token of the last block"
+        [gradient] = torch.autograd.grad(made["logits"][0, 1], made["block2"])
+        weights = gradient[:, 1:].mean(1, keepdim=True)
+        weighed = (weights * made["block2"][:, 1:]).sum(2).relu().reshape(4, 4).detach().numpy()
+        assert np.allclose(cells_of(explained.heat), weighed[None], atol=1e-4)
+        message.explain.layer = "block3"
+        assert "earlier layer" in ask_message(service, message).results[0].error.message
 
 
 def test_equal_sizes_do_not_hide_which_axis_is_which(archive: Any, tmp_path: Path) -> None:

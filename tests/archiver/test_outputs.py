@@ -309,9 +309,8 @@ def test_places_of_one_cell_are_left_out(archive: Any, networks: dict[str, Any])
         assert score.logit == pytest.approx(logits[0, score.index].item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
 def test_one_of_several_outputs_is_the_scores_and_others_are_layers(
-    archive: Any, networks: dict[str, Any], monkeypatch: pytest.MonkeyPatch, engine: str
+    archive: Any, networks: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graph, "missing_packages", missing_packages)
     status, said, _ = archive("Dictionary")
@@ -324,23 +323,24 @@ def test_one_of_several_outputs_is_the_scores_and_others_are_layers(
     layers = "conv=conv,mask=output:mask,embedding=output:deep.embedding"
     status, said, load = archive("Dictionary", "--output", "deep.logits", layers=layers)
     assert status == 0, said
-    service = load(engine)
-    with torch.no_grad():
-        expected = by_hand(networks, "Dictionary")(pictures())
-    reply = ask_message(service, wire.PredictRequest(pictures=[npy(PIXELS)], layers=["mask", "embedding"], top_k=0))
-    for score in reply.results[0].top:
-        assert score.logit == pytest.approx(expected["deep"]["logits"][0, score.index].item(), rel=1e-4)
-    mask, embedding = map(cells, reply.results[0].maps)
-    assert np.allclose(mask, expected["mask"][0].numpy(), atol=1e-5)
-    assert np.allclose(embedding[:, 0, 0], expected["deep"]["embedding"][0].numpy(), atol=1e-5)
-    assert embedding.shape == (8, 1, 1)
-    card = read_card(
-        client_wire.PredictReply.FromString(
-            ask_message(service, wire.PredictRequest(describe=True)).SerializeToString()
+    for engine in ("torch", "onnxruntime"):
+        service = load(engine)
+        with torch.no_grad():
+            expected = by_hand(networks, "Dictionary")(pictures())
+        reply = ask_message(service, wire.PredictRequest(pictures=[npy(PIXELS)], layers=["mask", "embedding"], top_k=0))
+        for score in reply.results[0].top:
+            assert score.logit == pytest.approx(expected["deep"]["logits"][0, score.index].item(), rel=1e-4)
+        mask, embedding = map(cells, reply.results[0].maps)
+        assert np.allclose(mask, expected["mask"][0].numpy(), atol=1e-5)
+        assert np.allclose(embedding[:, 0, 0], expected["deep"]["embedding"][0].numpy(), atol=1e-5)
+        assert embedding.shape == (8, 1, 1)
+        card = read_card(
+            client_wire.PredictReply.FromString(
+                ask_message(service, wire.PredictRequest(describe=True)).SerializeToString()
+            )
         )
-    )
-    assert (card.scores, card.layer("embedding").layout, card.layer("mask").layout) == ("softmax", "vector", "")
-    assert card.layer("mask").stride == (1, 1)
+        assert (card.scores, card.layer("embedding").layout, card.layer("mask").layout) == ("softmax", "vector", "")
+        assert card.layer("mask").stride == (1, 1)
 
 
 @pytest.mark.parametrize(
