@@ -204,20 +204,18 @@ class Pipeline:
 
     def _decode(self, jobs: Sequence[Job]) -> None:
         """Decode the files of all jobs, large ones several at a time; an error is that picture's own."""
-        work = [(job, encoded) for job in jobs for encoded in job.encoded]
-        files = [encoded for _, encoded in work]
+        files = [encoded for job in jobs for encoded in job.encoded]
         large = sum(isinstance(encoded, Encoded) and encoded.pixels >= _WORTH_A_THREAD for encoded in files)
         is_shared = large > 1 and self._decode_threads > 1
-        decoded = self._decoders.map(_decode, files) if is_shared else map(_decode, files)
-        spans: dict[Job, tuple[float, float]] = {}
-        for (job, _), (pictures, sizes, began, ended) in zip(work, decoded, strict=True):
-            job.pictures += pictures
-            job.sizes += sizes
-            first, last = spans.get(job, (began, ended))
-            spans[job] = min(first, began), max(last, ended)
-        for job, (began, ended) in spans.items():  # A job's own time is from its first picture to its last.
+        results = self._decoders.map(_decode, files) if is_shared else map(_decode, files)
+        for job in jobs:
+            decoded = [next(results) for _ in job.encoded]
             job.encoded = []
-            job.add("decode", ended - began)
+            for pictures, sizes, _, _ in decoded:
+                job.pictures += pictures
+                job.sizes += sizes
+            if decoded:  # Threads take the files in order, so a job's first one begins before its others.
+                job.add("decode", max(one.ended for one in decoded) - decoded[0].began)
 
     def _check(self, job: Job) -> None:
         """Check that the request is within its limits, which its pictures' sizes decide."""
