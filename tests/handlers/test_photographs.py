@@ -102,8 +102,10 @@ class TestScaledDecoding:
             ):
                 assert largest_scale(size, recipe) > 1
                 found = difference(data, recipe)
-                assert found.max() <= 4
-                assert found.mean() < 0.75
+                # Of 4:2:2 libjpeg decodes the colours at half of the scaled width.
+                most, mean = (8, 1.0) if options.get("subsampling") == 1 else (4, 0.75)
+                assert found.max() <= most
+                assert found.mean() < mean
 
     @pytest.mark.parametrize("orientation", range(1, 9))
     def test_turns_what_the_file_says(self, orientation: int) -> None:
