@@ -141,8 +141,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--scaled-decoding",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="decode large JPEGs to 1/2, 1/4 or 1/8 of their size before resizing: up to three times as fast, and values "
-        "around sharp edges differ by some levels of 255",
+        help="decode large JPEGs to 1/2, 1/4 or 1/8 of their size before resizing: up to three times as fast, but "
+        "values at sharp edges differ by some levels of 255",
     )
     add(
         "--no-patches",
