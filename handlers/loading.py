@@ -95,6 +95,8 @@ def load(
             settings.metrics_dir,
             settings.log_requests_s,
         ),
+        decode_threads=settings.threads,
+        scaled_decoding=settings.scaled_decoding,
     )
     warm_up(pipeline, archive.preprocessing, tuple(archive.layers), limits.max_images)
     pipeline.telemetry.loaded(perf_counter() - began)
@@ -112,6 +114,8 @@ def assemble(
     drain_file: Path | None = None,
     starting_file: Path | None = None,
     telemetry: Telemetry | None = None,
+    decode_threads: int = 1,
+    scaled_decoding: bool = False,
 ) -> Pipeline:
     """Make the pipeline of a loaded archive.
 
@@ -124,6 +128,8 @@ def assemble(
         drain_file: As `Pipeline` takes it; None for no such file.
         starting_file: Likewise.
         telemetry: As `Pipeline` takes it; None to count and log nothing.
+        decode_threads: As `Pipeline` takes it.
+        scaled_decoding: Likewise.
 
     Raises:
         RuntimeError: The network fails on its first forward pass, or its graph computes something else.
@@ -149,6 +155,8 @@ def assemble(
         drain_file=drain_file,
         starting_file=starting_file,
         telemetry=telemetry or Telemetry(),
+        decode_threads=decode_threads,
+        scaled_decoding=scaled_decoding,
     )
 
 

@@ -7,18 +7,19 @@ context is known to `entry.py` alone; `loading.py` makes pipelines.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from handlers.api import card, media
 from handlers.api.errors import BadRequest, Draining, Internal, RequestError, TooManyImages, UnknownLayer
 from handlers.api.job import Job, Parameters
 from handlers.api.limits import Limits, estimate_maps
-from handlers.api.request import Bytes, accepted_type, check_count, parse, request_headers
-from handlers.images.decoding import Budget, decode_upright, fit_within
+from handlers.api.request import accepted_type, check_count, parse, request_headers
+from handlers.images.decoding import Budget, Encoded, open_file
 from handlers.images.preprocessing import ANY_SIZE, Picture
 from handlers.network.archive import Archive
 from handlers.network.predictor import Predictor
@@ -29,6 +30,26 @@ from handlers.outputs.response import Identity, Response, error_of
 
 _READING = "the request could not be read; the server's log has the reason"
 _ENCODING = "the reply could not be encoded; the server's log says why"
+_PICTURE = "the picture could not be read; the server's log has the reason"
+
+_MOST_DECODERS = 8  # Threads that decode. Each may hold a picture of `max_image_pixels`, of four bytes a pixel.
+_WORTH_A_THREAD = 2**16  # Pixels of a picture file: decoding takes ten times as long as handing it to a thread.
+
+
+class _Decoded(NamedTuple):
+    """What decoding one file gave.
+
+    Attributes:
+        pictures: Those of the file, ready for the network, or its error.
+        sizes: (H, W) of each as it was sent; (0, 0) of an error.
+        began: When decoding began, by `perf_counter`.
+        ended: When it ended.
+    """
+
+    pictures: Sequence[Picture | RequestError]
+    sizes: list[tuple[int, int]]
+    began: float
+    ended: float
 
 
 class Pipeline:
@@ -44,6 +65,8 @@ class Pipeline:
         drain_file: While this file exists, readiness fails.
         starting_file: While this file exists, readiness fails, and requests are neither counted nor logged.
         telemetry: Counts and logs requests.
+        decode_threads: Large pictures to decode at a time, 8 at most.
+        scaled_decoding: Whether large JPEGs may be decoded smaller than they are; see `open_file`.
     """
 
     def __init__(
@@ -58,12 +81,17 @@ class Pipeline:
         drain_file: Path | None,
         starting_file: Path | None,
         telemetry: Telemetry,
+        decode_threads: int = 1,
+        scaled_decoding: bool = False,
     ) -> None:
         self.predictor, self.explainer, self.telemetry = predictor, explainer, telemetry
         self._archive, self._card = archive, described
         self._preprocessing, self._published = archive.preprocessing, archive.described.layers
         self._identity, self._limits = identity, limits
         self._drain_file, self._starting_file = drain_file, starting_file
+        self._scaled_decoding = scaled_decoding
+        self._decode_threads = min(decode_threads, _MOST_DECODERS)
+        self._decoders = ThreadPoolExecutor(self._decode_threads, "decode")  # It starts a thread when it needs one.
 
     def respond(
         self,
@@ -96,7 +124,15 @@ class Pipeline:
             for job in jobs:
                 job.resume()
                 self._step(job, self._parse, _READING)
-                self._step(job, self._decode, _READING)
+                self._step(job, self._open, _READING)
+            opened = [job for job in jobs if job.response is None]
+            try:
+                self._decode(opened)
+            except Exception as cause:  # No thread could be started.
+                for job in opened:
+                    self._reject(job, Internal(_READING, unexpected=cause))
+            for job in jobs:
+                self._step(job, self._check, _READING)
             waiting = [job for job in jobs if job.response is None]
             self.predictor.run(waiting)
             self.explainer.run(waiting)
@@ -137,11 +173,51 @@ class Pipeline:
                 job.options = replace(job.options, explain=explain)
             job.lap("read")
 
-    def _decode(self, job: Job) -> None:
-        """Decode the pictures, and check that the request is within its limits."""
-        self._decode_files(job)
+    def _open(self, job: Job) -> None:
+        """Read the files' headers; an error is that picture's own, unless the request holds too many pictures."""
+        limits = self._limits
+        budget, count = Budget(limits.max_request_pixels), 0
+        for file in job.files:
+            encoded: Encoded | RequestError
+            try:
+                encoded = open_file(
+                    file,
+                    self._preprocessing,
+                    max_bytes=limits.max_image_bytes,
+                    max_pixels=limits.max_image_pixels,
+                    max_images=limits.max_images,
+                    budget=budget,
+                    scaled=self._scaled_decoding,
+                )
+            except (TooManyImages, MemoryError):
+                raise
+            except RequestError as error:
+                encoded = error
+            except Exception as cause:
+                encoded = Internal(_PICTURE, unexpected=cause)
+            job.encoded.append(encoded)
+            count += 1 if isinstance(encoded, RequestError) else len(encoded.sizes)
+            check_count(count, limits.max_images)
         job.files = ()
         job.lap("decode")
+
+    def _decode(self, jobs: Sequence[Job]) -> None:
+        """Decode the files of all jobs, large ones several at a time; an error is that picture's own."""
+        files = [encoded for job in jobs for encoded in job.encoded]
+        large = sum(isinstance(encoded, Encoded) and encoded.pixels >= _WORTH_A_THREAD for encoded in files)
+        is_shared = large > 1 and self._decode_threads > 1
+        results = self._decoders.map(_decode, files) if is_shared else map(_decode, files)
+        for job in jobs:
+            decoded = [next(results) for _ in job.encoded]
+            job.encoded = []
+            for pictures, sizes, _, _ in decoded:
+                job.pictures += pictures
+                job.sizes += sizes
+            if decoded:  # Threads take the files in order, so a job's first one begins before its others.
+                job.add("decode", max(one.ended for one in decoded) - decoded[0].began)
+
+    def _check(self, job: Job) -> None:
+        """Check that the request is within its limits, which its pictures' sizes decide."""
         if job.options.explain is not None:
             self.explainer.check_work(job.options.explain, job.pictures)
         if job.media_type == media.PNG and not png.fits(job.pictures, job.layers, job.options):
@@ -187,41 +263,6 @@ class Pipeline:
             raise UnknownLayer.of(unknown[0], self._published)
         return tuple(self._published) if "all" in layers else layers
 
-    def _decode_files(self, job: Job) -> None:
-        """Decode every file; an error is that picture's own, unless the request holds too many pictures."""
-        budget = Budget(self._limits.max_request_pixels)
-        for file in job.files:
-            found: list[Picture | RequestError]
-            sizes = [(0, 0)]
-            try:
-                found, sizes = self._decode_file(file, budget)
-            except (TooManyImages, MemoryError):
-                raise
-            except RequestError as error:
-                found = [error]
-            except Exception as cause:
-                found = [Internal("the picture could not be read; the server's log has the reason", unexpected=cause)]
-            job.pictures += found
-            job.sizes += sizes
-            check_count(len(job.pictures), self._limits.max_images)
-
-    def _decode_file(self, file: Bytes, budget: Budget) -> tuple[list[Picture | RequestError], list[tuple[int, int]]]:
-        """Return the pictures of a file, ready for the network, and (H, W) of each before that."""
-        limits = self._limits
-        pictures = decode_upright(
-            file,
-            self._preprocessing.channels,
-            max_bytes=limits.max_image_bytes,
-            max_pixels=limits.max_image_pixels,
-            max_images=limits.max_images,
-            budget=budget,
-        )
-        fitted: list[Picture | RequestError] = [
-            fit_within(picture, self._preprocessing, max_pixels=limits.max_image_pixels, budget=budget)
-            for picture in pictures
-        ]
-        return fitted, [(picture.shape[0], picture.shape[1]) for picture in pictures]
-
     def _estimate(self, job: Job) -> int:
         """Return about how many bytes the response will have at least."""
         good = [picture for picture in job.pictures if not isinstance(picture, RequestError)]
@@ -256,6 +297,23 @@ class Pipeline:
         response = filters.encode(kernels, layers[0], self._identity, job.media_type, job.request_id)
         self._limits.check_response(response.size)
         return response
+
+
+def _decode(encoded: Encoded | RequestError) -> _Decoded:
+    """Decode one file, in any thread."""
+    began = perf_counter()
+    pictures: Sequence[Picture | RequestError]
+    sizes = [(0, 0)]
+    try:
+        if isinstance(encoded, RequestError):
+            pictures = [encoded]
+        else:
+            pictures, sizes = encoded.decode(), encoded.sizes
+    except RequestError as error:
+        pictures = [error]
+    except Exception as cause:
+        pictures = [Internal(_PICTURE, unexpected=cause)]
+    return _Decoded(pictures, sizes, began, perf_counter())
 
 
 def _without_png(job: Job) -> str:

@@ -17,7 +17,9 @@ class Settings:
     Attributes:
         engine: `auto`, `torch` or `onnxruntime` (`CONVSCOPE_ENGINE`).
         precision: `float32`, `float16` or `bfloat16` (`CONVSCOPE_PRECISION`).
-        threads: Of one forward pass (`CONVSCOPE_THREADS`). TorchServe starts a worker per core, so the default is 1.
+        threads: Of one forward pass, and of decoding (`CONVSCOPE_THREADS`). TorchServe starts a worker per core, so the
+            default is 1.
+        scaled_decoding: Decode large JPEGs to a part of their size (`CONVSCOPE_SCALED_DECODING`; 1 for yes).
         max_response_bytes: TorchServe's `max_response_size` (`CONVSCOPE_MAX_RESPONSE_BYTES`).
         drain_file: While this file exists, readiness fails (`CONVSCOPE_DRAIN_FILE`).
         starting_file: While this file exists, readiness fails, and requests are neither counted nor logged
@@ -31,6 +33,7 @@ class Settings:
     engine: str = "auto"
     precision: str = "float32"
     threads: int = 1
+    scaled_decoding: bool = False
     max_response_bytes: int = STOCK_MAX_RESPONSE_BYTES
     drain_file: Path | None = None
     starting_file: Path | None = None
@@ -51,6 +54,7 @@ class Settings:
             engine=values.get("CONVSCOPE_ENGINE", cls.engine),
             precision=values.get("CONVSCOPE_PRECISION", cls.precision),
             threads=int(values.get("CONVSCOPE_THREADS", cls.threads)),
+            scaled_decoding=values.get("CONVSCOPE_SCALED_DECODING", "0") == "1",
             max_response_bytes=int(values.get("CONVSCOPE_MAX_RESPONSE_BYTES", cls.max_response_bytes)),
             drain_file=path("CONVSCOPE_DRAIN_FILE"),
             starting_file=path("CONVSCOPE_STARTING_FILE"),

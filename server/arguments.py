@@ -41,6 +41,7 @@ class Settings:
         log_dir: Folder for the logs; None keeps them in the private directory.
         engine: What runs the networks: `auto`, `torch` or `onnxruntime`.
         precision: What they compute in: `float32`, `float16` or `bfloat16`.
+        scaled_decoding: Decode large JPEGs to a part of their size.
         patch: Patch TorchServe; see `patches`.
         log_requests_s: Seconds from one answered request that a worker logs to the next; 0 logs none.
         log_format: `text` for people or `json` for log collectors, on standard error.
@@ -67,6 +68,7 @@ class Settings:
     log_dir: Path | None
     engine: str
     precision: str
+    scaled_decoding: bool
     patch: bool
     log_requests_s: float
     log_format: str
@@ -136,6 +138,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="what the networks compute in; 16 bits run in torch, float16 on a GPU only",
     )
     add(
+        "--scaled-decoding",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="decode large JPEGs to 1/2, 1/4 or 1/8 of their size before resizing: up to three times as fast, but "
+        "values at sharp edges differ by some levels of 255",
+    )
+    add(
         "--no-patches",
         dest="patch",
         action="store_false",
@@ -190,6 +199,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         log_dir=getattr(given, "log_dir", None),
         engine=given.engine,
         precision=given.precision,
+        scaled_decoding=getattr(given, "scaled_decoding", False),
         patch=getattr(given, "patch", True),
         log_requests_s=given.log_requests_s,
         log_format=given.log_format,

@@ -242,6 +242,7 @@ def worker_environment(
     result["CONVSCOPE_LOG_REQUESTS_S"] = f"{settings.log_requests_s:g}"
     result["CONVSCOPE_ENGINE"] = settings.engine
     result["CONVSCOPE_PRECISION"] = settings.precision
+    result["CONVSCOPE_SCALED_DECODING"] = str(int(settings.scaled_decoding))
     result["CONVSCOPE_PATCHES"] = str(int(settings.patch))
     if settings.device == "cpu":
         result["CUDA_VISIBLE_DEVICES"] = ""

@@ -15,6 +15,7 @@ from typing import Any
 from handlers.api.errors import RequestError
 from handlers.api.media import GRPC_DEFAULT, REST_DEFAULT
 from handlers.api.options import Options
+from handlers.images.decoding import Encoded
 from handlers.images.preprocessing import Picture
 from handlers.outputs.response import Response, Result, Timing
 
@@ -42,6 +43,7 @@ class Job:
         request_id: 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'.
         media_type: What the response will be encoded as.
         files: Pictures as sent, still encoded.
+        encoded: Each file with its header read, or its error.
         options: What was asked for.
         layers: Published layers asked for, in order.
         pictures: Each picture decoded, resized and cropped, or its error.
@@ -60,6 +62,7 @@ class Job:
         self.transport = TRANSPORTS[0] if headers else TRANSPORTS[1]
         self.media_type = REST_DEFAULT if headers else GRPC_DEFAULT
         self.files: tuple[bytes | bytearray, ...] = ()
+        self.encoded: list[Encoded | RequestError] = []
         self.options = Options()
         self.layers: tuple[str, ...] = ()
         self.pictures: list[Picture | RequestError] = []

@@ -26,7 +26,7 @@ MOST_PARTS = 65_536
 MOST_SCANS = 64
 """Scans of a JPEG: thirty bytes can make a scan go over all of its pixels. Encoders write ten or so."""
 
-BASELINE, EXTENDED = 0xC0, 0xC1  # Markers of a JPEG's frame: sequential, Huffman-coded.
+BASELINE, EXTENDED, LOSSLESS = 0xC0, 0xC1, 0xC3  # Markers of a JPEG's frame, Huffman-coded; two are sequential.
 
 _CHUNK = struct.Struct(">I4s")
 _CRC = struct.Struct(">I")
@@ -37,7 +37,7 @@ _DECIDING = (b"IDAT", b"IHDR", b"IEND", b"PLTE", b"tRNS", b"eXIf")
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _END, _SCAN, _EXIF, _ADOBE = 0xD9, 0xDA, 0xE1, 0xEE
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_HUFFMAN = (BASELINE, EXTENDED, 0xC2, 0xC3)  # And progressive, and lossless.
+_HUFFMAN = (BASELINE, EXTENDED, 0xC2, LOSSLESS)  # And progressive.
 _SEGMENTS = frozenset(range(0xC0, 0xFF)) - set(range(0xD0, 0xDA))  # Markers that a length follows.
 _LENGTH = struct.Struct(">H")
 _FRAME = struct.Struct(">BHHB")

@@ -19,8 +19,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from handlers.api.errors import BadImage, ImageTooLarge, RequestError, TooManyImages, WrongChannels
-from handlers.images.containers import ACCEPTED, BASELINE, EXTENDED, Bytes, Jpeg, Png, Webp, damaged, read
-from handlers.images.preprocessing import Picture, Preprocessing, TooLarge, fit
+from handlers.images.containers import ACCEPTED, BASELINE, EXTENDED, LOSSLESS, Bytes, Jpeg, Png, Webp, damaged, read
+from handlers.images.preprocessing import (
+    Box,
+    Picture,
+    Preprocessing,
+    Scaled,
+    TooLarge,
+    fit,
+    largest_scale,
+    to_array,
+)
 
 DEFAULT_MAX_IMAGES = 64
 DEFAULT_MAX_BYTES = 16 * 2**20
@@ -50,6 +59,7 @@ _TURNS = {  # By EXIF orientation.
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LYING, _BOTTOM_UP, _RIGHT_TO_LEFT = (5, 6, 7, 8), (3, 4, 7, 8), (2, 3, 6, 7)  # Orientations, by what they turn.
 
 _PNG_MODES = {  # By colour type and bits a sample: Pillow's mode, its name for the file's samples, samples a pixel.
     (0, 1): ("1", "1", 1),
@@ -109,6 +119,61 @@ class Budget:
         self._left -= pixels
 
 
+class Encoded:
+    """A file whose header was read and whose pixels were counted; what is left to do is decoding and resizing.
+
+    `open_file` makes these in the order of a request's files, so which file a budget rejects does not depend on timing.
+
+    Args:
+        content: The file's parts, or the pictures of an array.
+        preprocessing: The network's input.
+        scale: Of a JPEG: decode it to a half, a quarter or an eighth of its size (2, 4, 8); 1 for all of it.
+
+    Attributes:
+        sizes: (H, W) of each picture as sent, upright.
+        pixels: To decode; 0 of an array.
+    """
+
+    def __init__(
+        self, content: Png | Jpeg | Webp | list[Picture], preprocessing: Preprocessing, scale: int = 1
+    ) -> None:
+        self._content, self._preprocessing, self._scale = content, preprocessing, scale
+        if isinstance(content, list):
+            self.pixels, self.sizes = 0, [(picture.shape[0], picture.shape[1]) for picture in content]
+        else:
+            self.pixels, self.sizes = math.prod(content.size), [_upright(content)]
+
+    def decode(self) -> list[Picture]:
+        """Decode, resize and crop; any thread may do this.
+
+        Returns:
+            As `decode`.
+
+        Raises:
+            BadImage: The file is damaged or incomplete, or resizing leaves nothing of the picture's shorter side.
+            ImageTooLarge: It cannot be resized in bounded memory.
+        """
+        if isinstance(self._content, list):
+            return [self._fit(picture, size) for picture, size in zip(self._content, self.sizes, strict=True)]
+        image = _decode_file(self._content, self._preprocessing.channels, self._scale)
+        [size] = self.sizes
+        if self._scale == 1:
+            return [self._fit(image, size)]
+        return [self._fit(image, size, Scaled(size, _box(image, self._content, self._scale)))]
+
+    def _fit(self, picture: Picture | Image.Image, size: tuple[int, int], scaled: Scaled | None = None) -> Picture:
+        """Resize and crop a picture of the given (H, W); see `fit`."""
+        preprocessing = self._preprocessing
+        if not preprocessing.resize and preprocessing.size in (None, size):
+            return picture if isinstance(picture, np.ndarray) else to_array(picture)  # Most small ones, at once.
+        try:
+            return fit(picture, preprocessing, scaled)
+        except TooLarge as err:
+            raise _too_long(ImageTooLarge, size, err) from err
+        except ValueError as err:
+            raise _too_long(BadImage, size, err) from err
+
+
 def decode(
     data: Bytes,
     preprocessing: Preprocessing,
@@ -117,146 +182,86 @@ def decode(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     max_images: int = DEFAULT_MAX_IMAGES,
     budget: Budget | None = None,
+    scaled: bool = False,
 ) -> list[Picture]:
-    """Read one file into pictures of the network's channels and size.
-
-    Args:
-        data: As in `decode_upright`.
-        preprocessing: The network's input.
-        max_bytes: Largest accepted `data`.
-        max_pixels: Largest accepted H·W, counted before anything is decoded, and for a network of any size once more
-            before it is resized.
-        max_images: Largest accepted N of an array.
-        budget: Of pixels in picture files, for this one and others, and of those that resizing adds for a network of
-            any size; None for no such limit.
+    """Read one file into pictures of the network's channels and size; for the arguments see `open_file`.
 
     Returns:
         One picture, or N of a four-dimensional array; each (H, W, C), uint8 in 0..255 or float32 on the 0..1 scale.
 
     Raises:
-        BadImage: As `decode_upright` does, or resizing leaves nothing of the picture's shorter side.
-        ImageTooLarge: More bytes or pixels than allowed, or pixels than `budget` has.
-        TooManyImages: An array of more than `max_images` pictures.
-        WrongChannels: An array without the network's channels.
+        RequestError: As `open_file` and `Encoded.decode` say.
     """
-    pictures = decode_upright(
+    return open_file(
         data,
-        preprocessing.channels,
+        preprocessing,
         max_bytes=max_bytes,
         max_pixels=max_pixels,
         max_images=max_images,
         budget=budget,
-    )
-    return [fit_within(picture, preprocessing, max_pixels=max_pixels, budget=budget) for picture in pictures]
+        scaled=scaled,
+    ).decode()
 
 
-def decode_upright(
+def open_file(
     data: Bytes,
-    channels: int,
+    preprocessing: Preprocessing,
     *,
     max_bytes: int = DEFAULT_MAX_BYTES,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     max_images: int = DEFAULT_MAX_IMAGES,
     budget: Budget | None = None,
-) -> list[Picture]:
-    """Read one file into pictures of their own size.
+    scaled: bool = False,
+) -> Encoded:
+    """Read a file's header, and check all that can be checked before it is decoded.
 
     Args:
         data: Content of a PNG, JPEG or WebP file, or of a .npy file of uint8 or float32 shaped (H, W), (H, W, C) or
             (N, H, W, C). The first bytes say which.
-        channels: C.
+        preprocessing: The network's input.
         max_bytes: Largest accepted `data`.
-        max_pixels: Largest accepted H·W, counted before anything is decoded.
+        max_pixels: Largest accepted H·W, and for a network of any size once more after resizing.
         max_images: Largest accepted N of an array.
-        budget: Of pixels in picture files, for this one and others; None for no such limit.
-
-    Returns:
-        One picture, or N of a four-dimensional array; each (H, W, C), uint8 in 0..255 or float32 on the 0..1 scale.
+        budget: Of pixels in picture files, for this one and others, and of those that resizing adds for a network of
+            any size; None for no such limit.
+        scaled: Decode JPEGs that are large enough to a half, a quarter or an eighth of their size, as
+            `preprocessing.largest_scale` says. It is faster, and values differ by some levels from the exact ones
+            (docs/decisions/0012-scaled-decoding.md).
 
     Raises:
         BadImage: `data` is none of these formats, damaged, empty, or holds values no picture has.
         ImageTooLarge: More bytes or pixels than allowed, or pixels than `budget` has.
         TooManyImages: An array of more than `max_images` pictures.
-        WrongChannels: An array without the network's channels.
+        WrongChannels: An array without the network's channels, or a file for a network of neither 1 nor 3.
     """
+    channels = preprocessing.channels
     if not data:
         raise BadImage(f"the picture is empty; send {ACCEPTED}")
     if len(data) > max_bytes:
         raise ImageTooLarge(f"the picture has {len(data):,} bytes; at most {max_bytes:,} are accepted")
     if data[:6] == _NPY_MAGIC:
-        return _decode_array(data, channels, max_pixels=max_pixels, max_images=max_images)
-    return [decode_file(data, channels, max_pixels=max_pixels, budget=budget)]
-
-
-def fit_within(
-    picture: Picture, preprocessing: Preprocessing, *, max_pixels: int, budget: Budget | None = None
-) -> Picture:
-    """Resize and crop a picture for the network; see `fit`.
-
-    Args:
-        picture: (H, W, C), upright.
-        preprocessing: The network's input.
-        max_pixels: Most pixels for a network of any size.
-        budget: Pays for the pixels that resizing adds for such a network, whose inputs are all held at once.
-
-    Raises:
-        BadImage: Nothing is left of the picture's shorter side.
-        ImageTooLarge: It would become larger than allowed, or cannot be resized in bounded memory.
-    """
-    height, width, _ = picture.shape
-    if not preprocessing.resize and preprocessing.height in (None, height) and preprocessing.width in (None, width):
-        return picture  # What most small pictures need, at once.
-    try:
-        if preprocessing.size is None:
-            tall, wide = preprocessing.place((height, width)).resized
-            if tall * wide > max_pixels:
-                raise TooLarge(f"resized it would have {wide:,}×{tall:,} pixels, more than {max_pixels:,}")
-            if budget is not None:
-                # A float takes the memory of four bytes.
-                budget.take(max(0, tall * wide - height * width) * picture.itemsize)
-        return fit(picture, preprocessing)
-    except TooLarge as err:
-        raise ImageTooLarge(f"the picture of {width:,}×{height:,} pixels is too long and thin: {err}") from err
-    except ValueError as err:
-        raise BadImage(f"the picture of {width:,}×{height:,} pixels is too long and thin: {err}") from err
-
-
-def decode_file(data: Bytes, channels: int, *, max_pixels: int, budget: Budget | None = None) -> NDArray[np.uint8]:
-    """Decode an upright picture of 1 or 3 channels.
-
-    Args:
-        data: The file's content; the first bytes say of which format.
-        channels: C; the picture is converted to grey or RGB.
-        max_pixels: Largest accepted H·W, counted before anything is decoded.
-        budget: Of pixels, for this picture and others; None for no such limit.
-
-    Returns:
-        (H, W, C), uint8.
-
-    Raises:
-        BadImage: None of the formats, damaged or incomplete.
-        ImageTooLarge: More pixels than allowed, or than `budget` has.
-        WrongChannels: C is neither 1 nor 3.
-    """
-    if channels not in (1, 3):
+        pictures = _decode_array(data, channels, max_pixels=max_pixels, max_images=max_images)
+        encoded, item_bytes = Encoded(pictures, preprocessing), pictures[0].itemsize
+    elif channels not in (1, 3):
         raise WrongChannels(f"encoded pictures are grey or RGB, this network takes {channels} channels; send an array")
-    file = read(data)
-    check_pixels(*file.size, max_pixels, budget)
-    try:
-        image = _DECODERS[type(file)](file)
-        mode = "L" if channels == 1 else "RGB"
-        if image.mode != mode:
-            image = image.convert(mode)
-        if file.orientation != 1:
-            image = image.transpose(_TURNS[file.orientation])
-        return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, channels)
-    except RequestError:
-        raise
-    except Exception as err:  # Pillow raises nearly anything on a damaged file, and its messages hold addresses.
-        raise damaged(type(file).__name__.upper()) from err
+    else:
+        file = read(data)
+        _check_pixels(*file.size, max_pixels, budget)
+        may_scale = scaled and isinstance(file, Jpeg) and file.channels in (1, 3) and file.frame != LOSSLESS
+        scale = largest_scale(_upright(file), preprocessing) if may_scale else 1
+        encoded, item_bytes = Encoded(file, preprocessing, scale), 1
+    if preprocessing.size is None and preprocessing.resize:
+        for size in encoded.sizes:
+            tall, wide = preprocessing.place(size).resized
+            if tall * wide > max_pixels:
+                larger = f"resized it would have {wide:,}×{tall:,} pixels, more than {max_pixels:,}"
+                raise _too_long(ImageTooLarge, size, larger)
+            if budget is not None:  # All inputs are held at once, and a float takes the memory of four bytes.
+                budget.take(max(0, tall * wide - math.prod(size)) * item_bytes)
+    return encoded
 
 
-def check_pixels(height: int, width: int, max_pixels: int, budget: Budget | None = None) -> None:
+def _check_pixels(height: int, width: int, max_pixels: int, budget: Budget | None = None) -> None:
     """Check the number of pixels of a picture.
 
     Raises:
@@ -268,14 +273,55 @@ def check_pixels(height: int, width: int, max_pixels: int, budget: Budget | None
         budget.take(height * width)
 
 
-def _decode_jpeg(file: Jpeg) -> Image.Image:
-    """Decode a JPEG to mode L, RGB or CMYK."""
+def _too_long(kind: type[RequestError], size: tuple[int, int], why: object) -> RequestError:
+    """Return the error of a picture that cannot be resized."""
+    return kind(f"the picture of {size[1]:,}×{size[0]:,} pixels is too long and thin: {why}")
+
+
+def _upright(file: Png | Jpeg | Webp) -> tuple[int, int]:
+    """Return (H, W) of a file's picture once it is turned upright."""
     height, width = file.size
+    return (width, height) if file.orientation in _LYING else (height, width)
+
+
+def _box(image: Image.Image, file: Png | Jpeg | Webp, scale: int) -> Box:
+    """Return where the file's whole picture lies in an upright image of it that was decoded at 1/scale.
+
+    The last row and column of blocks become a whole pixel even where the picture ends within them; turning the picture
+    may bring these to the top or to the left.
+    """
+    height, width = (side / scale for side in _upright(file))
+    top = image.height - height if file.orientation in _BOTTOM_UP else 0
+    left = image.width - width if file.orientation in _RIGHT_TO_LEFT else 0
+    return left, top, left + width, top + height
+
+
+def _decode_file(file: Png | Jpeg | Webp, channels: int, scale: int = 1) -> Image.Image:
+    """Decode a file to an upright image of mode L or RGB, by 1 or 3 channels.
+
+    Raises:
+        BadImage: The file is damaged or incomplete.
+    """
+    try:
+        image = _decode_jpeg(file, scale) if isinstance(file, Jpeg) else _DECODERS[type(file)](file)
+        mode = "L" if channels == 1 else "RGB"
+        if image.mode != mode:
+            image = image.convert(mode)
+        return image if file.orientation == 1 else image.transpose(_TURNS[file.orientation])
+    except (RequestError, MemoryError):
+        raise
+    except Exception as err:  # Pillow raises nearly anything on a damaged file, and its messages hold addresses.
+        raise damaged(type(file).__name__.upper()) from err
+
+
+def _decode_jpeg(file: Jpeg, scale: int = 1) -> Image.Image:
+    """Decode a JPEG to mode L, RGB or CMYK, at 1/scale of its size, rounded up."""
+    height, width = (-(-side // scale) for side in file.size)
     mode, raw = _JPEG_MODES[file.channels]
     data = file.file
     if file.scans == 1 and file.frame in (BASELINE, EXTENDED):
         data = b"".join((memoryview(data)[: file.end], _ONES))
-    return Image.frombytes(mode, (width, height), data, "jpeg", raw, "")
+    return Image.frombytes(mode, (width, height), data, "jpeg", raw, "", scale, 0)
 
 
 def _decode_webp(file: Webp) -> Image.Image:
@@ -393,7 +439,7 @@ def _decode_array(data: Bytes, expected: int, *, max_pixels: int, max_images: in
             f"the array of shape {shape} has {channels} channel{'s' if channels > 1 else ''} in its last axis; "
             f"this network takes {expected}"
         )
-    check_pixels(height, width, max_pixels)
+    _check_pixels(height, width, max_pixels)
     if array.dtype == np.float32 and not np.isfinite(array).all():
         raise BadImage("the array holds NaN or infinity; send finite values on the 0..1 scale")
     return list(array)
@@ -424,4 +470,4 @@ def _read_npy(data: Bytes) -> Picture:
     return picture
 
 
-_DECODERS: dict[type, Callable[[Any], Image.Image]] = {Png: _decode_png, Jpeg: _decode_jpeg, Webp: _decode_webp}
+_DECODERS: dict[type, Callable[[Any], Image.Image]] = {Png: _decode_png, Webp: _decode_webp}

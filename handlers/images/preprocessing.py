@@ -48,6 +48,22 @@ Picture = NDArray[np.uint8] | NDArray[np.float32]
 """One picture, (H, W, C): uint8 in 0..255, or float32 on the 0..1 scale."""
 
 
+Box = tuple[float, float, float, float]
+"""(left, top, right, bottom) of a part of a picture, in pixels."""
+
+
+class Scaled(NamedTuple):
+    """What a picture is that was decoded smaller than its file has it.
+
+    Attributes:
+        original: (H, W) of the picture in the file, upright.
+        box: Where all of it lies in the decoded picture, whose last row or column may be there in part only.
+    """
+
+    original: tuple[int, int]
+    box: Box
+
+
 class Placement(NamedTuple):
     """Where a network's input lies in a picture.
 
@@ -329,12 +345,43 @@ class TooLarge(ValueError):
     """A picture cannot be resized as the recipe says without a huge one on the way."""
 
 
-def fit(picture: Picture, preprocessing: Preprocessing) -> Picture:
+_SCALABLE = ("bilinear", "bicubic", "lanczos")  # `box` weighs whole pixels, and a scaled picture's are too large.
+_SCALED_MARGIN = 2  # How many times as large as the resized picture a scaled one still is, at least.
+
+
+def largest_scale(original: tuple[int, int], preprocessing: Preprocessing) -> int:
+    """Return the 8, 4 or 2 of the smallest picture, a half to an eighth, that can stand in for one to be resized.
+
+    Args:
+        original: (H, W) of the picture.
+        preprocessing: The network's input.
+
+    Returns:
+        1 where the whole picture is needed: it is not larger than that, the network takes any size, or the filter
+        depends on single pixels.
+    """
+    if preprocessing.size is None or not preprocessing.antialias or preprocessing.interpolation not in _SCALABLE:
+        return 1
+    resized = preprocessing.place(original).resized
+    if 0 in resized or not _is_made_whole(resized, preprocessing.size):
+        return 1
+    ratio = min(whole / part for whole, part in zip(original, resized, strict=True)) / _SCALED_MARGIN
+    return next((scale for scale in (8, 4, 2) if ratio >= scale), 1)
+
+
+def to_array(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the pixels of an image of mode L or RGB, (H, W, C)."""
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, -1)
+
+
+def fit(picture: Picture | Image.Image, preprocessing: Preprocessing, scaled: Scaled | None = None) -> Picture:
     """Resize and crop a picture as a network's recipe says.
 
     Args:
-        picture: (H, W, C). A float32 picture of the network's size is its input already, and is returned as it is.
+        picture: (H, W, C), or an image of mode L or RGB, which saves copies where Pillow resizes. A float32 picture of
+            the network's size is its input already, and is returned as it is.
         preprocessing: The network's input.
+        scaled: What `picture` was decoded from, where that was larger; None for a picture of its own size.
 
     Returns:
         (H, W, C) of the network's size, or resized alone for a network of any size; in the same dtype.
@@ -343,12 +390,16 @@ def fit(picture: Picture, preprocessing: Preprocessing) -> Picture:
         TooLarge: It cannot be done in bounded memory.
         ValueError: Nothing would be left of the picture's shorter side.
     """
-    original = picture.shape[0], picture.shape[1]
-    resized, (top, left), (height, width) = preprocessing.place(original, is_prepared=picture.dtype == np.float32)
+    if isinstance(picture, Image.Image):
+        size, is_float = (picture.height, picture.width), False
+    else:
+        size, is_float = (picture.shape[0], picture.shape[1]), picture.dtype == np.float32
+    original, box = (size, None) if scaled is None else scaled
+    resized, (top, left), (height, width) = preprocessing.place(original, is_prepared=is_float)
     if 0 in resized:
         raise ValueError("nothing is left of its shorter side once the longer one fits the network")
     offset, part = (max(top, 0), max(left, 0)), (min(height, resized[0]), min(width, resized[1]))
-    if original == resized or math.prod(resized) <= max(_MOST_RESIZED, 16 * height * width):
+    if original == resized or _is_made_whole(resized, (height, width)):
         if original != resized:
             picture = resize(
                 picture,
@@ -356,10 +407,15 @@ def fit(picture: Picture, preprocessing: Preprocessing) -> Picture:
                 preprocessing.interpolation,
                 preprocessing.antialias,
                 by_pillow=bool(preprocessing.resize),
+                box=box,
             )
+        elif isinstance(picture, Image.Image):
+            picture = to_array(picture)
         if part != resized:
             picture = _cut(picture, offset, part).copy()  # A view would keep the whole picture.
     elif preprocessing.antialias:
+        if isinstance(picture, Image.Image):
+            picture = to_array(picture)
         picture = _resize_part(picture, resized, offset, part, preprocessing.interpolation)
     else:
         raise TooLarge(f"resized it would have {resized[1]:,}×{resized[0]:,} pixels")
@@ -372,36 +428,49 @@ def fit(picture: Picture, preprocessing: Preprocessing) -> Picture:
     return whole
 
 
+def _is_made_whole(resized: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Tell whether all of a resized picture is made, or only the part that a network of that size sees."""
+    return math.prod(resized) <= max(_MOST_RESIZED, 16 * math.prod(size))
+
+
 def _cut(picture: Picture, offset: tuple[int, int], size: tuple[int, int]) -> Picture:
     """Return a view of a part of a picture."""
     return picture[offset[0] : offset[0] + size[0], offset[1] : offset[1] + size[1]]
 
 
 def resize(
-    picture: Picture,
+    picture: Picture | Image.Image,
     size: tuple[int, int],
     interpolation: str = "bilinear",
     antialias: bool = True,
     *,
     by_pillow: bool = False,
+    box: Box | None = None,
 ) -> Picture:
     """Resize on the CPU.
 
     Args:
-        picture: (H, W, C).
+        picture: (H, W, C), or an image of mode L or RGB.
         size: (H, W) wanted.
         interpolation: A name of `FILTERS`.
         antialias: Whether the filter widens where the picture is made smaller.
         by_pillow: Whether bytes are resized by Pillow's own filter, as published recipes have it, and numbers always
             are. torch's is up to two levels off in a few values of 100,000.
+        box: The part of a picture of bytes that becomes the result, by Pillow's filter; None for the whole picture.
 
     Returns:
         (H, W, C) of that size, in the same dtype.
     """
+    if isinstance(picture, Image.Image):
+        is_grey, is_bytes = picture.mode == "L", True
+    else:
+        is_grey, is_bytes = picture.shape[2] == 1, picture.dtype == np.uint8
     # Of grey bytes torch's filter takes up to three times as long.
-    uses_pillow = by_pillow or picture.shape[2] == 1 or interpolation == "bicubic" or picture.dtype != np.uint8
+    uses_pillow = by_pillow or is_grey or interpolation == "bicubic" or box is not None or not is_bytes
     if interpolation not in PLAIN or (antialias and uses_pillow):
-        return _resize_by_pillow(picture, size, interpolation)
+        return _resize_by_pillow(picture, size, interpolation, box)
+    if isinstance(picture, Image.Image):
+        picture = to_array(picture)
     if not antialias:
         return resizing.without_antialiasing(picture, size, interpolation)
     height, width, _ = picture.shape
@@ -422,23 +491,23 @@ def _resize_bytes(picture: Picture, size: tuple[int, int]) -> Picture:
 
 
 def _resize_by_pillow(
-    picture: Picture,
-    size: tuple[int, int],
-    interpolation: str,
-    box: tuple[float, float, float, float] | None = None,
+    picture: Picture | Image.Image, size: tuple[int, int], interpolation: str, box: Box | None = None
 ) -> Picture:
     """Do as `resize`, with Pillow's filter, which is always antialiased.
 
     Args:
-        picture: (H, W, C).
+        picture: (H, W, C), or an image of mode L or RGB.
         size: (H, W) wanted.
         interpolation: A name of `FILTERS`.
-        box: (left, top, right, bottom) of the part that becomes the result; pixels around it count as they do for the
-            whole. None for the whole picture.
+        box: The part that becomes the result; pixels around it count as they do for the whole. None for the whole
+            picture.
     """
-    height, width, count = picture.shape
+    height, width = (picture.height, picture.width) if isinstance(picture, Image.Image) else picture.shape[:2]
     if box is None and height * size[1] > _MOST_BETWEEN and height != size[0]:
         picture = _resize_by_pillow(picture, (size[0], width), interpolation)
+    if isinstance(picture, Image.Image):
+        return to_array(picture.resize(size[::-1], FILTERS[interpolation], box))
+    count = picture.shape[2]
     parts = [picture] if picture.dtype == np.uint8 and count == 3 else [picture[:, :, one] for one in range(count)]
     images = [Image.fromarray(np.ascontiguousarray(part)) for part in parts]
     resized = [np.asarray(image.resize(size[::-1], FILTERS[interpolation], box)) for image in images]

@@ -14,7 +14,8 @@ from convscope import AsyncClient, Client
 from convscope._pictures import encode_pictures
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
-from handlers.images.decoding import decode_file
+from handlers.images.decoding import decode
+from handlers.images.preprocessing import Preprocessing
 from tests.client.conftest import clean_environment, stand_in, url
 from tests.containers import exif, split_png
 from tests.pictures import colours, saved
@@ -31,7 +32,12 @@ OVER_WHITE = (RGB * (ALPHA[..., None] / 255) + 255 - ALPHA[..., None].astype(flo
 def arrived(image: Image.Image, channels: int = 3) -> np.ndarray:
     """Return what the service sees of an image."""
     [file] = encode_pictures(image).files
-    return decode_file(file, channels, max_pixels=10**6).squeeze().astype(int)
+    return decoded(file, channels).squeeze().astype(int)
+
+
+def decoded(file: bytes, channels: int = 3) -> np.ndarray:
+    [picture] = decode(file, Preprocessing(channels, None, None), max_pixels=10**6)
+    return picture
 
 
 def grey(values: np.ndarray) -> np.ndarray:
@@ -238,7 +244,7 @@ class TestMetadata:
     def test_of_a_file_that_was_opened_too(self):
         file = saved(Image.fromarray(colours(0, 16, 32)), "JPEG", exif=b"Exif\0\0" + exif(6))
         [sent] = encode_pictures(Image.open(io.BytesIO(file))).files
-        assert np.array_equal(decode_file(sent, 3, max_pixels=10**6), decode_file(file, 3, max_pixels=10**6))
+        assert np.array_equal(decoded(sent), decoded(file))
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:

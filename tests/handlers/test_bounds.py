@@ -15,7 +15,7 @@ from PIL import Image
 from handlers.api import media
 from handlers.api.errors import BadImage, ImageTooLarge
 from handlers.api.limits import Limits
-from handlers.images.decoding import Budget, decode, decode_file, decode_upright
+from handlers.images.decoding import Budget, decode, open_file
 from handlers.images.preprocessing import Preprocessing
 from handlers.networks.cifar import Cifar
 from handlers.networks.edges import Edges
@@ -45,36 +45,42 @@ def limited(limits: Limits) -> Pipeline:
     return make_service(Cifar(), CIFAR_INPUT, CIFAR_CLASSES, limits=limits)
 
 
+def own_size(data: bytes, channels: int, **limits: Any) -> np.ndarray[Any, Any]:
+    """Decode a picture for a network of any size."""
+    [picture] = decode(data, Preprocessing(channels, None, None), **limits)
+    return picture
+
+
 class TestScans:
     def test_as_many_as_are_allowed_are_decoded(self) -> None:
-        whole = decode_file(scans(64), 1, max_pixels=256)
+        whole = own_size(scans(64), 1, max_pixels=256)
         assert np.array_equal(whole, np.asarray(Image.open(io.BytesIO(scans(64))))[..., np.newaxis])
 
     def test_one_more_is_refused(self) -> None:
         with pytest.raises(BadImage, match="64 scans"):
-            decode_file(scans(65), 1, max_pixels=256)
+            own_size(scans(65), 1, max_pixels=256)
 
     def test_what_only_looks_like_a_scan_is_not_counted(self) -> None:
         buffer = io.BytesIO()
         Image.new("L", (8, 8)).save(buffer, "jpeg", comment=b"\xff\xda\x01\x02" * 100)
-        assert decode_file(buffer.getvalue() + b"\xff\xda\x00\x00" * 100, 1, max_pixels=64).shape == (8, 8, 1)
+        assert own_size(buffer.getvalue() + b"\xff\xda\x00\x00" * 100, 1, max_pixels=64).shape == (8, 8, 1)
 
 
 class TestPixelsOfARequest:
     def test_they_are_counted_together(self) -> None:
         budget = Budget(150)
         for picture, count in ((png(np.zeros((10, 10), np.uint8)), 100), (png(np.zeros((5, 10), np.uint8)), 50)):
-            assert decode_file(picture, 1, max_pixels=100, budget=budget).size == count
+            assert own_size(picture, 1, max_pixels=100, budget=budget).size == count
         with pytest.raises(ImageTooLarge, match="150 pixels"):
-            decode_file(png(np.zeros((1, 1), np.uint8)), 1, max_pixels=100, budget=budget)
+            own_size(png(np.zeros((1, 1), np.uint8)), 1, max_pixels=100, budget=budget)
 
     def test_a_picture_that_needs_interpreting_counts_too(self) -> None:
         buffer = io.BytesIO()
         Image.new("RGBA", (10, 10)).save(buffer, "webp")
         budget = Budget(199)
-        decode_file(buffer.getvalue(), 3, max_pixels=100, budget=budget)
+        own_size(buffer.getvalue(), 3, max_pixels=100, budget=budget)
         with pytest.raises(ImageTooLarge):
-            decode_file(buffer.getvalue(), 3, max_pixels=100, budget=budget)
+            own_size(buffer.getvalue(), 3, max_pixels=100, budget=budget)
 
     def test_one_too_many_fails_alone_and_a_smaller_one_after_it_does_not(self) -> None:
         network = limited(Limits(max_image_pixels=100, max_reply_bytes=10**6))
@@ -104,10 +110,10 @@ class TestArraysThatOnlyPromise:
     ) -> None:
         def fail(data: bytes, *arguments: Any, **options: Any) -> Any:
             if len(data) == len(GOOD):
-                return decode_upright(data, *arguments, **options)
+                return open_file(data, *arguments, **options)
             raise ZeroDivisionError
 
-        monkeypatch.setattr("handlers.pipeline.decode_upright", fail)
+        monkeypatch.setattr("handlers.pipeline.open_file", fail)
         reply = ask_message(service, wire.PredictRequest(pictures=[GOOD, GOOD + b" "]))
         assert [result.error.code for result in reply.results] == ["", "internal"]
 

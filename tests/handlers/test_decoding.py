@@ -15,7 +15,8 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from handlers.api.errors import BadImage, ImageTooLarge, RequestError
 from handlers.images.containers import MOST_PARTS
-from handlers.images.decoding import decode_file
+from handlers.images.decoding import decode
+from handlers.images.preprocessing import Preprocessing
 from tests.containers import (
     chunk,
     exif,
@@ -47,7 +48,9 @@ LOSSLESS = base64.b64decode(  # Written by libjpeg-turbo: 8×8, grey, frame SOF3
 
 
 def decoded(data: bytes, channels: int = 3) -> NDArray[np.uint8]:
-    return decode_file(data, channels, max_pixels=MAX_PIXELS)
+    [picture] = decode(data, Preprocessing(channels, None, None), max_pixels=MAX_PIXELS)
+    assert picture.dtype == np.uint8
+    return picture.astype(np.uint8, copy=False)
 
 
 def by_pillow(data: bytes, channels: int = 3) -> NDArray[np.uint8]:
