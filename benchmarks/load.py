@@ -137,10 +137,14 @@ def run(load: Load) -> Outcome:
         if load.rate is None and not busy:
             continue
         wait = max(0.0, min(due, end) - clock()) if load.rate and now < end else 1.0
-        for ready in select.select(list(busy), (), (), wait)[0]:
+        sending = [one for one, (caller, *_) in busy.items() if caller.unsent]
+        readable, writable, _ = select.select(list(busy), sending, (), wait)
+        for ready in {*readable, *writable}:
             caller, number, since = busy[ready]
             try:
-                reply = caller.receive()
+                if ready in writable:
+                    caller.push()
+                reply = caller.receive() if ready in readable else None
                 if reply is None:
                     continue
                 _note(outcome, load.requests[number], number, reply, clock() - since, asked)
