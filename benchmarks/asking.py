@@ -119,13 +119,13 @@ def reply_size(asked: Asked) -> str:
     return f"reply-{asked.want}-{asked.pictures}-{asked.photograph}.size"
 
 
-def ask_binary(path: str, *, many: bool = False) -> Callable[[Place, Asked, Wire], bytes | None]:
+def ask_binary(path: str, *, many: bool = False, media: str = BINARY) -> Callable[[Place, Asked, Wire], bytes | None]:
     """Make the function that asks a rival with `pack`ed pictures."""
 
     def ask(place: Place, asked: Asked, wire: Wire) -> bytes | None:
         if wire != "REST" or (asked.pictures > 1 and not many):
             return None
-        return post(place, path, pack(asked.want, place.model.files(asked)), {"content-type": BINARY})
+        return post(place, path, pack(asked.want, place.model.files(asked)), {"content-type": media})
 
     return ask
 

@@ -205,9 +205,9 @@ def expect(model: Model, asked: Asked, levels: int = 0) -> Arrays:
 def check(found: Sequence[Any], model: Model, asked: Asked, *, scaled: bool = False) -> None:
     """Compare a reply's values with eager torch's.
 
-    Decoding at a reduced scale moves the pixels of our photographs by a fifth of a level in the mean, two levels at most
-    (3 MP, resized to 232 and 256). The reply may then be off by what becomes of it if every value of the network's input
-    is off by two levels: as root mean squares, since single cells of a map can be off by more.
+    Decoding at a reduced scale moves the pixels of our photographs by a fifth of a level in the mean, two levels at
+    most (3 MP, resized to 232 and 256). The reply may then be off by what becomes of it if every value of the network's
+    input is off by two levels: as root mean squares, since single cells of a map can be off by more.
 
     Args:
         found: The probabilities, then each map.

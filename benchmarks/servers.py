@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.asking import Place, ask_binary, ask_litserve, ask_null, ask_ours, card, read_ours, read_rival
+from benchmarks.asking import BINARY, Place, ask_binary, ask_litserve, ask_null, ask_ours, card, read_ours, read_rival
 from benchmarks.load import ROOT, Wire
 from benchmarks.models import PYTHON, Model, null_archive, write_archive
 from benchmarks.workloads import Asked
@@ -123,7 +123,8 @@ def _floor(network: str, python: str) -> Server:
 
 
 def _documented(name: str, command: Callable[[Place], list[str]], path: str = "/predict", **more: Any) -> Server:
-    return Server(name, "documented", command, ask_binary(path, many=name.startswith("FastAPI")), read_rival, **more)
+    many, media = name.startswith("FastAPI"), "image/jpeg" if name == "KServe" else BINARY  # It parses BINARY as JSON.
+    return Server(name, "documented", command, ask_binary(path, many=many, media=media), read_rival, **more)
 
 
 def _tuned(name: str, command: Callable[[Place], list[str]], *, many: bool = False, batch: int = 1) -> Server:
@@ -131,7 +132,7 @@ def _tuned(name: str, command: Callable[[Place], list[str]], *, many: bool = Fal
     return Server(name, "tuned", command, ask_binary("/predict", many=many), read_rival, variables, scaled=True)
 
 
-_MOSEC = _module("mosec", "--address", "127.0.0.1", "--port", "{0.rest}")
+_MOSEC = _module("mosec", "--address", "127.0.0.1", "--port", "{0.rest}", "--timeout", "60000")
 _ALL_CORES = {"OMP_NUM_THREADS": str(CORES)}  # What torch takes by itself, as in a first example of any documentation.
 
 SERVERS = (

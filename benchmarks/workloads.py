@@ -87,7 +87,7 @@ MIXED = (
     Asked("pool", weight=0.1),
 )
 
-DOCUMENTED = "TorchServe|FastAPI|FastAPI, one process|LitServe|mosec|BentoML|Ray Serve|KServe"
+DOCUMENTED = "TorchServe|FastAPI|FastAPI, one process|LitServe|mosec|BentoML"
 PHOTOGRAPHS = f"convscope|{DOCUMENTED}|uvicorn, tuned|mosec, tuned|floor, convscope"
 
 STANDARD = (
@@ -107,7 +107,7 @@ STANDARD = (
         "efficientnet_b0",
         "efficientnet_b0",
         (*_alone([8], "0.3 MP"), closed("float16", 4, 8, "0.3 MP")),
-        PHOTOGRAPHS,
+        f"{PHOTOGRAPHS}|Ray Serve|KServe",  # Here alone: their own processes are never quite idle.
     ),
     Part(
         "cifar",
