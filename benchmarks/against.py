@@ -46,13 +46,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("before", type=Path, help="the other checkout; the ratio is this one's to its")
     parser.add_argument("--network", default="resnet50", choices=sorted(models.NETWORKS))
-    parser.add_argument("--workers", type=int, default=CORES, help="of each service (default: one a core)")
+    parser.add_argument("--workers", type=int, help="of each service (default: one a core; 1 for cifar)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
     parser.add_argument("--only", default="*", help="workloads, patterns with | between")
     options = parser.parse_args()
     offered = SMALL if options.network == "cifar" else WORKLOADS
     workloads = [one for one in offered if any(fnmatch(one.name, some) for some in options.only.split("|"))]
+    workers = options.workers or (1 if options.network == "cifar" else CORES)
     work = ROOT / "out/bench"
     model = models.prepare(options.network, work)
     ours = next(server for server in SERVERS if server.name == "convscope")
@@ -61,7 +62,7 @@ def main() -> None:
     print("|---|---|---|---|")
     with contextlib.ExitStack() as stack:
         running = {
-            name: stack.enter_context(Running(_of(ours, name, checkout, model), model, work, options.workers))
+            name: stack.enter_context(Running(_of(ours, name, checkout, model), model, work, workers))
             for name, checkout in checkouts.items()
         }
         for one in running.values():

@@ -53,11 +53,15 @@ class Server:
     probe: Callable[[Place], bytes] | None = None
 
 
+_ONE_THREAD = {"CONVSCOPE_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
 def _ours(name: str, *options: str, workers: int | None = None, scaled: bool = True, only: str = "*") -> Server:
     def command(place: Place) -> list[str]:
         return [*_launch(place, place.model.archive.parent, workers), *options]
 
-    return Server(name, "ours", command, ask_ours, read_ours, {}, scaled, only, JVM_S, card)
+    one_core = _ONE_THREAD if workers == 1 else {}
+    return Server(name, "ours", command, ask_ours, read_ours, one_core, scaled, only, JVM_S, card)
 
 
 def _start_null(place: Place) -> list[str]:
@@ -165,9 +169,10 @@ SERVERS = (
 
 
 def environment(server: Server, place: Place) -> dict[str, str]:
-    """Return a server's environment: a temporary folder of its own, and a rival's workers with one thread each.
+    """Return a server's environment: a temporary folder of its own, and workers with one thread each.
 
-    Our launcher decides on its workers' threads. The floor gets the settings that the launcher gave its workers.
+    Where there is a worker a core, our launcher decides on its workers' threads. The floor gets the settings that the
+    launcher gave its workers.
     """
     folder = place.folder / "tmp"
     folder.mkdir(parents=True, exist_ok=True)
@@ -176,8 +181,8 @@ def environment(server: Server, place: Place) -> dict[str, str]:
     variables |= {"BENCH_WORKERS": str(place.workers), "BENTOML_HOME": str(place.folder / "bentoml")}
     variables |= {"BENTOML_DO_NOT_TRACK": "True", "RAY_USAGE_STATS_ENABLED": "0"}
     variables |= {"RAY_memory_monitor_refresh_ms": "0"}  # Ray does not kill its replicas when others fill the memory.
-    if server.kind not in ("ours", "wall"):
-        variables |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    if server.kind not in ("ours", "wall") or place.workers == 1:
+        variables |= _ONE_THREAD
     if server.name == "floor, convscope":
         variables |= place.settings
     return {**variables, **server.environment}
