@@ -77,7 +77,8 @@ def run(part: Part, workloads: list[Workload], options: argparse.Namespace) -> d
 
     def leave_out(server: Server, error: BaseException) -> None:
         say(f"{server.name} is left out: {error}")
-        left_out[server.name] = (str(error).splitlines() or [type(error).__name__])[0]
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        left_out[server.name] = " … ".join(dict.fromkeys((lines[0], lines[-1])))
 
     with contextlib.ExitStack() as stack:
         for server in servers:

@@ -229,7 +229,8 @@ def main() -> None:
             count = len(found.latencies)
             print(
                 f"{sent:,} bytes sent, {size:,} back, {connections} connections: {count / found.wall_s:,.0f}/s; "
-                f"the load's own cost {found.cpu_s / count * 1e6:.0f} µs a request, so at most {count / found.cpu_s:,.0f}/s"
+                f"the load's own cost {found.cpu_s / count * 1e6:.0f} µs a request, "
+                f"so at most {count / found.cpu_s:,.0f}/s"
             )
 
 

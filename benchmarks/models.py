@@ -147,9 +147,10 @@ def prepare(name: str, work: Path) -> Model:
 
 
 def archive(model: Model, checkout: Path, store: Path) -> None:
-    """Archive a network with a checkout's archiver, unless the archive there is newer than the code that it holds."""
+    """Archive a network with a checkout's archiver, unless the archive there is newer than what it is made of."""
     path, network = store / f"{model.name}.mar", NETWORKS[model.name]
     sources = [file for room in ("archiver", "handlers") for file in (checkout / room).rglob("*.py")]
+    sources.append(model.folder / "weights.pt")
     if path.exists() and path.stat().st_mtime > max(file.stat().st_mtime for file in sources):
         return
     store.mkdir(parents=True, exist_ok=True)
