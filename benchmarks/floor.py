@@ -25,6 +25,7 @@ Respond = Callable[[bytes], object]
 
 _respond: Respond
 _barrier: Any
+_warm: set[int] = set()
 
 
 def _ours(archive: Path) -> Respond:
@@ -62,7 +63,9 @@ def _ready(_: int) -> None:
 
 
 def _loop(body: bytes, seconds: float) -> tuple[list[float], float]:
-    _respond(body)
+    if hash(body) not in _warm:
+        _respond(body)
+        _warm.add(hash(body))
     _barrier.wait()
     latencies = []
     began = now = time.perf_counter()
