@@ -89,11 +89,11 @@ test-gpu: .venv/installed ## Run the tests that need an NVIDIA GPU
 	  > $$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/convscope.pth
 	@touch $@
 
-bench: .venv-bench/installed ## Measure our service beside its rivals: the standard set, about 23 minutes
+bench: .venv-bench/installed ## Measure our service beside its rivals: the standard set, less than 30 minutes
 	.venv-bench/bin/python -m benchmarks
 
 bench-full: .venv-bench/installed ## Measure every workload on every network: hours
-	.venv-bench/bin/python -m benchmarks --full --models cifar,digits,resnet18
+	.venv-bench/bin/python -m benchmarks --full
 
 test-docker: .venv/installed ## Build the image and test the compose file (needs a Docker engine with Compose)
 	$(BIN)/pytest -m docker tests/docker
@@ -156,7 +156,7 @@ lock: ## Pin requirements/*.txt anew (needs uv)
 	uv pip compile client/pyproject.toml requirements/client.in --all-extras -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/client.txt
 	uv pip compile client/pyproject.toml requirements/probe.in -c requirements/service.txt --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/probe.txt
 	uv pip compile requirements/proto.in --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/proto.txt
-	uv pip compile benchmarks/requirements.in -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-header -q -o benchmarks/requirements.txt
+	grep -oE '^(numpy|onnx[a-z-]*|pillow)==[^ ]+' requirements/dev.txt | uv pip compile benchmarks/requirements.in -c /dev/stdin --universal --python-version 3.11 --generate-hashes --no-header -q -o benchmarks/requirements.txt
 
 clean: ## Remove the environments, tools and results that the other targets made; keeps secrets/ and logs/
 	rm -rf .venv .venv-client .venv-proto .venv-bench .tools out runs

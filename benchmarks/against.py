@@ -1,9 +1,9 @@
 """Two checkouts' services under the same load, in turns: what a change brings to who asks.
 
-Type: python -m benchmarks.against ../before [--rounds 7] [--only 'scores, c=8|uint8, c=8']
+Type: python -m benchmarks.against ../before [--network resnet50] [--rounds 7] [--only '*3 MP*|float32*']
 
-Each is started as its own launcher starts it, on its own archives, with this checkout's environment; this checkout's
-code asks both and checks the replies. Ratios are those within a round.
+Each is started as its own launcher starts it, on an archive that its own archiver made, with this checkout's
+environment; this checkout's code asks both and checks the replies. Ratios are those within a round.
 """
 
 from __future__ import annotations
@@ -23,10 +23,21 @@ from benchmarks import models
 from benchmarks.asking import Place
 from benchmarks.load import ROOT
 from benchmarks.running import Running
-from benchmarks.servers import SERVERS, Server
+from benchmarks.servers import CORES, SERVERS, Server
 from benchmarks.summaries import spread
-from benchmarks.workloads import STANDARD
+from benchmarks.workloads import closed
 
+SMALL = (
+    *(closed("scores", callers) for callers in (1, 8, 32)),
+    *(closed(want, 8) for want in ("float32", "uint8")),
+    closed("float16", 4, 32),
+)
+WORKLOADS = (
+    *(closed("scores", callers, photograph="0.3 MP") for callers in (1, 8)),
+    *(closed("scores", 8, photograph=size) for size in ("3 MP", "12 MP")),
+    closed("pool", 4, 32, "0.3 MP"),
+    closed("float32", 8, 8, "0.3 MP"),  # Large maps: ResNet-50's two have 1.2 MB a picture.
+)
 FIGURES = ("pictures/s", "Java, µs", "Python, µs")
 
 
@@ -34,23 +45,24 @@ def main() -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("before", type=Path, help="the other checkout; the ratio is this one's to its")
-    parser.add_argument("--model", default="cifar", choices=("cifar", "digits"))
+    parser.add_argument("--network", default="resnet50", choices=sorted(models.NETWORKS))
+    parser.add_argument("--workers", type=int, help="of each service (default: one a core; 1 for cifar)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
-    parser.add_argument(
-        "--only", default="scores*|float32, c*|uint8*|float16, 32*", help="workloads, patterns with | between"
-    )
+    parser.add_argument("--only", default="*", help="workloads, patterns with | between")
     options = parser.parse_args()
-    workloads = [one for one in STANDARD if any(fnmatch(one.name, some) for some in options.only.split("|"))]
+    offered = SMALL if options.network == "cifar" else WORKLOADS
+    workloads = [one for one in offered if any(fnmatch(one.name, some) for some in options.only.split("|"))]
+    workers = options.workers or (1 if options.network == "cifar" else CORES)
     work = ROOT / "out/bench"
-    model = models.prepare(options.model, work)
+    model = models.prepare(options.network, work)
     ours = next(server for server in SERVERS if server.name == "convscope")
     checkouts = {"before": options.before.resolve(), "now": ROOT}
     print("| asked | " + " | ".join(f"{one}: {' · '.join(FIGURES)}" for one in checkouts) + " | now to before |")
     print("|---|---|---|---|")
     with contextlib.ExitStack() as stack:
         running = {
-            name: stack.enter_context(Running(_of(ours, name, checkout), model, work))
+            name: stack.enter_context(Running(_of(ours, name, checkout, model), model, work, workers))
             for name, checkout in checkouts.items()
         }
         for one in running.values():
@@ -71,15 +83,17 @@ def main() -> None:
     print(f"\n{options.rounds} rounds of {options.seconds:g} s, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
 
 
-def _of(ours: Server, name: str, checkout: Path) -> Server:
-    """Return the row of the table for a checkout."""
-    return replace(ours, name=name, command=_starting(ours.command, checkout))
+def _of(ours: Server, name: str, checkout: Path, model: models.Model) -> Server:
+    """Return the row of the table for a checkout, whose archive is made anew."""
+    store = model.folder / name
+    models.archive(model, checkout, store)
+    return replace(ours, name=name, command=_starting(ours.command, checkout, store))
 
 
-def _starting(command: Callable[[Place], list[str]], checkout: Path) -> Callable[[Place], list[str]]:
+def _starting(command: Callable[[Place], list[str]], checkout: Path, store: Path) -> Callable[[Place], list[str]]:
     def start(place: Place) -> list[str]:
         words = command(place)
-        words[words.index("--model-store") + 1] = str(checkout / "model_store")
+        words[words.index("--model-store") + 1] = str(store)
         return ["sh", "-c", f"cd {shlex.quote(str(checkout))} && exec {shlex.join(words)}"]
 
     return start

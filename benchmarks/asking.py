@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,32 @@ from convscope._wire import inference_pb2 as torchserve
 from benchmarks.load import Wire
 from benchmarks.models import Model
 from benchmarks.rivals.network import pack
+from benchmarks.workloads import Asked
 
-PROTOBUF, JSON = "application/x-protobuf", "application/json"
+PROTOBUF, JSON, BINARY = "application/x-protobuf", "application/json", "application/octet-stream"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a server runs and what it serves."""
+    """Where a server runs and what it serves.
+
+    Attributes:
+        model: The network.
+        folder: For the server's own.
+        workers: How many.
+        rest: Port.
+        grpc: Port.
+        others: More ports.
+        settings: Variables that our launcher gave its workers, for the floor.
+    """
 
     model: Model
     folder: Path
+    workers: int
     rest: int
     grpc: int
     others: tuple[int, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 def post(place: Place, path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
@@ -38,14 +51,14 @@ def post(place: Place, path: str, body: bytes, headers: Mapping[str, str]) -> by
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def our_request(place: Place, want: str, pictures: int, *, timing: bool = False) -> bytes:
+def our_request(model: Model, asked: Asked, *, timing: bool = False) -> bytes:
     """Write a PredictRequest: all classes, since the rivals answer all."""
-    request = ours.PredictRequest(pictures=place.model.files(pictures), top_k=0)
-    if want != "scores":
+    request = ours.PredictRequest(pictures=model.files(asked), top_k=0)
+    if asked.want != "scores":
         request.layers.append("all")
-    if want in ("float16", "uint8"):
-        request.map_dtype = ours.FLOAT16 if want == "float16" else ours.UINT8
-    if want == "pool":
+    if asked.want in ("float16", "uint8"):
+        request.map_dtype = ours.FLOAT16 if asked.want == "float16" else ours.UINT8
+    if asked.want == "pool":
         request.pool = 1
     if timing:
         request.timing = True
@@ -60,22 +73,13 @@ def wrap(place: Place, body: bytes, wire: Wire, accept: str = PROTOBUF) -> bytes
     return post(place, f"/predictions/{place.model.name}", body, headers)
 
 
-def ask_ours(place: Place, want: str, pictures: int, wire: Wire) -> bytes | None:
-    """Ask our service; `lists` is its JSON, whose maps are base64."""
-    if want == "lists":
-        return wrap(place, our_request(place, "float32", 1), "REST", JSON) if wire == "REST" else None
-    return wrap(place, our_request(place, want, pictures), wire)
+def ask_ours(place: Place, asked: Asked, wire: Wire) -> bytes | None:
+    """Ask our service."""
+    return wrap(place, our_request(place.model, asked), wire)
 
 
-def read_ours(model: Model, body: bytes, want: str, pictures: int, wire: Wire) -> list[Any]:
+def read_ours(model: Model, body: bytes, asked: Asked, wire: Wire) -> list[Any]:
     """Read our reply: of each picture the probabilities in the order of the classes, then its maps."""
-    if want == "lists":
-        result = json.loads(body)["results"][0]
-        maps = [
-            np.frombuffer(base64.b64decode(one["data"]), "<f4").reshape(1, *one["shape"])
-            for one in result["maps"].values()
-        ]
-        return [_by_class([(top["index"], top["probability"]) for top in result["top"]]), *maps]
     if wire == "gRPC":
         body = torchserve.PredictionResponse.FromString(body).prediction
     reply = ours.PredictReply.FromString(body)
@@ -102,42 +106,41 @@ def _values(tensor: ours.Tensor) -> Any:
     return cells
 
 
-def ask_null(place: Place, want: str, pictures: int, wire: Wire) -> bytes | None:
+def ask_null(place: Place, asked: Asked, wire: Wire) -> bytes | None:
     """Ask for as many bytes as our service's reply has, with a request as long as ours."""
-    size = place.model.folder / f"reply-{want}-{pictures}.size"  # Written when our service was checked.
-    if want == "lists" or not size.exists():
+    size = place.model.folder / reply_size(asked)  # Written when our service was checked.
+    if not size.exists():
         return None
-    return wrap(place, b"%012d" % int(size.read_text()) + our_request(place, want, pictures)[12:], wire)
+    return wrap(place, b"%012d" % int(size.read_text()) + our_request(place.model, asked)[12:], wire)
 
 
-def ask_binary(path: str, *, many: bool = False, lists: bool = True) -> Callable[[Place, str, int, Wire], bytes | None]:
-    """Make the function that asks a rival with `pack`ed pictures; the path may hold {0} and {1}, by kind of reply."""
+def reply_size(asked: Asked) -> str:
+    """Name the file that holds the size of our reply."""
+    return f"reply-{asked.want}-{asked.pictures}-{asked.photograph}.size"
 
-    def ask(place: Place, want: str, pictures: int, wire: Wire) -> bytes | None:
-        if wire != "REST" or (pictures > 1 and not many) or (want == "lists" and not lists):
+
+def ask_binary(path: str, *, many: bool = False, media: str = BINARY) -> Callable[[Place, Asked, Wire], bytes | None]:
+    """Make the function that asks a rival with `pack`ed pictures."""
+
+    def ask(place: Place, asked: Asked, wire: Wire) -> bytes | None:
+        if wire != "REST" or (asked.pictures > 1 and not many):
             return None
-        where = path.format("lists" if want == "lists" else "predict", "lists" if want == "lists" else "bytes")
-        body = pack("float32" if want == "lists" else want, place.model.files(pictures))
-        return post(place, where, body, {"content-type": "application/octet-stream"})
+        return post(place, path, pack(asked.want, place.model.files(asked)), {"content-type": media})
 
     return ask
 
 
-def ask_litserve(place: Place, want: str, pictures: int, wire: Wire) -> bytes | None:
+def ask_litserve(place: Place, asked: Asked, wire: Wire) -> bytes | None:
     """Ask LitServe: one picture, as base64 in JSON."""
-    if wire != "REST" or pictures > 1:
+    if wire != "REST" or asked.pictures > 1:
         return None
-    body = {"image_data": base64.b64encode(place.model.pictures[0]).decode(), "want": want}
+    body = {"image_data": base64.b64encode(place.model.files(asked)[0]).decode(), "want": asked.want}
     return post(place, "/predict", json.dumps(body).encode(), {"content-type": JSON})
 
 
-def read_rival(model: Model, body: bytes, want: str, pictures: int, wire: Wire) -> list[Any]:
-    """Read a rival's reply: raw bytes, or `lists`."""
-    if want != "lists":
-        return model.read(body, want, pictures)
-    said = json.loads(body)
-    scores = np.array(list(said["scores"].values()), np.float32)[None]
-    return [scores, *(np.array(values, np.float32)[None] for values in said["maps"].values())]
+def read_rival(model: Model, body: bytes, asked: Asked, wire: Wire) -> list[Any]:
+    """Read a rival's reply."""
+    return model.read(body, asked)
 
 
 def card(place: Place) -> bytes:

@@ -21,26 +21,21 @@ from benchmarks import models
 from benchmarks.load import ROOT
 from benchmarks.running import Running
 from benchmarks.servers import SERVERS
-from benchmarks.workloads import STANDARD, Asked, Workload
+from benchmarks.workloads import closed
 
-NAMES = ("scores, c=8", "float32, c=8")
-WORKLOADS = (
-    *(one for one in STANDARD if one.name in NAMES),
-    Workload("float16, 32 pictures, c=2", (Asked("float16", 32),), 2),
-)
+WORKLOADS = (closed("scores", 8), closed("float32", 8), closed("float16", 2, 32))
 
 
 def main() -> None:
     """Measure every kind of request in turns, and print the table with its circumstances."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="cifar", choices=("cifar", "digits"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     options = parser.parse_args()
     work = ROOT / "out/bench"
     ours = next(server for server in SERVERS if server.name == "convscope")
     found: dict[str, list[tuple[float, float]]] = {one.name: [] for one in WORKLOADS}
-    with Running(ours, models.prepare(options.model, work), work) as running:
+    with Running(ours, models.prepare("cifar", work), work, 1) as running:
         running.warm_up(WORKLOADS)
         for _ in range(options.rounds):
             for workload in WORKLOADS:

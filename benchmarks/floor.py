@@ -1,84 +1,96 @@
-"""The floor: decode, forward pass and encoding in one loop of one process, without a server or a wire.
+"""The floor: decode, forward pass and encoding in a loop of each process, without a server or a wire.
 
-    python -m benchmarks.floor convscope|tuned MODEL    # answers lines of JSON: {"want", "pictures", "seconds"}
+    python -m benchmarks.floor convscope|tuned ARCHIVE WORKERS    # answers lines of JSON: {"body": a file, "seconds"}
 
-`convscope` is our handler's own code, from a request's bytes to a reply's; `tuned` is the network of the tuned rivals.
+`convscope` is our handler's own code, from a request's bytes to a reply's, with the settings that our launcher gives
+its workers; `tuned` is the network of the tuned rivals. All processes begin at the same moment.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import multiprocessing
 import sys
+import tempfile
 import time
+import zipfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from benchmarks.load import ROOT
+from benchmarks.rivals.network import unpack
 
-Ask = Callable[[], object]
+Respond = Callable[[bytes], object]
+
+_respond: Respond
+_barrier: Any
+_warm: set[int] = set()
 
 
-def _ours(model: str, folder: Path) -> Callable[[str, int], Ask]:
+def _ours(archive: Path) -> Respond:
     import yaml
 
-    from benchmarks.asking import Place, our_request
-    from benchmarks.models import SAMPLES, Model, picture
     from handlers.loading import load
-    from handlers.settings import Settings
 
+    folder = Path(tempfile.mkdtemp())
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(folder)
     config = yaml.safe_load((folder / "model-config.yaml").read_text())
-    environment = {**os.environ, "CONVSCOPE_THREADS": "1", "CONVSCOPE_MAX_RESPONSE_BYTES": str(2**28)}
-    service = load(
-        folder,
-        model=model,
-        version="1.0",
-        config=config,
-        batch_size=1,
-        gpu=None,
-        settings=Settings.from_environment(environment),
-    )
-    pictures = tuple(picture(model, sample) for sample in SAMPLES[model])
-    place = Place(Model(model, folder, folder, pictures, 0, {}), folder, 0, 0)
-
-    def prepare(want: str, count: int) -> Ask:
-        body = our_request(place, want, count)
-        return lambda: service.respond([{"request": body}], [{}])
-
-    return prepare
+    service = load(folder, model=archive.stem, version="1.0", config=config, batch_size=1, gpu=None)
+    return lambda body: service.respond([{"request": body}], [{}])
 
 
-def _tuned(model: str, folder: Path) -> Callable[[str, int], Ask]:
-    from benchmarks.models import SAMPLES, picture
+def _tuned(archive: Path) -> Respond:
     from benchmarks.rivals.network import Tuned, encode
 
-    network = Tuned(folder)
-    pictures = [picture(model, sample) for sample in SAMPLES[model]]
+    network = Tuned()
 
-    def prepare(want: str, count: int) -> Ask:
-        files = [pictures[index % len(pictures)] for index in range(count)]
-        return lambda: encode(network.respond(files, want))
+    def respond(body: bytes) -> object:
+        want, files = unpack(body)
+        return encode(network.answer(files, want))
 
-    return prepare
+    return respond
+
+
+def _begin(network: str, archive: Path, barrier: Any) -> None:
+    global _respond, _barrier
+    _respond, _barrier = (_ours if network == "convscope" else _tuned)(archive), barrier
+
+
+def _ready(_: int) -> None:
+    _barrier.wait()
+
+
+def _loop(body: bytes, seconds: float) -> tuple[list[float], float]:
+    if hash(body) not in _warm:
+        _respond(body)
+        _warm.add(hash(body))
+    _barrier.wait()
+    latencies = []
+    began = now = time.perf_counter()
+    while now < began + seconds:
+        _respond(body)
+        before, now = now, time.perf_counter()
+        latencies.append(now - before)
+    return latencies, now - began
 
 
 def main() -> None:
-    """Response one line for each line read."""
-    network, model = sys.argv[1:]
-    folder = Path(os.environ.get("BENCH_MODEL", ROOT / "out/bench" / model))
-    prepare = (_ours if network == "convscope" else _tuned)(model, folder)
-    print("ready", flush=True)
-    for line in sys.stdin:
-        said = json.loads(line)
-        ask = prepare(said["want"], said["pictures"])
-        ask()
-        latencies = []
-        began = now = time.perf_counter()
-        while now < began + said["seconds"]:
-            ask()
-            before, now = now, time.perf_counter()
-            latencies.append(now - before)
-        print(json.dumps({"latencies": latencies, "wall_s": now - began}), flush=True)
+    """Answer one line for each line read: all processes' latencies, and their number over the sum of the rates."""
+    network, archive, workers = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(workers)
+    with ProcessPoolExecutor(workers, context, _begin, (network, archive, barrier)) as pool:
+        list(pool.map(_ready, range(workers)))
+        print("ready", flush=True)
+        for line in sys.stdin:
+            said = json.loads(line)
+            body = Path(said["body"]).read_bytes()
+            found = list(pool.map(_loop, [body] * workers, [said["seconds"]] * workers))
+            latencies = [one for loop, _ in found for one in loop]
+            rate = sum(len(loop) / wall_s for loop, wall_s in found)
+            print(json.dumps({"latencies": latencies, "wall_s": len(latencies) / rate}), flush=True)
 
 
 if __name__ == "__main__":

@@ -137,10 +137,14 @@ def run(load: Load) -> Outcome:
         if load.rate is None and not busy:
             continue
         wait = max(0.0, min(due, end) - clock()) if load.rate and now < end else 1.0
-        for ready in select.select(list(busy), (), (), wait)[0]:
+        sending = [one for one, (caller, *_) in busy.items() if caller.unsent]
+        readable, writable, _ = select.select(list(busy), sending, (), wait)
+        for ready in {*readable, *writable}:
             caller, number, since = busy[ready]
             try:
-                reply = caller.receive()
+                if ready in writable:
+                    caller.push()
+                reply = caller.receive() if ready in readable else None
                 if reply is None:
                     continue
                 _note(outcome, load.requests[number], number, reply, clock() - since, asked)
@@ -183,21 +187,25 @@ def _order(requests: tuple[Request, ...]) -> list[int]:
     return random.Random(0).choices(range(len(requests)), weights, k=1009)  # noqa: S311 (an order, no secret)
 
 
-def ceiling(size: int, connections: int, seconds: float) -> Outcome:
-    """Measure the load against a server in this process's child that answers `size` bytes and does nothing else."""
+def ceiling(size: int, connections: int, seconds: float, sent: int = 2331) -> Outcome:
+    """Measure the load against a server in threads of this process that reads `sent` bytes, answers `size`, no more."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
     answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size + bytes(size)
 
     def serve(caller: socket.socket) -> None:
-        while caller.recv(65536):
-            caller.sendall(answer)
+        got = 0
+        while count := len(caller.recv(2**20)):
+            got += count
+            if got == len(message):
+                got = 0
+                caller.sendall(answer)
 
     def accept() -> None:
         while True:
             threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
 
+    message = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % sent + bytes(sent)
     threading.Thread(target=accept, daemon=True).start()
-    message = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2331\r\n\r\n" + bytes(2331)
     return measure(Load(listener.getsockname(), "REST", (Request(message, size),), connections, seconds))
 
 
@@ -215,13 +223,14 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement (default: 3)")
     options = parser.parse_args()
-    for size in (1_000, 25_000, 98_344):
+    for size, sent in ((1_000, 2331), (25_000, 2331), (98_344, 2331), (4_000, 107_000), (4_000, 4_000_000)):
         for connections in (1, 8, 32):
-            found = ceiling(size, connections, options.seconds)
+            found = ceiling(size, connections, options.seconds, sent)
             count = len(found.latencies)
             print(
-                f"{size:,} bytes, {connections} connections: {count / found.wall_s:,.0f}/s; the load's own cost "
-                f"{found.cpu_s / count * 1e6:.0f} µs a request, so at most {count / found.cpu_s:,.0f}/s"
+                f"{sent:,} bytes sent, {size:,} back, {connections} connections: {count / found.wall_s:,.0f}/s; "
+                f"the load's own cost {found.cpu_s / count * 1e6:.0f} µs a request, "
+                f"so at most {count / found.cpu_s:,.0f}/s"
             )
 
 

@@ -13,7 +13,7 @@ import psutil
 
 PACKAGES = (
     "torch", "torchvision", "torchserve", "numpy", "pillow", "protobuf", "onnxruntime", "opencv-python-headless",
-    "fastapi", "uvicorn", "litserve", "mosec", "bentoml",
+    "fastapi", "uvicorn", "litserve", "mosec", "bentoml", "ray", "kserve",
 )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,13 +39,13 @@ def markdown(found: dict[str, Any]) -> str:
     if stages := found["stages"]:
         names = list(next(iter(stages.values())))
         lines += ["## Stages of our service, one caller, median µs", ""]
-        lines += _table(
+        lines += table(
             ("request", *(name.removesuffix("_s") for name in names)),
             [[what, *(f"{seconds[name] * 1e6:,.0f}" for name in names)] for what, seconds in stages.items()],
         )
     if formats := found["formats"]:
         lines += ["## Bytes of a reply to one picture", ""]
-        lines += _table(
+        lines += table(
             ("reply", *next(iter(formats.values()))),
             [[want, *(f"{size:,}" for size in sizes.values())] for want, sizes in formats.items()],
         )
@@ -57,7 +56,7 @@ def _about(found: dict[str, Any]) -> list[str]:
     about = found["circumstances"]
     foreign = statistics.median(take["foreign"] for take in found["takes"])
     return [
-        f"{about['date']}. {about['machine']}; {about['system']}. One picture is {about['picture']}.",
+        f"{about['date']}. {about['machine']}; {about['system']}. {about['workers']}, {about['pictures']}.",
         ", ".join(f"{name} {version}" for name, version in about["versions"].items()) + ".",
         "",
         f"{about['rounds']} rounds of {about['seconds']:g} s a measurement; {found['discarded']} rounds of a workload "
@@ -66,23 +65,25 @@ def _about(found: dict[str, Any]) -> list[str]:
         "",
         "Rates are medians over the rounds with the least and the largest, in pictures a second. The ratio is ours to "
         "theirs within a round: above 1 we are faster. µs are processor time a request.",
+        *(f"Left out: {name}. {reason}" for name, reason in found["left_out"].items()),
         "",
     ]
 
 
 def _workload(summaries: dict[str, Summary], servers: dict[str, Any]) -> list[str]:
     ours = summaries.get("convscope")
+    photographs = max(rate for one in summaries.values() for rate in one["rates"].values()) < 1000
     rows = []
     for name, summary in summaries.items():
         row = [f"**{name}**" if servers[name]["kind"] == "ours" else name]
-        row += [spread(list(summary["rates"].values()), "{:,.0f}")]
+        row += [spread(list(summary["rates"].values()), "{:,.1f}" if photographs else "{:,.0f}")]
         row += [spread(ratios(ours, summary)) if ours and ours is not summary else ""]
         row += [f"{summary['p50_ms']:.2f} / {summary['p99_ms']:.1f}"]
         row += [" + ".join(f"{value:,.0f} {program}" for program, value in summary["cpu_us"].items())]
         row += [f"{summary['load_cpu_us']:,.0f}", f"{summary['n']:,}"]
         row += [", ".join(f"{times}× {error}" for error, times in summary["errors"].items())]
         rows.append(row)
-    return _table(
+    return table(
         ("server", "pictures/s", "ours / theirs", "p50 / p99, ms", "server µs", "load µs", "n", "errors"), rows
     )
 
@@ -91,22 +92,15 @@ def _servers(servers: dict[str, Any]) -> list[str]:
     rows = []
     for name, one in servers.items():
         processes = one["memory_mib"]
-        row = [name, f"{one['first_answer_s']:.1f}", "" if math.isnan(one["coldest"]) else f"{one['coldest']:.0f}"]
+        row = [name, f"{one['first_answer_s']:.1f}"]
         row += [f"{sum(process[kind] for process in processes):,.0f}" for kind in ("uss", "pss")]
         row += [", ".join(f"{process['name']} {process['uss']:,.0f}" for process in processes)]
         rows.append(row)
-    head = (
-        "server",
-        "first answer, s",
-        "slowest of the first 2 s / median",
-        "USS, MiB",
-        "PSS, MiB",
-        "USS of each process",
-    )
-    return _table(head, rows)
+    return table(("server", "first answer, s", "USS, MiB", "PSS, MiB", "USS of each process"), rows)
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """Lay out a table, with an empty line behind it."""
     head = list(head)
     return [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows), ""]
 

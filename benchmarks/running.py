@@ -9,8 +9,9 @@ import socket
 import subprocess
 import time
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,16 +19,16 @@ from typing import Any
 import psutil
 
 from benchmarks import machine, models
-from benchmarks.asking import Place
+from benchmarks.asking import Place, our_request, reply_size
 from benchmarks.load import ROOT, Load, Outcome, Request, Wire, measure
 from benchmarks.models import Model
+from benchmarks.rivals.network import pack
 from benchmarks.servers import Server, clean, environment
 from benchmarks.wires import Grpc, Http, Reply
 from benchmarks.workloads import Asked, Workload
 
 _START_S = 120.0
-_PAUSE_S = 0.02
-_COLD_S = 2.0
+_PAUSE_S = 0.05
 
 
 class Running:
@@ -37,14 +38,18 @@ class Running:
         server: Its row of the table.
         model: What it serves.
         work: Folder for its own.
+        workers: How many it has.
+        settings: For the floor: those of our workers (`worker_settings`).
     """
 
-    def __init__(self, server: Server, model: Model, work: Path) -> None:
+    def __init__(
+        self, server: Server, model: Model, work: Path, workers: int, settings: Mapping[str, str] | None = None
+    ) -> None:
         self.server = server
         ports = tuple(free_port() for _ in range(5))
         name = "".join(character if character.isalnum() else "-" for character in server.name)
-        self.place = Place(model, work / f"run-{name}", ports[0], ports[1], ports[2:])
-        self.first_answer_s = self.coldest = float("nan")
+        self.place = Place(model, work / f"run-{name}", workers, ports[0], ports[1], ports[2:], settings or {})
+        self.first_answer_s = float("nan")
         self._sizes: dict[tuple[Asked, Wire], int] = {}
         self._slack = 64 if server.kind == "ours" else 0
 
@@ -86,9 +91,22 @@ class Running:
 
     def can(self, workload: Workload) -> bool:
         """Tell whether it takes part in a workload."""
+        if not fnmatch(workload.name, self.server.only):
+            return False
         if self.server.kind == "floor":
-            return workload.share is None and len(workload.asked) == 1 and workload.asked[0].want != "lists"
-        return all(self.server.ask(self.place, one.want, one.pictures, workload.wire) for one in workload.asked)
+            return workload.share is None and len(workload.asked) == 1
+        return all(self.server.ask(self.place, one, workload.wire) for one in workload.asked)
+
+    def worker_settings(self) -> dict[str, str]:
+        """Return the variables that decide how a worker of our launcher works: threads, engine, memory allocation."""
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if any("model_service_worker" in word for word in process.cmdline()):
+                    chosen = ("CONVSCOPE_", "OMP_", "MKL_", "MALLOC_")
+                    files = ("CONVSCOPE_DRAIN_FILE", "CONVSCOPE_STARTING_FILE")
+                    variables = process.environ().items()
+                    return {key: value for key, value in variables if key.startswith(chosen) and key not in files}
+        raise RuntimeError("our launcher has no worker")
 
     def check(self, asked: Asked, wire: Wire) -> None:
         """Ask once, hold the values to eager torch's, and remember the size.
@@ -96,7 +114,7 @@ class Running:
         Raises:
             AssertionError: The reply is not right.
         """
-        message = self.server.ask(self.place, asked.want, asked.pictures, wire)
+        message = self.server.ask(self.place, asked, wire)
         if message is None or (asked, wire) in self._sizes:
             return
         reply = self.ask(message, wire)
@@ -105,7 +123,7 @@ class Running:
         self._compare(body, asked, wire)
         self._sizes[asked, wire] = len(body)
         if self.server.kind == "ours" and wire == "REST":
-            (self.place.model.folder / f"reply-{asked.want}-{asked.pictures}.size").write_text(str(len(body)))
+            (self.place.model.folder / reply_size(asked)).write_text(str(len(body)))
 
     def ask(self, message: bytes, wire: Wire, timeout_s: float = 60.0) -> Reply:
         """Ask once, on a connection of its own."""
@@ -116,23 +134,21 @@ class Running:
             return ask_on(caller, message)
 
     def warm_up(self, workloads: Iterable[Workload]) -> None:
-        """See how slow the first requests are, check every kind, then run each until the server is at its own speed.
+        """Check every kind of request, then run each until the server is at its own speed.
 
         Raises:
             AssertionError: A reply is not right.
         """
         if self.server.kind == "floor":
             return
-        first = Asked("float32")
-        self.check(first, "REST")
-        cold = self.load(Workload("cold", (first,), 1), _COLD_S).latencies
-        self.coldest = max(cold) / sorted(cold)[len(cold) // 2]
         kinds = dict.fromkeys((asked, one.wire) for one in workloads if self.can(one) for asked in one.asked)
         for asked, wire in kinds:
             self.check(asked, wire)
         for asked, wire in kinds:  # A JVM compiles the code of each kind anew.
-            seconds = max(1.0, self.server.warm_up_s / len(kinds))
-            self.load(Workload("warm-up", (asked,), 8 if asked.pictures == 1 else 2, wire), seconds)
+            needed = self.server.warm_up_s / (2 if asked.photograph else 1)  # Java sees fewer bytes a second otherwise.
+            self.load(
+                Workload("warm-up", (asked,), 8 if asked.pictures == 1 else 2, wire), max(0.5, needed / len(kinds))
+            )
 
     def take(self, workload: Workload, seconds: float) -> dict[str, Any]:
         """Measure a workload once."""
@@ -167,10 +183,9 @@ class Running:
         """Run a workload's load against this server, and check the replies that were kept."""
         requests = []
         for one in workload.asked:
-            message = self.server.ask(self.place, one.want, one.pictures, workload.wire)
+            message = self.server.ask(self.place, one, workload.wire)
             assert message is not None
-            slack = 4096 if one.want == "lists" else self._slack
-            requests.append(Request(message, self._sizes.get((one, workload.wire)), slack, one.weight))
+            requests.append(Request(message, self._sizes.get((one, workload.wire)), self._slack, one.weight))
         port = self.place.grpc if workload.wire == "gRPC" else self.place.rest
         load = Load(("127.0.0.1", port), workload.wire, tuple(requests), workload.callers, seconds, rate)
         outcome = measure(load)
@@ -183,29 +198,30 @@ class Running:
         return outcome
 
     def _compare(self, body: bytes, asked: Asked, wire: Wire) -> None:
-        found = self.server.read(self.place.model, body, asked.want, asked.pictures, wire)
+        found = self.server.read(self.place.model, body, asked, wire)
         if found is not None:
-            models.check(found, models.expect(self.place.model, asked.want, asked.pictures), asked.want)
+            models.check(found, self.place.model, asked, scaled=self.server.scaled)
 
     def _run_floor(self, asked: Asked, seconds: float) -> Outcome:
-        self._write({"want": asked.want, "pictures": asked.pictures, "seconds": seconds})
+        model, body = self.place.model, self.place.folder / "body"
+        ours = self.server.name == "floor, convscope"
+        body.write_bytes(our_request(model, asked) if ours else pack(asked.want, model.files(asked)))
+        assert self.process.stdin
         assert self.process.stdout
+        self.process.stdin.write(json.dumps({"body": str(body), "seconds": seconds}) + "\n")
+        self.process.stdin.flush()
         said = json.loads(self.process.stdout.readline())
         return Outcome(array("d", said["latencies"]), said["wall_s"])
-
-    def _write(self, value: Any) -> None:
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps(value) + "\n")
-        self.process.stdin.flush()
 
     def _await_answer(self) -> None:
         deadline = time.perf_counter() + _START_S
         if self.server.kind == "floor":
             assert self.process.stdout
             select.select([self.process.stdout], (), (), _START_S)
-            assert self.process.stdout.readline() == "ready\n", self._log()
+            if self.process.stdout.readline() != "ready\n":
+                raise RuntimeError(f"{self.server.name} did not start:\n{self._log()}")
             return
-        message = self.server.ask(self.place, "scores", 1, "REST") or b""
+        message = self.server.ask(self.place, Asked("scores", 1, next(iter(self.place.model.pictures))), "REST") or b""
         steps = [self.server.probe(self.place)] if self.server.probe else []
         steps += [message] if message else []
         while steps:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.asking import Place, ask_binary, ask_litserve, ask_null, ask_ours, card, read_ours, read_rival
+from benchmarks.asking import BINARY, Place, ask_binary, ask_litserve, ask_null, ask_ours, card, read_ours, read_rival
 from benchmarks.load import ROOT, Wire
-from benchmarks.models import Model, null_archive, write_archive
+from benchmarks.models import PYTHON, Model, null_archive, write_archive
+from benchmarks.workloads import Asked
 
-PYTHON = str(ROOT / ".venv/bin/python") if (ROOT / ".venv").exists() else sys.executable  # Has torchserve, no rivals.
 BENCH_BIN = Path(sys.executable).parent
 
+CORES = len(os.sched_getaffinity(0))
 JVM_S = 20.0  # Of a busy pair of cores it compiles for more than ten seconds, and costs three times as much meanwhile.
 
 Kind = Literal["ours", "documented", "tuned", "wall", "floor"]
@@ -31,10 +32,11 @@ class Server:
         kind: `ours`; `documented`, a rival as its documentation advises; `tuned`, a rival with the fastest decoder and
             engine; `wall`, TorchServe with a handler that does nothing; `floor`, the work alone in one process.
         command: How to start it; may write into its folder.
-        ask: A request's bytes on the wire for (place, want, pictures, wire); None where it cannot.
-        read: A reply's values for (model, body, want, pictures, wire): probabilities, then each map; None where there
-            are none.
+        ask: A request's bytes on the wire; None where it cannot.
+        read: A reply's values: probabilities, then each map; None where there are none.
         environment: Variables added to ours.
+        scaled: It decodes JPEG files at a reduced scale.
+        only: Names of the workloads that it takes part in, with * for anything.
         warm_up_s: Seconds of requests before the first round.
         probe: What to ask until it answers; None for a prediction.
     """
@@ -42,39 +44,45 @@ class Server:
     name: str
     kind: Kind
     command: Callable[[Place], list[str]]
-    ask: Callable[[Place, str, int, Wire], bytes | None]
-    read: Callable[[Model, bytes, str, int, Wire], list[Any] | None]
+    ask: Callable[[Place, Asked, Wire], bytes | None]
+    read: Callable[[Model, bytes, Asked, Wire], list[Any] | None]
     environment: Mapping[str, str] = field(default_factory=dict)
+    scaled: bool = False
+    only: str = "*"
     warm_up_s: float = 2.0
     probe: Callable[[Place], bytes] | None = None
 
 
-def _start_ours(workers: int) -> Callable[[Place], list[str]]:
-    def command(place: Place) -> list[str]:
-        return _launch(place, place.model.archive.parent, workers)
+_ONE_THREAD = {"CONVSCOPE_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
-    return command
+
+def _ours(name: str, *options: str, workers: int | None = None, scaled: bool = True, only: str = "*") -> Server:
+    def command(place: Place) -> list[str]:
+        return [*_launch(place, place.model.archive.parent, workers), *options]
+
+    one_core = _ONE_THREAD if workers == 1 else {}
+    return Server(name, "ours", command, ask_ours, read_ours, one_core, scaled, only, JVM_S, card)
 
 
 def _start_null(place: Place) -> list[str]:
     null_archive(place.model, place.folder / "store")
-    return _launch(place, place.folder / "store", 1)
+    return _launch(place, place.folder / "store")
 
 
-def _launch(place: Place, store: Path, workers: int) -> list[str]:
+def _launch(place: Place, store: Path, workers: int | None = None) -> list[str]:
     """Start our launcher, which also starts the null handler, so that all flags are the same."""
     ports = ["--rest-port", str(place.rest), "--grpc-port", str(place.grpc), "--metrics-port", str(place.others[0])]
     command = [PYTHON, "-m", "server", "--model-store", str(store), "--models", place.model.name, *ports]
-    return [*command, "--workers", str(workers), "--device", "cpu", "--work-dir", str(place.folder)]
+    count = str(workers or place.workers)
+    return [*command, "--workers", count, "--device", "cpu", "--work-dir", str(place.folder)]
 
 
 def _start_stock(place: Place) -> list[str]:
-    """Start TorchServe as `torchserve --start` does: its own JVM settings, logging and defaults, one worker a model."""
+    """Start TorchServe as `torchserve --start` does: its own JVM settings, logging and defaults."""
     handler = {"handler.py": (ROOT / "benchmarks/rivals/torchserve_stock.py").read_bytes()}
     store = place.folder / "store"
     store.mkdir(exist_ok=True)
-    for name in ("lists", "bytes"):
-        write_archive(store / f"{name}.mar", name, handler)
+    write_archive(store / "stock.mar", "stock", handler)
     ports = {
         "inference_address": f"http://127.0.0.1:{place.rest}",
         "management_address": f"http://127.0.0.1:{place.others[0]}",
@@ -82,7 +90,7 @@ def _start_stock(place: Place) -> list[str]:
         "grpc_inference_port": place.grpc,
         "grpc_management_port": place.others[2],
         "initial_worker_port": 10_000 + place.others[2] % 20_000,
-        "default_workers_per_model": 1,
+        "default_workers_per_model": place.workers,
         "disable_token_authorization": "true",
         "max_response_size": 2**28,
         "load_models": "all",
@@ -93,20 +101,17 @@ def _start_stock(place: Place) -> list[str]:
     return [*command, "--model-store", str(store), "--ts-config", str(config)]
 
 
-def _uvicorn(app: str, *more: str) -> Callable[[Place], list[str]]:
+def _uvicorn(app: str, *more: str, workers: int | None = None) -> Callable[[Place], list[str]]:
     def command(place: Place) -> list[str]:
         where = [f"benchmarks.rivals.{app}:app", "--port", str(place.rest), "--log-level", "warning", "--no-access-log"]
-        return [str(BENCH_BIN / "uvicorn"), *where, *more]
+        return [str(BENCH_BIN / "uvicorn"), *where, "--workers", str(workers or place.workers), *more]
 
     return command
 
 
-def _start_mosec(place: Place) -> list[str]:
-    return [sys.executable, "-m", "benchmarks.rivals.mosec", "--address", "127.0.0.1", "--port", str(place.rest)]
-
-
-def _start_litserve(batch: int) -> Callable[[Place], list[str]]:
-    return lambda place: [sys.executable, "-m", "benchmarks.rivals.litserve", str(place.rest), str(batch)]
+def _module(name: str, *options: str) -> Callable[[Place], list[str]]:
+    """Run a module of `rivals`; in its options stand {0.rest} for the port and the like, of the `Place`."""
+    return lambda place: [sys.executable, "-m", f"benchmarks.rivals.{name}", *(one.format(place) for one in options)]
 
 
 def _start_bento(place: Place) -> list[str]:
@@ -114,72 +119,73 @@ def _start_bento(place: Place) -> list[str]:
     return [str(BENCH_BIN / "bentoml"), "serve", app, "--host", "127.0.0.1", "--port", str(place.rest)]
 
 
-def _floor(network: str) -> Server:
-    return Server(
-        f"floor, {network}",
-        "floor",
-        lambda place: [sys.executable, "-m", "benchmarks.floor", network, place.model.name],
-        lambda *_: None,
-        lambda *_: None,
-    )
+def _floor(network: str, python: str) -> Server:
+    def command(place: Place) -> list[str]:
+        return [python, "-m", "benchmarks.floor", network, str(place.model.archive), str(place.workers)]
 
+    return Server(f"floor, {network}", "floor", command, lambda *_: None, lambda *_: None)
+
+
+def _documented(name: str, command: Callable[[Place], list[str]], path: str = "/predict", **more: Any) -> Server:
+    many, media = name.startswith("FastAPI"), "image/jpeg" if name == "KServe" else BINARY  # It parses BINARY as JSON.
+    return Server(name, "documented", command, ask_binary(path, many=many, media=media), read_rival, **more)
+
+
+def _tuned(name: str, command: Callable[[Place], list[str]], *, many: bool = False, batch: int = 1) -> Server:
+    variables = {"BENCH_NETWORK": "tuned", "BENCH_BATCH": str(batch)}
+    return Server(name, "tuned", command, ask_binary("/predict", many=many), read_rival, variables, scaled=True)
+
+
+_MOSEC = _module("mosec", "--address", "127.0.0.1", "--port", "{0.rest}", "--timeout", "60000")
+_ALL_CORES = {"OMP_NUM_THREADS": str(CORES)}  # What torch takes by itself, as in a first example of any documentation.
 
 SERVERS = (
-    Server("convscope", "ours", _start_ours(1), ask_ours, read_ours, warm_up_s=JVM_S, probe=card),
-    Server("convscope, 2 workers", "ours", _start_ours(2), ask_ours, read_ours, warm_up_s=JVM_S, probe=card),
+    _ours("convscope"),
+    _ours("convscope, one worker", workers=1, only="scores*c=8"),
+    _ours("convscope, exact decoding", "--exact-decoding", scaled=False, only="scores*MP, c=8"),
     Server("TorchServe, null", "wall", _start_null, ask_null, lambda *_: None, warm_up_s=JVM_S, probe=card),
-    Server("TorchServe", "documented", _start_stock, ask_binary("/predictions/{1}"), read_rival, warm_up_s=JVM_S),
-    Server("FastAPI", "documented", _uvicorn("fastapi"), ask_binary("/{0}"), read_rival),
-    Server("LitServe", "documented", _start_litserve(1), ask_litserve, read_rival),
-    Server("LitServe, batching", "documented", _start_litserve(32), ask_litserve, read_rival),
-    Server("mosec", "documented", _start_mosec, ask_binary("/{0}"), read_rival),
-    Server("mosec, batching", "documented", _start_mosec, ask_binary("/{0}"), read_rival, {"BENCH_BATCH": "32"}),
-    Server("BentoML", "documented", _start_bento, ask_binary("/{0}"), read_rival),
-    Server(
-        "uvicorn, tuned",
-        "tuned",
-        _uvicorn("tuned_uvicorn", "--interface", "asgi3", "--lifespan", "off"),
-        ask_binary("/{0}", many=True, lists=False),
-        read_rival,
+    _documented("TorchServe", _start_stock, "/predictions/stock", warm_up_s=JVM_S),
+    _documented("FastAPI", _uvicorn("fastapi")),
+    _documented("FastAPI, one process", _uvicorn("fastapi", workers=1), environment=_ALL_CORES),
+    *(
+        Server(f"LitServe{name}", "documented", _module("litserve", "{0.rest}", str(batch)), ask_litserve, read_rival)
+        for name, batch in (("", 1), (", batching", 32))
     ),
-    Server(
-        "mosec, tuned",
-        "tuned",
-        _start_mosec,
-        ask_binary("/{0}", many=True, lists=False),
-        read_rival,
-        {"BENCH_NETWORK": "tuned"},
+    _documented("mosec", _MOSEC),
+    _documented("mosec, batching", _MOSEC, environment={"BENCH_BATCH": "32"}),
+    _documented("BentoML", _start_bento),
+    _documented("Ray Serve", _module("ray_serve", "{0.rest}", "{0.folder}"), "/"),
+    _documented(
+        "KServe",
+        _module("kserve", "--http_port={0.rest}", "--workers={0.workers}", "--enable_grpc=false"),
+        "/v1/models/network:predict",
     ),
-    Server(
-        "mosec, tuned, batching",
-        "tuned",
-        _start_mosec,
-        ask_binary("/{0}", lists=False),
-        read_rival,
-        {"BENCH_NETWORK": "tuned", "BENCH_BATCH": "32"},
-    ),
-    _floor("convscope"),
-    _floor("tuned"),
+    _tuned("uvicorn, tuned", _uvicorn("tuned_uvicorn", "--interface", "asgi3", "--lifespan", "off"), many=True),
+    _tuned("mosec, tuned", _MOSEC),
+    _tuned("mosec, tuned, batching", _MOSEC, batch=32),
+    _floor("convscope", PYTHON),
+    _floor("tuned", sys.executable),
 )
 
 
 def environment(server: Server, place: Place) -> dict[str, str]:
-    """Return a server's environment: one thread a worker, a temporary folder of its own."""
+    """Return a server's environment: a temporary folder of its own, and workers with one thread each.
+
+    Where there is a worker a core, our launcher decides on its workers' threads. The floor gets the settings that the
+    launcher gave its workers.
+    """
     folder = place.folder / "tmp"
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [str(ROOT), str(ROOT / "client/src")]
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
-        "TMPDIR": str(folder),
-        "BENCH_MODEL": str(place.model.folder.resolve()),
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        "CONVSCOPE_THREADS": "1",
-        "BENTOML_HOME": str(place.folder / "bentoml"),
-        "BENTOML_DO_NOT_TRACK": "True",
-        **server.environment,
-    }
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "client/src")])}
+    variables |= {"TMPDIR": str(folder), "BENCH_MODEL": str(place.model.folder.resolve())}
+    variables |= {"BENCH_WORKERS": str(place.workers), "BENTOML_HOME": str(place.folder / "bentoml")}
+    variables |= {"BENTOML_DO_NOT_TRACK": "True", "RAY_USAGE_STATS_ENABLED": "0"}
+    variables |= {"RAY_memory_monitor_refresh_ms": "0"}  # Ray does not kill its replicas when others fill the memory.
+    if server.kind not in ("ours", "wall") or place.workers == 1:
+        variables |= _ONE_THREAD
+    if server.name == "floor, convscope":
+        variables |= place.settings
+    return {**variables, **server.environment}
 
 
 def clean(place: Place) -> None:

@@ -6,6 +6,7 @@ more a call. Neither wire knows what a body means.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 Address = tuple[str, int]
 
 _BUFFER = 2**20
+_CHUNKED = -1  # Instead of where a reply ends.
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8  # RFC 9113, section 6
 _END_STREAM, _ACK, _END_HEADERS = 0x1, 0x1, 0x4
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -36,7 +38,7 @@ class Reply:
 
 
 class Http:
-    """A kept-open HTTP/1.1 connection; replies must carry a content length.
+    """A kept-open HTTP/1.1 connection; replies carry a content length, or come in chunks.
 
     Args:
         address: The server's.
@@ -44,12 +46,21 @@ class Http:
 
     def __init__(self, address: Address) -> None:
         self.socket = _connect(address)
+        self.socket.setblocking(False)
+        self.unsent = memoryview(b"")
         self._view = memoryview(bytearray(_BUFFER))
 
     def send(self, message: bytes) -> None:
-        """Send a whole request, head and body."""
+        """Send a whole request, head and body, as far as the server takes it now; `push` sends the rest."""
         self._received, self._end = 0, 0
-        self.socket.sendall(message)
+        self.unsent = memoryview(message)
+        self.push()
+
+    def push(self) -> None:
+        """Send more of the request, without waiting for a server that does not read."""
+        with contextlib.suppress(BlockingIOError):
+            while self.unsent:
+                self.unsent = self.unsent[self.socket.send(self.unsent) :]
 
     def receive(self) -> Reply | None:
         """Take what has arrived; return the reply once it is whole.
@@ -57,9 +68,14 @@ class Http:
         Raises:
             ConnectionError: The server closed the connection.
         """
+        if self._received == len(self._view):
+            self._grow(2 * self._received)
         self._received += _take(self.socket, self._view[self._received :])
         if not self._end and not self._read_head():
             return None
+        if self._end == _CHUNKED:
+            body = self._view[self._start : self._received]
+            return Reply(self._status, _join(body)) if body[-7:] == b"\r\n0\r\n\r\n" else None
         if self._received < self._end:
             return None
         return Reply(self._status, self._view[self._start : self._end])
@@ -70,12 +86,16 @@ class Http:
             return False
         self._status = int(head[9:12])
         self._start = len(head) + 4
-        self._end = self._start + int((head.lower() + b"\r\n").partition(b"content-length:")[2].partition(b"\r\n")[0])
+        length = (head.lower() + b"\r\n").partition(b"content-length:")[2].partition(b"\r\n")[0]
+        self._end = self._start + int(length) if length else _CHUNKED
         if self._end > len(self._view):
-            larger = memoryview(bytearray(self._end))
-            larger[: self._received] = self._view[: self._received]
-            self._view = larger
+            self._grow(self._end)
         return True
+
+    def _grow(self, size: int) -> None:
+        larger = memoryview(bytearray(size))
+        larger[: self._received] = self._view[: self._received]
+        self._view = larger
 
 
 class Grpc:
@@ -85,6 +105,7 @@ class Grpc:
         address: The server's.
     """
 
+    unsent = b""  # `receive` sends what flow control held back.
     path = b"/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
 
     def __init__(self, address: Address) -> None:
@@ -192,6 +213,16 @@ class Grpc:
 
     def _grant(self, size: int) -> None:
         self.socket.sendall(_frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", size)))
+
+
+def _join(chunked: memoryview) -> memoryview:
+    """Return a body without the sizes of its chunks."""
+    rest, chunks = bytes(chunked), []
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        chunks.append(rest[: int(size, 16)])
+        rest = rest[int(size, 16) + 2 :]
+    return memoryview(b"".join(chunks))
 
 
 def _connect(address: Address) -> socket.socket:

@@ -1,7 +1,8 @@
-"""The workloads: what is asked, over which wire, by how many callers, in a closed loop or an open one."""
+"""The workloads: which network, what is requested, over which wire, by how many callers, in which kind of loop."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from benchmarks.load import Wire
@@ -12,14 +13,15 @@ class Asked:
     """One kind of request.
 
     Attributes:
-        want: `scores` alone, or with maps as `float32`, `float16`, `uint8`, `pool` (an embedding, pool = 1), or as
-            `lists` (JSON).
+        want: `scores` alone, or with maps as `float32`, `float16`, `uint8`, or `pool` (an embedding, pool = 1).
         pictures: In one request.
+        photograph: Its size, a key of `photographs.SIZES`; empty for the samples of 32×32.
         weight: How often, beside the others of a mixture.
     """
 
     want: str
     pictures: int = 1
+    photograph: str = ""
     weight: float = 1.0
 
 
@@ -42,14 +44,40 @@ class Workload:
     share: float | None = None
 
 
-def _closed(want: str, callers: int, pictures: int = 1, wire: Wire = "REST") -> Workload:
+@dataclass(frozen=True)
+class Part:
+    """Workloads of one network, for which all its servers are up at once.
+
+    Attributes:
+        name: As in the names of result files and for `--parts`.
+        network: A key of `models.NETWORKS`.
+        workloads: What is measured.
+        servers: Names with | between and * for anything.
+        workers: Of every server; None for one a core.
+    """
+
+    name: str
+    network: str
+    workloads: tuple[Workload, ...]
+    servers: str
+    workers: int | None = None
+
+
+def closed(want: str, callers: int, pictures: int = 1, photograph: str = "", wire: Wire = "REST") -> Workload:
+    """Make a workload of one kind of request; the name says all of it."""
+    size = f", {photograph}" if photograph else ""
     many = f", {pictures} pictures" if pictures > 1 else ""
     grpc = ", gRPC" if wire == "gRPC" else ""
-    return Workload(f"{want}{many}{grpc}, c={callers}", (Asked(want, pictures),), callers, wire)
+    name = f"{want}{size}{many}{grpc}, c={callers}"
+    return Workload(name, (Asked(want, pictures, photograph),), callers, wire)
 
 
 def _open(want: str) -> Workload:
     return Workload(f"{want}, open loop at 70 %", (Asked(want),), 128, share=0.7)
+
+
+def _alone(callers: Iterable[int], *sizes: str) -> tuple[Workload, ...]:
+    return tuple(closed("scores", count, photograph=size) for size in sizes for count in callers)
 
 
 MIXED = (
@@ -59,27 +87,76 @@ MIXED = (
     Asked("pool", weight=0.1),
 )
 
+DOCUMENTED = "TorchServe|FastAPI|FastAPI, one process|LitServe|mosec|BentoML"
+PHOTOGRAPHS = f"convscope|{DOCUMENTED}|uvicorn, tuned|mosec, tuned|floor, convscope"
+
 STANDARD = (
-    *(_closed(want, callers) for want in ("scores", "float32", "uint8") for callers in (1, 8, 32)),
-    _closed("float16", 32),
-    _closed("pool", 8),
-    _closed("lists", 8),
-    _closed("float16", 1, pictures=32),
-    _closed("float16", 4, pictures=32),
-    _closed("float32", 8, wire="gRPC"),
-    Workload("mixed, c=8", MIXED, 8),
-    _open("float32"),
+    Part(
+        "resnet50",
+        "resnet50",
+        (*_alone([8], "0.3 MP", "3 MP", "12 MP"), closed("pool", 4, 32, "0.3 MP")),
+        f"{PHOTOGRAPHS}|convscope, one worker",
+    ),
+    Part(
+        "mobilenet_v3_small",
+        "mobilenet_v3_small",
+        (*_alone([1, 8, 32], "0.3 MP"), *_alone([8], "3 MP", "12 MP"), closed("pool", 4, 32, "3 MP")),
+        f"{PHOTOGRAPHS}|convscope, exact decoding",
+    ),
+    Part(
+        "efficientnet_b0",
+        "efficientnet_b0",
+        (*_alone([8], "0.3 MP"), closed("float16", 4, 8, "0.3 MP")),
+        f"{PHOTOGRAPHS}|Ray Serve|KServe",  # Here alone: their own processes are never quite idle.
+    ),
+    Part(
+        "cifar",
+        "cifar",
+        (
+            *(closed("scores", callers) for callers in (1, 8, 32)),
+            *(closed(want, 8) for want in ("float32", "uint8")),
+            closed("float16", 4, pictures=32),
+        ),
+        "convscope|TorchServe|FastAPI|mosec|mosec, batching|uvicorn, tuned|mosec, tuned, batching|floor, convscope",
+        workers=1,
+    ),
+)
+
+_EVERY_PHOTOGRAPH = (
+    *_alone([1, 8, 32], "0.3 MP", "3 MP", "12 MP"),
+    *(
+        closed(want, 8, count, size)
+        for want in ("pool", "float16")
+        for count, size in ((1, "0.3 MP"), (1, "3 MP"), (1, "12 MP"), (8, "3 MP"))
+    ),
+    *(closed(want, 4, 32, size) for want in ("scores", "pool", "float16") for size in ("0.3 MP", "3 MP")),
 )
 
 FULL = (
-    *(_closed(want, callers) for want in ("scores", "float32", "float16", "uint8", "pool") for callers in (1, 8, 32)),
-    *(_closed(want, callers, wire="gRPC") for want in ("scores", "float32", "uint8") for callers in (1, 8, 32)),
-    _closed("lists", 8),
-    *(_closed("float16", 1, pictures=count) for count in (2, 4, 8, 16, 32, 64)),
-    *(_closed(want, 4, pictures=32) for want in ("scores", "float32", "float16", "uint8")),
-    _closed("float16", 4, pictures=32, wire="gRPC"),
-    Workload("mixed, c=8", MIXED, 8),
-    _open("scores"),
-    _open("float32"),
-    Workload("mixed, open loop at 70 %", MIXED, 128, share=0.7),
+    *(
+        Part(f"{network}{name}", network, _EVERY_PHOTOGRAPH, "*", workers)
+        for network in ("resnet50", "mobilenet_v3_small", "efficientnet_b0")
+        for name, workers in (("", None), ("-one-worker", 1))
+    ),
+    Part(
+        "cifar",
+        "cifar",
+        (
+            *(
+                closed(want, callers)
+                for want in ("scores", "float32", "float16", "uint8", "pool")
+                for callers in (1, 8, 32)
+            ),
+            *(closed(want, callers, wire="gRPC") for want in ("scores", "float32", "uint8") for callers in (1, 8, 32)),
+            *(closed("float16", 1, pictures=count) for count in (2, 4, 8, 16, 32, 64)),
+            *(closed(want, 4, pictures=32) for want in ("scores", "float32", "float16", "uint8")),
+            closed("float16", 4, pictures=32, wire="gRPC"),
+            Workload("mixed, c=8", MIXED, 8),
+            _open("scores"),
+            _open("float32"),
+            Workload("mixed, open loop at 70 %", MIXED, 128, share=0.7),
+        ),
+        "*",
+        workers=1,
+    ),
 )

@@ -1,23 +1,23 @@
-"""BentoML: one service with one worker, the picture as a root input, raw bytes or lists out.
+"""BentoML: one service with a worker a core, the picture as a root input, raw bytes out.
 
 bentoml serve benchmarks.rivals.bento:Classifier
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import bentoml
 from bentoml.validators import ContentType
 
-from benchmarks.rivals.network import Plain, encode, unpack
+from benchmarks.rivals.network import WORKERS, Plain, encode, unpack
 
 Raw = Annotated[bytes, ContentType("application/octet-stream")]
 
 
-@bentoml.service(workers=1)
+@bentoml.service(workers=WORKERS)
 class Classifier:
-    """Answers one picture."""
+    """Answers pictures."""
 
     def __init__(self) -> None:
         self.network = Plain()
@@ -27,8 +27,3 @@ class Classifier:
         """Answer raw bytes."""
         want, files = unpack(body)
         return encode(self.network.answer(files, want))
-
-    @bentoml.api
-    def lists(self, body: Raw, /) -> dict[str, Any]:
-        """Answer nested lists."""
-        return self.network.lists([self.network.decode(unpack(body)[1][0])])[0]

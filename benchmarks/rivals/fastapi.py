@@ -1,11 +1,9 @@
 """FastAPI on uvicorn: the body read from the request, the network called in the handler, raw bytes in a Response.
 
-uvicorn benchmarks.rivals.fastapi:app
+uvicorn benchmarks.rivals.fastapi:app --workers N
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
@@ -20,10 +18,3 @@ async def predict(request: Request) -> Response:
     """Answer raw bytes."""
     want, files = unpack(await request.body())
     return Response(encode(network.answer(files, want)), media_type="application/octet-stream")
-
-
-@app.post("/lists")
-async def lists(request: Request) -> dict[str, Any]:
-    """Answer nested lists."""
-    _, files = unpack(await request.body())
-    return network.lists([network.decode(files[0])])[0]

@@ -1,4 +1,4 @@
-"""LitServe: base64 in JSON as its image examples have it, raw bytes or lists out.
+"""LitServe: base64 in JSON as its image examples have it, raw bytes out.
 
 python -m benchmarks.rivals.litserve PORT BATCH
 """
@@ -12,7 +12,7 @@ from typing import Any
 import litserve
 from fastapi import Response
 
-from benchmarks.rivals.network import Plain, encode, run_batch
+from benchmarks.rivals.network import WORKERS, Plain, encode, run_batch
 
 
 class Classifier(litserve.LitAPI):
@@ -29,11 +29,7 @@ class Classifier(litserve.LitAPI):
     def predict(self, x: Any) -> Any:
         """Run one picture, or a batch."""
         asked = x if isinstance(x, list) else [x]
-        answers: list[Any]
-        if asked[0][0] == "lists":
-            answers = self.network.lists([image for _, image in asked])
-        else:
-            answers = [encode(arrays) for arrays in run_batch(self.network, asked)]
+        answers = [encode(arrays) for arrays in run_batch(self.network, asked)]
         return answers if isinstance(x, list) else answers[0]
 
     def batch(self, inputs: list[Any]) -> list[Any]:
@@ -44,14 +40,14 @@ class Classifier(litserve.LitAPI):
         """Likewise."""
         return output
 
-    def encode_response(self, output: Any) -> Any:
-        """Answer bytes as they are and lists as JSON."""
-        return Response(output, media_type="application/octet-stream") if isinstance(output, bytes) else output
+    def encode_response(self, output: bytes) -> Any:
+        """Answer bytes as they are."""
+        return Response(output, media_type="application/octet-stream")
 
 
 if __name__ == "__main__":
     port, batch = map(int, sys.argv[1:])
     api = Classifier(max_batch_size=batch, batch_timeout=0.002 if batch > 1 else 0.0)
-    litserve.LitServer(api, accelerator="cpu").run(
+    litserve.LitServer(api, accelerator="cpu", workers_per_device=WORKERS).run(
         host="127.0.0.1", port=port, log_level="error", generate_client_file=False
     )

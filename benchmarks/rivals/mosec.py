@@ -10,7 +10,7 @@ from typing import Any
 
 from mosec import Runtime, Server, Worker
 
-from benchmarks.rivals.network import Plain, Tuned, encode, run_batch, unpack
+from benchmarks.rivals.network import WORKERS, Plain, Tuned, encode, run_batch, unpack
 
 Asked = tuple[str, list[Any]]
 BATCH = int(os.environ.get("BENCH_BATCH", "1"))
@@ -40,27 +40,8 @@ class Binary(Worker):
         return encode(data)
 
 
-class Lists(Worker):
-    """Answers nested lists in mosec's own JSON."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = Plain()
-
-    def deserialize(self, data: bytes) -> Any:
-        """Decode the picture of one request."""
-        return self.network.decode(unpack(data)[1][0])
-
-    def forward(self, data: Any) -> Any:
-        """Run one request, or a batch."""
-        return self.network.lists([data])[0] if BATCH == 1 else self.network.lists(data)
-
-
 if __name__ == "__main__":
-    wait_ms = 2 if BATCH > 1 else 0
-    routes = {"/predict": [Runtime(Binary, max_batch_size=BATCH, max_wait_time=wait_ms)]}
-    if os.environ.get("BENCH_NETWORK") != "tuned":
-        routes["/lists"] = [Runtime(Lists, max_batch_size=BATCH, max_wait_time=wait_ms)]
     server = Server()
-    server.register_runtime(routes)
+    wait_ms = 2 if BATCH > 1 else 0
+    server.register_runtime({"/predict": [Runtime(Binary, num=WORKERS, max_batch_size=BATCH, max_wait_time=wait_ms)]})
     server.run()

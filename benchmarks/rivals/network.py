@@ -2,13 +2,16 @@
 
 Both take the files of pictures and give arrays with the pictures as their first axis: the probabilities, then each
 layer's map, and behind a uint8 map its scale and offset. A binary reply is the cells of all arrays, one after another.
-The folder in the environment variable BENCH_MODEL holds an unpacked archive and the graphs that `benchmarks.models`
-exported. Axes: `N` batch, `C, H, W` channels, height and width.
+The folder in the environment variable BENCH_MODEL holds what `benchmarks.models` made: `network.json`, `weights.pt` and
+the graphs. Threads are torch's own choice, which OMP_NUM_THREADS limits. Axes: `N` batch, `C, H, W` channels, height
+and width.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
+import json
 import os
 import struct
 from collections.abc import Sequence
@@ -17,11 +20,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 Array = NDArray[Any]
 Arrays = list[Array]
 
 FOLDER = Path(os.environ.get("BENCH_MODEL", ""))
+WORKERS = int(os.environ.get("BENCH_WORKERS", "1"))
 WANTS = ("scores", "float32", "float16", "uint8", "pool")  # What a binary reply holds besides the probabilities.
 
 
@@ -56,39 +61,40 @@ def run_batch(network: Plain | Tuned, asked: Sequence[tuple[str, Any]]) -> list[
     return answers
 
 
-class Plain:
-    """Pillow, eager torch on one thread, and torchvision's feature extractor."""
+def recipe(constructor: str) -> Any:
+    """Return the transforms that torchvision publishes for a network of its own, else None."""
+    from torchvision.models import get_model_weights
 
-    def __init__(self, folder: Path = FOLDER) -> None:
+    module, _, name = constructor.partition(":")
+    return get_model_weights(name).DEFAULT.transforms() if module == "torchvision.models" else None
+
+
+class Plain:
+    """Pillow, torchvision's transforms, eager torch, and torchvision's feature extractor."""
+
+    def __init__(self, folder: Path = FOLDER, *, weights: bool = True) -> None:
         import torch
         from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+        from torchvision.transforms.functional import normalize, to_tensor
 
-        from handlers.network import archive as archives
-
-        torch.set_num_threads(1)
-        archive = archives.load(folder)
-        self.layers = list(archive.layers)
-        self.classes = archive.classes
-        self.output = get_graph_node_names(archive.module)[1][-1]
-        nodes = [*archive.layers.values(), self.output]
-        self.nodes = list(archive.layers.values())
-        self._module = archive.module
-        self.extractor = create_feature_extractor(archive.module, return_nodes=sorted(set(nodes))).eval()
-        self._input = archive.preprocessing
+        described = json.loads((folder / "network.json").read_text())
+        module, _, name = described["constructor"].partition(":")
+        self.module = getattr(importlib.import_module(module), name)()
+        if weights:
+            self.module.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+        self.module.eval()
+        self.layers = list(described["layers"])
+        self.nodes = list(described["layers"].values())
+        self.output = get_graph_node_names(self.module)[1][-1]
+        self.extractor = create_feature_extractor(self.module, sorted({*self.nodes, self.output})).eval()
+        preset = recipe(described["constructor"])
+        self.mean, self.std = (preset.mean, preset.std) if preset else _CIFAR
+        self.size = preset.crop_size[0] if preset else 32
+        self._transforms = preset or (lambda image: normalize(to_tensor(image), self.mean, self.std))
 
     def decode(self, file: bytes | bytearray) -> Any:
         """Return a picture as a normalised tensor (C, H, W), float32."""
-        import torch
-        from PIL import Image
-
-        image = Image.open(io.BytesIO(file)).convert("L" if self._input.channels == 1 else "RGB")
-        if self._input.size and image.size != self._input.size[::-1]:
-            image = image.resize(self._input.size[::-1])
-        values = torch.from_numpy(np.array(image)).reshape(image.height, image.width, -1).permute(2, 0, 1).float() / 255
-        if self._input.mean:
-            mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (self._input.mean, self._input.std))
-            values = (values - mean) / std
-        return values
+        return self._transforms(Image.open(io.BytesIO(file)).convert("RGB"))
 
     def forward(self, images: Sequence[Any], want: str) -> Arrays:
         """Run tensors (C, H, W) of one size as a batch."""
@@ -97,7 +103,7 @@ class Plain:
         with torch.inference_mode():
             batch = torch.stack(list(images))
             if want == "scores":
-                return [torch.softmax(self._module(batch), 1).numpy()]
+                return [torch.softmax(self.module(batch), 1).numpy()]
             outputs = self.extractor(batch)
             arrays = [torch.softmax(outputs[self.output], 1)]
             for node in self.nodes:
@@ -108,45 +114,42 @@ class Plain:
         """Go all the way from files to arrays."""
         return self.forward([self.decode(file) for file in files], want)
 
-    def lists(self, images: Sequence[Any]) -> list[dict[str, Any]]:
-        """Run tensors, and answer nested lists ready for JSON, one dict a picture."""
-        scores, *maps = self.forward(images, "float32")
-        return [
-            {
-                "scores": dict(zip(self.classes, scores[index].tolist(), strict=True)),
-                "maps": {name: values[index].tolist() for name, values in zip(self.layers, maps, strict=True)},
-            }
-            for index in range(len(scores))
-        ]
+
+_CIFAR = ([0.4913, 0.4821, 0.4465], [0.2452, 0.2428, 0.2606])
 
 
 class Tuned:
-    """OpenCV's decoder and ONNX Runtime on one thread; normalisation and conversion are part of the graph."""
+    """A JPEG decoded at a reduced scale, and ONNX Runtime on one thread with normalisation and conversion in its graph.
+
+    libjpeg scales a photograph down while it decodes, to no less than twice the size it is resized to. What needs no
+    resizing is decoded by OpenCV.
+    """
 
     def __init__(self, folder: Path = FOLDER) -> None:
         import cv2
         import onnxruntime
 
-        cv2.setNumThreads(1)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = settings.inter_op_num_threads = 1
         self._sessions = {
-            want: onnxruntime.InferenceSession(folder / f"{want}.onnx", settings, ["CPUExecutionProvider"])
-            for want in WANTS
+            path.stem: onnxruntime.InferenceSession(path, settings, ["CPUExecutionProvider"])
+            for path in folder.glob("*.onnx")
         }
-        _, *size, channels = self._sessions["scores"].get_inputs()[0].shape
-        self._size = tuple(size)
-        self._read = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
-        self._channels = channels
+        self._recipe = recipe(json.loads((folder / "network.json").read_text())["constructor"])
         self._cv2 = cv2
 
     def decode(self, file: bytes | bytearray) -> Array:
         """Return a picture (H, W, C), uint8."""
-        image = self._cv2.imdecode(np.frombuffer(file, np.uint8), self._read)
-        assert image is not None
-        if image.shape[:2] != self._size:
-            image = self._cv2.resize(image, self._size[::-1], interpolation=self._cv2.INTER_AREA)
-        return image.reshape(*self._size, self._channels)
+        from torchvision.transforms.functional import center_crop, resize
+
+        if self._recipe is None:
+            image = self._cv2.imdecode(np.frombuffer(file, np.uint8), self._cv2.IMREAD_COLOR_RGB)
+            assert image is not None
+            return image
+        photograph, side = Image.open(io.BytesIO(file)), self._recipe.resize_size[0]
+        photograph.draft("RGB", (2 * side, 2 * side))
+        small = resize(photograph, [side], self._recipe.interpolation)
+        return np.asarray(center_crop(small, self._recipe.crop_size))
 
     def forward(self, images: Sequence[Array], want: str) -> Arrays:
         """Run pictures (H, W, C) of one size as a batch."""

@@ -1,4 +1,4 @@
-"""A custom handler as TorchServe's documentation has it: the archive `lists` answers dicts, `bytes` raw bytes."""
+"""A custom handler as TorchServe's documentation has it, but for the bytes that it answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ class Classifier(BaseHandler):  # type: ignore[misc]
         """Load the network."""
         self.context = context
         self.network = Plain()
-        self.lists = context.model_name == "lists"
         self.initialized = True
 
     def preprocess(self, data: list[dict[str, Any]]) -> list[Any]:
@@ -27,8 +26,8 @@ class Classifier(BaseHandler):  # type: ignore[misc]
     def inference(self, data: list[Any], *args: Any, **kwargs: Any) -> list[Any]:
         """Run them; batchSize is 1, TorchServe's default."""
         want, image = data[0]
-        return self.network.lists([image]) if self.lists else [self.network.forward([image], want)]
+        return [self.network.forward([image], want)]
 
     def postprocess(self, data: list[Any]) -> list[Any]:
         """Return one object a request."""
-        return data if self.lists else [encode(arrays) for arrays in data]
+        return [encode(arrays) for arrays in data]

@@ -145,9 +145,10 @@ def test_it_tells_its_own_ceiling_and_what_it_takes() -> None:
     told = subprocess.run([*command, "--seconds", "0.01"], cwd=ROOT, capture_output=True, text=True, check=True)
     lines = told.stdout.splitlines()
     assert [line.split(":")[0] for line in lines[::4]] == [
-        "1,000 bytes, 1 connections",
-        "25,000 bytes, 8 connections",
-        "98,344 bytes, 32 connections",
+        "2,331 bytes sent, 1,000 back, 1 connections",
+        "2,331 bytes sent, 25,000 back, 8 connections",
+        "2,331 bytes sent, 98,344 back, 32 connections",
+        "4,000,000 bytes sent, 4,000 back, 1 connections",
     ]
     assert all(
         re.search(r": [\d,]+/s; the load's own cost \d+ µs a request, so at most [\d,]+/s$", line) for line in lines
