@@ -56,7 +56,7 @@ class Server:
 _ONE_THREAD = {"CONVSCOPE_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def _ours(name: str, *options: str, workers: int | None = None, scaled: bool = True, only: str = "*") -> Server:
+def _ours(name: str, *options: str, workers: int | None = None, scaled: bool = False, only: str = "*") -> Server:
     def command(place: Place) -> list[str]:
         return [*_launch(place, place.model.archive.parent, workers), *options]
 
@@ -142,7 +142,7 @@ _ALL_CORES = {"OMP_NUM_THREADS": str(CORES)}  # What torch takes by itself, as i
 SERVERS = (
     _ours("convscope"),
     _ours("convscope, one worker", workers=1, only="scores*c=8"),
-    _ours("convscope, exact decoding", "--exact-decoding", scaled=False, only="scores*MP, c=8"),
+    _ours("convscope, scaled decoding", "--scaled-decoding", scaled=True, only="scores*MP, c=8"),
     Server("TorchServe, null", "wall", _start_null, ask_null, lambda *_: None, warm_up_s=JVM_S, probe=card),
     _documented("TorchServe", _start_stock, "/predictions/stock", warm_up_s=JVM_S),
     _documented("FastAPI", _uvicorn("fastapi")),
