@@ -106,18 +106,8 @@ def markdown(read: Callable[[str], dict[str, Any]]) -> str:
         row = [str(target.number), target.network, target.workload, target.ours, over, f"{target.least:g}"]
         rows.append([*row, spread(ratios), str(len(ratios)), found.get("circumstances", {}).get("date", ""), verdict])
     date = json.loads(YARDSTICK.read_text())["date"]
-    head = (
-        "target",
-        "network",
-        "workload",
-        "ours",
-        "over",
-        "at least",
-        "median (least–largest)",
-        "rounds",
-        "date",
-        "verdict",
-    )
+    compared = ("target", "network", "workload", "ours", "over", "at least")
+    head = (*compared, "median (least–largest)", "rounds", "date", "verdict")
     return "\n".join(["# Targets", "", *MEANING.format(date=date).splitlines(), "", *table(head, rows)])
 
 
