@@ -1,7 +1,8 @@
 """The choice of an engine: the fastest that is installed, that the archive has a graph for, and that computes the same.
 
-On the CPU `onnxruntime` is tried first. If it cannot run, the reason is logged and torch runs instead, unless it was
-asked for by name. On a GPU torch runs, with channels-last tensors and CUDA graphs, each only if it computes the same.
+On the CPU `onnxruntime` is tried first, and `openvino` for bfloat16. If it cannot run, the reason is logged and torch
+runs instead, unless it was asked for by name. On a GPU torch runs, with channels-last tensors and CUDA graphs, each
+only if it computes the same.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from handlers.network.engines.cuda_graphs import Captured, Record, record_on_gpu
 from handlers.network.engines.eager import Eager
 from handlers.network.engines.engine import Engine
 from handlers.network.engines.onnx import Session
+from handlers.network.engines.openvino import Compiled
 
 logger = logging.getLogger(__name__)
 
-ENGINES = ("auto", "torch", "onnxruntime")
+ENGINES = ("auto", "torch", "onnxruntime", "openvino")
 TOLERANCE = 1e-5
 """How far an engine's output may be from eager torch's: the largest difference of any cell, as a share of the largest
 absolute value in that map or in those logits. float32 itself rounds by 6e-8 an operation."""
@@ -35,6 +37,10 @@ PRECISIONS = {
 }
 """Each precision's dtype, and how far from float32's eager torch it may be, measured as `TOLERANCE` is. float16 rounds
 by 2**-11 an operation, bfloat16 by 2**-8; errors of layers add up. float16 and every GPU were never run here."""
+
+_GRAPH_ENGINES = {"onnxruntime": ("float32",), "openvino": ("float32", "bfloat16")}
+"""What each engine of the archive's graph computes in; both run on the CPU."""
+_FASTEST = {"float32": "onnxruntime", "bfloat16": "openvino"}  # docs/decisions/0013-openvino.md has the figures.
 
 
 def choose(
@@ -54,7 +60,7 @@ def choose(
         images: (N, C, H, W), float32, on the CPU: for a trial of the graph. Noise tells more than black.
         wanted: One of `ENGINES`; `auto` takes the fastest that works.
         threads: Of one run.
-        precision: One of `PRECISIONS`; one of 16 bits is for torch, and never taken unless asked for.
+        precision: One of `PRECISIONS`; one of 16 bits is never taken unless asked for.
 
     `torch` is plain eager torch, on a GPU too.
 
@@ -66,36 +72,31 @@ def choose(
         raise ValueError(f"CONVSCOPE_ENGINE is {wanted!r}; there are {', '.join(ENGINES)}")
     if precision not in PRECISIONS:
         raise ValueError(f"CONVSCOPE_PRECISION is {precision!r}; there are {', '.join(PRECISIONS)}")
-    if precision != "float32":
-        if wanted == "onnxruntime":
-            raise RuntimeError(f"the engine onnxruntime was asked for and runs float32, not {precision}")
-        halved = _halve(eager, images, precision)
-        if eager.device.type == "cuda" and wanted == "auto":
-            return choose_on_gpu(eager, images, precision=precision, plain=halved)
-        return halved
-    if wanted == "torch":
-        return eager
-    if eager.device.type == "cuda" and wanted == "auto":
-        return choose_on_gpu(eager, images)
-    reason = _obstacle(eager, graph)
-    if reason is None and graph is not None:
+    on_gpu = eager.device.type == "cuda"
+    name = _FASTEST.get(precision) if wanted == "auto" else wanted
+    if name == "torch" or (on_gpu and wanted == "auto"):
+        name = None
+    if name and precision not in _GRAPH_ENGINES[name]:
+        raise RuntimeError(
+            f"the engine {name} was asked for and runs {', '.join(_GRAPH_ENGINES[name])}, not {precision}"
+        )
+    if name and precision == "bfloat16" and not computes_bfloat16():
+        raise RuntimeError(
+            "the precision bfloat16 was asked for, which this processor does not compute in; float32 is faster here"
+        )
+    if name:
         try:
-            session = Session(
-                graph,
-                eager.layers,
-                has_scores=eager.has_scores,
-                layouts=eager.layouts,
-                threads=threads,
-            )
-            check(session, eager, images)
-        except Exception as err:  # ONNX Runtime raises what it likes; torch can do without it.
-            reason = f"{type(err).__name__}: {err}"
-            logger.warning("the archive's graph is not used, torch runs instead: %s", reason)
-        else:
-            return session
-    if wanted == "onnxruntime":
-        raise RuntimeError(f"the engine onnxruntime was asked for and cannot run: {reason}")
-    return eager
+            return _run_graph(name, eager, graph, images, threads, precision)
+        except Exception as err:  # ONNX Runtime and OpenVINO raise what they like; torch can do without them.
+            reason = str(err) if isinstance(err, _Obstacle) else f"{type(err).__name__}: {err}"
+            if wanted != "auto":
+                raise RuntimeError(f"the engine {name} was asked for and cannot run: {reason}") from err
+            expected = isinstance(err, _Obstacle) and precision == "float32"
+            logger.log(logging.INFO if expected else logging.WARNING, "torch runs instead of %s: %s", name, reason)
+    plain = eager if precision == "float32" else _halve(eager, images, precision)
+    if on_gpu and wanted == "auto":
+        return choose_on_gpu(eager, images, precision=precision, plain=plain)
+    return plain
 
 
 def choose_on_gpu(
@@ -137,6 +138,18 @@ def choose_on_gpu(
     if reasons:
         logger.warning("%s runs; what is not used: %s", engine.name, "; ".join(reasons))
     return engine
+
+
+def computes_bfloat16() -> bool:
+    """Return whether the processor has instructions for bfloat16, by the flags that Linux names.
+
+    These are AVX-512's and AMX's, and on arm64 `bf16`.
+    """
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
+    except OSError:  # Not Linux.
+        return False
+    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def check(engine: Engine, eager: Eager, images: Tensor, tolerance: float = TOLERANCE) -> None:
@@ -193,12 +206,35 @@ def _halve(eager: Eager, images: Tensor, precision: str) -> Eager:
     return halved
 
 
-def _obstacle(eager: Eager, graph: Path | None) -> str | None:
-    """Return why ONNX Runtime cannot be used; None if it can."""
+class _Obstacle(RuntimeError):
+    """Something that a graph engine needs is not there."""
+
+
+def _run_graph(name: str, eager: Eager, graph: Path | None, images: Tensor, threads: int, precision: str) -> Engine:
+    """Return an engine that runs the archive's graph, checked.
+
+    Raises:
+        _Obstacle: It cannot be tried.
+        Exception: It cannot run the graph, or computes something else.
+    """
     if eager.device.type != "cpu":
-        return f"it runs on the CPU, and this worker on {eager.device}"
+        raise _Obstacle(f"it runs on the CPU, and this worker on {eager.device}")
     if graph is None:
-        return "the archive holds no graph; build it with python -m archiver --engine onnx"
-    if find_spec("onnxruntime") is None:
-        return "the package onnxruntime is not installed"
-    return None
+        raise _Obstacle("the archive holds no graph; build it with python -m archiver --engine onnx")
+    if find_spec(name) is None:
+        raise _Obstacle(f"the package {name} is not installed")
+    engine: Engine
+    if name == "onnxruntime":
+        engine = Session(graph, eager.layers, has_scores=eager.has_scores, layouts=eager.layouts, threads=threads)
+    else:
+        engine = Compiled(
+            graph,
+            eager.layers,
+            images,
+            has_scores=eager.has_scores,
+            layouts=eager.layouts,
+            threads=threads,
+            precision=precision,
+        )
+    check(engine, eager, images, PRECISIONS[precision][1])
+    return engine

@@ -72,3 +72,19 @@ class Torch(ABC):
         scores, maps = self.forward(images if isinstance(images, Tensor) else torch.from_numpy(images), layers)
         found = {name: cells.numpy() if cells.device.type == "cpu" else cells for name, cells in maps.items()}
         return None if scores is None else scores.numpy(), found
+
+
+class Arrays(ABC):
+    """The base of engines that take and return arrays."""
+
+    @abstractmethod
+    def run(
+        self, images: NDArray[np.float32] | Tensor, layers: frozenset[str] = frozenset()
+    ) -> tuple[NDArray[np.float32] | None, dict[str, Cells]]:
+        """Run the network once; see `Engine.run`."""
+
+    def forward(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor | None, Maps]:
+        """Run the network once; see `Engine.forward`."""
+        scores, maps = self.run(images.numpy(), layers)
+        found = {name: torch.as_tensor(cells) for name, cells in maps.items()}
+        return None if scores is None else torch.from_numpy(scores), found

@@ -13,11 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handlers.network.engines.engine import Cells, Maps
+from handlers.network.engines.engine import Arrays, Cells
 
 _IMAGES = "images"
 _ERRORS = 3  # Severity: ONNX Runtime's warnings are about the graph, which cannot be changed when serving.
@@ -28,7 +27,7 @@ def output_name(node: str, layout: str = "") -> str:
     return f"/maps/{node}@{layout}" if layout else f"/maps/{node}"
 
 
-class Session:
+class Session(Arrays):
     """A network run by ONNX Runtime on the CPU.
 
     Args:
@@ -74,12 +73,6 @@ class Session:
         self._maps = {name: output_name(node, (layouts or {}).get(name, "")) for name, node in self.layers.items()}
         self._run_options = onnxruntime.RunOptions()
         self._run_options.only_execute_path_to_fetches = True
-
-    def forward(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor | None, Maps]:
-        """Run the network once; see `Engine.forward`."""
-        scores, maps = self.run(images.numpy(), layers)
-        found = {name: torch.as_tensor(cells) for name, cells in maps.items()}
-        return None if scores is None else torch.from_numpy(scores), found
 
     def run(
         self, images: NDArray[np.float32] | Tensor, layers: frozenset[str] = frozenset()
