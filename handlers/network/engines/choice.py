@@ -230,7 +230,7 @@ def _run_graph(name: str, eager: Eager, graph: Path | None, images: Tensor, thre
         engine = Compiled(
             graph,
             eager.layers,
-            images,
+            images.numpy(),
             has_scores=eager.has_scores,
             layouts=eager.layouts,
             threads=threads,

@@ -62,7 +62,7 @@ class Compiled(Arrays):
     Args:
         graph: The file of an ONNX model, as `onnx.Session` takes it.
         layers: Public name of each layer → node.
-        images: (N, C, H, W), float32, on the CPU: for a trial.
+        images: (N, C, H, W), float32, for a trial.
         has_scores: Whether the network's output is scores.
         layouts: Public name → layout, of the layers that are not (N, C, h, w) in the network.
         threads: Of one run.
@@ -77,7 +77,7 @@ class Compiled(Arrays):
         self,
         graph: Path,
         layers: Mapping[str, str],
-        images: Tensor,
+        images: NDArray[np.float32],
         *,
         has_scores: bool,
         layouts: Mapping[str, str] | None = None,
@@ -110,7 +110,7 @@ class Compiled(Arrays):
         if has_scores and len(model.outputs) > 1:
             alone = openvino.Model([model.outputs[0].node], model.get_parameters(), "scores")
             self._scores = _Model(core.compile_model(alone, "CPU", settings))
-            (found,), (expected,) = (one.run(images.numpy(), [0]) for one in (self._scores, self._whole))
+            (found,), (expected,) = (one.run(images, [0]) for one in (self._scores, self._whole))
             # Maps that are outputs keep operations from being fused, and what is not fused is rounded. Scores must not
             # depend on the maps that are asked for, by this request or another in its batch.
             if not np.abs(found - expected).max() <= _SAME * np.abs(expected).max():
