@@ -45,7 +45,7 @@ def main() -> None:
         files, labels = _pictures(options.pictures)
         step = max(1, len(files) // options.most)
         files, labels = files[::step], labels[::step]
-        eager, trial = archive.eager("cpu"), noise(archive.preprocessing, 2).numpy()
+        eager, trial = archive.eager("cpu"), noise(archive.preprocessing, 2)
         assert archive.graph is not None, "the archive has no graph"
         known: dict[str, Any] = {"has_scores": True, "layouts": archive.layouts}
         engines = [

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,17 @@ from torch import Tensor, nn
 
 from archiver import packing
 from archiver.graph import export
-from handlers.network.archive import GRAPH, WEIGHTS
+from handlers.network.archive import GRAPH, WEIGHTS, Archive
 from handlers.network.engines import choice, openvino
-from handlers.network.engines.choice import PRECISIONS, TOLERANCE, choose
+from handlers.network.engines.choice import choose
 from handlers.network.engines.eager import Eager
 from handlers.network.engines.openvino import Compiled
+from handlers.network.engines.reference import TOLERANCE, TOLERANCES
+from tests.handlers.support import CIFAR_INPUT, make_archive
 
-pytest.importorskip("openvino")
 ROOT = Path(__file__).parents[2]
+Name = Callable[..., str]
+"""The name of the engine that is chosen with these options."""
 needs_bfloat16 = pytest.mark.skipif(
     "BF16" not in openvino.capabilities(), reason="this processor does not compute in bfloat16"
 )
@@ -192,7 +195,7 @@ def test_bfloat16_is_near_float32_and_says_its_name(net: Net) -> None:
     assert engine.name.endswith("-bfloat16")
     for shape in ((2, 32, 32), (3, 16, 56)):
         off = max(changes(engine, net.eager, pictures(*shape), net.layers).values())
-        assert TOLERANCE < off <= PRECISIONS["bfloat16"][1]
+        assert TOLERANCE < off <= TOLERANCES["bfloat16"]
 
 
 @needs_bfloat16
@@ -266,66 +269,70 @@ class TestTheChoice:
         """Whatever this processor has."""
         monkeypatch.setattr(choice, "computes_bfloat16", lambda: True)
 
-    @staticmethod
-    def choose(net: Net, **options: Any) -> str:
-        return choose(net.eager, net.graph, torch.from_numpy(pictures(2)), **options).name
+    @pytest.fixture
+    def archive(self, residual: Net) -> Archive:
+        graph = residual.graph.read_bytes()
+        return make_archive(residual.eager.module, CIFAR_INPUT, tuple("abcde"), layers=Residual.layers, graph=graph)
 
-    def test_asked_for_by_name_it_runs_float32(self, net: Net) -> None:
-        assert self.choose(net, wanted="openvino").startswith("openvino-")
-        assert self.choose(net).startswith("onnxruntime-")
+    @pytest.fixture
+    def name(self, residual: Net, archive: Archive) -> Name:
+        return lambda **options: choose(archive, lambda: residual.eager, **options).name
+
+    def test_asked_for_by_name_it_runs_float32(self, name: Name) -> None:
+        assert name(wanted="openvino").startswith("openvino-")
+        assert name().startswith("onnxruntime-")
 
     @needs_bfloat16
     @pytest.mark.parametrize("wanted", ["auto", "openvino"])
-    def test_it_runs_bfloat16(self, net: Net, wanted: str) -> None:
-        name = self.choose(net, wanted=wanted, precision="bfloat16")
-        assert name.startswith("openvino-")
-        assert name.endswith("-bfloat16")
+    def test_it_runs_bfloat16(self, name: Name, wanted: str) -> None:
+        chosen = name(wanted=wanted, precision="bfloat16")
+        assert chosen.startswith("openvino-")
+        assert chosen.endswith("-bfloat16")
 
-    def test_torch_runs_bfloat16_where_it_is_asked_for(self, residual: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_torch_runs_bfloat16_where_it_is_asked_for(self, name: Name, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(choice, "computes_bfloat16", lambda: False)
-        name = self.choose(residual, wanted="torch", precision="bfloat16")
-        assert name.startswith("torch-")
-        assert name.endswith("-bfloat16")
+        chosen = name(wanted="torch", precision="bfloat16")
+        assert chosen.startswith("torch-")
+        assert chosen.endswith("-bfloat16")
 
     def test_without_the_package_torch_runs_bfloat16_and_the_log_says_why(
-        self, residual: Net, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+        self, name: Name, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setattr(choice, "find_spec", lambda name: None)
         with caplog.at_level(logging.WARNING):
-            assert self.choose(residual, precision="bfloat16").startswith("torch-")
+            assert name(precision="bfloat16").startswith("torch-")
         assert "torch runs instead of openvino: the package openvino is not installed" in caplog.text
         for precision in ("float32", "bfloat16"):
             with pytest.raises(RuntimeError, match="openvino was asked for and cannot run: the package openvino is no"):
-                self.choose(residual, wanted="openvino", precision=precision)
+                name(wanted="openvino", precision=precision)
 
     def test_what_openvino_cannot_compute_in_is_not_computed_in_something_else(
-        self, residual: Net, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+        self, name: Name, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setattr(openvino, "capabilities", lambda: frozenset({"FP32", "INT8"}))
         reason = "OpenVINO does not compute in bfloat16 on this processor"
         with pytest.raises(RuntimeError, match=reason):
-            self.choose(residual, wanted="openvino", precision="bfloat16")
+            name(wanted="openvino", precision="bfloat16")
         with caplog.at_level(logging.WARNING):
-            assert self.choose(residual, precision="bfloat16").startswith("torch-")
+            assert name(precision="bfloat16").startswith("torch-")
         assert reason in caplog.text
-        assert self.choose(residual, wanted="openvino").startswith("openvino-")
+        assert name(wanted="openvino").startswith("openvino-")
 
     @pytest.mark.parametrize("wanted", ["auto", "openvino"])
     def test_a_processor_without_bfloat16_is_not_asked_for_it(
-        self, residual: Net, monkeypatch: pytest.MonkeyPatch, wanted: str
+        self, name: Name, monkeypatch: pytest.MonkeyPatch, wanted: str
     ) -> None:
         monkeypatch.setattr(choice, "computes_bfloat16", lambda: False)
         with pytest.raises(RuntimeError, match="which this processor does not compute in"):
-            self.choose(residual, wanted=wanted, precision="bfloat16")
+            name(wanted=wanted, precision="bfloat16")
 
-    def test_float16_is_for_a_gpu(self, residual: Net) -> None:
+    def test_float16_is_for_a_gpu(self, name: Name) -> None:
         with pytest.raises(RuntimeError, match="openvino was asked for and runs float32, bfloat16, not float16"):
-            self.choose(residual, wanted="openvino", precision="float16")
+            name(wanted="openvino", precision="float16")
 
-    def test_the_weights_of_another_network(self, residual: Net, tmp_path: Path) -> None:
+    def test_the_weights_of_another_network(self, archive: Archive, name: Name) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            (tmp_path / WEIGHTS).write_bytes(packing.weights(Residual().state_dict()))
-        (tmp_path / GRAPH).write_bytes(residual.graph.read_bytes())
+            (archive.directory / WEIGHTS).write_bytes(packing.weights(Residual().state_dict()))
         with pytest.raises(RuntimeError, match=r"cannot run: .* differ from torch's"):
-            choose(residual.eager, tmp_path / GRAPH, torch.from_numpy(pictures(2)), wanted="openvino")
+            name(wanted="openvino")

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from handlers.network.engines.engine import Arrays, Cells
+from handlers.network.engines.engine import Cells
 
 _IMAGES = "images"
 _ERRORS = 3  # Severity: ONNX Runtime's warnings are about the graph, which cannot be changed when serving.
@@ -27,7 +26,7 @@ def output_name(node: str, layout: str = "") -> str:
     return f"/maps/{node}@{layout}" if layout else f"/maps/{node}"
 
 
-class Session(Arrays):
+class Session:
     """A network run by ONNX Runtime on the CPU.
 
     Args:
@@ -75,7 +74,7 @@ class Session(Arrays):
         self._run_options.only_execute_path_to_fetches = True
 
     def run(
-        self, images: NDArray[np.float32] | Tensor, layers: frozenset[str] = frozenset()
+        self, images: Cells, layers: frozenset[str] = frozenset()
     ) -> tuple[NDArray[np.float32] | None, dict[str, Cells]]:
         """Run the network once; see `Engine.run`."""
         names = list(dict.fromkeys([*self._scores, *(self._maps[name] for name in layers)]))

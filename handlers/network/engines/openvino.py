@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from handlers.network.engines.engine import Arrays, Cells
+from handlers.network.engines.engine import Cells
 from handlers.network.engines.onnx import output_name
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ def capabilities() -> frozenset[str]:
     return frozenset(package().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
-class Compiled(Arrays):
+class Compiled:
     """A network run by OpenVINO on the CPU.
 
     Args:
@@ -118,7 +117,7 @@ class Compiled(Arrays):
                 self._scores = self._whole
 
     def run(
-        self, images: NDArray[np.float32] | Tensor, layers: frozenset[str] = frozenset()
+        self, images: Cells, layers: frozenset[str] = frozenset()
     ) -> tuple[NDArray[np.float32] | None, dict[str, Cells]]:
         """Run the network once; see `Engine.run`."""
         names = list(layers)
