@@ -99,7 +99,7 @@ class Compiled:
             # Pinned, the only thread of each worker runs on the first core (two workers, two cores, 2026.4.1).
             "ENABLE_CPU_PINNING": False,
             # Kernels kept for sizes and batches seen before. OpenVINO's default of 5000 took 0.8 MB for every new size
-            # of a picture (ResNet-18); making them anew takes no time that can be measured.
+            # of a picture (ResNet-18); making them anew costs at most a tenth of a run.
             "CPU_RUNTIME_CACHE_CAPACITY": 512,
         }
         places = {name: place for place, output in enumerate(model.outputs) for name in output.names}
