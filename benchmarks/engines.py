@@ -1,21 +1,22 @@
-"""Which engine: one forward pass by every way there is to run it on the CPU, on one thread, in alternation.
+"""Which engine: one forward pass by every way there is to run it on the CPU, in alternation.
 
 Type: python -m benchmarks.engines --rounds 20
 
 Every round times every engine once, in an order that turns from round to round, so that a machine whose speed drifts
-drifts for all; given are the least and the median of the rounds, in microseconds of this thread's own CPU time a
-picture, which other work on the machine disturbs less than a clock. What is not installed is left out. `maps` are the
-scores and all layers below; `difference` is the largest from eager, as a share of the largest value of that output.
-`ready` is what making the engine took: export, compilation and loading, in seconds.
+drifts for all; given are the least and the median of the rounds, in microseconds a picture: of this process's CPU time
+on one thread, which other work on the machine disturbs less than a clock, and of the clock on several. What is not
+installed is left out. `maps` are the scores and all layers below; `difference` is the largest from eager, as a share of
+the largest value of that output. `ready` is what making the engine took: export, compilation and loading, in seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
-import os
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet18
+from torchvision.models import efficientnet_b0, mobilenet_v3_small, resnet18, resnet50
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from handlers.networks import Cifar, Digits, Simple
@@ -40,8 +41,10 @@ NETWORKS: Mapping[str, tuple[Callable[[], nn.Module], Mapping[str, str], tuple[i
     "simple": (Simple, Simple.layers, (3, 32, 32)),
     # conv1 and layer4.1.conv2 are taken before normalisation and activation: outputs that stand in a fusion's way.
     "resnet18": (resnet18, {"conv1": "conv1", "relu": "relu", "l4": "layer4.1.conv2"}, (3, 224, 224)),
+    "resnet50": (resnet50, {"layer2": "layer2.3.relu_2", "layer4": "layer4.2.relu_2"}, (3, 224, 224)),
+    "mobilenet_v3_small": (mobilenet_v3_small, {"f3": "features.3.add", "f12": "features.12"}, (3, 224, 224)),
+    "efficientnet_b0": (efficientnet_b0, {"f3": "features.3.1.add", "f8": "features.8"}, (3, 224, 224)),
 }
-BATCHES = (1, 8, 32)
 
 
 class Outputs(nn.Module):
@@ -63,6 +66,12 @@ class Outputs(nn.Module):
 def eager(network: Outputs, example: Tensor) -> Run:
     """Torch as it is."""
     return network
+
+
+def bfloat16(network: Outputs, example: Tensor) -> Run:
+    """Torch with weights and tensors in bfloat16; outputs are float32, as replies need."""
+    inner = network.to(torch.bfloat16)
+    return lambda images: tuple(output.float() for output in inner(images.bfloat16()))
 
 
 def channels_last(network: Outputs, example: Tensor) -> Run:
@@ -99,34 +108,60 @@ def inductor(network: Outputs, example: Tensor) -> Run:
     return torch._inductor.aoti_load_package(path)
 
 
-def onnx_runtime(network: Outputs, example: Tensor) -> Run:
-    """ONNX Runtime with all outputs in one session, those asked for being returned."""
-    import onnxruntime
-
-    names = [str(number) for number in range(len(network.nodes))]
+def _onnx(network: Outputs, example: Tensor) -> bytes:
+    """Export with all outputs, named by their place."""
     program = torch.onnx.export(
         network,
         (example,),
         dynamo=True,
         dynamic_shapes=({0: torch.export.Dim("N")},),
         input_names=["images"],
-        output_names=names,
+        output_names=[str(number) for number in range(len(network.nodes))],
         verbose=False,
     )
+    return program.model_proto.SerializeToString()
+
+
+def onnx_runtime(network: Outputs, example: Tensor) -> Run:
+    """ONNX Runtime with all outputs in one session, those asked for being returned."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), options)
-    return lambda images: session.run(names, {"images": images.numpy()})
+    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    session = onnxruntime.InferenceSession(_onnx(network, example), options)
+    return lambda images: session.run(None, {"images": images.numpy()})
+
+
+def openvino(network: Outputs, example: Tensor, precision: str = "f32") -> Run:
+    """OpenVINO with all outputs in one model; outputs are copied, as a request must own them."""
+    sys.modules.setdefault("openvino_telemetry", None)
+    from openvino import Core
+
+    core = Core()
+    model = core.compile_model(
+        core.read_model(io.BytesIO(_onnx(network, example))),
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,
+        },
+    )
+    return lambda images: tuple(model(images.numpy()).values())
 
 
 ENGINES = {
     "eager": eager,
+    "bfloat16": bfloat16,
     "channels_last": channels_last,
     "jit frozen": frozen,
     "oneDNN": onednn,
     "compile": compiled,
     "AOTInductor": inductor,
     "ONNX Runtime": onnx_runtime,
+    "OpenVINO": openvino,
+    "OpenVINO bfloat16": partial(openvino, precision="bf16"),
 }
 
 
@@ -136,18 +171,19 @@ def alternate(
     """Time every way once a round, in turning order.
 
     Returns:
-        By name: the least and the median of the rounds, in microseconds of CPU time a call.
+        By name: the least and the median of the rounds, in microseconds a call.
     """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         way()
     for number in range(rounds):
         for name, way in list(ways.items())[:: 1 if number % 2 else -1]:
-            began, calls, taken = time.thread_time(), 0, 0.0
+            began, calls, taken = clock(), 0, 0.0
             while taken < seconds:
                 way()
                 calls += 1
-                taken = time.thread_time() - began
+                taken = clock() - began
             times[name].append(taken / calls * 1e6)
     return {name: (min(found), statistics.median(found)) for name, found in times.items()}
 
@@ -158,7 +194,7 @@ def difference(found: tuple[Any, ...], expected: tuple[Tensor, ...]) -> float:
     return max(float(np.abs(one - other).max() / np.abs(other).max()) for one, other in pairs)
 
 
-def measure(name: str, rounds: int, wanted: list[str]) -> list[dict[str, Any]]:
+def measure(name: str, rounds: int, wanted: list[str], batches: list[int]) -> list[dict[str, Any]]:
     """Measure one network by every engine, and return a record for each engine, batch and set of outputs."""
     make, layers, shape = NETWORKS[name]
     torch.manual_seed(0)
@@ -178,7 +214,7 @@ def measure(name: str, rounds: int, wanted: list[str]) -> list[dict[str, Any]]:
                 print(f"{name}: {engine} does not run: {type(err).__name__}: {str(err).splitlines()[0][:120]}")
                 runs.pop(engine, None)
             ready[engine] = time.perf_counter() - began
-        for batch in BATCHES:
+        for batch in batches:
             images = torch.rand(batch, *shape)
             with torch.inference_mode():
                 expected = runs["eager"](images)
@@ -224,17 +260,24 @@ def main() -> None:
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--out", type=Path, default=Path("out/engines.json"))
+    parser.add_argument("--batches", default="1,8,32")
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     records = []
     for name in options.networks.split(","):
-        records += measure(name, options.rounds, options.engines.split(","))
+        records += measure(
+            name, options.rounds, options.engines.split(","), [int(batch) for batch in options.batches.split(",")]
+        )
     print(table(records))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"torch": torch.__version__, "rounds": options.rounds, "records": records}))
+    options.out.write_text(
+        json.dumps(
+            {"torch": torch.__version__, "rounds": options.rounds, "threads": options.threads, "records": records}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ class Settings:
     """A worker's settings; the defaults are those of a stock TorchServe.
 
     Attributes:
-        engine: `auto`, `torch` or `onnxruntime` (`CONVSCOPE_ENGINE`).
+        engine: `auto`, `torch`, `onnxruntime` or `openvino` (`CONVSCOPE_ENGINE`).
         precision: `float32`, `float16` or `bfloat16` (`CONVSCOPE_PRECISION`).
         threads: Of one forward pass, and of decoding (`CONVSCOPE_THREADS`). TorchServe starts a worker per core, so the
             default is 1.

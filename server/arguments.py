@@ -39,7 +39,7 @@ class Settings:
         heap_mb: Largest heap of the Java front end, in MiB.
         work_dir: Folder in which the server makes its private directory; None for the system's temporary folder.
         log_dir: Folder for the logs; None keeps them in the private directory.
-        engine: What runs the networks: `auto`, `torch` or `onnxruntime`.
+        engine: What runs the networks: `auto`, `torch`, `onnxruntime` or `openvino`.
         precision: What they compute in: `float32`, `float16` or `bfloat16`.
         scaled_decoding: Decode large JPEGs to a part of their size.
         patch: Patch TorchServe; see `patches`.
@@ -127,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--engine",
-        choices=("auto", "torch", "onnxruntime"),
+        choices=("auto", "torch", "onnxruntime", "openvino"),
         default="auto",
         help="what runs the networks; auto: the fastest that works, archive by archive",
     )
@@ -135,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--precision",
         choices=("float32", "float16", "bfloat16"),
         default="float32",
-        help="what the networks compute in; 16 bits run in torch, float16 on a GPU only",
+        help="what the networks compute in; float16 on a GPU only, bfloat16 also on processors that have it",
     )
     add(
         "--scaled-decoding",

@@ -1,7 +1,7 @@
 """The choice of an engine: the fastest that is installed, that the archive has a graph for, and that computes the same.
 
-On the CPU `onnxruntime` is tried first. If it cannot run, the reason is logged and torch runs instead, unless ONNX
-Runtime was asked for by name or torch is not installed. On a GPU, and in 16 bits, torch runs.
+On the CPU `onnxruntime` is tried first in float32, and `openvino` in bfloat16. If it cannot run, the reason is logged
+and torch runs instead, unless the engine was asked for by name or torch is not installed. On a GPU torch runs.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from handlers import optional_torch
@@ -16,15 +17,19 @@ from handlers.images.preprocessing import noise
 from handlers.network.archive import NONE, REFERENCE, Archive
 from handlers.network.engines.engine import Engine
 from handlers.network.engines.onnx import Session
-from handlers.network.engines.reference import PICTURES, compare, read, take
+from handlers.network.engines.openvino import Compiled
+from handlers.network.engines.reference import PICTURES, TOLERANCES, compare, read, take
 
 if TYPE_CHECKING:
     from handlers.network.engines.eager import Eager
 
 logger = logging.getLogger(__name__)
 
-ENGINES = ("auto", "torch", "onnxruntime")
-PRECISIONS = ("float32", "float16", "bfloat16")
+ENGINES = ("auto", "torch", "onnxruntime", "openvino")
+PRECISIONS = tuple(TOLERANCES)
+
+_COMPUTES_IN = {"onnxruntime": ("float32",), "openvino": ("float32", "bfloat16")}  # Engines of an archive's graph.
+_FASTEST = {"float32": "onnxruntime", "bfloat16": "openvino"}  # Measured: docs/decisions/0013-openvino.md.
 
 _DAMAGED = 1e-4  # How far torch may be from the archive's reference, which torch computed elsewhere, by another order.
 
@@ -46,7 +51,7 @@ def choose(
         device: That device: `cpu`, or `cuda:` and a number.
         wanted: One of `ENGINES`; `auto` takes the fastest that works.
         threads: Of one run.
-        precision: One of `PRECISIONS`; one of 16 bits is for torch, and never taken unless asked for.
+        precision: One of `PRECISIONS`; one of 16 bits is never taken unless asked for.
 
     Raises:
         ValueError: `wanted` is not an engine, or `precision` not a precision.
@@ -57,21 +62,27 @@ def choose(
         raise ValueError(f"CONVSCOPE_ENGINE is {wanted!r}; there are {', '.join(ENGINES)}")
     if precision not in PRECISIONS:
         raise ValueError(f"CONVSCOPE_PRECISION is {precision!r}; there are {', '.join(PRECISIONS)}")
-    if wanted == "onnxruntime" and precision != "float32":
-        raise RuntimeError(f"the engine onnxruntime was asked for and runs float32, not {precision}")
-    is_doubtful = False
-    reason = f"the precision {precision} was asked for" if precision != "float32" else f"{wanted} was asked for"
-    if precision == "float32" and wanted != "torch":
-        reason = _obstacle(archive, device) or ""
+    name = _FASTEST.get(precision) if wanted == "auto" and device == "cpu" else wanted
+    is_doubtful, reason = False, f"{wanted} was asked for, {precision} on {device}"
+    if name in _COMPUTES_IN:
+        if precision not in _COMPUTES_IN[name]:
+            runs = ", ".join(_COMPUTES_IN[name])
+            raise RuntimeError(f"the engine {name} was asked for and runs {runs}, not {precision}")
+        if precision == "bfloat16" and not computes_bfloat16():
+            raise RuntimeError(
+                "the precision bfloat16 was asked for, which this processor does not compute in; float32 is faster here"
+            )
+        reason = _obstacle(archive, device, name) or ""
         if not reason:
             try:
-                return _session(archive, threads)
-            except Exception as err:  # ONNX Runtime raises what it likes; torch can do without it.
+                return _run_graph(archive, name, threads, precision)
+            except Exception as err:  # ONNX Runtime and OpenVINO raise what they like; torch can do without them.
                 reason, is_doubtful = f"{type(err).__name__}: {err}", True
-                if wanted == "auto" and optional_torch.is_installed():
-                    logger.warning("the archive's graph is not used, torch runs instead: %s", reason)
-        if wanted == "onnxruntime":
-            raise RuntimeError(f"the engine onnxruntime was asked for and cannot run: {reason}")
+        if wanted != "auto":
+            raise RuntimeError(f"the engine {name} was asked for and cannot run: {reason}")
+        if optional_torch.is_installed():
+            level = logging.WARNING if is_doubtful or precision != "float32" else logging.INFO
+            logger.log(level, "torch runs instead of %s: %s", name, reason)
     if not optional_torch.is_installed():
         raise RuntimeError(f"torch must run this network, and torch or torchvision is not installed: {reason}")
     from handlers.network.engines.in_torch import choose_in_torch
@@ -85,26 +96,45 @@ def choose(
     return choose_in_torch(eager, archive.preprocessing, wanted=wanted, precision=precision)
 
 
-def _session(archive: Archive, threads: int) -> Session:
-    """Return the archive's graph in ONNX Runtime, once it computes what the archive's reference says."""
+def computes_bfloat16() -> bool:
+    """Return whether this processor has instructions for bfloat16: AVX-512's, AMX's, or those of arm64.
+
+    Linux says so; elsewhere the answer is no.
+    """
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
+    except OSError:
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+
+
+def _run_graph(archive: Archive, name: str, threads: int, precision: str) -> Engine:
+    """Return an engine with the archive's graph, once it computes what the archive's reference says."""
     assert archive.graph is not None  # noqa: S101  # For the types; `_obstacle` saw to it.
-    session = Session(
-        archive.graph,
-        archive.layers,
-        has_scores=archive.scores != NONE,
-        layouts=archive.layouts,
-        threads=threads,
-    )
-    compare(take(session, noise(archive.preprocessing, PICTURES)), read(archive.directory / REFERENCE))
-    return session
+    images, has_scores, layouts = noise(archive.preprocessing, PICTURES), archive.scores != NONE, archive.layouts
+    engine: Engine
+    if name == "onnxruntime":
+        engine = Session(archive.graph, archive.layers, has_scores=has_scores, layouts=layouts, threads=threads)
+    else:
+        engine = Compiled(
+            archive.graph,
+            archive.layers,
+            images,
+            has_scores=has_scores,
+            layouts=layouts,
+            threads=threads,
+            precision=precision,
+        )
+    compare(take(engine, images), read(archive.directory / REFERENCE), TOLERANCES[precision])
+    return engine
 
 
-def _obstacle(archive: Archive, device: str) -> str | None:
-    """Return why ONNX Runtime cannot be used; None if it can."""
+def _obstacle(archive: Archive, device: str, name: str) -> str | None:
+    """Return why an engine of the graph cannot be used; None if it can."""
     if device != "cpu":
         return f"it runs on the CPU, and this worker on {device}"
     if archive.graph is None:
         return "the archive holds no graph; build it with python -m archiver --engine onnx"
-    if find_spec("onnxruntime") is None:
-        return "the package onnxruntime is not installed"
+    if find_spec(name) is None:
+        return f"the package {name} is not installed"
     return None

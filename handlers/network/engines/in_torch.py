@@ -13,7 +13,7 @@ from handlers.images.preprocessing import Preprocessing, noise
 from handlers.network.engines.cuda_graphs import Captured, Record, record_on_gpu
 from handlers.network.engines.eager import Eager
 from handlers.network.engines.engine import Cells, Engine
-from handlers.network.engines.reference import PICTURES, TOLERANCE, check
+from handlers.network.engines.reference import PICTURES, TOLERANCES, check
 
 logger = logging.getLogger(__name__)
 
@@ -21,13 +21,8 @@ GPU_TOLERANCE = 1e-3
 """The same on a GPU in float32, from plain eager torch on that GPU: for another order of tensors cuDNN takes other
 kernels (Winograd's and Fourier's among them), which sum in another order, and errors of layers add up."""
 
-PRECISIONS = {
-    "float32": (torch.float32, TOLERANCE),
-    "float16": (torch.float16, 1e-2),
-    "bfloat16": (torch.bfloat16, 5e-2),
-}
-"""Each precision's dtype, and how far from float32's eager torch it may be, measured as `TOLERANCE` is. float16 rounds
-by 2**-11 an operation, bfloat16 by 2**-8; errors of layers add up. float16 and every GPU were never run here."""
+PRECISIONS = {name: (getattr(torch, name), tolerance) for name, tolerance in TOLERANCES.items()}
+"""Each precision's dtype, and how far from float32 it may be. float16 and every GPU were never run here."""
 
 
 def choose_in_torch(eager: Eager, preprocessing: Preprocessing, *, wanted: str, precision: str) -> Engine:

@@ -22,6 +22,10 @@ TOLERANCE = 1e-5
 """How far an engine's output may be from eager torch's: the largest difference of any cell, as a share of the largest
 absolute value in that map or in those logits. float32 itself rounds by 6e-8 an operation."""
 
+TOLERANCES = {"float32": TOLERANCE, "float16": 1e-2, "bfloat16": 5e-2}
+"""The same by what the engine computes in. float16 rounds by 2**-11 an operation, bfloat16 by 2**-8; errors of layers
+add up."""
+
 _MOST_CELLS = 256  # Of a map. Whatever else a graph computes shows in a few; they take a kilobyte.
 
 Reference = Mapping[str, NDArray[Any]]
