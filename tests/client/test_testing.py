@@ -127,7 +127,9 @@ def test_an_explanation_without_a_delta_has_none(ask: Callable[..., Any]):
 def test_a_card_can_be_made(ask: Callable[..., Any]):
     card = model_card(layers={"conv1": (16, 32, 32), "fc": (10,)}, classes=["cat", "dog"])
     assert ask(FakeTransport(card), "model_card", "fake") == card
-    assert card.layer("conv1").shape == (16, 32, 32)
+    layer = card.layer("conv1")
+    assert (layer.shape, layer.bytes, layer.has_receptive_field) == ((16, 32, 32), {"float32": 65536}, False)
+    assert (card.parameters, layer.parameters) == (0, 0)
     with pytest.raises(convscope.UnknownLayer, match="fake has no layer 'conv2'; layers: conv1, fc"):
         card.layer("conv2")
 
