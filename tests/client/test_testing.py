@@ -63,6 +63,16 @@ def test_one_prediction_is_the_response_to_every_picture(ask: Callable[..., Any]
     assert transport.closed
 
 
+@pytest.mark.parametrize(
+    ("made", "scores"),
+    [(CAT, "softmax"), (prediction(values={"age": 41.0}), "value"), (prediction(maps=CAT.maps), "")],
+    ids=["classes", "values", "maps"],
+)
+def test_a_prediction_says_what_its_numbers_are(ask: Callable[..., Any], made: convscope.Prediction, scores: str):
+    assert made.scores == scores
+    assert ask(FakeTransport(made), "predict", b"picture", model="cifar").scores == scores
+
+
 def test_a_function_gets_the_request_and_responds_picture_by_picture(ask: Callable[..., Any]):
     def respond(request: Request) -> Any:
         return [
