@@ -125,3 +125,5 @@ def test_how_many_pictures_fit_into_a_request(height: int | None, reply_bytes: i
     limits = dataclasses.replace(card.limits, max_images=64, max_reply_bytes=10**7)
     card = dataclasses.replace(card, limits=limits, input=dataclasses.replace(card.input, height=height))
     assert card.pictures_per_request(reply_bytes) == expected
+    card = dataclasses.replace(card, limits=dataclasses.replace(limits, max_images=1))
+    assert card.pictures_per_request(reply_bytes) == 1

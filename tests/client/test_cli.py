@@ -20,6 +20,7 @@ from convscope._cli import main
 from convscope._cli_results import format_card
 from convscope._wire import convscope_pb2 as wire
 from convscope.commands import format_table
+from convscope.testing import model_card
 
 from tests.client.stand_in import LAYERS, StandIn, fetch_maps
 
@@ -372,6 +373,30 @@ def test_a_card_of_large_numbers_and_many_classes_fits_a_terminal(client: Client
     assert max(map(len, lines)) <= 120
     assert [line for line in lines if line.startswith("classes        1,000: quite a long label")]
     assert len(lines) < 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "recipe"),
+    [
+        ({"interpolation": ""}, "not resized"),
+        ({"antialias": False}, "resized to 32×32, bilinear without antialiasing; the aspect ratio is not kept"),
+        ({"resize": (36,)}, "resized until the shorter side has 36 pixels, bilinear; then the middle 32×32"),
+        ({"resize": (36,), "height": None}, "resized until the shorter side has 36 pixels, bilinear"),
+        ({"resize": (36, 40)}, "resized to 36×40, bilinear; then the middle 32×32"),
+        (
+            {"resize": (36, 40), "fit": "cover"},
+            "resized to at least 36×40, keeping the aspect ratio, bilinear; then the middle 32×32",
+        ),
+        (
+            {"resize": (32, 32), "fit": "contain", "fill": (1, 2, 3)},
+            "resized to at most 32×32, keeping the aspect ratio, bilinear; then the middle 32×32, padded with 1 2 3",
+        ),
+    ],
+)
+def test_a_card_says_how_pictures_are_resized(changes: dict[str, Any], recipe: str):
+    card = model_card()
+    shown = format_card(dataclasses.replace(card, input=dataclasses.replace(card.input, **changes)))
+    assert f" pictures {recipe} normalisation " in " ".join(shown.split())
 
 
 def test_a_card_in_json_is_the_whole_card(capsys, url: str):

@@ -53,12 +53,13 @@ def test_more_pictures_than_the_model_accepts_are_sent_in_several_requests_in_or
     assert result == [int(fetch_maps(name.encode(), (10,)).argmax()) for name in many if name != "gone.png"]
 
 
+@pytest.mark.parametrize("count", [2, 64])
 def test_as_many_pictures_as_the_model_accepts_are_one_request(
-    capsys: pytest.CaptureFixture[str], stand_in: StandIn, many: list[str]
+    capsys: pytest.CaptureFixture[str], stand_in: StandIn, many: list[str], count: int
 ) -> None:
-    assert main(["predict", *many[:64], "--model", "cifar", "--url", stand_in.rest_url, "--request-id", "a"]) == 0
-    assert [(len(request.pictures), request.request_id) for request in batches(stand_in)] == [(64, "a")]
-    assert len(capsys.readouterr().out.splitlines()) == 3 + 64 * 5
+    assert main(["predict", *many[:count], "--model", "cifar", "--url", stand_in.rest_url, "--request-id", "a"]) == 0
+    assert [(len(request.pictures), request.request_id) for request in batches(stand_in)] == [(count, "a")]
+    assert len(capsys.readouterr().out.splitlines()) == 3 + count * 5
 
 
 def test_a_request_id_for_several_requests_is_rejected(

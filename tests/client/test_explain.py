@@ -195,11 +195,14 @@ class TestCommandLine:
         assert "bad_image" in shown
         assert sorted(path.parent.name for path in tmp_path.rglob("overlay.png")) == ["cat", "dog"]
 
-    def test_explain_prints_json(self, url: str, pictures: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    def test_explain_prints_json(
+        self, url: str, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         arguments = ["explain", *pictures[:2], "--model", "cifar", "--method", "occlusion", "--url", url, "--json"]
-        assert main(arguments) == 1
+        assert main([*arguments, "--save", str(tmp_path / "why")]) == 1
         good, bad = json.loads(capsys.readouterr().out)["results"]
         assert (good["method"], good["shape"], good["layer"]) == ("occlusion", [1, 6, 5], None)
+        assert good["saved"] == str(tmp_path / "why" / "cat")
         assert bad["error"]["code"] == "bad_image"
 
     def test_a_file_that_cannot_be_read_does_not_keep_the_others_from_being_explained(

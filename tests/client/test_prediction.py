@@ -96,6 +96,7 @@ def test_a_grid_holds_every_tile_in_reading_order():
         centres = grid[2 + row * 46 + 5 :: 11, 2 + column * 68 + 5 :: 11][:4, :6]
         assert np.array_equal(centres, tile)
     assert (grid[96:, 140:] == 255).all()
+    assert tile_grid(CELLS).shape == (2 * 46 + 2, 8 * 68 + 2)
 
 
 def test_a_png_is_what_other_programs_read():

@@ -63,6 +63,16 @@ def test_one_prediction_is_the_response_to_every_picture(ask: Callable[..., Any]
     assert transport.closed
 
 
+@pytest.mark.parametrize(
+    ("made", "scores"),
+    [(CAT, "softmax"), (prediction(values={"age": 41.0}), "value"), (prediction(maps=CAT.maps), "")],
+    ids=["classes", "values", "maps"],
+)
+def test_a_prediction_says_what_its_numbers_are(ask: Callable[..., Any], made: convscope.Prediction, scores: str):
+    assert made.scores == scores
+    assert ask(FakeTransport(made), "predict", b"picture", model="cifar").scores == scores
+
+
 def test_a_function_gets_the_request_and_responds_picture_by_picture(ask: Callable[..., Any]):
     def respond(request: Request) -> Any:
         return [
@@ -127,7 +137,9 @@ def test_an_explanation_without_a_delta_has_none(ask: Callable[..., Any]):
 def test_a_card_can_be_made(ask: Callable[..., Any]):
     card = model_card(layers={"conv1": (16, 32, 32), "fc": (10,)}, classes=["cat", "dog"])
     assert ask(FakeTransport(card), "model_card", "fake") == card
-    assert card.layer("conv1").shape == (16, 32, 32)
+    layer = card.layer("conv1")
+    assert (layer.shape, layer.bytes, layer.has_receptive_field) == ((16, 32, 32), {"float32": 65536}, False)
+    assert (card.parameters, layer.parameters) == (0, 0)
     with pytest.raises(convscope.UnknownLayer, match="fake has no layer 'conv2'; layers: conv1, fc"):
         card.layer("conv2")
 

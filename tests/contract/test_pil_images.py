@@ -119,6 +119,12 @@ def test_values_beyond_sixteen_bits_are_rejected(values: list[int]):
         encode_pictures(Image.fromarray(np.array([values], np.int32)))
 
 
+def test_all_values_of_sixteen_bits_are_sent_as_they_are():
+    values = np.array([[0, 1, 65535]], np.int32)
+    [file] = encode_pictures(Image.fromarray(values)).files
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(file))), values)
+
+
 def test_an_image_without_pixels_is_rejected():
     with pytest.raises(ValueError, match=r"mode RGB cannot be written as PNG: .*empty"):
         encode_pictures(Image.new("RGB", (0, 5)))

@@ -129,6 +129,7 @@ def test_heat_is_drawn_on_the_original_where_the_network_saw_it() -> None:
         drawn = found.overlay(picture)
         with pytest.raises(ValueError, match=r"size \(144, 300\), not \(300, 144\)"):
             found.overlay(picture.transpose(1, 0, 2))
+        assert np.array_equal(found.overlay(picture[:, :, 0]), found.overlay(picture[:, :, :1]))
     assert drawn.shape == (144, 300, 3)
     coloured = np.ptp(drawn, axis=2) > 0
     assert not coloured[:8].any()

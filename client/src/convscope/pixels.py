@@ -118,7 +118,7 @@ def to_display_pixels(values: NDArray[np.floating]) -> NDArray[np.uint8]:
     Returns:
         (H', W', C), uint8, enlarged to at least 256 pixels on the longer side, by an integer factor.
     """
-    factor = max(1, -(-MIN_PICTURE_PX // max(values.shape[:2])))
+    factor = -(-MIN_PICTURE_PX // max(values.shape[:2]))  # At least 1: it is rounded up.
     pixels: NDArray[np.uint8] = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
 
