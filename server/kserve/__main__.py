@@ -1,0 +1,36 @@
+"""Serve every archive of the model store in KServe's model server until Ctrl-C.
+
+    python -m server.kserve
+    python -m server.kserve --models cifar,digits --http-port 8085 --grpc-port 8086 --device cpu
+
+Exit status: 0 after a clean stop, 1 after a failure (told on standard error), 2 for a wrong command line.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from server.failures import Failure
+from server.kserve.arguments import parse
+from server.reporting import Reporter, let_go
+
+
+def main() -> int:
+    """Run the server and return the exit status."""
+    asked = parse()
+    sys.argv[1:] = []  # kserve reads the command line when it is imported.
+    from server.kserve.host import run
+
+    reporter = Reporter(as_json=asked.settings.log_format == "json")
+    try:
+        return 0 if run(asked, reporter) else 1
+    except Failure as failure:
+        reporter.say(str(failure), level="error")
+        return failure.exit_code
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    finally:
+        let_go()

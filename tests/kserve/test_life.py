@@ -1,0 +1,98 @@
+"""Batches, workers that die or hang, metrics, and the end of the server."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import httpx
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.kserve.conftest import ROOT, Host, start, stop
+from tests.server.harness import poll
+
+Send = Callable[[Host, bytes], httpx.Response]
+
+
+def send(host: Host, body: bytes, path: str = "obedient") -> httpx.Response:
+    return httpx.post(f"http://{host.http}/predictions/{path}", content=body, timeout=30)
+
+
+def hold(host: Host, pool: ThreadPoolExecutor, gate: Path) -> Future[httpx.Response]:
+    """Keep the worker busy until the gate is there."""
+    held = pool.submit(send, host, f"wait:{gate}".encode())
+    poll(Path(f"{gate}.begun").exists)
+    return held
+
+
+def value(host: Host, name: str) -> float:
+    text = httpx.get(f"http://{host.http}/metrics").text
+    return float(next(line for line in text.splitlines() if line.startswith(name)).rpartition(" ")[2])
+
+
+def test_requests_that_wait_are_handed_over_together(host: Host, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        held = hold(host, pool, tmp_path / "gate")
+        waiting = [pool.submit(send, host, b"") for _ in range(6)]
+        poll(lambda: value(host, 'convscope_queue_requests{model="obedient",version="1.10"}') == 6)
+        (tmp_path / "gate").touch()
+        assert held.result().text.split()[0] == "1"
+        sizes = sorted(item.result().text.split()[0] for item in waiting)
+    assert sizes == ["2", "2", "4", "4", "4", "4"]  # batchSize is 4.
+
+
+def test_a_worker_that_dies_or_hangs_costs_its_batch_and_is_started_again(host: Host, tmp_path: Path) -> None:
+    process = send(host, b"").text.split()[1]
+    response = send(host, b"die")
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal")
+    after = send(host, b"").text.split()
+    assert after[1] != process
+    assert after[2] == "1.10"
+    response = send(host, f"wait:{tmp_path / 'never'}".encode())  # Its archive gives it 5 s.
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal")
+    assert send(host, b"").text.split()[1] != after[1]
+    assert value(host, 'convscope_worker_deaths_total{model="obedient",version="1.10"}') == 2
+    assert send(host, b"", "obedient/1.9").text.split()[2] == "1.9"
+
+
+def test_the_workers_metrics_are_those_of_the_other_host(host: Host) -> None:
+    name = 'convscope_requests_total{code="bad_image",format="json",model="digits",transport="rest",version="1.0"}'
+    before = value(host, name)
+    send(host, b"no picture", "digits")
+    assert value(host, name) == before + 1
+    assert value(host, "convscope_ready") == 1
+    assert value(host, 'convscope_archive_rejected{archive="broken"}') == 1
+    assert "archive broken.mar: ModuleNotFoundError" in host.log.read_text()
+
+
+def test_draining_loses_no_request(store: Path, tmp_path: Path) -> None:
+    host = start(store, tmp_path, "--models", "obedient/1.9", "--unready-s", "2", "--drain-s", "20", "--timeout-s", "1")
+    gates = [tmp_path / "first", tmp_path / "second"]
+    with ThreadPoolExecutor(2) as pool, grpc.insecure_channel(host.grpc) as channel:
+        held = hold(host, pool, gates[0])
+        late = send(host, b"")  # Waits for longer than its second.
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+        assert held.result().status_code == 504
+        gates[0].touch()
+        poll(lambda: send(host, b"").status_code == 200)
+        health = health_pb2_grpc.HealthStub(channel)
+        host.process.send_signal(signal.SIGTERM)
+        poll(lambda: httpx.get(f"http://{host.http}/v2/health/ready").status_code == 503)
+        assert httpx.get(f"http://{host.http}/predictions/obedient").status_code == 200  # Its archive knows no drain.
+        poll(lambda: health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.NOT_SERVING)
+        assert send(host, b"").status_code == 200  # It goes on serving.
+    assert stop(host) in (0, 1)
+    assert not list(tmp_path.glob("convscope-*"))
+
+
+def test_a_server_that_cannot_start_says_why(store: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "server.kserve", "--model-store", str(store), "--work-dir", str(tmp_path)]
+    ended = subprocess.run([*command, "--models", "none"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, "no model none" in ended.stderr) == (2, True)
+    ended = subprocess.run([*command, "--models", "broken"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, "no archive can be served" in ended.stderr) == (1, True)
