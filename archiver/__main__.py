@@ -32,7 +32,7 @@ import torch
 
 from archiver import packing
 from archiver.arguments import parse
-from archiver.contents import NO_GRADIENTS, Contents, from_checkpoint
+from archiver.contents import Contents, from_checkpoint
 from archiver.external import from_network, read_classes
 from archiver.graph import with_engine
 from archiver.packing import ArchiveError
@@ -40,7 +40,7 @@ from archiver.quiet import quiet_libraries
 from archiver.recipes import describe
 from archiver.store import build, check, refreshed, write
 from handlers.images.preprocessing import Preprocessing
-from handlers.network.archive import CARD, KIND, LAYOUTS, PROBABILITIES, VALUE, scores_of
+from handlers.network.archive import CARD, KIND, LAYOUTS, NO_GRADIENTS, PROBABILITIES, VALUE, scores_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,35 +16,43 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors.numpy
 import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import nn
 
 from archiver import packing
 from archiver.architecture import Architecture, find
+from archiver.description import describe
 from archiver.older import renewed
 from archiver.packing import ArchiveError
 from archiver.proof import check_batch_independence, check_graph, check_rebuilt, why_no_gradients
 from archiver.survey import Shape, batch_size, check_layers, check_scores, survey
+from archiver.trial import noise
 from archiver.weights import load_file, load_strictly
-from handlers.images.preprocessing import Preprocessing, noise
+from handlers.images.preprocessing import Preprocessing
 from handlers.network.archive import (
     CARD,
+    DESCRIBED,
     FORMAT,
     GRAPH,
     KIND,
     LAYOUTS,
+    NO_GRADIENTS,
     OUTPUT_NAME,
     PROBABILITIES,
+    REFERENCE,
     VALUE,
     WEIGHTS,
     eager_arguments,
 )
 from handlers.network.engines.eager import Eager
+from handlers.network.engines.reference import TOLERANCE, compare
 
 logger = logging.getLogger(__name__)
 
-NO_GRADIENTS = "no_gradients"
-"""In the card: why the network's scores have no gradients. It is not there where they have."""
+_REPEATED = TOLERANCE / 10  # How far a reference that is kept may be from what the network computes here.
 
 _CHECKPOINT_KEYS = (
     "model",
@@ -82,10 +90,14 @@ class Proof(NamedTuple):
     Attributes:
         shapes: (C, h, w) of every published layer, by public name.
         no_gradients: Why its scores have no gradients; empty if they have, or if there are no scores.
+        described: What the card says of it beside that.
+        reference: The tensors of reference.safetensors.
     """
 
     shapes: dict[str, Shape]
     no_gradients: str
+    described: dict[str, Any]
+    reference: dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -96,13 +108,15 @@ class Contents:
         card: The content of card.json.
         weights: The content of weights.safetensors.
         architecture: The constructor, with the sources that travel.
-        graph: The content of graph.onnx; None without. What it came from and needs is in the card, under `graph`.
+        graph: The content of graph.onnx; None without. What it came from is in the card, under `graph`.
+        reference: The content of reference.safetensors in the archive that this was read from; None without.
     """
 
     card: Mapping[str, Any]
     weights: bytes
     architecture: Architecture
     graph: bytes | None = None
+    reference: bytes | None = None
 
     def files(self) -> dict[str, bytes]:
         """Return every file of the archive, after proving that they make a model.
@@ -112,9 +126,10 @@ class Contents:
         """
         proof = self.prove()
         batch = batch_size(proof.shapes, any_size=self.preprocessing.size is None)
-        card = {name: value for name, value in self.card.items() if name != NO_GRADIENTS}
+        card = {name: value for name, value in self.card.items() if name not in (NO_GRADIENTS, DESCRIBED)}
         if proof.no_gradients:
             card[NO_GRADIENTS] = proof.no_gradients
+        card[DESCRIBED] = proof.described
         graph = {} if self.graph is None else {GRAPH: self.graph}
         return {
             **packing.handler_files(),
@@ -123,8 +138,24 @@ class Contents:
             CARD: packing.to_json(card),
             packing.CONFIG: packing.model_config(batch),
             WEIGHTS: self.weights,
+            REFERENCE: self._keep_reference(proof.reference),
             **graph,
         }
+
+    def _keep_reference(self, fresh: dict[str, NDArray[Any]]) -> bytes:
+        """Return the reference of the archive that this was read from, where the network still computes it.
+
+        Another machine sums in another order, and the last digits of what it computes differ.
+        """
+        if self.reference is not None:
+            try:
+                kept = safetensors.numpy.load(self.reference)
+                if kept.keys() == fresh.keys():
+                    compare(fresh, kept, _REPEATED)
+                    return self.reference
+            except (RuntimeError, SafetensorError) as err:
+                logger.info("the reference is new: %s", err)
+        return safetensors.numpy.save(fresh)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -198,7 +229,14 @@ class Contents:
             no_gradients = why_no_gradients(eager, self.preprocessing) if eager.has_scores else ""
             with self.network() as again:  # Inside the first, whose random numbers are drawn: it draws others.
                 check_rebuilt(again, picture, found.output)
-        return Proof(shapes, no_gradients)
+            described, reference = describe(
+                eager,
+                self.preprocessing,
+                len(self.card["classes"]),
+                stored=packing.read_weights(self.weights),
+                has_gradients=not no_gradients,
+            )
+        return Proof(shapes, no_gradients, described, reference)
 
 
 def _more_answers(network: nn.Module, preprocessing: Preprocessing) -> Iterator[Any]:
@@ -260,7 +298,7 @@ def from_files(files: Mapping[str, bytes]) -> Contents:
     if ("graph" in card) != (GRAPH in files):
         raise ArchiveError(f"its card.json and its files disagree on whether there is a {GRAPH}")
     architecture = Architecture(card["architecture"], sources)
-    return Contents(card, files[WEIGHTS], architecture, files.get(GRAPH))
+    return Contents(card, files[WEIGHTS], architecture, files.get(GRAPH), files.get(REFERENCE))
 
 
 def check_names(card: Mapping[str, Any]) -> None:

@@ -27,8 +27,9 @@ from archiver.proof import gives_probabilities
 from archiver.proposal import propose, table
 from archiver.recipes import find_timm, of_torchvision, timm_preprocessing
 from archiver.survey import listing, survey
+from archiver.trial import noise
 from archiver.weights import load
-from handlers.images.preprocessing import Preprocessing, noise
+from handlers.images.preprocessing import Preprocessing
 from handlers.network.archive import (
     FORMAT,
     KIND,

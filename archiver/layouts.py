@@ -22,9 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from archiver.geometry import LayerGeometry, layer_geometry
 from archiver.packing import ArchiveError
-from handlers.images.preprocessing import Preprocessing, noise
-from handlers.network.geometry import LayerGeometry, layer_geometry, trace
+from archiver.receptive_fields import MAP_AXES
+from archiver.trial import noise
+from handlers.images.preprocessing import Preprocessing
+from handlers.network.engines.eager import trace
 from handlers.network.layouts import (
     CHANNELS_FIRST,
     CHANNELS_LAST,
@@ -37,7 +40,6 @@ from handlers.network.layouts import (
 )
 from handlers.network.modules import watchable, watching
 from handlers.network.outputs import OUTPUT, tensors
-from handlers.network.receptive_fields import MAP_AXES
 
 UNTOLD = "which of its axes are places cannot be told from what it does"
 

@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from handlers.network.archive import CARD, GRAPH, WEIGHTS
+from handlers.network.archive import CARD, GRAPH, REFERENCE, WEIGHTS
 
 HANDLERS = Path(__file__).resolve().parents[1] / "handlers"
 
@@ -94,7 +94,7 @@ def handler_files() -> dict[str, bytes]:
 
 def is_ours(name: str) -> bool:
     """Tell whether a file of an archive is written by us; the others are the source of a user's network."""
-    return name in (MANIFEST, ENTRY, CARD, WEIGHTS, CONFIG, GRAPH) or name.startswith("handlers/")
+    return name in (MANIFEST, ENTRY, CARD, WEIGHTS, CONFIG, GRAPH, REFERENCE) or name.startswith("handlers/")
 
 
 def manifest(model: str, version: str) -> bytes:

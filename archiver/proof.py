@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from archiver.packing import ArchiveError
-from handlers.images.preprocessing import Preprocessing, noise
+from archiver.trial import noise
+from handlers.images.preprocessing import Preprocessing
 from handlers.network.archive import GRAPH, SIGMOID, SOFTMAX, WEIGHTS, eager_arguments
-from handlers.network.engines.choice import check
 from handlers.network.engines.eager import Eager
 from handlers.network.engines.engine import Engine
 from handlers.network.engines.onnx import Session
+from handlers.network.engines.reference import PICTURES, check
 from handlers.network.outputs import as_scores, select
 
 TOLERANCE = 1e-4
@@ -159,7 +160,7 @@ def _is_rounding(engine: Eager, pictures: Tensor) -> bool:
 def check_graph(
     content: bytes, weights: bytes, card: Mapping[str, Any], network: nn.Module, preprocessing: Preprocessing
 ) -> None:
-    """Compare a graph with the network in torch, if ONNX Runtime is installed here; the handler does so once more.
+    """Compare a graph with the network in torch, every cell, if ONNX Runtime is installed here.
 
     Args:
         content: Of graph.onnx.
@@ -179,10 +180,10 @@ def check_graph(
             Path(folder, GRAPH).write_bytes(content)
             Path(folder, WEIGHTS).write_bytes(weights)
             session = Session(Path(folder, GRAPH), eager.layers, has_scores=eager.has_scores, layouts=eager.layouts)
-            check(session, eager, noise(preprocessing, 3))
+            check(session, eager, noise(preprocessing, PICTURES).numpy())
             check_batch_independence(session, preprocessing)
             if preprocessing.size is None:
-                check(session, eager, noise(replace(preprocessing, height=41, width=56)))
+                check(session, eager, noise(replace(preprocessing, height=41, width=56)).numpy())
     except Exception as err:  # ONNX Runtime raises what it likes.
         raise ArchiveError(f"the graph for ONNX Runtime does not do what the network does: {err}") from err
 
@@ -249,12 +250,12 @@ def gives_probabilities(network: nn.Module, pictures: Tensor, output: str, kind:
 def _answers(engine: Engine, pictures: Tensor, failing: str) -> list[tuple[str, Tensor]]:
     """Return the scores without maps, those beside all maps, and the maps, each with its name."""
     try:
-        plain, _ = engine.forward(pictures) if engine.has_scores else (None, {})
-        scores, maps = engine.forward(pictures, frozenset(engine.layers))
+        plain, _ = engine.run(pictures.numpy()) if engine.has_scores else (None, {})
+        scores, maps = engine.run(pictures.numpy(), frozenset(engine.layers))
     except Exception as err:  # The forward pass is the user's code, which may raise anything.
         raise ArchiveError(f"the network fails for {failing}: {type(err).__name__}: {err}") from err
-    named = [("scores", found) for found in (plain, scores) if found is not None]
-    return named + [(f"the maps of {name}", maps[name]) for name in engine.layers]
+    named = [("scores", torch.from_numpy(found)) for found in (plain, scores) if found is not None]
+    return named + [(f"the maps of {name}", torch.from_numpy(maps[name])) for name in engine.layers]
 
 
 def _largest_difference(found: object, expected: object) -> float:

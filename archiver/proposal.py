@@ -15,10 +15,11 @@ from typing import Any
 
 from torch import fx, nn
 
+from archiver.geometry import LayerGeometry, layer_geometry
+from archiver.receptive_fields import is_pointwise
 from archiver.survey import Survey
-from handlers.network.geometry import LayerGeometry, layer_geometry, trace
+from handlers.network.engines.eager import trace
 from handlers.network.layouts import TOKENS, parse
-from handlers.network.receptive_fields import is_pointwise
 
 MANY = 10
 """More maps than this are thinned out in the choice: the first, and the last one of each size; of many patches of one

@@ -25,14 +25,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from archiver.geometry import blank
+from archiver.operations import count_multiply_adds
 from benchmarks.engines import BATCHES, NETWORKS
 from handlers.api.options import Options
 from handlers.images.preprocessing import Picture, Preprocessing, to_input_on
 from handlers.network.engines.cuda_graphs import Captured, Record, record_on_gpu
 from handlers.network.engines.eager import Eager
 from handlers.network.engines.engine import Engine
-from handlers.network.geometry import blank
-from handlers.network.operations import count_multiply_adds
 from handlers.outputs.maps import prepare
 
 COPY_BYTES = 2**28

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import atexit
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from handlers import optional_torch
 from handlers.api import card
 from handlers.api.limits import Limits
-from handlers.images.preprocessing import ANY_SIZE, Preprocessing, noise
+from handlers.images.preprocessing import Preprocessing
 from handlers.network import archive as archives
 from handlers.network.archive import VALUE, Archive
 from handlers.network.engines.choice import choose
-from handlers.network.engines.eager import Eager
 from handlers.network.engines.engine import Engine
-from handlers.network.geometry import blank, layer_geometry
-from handlers.network.operations import count_multiply_adds
 from handlers.network.predictor import Predictor
 from handlers.ops.telemetry import Telemetry
 from handlers.ops.warm_up import batches
@@ -29,6 +26,9 @@ from handlers.outputs.explainer import Explainer
 from handlers.outputs.response import Identity
 from handlers.pipeline import Pipeline
 from handlers.settings import Settings
+
+if TYPE_CHECKING:
+    from handlers.network.engines.eager import Eager
 
 
 def load(
@@ -57,28 +57,34 @@ def load(
     """
     began = perf_counter()
     settings = settings or Settings.from_environment()
-    torch.set_num_threads(settings.threads)
-    torch.backends.cudnn.allow_tf32 = False  # float32 maps are float32 on a GPU too; TF32 keeps 10 bits of 23.
-    device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
+    device = "cpu" if gpu is None else f"cuda:{gpu}"
     archive = archives.load(directory)
-    eager = archive.eager(device)
+    _use_threads(1)  # Unless it predicts, torch only converts maps: too little work for several threads.
+
+    @cache
+    def network() -> Eager:
+        """Build the network in torch, for all threads of a forward pass."""
+        import torch
+
+        torch.set_num_threads(settings.threads)
+        try:
+            return archive.eager(device)
+        finally:
+            torch.set_num_threads(1)
+            _freeze()
+
     engine = choose(
-        eager,
-        archive.graph,
-        noise(archive.preprocessing, 2),
-        wanted=settings.engine,
-        threads=settings.threads,
-        precision=settings.precision,
+        archive, network, device=device, wanted=settings.engine, threads=settings.threads, precision=settings.precision
     )
-    if not isinstance(engine, Eager):
-        torch.set_num_threads(1)  # torch then only converts maps: too little work for several threads.
-    identity = Identity(model, version, engine.name, str(device))
+    if engine.name.startswith("torch-"):
+        _use_threads(settings.threads)
+    identity = Identity(model, version, engine.name, device)
     limits = Limits.of(config, batch_size=batch_size, max_response_bytes=settings.max_response_bytes)
     pipeline = assemble(
         archive,
         identity,
         limits,
-        eager,
+        network,
         engine,
         drain_file=settings.drain_file,
         starting_file=settings.starting_file,
@@ -92,10 +98,7 @@ def load(
     )
     warm_up(pipeline, archive.preprocessing, tuple(archive.layers), limits.max_images)
     pipeline.telemetry.loaded(perf_counter() - began)
-    # A collection that looks through torch's modules takes 0.16 s, so they are taken out of its sight.
-    gc.collect()
-    gc.freeze()
-    atexit.register(gc.unfreeze)  # Otherwise triton's bindings report what was frozen as leaked, at exit.
+    _freeze()
     return pipeline
 
 
@@ -103,7 +106,7 @@ def assemble(
     archive: Archive,
     identity: Identity,
     limits: Limits,
-    network: Eager,
+    network: Callable[[], Eager],
     engine: Engine,
     *,
     drain_file: Path | None = None,
@@ -116,8 +119,8 @@ def assemble(
         archive: The loaded archive.
         identity: What serves it; what its scores mean is filled in.
         limits: In force.
-        network: The archive's network in torch.
-        engine: What predicts; it may be `network`.
+        network: Builds the archive's network in torch, or returns the one that it built.
+        engine: What predicts.
         drain_file: As `Pipeline` takes it; None for no such file.
         starting_file: Likewise.
         telemetry: As `Pipeline` takes it; None to count and log nothing.
@@ -125,19 +128,13 @@ def assemble(
     Raises:
         RuntimeError: The network fails on its first forward pass, or its graph computes something else.
     """
-    preprocessing = archive.preprocessing
     identity = replace(identity, scores=archive.scores)
-    shape = (preprocessing.channels, *(preprocessing.size or ANY_SIZE))
-    geometry = layer_geometry(archive.module, archive.layers, shape, archive.layouts)
-    multiply_adds = count_multiply_adds(archive.module, blank(archive.module, shape))
-    explainer = Explainer(
-        network, engine, preprocessing, archive.classes, geometry, has_gradients=archive.has_gradients
-    )
+    explainer = Explainer(archive, network, engine)
     predictor = Predictor(
         engine,
-        preprocessing,
+        archive.preprocessing,
         archive.classes,
-        network.device,
+        identity.device,
         scores=archive.scores,
         gives_probabilities=archive.gives_probabilities,
     )
@@ -145,9 +142,8 @@ def assemble(
     return Pipeline(
         predictor,
         explainer,
-        preprocessing,
-        geometry,
-        card.describe(archive, identity, limits, geometry, multiply_adds, explainer.available()),
+        archive,
+        card.describe(archive, identity, limits, explainer.available()),
         identity,
         limits,
         drain_file=drain_file,
@@ -160,3 +156,17 @@ def warm_up(pipeline: Pipeline, preprocessing: Preprocessing, layers: tuple[str,
     """Respond to every kind of request once; nothing of it is counted or logged. For the arguments see `batches`."""
     for batch, properties in batches(preprocessing, layers, max_images):
         pipeline.respond(batch, properties, is_recorded=False)
+
+
+def _use_threads(count: int) -> None:
+    """Let torch, if it is imported, compute with so many threads."""
+    torch = optional_torch.imported()
+    if torch is not None:
+        torch.set_num_threads(count)
+
+
+def _freeze() -> None:
+    """Take what is loaded out of the sight of collections: one that looks through torch's modules takes 0.16 s."""
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # Otherwise triton's bindings report what was frozen as leaked, at exit.

@@ -19,8 +19,8 @@ from handlers.api.job import Job, Parameters
 from handlers.api.limits import Limits, estimate_maps
 from handlers.api.request import Bytes, accepted_type, check_count, parse, request_headers
 from handlers.images.decoding import Budget, decode_upright, fit_within
-from handlers.images.preprocessing import ANY_SIZE, Picture, Preprocessing
-from handlers.network.geometry import LayerGeometry
+from handlers.images.preprocessing import ANY_SIZE, Picture
+from handlers.network.archive import Archive
 from handlers.network.predictor import Predictor
 from handlers.ops.telemetry import Telemetry
 from handlers.outputs import filters, formats, png
@@ -37,8 +37,7 @@ class Pipeline:
     Args:
         predictor: Runs the network.
         explainer: Explains its scores.
-        preprocessing: What it takes.
-        geometry: Of each published layer, in the order of the forward pass.
+        archive: What is served.
         described: The model card.
         identity: What every response names as its server.
         limits: In force.
@@ -51,8 +50,7 @@ class Pipeline:
         self,
         predictor: Predictor,
         explainer: Explainer,
-        preprocessing: Preprocessing,
-        geometry: Mapping[str, LayerGeometry],
+        archive: Archive,
         described: Mapping[str, Any],
         identity: Identity,
         limits: Limits,
@@ -62,7 +60,8 @@ class Pipeline:
         telemetry: Telemetry,
     ) -> None:
         self.predictor, self.explainer, self.telemetry = predictor, explainer, telemetry
-        self._preprocessing, self._geometry, self._card = preprocessing, geometry, described
+        self._archive, self._card = archive, described
+        self._preprocessing, self._published = archive.preprocessing, archive.described.layers
         self._identity, self._limits = identity, limits
         self._drain_file, self._starting_file = drain_file, starting_file
 
@@ -183,10 +182,10 @@ class Pipeline:
         return self._starting_file is not None
 
     def _resolve(self, layers: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [name for name in layers if name not in self._geometry and name != "all"]
+        unknown = [name for name in layers if name not in self._published and name != "all"]
         if unknown:
-            raise UnknownLayer.of(unknown[0], self._geometry)
-        return tuple(self._geometry) if "all" in layers else layers
+            raise UnknownLayer.of(unknown[0], self._published)
+        return tuple(self._published) if "all" in layers else layers
 
     def _decode_files(self, job: Job) -> None:
         """Decode every file; an error is that picture's own, unless the request holds too many pictures."""
@@ -227,11 +226,11 @@ class Pipeline:
         """Return about how many bytes the response will have at least."""
         good = [picture for picture in job.pictures if not isinstance(picture, RequestError)]
         if self._preprocessing.size is not None:
-            size = len(good) * estimate_maps(job.layers, self._geometry, job.options, job.media_type)
+            size = len(good) * estimate_maps(job.layers, self._published, job.options, job.media_type)
         else:  # 0.9: what padding adds to the card's small maps does not grow with the picture.
             scales = [0.9 * prod(picture.shape[:2]) / prod(ANY_SIZE) for picture in good]
             size = sum(
-                estimate_maps(job.layers, self._geometry, job.options, job.media_type, scale) for scale in scales
+                estimate_maps(job.layers, self._published, job.options, job.media_type, scale) for scale in scales
             )
         if job.options.explain is not None:
             size += self.explainer.estimate(job.options.explain, good, job.options)
@@ -253,7 +252,7 @@ class Pipeline:
         layers = self._resolve((layer,))
         if len(layers) != 1:
             raise BadRequest("filters are those of one layer; name it")
-        kernels = filters.kernels(self._geometry[layers[0]].operation, layers[0])
+        kernels = filters.kernels(self._archive, layers[0])
         response = filters.encode(kernels, layers[0], self._identity, job.media_type, job.request_id)
         self._limits.check_response(response.size)
         return response

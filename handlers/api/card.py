@@ -11,10 +11,7 @@ from typing import Any
 from handlers.api import media
 from handlers.api.limits import ITEM_BYTES, Limits
 from handlers.images.preprocessing import Preprocessing
-from handlers.network.archive import Archive
-from handlers.network.geometry import LayerGeometry
-from handlers.network.layouts import CHANNELS_LAST, parse
-from handlers.network.operations import Operation
+from handlers.network.archive import Archive, Layer
 from handlers.outputs.response import Identity, Response
 from handlers.wire import convscope_pb2 as wire
 
@@ -25,8 +22,6 @@ def describe(
     archive: Archive,
     identity: Identity,
     limits: Limits,
-    geometry: Mapping[str, LayerGeometry],
-    multiply_adds: int,
     explanations: Sequence[str],
 ) -> dict[str, Any]:
     """Gather the card, in the field names of `convscope.v1.ModelCard`.
@@ -35,9 +30,7 @@ def describe(
         archive: The loaded archive.
         identity: What serves it.
         limits: In force.
-        geometry: Of each published layer, in the order of the forward pass.
-        multiply_adds: Of the whole network for one picture.
-        explanations: Methods that suit the network.
+        explanations: Methods that are there.
     """
     preprocessing = archive.preprocessing
     training = {name: archive.card.get("training", {}).get(name) for name in _TRAINING_FIELDS}
@@ -54,11 +47,11 @@ def describe(
             "std": list(preprocessing.std),
             **_recipe(preprocessing),
         },
-        "layers": [_layer(name, archive.layers[name], layer) for name, layer in geometry.items()],
-        "parameters": sum(parameter.numel() for parameter in archive.module.parameters()),
+        "layers": [_layer(name, archive.layers[name], layer) for name, layer in archive.described.layers.items()],
+        "parameters": archive.described.parameters,
         "training": {name: value for name, value in training.items() if value is not None},
         "limits": asdict(limits),
-        "multiply_adds": multiply_adds,
+        "multiply_adds": archive.described.multiply_adds,
         "explanations": list(explanations),
     }
 
@@ -86,38 +79,7 @@ def _recipe(preprocessing: Preprocessing) -> dict[str, Any]:
     }
 
 
-def _layer(name: str, module: str, layer: LayerGeometry) -> dict[str, Any]:
+def _layer(name: str, module: str, layer: Layer) -> dict[str, Any]:
     cells = math.prod(layer.shape)
-    kind = parse(layer.layout).kind
-    return {
-        "name": name,
-        "module": module,
-        "shape": list(layer.shape),
-        "stride": list(layer.stride or ()),
-        "receptive_field": list(layer.receptive_field or ()),
-        "receptive_field_start": list(layer.receptive_field_start or ()),
-        "parameters": layer.parameters,
-        "bytes": {dtype: cells * size for dtype, size in ITEM_BYTES.items()},
-        **_operation(layer.operation, kind),
-        **({"layout": kind} if kind else {}),
-    }
-
-
-def _operation(operation: Operation | None, kind: str) -> dict[str, Any]:
-    """Return the fields of the operation that makes a map; none where no operation with weights does."""
-    if operation is None:
-        return {}
-    taken = operation.input_shape
-    if kind == CHANNELS_LAST and operation.kind == "Linear" and len(taken) == 3:
-        taken = (taken[2], taken[0], taken[1])
-    return {
-        "input_shape": list(taken),
-        "operation": operation.kind,
-        "kernel": list(operation.kernel),
-        "step": list(operation.step),
-        "padding": list(operation.padding),
-        "dilation": list(operation.dilation),
-        "groups": operation.groups,
-        "multiply_adds": operation.multiply_adds,
-        "dense_parameters": operation.dense_parameters,
-    }
+    sizes = {dtype: cells * size for dtype, size in ITEM_BYTES.items()}
+    return {"name": name, "module": module, **layer.facts, "bytes": sizes}

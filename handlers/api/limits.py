@@ -15,7 +15,7 @@ from handlers.api import media
 from handlers.api.errors import ReplyTooLarge
 from handlers.api.options import Options
 from handlers.images.decoding import DEFAULT_MAX_BYTES, DEFAULT_MAX_IMAGES, DEFAULT_MAX_PIXELS
-from handlers.network.geometry import LayerGeometry
+from handlers.network.archive import Layer
 from handlers.settings import STOCK_MAX_RESPONSE_BYTES
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "uint8": 1}
@@ -80,7 +80,7 @@ class Limits:
 
 def estimate_maps(
     layers: tuple[str, ...],
-    geometry: Mapping[str, LayerGeometry],
+    published: Mapping[str, Layer],
     options: Options,
     media_type: str,
     scale: float = 1,
@@ -89,14 +89,14 @@ def estimate_maps(
 
     Args:
         layers: Names of the maps asked for.
-        geometry: Of each published layer.
+        published: The published layers.
         options: What was asked for.
         media_type: Of the response.
-        scale: The picture's pixels relative to those of the geometry.
+        scale: The picture's pixels relative to those of the layers' shapes.
     """
     cells = 0.0
     for name in layers:
-        channels, *area = geometry[name].shape
+        channels, *area = published[name].shape
         if isinstance(options.channels, int):
             channels = min(channels, options.channels)
         elif options.channels is not None:

@@ -12,14 +12,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional
+
+from handlers import optional_torch
+from handlers.images import resizing
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 ANY_SIZE = (32, 32)  # (H, W) of the trial picture for a network of any size.
 
@@ -220,6 +224,8 @@ def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     Returns:
         (N, C, H, W), float32, contiguous, on the same device; a new tensor.
     """
+    import torch
+
     white, mean, std = _statistics(preprocessing, images.device)
     if preprocessing.bgr:
         images = images.flip(1)
@@ -235,6 +241,8 @@ def _statistics(preprocessing: Preprocessing, device: torch.device) -> tuple[Ten
 
     255 is a tensor, as CUDA divides by a number by multiplying with its inverse, which rounds otherwise.
     """
+    import torch
+
     with torch.inference_mode(False):  # Training uses them too.
         white, mean, std = (
             torch.tensor(values, device=device) for values in ([255.0], preprocessing.mean, preprocessing.std)
@@ -266,10 +274,8 @@ def to_input(pictures: Sequence[Picture], preprocessing: Preprocessing) -> NDArr
         return preprocessing.normalise(values)
 
 
-def to_input_on(
-    device: torch.device, pictures: Sequence[Picture], preprocessing: Preprocessing
-) -> NDArray[np.float32] | Tensor:
-    """Do as `to_input`, for a network on that device.
+def to_input_on(device: str, pictures: Sequence[Picture], preprocessing: Preprocessing) -> NDArray[np.float32] | Tensor:
+    """Do as `to_input`, for a network on that device: `cpu`, or `cuda:` and a number.
 
     If all pictures are bytes, a GPU is sent these, a quarter of the float32 data, and scales and normalises them to the
     same values.
@@ -277,20 +283,22 @@ def to_input_on(
     Returns:
         As `to_input`; a tensor on the GPU, or else an array.
     """
-    if device.type != "cuda" or any(picture.dtype != np.uint8 for picture in pictures):
+    if device == "cpu" or any(picture.dtype != np.uint8 for picture in pictures):
         return to_input(pictures, preprocessing)
     return normalise(_send(pictures, device).permute(0, 3, 1, 2), preprocessing)
 
 
-def _send(pictures: Sequence[Picture], device: torch.device) -> Tensor:
+def _send(pictures: Sequence[Picture], device: str) -> Tensor:
     """Return uint8 pictures on a GPU, (N, H, W, C). Not run here, for want of one."""
+    import torch
+
     shape = (len(pictures), *pictures[0].shape)
     host = torch.empty(shape, dtype=torch.uint8, pin_memory=True)  # The copy of pinned memory need not be waited for.
     np.stack(pictures, out=host.numpy())
     return host.to(device, non_blocking=True)
 
 
-def noise(preprocessing: Preprocessing, count: int = 1) -> Tensor:
+def noise(preprocessing: Preprocessing, count: int = 1) -> NDArray[np.float32]:
     """Return pictures for a trial of a network.
 
     Args:
@@ -298,15 +306,15 @@ def noise(preprocessing: Preprocessing, count: int = 1) -> Tensor:
         count: N.
 
     Returns:
-        (N, C, H, W), float32, normalised, contiguous, on the CPU: the same noise every time, 32×32 for any size.
+        (N, C, H, W), float32, normalised, contiguous: the same noise every time, everywhere; 32×32 for any size.
     """
     height, width = preprocessing.size or ANY_SIZE
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.rand((count, height, width, preprocessing.channels), generator=generator)
-    return torch.from_numpy(to_input(list(pixels.numpy()), preprocessing))
+    generator = np.random.Generator(np.random.PCG64(0))
+    pixels = generator.random((count, height, width, preprocessing.channels), np.float32)
+    return to_input(list(pixels), preprocessing)
 
 
-# torch resizes across first: of a column of 16 million pixels, to 224 pixels across, it would hold 11 GB in between.
+# Filters resize across first: of a column of 16 million pixels, to 224 pixels across, it would hold 11 GB in between.
 # A picture with more pixels than this in between is resized down the columns first.
 _MOST_BETWEEN = 2**24
 
@@ -384,36 +392,32 @@ def resize(
         size: (H, W) wanted.
         interpolation: A name of `FILTERS`.
         antialias: Whether the filter widens where the picture is made smaller.
-        by_pillow: Whether bytes are resized by Pillow's own filter, as published recipes have it. torch's is up to
-            two levels off in a few values of 100,000.
+        by_pillow: Whether bytes are resized by Pillow's own filter, as published recipes have it, and numbers always
+            are. torch's is up to two levels off in a few values of 100,000.
 
     Returns:
         (H, W, C) of that size, in the same dtype.
     """
     # Of grey bytes torch's filter takes up to three times as long.
-    uses_pillow = by_pillow or picture.shape[2] == 1 or interpolation == "bicubic"
-    if (uses_pillow and picture.dtype == np.uint8 and antialias) or interpolation not in PLAIN:
+    uses_pillow = by_pillow or picture.shape[2] == 1 or interpolation == "bicubic" or picture.dtype != np.uint8
+    if interpolation not in PLAIN or (antialias and uses_pillow):
         return _resize_by_pillow(picture, size, interpolation)
-    return resize_by_torch(picture, size, interpolation, antialias)
-
-
-def resize_by_torch(
-    picture: Picture, size: tuple[int, int], interpolation: str = "bilinear", antialias: bool = True
-) -> Picture:
-    """Do as `resize`, bilinear or bicubic, always with torch's filter.
-
-    Without antialiasing bytes are resized as numbers and rounded, as torchvision does.
-    """
+    if not antialias:
+        return resizing.without_antialiasing(picture, size, interpolation)
     height, width, _ = picture.shape
-    if height * size[1] > _MOST_BETWEEN and height != size[0] and antialias:
-        picture = resize_by_torch(picture, (size[0], width), interpolation)
+    if height * size[1] > _MOST_BETWEEN and height != size[0]:
+        picture = _resize_bytes(picture, (size[0], width))
+    return _resize_bytes(picture, size)
+
+
+def _resize_bytes(picture: Picture, size: tuple[int, int]) -> Picture:
+    """Resize colour by torch's antialiased bilinear filter, in torch where it is imported: twenty times as fast."""
+    torch = optional_torch.imported()
+    if torch is None:
+        return resizing.bilinear(picture.view(np.uint8), size)
     own = picture if picture.flags.writeable else picture.copy()  # torch warns of what it may not write to.
     images = torch.from_numpy(own).permute(2, 0, 1)[None]  # (1, C, H, W), of which channels lie side by side.
-    if picture.dtype == np.uint8 and not antialias:
-        rounded = functional.interpolate(images.float(), size, mode=interpolation).round_().clamp_(0, 255)
-        resized = rounded.to(torch.uint8)
-    else:
-        resized = functional.interpolate(images, size, mode=interpolation, antialias=antialias)
+    resized = torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
     return np.asarray(resized[0].permute(1, 2, 0).numpy())
 
 
@@ -432,7 +436,9 @@ def _resize_by_pillow(
         box: (left, top, right, bottom) of the part that becomes the result; pixels around it count as they do for the
             whole. None for the whole picture.
     """
-    count = picture.shape[2]
+    height, width, count = picture.shape
+    if box is None and height * size[1] > _MOST_BETWEEN and height != size[0]:
+        picture = _resize_by_pillow(picture, (size[0], width), interpolation)
     parts = [picture] if picture.dtype == np.uint8 and count == 3 else [picture[:, :, one] for one in range(count)]
     images = [Image.fromarray(np.ascontiguousarray(part)) for part in parts]
     resized = [np.asarray(image.resize(size[::-1], FILTERS[interpolation], box)) for image in images]

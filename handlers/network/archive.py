@@ -1,31 +1,34 @@
-"""Archives: what an unpacked archive holds, loaded and checked.
+"""Archives: what an unpacked archive holds.
 
-`card.json` names the network and describes it, `weights.safetensors` is its state dict, `graph.onnx`, whose weights lie
-in that file, is present if the network could be exported, and `model-config.yaml` holds the limits under `convscope:`.
+`card.json` names the network and describes it, `weights.safetensors` is its state dict, and `reference.safetensors`
+holds what the network computes for the pictures of `noise`, as torch does it. `graph.onnx`, whose weights lie in the
+state dict, is present if the network could be exported, and `model-config.yaml` holds the limits under `convscope:`.
+The network itself is built only where it runs in torch.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+import numpy as np
+from numpy.typing import NDArray
 
 from handlers.images.preprocessing import Preprocessing
-from handlers.network.engines.eager import Eager
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from handlers.network.engines.eager import Eager
 
 FORMAT = 1
 """Of card.json, where it stands under `format`."""
 
-CARD, WEIGHTS, GRAPH = "card.json", "weights.safetensors", "graph.onnx"
+CARD, WEIGHTS, GRAPH, REFERENCE = "card.json", "weights.safetensors", "graph.onnx", "reference.safetensors"
 
 SOFTMAX, SIGMOID, VALUE, NONE = "softmax", "sigmoid", "value", "none"
 SCORES = (SOFTMAX, SIGMOID, VALUE, NONE)
@@ -40,30 +43,92 @@ OUTPUT_NAME = "output"
 """In the card: which of the returned tensors is the scores; by default the only one."""
 LAYOUTS = "layouts"
 """In the card: public name → layout; by default (N, C, h, w)."""
+NO_GRADIENTS = "no_gradients"
+"""In the card: why the network's scores have no gradients. It is not there where they have."""
+DESCRIBED = "network"
+"""In the card: what the archiver found out by running the network; see `Described`."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A published layer.
+
+    Attributes:
+        shape: Of the map, (C, h, w), of a picture of the network's size; of other outputs, the shape without the batch.
+        facts: What the model card says of it, by the field names of `convscope.v1.Layer`.
+        kernel: The tensor that is the kernel of the two-dimensional convolution that makes the map, as `Archive.tensor`
+            takes it; empty where none does.
+    """
+
+    shape: tuple[int, ...]
+    facts: Mapping[str, Any]
+    kernel: str = ""
+
+
+@dataclass(frozen=True)
+class Described:
+    """What the archiver found out about a network.
+
+    Attributes:
+        layers: By public name, in the order of the forward pass.
+        parameters: How many the network has.
+        multiply_adds: Of a forward pass of one picture.
+        explanations: The methods of explanation that suit the network, where torch is there.
+        default_layer: The one that Grad-CAM and CAM explain unless told otherwise; empty if no layer is a map.
+        heads: Public name → the weight (K, C) that makes the scores of the mean over that layer's cells, as
+            `Archive.tensor` takes it; layers for which there is one.
+    """
+
+    layers: Mapping[str, Layer]
+    parameters: int
+    multiply_adds: int
+    explanations: tuple[str, ...]
+    default_layer: str
+    heads: Mapping[str, str]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Described:
+        """Read what card.json holds."""
+        layers = {}
+        for facts in values["layers"]:
+            known = {name: value for name, value in facts.items() if name not in ("name", "kernel_tensor")}
+            layers[facts["name"]] = Layer(tuple(facts["shape"]), known, facts.get("kernel_tensor", ""))
+        return cls(
+            layers,
+            values["parameters"],
+            values["multiply_adds"],
+            tuple(values["explanations"]),
+            values["default_layer"],
+            values["heads"],
+        )
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A network and its description.
+    """An unpacked archive.
 
     Attributes:
-        module: The network with its weights, in evaluation mode, on the CPU.
-        preprocessing: How pictures become its input.
-        layers: Public name → node, or `output:` and the name of a tensor that the network returns.
-        classes: Labels by index; empty for a network without classes.
         card: The content of card.json.
-        has_gradients: Whether its scores have gradients with respect to the picture. An archive states it if they have
-            none; older archives, which state nothing, are assumed to have them.
-        graph: The file with the network for ONNX Runtime; None if the archive has none.
+        directory: Where its files are.
     """
 
-    module: nn.Module
-    preprocessing: Preprocessing
-    layers: dict[str, str]
-    classes: tuple[str, ...]
-    card: dict[str, Any]
-    graph: Path | None = None
-    has_gradients: bool = True
+    card: Mapping[str, Any]
+    directory: Path
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """How pictures become the network's input."""
+        return Preprocessing.from_dict(self.card["preprocessing"])
+
+    @property
+    def layers(self) -> dict[str, str]:
+        """Public name → node, or `output:` and the name of a tensor that the network returns."""
+        return dict(self.card["layers"])
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Labels by index; empty for a network without classes."""
+        return tuple(self.card["classes"])
 
     @property
     def scores(self) -> str:
@@ -80,10 +145,57 @@ class Archive:
         """Public name → layout, of the layers that are not (N, C, h, w) in the network."""
         return dict(self.card.get(LAYOUTS, {}))
 
-    def eager(self, device: torch.device | str) -> Eager:
+    @property
+    def has_gradients(self) -> bool:
+        """Whether the scores have gradients with respect to the picture."""
+        return NO_GRADIENTS not in self.card
+
+    @cached_property
+    def described(self) -> Described:
+        """What the archiver found out about the network."""
+        return Described.of(self.card[DESCRIBED])
+
+    @property
+    def graph(self) -> Path | None:
+        """The file with the network for ONNX Runtime; None if the archive has none."""
+        path = self.directory / GRAPH
+        return path if path.exists() else None
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The network with its weights, in evaluation mode, on the CPU; built when it is first asked for.
+
+        Raises:
+            ImportError: torch, the network's module, or one it needs, is not installed.
+            RuntimeError: The weights do not fit the network.
+        """
+        from safetensors.torch import load_file
+
+        from handlers.network.building import build, load_weights
+
+        module = build(self.card["architecture"], self.card["arguments"])
+        load_weights(module, load_file(self.directory / WEIGHTS))
+        return module.eval()
+
+    def eager(self, device: str) -> Eager:
         """Return the network in torch, on a device."""
-        card = {**self.card, "layers": self.layers, "classes": self.classes}
-        return Eager(self.module, device=device, **eager_arguments(card))
+        from handlers.network.engines.eager import Eager
+
+        return Eager(self.module, device=device, **eager_arguments(self.card))
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """Return a tensor of the state dict, or one that the archiver computed.
+
+        Raises:
+            KeyError: There is none of this name.
+        """
+        from safetensors import safe_open
+
+        for file in (WEIGHTS, REFERENCE):
+            with safe_open(self.directory / file, framework="numpy") as tensors:
+                if name in tensors.keys():  # noqa: SIM118  # It is no mapping.
+                    return np.ascontiguousarray(tensors.get_tensor(name), np.float32)
+        raise KeyError(name)
 
 
 def scores_of(card: Mapping[str, Any], classes: Sequence[str]) -> str:
@@ -102,63 +214,21 @@ def eager_arguments(card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(directory: Path) -> Archive:
-    """Load an unpacked archive.
+    """Read an unpacked archive's card.
 
     Args:
-        directory: Where `card.json` and `weights.safetensors` are. For a user's own network it must be on the import
-            path.
+        directory: Where the files are. For a user's own network it must be on the import path.
 
     Raises:
         FileNotFoundError: A file is missing.
-        ImportError: The network's module, or one it needs, is not installed.
-        RuntimeError: The weights do not fit the network.
         ValueError: The card has a format that this code does not read.
     """
     card = json.loads((directory / CARD).read_text(encoding="utf-8"))
     if card.get("format") != FORMAT:
         raise ValueError(f"{CARD} has format {card.get('format')!r}, this handler reads format {FORMAT}")
-    graph = directory / GRAPH
-    module = build(card["architecture"], card["arguments"])
-    load_weights(module, load_file(directory / WEIGHTS))
-    return Archive(
-        module=module.eval(),
-        preprocessing=Preprocessing.from_dict(card["preprocessing"]),
-        layers=dict(card["layers"]),
-        classes=tuple(card["classes"]),
-        card=card,
-        graph=graph if graph.exists() else None,
-        has_gradients="no_gradients" not in card,
-    )
-
-
-def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load weights, none missing and none left over.
-
-    A module may read older weights in another way, by the version of its class that the state dict names. Weights that
-    name none are those of today's classes: an archive's were written by the classes that read them.
-
-    Raises:
-        RuntimeError: They do not fit.
-    """
-    given = OrderedDict(state)
-    own = getattr(state, "_metadata", None) or getattr(module.state_dict(), "_metadata", {})
-    given._metadata = own  # type: ignore[attr-defined]
-    module.load_state_dict(given, strict=True)
-
-
-def build(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Call the network's constructor.
-
-    Args:
-        architecture: `package.module:Name`, e.g. `handlers.networks.cifar:Cifar`, or `package.module:Class.method`.
-        arguments: Its keyword arguments.
-
-    Raises:
-        ImportError: The module cannot be imported.
-        TypeError: The call does not return an `nn.Module`.
-    """
-    module_name, _, name = architecture.partition(":")
-    module = attrgetter(name)(importlib.import_module(module_name))(**arguments)
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"{architecture} makes a {type(module).__name__}, not an nn.Module")
-    return module
+    if DESCRIBED not in card:
+        raise ValueError(f"{CARD} is of an older archive; python -m archiver --refresh brings it to today's format")
+    for name in (WEIGHTS, REFERENCE):
+        if not (directory / name).exists():
+            raise FileNotFoundError(f"{name} is missing")
+    return Archive(card, directory)

@@ -17,9 +17,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHANNELS_FIRST = ""
 CHANNELS_LAST = "channels_last"
@@ -89,6 +90,8 @@ def to_maps(values: Tensor, word: str) -> Tensor:
     """
     if word == CHANNELS_FIRST:
         return values
+    import torch
+
     layout = parse(word)
     check(values.shape[1:], layout)
     if layout.kind == CHANNELS_LAST:

@@ -12,7 +12,6 @@ from itertools import groupby
 from time import perf_counter
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from handlers.api.errors import BadImage, Internal, RequestError
@@ -35,7 +34,7 @@ class Predictor:
         network: The loaded network, in its engine.
         preprocessing: How pictures become its input.
         classes: Labels by index; empty for a network without classes.
-        device: Where it runs.
+        device: Where it runs: `cpu`, or `cuda:` and a number.
         scores: What the network's outputs mean, one of `SCORES`.
         gives_probabilities: Whether they went through the softmax or sigmoid in the network already.
     """
@@ -45,7 +44,7 @@ class Predictor:
         network: Engine,
         preprocessing: Preprocessing,
         classes: tuple[str, ...],
-        device: torch.device,
+        device: str,
         *,
         scores: str = SOFTMAX,
         gives_probabilities: bool = False,

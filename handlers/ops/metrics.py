@@ -19,11 +19,10 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-import torchvision
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.values import MultiProcessValue
@@ -49,6 +48,14 @@ _PICTURES = tuple(2.0**power for power in range(9))  # 1 ... 256
 _BYTES = tuple(4.0**power for power in range(4, 15))  # 256 B ... 256 MiB
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _SERIES_BYTES = 64  # Of a series in a file, at most, beside its name, labels and help.
+
+
+def _version(package: str) -> str:
+    """Return the version of a package, without importing it; empty if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ class Metrics:
         labels += [OTHER] * (len(classes) - len(labels))
         transport, kind, code = {"transport": TRANSPORTS}, {"format": tuple(FORMATS.values())}, {"code": _CODES}
         computes = {"engine": [identity.engine], "device": [identity.device]}
-        versions = {"torch": [torch.__version__], "torchvision": [torchvision.__version__]}
+        versions = {name: [_version(name)] for name in ("torch", "torchvision")}
         metrics = {
             "requests": _Metric("convscope_requests_total", "Prediction requests answered.", transport | kind | code),
             "cards": _Metric("convscope_cards_total", "Model cards answered: readiness probes.", transport | code),

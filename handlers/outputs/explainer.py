@@ -1,6 +1,7 @@
 """The explainer: completes what was asked for, checks its cost, and explains picture by picture.
 
-Gradients come from the torch network, whichever engine predicts; occlusion only needs scores, so it runs on the engine.
+Gradients come from the network in torch, whichever engine predicts. It is built for the first request that needs it,
+which then waits seconds for that, and not at all where torch is not installed. All else runs on the engine.
 The requests of a batch that ask for explanations share its time equally: a large one takes nothing from the others, but
 all wait for it. Axes: `C` channels, `H, W` picture pixels, `h, w` map cells, `K` classes.
 """
@@ -8,15 +9,16 @@ all wait for it. Axes: `C` channels, `H, W` picture pixels, `h, w` map cells, `K
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from time import perf_counter
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
 
+from handlers import optional_torch
 from handlers.api import media
 from handlers.api.errors import BadImage, BadRequest, ImageTooLarge, Internal, RequestError, UnknownLayer
 from handlers.api.job import Job
@@ -26,20 +28,24 @@ from handlers.api.options import (
     GRAD_CAM,
     INPUT_GRADIENT,
     INTEGRATED_GRADIENTS,
-    METHODS,
     OCCLUSION,
     OF_GRADIENTS,
     PICTURE,
     Explain,
     Options,
 )
-from handlers.images.preprocessing import Picture, Preprocessing, noise, to_input
-from handlers.network.engines.eager import Eager
+from handlers.images.preprocessing import Picture, to_input
+from handlers.network.archive import Archive
 from handlers.network.engines.engine import Engine
-from handlers.network.geometry import LayerGeometry
+from handlers.network.engines.reference import host
 from handlers.outputs import explanation_methods as methods
 from handlers.outputs.maps import FeatureMap, prepare
 from handlers.outputs.response import Explanation, Result
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from handlers.network.engines.eager import Eager
 
 MAX_RUNS = 4096  # Of the network, for the explanations of one request.
 MAX_SECONDS = 25.0  # For the explanations of one batch: clients wait for 30 s, and TorchServe kills a worker after 120.
@@ -50,9 +56,7 @@ NO_GRADIENTS = (
     "this network gives no gradients: its forward pass runs without them, so there is no {method}; occlusion and "
     "picture need none"
 )
-
-_SAME = 1e-4  # How far a head may be from the linear one, as a share of the largest logit.
-
+NO_TORCH = "this server has no torch, so there is no {method}; occlusion and picture need none"
 
 _Heat = TypeVar("_Heat")
 
@@ -61,32 +65,19 @@ class Explainer:
     """Explains the scores of a loaded network.
 
     Args:
-        network: In torch, for gradients.
+        archive: What is served.
+        network: Builds the network in torch, on its device, or returns the one that it built.
         engine: The engine that predicts.
-        preprocessing: How pictures become its input.
-        classes: Labels by index; empty for a network without classes, which has no score to explain.
-        geometry: Of each published layer, in the order of the forward pass.
-        has_gradients: Whether the scores have gradients with respect to the picture.
     """
 
-    def __init__(
-        self,
-        network: Eager,
-        engine: Engine,
-        preprocessing: Preprocessing,
-        classes: tuple[str, ...],
-        geometry: Mapping[str, LayerGeometry],
-        *,
-        has_gradients: bool = True,
-    ) -> None:
+    def __init__(self, archive: Archive, network: Callable[[], Eager], engine: Engine) -> None:
+        self._archive = archive
         self._network = network
         self._engine = engine
-        self._preprocessing = preprocessing
-        self._classes = classes
-        self._shapes = {name: layer.shape for name, layer in geometry.items()}
-        self._has_gradients = has_gradients
-        self._heads: dict[str, Tensor | None] = {}
-        self._mattering: dict[str, bool] = {}
+        self._preprocessing = archive.preprocessing
+        self._classes = archive.classes
+        self._shapes = {name: layer.shape for name, layer in archive.described.layers.items()}
+        self._has_torch = optional_torch.is_installed()
 
     def settle(self, asked: Explain) -> Explain:
         """Fill in the layer, and check that this can be explained.
@@ -99,20 +90,24 @@ class Explainer:
             return asked
         if not self._classes:
             raise BadRequest("this model has no classes, so there is no score to explain; its maps can be asked for")
-        if asked.method in OF_GRADIENTS and not self._has_gradients:
+        if asked.method in OF_GRADIENTS and not self._archive.has_gradients:
             raise BadRequest(NO_GRADIENTS.format(method=asked.method))
+        if asked.method in OF_GRADIENTS and not self._has_torch:
+            raise BadRequest(NO_TORCH.format(method=asked.method))
         if asked.target is not None and asked.target >= len(self._classes):
             raise BadRequest(f"explain.target is {asked.target}; the classes are 0 to {len(self._classes) - 1}")
         if asked.window is not None and asked.step is not None and asked.step > asked.window:
             raise BadRequest("explain.step must be at most explain.window, or pixels between would not be covered")
         if asked.method not in (GRAD_CAM, CAM):
             return replace(asked, layer="")
-        layer = asked.layer or self._default_layer()
+        layer = asked.layer or self._archive.described.default_layer
+        if not layer:
+            raise BadRequest("this model publishes no map of shape (C, h, w); occlusion and gradients do without")
         if layer not in self._shapes:
             raise UnknownLayer.of(layer, self._shapes)
         if len(self._shapes[layer]) != 3:
             raise BadRequest(f"{asked.method} needs a map of shape (C, h, w); {layer} has {self._shapes[layer]}")
-        if asked.method == CAM and self._head(layer) is None:
+        if asked.method == CAM and layer not in self._archive.described.heads:
             raise BadRequest(
                 f"cam needs a network that averages {layer} over its cells and ends in one linear layer, which this "
                 "one does not; grad_cam does without"
@@ -120,14 +115,9 @@ class Explainer:
         return replace(asked, layer=layer)
 
     def available(self) -> list[str]:
-        """Return the methods that suit the network; one that uses a layer may not suit every layer."""
-        if not self._classes:
-            return [PICTURE]
-        maps = [name for name, shape in self._shapes.items() if len(shape) == 3]
-        unfit = {*(() if self._has_gradients else OF_GRADIENTS), *(() if maps else (GRAD_CAM, CAM))}
-        if maps and self._head(self._default_layer()) is None:
-            unfit.add(CAM)
-        return [method for method in METHODS if method not in unfit]
+        """Return the methods that suit the network and are there; one that uses a layer may not suit every layer."""
+        found = self._archive.described.explanations
+        return [method for method in found if self._has_torch or method not in OF_GRADIENTS]
 
     def check_work(self, asked: Explain, pictures: Sequence[Picture | RequestError]) -> None:
         """Check that a request does not keep the worker for too long.
@@ -161,11 +151,20 @@ class Explainer:
         asking = [job for job in jobs if job.options.explain is not None]
         if not asking:
             return
+        for job in asking:
+            self._run(job, MAX_SECONDS / len(asking))
+
+    @contextmanager
+    def _in_torch(self) -> Iterator[Eager]:
+        """Give the network in torch, with its threads, and the mode of computing that keeps what gradients need."""
+        network = self._network()
+        import torch
+
         threads = torch.get_num_threads()
-        torch.set_num_threads(self._network.threads)
+        torch.set_num_threads(network.threads)
         try:
-            for job in asking:
-                self._run(job, MAX_SECONDS / len(asking))
+            with torch.inference_mode(False), torch.enable_grad():
+                yield network
         finally:
             torch.set_num_threads(threads)
 
@@ -210,50 +209,60 @@ class Explainer:
         if height * width > MAX_PIXELS:
             raise ImageTooLarge(f"pictures of more than {MAX_PIXELS:,} pixels are not explained; send a smaller one")
         target = result.top[0].index if asked.target is None else asked.target
-        image = torch.from_numpy(to_input([picture], self._preprocessing)).to(self._network.device)  # (1, C, H, W)
-        with torch.inference_mode(False), torch.enable_grad():
-            heat, delta = self._heat(asked, image, target, check)
+        image = to_input([picture], self._preprocessing)  # (1, C, H, W)
+        heat, delta = self._heat(asked, image, target, check)
         if self._preprocessing.bgr and len(heat) == 3:
-            heat = heat.flip(0)  # In the order of the picture's channels.
-        if not heat.isfinite().all():
+            heat = heat[::-1]  # In the order of the picture's channels.
+        if not np.isfinite(heat).all():
             raise BadRequest(f"{asked.method} of this picture is not finite; occlusion may be")
         dtype = "float32" if is_png else job.options.map_dtype
-        [cells] = prepare("explanation", heat.detach()[None].float().contiguous(), Options(map_dtype=dtype))
+        [cells] = prepare("explanation", np.ascontiguousarray(heat[None], np.float32), Options(map_dtype=dtype))
         if isinstance(cells, BadImage):
             raise cells
         return Explanation(asked.method, asked.layer, target, self._classes[target], cells, delta, shown, asked.view)
 
     def _heat(
-        self, asked: Explain, image: Tensor, target: int, check: Callable[[], None]
+        self, asked: Explain, image: NDArray[np.float32], target: int, check: Callable[[], None]
+    ) -> tuple[NDArray[np.float32], float | None]:
+        if asked.method in OF_GRADIENTS:
+            with self._in_torch() as network:
+                heat, delta = self._heat_by_gradients(network, asked, image, target, check)
+                return heat.detach().float().cpu().numpy(), delta
+        if asked.method == CAM:
+            _, maps = self._engine.run(image, frozenset([asked.layer]))
+            weight = self._archive.tensor(self._archive.described.heads[asked.layer])
+            return methods.cam(host(maps[asked.layer]), weight, target), None
+        window, step = self._squares(asked, image.shape[2], image.shape[3])
+        return methods.occlusion(self._score, image, target, window, step, check), None
+
+    def _heat_by_gradients(
+        self, network: Eager, asked: Explain, image: NDArray[np.float32], target: int, check: Callable[[], None]
     ) -> tuple[Tensor, float | None]:
+        import torch
+
+        from handlers.outputs import gradient_methods
+
+        def score(images: Tensor) -> Tensor:
+            return network.forward_with_gradients(images)[0]
+
+        picture = torch.from_numpy(image).to(network.device)
         if asked.method == GRAD_CAM:
-            logits, made = self._network.forward_with_gradients(image, frozenset([asked.layer]))
-            heat = methods.grad_cam(
-                made[asked.layer], logits, target, lambda values: self._network.to_maps(asked.layer, values)
+            logits, made = network.forward_with_gradients(picture, frozenset([asked.layer]))
+            heat = gradient_methods.grad_cam(
+                made[asked.layer], logits, target, lambda values: network.to_maps(asked.layer, values)
             )
             if heat is None and logits.requires_grad:
                 raise BadRequest(f"the scores do not depend on the map of {asked.layer}; ask for an earlier layer")
             return _found(heat, asked), None
-        if asked.method == CAM:
-            weight = self._head(asked.layer)
-            assert weight is not None  # noqa: S101  # For the types; `settle` saw to it.
-            _, maps = self._network.forward(image.cpu(), frozenset([asked.layer]))
-            return methods.cam(maps[asked.layer], weight, target), None
-        if asked.method == OCCLUSION:
-            window, step = self._squares(asked, image.shape[2], image.shape[3])
-            return methods.occlusion(self._score, image.cpu(), target, window, step, check), None
         if asked.method == INPUT_GRADIENT:
-            return _found(methods.input_gradient(self._differentiable, image, target), asked), None
+            return _found(gradient_methods.input_gradient(score, picture, target), asked), None
         steps = asked.steps or DEFAULT_STEPS
-        return _found(methods.integrated_gradients(self._differentiable, image, target, steps, check), asked)
+        return _found(gradient_methods.integrated_gradients(score, picture, target, steps, check), asked)
 
-    def _score(self, images: Tensor) -> Tensor:
-        logits, _ = self._engine.forward(images)
+    def _score(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        logits, _ = self._engine.run(images)
         assert logits is not None  # noqa: S101  # For the types; `settle` saw to it.
         return logits
-
-    def _differentiable(self, images: Tensor) -> Tensor:
-        return self._network.forward_with_gradients(images)[0]
 
     def _runs(self, asked: Explain, height: int, width: int) -> int:
         if height * width > MAX_PIXELS:
@@ -277,50 +286,9 @@ class Explainer:
             raise BadRequest(f"explain.window is {window}, but the picture has {height}×{width} pixels")
         return window, step
 
-    def _default_layer(self) -> str:
-        maps = [name for name, shape in self._shapes.items() if len(shape) == 3]
-        wide = [name for name in maps if min(self._shapes[name][1:]) > 1]
-        if not maps:
-            raise BadRequest("this model publishes no map of shape (C, h, w); occlusion and gradients do without")
-        for name in reversed(wide):
-            if name not in self._network.layouts or not self._has_gradients or self._scores_depend_on(name):
-                return name
-        return (wide or maps)[-1]
-
-    def _scores_depend_on(self, layer: str) -> bool:
-        """Tell whether the scores depend on a layer's map at all: a transformer's need not on its last patches."""
-        if layer not in self._mattering:
-            with torch.inference_mode(False), torch.enable_grad():
-                image = noise(self._preprocessing).to(self._network.device)
-                logits, made = self._network.forward_with_gradients(image, frozenset([layer]))
-                values = made[layer]
-                heat = methods.grad_cam(values, logits, 0, lambda part: self._network.to_maps(layer, part))
-            self._mattering[layer] = heat is not None
-        return self._mattering[layer]
-
-    def _head(self, layer: str) -> Tensor | None:
-        """Return the weight (K, C) that maps the mean over a layer's cells to the logits; None if there is none.
-
-        A linear layer of that shape is tried on noise: what the network computes counts, not how it is written.
-        """
-        if layer not in self._heads:
-            self._heads[layer] = None
-            shape = len(self._classes), self._shapes[layer][0]
-            linear = [part for part in self._network.module.modules() if isinstance(part, nn.Linear)]
-            fitting = [part for part in linear if part.weight.shape == shape]
-            if fitting:
-                logits, maps = self._network.forward(noise(self._preprocessing, 2), frozenset([layer]))
-                assert logits is not None  # noqa: S101  # For the types; `settle` saw to it.
-                means = maps[layer].mean(dim=(2, 3))
-                for part in fitting:
-                    found = part(means.to(part.weight.device)).cpu()
-                    if (found - logits).abs().max() <= _SAME * logits.abs().max():
-                        self._heads[layer] = part.weight.detach()
-        return self._heads[layer]
-
 
 def _found(heat: _Heat | None, asked: Explain) -> _Heat:
-    """Return the heat; a network of an older archive may turn out to have no gradients."""
+    """Return the heat; a network may have gradients for some pictures only."""
     if heat is None:
         raise BadRequest(NO_GRADIENTS.format(method=asked.method))
     return heat

@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 
 from handlers.api import media
 from handlers.api.errors import BadRequest
-from handlers.network.operations import Operation
+from handlers.network.archive import Archive
 from handlers.outputs.response import Identity, Response
 from handlers.wire import convscope_pb2 as wire
 
 
-def kernels(operation: Operation | None, layer: str) -> NDArray[np.float32]:
+def kernels(archive: Archive, layer: str) -> NDArray[np.float32]:
     """Return the kernels of the convolution that makes a map: the operation that the model card names.
 
     Args:
-        operation: What makes the map, None where nothing with weights does.
-        layer: The layer's public name, for the message.
+        archive: That publishes the layer.
+        layer: The layer's public name.
 
     Returns:
         (C_out, C_in, kernel height, kernel width), float32; C_in is that of one group.
@@ -32,9 +32,10 @@ def kernels(operation: Operation | None, layer: str) -> NDArray[np.float32]:
     Raises:
         BadRequest: What makes the map is no two-dimensional convolution.
     """
-    if operation is None or operation.kind != "Conv2d" or operation.weight is None:
+    name = archive.described.layers[layer].kernel
+    if not name:
         raise BadRequest(f"the map of {layer} is not made by a two-dimensional convolution, so it has no filters")
-    return np.ascontiguousarray(operation.weight.detach().float().cpu().numpy())
+    return archive.tensor(name)
 
 
 def encode(

@@ -21,7 +21,7 @@ from archiver.contents import from_checkpoint, from_files
 from archiver.graph import with_engine
 from archiver.packing import ArchiveError
 from archiver.store import STORE
-from handlers.images.preprocessing import noise
+from archiver.trial import noise
 from handlers.network.archive import CARD, GRAPH, WEIGHTS
 from tests.archiver.conftest import NET
 

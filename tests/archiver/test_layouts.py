@@ -20,8 +20,9 @@ from archiver import graph, packing
 from archiver.__main__ import main
 from archiver.layouts import Layouts
 from archiver.packing import ArchiveError
+from archiver.trial import noise
 from handlers import loading
-from handlers.images.preprocessing import Preprocessing, noise, to_input
+from handlers.images.preprocessing import Preprocessing, to_input
 from handlers.network.engines.eager import Eager
 from handlers.network.layouts import map_shape, parse, to_maps
 from handlers.pipeline import Pipeline

@@ -17,7 +17,8 @@ from archiver import packing
 from archiver.__main__ import main
 from archiver.external import look_up_timm
 from archiver.recipes import timm_preprocessing
-from handlers.images.preprocessing import Preprocessing, noise
+from archiver.trial import noise
+from handlers.images.preprocessing import Preprocessing
 from tests.archiver import stock
 
 PACKAGE = {
@@ -74,7 +75,7 @@ sys.path.insert(0, sys.argv[1])
 from handlers.images.preprocessing import noise
 from handlers.network.archive import load
 archive = load(folder)
-torch.save(archive.module(noise(archive.preprocessing, 10)).detach(), folder / "scores.pt")
+torch.save(archive.module(torch.from_numpy(noise(archive.preprocessing, 10))).detach(), folder / "scores.pt")
 """
 OWN = "from toy_nets import one as build\n\n\ndef net():\n    return build()\n"
 

@@ -17,7 +17,8 @@ from archiver.proof import (
     why_no_gradients,
 )
 from archiver.survey import Survey, check_scores, survey
-from handlers.images.preprocessing import Preprocessing, noise
+from archiver.trial import noise
+from handlers.images.preprocessing import Preprocessing
 from handlers.network.engines.eager import Eager
 from handlers.networks import NETWORKS
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from hypothesis import strategies as st
 from handlers.api import card
 from handlers.api.limits import Limits
 from handlers.images.preprocessing import Preprocessing
-from handlers.network.archive import Archive
-from handlers.networks import Cifar, Edges
+from handlers.network.archive import DESCRIBED, Archive
+from handlers.networks import Cifar
 from handlers.outputs.response import Identity
 from tests.client.conftest import clean_environment
 from tests.client.served import serving
@@ -43,8 +44,10 @@ def read_input(recipe: Preprocessing):
     from convscope._reply import read_card
     from convscope._wire import convscope_pb2 as wire
 
-    archive = Archive(Edges(), recipe, {}, (), {"architecture": "some:Net"})
-    described = card.describe(archive, Identity("net", "1", "torch", "cpu"), Limits(), {}, 0, ())
+    network = {"layers": [], "parameters": 0, "multiply_adds": 0, "explanations": [], "default_layer": "", "heads": {}}
+    said = {"architecture": "some:Net", "preprocessing": recipe.to_dict(), "layers": {}, "classes": []}
+    archive = Archive({**said, DESCRIBED: network}, Path("nowhere"))
+    described = card.describe(archive, Identity("net", "1", "torch", "cpu"), Limits(), ())
     return read_card(wire.PredictReply.FromString(card.encode(described, "application/x-protobuf").body)).input
 
 

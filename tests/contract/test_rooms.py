@@ -45,7 +45,7 @@ MAY_IMPORT = {
 }
 # An archive is tested with the engines that will serve it; decoding raises errors of the API.
 HANDLERS_USED = {
-    "archiver": ("handlers.network.", "handlers.images."),
+    "archiver": ("handlers.network.", "handlers.images.", "handlers.api.options."),
     "training": ("handlers.networks.", "handlers.images.", "handlers.api.errors."),
 }
 

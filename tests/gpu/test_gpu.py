@@ -5,18 +5,20 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from convscope import Client
 
+from archiver.trial import noise
 from handlers.api.options import Options
-from handlers.images.preprocessing import noise, to_input, to_input_on
-from handlers.network.engines.choice import GPU_TOLERANCE, PRECISIONS, choose, difference
+from handlers.images.preprocessing import to_input, to_input_on
 from handlers.network.engines.cuda_graphs import Captured
 from handlers.network.engines.eager import Eager
-from handlers.network.engines.engine import Engine
+from handlers.network.engines.in_torch import GPU_TOLERANCE, PRECISIONS, choose_in_torch
+from handlers.network.engines.reference import difference
 from handlers.networks.cifar import Cifar
 from handlers.outputs.maps import FeatureMap, prepare
 from handlers.wire import convscope_pb2 as wire
@@ -79,12 +81,11 @@ def on_cpu() -> Eager:
     return Eager(Cifar(), Cifar.layers, has_scores=True)
 
 
-def on_gpu(on_cpu: Eager, way: str) -> Engine:
+def on_gpu(on_cpu: Eager, way: str) -> Any:
     network = Cifar()
     network.load_state_dict(on_cpu.module.state_dict())
-    torch.backends.cudnn.allow_tf32 = False
     eager = Eager(network, Cifar.layers, has_scores=True, device="cuda:0")
-    return choose(eager, None, noise(CIFAR_INPUT, 2), **WAYS[way][0])  # type: ignore[arg-type]
+    return choose_in_torch(eager, CIFAR_INPUT, **{"wanted": "auto", "precision": "float32", **WAYS[way][0]})
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -99,11 +100,11 @@ def test_every_way_gives_the_maps_of_the_cpu_and_says_its_name(on_cpu: Eager, wa
         assert scores is not None
         assert expected_scores is not None
         assert scores.device.type == "cpu"
-        assert difference(scores, expected_scores) <= tolerance
+        assert difference(scores.numpy(), expected_scores.numpy()) <= tolerance
         for layer in LAYERS:
             assert maps[layer].is_cuda
             assert maps[layer].is_contiguous()
-            assert difference(maps[layer].cpu(), expected[layer]) <= tolerance
+            assert difference(maps[layer].cpu().numpy(), expected[layer].numpy()) <= tolerance
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -138,7 +139,7 @@ def test_what_cannot_be_recorded_runs_as_it_is() -> None:
 def test_bytes_made_on_the_gpu_are_those_of_the_cpu(on_cpu: Eager, options: dict[str, int]) -> None:
     values = on_cpu.forward(noise(CIFAR_INPUT, 8), LAYERS)[1]["conv2"]
     asked = Options(map_dtype="uint8", **options)  # type: ignore[arg-type]
-    for one, other in zip(prepare("conv2", values.cuda(), asked), prepare("conv2", values, asked), strict=True):
+    for one, other in zip(prepare("conv2", values.cuda(), asked), prepare("conv2", values.numpy(), asked), strict=True):
         assert isinstance(one, FeatureMap)
         assert isinstance(other, FeatureMap)
         assert one.channels == other.channels
@@ -160,7 +161,7 @@ def test_maps_of_every_dtype_are_own_memory_of_the_cpu(on_cpu: Eager, dtype: str
     assert all(np.array_equal(item.cells, cells) for item, cells in zip(first, kept, strict=True))
 
 
-GPU = torch.device("cuda:0")
+GPU = "cuda:0"
 
 
 def test_bytes_sent_to_the_gpu_become_there_what_they_become_here(on_cpu: Eager) -> None:

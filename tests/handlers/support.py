@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import save_file
 
+from archiver import packing
+from archiver.description import describe
 from handlers.api.limits import Limits
 from handlers.images.preprocessing import Preprocessing
 from handlers.loading import assemble
-from handlers.network.archive import Archive
+from handlers.network.archive import DESCRIBED, GRAPH, REFERENCE, WEIGHTS, Archive, eager_arguments
+from handlers.network.engines.eager import Eager
 from handlers.outputs.response import Identity, Response
 from handlers.pipeline import Pipeline
 from handlers.wire import convscope_pb2 as wire
@@ -21,16 +28,47 @@ REQUEST_ID = "26b2c1a8-9b8a-4f7d-8c61-0d6a3f1d2e10"  # As TorchServe gives one t
 CIFAR_INPUT = Preprocessing(3, 32, 32, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
 
 
+_FOLDERS = tempfile.TemporaryDirectory()  # Of archives, as long as the tests run.
+
+
+def make_archive(
+    module: torch.nn.Module,
+    preprocessing: Preprocessing,
+    classes: tuple[str, ...],
+    *,
+    layers: Mapping[str, str] | None = None,
+    has_gradients: bool = True,
+    graph: bytes | None = None,
+) -> Archive:
+    """Return what the archiver would make of a network, unproven."""
+    card: dict[str, Any] = {
+        "architecture": "handlers.networks:Any",
+        "preprocessing": preprocessing.to_dict(),
+        "layers": dict(module.layers if layers is None else layers),
+        "classes": list(classes),
+    }
+    if not has_gradients:
+        card["no_gradients"] = "said so"
+    eager = Eager(module, **eager_arguments(card))
+    described, reference = describe(eager, preprocessing, len(classes), has_gradients=has_gradients)
+    folder = Path(tempfile.mkdtemp(dir=_FOLDERS.name))
+    (folder / WEIGHTS).write_bytes(packing.weights(module.state_dict()))
+    save_file(reference, folder / REFERENCE)
+    if graph is not None:
+        (folder / GRAPH).write_bytes(graph)
+    return Archive({**card, DESCRIBED: described}, folder)
+
+
 def make_service(
     module: torch.nn.Module, preprocessing: Preprocessing, classes: tuple[str, ...], **kwargs: Any
 ) -> Pipeline:
-    card = {"architecture": "handlers.networks:Any", "description": "", "training": {}}
-    layers = kwargs.pop("layers", None) or dict(module.layers)
-    has_gradients = kwargs.pop("has_gradients", True)
-    archive = Archive(module.eval(), preprocessing, layers, classes, card, has_gradients=has_gradients)
+    """Return a service of a network, in torch; the arguments are those of `make_archive` and of `assemble`."""
+    own = {name: kwargs.pop(name) for name in ("layers", "has_gradients") if name in kwargs}
+    archive = make_archive(module, preprocessing, classes, **own)
     limits = kwargs.pop("limits", Limits(max_reply_bytes=50_000_000))
-    eager = archive.eager(kwargs.pop("device", "cpu"))
-    return assemble(archive, Identity("cifar", "1.0", "torch-test", "cpu"), limits, eager, eager, **kwargs)
+    device = kwargs.pop("device", "cpu")
+    eager = Eager(module, **eager_arguments(archive.card), device=device)
+    return assemble(archive, Identity("cifar", "1.0", "torch-test", device), limits, lambda: eager, eager, **kwargs)
 
 
 def ask_message(service: Pipeline, message: wire.PredictRequest) -> wire.PredictReply:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from handlers.images.preprocessing import noise
-from handlers.network.engines.choice import TOLERANCE, check, choose_on_gpu
+from archiver.trial import noise
 from handlers.network.engines.cuda_graphs import Captured, Outputs, Replay
 from handlers.network.engines.eager import Eager
+from handlers.network.engines.in_torch import choose_on_gpu
+from handlers.network.engines.reference import TOLERANCE, check
 from handlers.networks.cifar import Cifar
 from tests.handlers.support import CIFAR_INPUT
 
@@ -151,10 +152,10 @@ class TestTheChoiceOnAGpu:
     def test_falls_back_on_channels_last_with_one_warning(
         self, eager: Eager, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with caplog.at_level(logging.WARNING, "handlers.network.engines.choice"):
+        with caplog.at_level(logging.WARNING, "handlers.network.engines.in_torch"):
             engine = choose_on_gpu(eager, noise(CIFAR_INPUT, 2), record=stuck)
         assert engine.name == f"{eager.name}-channels-last"
-        told = [record for record in caplog.records if record.name == "handlers.network.engines.choice"]
+        told = [record for record in caplog.records if record.name == "handlers.network.engines.in_torch"]
         assert len(told) == 1
         assert "differ from torch's" in caplog.text
 
@@ -168,9 +169,9 @@ class TestTheChoiceOnAGpu:
             return found if self is eager else {name: values * 1.1 for name, values in found.items()}
 
         monkeypatch.setattr(Eager, "compute", wrong)
-        with caplog.at_level(logging.WARNING, "handlers.network.engines.choice"):
+        with caplog.at_level(logging.WARNING, "handlers.network.engines.in_torch"):
             assert choose_on_gpu(eager, noise(CIFAR_INPUT, 2), record=refuse) is eager
-        told = [record for record in caplog.records if record.name == "handlers.network.engines.choice"]
+        told = [record for record in caplog.records if record.name == "handlers.network.engines.in_torch"]
         assert len(told) == 1
         assert "channels-last" in told[0].getMessage()
         assert "cannot be recorded" in told[0].getMessage()

@@ -15,16 +15,18 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from archiver import packing
+from archiver.trial import noise
 from handlers import loading
-from handlers.images.preprocessing import noise
+from handlers.network.archive import GRAPH, WEIGHTS, Archive
 from handlers.network.engines import choice
-from handlers.network.engines.choice import TOLERANCE, check, choose, difference
+from handlers.network.engines.choice import choose
 from handlers.network.engines.eager import Eager
+from handlers.network.engines.reference import TOLERANCE, check, difference
 from handlers.networks.cifar import Cifar
 from handlers.pipeline import Pipeline
 from handlers.settings import Settings
 from handlers.wire import convscope_pb2 as wire
-from tests.handlers.support import CIFAR_INPUT, ask_json, ask_message, ask_rest, cells
+from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, ask_json, ask_message, ask_rest, cells, make_archive
 from tests.pictures import colours, png
 
 STORE = Path(__file__).resolve().parents[2] / "model_store"
@@ -98,7 +100,7 @@ class TestTheSameAnswers:
     def test_of_selections(self, both: tuple[Pipeline, Pipeline], options: dict[str, Any]) -> None:
         message = wire.PredictRequest(pictures=PICTURES, layers=["all"], **options)
         expected, found = (ask_message(service, message) for service in both)
-        if options.get("pool", 1) > min(min(layer.shape[1:]) for layer in both[0]._geometry.values()):
+        if options.get("pool", 1) > min(min(layer.shape[1:]) for layer in both[0]._published.values()):
             assert found.error == expected.error
             assert found.error.code == "bad_request"
             return
@@ -106,7 +108,7 @@ class TestTheSameAnswers:
             assert np.allclose(cells(one), cells(other), rtol=1e-4, atol=1e-4)
 
     def test_in_every_format(self, both: tuple[Pipeline, Pipeline]) -> None:
-        first = next(iter(both[0]._geometry))
+        first = next(iter(both[0]._published))
         row, asked = {"body": bytearray(PICTURES[0])}, {"x_convscope_layers": first}
         one, other = (ask_json(service, row, **asked)["results"][0]["maps"][first] for service in both)
         assert (one["dtype"], one["shape"]) == (other["dtype"], other["shape"])
@@ -137,18 +139,19 @@ def test_one_layer_alone_is_the_same_as_among_all(both: tuple[Pipeline, Pipeline
 def test_maps_stay_what_they_were_when_more_pictures_run(both: tuple[Pipeline, Pipeline]) -> None:
     for service in both:
         engine = service.predictor._network
-        images = noise(service._preprocessing, 4)
+        images = noise(service._preprocessing, 4).numpy()
         layers = frozenset(engine.layers)
-        _, maps = engine.forward(images, layers)
-        kept = {name: values.clone() for name, values in maps.items()}
+        _, maps = engine.run(images, layers)
+        kept = {name: np.array(values) for name, values in maps.items()}
         for _ in range(5):
-            engine.forward(images * -3, layers)
-        assert all(torch.equal(maps[name], kept[name]) for name in layers)
+            engine.run(images * -3, layers)
+        assert all(np.array_equal(np.asarray(maps[name]), kept[name]) for name in layers)
 
 
 def test_arrays_come_out_as_tensors_do(both: tuple[Pipeline, Pipeline]) -> None:
-    for service in both:
+    for service in both[:1]:
         engine = service.predictor._network
+        assert isinstance(engine, Eager)
         images = noise(service._preprocessing, 3)
         scores, maps = engine.forward(images, frozenset(engine.layers))
         found, arrays = engine.run(images.numpy(), frozenset(engine.layers))
@@ -230,70 +233,79 @@ class TestWithoutIt:
     """Whatever keeps ONNX Runtime from running, torch does."""
 
     @pytest.fixture
-    def eager(self) -> Eager:
+    def network(self) -> Cifar:
         torch.manual_seed(0)
-        return Eager(Cifar(), Cifar.layers, has_scores=True)
+        return Cifar()
 
     @pytest.fixture
-    def graph(self, eager: Eager, tmp_path: Path) -> Path:
-        """The committed graph of the same network, with this one's weights."""
+    def archive(self, network: Cifar) -> Archive:
+        """Random weights, with the committed graph of the same network."""
         with zipfile.ZipFile(STORE / "cifar.mar") as archive:
-            archive.extract("graph.onnx", tmp_path)
-        (tmp_path / "weights.safetensors").write_bytes(packing.weights(eager.module.state_dict()))
-        return tmp_path / "graph.onnx"
+            return make_archive(network, CIFAR_INPUT, CIFAR_CLASSES, graph=archive.read("graph.onnx"))
 
-    def test_the_package_missing(self, eager: Eager, graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.fixture
+    def eager(self, network: Cifar) -> Eager:
+        return Eager(network, Cifar.layers, has_scores=True)
+
+    def test_the_package_missing(self, archive: Archive, eager: Eager, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(choice, "find_spec", lambda name: None)
-        assert choose(eager, graph, noise(CIFAR_INPUT)) is eager
+        assert choose(archive, lambda: eager) is eager
         with pytest.raises(RuntimeError, match="not installed"):
-            choose(eager, graph, noise(CIFAR_INPUT), wanted="onnxruntime")
+            choose(archive, lambda: eager, wanted="onnxruntime")
 
-    def test_the_graph_missing(self, eager: Eager) -> None:
-        assert choose(eager, None, noise(CIFAR_INPUT)) is eager
+    def test_the_graph_missing(self, archive: Archive, eager: Eager) -> None:
+        (archive.directory / GRAPH).unlink()
+        assert choose(archive, lambda: eager) is eager
         with pytest.raises(RuntimeError, match="holds no graph"):
-            choose(eager, None, noise(CIFAR_INPUT), wanted="onnxruntime")
+            choose(archive, lambda: eager, wanted="onnxruntime")
 
-    def test_torch_asked_for(self, eager: Eager, graph: Path) -> None:
-        assert choose(eager, graph, noise(CIFAR_INPUT), wanted="torch") is eager
+    def test_a_gpu(self, archive: Archive, eager: Eager) -> None:
+        with pytest.raises(RuntimeError, match="it runs on the CPU, and this worker on cuda:1"):
+            choose(archive, lambda: eager, device="cuda:1", wanted="onnxruntime")
 
-    def test_an_engine_there_is_not(self, eager: Eager) -> None:
+    def test_torch_asked_for(self, archive: Archive, eager: Eager) -> None:
+        assert choose(archive, lambda: eager, wanted="torch") is eager
+
+    def test_an_engine_there_is_not(self, archive: Archive, eager: Eager) -> None:
         with pytest.raises(ValueError, match="auto, torch, onnxruntime"):
-            choose(eager, None, noise(CIFAR_INPUT), wanted="tensorrt")
+            choose(archive, lambda: eager, wanted="tensorrt")
 
-    def test_the_graph_damaged(self, eager: Eager, graph: Path, caplog: pytest.LogCaptureFixture) -> None:
-        damaged = graph.with_name("damaged.onnx")
-        damaged.write_bytes(graph.read_bytes()[: graph.stat().st_size // 2])
+    @pytest.mark.parametrize("file", [GRAPH, WEIGHTS])
+    def test_a_file_damaged(self, file: str, archive: Archive, eager: Eager, caplog: pytest.LogCaptureFixture) -> None:
+        path = archive.directory / file
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         with caplog.at_level(logging.WARNING):
-            assert choose(eager, damaged, noise(CIFAR_INPUT)) is eager
+            assert choose(archive, lambda: eager) is eager
         assert "torch runs instead" in caplog.text
         with pytest.raises(RuntimeError, match="cannot run"):
-            choose(eager, damaged, noise(CIFAR_INPUT), wanted="onnxruntime")
+            choose(archive, lambda: eager, wanted="onnxruntime")
 
-    def test_the_graph_of_another_network(self, graph: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_the_graph_of_another_network(self, network: Cifar, caplog: pytest.LogCaptureFixture) -> None:
         class Negated(Cifar):
             def forward(self, images: Tensor) -> Tensor:
                 return super().forward(-images)
 
-        eager = Eager(Negated(), Cifar.layers, has_scores=True)
+        with zipfile.ZipFile(STORE / "cifar.mar") as file:
+            negated = Negated()
+            archive = make_archive(negated, CIFAR_INPUT, CIFAR_CLASSES, graph=file.read("graph.onnx"))
+        eager = Eager(negated, Cifar.layers, has_scores=True)
         with caplog.at_level(logging.WARNING):
-            assert choose(eager, graph, noise(CIFAR_INPUT)) is eager
+            assert choose(archive, lambda: eager) is eager
         assert "differ from torch's" in caplog.text
+        with pytest.raises(RuntimeError, match="differ from torch's"):
+            choose(archive, lambda: eager, wanted="onnxruntime")
 
-    def test_the_weights_of_another_network(self, graph: Path, caplog: pytest.LogCaptureFixture) -> None:
-        eager = Eager(Cifar(), Cifar.layers, has_scores=True)
-        with caplog.at_level(logging.WARNING):
-            assert choose(eager, graph, noise(CIFAR_INPUT)) is eager
-        assert "differ from torch's" in caplog.text
+    def test_neither_does_what_the_archive_was_made_to_do(self, archive: Archive) -> None:
+        (archive.directory / WEIGHTS).write_bytes(packing.weights(Cifar().state_dict()))
+        other = Eager(Cifar(), Cifar.layers, has_scores=True)
+        with pytest.raises(RuntimeError, match="the archive is damaged, neither its graph nor its weights will do"):
+            choose(archive, lambda: other)
 
-    def test_the_weights_missing(self, eager: Eager, graph: Path, caplog: pytest.LogCaptureFixture) -> None:
-        graph.with_name("weights.safetensors").unlink()
-        with caplog.at_level(logging.WARNING):
-            assert choose(eager, graph, noise(CIFAR_INPUT)) is eager
-        assert "torch runs instead" in caplog.text
+    def test_nothing(self, archive: Archive) -> None:
+        def build() -> Eager:
+            raise AssertionError("torch is not needed")
 
-    def test_nothing(self, eager: Eager, graph: Path) -> None:
-        engine = choose(eager, graph, noise(CIFAR_INPUT, 3), wanted="onnxruntime")
-        assert engine is not eager
+        assert choose(archive, build, wanted="auto").name.startswith("onnxruntime-")
 
 
 class Shifted(nn.Module):
@@ -324,8 +336,8 @@ def test_an_engine_passes_within_the_tolerance_only(share: float, passes: bool) 
 
 
 def test_a_value_that_is_no_number_is_a_difference() -> None:
-    assert not difference(torch.tensor([1.0, float("nan")]), torch.tensor([1.0, 1.0])) <= TOLERANCE
-    assert difference(torch.zeros(3), torch.zeros(3)) == 0
+    assert not difference(np.array([1.0, np.nan]), np.array([1.0, 1.0])) <= TOLERANCE
+    assert difference(np.zeros(3), np.zeros(3)) == 0
 
 
 class Doubtful(nn.Module):
@@ -345,6 +357,8 @@ def test_a_network_that_cannot_be_traced_runs_in_evaluation_mode() -> None:
     eager = Eager(network, {"norm": "norm"}, has_scores=False)
     images = torch.rand(2, 3, 5, 5)
     _, maps = eager.forward(images, frozenset({"norm"}))
-    assert difference(maps["norm"], images) < 1e-4, "a fresh norm leaves its input as it is, but for its epsilon"
+    assert difference(maps["norm"].numpy(), images.numpy()) < 1e-4, (
+        "a fresh norm leaves its input as it is, but for its epsilon"
+    )
     assert int(network.norm.num_batches_tracked) == 0
     assert not network.norm.training

@@ -22,7 +22,7 @@ from handlers.images.preprocessing import Preprocessing, to_input
 from handlers.networks.cifar import Cifar
 from handlers.networks.deep import Deep
 from handlers.outputs import explainer
-from handlers.outputs.explanation_methods import integrated_gradients
+from handlers.outputs.gradient_methods import integrated_gradients
 from handlers.outputs.png import paint, stretch
 from handlers.pipeline import Pipeline
 from handlers.wire import convscope_pb2 as wire
@@ -478,7 +478,7 @@ def test_an_unexpected_failure_stays_with_its_picture(network: Cifar, monkeypatc
     def fail(*_: Any) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(explainer.methods, "grad_cam", fail)
+    monkeypatch.setattr("handlers.outputs.gradient_methods.grad_cam", fail)
     service = make_service(network, CIFAR_INPUT, CIFAR_CLASSES)
     code, message = refusal(service)
     assert code == "internal"

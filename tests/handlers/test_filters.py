@@ -15,11 +15,19 @@ from torch.nn import functional
 
 from handlers.api.errors import BadRequest
 from handlers.api.limits import Limits
-from handlers.network.geometry import layer_geometry
+from handlers.images.preprocessing import Preprocessing
 from handlers.networks import Cifar, Deep, Digits, Flat
 from handlers.outputs import filters
 from handlers.wire import convscope_pb2 as wire
-from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, ask_json, ask_message, ask_rest, make_service
+from tests.handlers.support import (
+    CIFAR_CLASSES,
+    CIFAR_INPUT,
+    ask_json,
+    ask_message,
+    ask_rest,
+    make_archive,
+    make_service,
+)
 
 
 class Functional(nn.Module):
@@ -52,8 +60,8 @@ class Branching(nn.Module):
 
 def kernels(network, node):
     """Return the filters of a node, found as a service finds them."""
-    shape = (1, 28, 28) if isinstance(network, Digits) else (3, 32, 32)
-    return filters.kernels(layer_geometry(network, {"seen": node}, shape)["seen"].operation, "seen")
+    recipe = Preprocessing(1, 28, 28) if isinstance(network, Digits) else Preprocessing(3, 32, 32)
+    return filters.kernels(make_archive(network, recipe, (), layers={"seen": node}), "seen")
 
 
 @pytest.mark.parametrize(
@@ -94,11 +102,30 @@ def test_a_network_that_cannot_be_traced_has_those_of_the_last_convolution_that_
 def test_filters_are_those_of_the_operation_that_the_card_names_also_at_joins():
     network = torchvision.models.resnet18().eval()
     nodes = [f"layer{stage}.{block}.relu_1" for stage in (1, 2, 3, 4) for block in (0, 1)]
-    for node, layer in layer_geometry(network, {node: node for node in nodes}, (3, 64, 64)).items():
-        convolution = network.get_submodule(f"{node[:-7]}.conv2")
-        assert np.array_equal(filters.kernels(layer.operation, node), convolution.weight.detach())
-        channels = layer.operation.input_shape[0] // layer.operation.groups
-        assert layer.operation.weight.shape == (layer.shape[0], channels, *layer.operation.kernel)
+    archive = make_archive(network, Preprocessing(3, 64, 64), (), layers={node[:-7]: node for node in nodes})
+    for name, layer in archive.described.layers.items():
+        found = filters.kernels(archive, name)
+        assert np.array_equal(found, network.get_submodule(f"{name}.conv2").weight.detach())
+        channels = layer.facts["input_shape"][0] // layer.facts["groups"]
+        assert found.shape == (layer.shape[0], channels, *layer.facts["kernel"])
+
+
+class Computed(nn.Module):
+    """Convolves with what is no entry of its state dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(3, 3, 3, 3))
+        self.normal = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 5, 3))
+
+    def forward(self, images):
+        return self.normal(functional.conv2d(images, self.weight.transpose(0, 1)))
+
+
+def test_kernels_that_the_network_computes_are_those_that_it_convolves_with():
+    network = Computed().eval()
+    assert np.array_equal(kernels(network, "conv2d"), network.weight.detach().transpose(0, 1).numpy())
+    assert np.array_equal(kernels(network, "normal"), network.normal.weight.detach().numpy())
 
 
 def test_looking_for_filters_leaves_the_network_as_it_was():

@@ -348,7 +348,7 @@ class TestSentToAGpu:
 
     def test_bytes_become_there_what_they_become_here(self, sent: list[int]) -> None:
         pictures = [colours(seed) for seed in range(3)]
-        found = to_input_on(torch.device("cuda:0"), pictures, CIFAR_INPUT)
+        found = to_input_on("cuda:0", pictures, CIFAR_INPUT)
         assert isinstance(found, Tensor)
         assert found.is_contiguous()
         assert np.array_equal(found.numpy(), to_input(pictures, CIFAR_INPUT))
@@ -356,12 +356,10 @@ class TestSentToAGpu:
 
     def test_floats_are_made_ready_here(self, sent: list[int]) -> None:
         pictures: list[Any] = [colours(0), colours(1) / np.float32(255)]
-        found = to_input_on(torch.device("cuda:0"), pictures, CIFAR_INPUT)
+        found = to_input_on("cuda:0", pictures, CIFAR_INPUT)
         assert isinstance(found, np.ndarray)
         assert np.array_equal(found, to_input(pictures, CIFAR_INPUT))
-        assert np.array_equal(
-            to_input_on(torch.device("cpu"), pictures[:1], CIFAR_INPUT), to_input(pictures[:1], CIFAR_INPUT)
-        )
+        assert np.array_equal(to_input_on("cpu", pictures[:1], CIFAR_INPUT), to_input(pictures[:1], CIFAR_INPUT))
         assert sent == []
 
     def test_a_network_without_statistics_gets_the_scale_alone(self) -> None:

@@ -50,7 +50,10 @@ def test_arrays_become_what_tensors_become(values: Tensor, options: dict[str, An
     for one, other in zip(prepare("conv1", values.numpy(), asked), prepare("conv1", values, asked), strict=True):
         assert isinstance(one, FeatureMap)
         assert isinstance(other, FeatureMap)
-        assert np.array_equal(one.cells, other.cells)
+        if asked.pool is None:
+            assert np.array_equal(one.cells, other.cells)
+        else:  # Sums of another order.
+            assert np.allclose(one.values(), other.values(), rtol=1e-3, atol=1e-5)
         assert (one.dtype, one.channels) == (other.dtype, other.channels)
 
 

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from handlers.network.geometry import layer_geometry
-from handlers.network.operations import Operation
+from archiver.geometry import layer_geometry
+from archiver.operations import Operation
 from handlers.networks import NETWORKS
 
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from handlers.network.geometry import layer_geometry
-from handlers.network.operations import Operation, count_multiply_adds, watched
+from archiver.geometry import layer_geometry
+from archiver.operations import Operation, count_multiply_adds, watched
 from handlers.networks import NETWORKS
 
 

@@ -1,203 +1,109 @@
 """The choice of an engine: the fastest that is installed, that the archive has a graph for, and that computes the same.
 
-On the CPU `onnxruntime` is tried first. If it cannot run, the reason is logged and torch runs instead, unless it was
-asked for by name. On a GPU torch runs, with channels-last tensors and CUDA graphs, each only if it computes the same.
+On the CPU `onnxruntime` is tried first. If it cannot run, the reason is logged and torch runs instead, unless ONNX
+Runtime was asked for by name or torch is not installed. On a GPU, and in 16 bits, torch runs.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from handlers.network.engines.cuda_graphs import Captured, Record, record_on_gpu
-from handlers.network.engines.eager import Eager
+from handlers import optional_torch
+from handlers.images.preprocessing import noise
+from handlers.network.archive import NONE, REFERENCE, Archive
 from handlers.network.engines.engine import Engine
 from handlers.network.engines.onnx import Session
+from handlers.network.engines.reference import PICTURES, compare, read, take
+
+if TYPE_CHECKING:
+    from handlers.network.engines.eager import Eager
 
 logger = logging.getLogger(__name__)
 
 ENGINES = ("auto", "torch", "onnxruntime")
-TOLERANCE = 1e-5
-"""How far an engine's output may be from eager torch's: the largest difference of any cell, as a share of the largest
-absolute value in that map or in those logits. float32 itself rounds by 6e-8 an operation."""
-GPU_TOLERANCE = 1e-3
-"""The same on a GPU in float32, from plain eager torch on that GPU: for another order of tensors cuDNN takes other
-kernels (Winograd's and Fourier's among them), which sum in another order, and errors of layers add up."""
+PRECISIONS = ("float32", "float16", "bfloat16")
 
-PRECISIONS = {
-    "float32": (torch.float32, TOLERANCE),
-    "float16": (torch.float16, 1e-2),
-    "bfloat16": (torch.bfloat16, 5e-2),
-}
-"""Each precision's dtype, and how far from float32's eager torch it may be, measured as `TOLERANCE` is. float16 rounds
-by 2**-11 an operation, bfloat16 by 2**-8; errors of layers add up. float16 and every GPU were never run here."""
+_DAMAGED = 1e-4  # How far torch may be from the archive's reference, which torch computed elsewhere, by another order.
 
 
 def choose(
-    eager: Eager,
-    graph: Path | None,
-    images: Tensor,
+    archive: Archive,
+    network: Callable[[], Eager],
     *,
+    device: str = "cpu",
     wanted: str = "auto",
     threads: int = 1,
     precision: str = "float32",
 ) -> Engine:
-    """Choose an engine for a loaded network.
+    """Choose an engine for an archive.
 
     Args:
-        eager: The network in torch, on the device it is to run on.
-        graph: The archive's file; None if it has none.
-        images: (N, C, H, W), float32, on the CPU: for a trial of the graph. Noise tells more than black.
+        archive: What is to be served.
+        network: Builds the network in torch, on the device it is to run on; called only if torch runs.
+        device: That device: `cpu`, or `cuda:` and a number.
         wanted: One of `ENGINES`; `auto` takes the fastest that works.
         threads: Of one run.
         precision: One of `PRECISIONS`; one of 16 bits is for torch, and never taken unless asked for.
 
-    `torch` is plain eager torch, on a GPU too.
-
     Raises:
         ValueError: `wanted` is not an engine, or `precision` not a precision.
-        RuntimeError: The engine asked for by name cannot run this network here; the message says why.
+        RuntimeError: The engine asked for by name cannot run this network here, or none can, or torch does not compute
+            what the archive's reference says either; the message says why.
     """
     if wanted not in ENGINES:
         raise ValueError(f"CONVSCOPE_ENGINE is {wanted!r}; there are {', '.join(ENGINES)}")
     if precision not in PRECISIONS:
         raise ValueError(f"CONVSCOPE_PRECISION is {precision!r}; there are {', '.join(PRECISIONS)}")
-    if precision != "float32":
+    if wanted == "onnxruntime" and precision != "float32":
+        raise RuntimeError(f"the engine onnxruntime was asked for and runs float32, not {precision}")
+    is_doubtful = False
+    reason = f"the precision {precision} was asked for" if precision != "float32" else f"{wanted} was asked for"
+    if precision == "float32" and wanted != "torch":
+        reason = _obstacle(archive, device) or ""
+        if not reason:
+            try:
+                return _session(archive, threads)
+            except Exception as err:  # ONNX Runtime raises what it likes; torch can do without it.
+                reason, is_doubtful = f"{type(err).__name__}: {err}", True
+                if wanted == "auto" and optional_torch.is_installed():
+                    logger.warning("the archive's graph is not used, torch runs instead: %s", reason)
         if wanted == "onnxruntime":
-            raise RuntimeError(f"the engine onnxruntime was asked for and runs float32, not {precision}")
-        halved = _halve(eager, images, precision)
-        if eager.device.type == "cuda" and wanted == "auto":
-            return choose_on_gpu(eager, images, precision=precision, plain=halved)
-        return halved
-    if wanted == "torch":
-        return eager
-    if eager.device.type == "cuda" and wanted == "auto":
-        return choose_on_gpu(eager, images)
-    reason = _obstacle(eager, graph)
-    if reason is None and graph is not None:
+            raise RuntimeError(f"the engine onnxruntime was asked for and cannot run: {reason}")
+    if not optional_torch.is_installed():
+        raise RuntimeError(f"torch must run this network, and torch or torchvision is not installed: {reason}")
+    from handlers.network.engines.in_torch import choose_in_torch
+
+    eager = network()
+    if is_doubtful:
         try:
-            session = Session(
-                graph,
-                eager.layers,
-                has_scores=eager.has_scores,
-                layouts=eager.layouts,
-                threads=threads,
-            )
-            check(session, eager, images)
-        except Exception as err:  # ONNX Runtime raises what it likes; torch can do without it.
-            reason = f"{type(err).__name__}: {err}"
-            logger.warning("the archive's graph is not used, torch runs instead: %s", reason)
-        else:
-            return session
-    if wanted == "onnxruntime":
-        raise RuntimeError(f"the engine onnxruntime was asked for and cannot run: {reason}")
-    return eager
+            compare(take(eager, noise(archive.preprocessing, PICTURES)), read(archive.directory / REFERENCE), _DAMAGED)
+        except RuntimeError as err:
+            raise RuntimeError(f"the archive is damaged, neither its graph nor its weights will do: {err}") from err
+    return choose_in_torch(eager, archive.preprocessing, wanted=wanted, precision=precision)
 
 
-def choose_on_gpu(
-    eager: Eager,
-    images: Tensor,
-    *,
-    precision: str = "float32",
-    plain: Eager | None = None,
-    record: Record = record_on_gpu,
-) -> Engine:
-    """Use channels-last tensors and CUDA graphs, each if the outputs are those of eager torch; log why one is not used.
-
-    Args:
-        eager: The network in torch, float32, on the GPU.
-        images: As in `choose`.
-        precision: One of `PRECISIONS`.
-        plain: What to fall back on, the network in that precision; None for `eager`.
-        record: What records; see `Captured`.
-    """
-    dtype, tolerance = PRECISIONS[precision]
-    tolerance = max(tolerance, GPU_TOLERANCE)
-    best, reasons = plain or eager, []
-    try:
-        last = eager.copy(dtype, torch.channels_last)
-        check(last, eager, images, tolerance)
-        best = last
-    except Exception as err:  # Whatever a network or a driver cannot do, plain torch is there.
-        reasons.append(f"channels-last: {type(err).__name__}: {err}")
-    engine: Engine = best
-    try:
-        captured = Captured(best, tuple(images.shape[1:]), record=record)
-        check(captured, eager, images, tolerance)
-        check(captured, eager, -images, tolerance)  # The first call records; this one replays with other pictures.
-        if not captured.recorded:
-            raise RuntimeError("the pass cannot be recorded")
-        engine = captured
-    except Exception as err:
-        reasons.append(f"recorded: {type(err).__name__}: {err}")
-    if reasons:
-        logger.warning("%s runs; what is not used: %s", engine.name, "; ".join(reasons))
-    return engine
+def _session(archive: Archive, threads: int) -> Session:
+    """Return the archive's graph in ONNX Runtime, once it computes what the archive's reference says."""
+    assert archive.graph is not None  # noqa: S101  # For the types; `_obstacle` saw to it.
+    session = Session(
+        archive.graph,
+        archive.layers,
+        has_scores=archive.scores != NONE,
+        layouts=archive.layouts,
+        threads=threads,
+    )
+    compare(take(session, noise(archive.preprocessing, PICTURES)), read(archive.directory / REFERENCE))
+    return session
 
 
-def check(engine: Engine, eager: Eager, images: Tensor, tolerance: float = TOLERANCE) -> None:
-    """Check that an engine computes what eager torch does: scores and every published map.
-
-    Args:
-        engine: To be checked.
-        eager: The same network in torch.
-        images: (N, C, H, W), float32, on the CPU.
-        tolerance: As `difference` measures.
-
-    Raises:
-        RuntimeError: An output has another shape, or is further off than `tolerance`.
-    """
-    layers = frozenset(engine.layers)
-    found, found_maps = engine.forward(images, layers)
-    expected, expected_maps = eager.forward(images, layers)
-    pairs = {f"the maps of {name}": (found_maps[name], expected_maps[name]) for name in layers}
-    if found is not None and expected is not None:
-        pairs["the scores"] = (found, expected)
-    for what, (one, other) in pairs.items():
-        other = other.cpu()
-        if one.shape != other.shape:
-            raise RuntimeError(f"{what} have shape {tuple(one.shape)} and not {tuple(other.shape)}")
-        off = difference(one.cpu(), other)
-        if not off <= tolerance:
-            raise RuntimeError(f"{what} differ from torch's by {off:.1e} of its largest value")
-
-
-def difference(found: Tensor, expected: Tensor) -> float:
-    """Return the largest difference of any cell, as a share of the largest absolute value expected; NaN if any is."""
-    largest = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    return float((found - expected).abs().max() / largest)
-
-
-def _halve(eager: Eager, images: Tensor, precision: str) -> Eager:
-    """Return a copy of the network in 16 bits; the original stays for what needs gradients.
-
-    Raises:
-        RuntimeError: The device cannot, or what comes out is too far from float32.
-    """
-    dtype, tolerance = PRECISIONS[precision]
-    device = eager.device
-    if device.type == "cpu" and dtype == torch.float16:
-        raise RuntimeError("the precision float16 was asked for and is for a GPU; on the CPU there is bfloat16")
-    if (
-        device.type == "cuda"
-        and dtype == torch.bfloat16
-        and not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
-        raise RuntimeError("the precision bfloat16 was asked for, which this GPU does not compute in; ask for float16")
-    halved = eager.copy(dtype)
-    check(halved, eager, images, tolerance)
-    return halved
-
-
-def _obstacle(eager: Eager, graph: Path | None) -> str | None:
+def _obstacle(archive: Archive, device: str) -> str | None:
     """Return why ONNX Runtime cannot be used; None if it can."""
-    if eager.device.type != "cpu":
-        return f"it runs on the CPU, and this worker on {eager.device}"
-    if graph is None:
+    if device != "cpu":
+        return f"it runs on the CPU, and this worker on {device}"
+    if archive.graph is None:
         return "the archive holds no graph; build it with python -m archiver --engine onnx"
     if find_spec("onnxruntime") is None:
         return "the package onnxruntime is not installed"

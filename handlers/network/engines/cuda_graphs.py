@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from handlers.network.engines.eager import SCORES, Eager, Forward
-from handlers.network.engines.engine import Maps, Torch
+from handlers.network.engines.eager import SCORES, Eager, Forward, Maps, Torch
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +102,7 @@ class Captured(Torch):
 
     @torch.inference_mode()
     def forward(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor | None, Maps]:
-        """Run the network once; see `Engine.forward`."""
+        """Run the network once; see `Torch.forward`."""
         self._calls += 1
         recording = self._recording(images, layers)
         if recording is None:

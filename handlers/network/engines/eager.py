@@ -8,28 +8,76 @@ traced gets forward hooks instead. Either way, a layer that is not asked for is 
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
+import math
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+from torchvision import ops
+from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor, get_graph_node_names
 
-from handlers.network.engines.engine import Maps, Torch
-from handlers.network.geometry import trace
+from handlers.network.engines.engine import Cells
 from handlers.network.layouts import CHANNELS_FIRST, to_maps
 from handlers.network.modules import stop_working_in_place, watching
 from handlers.network.outputs import OUTPUT, as_scores, node_of, select
 
 logger = logging.getLogger(__name__)
 
+Maps = dict[str, Tensor]
 Forward = Callable[[Tensor], Mapping[str, Tensor]]
 
 SCORES = "//scores"  # No public layer name can hold a slash, so no clash.
 _TRACED = frozenset([SCORES])  # Asks for no layer, yet for the traced graph; no layers at all runs the module itself.
 _EXTRACTORS_KEPT = 32  # One per set of layers ever asked for; they share the network's weights.
+
+# What torchvision's feature extraction traces with unless told otherwise: the node names depend on it.
+_LEAVES = [part for part in vars(ops).values() if inspect.isclass(part) and issubclass(part, nn.Module)]
+
+
+def trace(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
+    """Trace a network as torchvision's feature extraction does, which may raise anything.
+
+    Args:
+        model: In evaluation mode.
+
+    Returns:
+        Its graph, and the published name of each of the graph's nodes.
+    """
+    tracer = NodePathTracer(autowrap_modules=(math, ops), leaf_modules=_LEAVES)
+    model.eval()  # A network that keeps what it computed, here a proxy of the trace before, lets go of it in this call.
+    graph = tracer.trace(model)
+    return fx.GraphModule(tracer.root, graph), {node.name: path for node, path in tracer.node_to_qualname.items()}
+
+
+class Torch(ABC):
+    """The base of engines that run torch."""
+
+    @abstractmethod
+    def forward(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor | None, Maps]:
+        """Run the network once, as `Engine.run`, on tensors.
+
+        Args:
+            images: (N, C, H, W), float32, normalised, contiguous, on the CPU or the engine's device.
+            layers: Public names of the maps wanted.
+
+        Returns:
+            Scores (N, K) on the CPU, or None; and the maps, on the device of the engine.
+        """
+
+    def run(
+        self, images: Cells, layers: frozenset[str] = frozenset()
+    ) -> tuple[NDArray[np.float32] | None, dict[str, Cells]]:
+        """Run the network once; see `Engine.run`."""
+        scores, maps = self.forward(images if isinstance(images, Tensor) else torch.from_numpy(images), layers)
+        found = {name: cells.numpy() if cells.device.type == "cpu" else cells for name, cells in maps.items()}
+        return None if scores is None else scores.numpy(), found
 
 
 class Eager(Torch):
@@ -78,6 +126,8 @@ class Eager(Torch):
         if memory_format == torch.channels_last:
             self.name += "-channels-last"
         self.device = torch.device(device)
+        if self.device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # float32 maps are float32 on a GPU too; TF32 keeps 10 bits of 23.
         self.threads = torch.get_num_threads()
         self.layers = dict(layers)
         self.has_scores = has_scores
@@ -105,7 +155,7 @@ class Eager(Torch):
 
     @torch.inference_mode()
     def forward(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor | None, Maps]:
-        """Run the network once; see `Engine.forward`. Maps stay on the device until they have the cells asked for."""
+        """Run the network once; see `Torch.forward`. Maps stay on the device until they have the cells asked for."""
         on_gpu = self.device.type == "cuda"
         if on_gpu and not images.is_cuda:  # Not run here, for want of a GPU: pinned, the copy need not be waited for.
             images = images.pin_memory().to(self.device, non_blocking=True)

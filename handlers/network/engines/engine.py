@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-Maps = dict[str, Tensor]
-Cells = NDArray[np.float32] | Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Cells: TypeAlias = "NDArray[np.float32] | Tensor"
 """The values of a map: an array on the CPU, a tensor on a GPU."""
 
 
@@ -34,41 +33,17 @@ class Engine(Protocol):
     @property
     def has_scores(self) -> bool: ...  # noqa: D102
 
-    def forward(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor | None, Maps]:
+    def run(
+        self, images: Cells, layers: frozenset[str] = frozenset()
+    ) -> tuple[NDArray[np.float32] | None, dict[str, Cells]]:
         """Run the network once.
 
         Args:
-            images: (N, C, H, W), float32, normalised, contiguous, on the CPU or the engine's device.
+            images: (N, C, H, W), float32, normalised, contiguous: an array, or on a GPU a tensor there.
             layers: Public names of the maps wanted; no other map is kept or copied.
 
         Returns:
-            Scores (N, K) float32 on the CPU, or None for a network without classes; and a map (N, C, h, w) float32 for
-            each layer asked for, contiguous, on the device of the engine. They are the caller's own.
+            Scores (N, K) float32, or None for a network without classes; and a map (N, C, h, w) float32 for each layer
+            asked for, contiguous: arrays, or on a GPU tensors there. They are the caller's own.
         """
         ...
-
-    def run(
-        self, images: NDArray[np.float32] | Tensor, layers: frozenset[str] = frozenset()
-    ) -> tuple[NDArray[np.float32] | None, dict[str, Cells]]:
-        """Do as `forward`, on arrays or, on a GPU, tensors.
-
-        An engine other than torch does not convert to tensors and back: that takes 1 µs in a loop, and 8 µs between two
-        requests, when torch's code has left the processor's caches.
-        """
-        ...
-
-
-class Torch(ABC):
-    """The base of engines that run torch."""
-
-    @abstractmethod
-    def forward(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor | None, Maps]:
-        """Run the network once; see `Engine.forward`."""
-
-    def run(
-        self, images: NDArray[np.float32] | Tensor, layers: frozenset[str] = frozenset()
-    ) -> tuple[NDArray[np.float32] | None, dict[str, Cells]]:
-        """Run the network once; see `Engine.run`."""
-        scores, maps = self.forward(images if isinstance(images, Tensor) else torch.from_numpy(images), layers)
-        found = {name: cells.numpy() if cells.device.type == "cpu" else cells for name, cells in maps.items()}
-        return None if scores is None else scores.numpy(), found

@@ -13,11 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from handlers.network.engines.engine import Cells, Maps
+from handlers.network.engines.engine import Cells
 
 _IMAGES = "images"
 _ERRORS = 3  # Severity: ONNX Runtime's warnings are about the graph, which cannot be changed when serving.
@@ -75,14 +73,8 @@ class Session:
         self._run_options = onnxruntime.RunOptions()
         self._run_options.only_execute_path_to_fetches = True
 
-    def forward(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor | None, Maps]:
-        """Run the network once; see `Engine.forward`."""
-        scores, maps = self.run(images.numpy(), layers)
-        found = {name: torch.as_tensor(cells) for name, cells in maps.items()}
-        return None if scores is None else torch.from_numpy(scores), found
-
     def run(
-        self, images: NDArray[np.float32] | Tensor, layers: frozenset[str] = frozenset()
+        self, images: Cells, layers: frozenset[str] = frozenset()
     ) -> tuple[NDArray[np.float32] | None, dict[str, Cells]]:
         """Run the network once; see `Engine.run`."""
         names = list(dict.fromkeys([*self._scores, *(self._maps[name] for name in layers)]))

@@ -7,8 +7,6 @@ Axes: `N` batch, `C` channels, `H, W` picture pixels, `h, w` map cells.
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,17 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torchvision import ops
-from torchvision.models.feature_extraction import NodePathTracer
 
+from archiver.operations import Operation, of_function, watched
+from archiver.receptive_fields import CONSTANT, MAP_AXES, Extent, Field, follow
+from handlers.network.engines.eager import trace
 from handlers.network.layouts import CHANNELS_FIRST, CHANNELS_LAST, map_shape, parse
 from handlers.network.modules import watchable, watching
-from handlers.network.operations import Operation, of_function, watched
 from handlers.network.outputs import OUTPUT, node_of, select
-from handlers.network.receptive_fields import CONSTANT, MAP_AXES, Extent, Field, follow
-
-# What torchvision's feature extraction traces with unless told otherwise: the node names depend on it.
-_LEAVES = [part for part in vars(ops).values() if inspect.isclass(part) and issubclass(part, nn.Module)]
 
 
 @dataclass(frozen=True)
@@ -106,21 +100,6 @@ def _resolve(node: str, graph: fx.GraphModule, names: Mapping[str, str]) -> str:
         return node_of(graph, names, node.removeprefix(OUTPUT)) if node.startswith(OUTPUT) else node
     except KeyError as err:
         raise ValueError(f"the network returns nothing by the name of {err}") from err
-
-
-def trace(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
-    """Trace a network as torchvision's feature extraction does, which may raise anything.
-
-    Args:
-        model: In evaluation mode.
-
-    Returns:
-        Its graph, and the published name of each of the graph's nodes.
-    """
-    tracer = NodePathTracer(autowrap_modules=(math, ops), leaf_modules=_LEAVES)
-    model.eval()  # A network that keeps what it computed, here a proxy of the trace before, lets go of it in this call.
-    graph = tracer.trace(model)
-    return fx.GraphModule(tracer.root, graph), {node.name: path for node, path in tracer.node_to_qualname.items()}
 
 
 def blank(model: nn.Module, picture_shape: tuple[int, int, int]) -> Tensor:

@@ -1,0 +1,111 @@
+"""What torch runs: the network as it is, in 16 bits, or on a GPU with channels-last tensors and CUDA graphs.
+
+Each is taken only if it computes what plain eager torch does.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from handlers.images.preprocessing import Preprocessing, noise
+from handlers.network.engines.cuda_graphs import Captured, Record, record_on_gpu
+from handlers.network.engines.eager import Eager
+from handlers.network.engines.engine import Cells, Engine
+from handlers.network.engines.reference import PICTURES, TOLERANCE, check
+
+logger = logging.getLogger(__name__)
+
+GPU_TOLERANCE = 1e-3
+"""The same on a GPU in float32, from plain eager torch on that GPU: for another order of tensors cuDNN takes other
+kernels (Winograd's and Fourier's among them), which sum in another order, and errors of layers add up."""
+
+PRECISIONS = {
+    "float32": (torch.float32, TOLERANCE),
+    "float16": (torch.float16, 1e-2),
+    "bfloat16": (torch.bfloat16, 5e-2),
+}
+"""Each precision's dtype, and how far from float32's eager torch it may be, measured as `TOLERANCE` is. float16 rounds
+by 2**-11 an operation, bfloat16 by 2**-8; errors of layers add up. float16 and every GPU were never run here."""
+
+
+def choose_in_torch(eager: Eager, preprocessing: Preprocessing, *, wanted: str, precision: str) -> Engine:
+    """Choose how torch runs a network.
+
+    Args:
+        eager: The network, on the device it is to run on.
+        preprocessing: What it takes.
+        wanted: `torch` for plain eager torch, on a GPU too; `auto` for the fastest.
+        precision: One of `PRECISIONS`.
+
+    Raises:
+        RuntimeError: The device cannot compute in that precision, or what comes out is too far from float32.
+    """
+    images = noise(preprocessing, PICTURES)
+    halved = None if precision == "float32" else _halve(eager, images, precision)
+    if eager.device.type == "cuda" and wanted == "auto":
+        return choose_on_gpu(eager, images, precision=precision, plain=halved)
+    return halved or eager
+
+
+def choose_on_gpu(
+    eager: Eager,
+    images: Cells,
+    *,
+    precision: str = "float32",
+    plain: Eager | None = None,
+    record: Record = record_on_gpu,
+) -> Engine:
+    """Use channels-last tensors and CUDA graphs, each if the outputs are those of eager torch; log why one is not used.
+
+    Args:
+        eager: The network in torch, float32, on the GPU.
+        images: (N, C, H, W), float32, on the CPU: for a trial. Noise tells more than black.
+        precision: One of `PRECISIONS`.
+        plain: What to fall back on, the network in that precision; None for `eager`.
+        record: What records; see `Captured`.
+    """
+    dtype, tolerance = PRECISIONS[precision]
+    tolerance = max(tolerance, GPU_TOLERANCE)
+    best, reasons = plain or eager, []
+    try:
+        last = eager.copy(dtype, torch.channels_last)
+        check(last, eager, images, tolerance)
+        best = last
+    except Exception as err:  # Whatever a network or a driver cannot do, plain torch is there.
+        reasons.append(f"channels-last: {type(err).__name__}: {err}")
+    engine: Engine = best
+    try:
+        captured = Captured(best, tuple(images.shape[1:]), record=record)
+        check(captured, eager, images, tolerance)
+        check(captured, eager, -images, tolerance)  # The first call records; this one replays with other pictures.
+        if not captured.recorded:
+            raise RuntimeError("the pass cannot be recorded")
+        engine = captured
+    except Exception as err:
+        reasons.append(f"recorded: {type(err).__name__}: {err}")
+    if reasons:
+        logger.warning("%s runs; what is not used: %s", engine.name, "; ".join(reasons))
+    return engine
+
+
+def _halve(eager: Eager, images: Cells, precision: str) -> Eager:
+    """Return a copy of the network in 16 bits; the original stays for what needs gradients.
+
+    Raises:
+        RuntimeError: The device cannot, or what comes out is too far from float32.
+    """
+    dtype, tolerance = PRECISIONS[precision]
+    device = eager.device
+    if device.type == "cpu" and dtype == torch.float16:
+        raise RuntimeError("the precision float16 was asked for and is for a GPU; on the CPU there is bfloat16")
+    if (
+        device.type == "cuda"
+        and dtype == torch.bfloat16
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise RuntimeError("the precision bfloat16 was asked for, which this GPU does not compute in; ask for float16")
+    halved = eager.copy(dtype)
+    check(halved, eager, images, tolerance)
+    return halved

@@ -1,0 +1,208 @@
+"""Without torch: a worker with ONNX Runtime answers the same bytes, and says what it cannot explain."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from handlers.network.archive import REFERENCE, WEIGHTS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Runs in the unpacked archive's folder, with the archive's own handlers.
+SCRIPT = """
+import io, itertools, json, sys
+from pathlib import Path
+
+if sys.argv[1] == "without":
+    for name in ("torch", "torchvision"):
+        sys.modules[name] = None  # An import fails, and find_spec finds nothing.
+elif sys.argv[1] == "imported":
+    import torch
+
+import numpy as np
+from PIL import Image
+
+from handlers import loading
+from handlers.wire import convscope_pb2 as wire
+
+service = loading.load(Path.cwd(), model="cifar", version="1.0", config={}, batch_size=4, gpu=None)
+before = sys.argv[1] == "imported" or sys.modules.get("torch") is None
+replies = {}
+
+
+def ask(name, row, **headers):
+    [response] = service.respond([row], [{key.replace("_", "-"): value for key, value in headers.items()}], ["id"])
+    replies[name] = [response.status, response.media_type, bytes(response.body).hex()]
+
+
+generator = np.random.default_rng(0)
+files = {}
+for (height, width), kind in itertools.product([(32, 32), (61, 47), (9, 300)], ["png", "jpeg", "webp"]):
+    file = io.BytesIO()
+    pixels = generator.integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).save(file, kind, **({"quality": 90} if kind != "png" else {}))
+    files[f"{kind} {height}x{width}"] = file.getvalue()
+for dtype, shape in itertools.product((np.uint8, np.float32), [(32, 32, 3), (2, 40, 20, 3)]):
+    file = io.BytesIO()
+    np.save(file, (generator.random(shape) * (255 if dtype == np.uint8 else 1)).astype(dtype))
+    files[f"array {np.dtype(dtype)} {shape}"] = file.getvalue()
+for name, file in files.items():
+    ask(f"scores of {name}", {"request": wire.PredictRequest(pictures=[file], top_k=0).SerializeToString()})
+for dtype, more in itertools.product(
+    (wire.FLOAT32, wire.FLOAT16, wire.UINT8),
+    (
+        {}, {"pool": 1}, {"pool": 3}, {"pool": 16}, {"pool": 5, "channels": {"strongest": 2}},
+        {"channels": {"strongest": 5}}, {"channels": {"indexes": [7, 0, 3]}},
+    ),
+):
+    asked = wire.PredictRequest(pictures=list(files.values()), layers=["all"], map_dtype=dtype, **more)
+    ask(f"maps {dtype} {more}", {"request": asked.SerializeToString()})
+picture = files["png 32x32"]
+for accept in ("application/json", "application/x-npz", "image/png", "application/x-protobuf"):
+    ask(f"a body for {accept}", {"body": picture}, content_type="image/png", accept=accept, x_convscope_layers="conv1")
+form = {"data": [picture, files["jpeg 61x47"]], "layers": b"all"}
+ask("a form", form, content_type="multipart/form-data; boundary=x")
+ask("json", {"body": json.dumps({"filters": "conv1"}).encode()}, content_type="application/json")
+ask("filters", {"request": wire.PredictRequest(filters="conv2").SerializeToString()})
+for method in ("grad_cam", "cam", "occlusion", "input_gradient", "integrated_gradients", "picture"):
+    explain = wire.Explain(method=method)
+    ask(f"explain {method}", {"request": wire.PredictRequest(pictures=[picture], explain=explain).SerializeToString()})
+ask("card", {}, accept="application/json")
+print(json.dumps({"imported": not before, "replies": replies}))
+"""
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cifar")
+    with zipfile.ZipFile(ROOT / "model_store/cifar.mar") as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def run(folder: Path, how: str, code: str = SCRIPT) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, "-c", code, how], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def answers(unpacked: Path) -> dict[str, dict[str, Any]]:
+    return {how: run(unpacked, how) for how in ("without", "lazily", "imported")}
+
+
+def body(reply: list[Any]) -> Any:
+    return json.loads(bytes.fromhex(reply[2]))
+
+
+def test_every_reply_but_explanations_by_gradients_and_the_card_is_the_same_bytes(
+    answers: dict[str, dict[str, Any]],
+) -> None:
+    without, lazily, imported = (answers[how]["replies"] for how in ("without", "lazily", "imported"))
+    assert lazily == imported
+    different = {name for name in without if without[name] != imported[name]}
+    assert different == {f"explain {method}" for method in ("grad_cam", "input_gradient", "integrated_gradients")} | {
+        "card"
+    }
+    assert sum(reply[0] == 200 for reply in without.values()) > 40
+
+
+def test_an_explanation_by_gradients_is_rejected_and_says_what_needs_none(answers: dict[str, dict[str, Any]]) -> None:
+    from handlers.wire import convscope_pb2 as wire
+
+    for method in ("grad_cam", "input_gradient", "integrated_gradients"):
+        reply = wire.PredictReply.FromString(bytes.fromhex(answers["without"]["replies"][f"explain {method}"][2]))
+        assert reply.error.code == "bad_request"
+        assert reply.error.message == (
+            f"this server has no torch, so there is no {method}; occlusion and picture need none"
+        )
+    for method in ("occlusion", "picture"):
+        reply = wire.PredictReply.FromString(bytes.fromhex(answers["without"]["replies"][f"explain {method}"][2]))
+        assert reply.results[0].explanation.method == method
+
+
+def test_the_card_names_the_explanations_that_are_there(answers: dict[str, dict[str, Any]]) -> None:
+    without, lazily = (body(answers[how]["replies"]["card"]) for how in ("without", "lazily"))
+    assert without.pop("explanations") == ["occlusion", "picture"]
+    assert lazily.pop("explanations") == [
+        "grad_cam", "occlusion", "input_gradient", "integrated_gradients", "picture"
+    ]  # fmt: skip
+    assert without == lazily
+
+
+def test_loading_and_warming_up_do_not_import_torch(answers: dict[str, dict[str, Any]]) -> None:
+    assert not answers["lazily"]["imported"]
+
+
+LOAD = """
+import json, logging, sys
+from pathlib import Path
+
+if sys.argv[1] == "without":
+    for name in ("torch", "torchvision"):
+        sys.modules[name] = None
+import io
+log = io.StringIO()
+logging.basicConfig(level=logging.WARNING, stream=log)
+from handlers import loading
+
+try:
+    service = loading.load(Path.cwd(), model="cifar", version="1.0", config={}, batch_size=4, gpu=None)
+except (OSError, RuntimeError) as err:
+    print(json.dumps({"error": str(err)}))
+else:
+    print(json.dumps({"engine": service._identity.engine, "log": log.getvalue()}))
+"""
+
+
+class TestWhatComputesSomethingElse:
+    """It is found when the worker starts, without torch too."""
+
+    @pytest.fixture
+    def folder(self, unpacked: Path, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(unpacked, tmp_path / "cifar"))
+
+    @pytest.fixture
+    def wrong_graph(self, folder: Path) -> Path:
+        """A graph whose activation is another one."""
+        graph = (folder / "graph.onnx").read_bytes()
+        assert b"Relu" in graph
+        (folder / "graph.onnx").write_bytes(graph.replace(b"Relu", b"Sign"))
+        return folder
+
+    @pytest.fixture
+    def wrong_weights(self, folder: Path) -> Path:
+        weights = load_file(folder / WEIGHTS)
+        weights["conv2.weight"][3] *= 1.01
+        save_file(weights, folder / WEIGHTS)
+        return folder
+
+    def test_torch_runs_in_place_of_a_wrong_graph_and_says_so(self, wrong_graph: Path) -> None:
+        found = run(wrong_graph, "with", LOAD)
+        assert found["engine"].startswith("torch-")
+        assert "torch runs instead: RuntimeError: the scores differ from torch's by" in found["log"]
+
+    def test_without_torch_a_wrong_graph_is_a_failure(self, wrong_graph: Path) -> None:
+        error = run(wrong_graph, "without", LOAD)["error"]
+        assert error.startswith("torch must run this network, and torch or torchvision is not installed: ")
+        assert "the scores differ from torch's by" in error
+
+    @pytest.mark.parametrize(("how", "said"), [("with", "the archive is damaged"), ("without", "not installed")])
+    def test_other_weights_are_a_failure(self, how: str, said: str, wrong_weights: Path) -> None:
+        error = run(wrong_weights, how, LOAD)["error"]
+        assert said in error
+        assert "the scores differ from torch's by" in error
+
+    def test_a_missing_reference_is_a_failure(self, folder: Path) -> None:
+        (folder / REFERENCE).unlink()
+        assert run(folder, "without", LOAD) == {"error": "reference.safetensors is missing"}
