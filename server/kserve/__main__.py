@@ -12,18 +12,22 @@ import sys
 
 from server.failures import Failure
 from server.kserve.arguments import parse
+from server.models import find_archives
 from server.reporting import Reporter, let_go
 
 
 def main() -> int:
     """Run the server and return the exit status."""
     asked = parse()
-    sys.argv[1:] = []  # kserve reads the command line when it is imported.
-    from server.kserve.host import run
-
     reporter = Reporter(as_json=asked.settings.log_format == "json")
     try:
-        return 0 if run(asked, reporter) else 1
+        found = find_archives(asked.settings.model_store, asked.settings.models)
+        for why in found.rejected.values():
+            reporter.say(f"Archive rejected: {why}", level="error")
+        sys.argv[1:] = []  # kserve reads the command line when it is imported, which takes seconds.
+        from server.kserve.host import run
+
+        return 0 if run(asked, found, reporter) else 1
     except Failure as failure:
         reporter.say(str(failure), level="error")
         return failure.exit_code

@@ -22,15 +22,20 @@ from server.configuration import PrivateDirectory
 from server.kserve import rest, rpc
 from server.kserve.arguments import Asked
 from server.kserve.models import Models
-from server.models import find_archives
+from server.models import Found
 from server.reporting import Reporter, write
 
 MOST_CONNECTIONS = 1024  # Idle ones too; on further ones requests get 503.
 KEEP_ALIVE_S = 65  # Longer than proxies keep an idle connection.
 
 
-def run(asked: Asked, reporter: Reporter) -> bool:
+def run(asked: Asked, found: Found, reporter: Reporter) -> bool:
     """Serve until told to stop.
+
+    Args:
+        asked: What was asked for.
+        found: The archives to serve.
+        reporter: Is told what happens.
 
     Returns:
         Whether it stopped cleanly, and not at once with requests in flight.
@@ -38,13 +43,10 @@ def run(asked: Asked, reporter: Reporter) -> bool:
     Raises:
         Failure: The server cannot start.
     """
-    archives, rejected = find_archives(asked.settings.model_store, asked.settings.models)
-    for why in rejected.values():
-        reporter.say(f"Archive rejected: {why}", level="error")
     settings = asked.settings
     with PrivateDirectory(settings.work_dir, None, for_java=False) as directory:
-        models = Models(archives, directory, asked, reporter)
-        models.rejected |= rejected
+        models = Models(found.archives, directory, asked, reporter)
+        models.rejected |= found.rejected
         try:
             asyncio.run(_serve(asked, models, reporter))
         except asyncio.CancelledError:

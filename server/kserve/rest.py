@@ -12,7 +12,6 @@ from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
-from kserve import InferResponse
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
@@ -194,7 +193,7 @@ def _write_outputs(ask: tensors.Ask, status: int, body: bytes, model: Model) -> 
     if status != 200:
         raise rejection(status, body)
     response = tensors.respond(ask, body, model.archive.name, model.archive.version)
-    content, json_length = tensors.encode(response, InferResponse.to_rest)
+    content, json_length = tensors.to_rest(response)
     if json_length is None:
         return _json(content)
     headers = {LENGTH_HEADER: str(json_length)}

@@ -15,7 +15,6 @@ import grpc
 from grpc import StatusCode
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from kserve import InferResponse
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb_grpc
 
@@ -101,7 +100,7 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
             raise rest.rejection(reply.status, reply.body)
         name, version = model.archive.name, model.archive.version
         response = await asyncio.to_thread(tensors.respond, ask, reply.body, name, version)
-        return await asyncio.to_thread(tensors.encode, response, InferResponse.to_grpc)
+        return await asyncio.to_thread(tensors.to_grpc, response)
 
     async def _is_ready(self, models: Any = None) -> bool:
         try:

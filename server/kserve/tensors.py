@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,16 +167,24 @@ def respond(ask: Ask, body: bytes, model: str, version: str) -> InferResponse:
     )
 
 
-def encode(response: InferResponse, method: Callable[[InferResponse], Any]) -> Any:
-    """Return a response in the form of a transport.
+def to_rest(response: InferResponse) -> tuple[Any, int | None]:
+    """Return the body of a REST response: JSON values, or bytes and how many of them are JSON.
 
     Raises:
-        Rejected: It cannot be had in that form: FP16 in JSON.
+        Rejected: It cannot be had as JSON: float16.
     """
     try:
-        return method(response)
+        body, json_length = response.to_rest()
     except (InvalidInput, InferenceError) as error:
         raise Rejected("bad_request", str(error)) from error
+    return body, json_length
+
+
+def to_grpc(response: InferResponse) -> Any:
+    """Return a gRPC response, with all of its data in `raw_output_contents`."""
+    for output in response.outputs:
+        output.set_data_from_numpy(output.data)
+    return response.to_grpc()
 
 
 def describe(card: wire.ModelCard) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -201,7 +209,7 @@ def _files(name: Any, datatype: Any, shape: Any, data: Any, card: wire.ModelCard
     if datatype == "BYTES" and len(shape) in (1, 2) and shape[1:] in ([], [1]):
         _check_count(shape[0], card)
         return _byte_strings(data, shape[0])
-    if datatype not in _NUMBERS or len(shape) not in (1, 3, 4) or (len(shape) == 1 and datatype != "UINT8"):
+    if str(datatype) not in _NUMBERS or len(shape) not in (1, 3, 4) or (len(shape) == 1 and datatype != "UINT8"):
         raise Rejected("bad_request", _FORMS)
     if len(shape) == 4:
         _check_count(shape[0], card)

@@ -61,7 +61,7 @@ def test_every_kind_of_body(host: Host) -> None:
     assert form.json()["results"] == expected * 2
     png = httpx.post(f"{url}/1.0", content=PICTURE, headers={"x-convscope-layers": "conv1", "accept": "image/png"})
     assert png.content.startswith(b"\x89PNG")
-    explained = httpx.post(f"http://{host.http}/explanations/cifar", content=PICTURE).json()
+    explained = httpx.post(f"http://{host.http}/explanations/cifar", content=PICTURE, timeout=60).json()
     assert explained["results"][0]["explanation"]["method"] == "grad_cam"
     assert httpx.get(url).json()["model"] == "cifar"
     assert httpx.get(f"http://{host.http}/ping").json() == {"ready": True}
