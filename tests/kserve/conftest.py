@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,32 +56,24 @@ class Host(NamedTuple):
     grpc: str
 
 
-def start(store: Path, work: Path, *options: str) -> Host:
-    """Start `python -m server.kserve` on free ports, and wait until it is ready."""
+@contextmanager
+def serving(store: Path, work: Path, *options: str) -> Iterator[Host]:
+    """Run `python -m server.kserve` on free ports; it is ready, and is told to stop at the end."""
     log = work / "log"
     command = [sys.executable, "-m", "server.kserve", "--model-store", str(store), "--work-dir", str(work), *options]
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [*command, "--http-port", "0", "--grpc-port", "0"], cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True
-        )
-    assert process.stdout is not None
-    said = ""
-    for line in process.stdout:
-        said += line
-        if line.startswith("Ctrl-C"):
-            break
-    found = re.search(r"REST +http://(\S+)/v2.*\n +gRPC +(\S+)", said)
-    assert found, log.read_text()
-    return Host(process, log, found[1], found[2])
-
-
-def stop(host: Host) -> int:
-    """Have it stop, and return its exit status."""
-    host.process.send_signal(signal.SIGTERM)
-    status = host.process.wait(30)
-    assert host.process.stdout is not None
-    host.process.stdout.close()
-    return status
+    command += ["--http-port", "0", "--grpc-port", "0"]
+    with (
+        log.open("w") as file,
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            said = "".join(takewhile(lambda line: not line.startswith("Ctrl-C"), process.stdout))
+            found = re.search(r"REST +http://(\S+)/v2.*\n +gRPC +(\S+)", said)
+            assert found, log.read_text()
+            yield Host(process, log, found[1], found[2])
+        finally:
+            process.terminate()
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +82,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for model in ("cifar", "digits"):
         shutil.copy(ROOT / f"model_store/{model}.mar", folder)
     for version in ("1.9", "1.10"):
-        config = "batchSize: 4\nresponseTimeout: 5\n"
+        config = "batchSize: 4\n" + ("responseTimeout: 5\n" if version == "1.10" else "")
         write_archive(folder, "obedient", OBEDIENT, version=version, file=f"obedient-{version}", config=config)
     write_archive(folder, "broken", "import nothing_of_that_name\n")
     return folder
@@ -97,8 +90,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def host(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    served = start(
-        store, tmp_path_factory.mktemp("work"), "--device", "cpu", "--max-request-mb", "2", "--timeout-s", "20"
-    )
-    yield served
-    assert stop(served) == 0
+    options = ("--device", "cpu", "--max-request-mb", "2", "--timeout-s", "20")
+    with serving(store, tmp_path_factory.mktemp("work"), *options) as host:
+        yield host

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,8 @@ import grpc
 import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.kserve.conftest import ROOT, Host, start, stop
+from server.kserve.wire import inference_pb2
+from tests.kserve.conftest import ROOT, Host, serving
 from tests.server.harness import poll
 
 Send = Callable[[Host, bytes], httpx.Response]
@@ -70,24 +72,42 @@ def test_the_workers_metrics_are_those_of_the_other_host(host: Host) -> None:
     assert "archive broken.mar: ModuleNotFoundError" in host.log.read_text()
 
 
-def test_draining_loses_no_request(store: Path, tmp_path: Path) -> None:
-    host = start(store, tmp_path, "--models", "obedient/1.9", "--unready-s", "2", "--drain-s", "20", "--timeout-s", "1")
-    gates = [tmp_path / "first", tmp_path / "second"]
-    with ThreadPoolExecutor(2) as pool, grpc.insecure_channel(host.grpc) as channel:
-        held = hold(host, pool, gates[0])
-        late = send(host, b"")  # Waits for longer than its second.
+def test_a_request_has_its_time_and_draining_loses_none(store: Path, tmp_path: Path) -> None:
+    slow, last = tmp_path / "slow", tmp_path / "last"
+    options = ("--models", "obedient/1.9", "--unready-s", "4", "--drain-s", "20", "--timeout-s", "10")
+    with (
+        serving(store, tmp_path, *options) as host,
+        ThreadPoolExecutor(3) as pool,
+        grpc.insecure_channel(host.grpc) as channel,
+    ):
+        held = hold(host, pool, slow)
+        late = send(host, b"")
         assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
         assert held.result().status_code == 504
-        gates[0].touch()
-        poll(lambda: send(host, b"").status_code == 200)
-        health = health_pb2_grpc.HealthStub(channel)
+        slow.touch()
+        in_work = hold(host, pool, last)
+        predict = channel.unary_unary("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions")
+        message = inference_pb2.PredictionsRequest(model_name="obedient", input={"body": b""})
+        waiting = predict.future(message.SerializeToString(), timeout=30)
+        poll(lambda: value(host, "convscope_queue_requests") == 1)
         host.process.send_signal(signal.SIGTERM)
-        poll(lambda: httpx.get(f"http://{host.http}/v2/health/ready").status_code == 503)
-        assert httpx.get(f"http://{host.http}/predictions/obedient").status_code == 200  # Its archive knows no drain.
+        health = health_pb2_grpc.HealthStub(channel)
         poll(lambda: health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.NOT_SERVING)
-        assert send(host, b"").status_code == 200  # It goes on serving.
-    assert stop(host) in (0, 1)
+        assert httpx.get(f"http://{host.http}/v2/health/ready").json()["code"] == "draining"
+        poll(lambda: not is_listening(host))
+        last.touch()
+        assert in_work.result().status_code == 200
+        assert inference_pb2.PredictionResponse.FromString(waiting.result()).prediction.endswith(b" 1.9")
+        assert host.process.wait(30) == 0
     assert not list(tmp_path.glob("convscope-*"))
+
+
+def is_listening(host: Host) -> bool:
+    try:
+        socket.create_connection(host.http.split(":")).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_a_server_that_cannot_start_says_why(store: Path, tmp_path: Path) -> None:
