@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message_factory import GetMessageClass
 from grpc import StatusCode
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -173,8 +174,6 @@ class Server:
 
 def _handlers(service: Any, methods: Any) -> Any:
     """Return the handlers of a service whose descriptor is known, without generated code for its methods."""
-    from google.protobuf.message_factory import GetMessageClass
-
     handlers = {
         method.name: grpc.unary_unary_rpc_method_handler(
             getattr(methods, method.name),

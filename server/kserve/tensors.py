@@ -281,19 +281,19 @@ def _plain(
     """Return the contract's plain keys. A layer is asked for by the option `layers`, or as an output."""
     plain: dict[str, bytes | list[bytes]] = {"data": files}
     if identifier:
-        plain["request_id"] = identifier.encode()
+        plain["request_id"] = _utf8(identifier)
     for name, value in parameters.items():
         if name not in OPTION_NAMES:
             message = f"unknown parameter {name[:40]!r}; there are {', '.join(OPTION_NAMES)}"
             raise Rejected("bad_request", message)
         if isinstance(value, (list, dict)) or value is None:
             raise Rejected("bad_request", f"the parameter {name} must be text, a whole number, true or false")
-        plain[name] = (str(value).lower() if isinstance(value, bool) else str(value)).encode()
+        plain[name] = _utf8(str(value).lower() if isinstance(value, bool) else str(value))
     if outputs and "layers" not in plain:
         fixed = (LABELS, INDEXES, PROBABILITIES, LOGITS, VALUES, ERRORS, HEAT, SEEN)
         named = {layer.name + suffix: layer.name for layer in card.layers for suffix in ("", SCALE, OFFSET, CHANNELS)}
         layers = dict.fromkeys(named.get(output, output) for output in outputs if output not in fixed)
-        plain["layers"] = ",".join(layers).encode()
+        plain["layers"] = _utf8(",".join(layers))
     return plain
 
 
@@ -381,6 +381,13 @@ def _text(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise Rejected("bad_request", f"{what} must be text")
     return value
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:  # JSON can write half of a character.
+        raise Rejected("bad_request", "text in the request is not Unicode") from error
 
 
 def _switch(value: Any, name: str) -> bool:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+import yaml
 
+from handlers.entry import ConvscopeHandler
+from server.kserve.worker import Context
 from tests.server.harness import write_archive
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +50,9 @@ class Handler:
         said = f"{len(rows)} {os.getpid()} {self.version}".encode()
         return [CARD if "describe" in row else said for row in rows]
 """
+
+
+Handle = Callable[[dict[str, Any], dict[str, Any]], tuple[int, bytes]]
 
 
 class Host(NamedTuple):
@@ -86,6 +94,30 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_archive(folder, "obedient", OBEDIENT, version=version, file=f"obedient-{version}", config=config)
     write_archive(folder, "broken", "import nothing_of_that_name\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def handle(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Handle:
+    """Call the class that TorchServe calls, with `cifar`, in this process: `handle(row, properties)`."""
+    folder = tmp_path_factory.mktemp("cifar")
+    with zipfile.ZipFile(store / "cifar.mar") as file:
+        file.extractall(folder)
+    manifest = json.loads((folder / "MAR-INF/MANIFEST.json").read_text())
+    config = yaml.safe_load((folder / "model-config.yaml").read_text())
+    properties = {"model_dir": str(folder), "gpu_id": None, "batch_size": config["batchSize"]}
+    context = Context(manifest, config, properties)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONVSCOPE_PATCHES", "0")
+        patch.setenv("CONVSCOPE_MAX_RESPONSE_BYTES", str(256 * 2**20))  # As both hosts set it.
+        handler = ConvscopeHandler()
+        handler.initialize(context)
+
+    def handle(row: dict[str, Any], properties: dict[str, Any]) -> tuple[int, bytes]:
+        context.begin([{"headers": properties, "id": None}])
+        [body] = handler.handle([row], context)
+        return context.replies[0]["status"], body
+
+    return handle
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import base64
 import json
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -25,10 +24,8 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException
 
-from handlers.entry import ConvscopeHandler
 from handlers.wire import convscope_pb2 as wire
-from server.kserve.worker import Context
-from tests.kserve.conftest import Host
+from tests.kserve.conftest import Handle, Host
 from tests.pictures import colours, npy, png
 
 PICTURES = [png(colours(0)), png(colours(1, 40, 50))]
@@ -40,22 +37,12 @@ Ask = Any
 
 
 @pytest.fixture(scope="session")
-def handler(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Ask:
-    """Call the class that TorchServe calls, in this process, with gRPC's plain keys."""
-    folder = tmp_path_factory.mktemp("cifar")
-    with zipfile.ZipFile(store / "cifar.mar") as file:
-        file.extractall(folder)
-    manifest = json.loads((folder / "MAR-INF/MANIFEST.json").read_text())
-    context = Context(manifest, {}, {"model_dir": str(folder), "gpu_id": None, "batch_size": 1})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CONVSCOPE_PATCHES", "0")
-        handler = ConvscopeHandler()
-        handler.initialize(context)
+def handler(handle: Handle) -> Ask:
+    """Call the handlers in this process with gRPC's plain keys."""
 
     def ask(files: list[bytes], **options: str) -> wire.PredictReply:
-        context.begin([{"headers": {}, "id": None}])
-        fields = {name: text.encode() for name, text in options.items()}
-        return wire.PredictReply.FromString(handler.handle([{"data": files, **fields}], context)[0])
+        row = {"data": files, **{name: text.encode() for name, text in options.items()}}
+        return wire.PredictReply.FromString(handle(row, {})[1])
 
     return ask
 
@@ -326,6 +313,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "too many": ({"inputs": [{**GOOD, "shape": [65, 1, 1, 3], "data": [0] * 195}]}, "too_many_images"),
     "wrong channels": ({"inputs": [{**GOOD, "shape": [32, 96, 1]}]}, "wrong_channels"),
     "no file": ({"inputs": [{**GOOD, "shape": [3], "data": [1, 2, 3]}]}, "bad_image"),
+    "half a character": ({"id": "\ud800", "inputs": [GOOD]}, "bad_request"),
+    "half a letter": ({"inputs": [GOOD], "parameters": {"layers": "\ud800"}}, "bad_request"),
     "unknown option": ({"inputs": [GOOD], "parameters": {"layer": "conv1"}}, "bad_request"),
     "reserved word": ({"inputs": [GOOD], "parameters": {"accept": "image/png"}}, "bad_request"),
     "option of no kind": ({"inputs": [GOOD], "parameters": {"layers": ["conv1"]}}, "bad_request"),
