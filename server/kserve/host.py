@@ -68,11 +68,11 @@ async def _serve(asked: Asked, models: Models, reporter: Reporter) -> None:
     host = ports.resolve_host(settings.host)
     http_port = ports.claim_port(host, settings.rest_port, "--http-port")
     grpc_port = ports.claim_port(host, settings.grpc_port, "--grpc-port")
-    stop, task = asyncio.Event(), asyncio.current_task()
+    ready, stop, task = asyncio.Event(), asyncio.Event(), asyncio.current_task()
     assert task is not None  # noqa: S101  # For the types.
 
     def on_signal() -> None:
-        if stop.is_set() or not models.is_up:
+        if stop.is_set() or not ready.is_set():
             task.cancel()  # The second signal, or one before the server is ready, stops at once.
         stop.set()
 
@@ -80,8 +80,8 @@ async def _serve(asked: Asked, models: Models, reporter: Reporter) -> None:
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
     try:
         await models.start()
-        limits = {"max_request_bytes": settings.max_request_mb * MEGABYTE}
-        app = rest.build_app(models, **limits, timeout_s=asked.timeout_s)
+        most_bytes, timeout_s = settings.max_request_mb * MEGABYTE, asked.timeout_s
+        app = rest.build_app(models, max_request_bytes=most_bytes, timeout_s=timeout_s)
         config = uvicorn.Config(
             app,
             host,
@@ -95,12 +95,19 @@ async def _serve(asked: Asked, models: Models, reporter: Reporter) -> None:
             timeout_graceful_shutdown=max(1, round(settings.drain_s)),
         )
         http = _HttpServer(config)
-        grpc = rpc.Server(models, f"{host}:{grpc_port}", **limits, max_reply_bytes=settings.max_reply_mb * MEGABYTE)
+        grpc = rpc.Server(
+            models,
+            f"{host}:{grpc_port}",
+            max_request_bytes=most_bytes,
+            max_reply_bytes=settings.max_reply_mb * MEGABYTE,
+            timeout_s=timeout_s,
+        )
         await grpc.start()
         serving = asyncio.create_task(http.serve())
         while not http.started and not serving.done():
             await asyncio.sleep(0.01)
         _announce(models, ports.reachable(host), http_port, grpc_port, time.monotonic() - started)
+        ready.set()
         await asyncio.wait({serving, asyncio.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
         models.directory.drain_file.touch()
         reporter.say(f"stopping: requests in flight get {settings.drain_s:g} s; again stops at once")

@@ -18,14 +18,16 @@ import time
 import uuid
 import zipfile
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from handlers.wire import convscope_pb2 as wire
 from server import devices
 from server.configuration import PrivateDirectory, worker_environment
 from server.failures import Failure
+from server.kserve import tensors
 from server.kserve.arguments import Asked
 from server.kserve.errors import Rejected
 from server.kserve.worker import LENGTH, Head, pack
@@ -37,7 +39,21 @@ MOST_WAITING = 100  # Requests in a model's queue, as in TorchServe's.
 READY_S = 10.0  # A model that takes longer for its card is not ready.
 LONGEST_PAUSE_S = 60.0  # Between two starts of a worker that does not come up again.
 
+T = TypeVar("T")
 Parameters = Mapping[str, bytes | list[bytes]]
+
+
+async def in_time(timeout_s: float, work: Awaitable[T]) -> T:
+    """Return what the work returns.
+
+    Raises:
+        Rejected: It takes longer.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await work
+    except TimeoutError as error:
+        raise Rejected("deadline_exceeded", f"there was no response within {timeout_s:g} s") from error
 
 
 @dataclass(frozen=True)
@@ -220,28 +236,24 @@ class Model:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def ask(self, parameters: Parameters, headers: Mapping[str, str], timeout_s: float | None = None) -> Reply:
-        """Have a worker respond to a request.
+    async def ask(self, parameters: Parameters, headers: Mapping[str, str]) -> Reply:
+        """Have a worker respond to a request. A caller that waits no longer cancels this.
 
         Args:
             parameters: As TorchServe passes them; a list for a repeated form field.
             headers: HTTP headers, names in lower case; empty for gRPC.
-            timeout_s: None for the server's own.
 
         Raises:
-            Rejected: The queue is full, time is up, or the worker ended.
+            Rejected: The queue is full, or the worker ended.
         """
         if len(self._waiting) >= MOST_WAITING:
             raise Rejected("overloaded", f"{MOST_WAITING} requests wait for {self.archive.name} already; try later")
         request = Request(parameters, headers, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
         try:
-            async with asyncio.timeout(self._asked.timeout_s if timeout_s is None else timeout_s):
-                async with self._arrival:
-                    self._arrival.notify_all()  # A worker that is about to end may be among them.
-                return await request.reply
-        except TimeoutError as error:
-            raise Rejected("deadline_exceeded", "the request was not responded to in time") from error
+            async with self._arrival:
+                self._arrival.notify_all()  # A worker that is about to end may be among them.
+            return await request.reply
         finally:
             request.reply.cancel()
             with contextlib.suppress(ValueError):  # A worker has taken it.
@@ -253,8 +265,8 @@ class Model:
         Raises:
             Rejected: The model is not ready.
         """
-        timeout_s = min(READY_S, self._asked.timeout_s)
-        reply = wire.PredictReply.FromString((await self.ask({"describe": b"true"}, {}, timeout_s)).body)
+        answered = await in_time(READY_S, self.ask({"describe": b"true"}, {}))
+        reply = wire.PredictReply.FromString(answered.body)
         if not reply.HasField("card"):
             raise Rejected(reply.error.code, reply.error.message)
         return reply.card
@@ -408,6 +420,15 @@ class Models:
             if version in ("", model.archive.version):
                 return model
         raise Rejected("model_not_found", f"Model version: {version[:100]} does not exist for model: {name[:100]}")
+
+    def describe(self, name: str, version: str = "") -> dict[str, Any]:
+        """Return the metadata of a model, with the fields of v2.
+
+        Raises:
+            Rejected: There is no such model or version.
+        """
+        versions = [model.archive.version for model in self.versions(name)]
+        return tensors.describe(self.get(name, version).card, versions)
 
     async def check(self, models: Sequence[Model] | None = None) -> None:
         """Have models respond with their cards, all of them unless some are named: readiness.

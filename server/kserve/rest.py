@@ -19,10 +19,9 @@ from prometheus_client.registry import Collector
 from python_multipart.multipart import FormParser, parse_options_header
 from starlette.exceptions import HTTPException
 
-from handlers.wire import convscope_pb2 as wire
 from server.kserve import tensors
 from server.kserve.errors import Rejected
-from server.kserve.models import Model, Models
+from server.kserve.models import Model, Models, Reply, in_time
 from server.worker_metrics import WorkerFiles
 
 NAME, VERSION = "convscope", "1"
@@ -39,20 +38,16 @@ def build_app(models: Models, *, max_request_bytes: int, timeout_s: float) -> Fa
     Args:
         models: The models served.
         max_request_bytes: Largest body of a request.
-        timeout_s: Seconds for a caller to send its body.
+        timeout_s: Seconds for a request, from its head to its response.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     async def read_body(request: Request) -> bytes:
         body = bytearray()
-        try:
-            async with asyncio.timeout(timeout_s):
-                async for chunk in request.stream():
-                    body += chunk
-                    if len(body) > max_request_bytes:
-                        raise Rejected("request_too_large", f"a request may have {max_request_bytes:,} bytes")
-        except TimeoutError as error:
-            raise Rejected("deadline_exceeded", f"the request was not complete after {timeout_s:g} s") from error
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > max_request_bytes:
+                raise Rejected("request_too_large", f"a request may have {max_request_bytes:,} bytes")
         return bytes(body)
 
     async def ready() -> Response:
@@ -69,24 +64,28 @@ def build_app(models: Models, *, max_request_bytes: int, timeout_s: float) -> Fa
         return _json({"models": list(dict.fromkeys(model.archive.name for model in models.all()))})
 
     async def model_metadata(model: str, version: str = "") -> Response:
-        return _json(describe(models, models.get(model, version)))
+        return _json(models.describe(model, version))
 
     async def model_ready(model: str, version: str = "") -> Response:
         await models.check([models.get(model, version)])
         return _json({"name": model, "ready": True})
 
     async def infer(request: Request, model: str, version: str = "") -> Response:
-        served = models.get(model, version)
+        return await in_time(timeout_s, respond_with_tensors(request, models.get(model, version)))
+
+    async def respond_with_tensors(request: Request, served: Model) -> Response:
         body = await read_body(request)
         ask = await asyncio.to_thread(tensors.from_rest, body, request.headers.get(LENGTH_HEADER), served.card)
         del body
         headers = {name: value for name, value in _headers(request).items() if name.startswith("x-")}
         headers |= {"accept": tensors.PROTOBUF, "content-type": "multipart/form-data"}
         reply = await served.ask(ask.parameters, headers)
-        return await asyncio.to_thread(_write_outputs, ask, reply.status, reply.body, served)
+        return await asyncio.to_thread(_write_outputs, ask, reply)
 
     async def predict(request: Request, model: str, version: str = "", rest: str = "") -> Response:
-        served = models.get(model, version)
+        return await in_time(timeout_s, respond_by_contract(request, models.get(model, version), rest))
+
+    async def respond_by_contract(request: Request, served: Model, rest: str) -> Response:
         if request.url.query:
             raise Rejected("bad_request", "options do not go into the address; see proto/README.md")
         headers = {name: value for name, value in _headers(request).items() if name not in ("explain", "url_path")}
@@ -133,25 +132,6 @@ def build_app(models: Models, *, max_request_bytes: int, timeout_s: float) -> Fa
     return app
 
 
-def describe(models: Models, model: Model) -> dict[str, Any]:
-    """Return the metadata of a model, with the fields of v2."""
-    inputs, outputs = tensors.describe(model.card)
-    versions = [other.archive.version for other in models.versions(model.archive.name)]
-    return {
-        "name": model.archive.name,
-        "versions": versions,
-        "platform": f"convscope_{model.card.engine.partition('-')[0]}",
-        "inputs": inputs,
-        "outputs": outputs,
-    }
-
-
-def rejection(status: int, body: bytes) -> Rejected:
-    """Return the error of a reply of the handlers."""
-    error = wire.PredictReply.FromString(body).error
-    return Rejected(error.code, error.message, status)
-
-
 class HostMetrics(Collector):
     """What only the host knows, under the names that the TorchServe host has for it.
 
@@ -189,11 +169,8 @@ class HostMetrics(Collector):
         yield from (live, wanted, waiting, deaths, rejected)
 
 
-def _write_outputs(ask: tensors.Ask, status: int, body: bytes, model: Model) -> Response:
-    if status != 200:
-        raise rejection(status, body)
-    response = tensors.respond(ask, body, model.archive.name, model.archive.version)
-    content, json_length = tensors.to_rest(response)
+def _write_outputs(ask: tensors.Ask, reply: Reply) -> Response:
+    content, json_length = tensors.to_rest(tensors.respond(ask, reply.body, reply.status))
     if json_length is None:
         return _json(content)
     headers = {LENGTH_HEADER: str(json_length)}

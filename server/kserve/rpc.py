@@ -21,7 +21,7 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb_grpc
 
 from server.kserve import rest, tensors
 from server.kserve.errors import Rejected
-from server.kserve.models import Models
+from server.kserve.models import Models, in_time
 from server.kserve.wire import inference_pb2
 
 STATUSES = {
@@ -44,7 +44,7 @@ def _rejecting(details: str) -> Callable[[Method], Method]:
     def decorate(method: Method) -> Method:
         async def call(self: Any, request: Any, context: Any) -> Any:
             try:
-                return await method(self, request, context)
+                return await in_time(self.timeout_s, method(self, request, context))
             except Rejected as error:
                 rejected = error
             except Exception:
@@ -64,10 +64,11 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
 
     Args:
         models: The models served.
+        timeout_s: Seconds for a call.
     """
 
-    def __init__(self, models: Models) -> None:
-        self._models = models
+    def __init__(self, models: Models, timeout_s: float) -> None:
+        self._models, self.timeout_s = models, timeout_s
 
     async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Say that the server runs."""
@@ -89,7 +90,7 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
     @_rejecting("{code}: {message}")
     async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Say what a model takes and gives."""
-        return pb.ModelMetadataResponse(**rest.describe(self._models, self._models.get(request.name, request.version)))
+        return pb.ModelMetadataResponse(**self._models.describe(request.name, request.version))
 
     @_rejecting("{code}: {message}")
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -97,10 +98,7 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
         model = self._models.get(request.model_name, request.model_version)
         ask = await asyncio.to_thread(tensors.from_grpc, request, model.card)
         reply = await model.ask(ask.parameters, {})
-        if reply.status != 200:
-            raise rest.rejection(reply.status, reply.body)
-        name, version = model.archive.name, model.archive.version
-        response = await asyncio.to_thread(tensors.respond, ask, reply.body, name, version)
+        response = await asyncio.to_thread(tensors.respond, ask, reply.body, reply.status)
         return await asyncio.to_thread(tensors.to_grpc, response)
 
     async def _is_ready(self, models: Any = None) -> bool:
@@ -131,9 +129,12 @@ class Server:
         address: `host:port` to listen on.
         max_request_bytes: Largest request.
         max_reply_bytes: Largest reply.
+        timeout_s: Seconds for a call.
     """
 
-    def __init__(self, models: Models, address: str, *, max_request_bytes: int, max_reply_bytes: int) -> None:
+    def __init__(
+        self, models: Models, address: str, *, max_request_bytes: int, max_reply_bytes: int, timeout_s: float
+    ) -> None:
         options = [
             ("grpc.max_receive_message_length", max_request_bytes),
             ("grpc.max_send_message_length", max_reply_bytes),
@@ -141,7 +142,7 @@ class Server:
         ]
         self._models, self._health = models, health.aio.HealthServicer()
         self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MOST_CALLS)
-        service = InferenceService(models)
+        service = InferenceService(models, timeout_s)
         contract = inference_pb2.DESCRIPTOR.services_by_name["InferenceAPIsService"]
         pb_grpc.add_GRPCInferenceServiceServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

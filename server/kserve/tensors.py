@@ -132,19 +132,20 @@ def from_rest(body: bytes, json_length: str | None, card: wire.ModelCard) -> Ask
     return Ask(_plain(files, parameters, identifier, outputs, card), identifier, outputs, is_binary)
 
 
-def respond(ask: Ask, body: bytes, model: str, version: str) -> InferResponse:
+def respond(ask: Ask, body: bytes, status: int) -> InferResponse:
     """Return a reply of the handlers as v2 tensors.
 
     Args:
         ask: What it answers.
         body: A `PredictReply`.
-        model: The model's name.
-        version: Its version.
+        status: Its HTTP status.
 
     Raises:
-        Rejected: An output asked for is not there, or pictures' maps differ in shape.
+        Rejected: The reply is an error, an output asked for is not there, or pictures' maps differ in shape.
     """
     reply = wire.PredictReply.FromString(body)
+    if reply.HasField("error"):
+        raise Rejected(reply.error.code, reply.error.message, status)
     outputs = _outputs(reply)
     missing = [name for name in ask.outputs if name not in outputs]
     if missing:
@@ -156,12 +157,12 @@ def respond(ask: Ask, body: bytes, model: str, version: str) -> InferResponse:
     wanted = ask.outputs or dict.fromkeys(outputs, ask.is_binary)
     return InferResponse(
         ask.id or reply.request_id,
-        model,
+        reply.model,
         [
             InferOutput(name, list(outputs[name].shape), from_np_dtype(outputs[name].dtype), outputs[name])
             for name in wanted
         ],
-        model_version=version,
+        model_version=reply.version,
         parameters=parameters,
         requested_outputs=[RequestedOutput(name, {"binary_data": is_binary}) for name, is_binary in wanted.items()],
     )
@@ -187,8 +188,8 @@ def to_grpc(response: InferResponse) -> Any:
     return response.to_grpc()
 
 
-def describe(card: wire.ModelCard) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return inputs and outputs of a model, as v2 metadata has them; -1 is any number."""
+def describe(card: wire.ModelCard, versions: list[str]) -> dict[str, Any]:
+    """Return the metadata of a model with the fields of v2; in a shape -1 is any number."""
     names = {"none": (), "value": (LABELS, INDEXES, VALUES)}.get(card.scores, (LABELS, INDEXES, PROBABILITIES, LOGITS))
     kinds = {LABELS: "BYTES", INDEXES: "INT64"}
     outputs = [{"name": name, "datatype": kinds.get(name, "FP32"), "shape": [-1, -1]} for name in names]
@@ -197,7 +198,13 @@ def describe(card: wire.ModelCard) -> tuple[list[dict[str, Any]], list[dict[str,
         channels, *cells = layer.shape
         shape = [-1, channels, *(cells if card.input.height else [-1] * len(cells))]
         outputs.append({"name": layer.name, "datatype": "FP32", "shape": shape})
-    return [{"name": PICTURES, "datatype": "BYTES", "shape": [-1]}], outputs
+    return {
+        "name": card.model,
+        "versions": versions,
+        "platform": f"convscope_{card.engine.partition('-')[0]}",
+        "inputs": [{"name": PICTURES, "datatype": "BYTES", "shape": [-1]}],
+        "outputs": outputs,
+    }
 
 
 def _files(name: Any, datatype: Any, shape: Any, data: Any, card: wire.ModelCard) -> list[bytes]:
