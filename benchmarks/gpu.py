@@ -138,7 +138,7 @@ def once(
 ) -> int:
     """Run a network to maps that are ready to travel; return the bytes of its scores and maps."""
     height, width, channels = pictures[0].shape
-    scores, maps = engine.run(to_input_on(device, pictures, Preprocessing(channels, height, width)), layers)
+    scores, maps = engine.run(to_input_on(str(device), pictures, Preprocessing(channels, height, width)), layers)
     ready = [item for name in layers for item in prepare(name, maps[name], options)]
     cells = sum(item.cells.nbytes for item in ready if not isinstance(item, Exception))
     return cells + (0 if scores is None else scores.nbytes)

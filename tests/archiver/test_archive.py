@@ -51,6 +51,7 @@ def test_an_archive_holds_code_card_weights_settings_and_manifest_and_nothing_el
         "MAR-INF/MANIFEST.json",
         "card.json",
         "weights.safetensors",
+        "reference.safetensors",
         "model-config.yaml",
     }
 
@@ -59,7 +60,7 @@ def test_the_card_carries_the_checkpoints_facts_without_history_or_optimizer(arc
     card = json.loads(packing.unpack(archive)["card.json"])
     assert list(card) == [
         *("format", "model", "version", "description", "architecture", "arguments", "classes"),
-        *("preprocessing", "layers", "training"),
+        *("preprocessing", "layers", "training", "network"),
     ]
     assert card["architecture"] == "handlers.networks.simple:Simple"
     assert card["layers"].keys() == {"conv1", "conv2"}
