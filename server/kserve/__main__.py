@@ -8,8 +8,10 @@ Exit status: 0 after a clean stop, 1 after a failure (told on standard error), 2
 
 from __future__ import annotations
 
+import os
 import sys
 
+from server.configuration import METRICS_VARIABLES
 from server.failures import Failure
 from server.kserve.arguments import parse
 from server.models import find_archives
@@ -24,7 +26,10 @@ def main() -> int:
         found = find_archives(asked.settings.model_store, asked.settings.models)
         for why in found.rejected.values():
             reporter.say(f"Archive rejected: {why}", level="error")
-        sys.argv[1:] = []  # kserve reads the command line when it is imported, which takes seconds.
+        # When kserve is imported, which takes seconds, it reads the command line, and makes metrics of its own.
+        sys.argv[1:] = []
+        for name in METRICS_VARIABLES:
+            os.environ.pop(name, None)
         from server.kserve.host import run
 
         return 0 if run(asked, found, reporter) else 1

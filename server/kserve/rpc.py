@@ -98,8 +98,7 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
         model = self._models.get(request.model_name, request.model_version)
         ask = await asyncio.to_thread(tensors.from_grpc, request, model.card)
         reply = await model.ask(ask.parameters, {})
-        response = await asyncio.to_thread(tensors.respond, ask, reply.body, reply.status)
-        return await asyncio.to_thread(tensors.to_grpc, response)
+        return await asyncio.to_thread(lambda: tensors.to_grpc(tensors.respond(ask, reply.body, reply.status)))
 
     async def _is_ready(self, models: Any = None) -> bool:
         try:
