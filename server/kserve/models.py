@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -25,6 +26,7 @@ from typing import Any, TypeVar
 
 from handlers.wire import convscope_pb2 as wire
 from server import devices
+from server.children import describe_ending
 from server.configuration import PrivateDirectory, worker_environment
 from server.failures import Failure
 from server.kserve import tensors
@@ -37,6 +39,9 @@ from server.reporting import Reporter
 WORKER = Path(__file__).with_name("worker.py")
 MOST_WAITING = 100  # Requests in a model's queue, as in TorchServe's.
 READY_S = 10.0  # A model that takes longer for its card is not ready.
+ENDING_S = 0.5  # From a worker's closed connection to its end.
+CAUSES = ("late", "killed", "crash", "error")  # Of a worker's death, as on the TorchServe host.
+FATAL = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 LONGEST_PAUSE_S = 60.0  # Between two starts of a worker that does not come up again.
 
 T = TypeVar("T")
@@ -173,7 +178,7 @@ class Model:
         archive: The archive.
         card: The model card; there once a worker has started.
         live: Workers that are up.
-        deaths: Workers that have ended unasked.
+        deaths: Workers that have ended unasked, by cause.
     """
 
     def __init__(
@@ -184,7 +189,7 @@ class Model:
         asked: Asked,
         reporter: Reporter,
     ) -> None:
-        self.archive, self.card, self.live, self.deaths = archive, wire.ModelCard(), 0, 0
+        self.archive, self.card, self.live, self.deaths = archive, wire.ModelCard(), 0, dict.fromkeys(CAUSES, 0)
         self._commands, self._environment, self._asked, self._say = commands, environment, asked, reporter.say
         self._waiting: deque[Request] = deque()
         self._arrival = asyncio.Condition()
@@ -206,28 +211,20 @@ class Model:
         Raises:
             Failure: A worker cannot load the archive, or the card is not responded with.
         """
-        timeout_s = min(self._asked.settings.startup_timeout_s, self.archive.startup_timeout_s)
-        started = await asyncio.gather(
-            *(Worker.start(command, self._environment, timeout_s) for command in self._commands), return_exceptions=True
-        )
-        workers = [worker for worker in started if isinstance(worker, Worker)]
-        failures = [failure for failure in started if isinstance(failure, BaseException)]
+        loaded = [asyncio.get_running_loop().create_future() for _ in self._commands]
+        self._tasks = [
+            asyncio.create_task(self._keep(command, future))
+            for command, future in zip(self._commands, loaded, strict=True)
+        ]
         try:
+            failures = [found for found in await asyncio.gather(*loaded, return_exceptions=True) if found]
             if failures:
                 raise failures[0]
-            self._tasks = [
-                asyncio.create_task(self._keep(worker, command))
-                for worker, command in zip(workers, self._commands, strict=True)
-            ]
-            workers = []
-            try:
-                self.card = await self.describe()
-            except Rejected as error:
-                raise Failure(f"it does not respond with its model card ({error})") from error
-        except BaseException:
-            for worker in workers:
-                await worker.end()
+            self.card = await self.describe()
+        except BaseException as error:
             await self.stop()
+            if isinstance(error, Rejected):
+                raise Failure(f"it does not respond with its model card ({error})") from error
             raise
 
     async def stop(self) -> None:
@@ -271,39 +268,52 @@ class Model:
             raise Rejected(reply.error.code, reply.error.message)
         return reply.card
 
-    async def _keep(self, worker: Worker, command: Sequence[str]) -> None:
-        """Have a worker respond to what is asked, and start another whenever it ends."""
+    async def _keep(self, command: Sequence[str], loaded: asyncio.Future[None]) -> None:
+        """Have a worker respond to what is asked, and start another whenever it ends.
+
+        Args:
+            command: Starts it.
+            loaded: Is told once it is up, or why it cannot start; then there is no other.
+        """
+        timeout_s = min(self._asked.settings.startup_timeout_s, self.archive.startup_timeout_s)
+        pause_s = 1.0
         while True:
+            try:
+                worker = await Worker.start(command, self._environment, timeout_s)
+            except Failure as failure:
+                if not loaded.done():
+                    loaded.set_exception(failure)
+                    return
+                self._say(f"Worker of {self.archive.full_name} does not start: {failure}", level="error")
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                continue
+            if not loaded.done():
+                loaded.set_result(None)
+            pause_s = 1.0
             self.live += 1
             try:
-                why = await self._use(worker)
+                cause, why = await self._use(worker)
             finally:
                 self.live -= 1
                 await worker.end()
-            self.deaths += 1
+            self.deaths[cause] += 1
             self._say(f"Worker died: {self.archive.full_name}: {why}; it is started again", level="error")
-            pause_s, timeout_s = 1.0, float(self.archive.startup_timeout_s)
-            while True:
-                try:
-                    worker = await Worker.start(command, self._environment, timeout_s)
-                    break
-                except Failure as failure:
-                    self._say(f"Worker of {self.archive.full_name} does not start: {failure}", level="error")
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    async def _use(self, worker: Worker) -> str:
-        """Give a worker batches until it ends; return why it did."""
+    async def _use(self, worker: Worker) -> tuple[str, str]:
+        """Give a worker batches until it ends; return the cause, one of `CAUSES`, and the same for people."""
         feeding, ended = asyncio.create_task(self._feed(worker)), asyncio.create_task(worker.process.wait())
         try:
             await asyncio.wait({feeding, ended}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({ended}, timeout=ENDING_S)
         finally:
             feeding.cancel()
             ended.cancel()
             results = await asyncio.gather(feeding, ended, return_exceptions=True)
         if isinstance(results[0], TimeoutError):
-            return f"it had not responded after {self.archive.response_timeout_s} s"
-        return f"it ended (status {worker.process.returncode})"
+            return "late", f"it had not responded after {self.archive.response_timeout_s} s"
+        status = worker.process.returncode or 0
+        return "error" if status >= 0 else "crash" if -status in FATAL else "killed", describe_ending(status)
 
     async def _feed(self, worker: Worker) -> None:
         while True:

@@ -144,29 +144,31 @@ class HostMetrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Return the state of now."""
-        models, labels = self._models.all(), ["model", "version"]
-        up = self._models.is_up and not self._models.is_draining
-        yield GaugeMetricFamily("convscope_ready", "1 if every model has a worker and nothing drains.", value=up)
-        draining = self._models.is_draining
-        yield GaugeMetricFamily("convscope_draining", "1 while the server drains: readiness fails.", value=draining)
-        started = "When the server was started, unix time."
-        yield GaugeMetricFamily("convscope_server_start_time_seconds", started, value=self._models.started)
-        live: Any = GaugeMetricFamily("convscope_workers", "Workers that are up.", labels=labels)
+        models, draining = self._models, self._models.is_draining
+        for name, text, now in (
+            ("convscope_ready", "1 if every model has a worker and nothing drains.", models.is_up and not draining),
+            ("convscope_draining", "1 while the server drains: readiness fails.", draining),
+            ("convscope_server_start_time_seconds", "When the server was started, unix time.", models.started),
+        ):
+            yield GaugeMetricFamily(name, text, value=now)
+        labels = ["model", "version"]
+        workers = GaugeMetricFamily("convscope_workers", "Workers by state: ready, loading.", labels=[*labels, "state"])
         wanted = GaugeMetricFamily("convscope_workers_wanted", "Workers the model is meant to have.", labels=labels)
         waiting = GaugeMetricFamily("convscope_queue_requests", "Requests that wait for a worker now.", labels=labels)
-        deaths = CounterMetricFamily("convscope_worker_deaths", "Workers that ended unasked.", labels=labels)
-        for model in models:
-            for family, value in (
-                (live, model.live),
-                (wanted, model.workers),
-                (waiting, model.waiting),
-                (deaths, model.deaths),
-            ):
-                family.add_metric([model.archive.name, model.archive.version], value)
-        rejected = GaugeMetricFamily("convscope_archive_rejected", "1 for an archive not served.", labels=["archive"])
-        for name in self._models.rejected:
-            rejected.add_metric([name], 1)
-        yield from (live, wanted, waiting, deaths, rejected)
+        deaths = CounterMetricFamily("convscope_worker_deaths", "Unplanned ends.", labels=[*labels, "cause"])
+        rejected = GaugeMetricFamily("convscope_archive_rejected", "1 for an archive not served.", labels=["model"])
+        for model in models.all():
+            own = [model.archive.name, model.archive.version]
+            workers.add_metric([*own, "ready"], model.live)
+            workers.add_metric([*own, "loading"], model.workers - model.live)
+            wanted.add_metric(own, model.workers)
+            waiting.add_metric(own, model.waiting)
+            for cause, count in model.deaths.items():
+                deaths.add_metric([*own, cause], count)
+        served = dict.fromkeys((model.archive.name for model in models.all()), 0)
+        for name, value in {**served, **dict.fromkeys(models.rejected, 1)}.items():
+            rejected.add_metric([name], value)
+        yield from (workers, wanted, waiting, deaths, rejected)
 
 
 def _write_outputs(ask: tensors.Ask, reply: Reply) -> Response:

@@ -58,7 +58,8 @@ def test_a_worker_that_dies_or_hangs_costs_its_batch_and_is_started_again(host: 
     response = send(host, f"wait:{tmp_path / 'never'}".encode())  # Its archive gives it 5 s.
     assert (response.status_code, response.json()["error"]["code"]) == (500, "internal")
     assert send(host, b"").text.split()[1] != after[1]
-    assert value(host, 'convscope_worker_deaths_total{model="obedient",version="1.10"}') == 2
+    for cause in ("error", "late"):
+        assert value(host, f'convscope_worker_deaths_total{{cause="{cause}",model="obedient",version="1.10"}}') == 1
     assert send(host, b"", "obedient/1.9").text.split()[2] == "1.9"
 
 
@@ -68,7 +69,9 @@ def test_the_workers_metrics_are_those_of_the_other_host(host: Host) -> None:
     send(host, b"no picture", "digits")
     assert value(host, name) == before + 1
     assert value(host, "convscope_ready") == 1
-    assert value(host, 'convscope_archive_rejected{archive="broken"}') == 1
+    assert value(host, 'convscope_archive_rejected{model="broken"}') == 1
+    assert value(host, 'convscope_archive_rejected{model="digits"}') == 0
+    assert value(host, 'convscope_workers{model="digits",state="ready",version="1.0"}') == 1
     assert "archive broken.mar: ModuleNotFoundError" in host.log.read_text()
 
 
