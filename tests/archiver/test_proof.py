@@ -313,6 +313,6 @@ def test_a_graph_for_one_number_of_pictures_alone_is_refused() -> None:
     card = {"layers": {"conv1": "relu"}, "classes": ["a", "b", "c"]}
     check_graph(exported.content, weights, card, network, PREPROCESSING)
     graph = onnx.load_from_string(exported.content)
-    graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3  # As many as it is first tried with.
+    graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2  # As many as it is first tried with.
     with pytest.raises(ArchiveError, match="the network fails for one picture of noise"):
         check_graph(graph.SerializeToString(), weights, card, network, PREPROCESSING)
