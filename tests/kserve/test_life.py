@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -119,3 +121,32 @@ def test_a_server_that_cannot_start_says_why(store: Path, tmp_path: Path) -> Non
     assert (ended.returncode, "no model none" in ended.stderr) == (2, True)
     ended = subprocess.run([*command, "--models", "broken"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (ended.returncode, "no archive can be served" in ended.stderr) == (1, True)
+
+
+WITHOUT = """
+import sys
+import zipfile
+from pathlib import Path
+
+sys.modules |= {"ts": None, "torch": None}  # Importing either fails.
+from server.kserve.worker import load
+
+directory = Path(sys.argv[1])
+sys.path.insert(0, str(directory))
+handler, context, _ = load(directory, None)
+context.begin([{"headers": {}, "id": None}])
+print(b"onnxruntime" in handler.handle([{"describe": b"true"}], context)[0])
+"""
+
+
+def test_a_worker_needs_neither_torchserve_nor_torch(store: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(store / "digits.mar") as file:
+        file.extractall(tmp_path)
+    shutil.rmtree(tmp_path / "handlers")  # Those of this checkout, so that an archive of before will do.
+    shutil.copytree(ROOT / "handlers", tmp_path / "handlers")
+    shutil.copy(ROOT / "handlers/entry.py", tmp_path / "convscope_entry.py")
+    command = [sys.executable, "-c", WITHOUT, str(tmp_path)]
+    said = subprocess.run(
+        command, cwd=ROOT, env={"CONVSCOPE_PATCHES": "0"}, capture_output=True, text=True, check=False
+    )
+    assert said.stdout.endswith("True\n"), said.stderr
