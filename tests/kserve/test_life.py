@@ -78,19 +78,20 @@ def test_the_workers_metrics_are_those_of_the_other_host(host: Host) -> None:
 
 
 def test_a_request_has_its_time_and_draining_loses_none(store: Path, tmp_path: Path) -> None:
-    slow, last = tmp_path / "slow", tmp_path / "last"
-    options = ("--models", "obedient/1.9", "--unready-s", "4", "--drain-s", "20", "--timeout-s", "10")
+    slow, last = ([tmp_path / f"{name}{number}" for number in range(2)] for name in ("slow", "last"))
+    options = ("--models", "obedient/1.9", "--workers", "2", "--unready-s", "4", "--drain-s", "20", "--timeout-s", "10")
     with (
         serving(store, tmp_path, *options) as host,
-        ThreadPoolExecutor(3) as pool,
+        ThreadPoolExecutor(4) as pool,
         grpc.insecure_channel(host.grpc) as channel,
     ):
-        held = hold(host, pool, slow)
+        held = [hold(host, pool, gate) for gate in slow]
         late = send(host, b"")
         assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
-        assert held.result().status_code == 504
-        slow.touch()
-        in_work = hold(host, pool, last)
+        assert [request.result().status_code for request in held] == [504, 504]
+        for gate in slow:
+            gate.touch()
+        in_work = [hold(host, pool, gate) for gate in last]
         predict = channel.unary_unary("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions")
         message = inference_pb2.PredictionsRequest(model_name="obedient", input={"body": b""})
         waiting = predict.future(message.SerializeToString(), timeout=30)
@@ -100,8 +101,9 @@ def test_a_request_has_its_time_and_draining_loses_none(store: Path, tmp_path: P
         poll(lambda: health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.NOT_SERVING)
         assert httpx.get(f"http://{host.http}/v2/health/ready").json()["code"] == "draining"
         poll(lambda: not is_listening(host))
-        last.touch()
-        assert in_work.result().status_code == 200
+        for gate in last:
+            gate.touch()
+        assert [request.result().status_code for request in in_work] == [200, 200]
         assert inference_pb2.PredictionResponse.FromString(waiting.result()).prediction.endswith(b" 1.9")
         assert host.process.wait(30) == 0
     assert not list(tmp_path.glob("convscope-*"))
