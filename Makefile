@@ -7,7 +7,7 @@ need_python = @test -n "$(PYTHON)" || { echo "convscope needs Python 3.11 to 3.1
 PORT ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo stop serve check test prometheus chromium lint style mypy pyright format test-client test-gpu test-docker drill campaign secrets key revoke keys certificate check-config replicas restart update bench bench-full archives proto lock clean
+.PHONY: help install demo stop serve check test prometheus chromium lint style mypy pyright format test-client test-kserve kserve test-gpu test-docker drill campaign secrets key revoke keys certificate check-config replicas restart update bench bench-full archives proto lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,8 @@ check: lint ## Lint, type-check, and run the tests that start no process: about 
 
 test: install prometheus chromium lint ## Set up, lint, type-check, and run every test that needs no Docker and no GPU
 	$(BIN)/pytest $(PARALLEL) -m "not docker and not gpu"
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 14))'; then $(MAKE) test-kserve; \
+	  else echo "KServe's model server has no release for Python 3.14: its tests are left out"; fi
 
 prometheus: ## Fetch Debian's Prometheus into .tools/ for the tests of rules and dashboards, if there is none
 	tests/watching/fetch.sh
@@ -81,13 +83,29 @@ test-client: .venv-client/installed ## Run the client's tests in an environment 
 test-gpu: .venv/installed ## Run the tests that need an NVIDIA GPU
 	$(BIN)/pytest -m gpu
 
-# The rivals are kept apart from what we ship; they see .venv's torch and torchserve behind their own packages.
+# behind,ENVIRONMENT: has it see .venv's torch and the rest behind its own packages.
+behind = $(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+  > $$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/convscope.pth
+
+# The rivals are kept apart from what we ship.
 .venv-bench/installed: .venv/installed benchmarks/requirements.txt
 	$(BIN)/python -m venv .venv-bench
 	$(call pip_install,.venv-bench) --require-hashes --no-deps -r benchmarks/requirements.txt
-	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-	  > $$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/convscope.pth
+	$(call behind,.venv-bench)
 	@touch $@
+
+# KServe's model server wants another psutil and protobuf than TorchServe and its tools.
+.venv-kserve/installed: .venv/installed requirements/kserve.txt
+	$(BIN)/python -m venv .venv-kserve
+	$(call pip_install,.venv-kserve) --require-hashes --no-deps -r requirements/kserve.txt
+	$(call behind,.venv-kserve)
+	@touch $@
+
+kserve: .venv-kserve/installed ## Serve every archive of model_store/ in KServe's model server until Ctrl-C
+	.venv-kserve/bin/python -m server.kserve
+
+test-kserve: .venv-kserve/installed ## Run the tests of KServe's model server
+	.venv-kserve/bin/python -m pytest tests/kserve
 
 bench: .venv-bench/installed ## Measure our service beside its rivals: the standard set, less than 30 minutes
 	.venv-bench/bin/python -m benchmarks
@@ -155,9 +173,11 @@ lock: ## Pin requirements/*.txt anew (needs uv)
 	uv pip compile pyproject.toml --all-extras --no-emit-package openvino-telemetry -c requirements/service.txt --universal --python-version 3.11 --generate-hashes --fork-strategy fewest --no-header -q -o requirements/dev.txt
 	uv pip compile client/pyproject.toml requirements/client.in --all-extras -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/client.txt
 	uv pip compile client/pyproject.toml requirements/probe.in -c requirements/service.txt --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/probe.txt
+	sed -nE '/^(psutil|protobuf)==/d; s/^([a-z0-9._-]+==[^ ;\\]+).*/\1/p' requirements/service.txt \
+	  | uv pip compile --group kserve -c - --universal --python-version 3.11 --generate-hashes --fork-strategy fewest --no-header -q -o requirements/kserve.txt
 	uv pip compile requirements/proto.in --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/proto.txt
 	uv pip compile requirements/openvino.in -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-header -q --no-emit-package openvino-telemetry --no-emit-package numpy -o requirements/openvino.txt
 	grep -oE '^(numpy|onnx[a-z-]*|pillow)==[^ ]+' requirements/dev.txt | uv pip compile benchmarks/requirements.in -c /dev/stdin --universal --python-version 3.11 --generate-hashes --no-header -q -o benchmarks/requirements.txt
 
 clean: ## Remove the environments, tools and results that the other targets made; keeps secrets/ and logs/
-	rm -rf .venv .venv-client .venv-proto .venv-bench .tools out runs
+	rm -rf .venv .venv-client .venv-proto .venv-bench .venv-kserve .tools out runs

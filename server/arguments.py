@@ -81,20 +81,44 @@ def build_parser() -> argparse.ArgumentParser:
         description="Serve every archive of the model store with TorchServe, over REST and gRPC, until Ctrl-C.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    add_shared(parser)
     add = parser.add_argument
-    add("--model-store", type=Path, default=Path("model_store"), metavar="DIR", help="folder with the .mar archives")
-    add("--models", default="", metavar="A,B", help="models to serve, name or name/version; none named: all there are")
-    add("--host", default="127.0.0.1", metavar="ADDRESS", help="address that REST, gRPC and metrics listen on")
-    add("--rest-port", type=_port, default=8080, metavar="PORT", help="REST; 0 takes a free port")
-    add("--grpc-port", type=_port, default=7070, metavar="PORT", help="gRPC; 0 takes a free port")
-    add("--metrics-port", type=_port, default=8082, metavar="PORT", help="Prometheus; 0 takes a free port")
+    add("--rest-port", type=port, default=8080, metavar="PORT", help="REST; 0 takes a free port")
+    add("--grpc-port", type=port, default=7070, metavar="PORT", help="gRPC; 0 takes a free port")
+    add("--metrics-port", type=port, default=8082, metavar="PORT", help="Prometheus; 0 takes a free port")
     add(
         "--ready-port",
-        type=_port,
+        type=port,
         default=argparse.SUPPRESS,
         metavar="PORT",
         help="/ready, for load balancers; 0 takes a free port (default: none)",
     )
+    add("--warm-up-s", type=seconds, default=2.0, metavar="S", help="of requests of its own before it is ready")
+    add("--watch-s", type=_pause, default=10.0, metavar="S", help="between two checks that a model answers")
+    add("--heap-mb", type=_heap, default=1024, metavar="MB", help="largest heap of the Java front end")
+    add(
+        "--log-dir",
+        type=Path,
+        default=argparse.SUPPRESS,
+        metavar="DIR",
+        help="where the logs go and stay (default: the private directory; kept after a failure only)",
+    )
+    add(
+        "--no-patches",
+        dest="patch",
+        action="store_false",
+        default=argparse.SUPPRESS,
+        help="run TorchServe unpatched: callers can then stop a worker or use up memory, and requests wait for others",
+    )
+    return parser
+
+
+def add_shared(parser: argparse.ArgumentParser) -> None:
+    """Add the options that mean the same whichever host serves: here, and in `server.kserve`."""
+    add = parser.add_argument
+    add("--model-store", type=Path, default=Path("model_store"), metavar="DIR", help="folder with the .mar archives")
+    add("--models", default="", metavar="A,B", help="models to serve, name or name/version; none named: all there are")
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="address that REST, gRPC and metrics listen on")
     add(
         "--workers",
         type=_count,
@@ -103,27 +127,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="worker processes per model (default: what the archive says, else one per GPU, else one)",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the networks run")
-    add("--startup-timeout-s", type=_seconds, default=300.0, metavar="S", help="until every model must have answered")
-    add("--warm-up-s", type=_seconds, default=2.0, metavar="S", help="of requests of its own before it is ready")
-    add("--drain-s", type=_seconds, default=10.0, metavar="S", help="for requests in flight once told to stop")
-    add("--unready-s", type=_seconds, default=0.0, metavar="S", help="go on serving while readiness already fails")
-    add("--watch-s", type=_pause, default=10.0, metavar="S", help="between two checks that a model answers")
+    add("--startup-timeout-s", type=seconds, default=300.0, metavar="S", help="until every model must have answered")
+    add("--drain-s", type=seconds, default=10.0, metavar="S", help="for requests in flight once told to stop")
+    add("--unready-s", type=seconds, default=0.0, metavar="S", help="go on serving while readiness already fails")
     add("--max-request-mb", type=_megabytes, default=64, metavar="MB", help="largest request")
     add("--max-reply-mb", type=_megabytes, default=256, metavar="MB", help="largest reply")
-    add("--heap-mb", type=_heap, default=1024, metavar="MB", help="largest heap of the Java front end")
     add(
         "--work-dir",
         type=Path,
         default=argparse.SUPPRESS,
         metavar="DIR",
         help="where the private directory of the run is made (default: the system's temporary folder)",
-    )
-    add(
-        "--log-dir",
-        type=Path,
-        default=argparse.SUPPRESS,
-        metavar="DIR",
-        help="where the logs go and stay (default: the private directory; kept after a failure only)",
     )
     add(
         "--engine",
@@ -145,21 +159,13 @@ def build_parser() -> argparse.ArgumentParser:
         "values at sharp edges differ by some levels of 255",
     )
     add(
-        "--no-patches",
-        dest="patch",
-        action="store_false",
-        default=argparse.SUPPRESS,
-        help="run TorchServe unpatched: callers can then stop a worker or use up memory, and requests wait for others",
-    )
-    add(
         "--log-requests-s",
-        type=_seconds,
+        type=seconds,
         default=0.0,
         metavar="S",
         help="log an answered request every S seconds and worker, at most; 0: only those that fail",
     )
     add("--log-format", choices=("text", "json"), default="text", help="what standard error says")
-    return parser
 
 
 def parse(arguments: Sequence[str] | None = None) -> Settings:
@@ -174,7 +180,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     parser = build_parser()
     given = parser.parse_args(arguments)
     asked = (given.rest_port, given.grpc_port, given.metrics_port, getattr(given, "ready_port", None))
-    ports = [port for port in asked if port]
+    ports = list(filter(None, asked))
     if len(set(ports)) < len(ports):
         parser.error("--rest-port, --grpc-port, --metrics-port and --ready-port must differ")
     return Settings(
@@ -212,7 +218,8 @@ def _integer(text: str, least: int, most: int) -> int:
     return int(text)
 
 
-def _port(text: str) -> int:
+def port(text: str) -> int:
+    """Read a port of the command line; 0 stands for a free one."""
     return _integer(text, 0, 65535)
 
 
@@ -229,17 +236,18 @@ def _heap(text: str) -> int:
 
 
 def _pause(text: str) -> float:
-    seconds = _seconds(text)
-    if seconds < 0.1:
+    duration = seconds(text)
+    if duration < 0.1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 86400")
-    return seconds
+    return duration
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """Read a duration of the command line."""
     try:
-        seconds = float(text)
+        duration = float(text)
     except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 86400:
+        duration = -1.0
+    if not 0 <= duration <= 86400:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to 86400")
-    return seconds
+    return duration

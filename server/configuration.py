@@ -73,11 +73,13 @@ class PrivateDirectory:
     Args:
         parent: Folder to make it in; None for the system's temporary folder.
         log_dir: Folder for the logs that outlives the run; None for a folder inside.
+        for_java: Check that Java can use it too.
     """
 
-    def __init__(self, parent: Path | None, log_dir: Path | None) -> None:
+    def __init__(self, parent: Path | None, log_dir: Path | None, *, for_java: bool = True) -> None:
         self._parent = parent
         self._log_dir = log_dir
+        self._for_java = for_java
 
     def __enter__(self) -> PrivateDirectory:
         with contextlib.ExitStack() as undo:
@@ -93,9 +95,11 @@ class PrivateDirectory:
                 self.jvm_log.touch()  # A folder that was there already may not be ours to write to.
             except OSError as error:
                 raise Failure(f"cannot write to {error.filename}: {error.strerror}") from error
-            if len(os.fsencode(self.management_socket)) > LONGEST_SOCKET_PATH:
+            if self._for_java and len(os.fsencode(self.management_socket)) > LONGEST_SOCKET_PATH:
                 raise Failure(f"the path {self.path} is too long for a socket: choose a shorter one with --work-dir")
-            if os.statvfs(self.path).f_flag & os.ST_NOEXEC:  # As `docker run --tmpfs /tmp` mounts it.
+            if (
+                self._for_java and os.statvfs(self.path).f_flag & os.ST_NOEXEC
+            ):  # As `docker run --tmpfs /tmp` mounts it.
                 raise Failure(
                     f"programs may not run from {self.path} (mounted noexec), and Java needs a library that it unpacks"
                     " there: mount it with exec (docker: --tmpfs /tmp:exec), or choose another with --work-dir"

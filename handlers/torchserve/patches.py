@@ -27,18 +27,21 @@ def apply(*, is_wanted: bool = True, metrics: Any = None) -> dict[str, bool]:
     Returns:
         By name, whether each patch is active. The log says the same.
     """
-    import ts  # Only a worker has it; tests and the archiver import this package without.
+    found = "not looked for"  # Where another server hosts the archive, there need be no TorchServe.
+    if is_wanted:
+        import ts  # Only a worker has it; tests and the archiver import this package without.
 
-    is_known = ts.__version__.strip() == TORCHSERVE
-    if is_wanted and is_known:
+        found = ts.__version__.strip()
+    is_known = found == TORCHSERVE
+    if is_known:
         _keep_repeated_fields()
         _buffer_reads()
-    has_times = is_wanted and is_known and hasattr(metrics, "add_time")
+    has_times = is_known and hasattr(metrics, "add_time")
     if has_times:
         metrics.add_time = _nothing
-    active = dict.fromkeys(PATCHES, is_wanted and is_known) | {NO_TIMES: has_times}
+    active = dict.fromkeys(PATCHES, is_known) | {NO_TIMES: has_times}
     said = ", ".join(f"{name} {'active' if is_active else 'off'}" for name, is_active in active.items())
-    logger.info("patches for TorchServe %s in this worker of %s: %s", TORCHSERVE, ts.__version__.strip(), said)
+    logger.info("patches for TorchServe %s (here: %s): %s", TORCHSERVE, found, said)
     return active
 
 

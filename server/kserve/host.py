@@ -1,0 +1,131 @@
+"""One run of the server, from the settings to the last process gone.
+
+KServe's own `ModelServer` cannot be used whole (0.21): it listens on every address whatever it is told, lets any caller
+unload a model, rejects versions, and decodes pictures as text. So its types, codecs and gRPC service are put into
+servers of uvicorn and grpcio here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+import uvicorn
+
+from server import ports
+from server.arguments import MEGABYTE
+from server.configuration import PrivateDirectory
+from server.kserve import rest, rpc
+from server.kserve.arguments import Asked
+from server.kserve.models import Models
+from server.models import Found
+from server.reporting import Reporter, write
+
+MOST_CONNECTIONS = 1024  # Idle ones too; on further ones requests get 503.
+KEEP_ALIVE_S = 65  # Longer than proxies keep an idle connection.
+
+
+def run(asked: Asked, found: Found, reporter: Reporter) -> bool:
+    """Serve until told to stop.
+
+    Args:
+        asked: What was asked for.
+        found: The archives to serve.
+        reporter: Is told what happens.
+
+    Returns:
+        Whether it stopped cleanly, and not at once with requests in flight.
+
+    Raises:
+        Failure: The server cannot start.
+    """
+    settings = asked.settings
+    with PrivateDirectory(settings.work_dir, None, for_java=False) as directory:
+        models = Models(found.archives, directory, asked, reporter)
+        models.rejected |= found.rejected
+        try:
+            asyncio.run(_serve(asked, models, reporter))
+        except asyncio.CancelledError:
+            return not directory.drain_file.exists()
+    return True
+
+
+class _HttpServer(uvicorn.Server):  # type: ignore[misc]
+    """uvicorn, without its own way with signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to `_serve`."""
+        yield
+
+
+async def _serve(asked: Asked, models: Models, reporter: Reporter) -> None:
+    started, settings = time.monotonic(), asked.settings
+    host = ports.resolve_host(settings.host)
+    http_port = ports.claim_port(host, settings.rest_port, "--http-port")
+    grpc_port = ports.claim_port(host, settings.grpc_port, "--grpc-port")
+    ready, stop, task = asyncio.Event(), asyncio.Event(), asyncio.current_task()
+    assert task is not None  # noqa: S101  # For the types.
+
+    def on_signal() -> None:
+        if stop.is_set() or not ready.is_set():
+            task.cancel()  # The second signal, or one before the server is ready, stops at once.
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    try:
+        await models.start()
+        most_bytes, timeout_s = settings.max_request_mb * MEGABYTE, asked.timeout_s
+        app = rest.build_app(models, max_request_bytes=most_bytes, timeout_s=timeout_s)
+        config = uvicorn.Config(
+            app,
+            host,
+            http_port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        )
+        http = _HttpServer(config)
+        grpc = rpc.Server(
+            models,
+            f"{host}:{grpc_port}",
+            max_request_bytes=most_bytes,
+            max_reply_bytes=settings.max_reply_mb * MEGABYTE,
+            timeout_s=timeout_s,
+        )
+        await grpc.start()
+        serving = asyncio.create_task(http.serve())
+        while not http.started and not serving.done():
+            await asyncio.sleep(0.01)
+        _announce(models, ports.reachable(host), http_port, grpc_port, time.monotonic() - started)
+        ready.set()
+        await asyncio.wait({serving, asyncio.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        models.directory.drain_file.touch()
+        reporter.say(f"stopping: requests in flight get {settings.drain_s:g} s; again stops at once")
+        await asyncio.sleep(settings.unready_s)
+        http.should_exit = True
+        await asyncio.gather(serving, grpc.stop(settings.drain_s))
+    finally:
+        await models.stop()
+
+
+def _announce(models: Models, host: str, http_port: int, grpc_port: int, seconds: float) -> None:
+    url, names = f"http://{host}:{http_port}", [model.archive.full_name for model in models.all()]
+    lines = (
+        f"Ready after {seconds:.1f} s, in KServe's model server.",
+        f"  REST     {url}/v2, {url}/predictions",
+        f"  gRPC     {host}:{grpc_port}",
+        f"  metrics  {url}/metrics",
+        f"  models   {', '.join(names)}",
+        "Ctrl-C stops it.",
+    )
+    write("\n".join(lines), sys.stdout)
