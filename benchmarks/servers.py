@@ -56,12 +56,18 @@ class Server:
 _ONE_THREAD = {"CONVSCOPE_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def _ours(name: str, *options: str, workers: int | None = None, scaled: bool = False, only: str = "*") -> Server:
+def _ours(
+    name: str,
+    *options: str,
+    workers: int | None = None,
+    environment: Mapping[str, str] | None = None,
+    scaled: bool = False,
+    only: str = "*",
+) -> Server:
     def command(place: Place) -> list[str]:
         return [*_launch(place, place.model.archive.parent, workers), *options]
 
-    one_core = _ONE_THREAD if workers == 1 else {}
-    return Server(name, "ours", command, ask_ours, read_ours, one_core, scaled, only, JVM_S, card)
+    return Server(name, "ours", command, ask_ours, read_ours, environment or {}, scaled, only, JVM_S, card)
 
 
 def _start_null(place: Place) -> list[str]:
@@ -141,7 +147,8 @@ _ALL_CORES = {"OMP_NUM_THREADS": str(CORES)}  # What torch takes by itself, as i
 
 SERVERS = (
     _ours("convscope"),
-    _ours("convscope, one worker", workers=1, only="scores*c=8"),
+    _ours("convscope, one worker", workers=1, environment=_ONE_THREAD, only="scores*c=8"),
+    _ours("convscope, one worker on all cores", workers=1),
     _ours("convscope, scaled decoding", "--scaled-decoding", scaled=True, only="scores*MP, c=8"),
     Server("TorchServe, null", "wall", _start_null, ask_null, lambda *_: None, warm_up_s=JVM_S, probe=card),
     _documented("TorchServe", _start_stock, "/predictions/stock", warm_up_s=JVM_S),

@@ -95,13 +95,13 @@ STANDARD = (
         "resnet50",
         "resnet50",
         (*_alone([8], "0.3 MP", "3 MP", "12 MP"), closed("pool", 4, 32, "0.3 MP")),
-        f"{PHOTOGRAPHS}|convscope, one worker|convscope, scaled decoding",
+        f"{PHOTOGRAPHS}|convscope, one worker|convscope, one worker on all cores|convscope, scaled decoding",
     ),
     Part(
         "mobilenet_v3_small",
         "mobilenet_v3_small",
         (*_alone([1, 8, 32], "0.3 MP"), *_alone([8], "3 MP", "12 MP"), closed("pool", 4, 32, "3 MP")),
-        f"{PHOTOGRAPHS}|convscope, scaled decoding",
+        f"{PHOTOGRAPHS}|convscope, scaled decoding|convscope, one worker on all cores",
     ),
     Part(
         "efficientnet_b0",
