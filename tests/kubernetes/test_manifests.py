@@ -40,6 +40,9 @@ COMBINED = {
     "autoscaling": ("monitoring", "autoscaling"),
     "keda": ("monitoring", "keda"),
 }
+# The oldest Kubernetes that docs/kubernetes.md promises, and of the one component that asks for more.
+OLDEST = {"image volume": "1.33.0"}
+PAGE = (ROOT / "docs/kubernetes.md").read_text()
 OF_THE_OPERATORS = ("monitoring.coreos.com/", "keda.sh/")  # Kubernetes itself has no schemas of these.
 SLOWEST_STOP_S = 10  # Java, workers and exporter, once nothing is in flight.
 
@@ -140,10 +143,11 @@ def test_every_component_is_tried() -> None:
 
 
 @pytest.mark.parametrize("name", [*OVERLAYS, *COMBINED])
-def test_kubernetes_takes_every_resource(rendered: dict[str, Manifests], name: str) -> None:
-    for resource in rendered[name].resources:
-        if not resource["apiVersion"].startswith(OF_THE_OPERATORS):
-            kubernetes_validate.validate(resource, kubernetes_validate.latest_version(), strict=True)
+def test_kubernetes_old_and_new_takes_every_resource(rendered: dict[str, Manifests], name: str) -> None:
+    for version in (OLDEST.get(name, "1.25.0"), kubernetes_validate.latest_version()):
+        for resource in rendered[name].resources:
+            if not resource["apiVersion"].startswith(OF_THE_OPERATORS):
+                kubernetes_validate.validate(resource, version, strict=True)
 
 
 def test_the_schemas_find_a_misspelt_field(base: Manifests) -> None:
@@ -342,6 +346,44 @@ def test_a_node_may_be_drained_and_no_node_holds_all(base: Manifests, name: str)
     spread = base.pod(name)["topologySpreadConstraints"]
     assert [one["topologyKey"] for one in spread] == ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]
     assert all(one["labelSelector"]["matchLabels"] == labels for one in spread)
+
+
+# ---------------------------------------------------------------- what the page says
+
+
+def test_the_pages_kustomization_makes_what_it_says(rendered: dict[str, Manifests], tmp_path: Path) -> None:
+    [example] = [one for one in re.findall(r"```yaml\n(.*?)```", PAGE, re.S) if "components:" in one]
+    (tmp_path / "production").mkdir()
+    (tmp_path / "deploy").symlink_to(ROOT / "deploy")
+    (tmp_path / "production/kustomization.yaml").write_text(example)
+    made = Manifests(render(tmp_path / "production"))
+    assert len(made.resources) == len(rendered["monitoring"].resources)
+    assert made.get("Deployment", "torchserve")["spec"]["replicas"] == 3
+    assert made.get("Service", "gateway")["spec"]["type"] == "LoadBalancer"
+    assert {image.partition("/")[0] for image in images(made)} == {"registry.example.com", "envoyproxy"}
+    data = made.get("ConfigMap", "settings")["data"]
+    wanted = {"CONVSCOPE_REPLICAS": "3", "CONVSCOPE_MODELS": "cifar,digits"}
+    assert data == rendered["base"].get("ConfigMap", "settings")["data"] | wanted
+
+
+def images(manifests: Manifests) -> set[str]:
+    return {container["image"] for _, container, _ in manifests.containers()}
+
+
+def test_the_page_has_every_component_and_setting(base: Manifests) -> None:
+    rows = re.findall(r"^\| `([a-z-]+)` \|", PAGE, re.M)
+    assert sorted(rows) == COMPONENTS
+    assert all(f"`{name}`" in PAGE for name in base.get("ConfigMap", "settings")["data"])
+
+
+def test_the_page_asks_for_the_room_that_pods_ask_for(base: Manifests) -> None:
+    cores, memory = 0.0, 0
+    for name in ("torchserve", "gateway"):
+        asked = base.container(name)["resources"]["requests"]
+        pods = base.get("Deployment", name)["spec"]["replicas"]
+        cores += pods * (int(asked["cpu"][:-1]) / 1000 if asked["cpu"].endswith("m") else int(asked["cpu"]))
+        memory += pods * parse_bytes(asked["memory"])
+    assert f"{cores:g} free cores and {memory / 2**30:g} GiB" in PAGE
 
 
 # ---------------------------------------------------------------- who reaches whom
