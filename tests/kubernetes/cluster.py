@@ -20,17 +20,19 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import yaml
 from convscope import Client
 
 from tests.docker.stack import engine_missing
 from tests.docker.test_scenarios import publish
-from tests.kubernetes.manifests import KUBERNETES, MISSING, ROOT, find_kubectl, render, write_overlay
+from tests.kubernetes.manifests import KUBERNETES, MISSING, ROOT, Manifests, find_kubectl, render, write_overlay
 
 LOAD, CONVERT = "CONVSCOPE_KUBERNETES_LOAD", "CONVSCOPE_KUBERNETES_CONVERT"
 UNPLUG, PLUG = "CONVSCOPE_KUBERNETES_UNPLUG", "CONVSCOPE_KUBERNETES_PLUG"
 MODELS = ("cifar", "digits")
 VERSIONS = ("1.0", "1.1")  # Of the archives' images: that of the model store, and the same under another version.
 REPLICAS = 3
+CONTAINER = "/spec/template/spec/containers/0"
 # Envoy's admin interface listens inside the pod alone, and its image has no HTTP client.
 ASK = (
     "exec 3<>/dev/tcp/127.0.0.1/9901; "
@@ -86,8 +88,8 @@ class Cluster:
 
     def bring_images(self) -> None:
         """Build the images that are ours, pull Envoy's if it is not there, and bring all to the nodes."""
-        _run("docker", "compose", "build", "torchserve")
-        images = ["convscope/torchserve:0.1.0", self._envoy()]
+        _run("docker", "compose", "build", "torchserve", "probe")
+        images = ["convscope/torchserve:0.1.0", "convscope/probe:0.1.0", self._envoy()]
         for version in VERSIONS:
             store = self._work / f"store-{version}"
             store.mkdir()
@@ -115,32 +117,34 @@ class Cluster:
         return f"convscope/archives:{self.namespace}-{version}"
 
     def up(self) -> None:
-        """Deploy, and wait until all replicas are used."""
+        """Deploy, and wait until all replicas are ready."""
         self.kubectl("create", "namespace", self.namespace)
-        self._create_secret(
-            "tls",
-            "certificate",
-            *(f"--{k}={self._secrets}/certificate/tls.{v}" for k, v in (("cert", "crt"), ("key", "key"))),
-        )
-        self._create_secret("generic", "api-keys", f"--from-file={self._secrets}/api-keys/keys.yaml")
-        small = [
-            {"op": "replace", "path": f"/spec/template/spec/containers/0/resources/requests/{k}", "value": v}
-            for k, v in (("cpu", "50m"), ("memory", "1Gi"))
-        ]
+        pair = [f"--cert={self._secrets}/certificate/tls.crt", f"--key={self._secrets}/certificate/tls.key"]
+        self.kubectl("create", "secret", "tls", "certificate", *pair)
+        for name, file in (("api-keys", "api-keys/keys.yaml"), ("probe-key", "probe-key")):
+            self.kubectl("create", "secret", "generic", name, f"--from-file={self._secrets / file}")
+        small = {
+            "cpu": "100m",
+            "memory": "1Gi",
+        }  # For clusters of small nodes, which have to hold the pods of lost ones.
+        patches = {
+            ("Deployment", "torchserve"): {"op": "add", "path": f"{CONTAINER}/resources/requests", "value": small},
+            ("Service", "gateway"): {"op": "add", "path": "/spec/type", "value": "NodePort"},
+        }
         overlay = write_overlay(
             self._work / "overlay",
+            ("monitoring",),
             namespace=self.namespace,
             images=[{"name": "convscope/archives", "newTag": self.archives(VERSIONS[0]).partition(":")[2]}],
             replicas=[{"name": "torchserve", "count": REPLICAS}],
             patches=[
-                {"target": {"kind": "Deployment"}, "patch": json.dumps(small)},
-                {
-                    "target": {"kind": "Service", "name": "gateway"},
-                    "patch": json.dumps([{"op": "add", "path": "/spec/type", "value": "NodePort"}]),
-                },
+                {"target": {"kind": kind, "name": name}, "patch": json.dumps([patch])}
+                for (kind, name), patch in patches.items()
             ],
         )
-        manifests = render(overlay)
+        # The Prometheus operator need not be there.
+        ours = [one for one in Manifests(render(overlay)).resources if "coreos.com" not in one["apiVersion"]]
+        manifests = yaml.safe_dump_all(ours)
         if convert := os.environ.get(CONVERT):
             manifests = _run("bash", "-c", convert, text=manifests)
         self.kubectl("apply", "-f", "-", text=manifests)
@@ -149,13 +153,12 @@ class Cluster:
         [port] = json.loads(self.kubectl("get", "service", "gateway", "-o", "json"))["spec"]["ports"]
         self.port = port["nodePort"]
 
-    def _create_secret(self, kind: str, name: str, *options: str) -> None:
-        self.kubectl("create", "secret", kind, name, *options)
-
     def down(self) -> None:
         """Remove everything."""
         self.kubectl("uncordon", self.victim)
         self.kubectl("delete", "namespace", self.namespace, "--ignore-not-found", "--wait=false")
+        with contextlib.suppress(AssertionError):  # They may not be there yet.
+            _run("docker", "rmi", *(self.archives(version) for version in VERSIONS))
 
     # ---------------------------------------------------------------- asking
 

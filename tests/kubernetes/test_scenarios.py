@@ -63,6 +63,13 @@ def test_it_answers_on_both_transports_and_only_with_a_key(cluster: Cluster) -> 
             client.ready("cifar")
 
 
+def test_the_probe_gets_right_answers(cluster: Cluster) -> None:
+    wait_until(lambda: len(cluster.pods("probe")) == 1, 120)
+    [pod] = cluster.pods("probe")
+    said = cluster.kubectl("exec", pod["metadata"]["name"], "--", "python", "deploy/probe_health.py")
+    assert said.strip() == "[('rest', '1.0'), ('grpc', '1.0')]"
+
+
 def test_a_container_cannot_write_and_has_no_token(cluster: Cluster) -> None:
     [pod, *_] = cluster.pods("torchserve")
     code = (
@@ -113,7 +120,10 @@ def test_a_node_is_drained(cluster: Cluster) -> None:
     not (os.environ.get(UNPLUG) and os.environ.get(PLUG)), reason=f"no {UNPLUG} and {PLUG} to lose a node"
 )
 def test_a_node_is_lost(cluster: Cluster) -> None:
-    for name in ("gateway", "torchserve"):  # After the drain all pods are on the other nodes: have one of each come back.
+    for name in (
+        "gateway",
+        "torchserve",
+    ):  # After the drain all pods are on the other nodes: have one of each come back.
         [pod, *_] = cluster.pods(name)
         cluster.kubectl("delete", "pod", pod["metadata"]["name"])
     wait_until(cluster.is_whole, 300)
