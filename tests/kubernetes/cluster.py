@@ -169,9 +169,9 @@ class Cluster:
         given: dict[str, Any] = {"api_key": self._key, "ca_file": certificate, "deadline_s": 30, "retries": 0}
         return Client(f"{scheme}://{self.door}:{self.port}", **given | options)
 
-    def kubectl(self, *arguments: str, text: str | None = None) -> str:
+    def kubectl(self, *arguments: str, text: str | None = None, timeout_s: float | None = None) -> str:
         """Run kubectl in the namespace; return what it prints."""
-        return _run("kubectl", "--namespace", self.namespace, *arguments, text=text)
+        return _run("kubectl", "--namespace", self.namespace, *arguments, text=text, timeout_s=timeout_s)
 
     def wait_for_rollout(self, name: str) -> None:
         """Wait until a Deployment is as it should be."""
@@ -188,7 +188,7 @@ class Cluster:
         """Return how many replicas the gateways send requests to, on the transport and at the gateway with fewest."""
         counts = []
         for pod in self.pods("gateway"):
-            said = self.kubectl("exec", pod["metadata"]["name"], "--", "bash", "-c", ASK % "/clusters")
+            said = self.kubectl("exec", pod["metadata"]["name"], "--", "bash", "-c", ASK % "/clusters", timeout_s=20)
             healthy = re.findall(r"^(rest|grpc)::[\d.]+:\d+::health_flags::healthy", said, re.M)
             counts += [healthy.count("rest"), healthy.count("grpc")]
         return min(counts, default=0)
@@ -201,7 +201,7 @@ class Cluster:
                 and len(self.pods("gateway")) == len(self.pods("gateway", ready=False)) == 2
                 and self.balanced() == replicas
             )
-        except AssertionError:  # A pod that was listed is gone.
+        except (AssertionError, subprocess.TimeoutExpired):  # A pod that was listed is gone, or its node.
             return False
 
     def node_is_ready(self, node: str) -> bool:
@@ -219,7 +219,7 @@ def is_ready(resource: Resource) -> bool:
     return conditions.get("Ready") == "True"
 
 
-def _run(*command: str, text: str | None = None, **environment: str) -> str:
+def _run(*command: str, text: str | None = None, timeout_s: float | None = None, **environment: str) -> str:
     answer = subprocess.run(
         command,
         cwd=ROOT,
@@ -228,6 +228,7 @@ def _run(*command: str, text: str | None = None, **environment: str) -> str:
         capture_output=True,
         text=True,
         errors="replace",
+        timeout=timeout_s,
         check=False,
     )
     assert answer.returncode == 0, f"{' '.join(command)}\n{answer.stdout}\n{answer.stderr}"
