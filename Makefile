@@ -7,10 +7,10 @@ need_python = @test -n "$(PYTHON)" || { echo "convscope needs Python 3.11 to 3.1
 PORT ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo stop serve check test prometheus chromium lint style mypy pyright format test-client test-kserve kserve test-gpu test-docker drill campaign secrets key revoke keys certificate check-config replicas restart update bench bench-full archives proto lock clean
+.PHONY: help install demo stop serve check test prometheus chromium kubectl lint style mypy pyright format test-client test-kserve kserve test-gpu test-docker test-kubernetes drill campaign secrets key revoke keys certificate check-config replicas restart update bench bench-full archives proto lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/installed .venv-proto/installed ## Set up everything in .venv: service, client, lens, developers' tools
 
@@ -45,8 +45,8 @@ PARALLEL := -n $(JOBS) --dist loadscope --no-loadscope-reorder
 check: lint ## Lint, type-check, and run the tests that start no process: about a minute
 	$(BIN)/pytest -q $(PARALLEL) -m "not slow and not docker and not gpu"
 
-test: install prometheus chromium lint ## Set up, lint, type-check, and run every test that needs no Docker and no GPU
-	$(BIN)/pytest $(PARALLEL) -m "not docker and not gpu"
+test: install prometheus chromium kubectl lint ## Set up, lint, type-check, and run every test that needs no Docker, no GPU and no cluster
+	$(BIN)/pytest $(PARALLEL) -m "not docker and not gpu and not kubernetes"
 	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 14))'; then $(MAKE) test-kserve; \
 	  else echo "KServe's model server has no release for Python 3.14: its tests are left out"; fi
 
@@ -55,6 +55,9 @@ prometheus: ## Fetch Debian's Prometheus into .tools/ for the tests of rules and
 
 chromium: ## Fetch Debian's headless Chromium into .tools/ for the tests of the pages, if there is none
 	tests/page/fetch.sh
+
+kubectl: ## Fetch a kubectl that renders kustomizations into .tools/ for the tests of deploy/kubernetes, if there is none
+	tests/kubernetes/fetch.sh
 
 lint: .venv/installed ## Check style and types
 	@$(MAKE) --no-print-directory -j style mypy pyright
@@ -116,6 +119,10 @@ bench-full: .venv-bench/installed ## Measure every workload on every network: ho
 test-docker: .venv/installed ## Build the image and test the compose file (needs a Docker engine with Compose)
 	$(BIN)/pytest -m docker tests/docker
 	$(BIN)/pytest -m "docker and not long" tests/drill
+
+# Commands of the shell, by the environment: tests/kubernetes/cluster.py.
+test-kubernetes: .venv/installed kubectl ## Deploy to the cluster that KUBECONFIG names, and change it under load (needs Docker for the images)
+	$(BIN)/pytest -m kubernetes tests/kubernetes
 
 drill: .venv/installed ## Cause every incident of tests/drill on a stack of its own and check the alerts; DOCS=yes updates docs/operations.md: 70 minutes
 	$(BIN)/pytest -s tests/drill

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-# Rooms whose tests start a TorchServe, a browser, a Prometheus or a training run; what starts a process elsewhere.
-STARTING_ROOMS = frozenset({"e2e", "docker", "drill", "gpu", "watching", "page", "training", "archiver", "kserve"})
+# Rooms whose tests start a TorchServe, a browser, a Prometheus, kubectl or a training run; and what starts a process in
+# others.
+STARTING_ROOMS = frozenset(
+    {"e2e", "docker", "drill", "gpu", "kubernetes", "watching", "page", "training", "archiver", "kserve"}
+)
 STARTERS = frozenset({"launched", "listening", "serve", "serving", "subprocess", "venv"})
 STARTING_FIXTURES = frozenset({"stand_in"})
 EXHAUSTIVE = frozenset(

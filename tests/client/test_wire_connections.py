@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 import socket
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import convscope
 import pytest
 
+from tests.client.stand_in import StandIn
 from tests.client.wire import BOTH, HEAD, listening, outcomes, reply, run, send, take
 
 MANY = 12
@@ -130,3 +133,21 @@ def test_a_response_after_its_deadline_is_not_returned_for_another_request(kind:
     with listening(serve) as where:
         run(kind, f"http://{where}", work)
     assert len(connections) == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads the sockets of this process off /proc")
+def test_grpc_gives_up_a_connection_on_which_nothing_is_acknowledged(stand_in: StandIn) -> None:
+    port = int(stand_in.grpc_url.rpartition(":")[2])
+    with convscope.Client(stand_in.grpc_url) as client:
+        assert client.ready("cifar")
+        assert [one.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) for one in sockets_to(port)] == [20_000]
+
+
+def sockets_to(port: int) -> Iterator[socket.socket]:
+    """Yield duplicates of this process's TCP sockets that are connected to a port."""
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            if str(entry.readlink()).startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(entry.name))) as found:
+                    if found.type == socket.SOCK_STREAM and found.getpeername()[1:2] == (port,):
+                        yield found

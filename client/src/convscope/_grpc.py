@@ -94,6 +94,11 @@ class _BaseGrpcTransport:
             # The default backoff of up to two minutes is too long while a server starts.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 2000),
+            # A machine that is gone sends no reset, and a call's deadline leaves its connection open for the next call.
+            # With these the kernel closes one on which nothing has been acknowledged for 20 s (TCP_USER_TIMEOUT, gRFC
+            # A18). A gRPC server takes a ping every 5 min, not more.
+            ("grpc.keepalive_time_ms", 330_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
         ]
         self._credentials = None
         if secure:
