@@ -174,7 +174,9 @@ def _parser(description: str) -> argparse.ArgumentParser:
     action.add_argument("--torchvision", metavar="NAME", help="archive a classifier of torchvision's, such as resnet18")
     action.add_argument("--timm", metavar="NAME", help="archive a network of timm's, such as resnet50.a1_in1k")
     action.add_argument("--check", action="store_true", help="exit 1 when an archive of the store is out of date")
-    action.add_argument("--refresh", action="store_true", help="put today's handlers/ into the archives of the store")
+    action.add_argument(
+        "--refresh", action="store_true", help="bring the store's archives to today's handlers/ and format"
+    )
     parser.add_argument("--store", type=Path, default=STORE, metavar="DIR", help="the archives' folder: model_store")
     parser.add_argument("--version", default="1.0", help="the model's version (default: 1.0)")
     parser.add_argument("--half", action="store_true", help="with --checkpoint: keep the weights as float16")

@@ -16,7 +16,6 @@ import io
 import json
 import logging
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 from torchvision.models import efficientnet_b0, mobilenet_v3_small, resnet18, resnet50
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from handlers.network.engines.openvino import package
 from handlers.networks import Cifar, Digits, Simple
 
 Run = Callable[[Tensor], tuple[Any, ...]]
@@ -134,10 +134,7 @@ def onnx_runtime(network: Outputs, example: Tensor) -> Run:
 
 def openvino(network: Outputs, example: Tensor, precision: str = "f32") -> Run:
     """OpenVINO with all outputs in one model; outputs are copied, as a request must own them."""
-    sys.modules.setdefault("openvino_telemetry", None)
-    from openvino import Core
-
-    core = Core()
+    core = package().Core()
     model = core.compile_model(
         core.read_model(io.BytesIO(_onnx(network, example))),
         "CPU",

@@ -27,7 +27,7 @@ import torch
 
 from archiver.geometry import blank
 from archiver.operations import count_multiply_adds
-from benchmarks.engines import BATCHES, NETWORKS
+from benchmarks.engines import NETWORKS
 from handlers.api.options import Options
 from handlers.images.preprocessing import Picture, Preprocessing, to_input_on
 from handlers.network.engines.cuda_graphs import Captured, Record, record_on_gpu
@@ -35,6 +35,7 @@ from handlers.network.engines.eager import Eager
 from handlers.network.engines.engine import Engine
 from handlers.outputs.maps import prepare
 
+BATCHES = (1, 8, 32)
 COPY_BYTES = 2**28
 MATRIX = 4096
 BYTES_A_CELL = {"float32": 4, "float16": 2, "uint8": 1}

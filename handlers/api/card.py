@@ -30,7 +30,7 @@ def describe(
         archive: The loaded archive.
         identity: What serves it.
         limits: In force.
-        explanations: Methods that are there.
+        explanations: The methods that a request may ask for.
     """
     preprocessing = archive.preprocessing
     training = {name: archive.card.get("training", {}).get(name) for name in _TRAINING_FIELDS}

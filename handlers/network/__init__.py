@@ -1,1 +1,1 @@
-"""What an archive holds: the network, its layers and their geometry, and the engines that run it."""
+"""What an archive holds, and the engines that run its network."""

@@ -19,12 +19,11 @@ from handlers.api.job import Job
 from handlers.api.options import Options
 from handlers.images.preprocessing import ANY_SIZE, Picture, Preprocessing, to_input_on
 from handlers.network.archive import SIGMOID, SOFTMAX, VALUE
-from handlers.network.engines.engine import Cells, Engine
+from handlers.network.engines.engine import MAX_INPUT_BYTES, Cells, Engine
 from handlers.outputs.maps import prepare
 from handlers.outputs.response import ClassScore, Result
 
 _LEAST_PROBABILITY = 2.0**-149
-_MAX_INPUT_BYTES = 8 * 2**20  # Of one forward pass: activations are many times their input.
 
 
 class Predictor:
@@ -98,7 +97,7 @@ class Predictor:
                 else:
                     groups[picture.shape[0], picture.shape[1]].append((job, index))
         for (height, width), places in groups.items():
-            step = max(1, _MAX_INPUT_BYTES // (height * width * self._preprocessing.channels * 4))
+            step = max(1, MAX_INPUT_BYTES // (height * width * self._preprocessing.channels * 4))
             for start in range(0, len(places), step):
                 self._run_together(places[start : start + step], height, width)
 

@@ -56,7 +56,7 @@ NO_GRADIENTS = (
     "this network gives no gradients: its forward pass runs without them, so there is no {method}; occlusion and "
     "picture need none"
 )
-NO_TORCH = "this server has no torch, so there is no {method}; occlusion and picture need none"
+NO_TORCH = "this server has no torch, so there is no {method}; the card lists the methods that need none"
 
 _Heat = TypeVar("_Heat")
 

@@ -16,7 +16,7 @@ class Asked(NamedTuple):
 
     Attributes:
         settings: The settings that both hosts have; `rest_port` is the HTTP port.
-        timeout_s: Seconds that a request may take, from its first byte to its response.
+        timeout_s: Seconds to a response, from the request's headers, or over gRPC from its whole message.
     """
 
     settings: Settings
@@ -42,7 +42,13 @@ def parse(given: Sequence[str] | None = None) -> Asked:
     add = parser.add_argument
     add("--http-port", type=shared.port, default=8085, metavar="PORT", help="REST and metrics; 0 takes a free port")
     add("--grpc-port", type=shared.port, default=8086, metavar="PORT", help="gRPC; 0 takes a free port")
-    add("--timeout-s", type=shared.seconds, default=60.0, metavar="S", help="for a request, from first byte to reply")
+    add(
+        "--timeout-s",
+        type=shared.seconds,
+        default=60.0,
+        metavar="S",
+        help="to a response, from the request's headers",
+    )
     values = vars(parser.parse_args(given))
     http_port, timeout_s = values.pop("http_port"), values.pop("timeout_s")
     if http_port and http_port == values["grpc_port"]:

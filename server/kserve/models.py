@@ -2,8 +2,8 @@
 
 A pipeline does one thing at a time, so each worker is a process of its own, as in TorchServe: archives cannot touch
 each other, and one that crashes or hangs costs its batch. Requests that arrive while all workers are busy wait, and the
-next free worker takes as many as the archive's `batchSize` allows. Nobody waits for company, so `maxBatchDelay` has no
-effect, as in a TorchServe that is patched.
+next free worker takes as many as the archive's `batchSize` allows. A free worker never waits for more, so
+`maxBatchDelay` has no effect, as in a TorchServe that is patched.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class Worker:
 
     Args:
         process: The process.
-        reader: What it says.
-        writer: What it is told.
+        reader: Frames from the worker.
+        writer: Frames to the worker.
         batch_size: Most requests in one batch.
     """
 
@@ -134,7 +134,7 @@ class Worker:
         return worker
 
     async def respond(self, batch: Sequence[Request]) -> list[Reply]:
-        """Have a batch responded to.
+        """Send a batch to the worker and return its replies.
 
         Raises:
             OSError, EOFError: The worker has ended.
@@ -209,7 +209,7 @@ class Model:
         """Start every worker, and have one respond with the model card.
 
         Raises:
-            Failure: A worker cannot load the archive, or the card is not responded with.
+            Failure: A worker cannot load the archive, or the model does not return its card.
         """
         loaded = [asyncio.get_running_loop().create_future() for _ in self._commands]
         self._tasks = [
@@ -234,7 +234,7 @@ class Model:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def ask(self, parameters: Parameters, headers: Mapping[str, str]) -> Reply:
-        """Have a worker respond to a request. A caller that waits no longer cancels this.
+        """Queue a request and return the reply. Cancelling this removes the request from the queue.
 
         Args:
             parameters: As TorchServe passes them; a list for a repeated form field.
@@ -342,7 +342,7 @@ class Models:
     """The models served, by name and version.
 
     Args:
-        archives: Theirs, the newest version of a model first.
+        archives: Those to serve, the newest version of a model first.
         directory: Where archives are unpacked, metrics are written, and the drain file is.
         asked: What the server was asked to do.
         reporter: Is told what happens.
@@ -441,7 +441,7 @@ class Models:
         return tensors.describe(self.get(name, version).card, versions)
 
     async def check(self, models: Sequence[Model] | None = None) -> None:
-        """Have models respond with their cards, all of them unless some are named: readiness.
+        """Ask models for their cards, all of them unless some are named: readiness.
 
         Raises:
             Rejected: One is not ready.

@@ -38,7 +38,7 @@ def build_app(models: Models, *, max_request_bytes: int, timeout_s: float) -> Fa
     Args:
         models: The models served.
         max_request_bytes: Largest body of a request.
-        timeout_s: Seconds for a request, from its head to its response.
+        timeout_s: Seconds for a request, from its headers to its response.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 

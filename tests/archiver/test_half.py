@@ -14,7 +14,7 @@ from archiver.contents import from_checkpoint
 from archiver.store import build
 from handlers import loading
 from handlers.images.preprocessing import Preprocessing, to_input
-from handlers.network.archive import CARD, WEIGHTS
+from handlers.network.archive import CARD, REFERENCE, WEIGHTS
 from handlers.networks import Deep
 from tests.handlers.support import CIFAR_CLASSES, ask_json
 
@@ -31,7 +31,7 @@ def trained(checkpoint: Checkpoint) -> Path:
 def test_deep_is_served_from_float16_weights(trained: Path, tmp_path: Path) -> None:
     archive = build(from_checkpoint(trained, "1.0", half=True), tmp_path)
     files = packing.unpack(archive)
-    for name in (CARD, WEIGHTS):
+    for name in (CARD, WEIGHTS, REFERENCE):
         (tmp_path / name).write_bytes(files[name])
     service = loading.load(tmp_path, model="deep", version="1.0", config={}, batch_size=1, gpu=None)
     picture = io.BytesIO()

@@ -323,7 +323,7 @@ class TestTheChoice:
         self, name: Name, monkeypatch: pytest.MonkeyPatch, wanted: str
     ) -> None:
         monkeypatch.setattr(choice, "computes_bfloat16", lambda: False)
-        with pytest.raises(RuntimeError, match="which this processor does not compute in"):
+        with pytest.raises(RuntimeError, match="which this processor has no instructions for"):
             name(wanted=wanted, precision="bfloat16")
 
     def test_float16_is_for_a_gpu(self, name: Name) -> None:

@@ -124,7 +124,7 @@ def test_an_explanation_by_gradients_is_rejected_and_says_what_needs_none(answer
         reply = wire.PredictReply.FromString(bytes.fromhex(answers["without"]["replies"][f"explain {method}"][2]))
         assert reply.error.code == "bad_request"
         assert reply.error.message == (
-            f"this server has no torch, so there is no {method}; occlusion and picture need none"
+            f"this server has no torch, so there is no {method}; the card lists the methods that need none"
         )
     for method in ("occlusion", "picture"):
         reply = wire.PredictReply.FromString(bytes.fromhex(answers["without"]["replies"][f"explain {method}"][2]))
@@ -190,7 +190,7 @@ class TestWhatComputesSomethingElse:
     def test_torch_runs_in_place_of_a_wrong_graph_and_says_so(self, wrong_graph: Path) -> None:
         found = run(wrong_graph, "with", LOAD)
         assert found["engine"].startswith("torch-")
-        assert "torch runs instead: RuntimeError: the scores differ from torch's by" in found["log"]
+        assert "torch runs instead of onnxruntime: RuntimeError: the scores differ from torch's by" in found["log"]
 
     def test_without_torch_a_wrong_graph_is_a_failure(self, wrong_graph: Path) -> None:
         error = run(wrong_graph, "without", LOAD)["error"]

@@ -70,7 +70,8 @@ def choose(
             raise RuntimeError(f"the engine {name} was asked for and runs {runs}, not {precision}")
         if precision == "bfloat16" and not computes_bfloat16():
             raise RuntimeError(
-                "the precision bfloat16 was asked for, which this processor does not compute in; float32 is faster here"
+                "the precision bfloat16 was asked for, which this processor has no instructions for; ask for "
+                "float32, or for the engine torch, which emulates it"
             )
         reason = _obstacle(archive, device, name) or ""
         if not reason:

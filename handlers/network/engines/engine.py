@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
+MAX_INPUT_BYTES = 8 * 2**20  # Of one forward pass: activations are many times their input.
+
 Cells: TypeAlias = "NDArray[np.float32] | Tensor"
 """The values of a map: an array on the CPU, a tensor on a GPU."""
 

@@ -18,8 +18,9 @@ from handlers.network.engines.reference import PICTURES, TOLERANCES, check
 logger = logging.getLogger(__name__)
 
 GPU_TOLERANCE = 1e-3
-"""The same on a GPU in float32, from plain eager torch on that GPU: for another order of tensors cuDNN takes other
-kernels (Winograd's and Fourier's among them), which sum in another order, and errors of layers add up."""
+"""How far an engine's output may be from plain eager torch on the same GPU in float32, measured as
+`reference.TOLERANCE` is: for another order of tensors cuDNN takes other kernels (Winograd's
+and Fourier's among them), which sum in another order, and errors of layers add up."""
 
 PRECISIONS = {name: (getattr(torch, name), tolerance) for name, tolerance in TOLERANCES.items()}
 """Each precision's dtype, and how far from float32 it may be. float16 and every GPU were never run here."""

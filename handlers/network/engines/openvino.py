@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.network.engines.engine import Cells
+from handlers.network.engines.engine import MAX_INPUT_BYTES, Cells
 from handlers.network.engines.onnx import output_name
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,6 @@ PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 """Each precision that OpenVINO runs here, by its name there."""
 
 _SAME = 1e-5  # Of the largest score: one model's scores differ from the other's by rounding in bfloat16, or not at all.
-_LARGE = 8 * 2**20  # Bytes of input. A pass of several pictures has fewer: see `predictor`.
 
 
 def package() -> Any:
@@ -91,7 +90,8 @@ class Compiled:
             self.name += f"-{precision}"
         self.layers = dict(layers)
         self.has_scores = has_scores
-        core, model = openvino.Core(), openvino.Core().read_model(graph)
+        core = openvino.Core()
+        model = core.read_model(graph)
         settings = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
             "INFERENCE_NUM_THREADS": threads,
@@ -141,7 +141,7 @@ class _Model:
             self._request = self._compiled.create_infer_request()
         outputs = self._request.infer({0: images}, share_inputs=True, share_outputs=True)
         found = [np.array(outputs[place]) for place in places]
-        if images.nbytes > _LARGE:  # A request keeps the most that a run ever needed.
+        if images.nbytes > MAX_INPUT_BYTES:  # A request keeps the most that a run ever needed.
             del outputs
             self._request = None
             self._compiled.release_memory()
