@@ -138,6 +138,12 @@ def test_the_workers_are_told_whether_they_may_be_patched(directory):
         assert environment["CONVSCOPE_PATCHES"] == told
 
 
+def test_the_workers_are_told_whether_to_scale_what_they_decode(directory):
+    for options, told in (([], "0"), (["--scaled-decoding"], "1")):
+        environment = worker_environment(directory, parse(options), workers=1, cores=1, environment={})
+        assert environment["CONVSCOPE_SCALED_DECODING"] == told
+
+
 def test_workers_keep_what_a_request_frees_unless_the_user_has_settings_of_malloc(directory):
     environment = {"MALLOC_TRIM_THRESHOLD_": "1"}
     result = worker_environment(directory, parse([]), workers=1, cores=1, environment=environment)
