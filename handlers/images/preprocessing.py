@@ -494,7 +494,7 @@ def _resize_without_antialiasing(picture: Picture, size: tuple[int, int], interp
 
 
 def _resize_bytes(picture: Picture, size: tuple[int, int]) -> Picture:
-    """Resize colour by torch's antialiased bilinear filter, in torch where it is imported: twenty times as fast."""
+    """Resize colour by torch's antialiased bilinear filter, in torch where it is imported, which is faster."""
     torch = optional_torch.imported()
     if torch is None:
         return resizing.bilinear(picture.view(np.uint8), size)

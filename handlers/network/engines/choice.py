@@ -17,7 +17,7 @@ from handlers.images.preprocessing import noise
 from handlers.network.archive import NONE, REFERENCE, Archive
 from handlers.network.engines.engine import Engine
 from handlers.network.engines.onnx import Session
-from handlers.network.engines.openvino import Compiled
+from handlers.network.engines.openvino import HINTS, Compiled
 from handlers.network.engines.reference import PICTURES, TOLERANCES, compare, read, take
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 ENGINES = ("auto", "torch", "onnxruntime", "openvino")
 PRECISIONS = tuple(TOLERANCES)
 
-_COMPUTES_IN = {"onnxruntime": ("float32",), "openvino": ("float32", "bfloat16")}  # Engines of an archive's graph.
+_COMPUTES_IN = {"onnxruntime": ("float32",), "openvino": tuple(HINTS)}  # Engines of an archive's graph.
 _FASTEST = {"float32": "onnxruntime", "bfloat16": "openvino"}  # Measured: docs/decisions/0013-openvino.md.
 
 _DAMAGED = 1e-4  # How far torch may be from the archive's reference, which torch computed elsewhere, by another order.

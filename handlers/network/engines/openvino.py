@@ -23,7 +23,7 @@ from handlers.network.engines.onnx import output_name
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+HINTS = {"float32": "f32", "bfloat16": "bf16"}
 """Each precision that OpenVINO runs here, by its name there."""
 
 _SAME = 1e-5  # Of the largest score: one model's scores differ from the other's by rounding in bfloat16, or not at all.
@@ -64,7 +64,7 @@ class Compiled:
         has_scores: Whether the network's output is scores.
         layouts: Public name → layout, of the layers that are not (N, C, h, w) in the network.
         threads: Of one run.
-        precision: One of `PRECISIONS`.
+        precision: A key of `HINTS`.
 
     Raises:
         ImportError: openvino is not installed.
@@ -93,7 +93,7 @@ class Compiled:
         core = openvino.Core()
         model = core.read_model(graph)
         settings = {
-            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             # Pinned, the only thread of each worker runs on the first core (two workers, two cores, 2026.4.1).
