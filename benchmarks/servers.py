@@ -70,6 +70,13 @@ def _ours(
     return Server(name, "ours", command, ask_ours, read_ours, environment or {}, scaled, only, JVM_S, card)
 
 
+def _start_kserve(place: Place) -> list[str]:
+    """Start our second host, from the environment that `make kserve` makes."""
+    command = [str(ROOT / ".venv-kserve/bin/python"), "-m", "server.kserve", "--models", place.model.name]
+    command += ["--model-store", str(place.model.archive.parent), "--workers", str(place.workers), "--device", "cpu"]
+    return [*command, "--http-port", str(place.rest), "--grpc-port", str(place.grpc), "--work-dir", str(place.folder)]
+
+
 def _start_null(place: Place) -> list[str]:
     null_archive(place.model, place.folder / "store")
     return _launch(place, place.folder / "store")
@@ -150,6 +157,7 @@ SERVERS = (
     _ours("convscope, one worker", workers=1, environment=_ONE_THREAD, only="scores*c=8"),
     _ours("convscope, one worker on all cores", workers=1),
     _ours("convscope, scaled decoding", "--scaled-decoding", scaled=True, only="scores*MP, c=8"),
+    Server("convscope on KServe", "ours", _start_kserve, ask_ours, read_ours, probe=card),
     Server("TorchServe, null", "wall", _start_null, ask_null, lambda *_: None, warm_up_s=JVM_S, probe=card),
     _documented("TorchServe", _start_stock, "/predictions/stock", warm_up_s=JVM_S),
     _documented("FastAPI", _uvicorn("fastapi")),
