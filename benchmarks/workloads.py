@@ -87,7 +87,7 @@ MIXED = (
     Asked("pool", weight=0.1),
 )
 
-DOCUMENTED = "TorchServe|FastAPI|FastAPI, one process|LitServe|mosec|BentoML"
+DOCUMENTED = "TorchServe|FastAPI|LitServe|mosec|BentoML"
 PHOTOGRAPHS = f"convscope|{DOCUMENTED}|uvicorn, tuned|mosec, tuned|floor, convscope"
 
 STANDARD = (
@@ -101,7 +101,7 @@ STANDARD = (
         "mobilenet_v3_small",
         "mobilenet_v3_small",
         (*_alone([1, 8, 32], "0.3 MP"), *_alone([8], "3 MP", "12 MP"), closed("pool", 4, 32, "3 MP")),
-        f"{PHOTOGRAPHS}|convscope, scaled decoding|convscope, one worker on all cores",
+        f"{PHOTOGRAPHS}|convscope, scaled decoding",
     ),
     Part(
         "efficientnet_b0",
