@@ -124,7 +124,8 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         type=_count,
         default=argparse.SUPPRESS,
         metavar="N",
-        help="worker processes per model (default: what the archive says, else one per GPU, else one)",
+        help="worker processes per model (default: what the archive says, else one per GPU, else one per core, at most "
+        "four, shared among the models)",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the networks run")
     add("--startup-timeout-s", type=seconds, default=300.0, metavar="S", help="until every model must have answered")

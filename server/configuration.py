@@ -23,6 +23,7 @@ from server.models import Archive
 
 TEMPLATE = Path(__file__).with_name("config.properties")
 LOGGING = Path(__file__).with_name("log4j2.xml")
+MOST_WORKERS = 4  # Of one model, unless more are asked for.
 LONGEST_SOCKET_PATH = 107  # What the kernel takes, in bytes.
 
 # What of a log goes to standard error when the server fails: the collector of a container's log splits longer lines.
@@ -192,9 +193,14 @@ def _read_last_lines(path: Path) -> list[str]:
 
 
 def write_configuration(
-    directory: PrivateDirectory, settings: Settings, listeners: Listeners, archives: Sequence[Archive], gpus: int
+    directory: PrivateDirectory,
+    settings: Settings,
+    listeners: Listeners,
+    archives: Sequence[Archive],
+    gpus: int,
+    workers: int,
 ) -> Path:
-    """Write TorchServe's config.properties for this run and return its path."""
+    """Write TorchServe's config.properties for this run and return its path; `workers`: of a model, by default."""
     store = settings.model_store.resolve()
     values = {
         "host": listeners.host,
@@ -205,7 +211,7 @@ def write_configuration(
         "grpc_management_port": listeners.grpc_management,
         "model_store_pattern": re.escape(str(store)).replace(",", "."),
         "load_models": ",".join(archive.path.name for archive in archives),
-        "workers": settings.workers or max(1, gpus),
+        "workers": settings.workers or workers,
         "gpus": gpus,
         "worker_port": listeners.first_worker,
         "max_request_bytes": settings.max_request_mb * MEGABYTE,
@@ -225,11 +231,12 @@ def worker_environment(
     Args:
         directory: The private directory.
         settings: What was asked for.
-        workers: Of all models together: on cores that they fight for, the threads of one pass wait for each other.
+        workers: Of all models together. A pass gets twice its share of the cores, since not all workers are busy at
+            all times; with more, the threads of one pass wait for those of others.
         cores: Cores to share among them.
         environment: Variables to start from; thread counts set there are kept.
     """
-    threads = str(max(1, cores // workers))
+    threads = str(max(1, min(cores, 2 * cores // workers)))
     result = {key: value for key, value in environment.items() if key not in UNWANTED + METRICS_VARIABLES}
     for key in ("CONVSCOPE_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         result.setdefault(key, threads)
@@ -253,9 +260,17 @@ def worker_environment(
     return result
 
 
-def count_workers(archive: Archive, settings: Settings, gpus: int) -> int:
-    """Return how many workers a model gets: the command line, else the archive, else one per GPU, else one."""
-    return settings.workers or archive.workers or max(1, gpus)
+def default_workers(models: int, gpus: int, cores: int) -> int:
+    """Return how many workers a model gets where nobody says: one per GPU, else one per core, shared among the models.
+
+    Four at most, since each needs memory of its own. benchmarks/README.md has what workers and threads bring.
+    """
+    return gpus or max(1, min(cores, MOST_WORKERS) // max(1, models))
+
+
+def count_workers(archive: Archive, settings: Settings, default: int) -> int:
+    """Return how many workers a model gets: the command line, else the archive, else `default`."""
+    return settings.workers or archive.workers or default
 
 
 def _escape(text: str) -> str:

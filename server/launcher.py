@@ -90,6 +90,8 @@ class Launcher:
             self._reject(name, why)
         home, java = find_torchserve(), find_java()
         self._gpus = devices.count_gpus(settings.device)
+        self._cores = devices.count_cores()
+        self._default_workers = configuration.default_workers(len(self._archives), self._gpus, self._cores)
         self._listeners = self._claim_ports()
         with self._metrics_listener, PrivateDirectory(settings.work_dir, settings.log_dir) as directory:
             self._directory = directory
@@ -107,7 +109,9 @@ class Launcher:
     def _claim_ports(self) -> Listeners:
         settings = self._settings
         host = ports.resolve_host(settings.host)
-        workers = sum(configuration.count_workers(archive, settings, self._gpus) for archive in self._archives)
+        workers = sum(
+            configuration.count_workers(archive, settings, self._default_workers) for archive in self._archives
+        )
         self._metrics_listener = ports.listen(host, settings.metrics_port, "--metrics-port")
         return Listeners(
             host=host,
@@ -122,10 +126,14 @@ class Launcher:
     def _start(self, java: Java, home: Path) -> JavaProcess:
         settings, directory = self._settings, self._directory
         directory.starting_file.touch()
-        workers = sum(configuration.count_workers(archive, settings, self._gpus) for archive in self._archives)
-        file = configuration.write_configuration(directory, settings, self._listeners, self._archives, self._gpus)
+        workers = sum(
+            configuration.count_workers(archive, settings, self._default_workers) for archive in self._archives
+        )
+        file = configuration.write_configuration(
+            directory, settings, self._listeners, self._archives, self._gpus, self._default_workers
+        )
         own = dict(os.environ)
-        environment = configuration.worker_environment(directory, settings, workers, devices.count_cores(), own)
+        environment = configuration.worker_environment(directory, settings, workers, self._cores, own)
         self._patches = patches.apply(home, directory.classes) if settings.patch else []
         why = "TorchServe is another than the patch was written for" if settings.patch else "--no-patches"
         for patch in (patch for patch in patches.PATCHES if patch not in self._patches):

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from handlers.wire import convscope_pb2 as wire
 from server import devices
 from server.children import describe_ending
-from server.configuration import PrivateDirectory, worker_environment
+from server.configuration import PrivateDirectory, count_workers, default_workers, worker_environment
 from server.failures import Failure
 from server.kserve import tensors
 from server.kserve.arguments import Asked
@@ -356,8 +356,10 @@ class Models:
         self, archives: Sequence[Archive], directory: PrivateDirectory, asked: Asked, reporter: Reporter
     ) -> None:
         settings, gpus = asked.settings, devices.count_gpus(asked.settings.device)
-        counts = [settings.workers or archive.workers or max(1, gpus) for archive in archives]
-        environment = worker_environment(directory, settings, sum(counts), devices.count_cores(), os.environ)
+        cores = devices.count_cores()
+        default = default_workers(len(archives), gpus, cores)
+        counts = [count_workers(archive, settings, default) for archive in archives]
+        environment = worker_environment(directory, settings, sum(counts), cores, os.environ)
         self.directory, self.rejected, self.started = directory, dict[str, str](), time.time()
         self._say, self._models, slot = reporter.say, list[Model](), 0
         for archive, count in zip(archives, counts, strict=True):

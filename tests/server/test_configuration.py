@@ -9,7 +9,14 @@ import pytest
 
 from server import devices, ports
 from server.arguments import parse
-from server.configuration import Listeners, PrivateDirectory, count_workers, worker_environment, write_configuration
+from server.configuration import (
+    Listeners,
+    PrivateDirectory,
+    count_workers,
+    default_workers,
+    worker_environment,
+    write_configuration,
+)
 from server.failures import Failure, UsageFailure
 from server.models import find_archives
 from tests.server.harness import write_archive
@@ -25,7 +32,7 @@ def directory(work):
 
 def written(directory, store, *options):
     settings = parse(["--model-store", str(store), *options])
-    text = write_configuration(directory, settings, LISTENERS, find_archives(store).archives, 0).read_text()
+    text = write_configuration(directory, settings, LISTENERS, find_archives(store).archives, 0, 1).read_text()
     return dict(line.split("=", 1) for line in text.splitlines() if line and not line.startswith("#"))
 
 
@@ -118,7 +125,6 @@ def test_the_workers_environment_is_ours_and_free_of_what_would_redirect_them(di
     assert not {"PYTHONPATH", "TS_CONFIG_FILE"} & set(environment)
     assert environment["HOME"] == "/home/me"
     assert environment["CUDA_VISIBLE_DEVICES"] == ""
-    assert environment["CONVSCOPE_THREADS"] == environment["OMP_NUM_THREADS"] == "4"
     assert environment["CONVSCOPE_MAX_RESPONSE_BYTES"] == str(2 * 1024 * 1024)
     assert environment["CONVSCOPE_DRAIN_FILE"] == str(directory.drain_file)
     assert environment["CONVSCOPE_ENGINE"] == "auto"
@@ -157,14 +163,27 @@ def test_thread_counts_of_the_users_own_are_kept_and_there_is_always_one(directo
     assert "CUDA_VISIBLE_DEVICES" not in environment
 
 
-def test_the_command_line_decides_on_workers_before_the_archive_and_the_archive_before_the_gpus(tmp_path):
+@pytest.mark.parametrize(("workers", "cores", "threads"), [(1, 1, 1), (1, 2, 2), (2, 2, 2), (6, 2, 1), (4, 8, 4)])
+def test_a_pass_gets_twice_its_share_of_the_cores(directory, workers, cores, threads):
+    environment = worker_environment(directory, parse([]), workers=workers, cores=cores, environment={})
+    assert environment["CONVSCOPE_THREADS"] == environment["OMP_NUM_THREADS"] == str(threads)
+
+
+@pytest.mark.parametrize(
+    ("models", "gpus", "cores", "workers"),
+    [(1, 0, 1, 1), (1, 0, 2, 2), (1, 0, 64, 4), (2, 0, 4, 2), (6, 0, 2, 1), (1, 8, 2, 8), (0, 0, 2, 2)],
+)
+def test_a_model_gets_a_worker_per_gpu_or_its_share_of_one_per_core(models, gpus, cores, workers):
+    assert default_workers(models, gpus, cores) == workers
+
+
+def test_the_command_line_decides_on_workers_before_the_archive_and_the_archive_before_the_default(tmp_path):
     write_archive(tmp_path, "three", config="minWorkers: 3\n")
     write_archive(tmp_path, "unsaid")
     three, unsaid = find_archives(tmp_path).archives
     assert count_workers(three, parse(["--workers", "2"]), 4) == 2
     assert count_workers(three, parse([]), 4) == 3
     assert count_workers(unsaid, parse([]), 4) == 4
-    assert count_workers(unsaid, parse([]), 0) == 1
 
 
 def test_a_containers_quota_bounds_the_cores(tmp_path):
