@@ -70,6 +70,8 @@ def serving(store: Path, work: Path, *options: str) -> Iterator[Host]:
     log = work / "log"
     command = [sys.executable, "-m", "server.kserve", "--model-store", str(store), "--work-dir", str(work), *options]
     command += ["--http-port", "0", "--grpc-port", "0"]
+    if "--workers" not in options:
+        command += ["--workers", "1"]
     with (
         log.open("w") as file,
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True) as process,

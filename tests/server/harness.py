@@ -116,9 +116,9 @@ class Launched:
     ) -> None:
         self.work = work
         # Seldom watched and not warmed up: what a test counts is its own requests, and two seconds a start add up.
-        # Tests of the watch and of the warm-up pass their own options, which come later on the command line.
+        # Tests of watching, warming up and several workers pass their own options, which come later in the command.
         ports = ("--rest-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--device", "cpu")
-        ports += ("--watch-s", "3600", "--warm-up-s", "0")
+        ports += ("--watch-s", "3600", "--warm-up-s", "0", "--workers", "1")
         command = [
             self.python,
             "-m",
