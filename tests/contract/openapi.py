@@ -62,4 +62,7 @@ ANSWERED_BY_HOSTS = SCHEMA.exclude(method="PUT").exclude(path_regex="{version}|o
 
 def check(case: schemathesis.Case, url: str) -> None:
     """Send a request to a host, in turn for each format, and hold the response to the document."""
-    case.call_and_validate(base_url=url, headers={"Accept": next(ACCEPTED)}, checks=CHECKS)
+    # In a form a number where words belong is words too; test_carriers.py holds forms to the other carriers.
+    unchecked = [negative_data_rejection] if case.media_type == "multipart/form-data" else []
+    accept = {"Accept": next(ACCEPTED)}
+    case.call_and_validate(base_url=url, headers=accept, checks=CHECKS, excluded_checks=unchecked)
