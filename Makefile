@@ -172,8 +172,9 @@ update: ## Replace the replicas one by one, by CONVSCOPE_REPLICAS with the curre
 archives: .venv/installed ## Rebuild the archives of model_store/ from handlers/ and their own weights
 	$(BIN)/python -m archiver --refresh
 
-proto: .venv-proto/installed ## Generate the code of proto/*.proto
+proto: .venv/installed .venv-proto/installed ## Generate the code of proto/*.proto, and of openapi.yaml the JSON that the gateway serves
 	.venv-proto/bin/python proto/generate.py
+	$(BIN)/python -c "import json, sys, yaml; print(json.dumps(yaml.safe_load(sys.stdin), ensure_ascii=False, separators=(',', ':')))" <proto/openapi.yaml >deploy/envoy/openapi.json
 
 lock: ## Pin requirements/*.txt anew (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --fork-strategy fewest --no-header -q -o requirements/service.txt

@@ -19,7 +19,7 @@ say() {
 
 check_readable() {
   local file failed=0
-  local files=(/etc/envoy/*.yaml /etc/envoy/*.lua /run/secrets/api_keys/keys.yaml)
+  local files=(/etc/envoy/*.yaml /etc/envoy/*.lua /etc/envoy/*.json /run/secrets/api_keys/keys.yaml)
   [[ $* == */plain.yaml* ]] || files+=(/run/secrets/certificate/tls.crt /run/secrets/certificate/tls.key)
   for file in "${files[@]}"; do
     if [[ ! -x ${file%/*} ]]; then
@@ -58,7 +58,7 @@ watch_start() {
 watch_files() {
   local before="" after digest file names
   while sleep 5 && kill -0 "$envoy" 2>/dev/null; do
-    after=$(sha256sum /etc/envoy/*.yaml /etc/envoy/*.lua /run/secrets/api_keys/keys.yaml /run/secrets/certificate/tls.crt 2>/dev/null | sort)
+    after=$(sha256sum /etc/envoy/*.yaml /etc/envoy/*.lua /etc/envoy/*.json /run/secrets/api_keys/keys.yaml /run/secrets/certificate/tls.crt 2>/dev/null | sort)
     while read -r digest file; do
       [[ -n $file ]] || continue
       names=""

@@ -125,6 +125,8 @@ def parse(job: Job, *, max_images: int) -> Request:
             job.media_type = choose(headers.get("accept", ""), default=REST_DEFAULT)
         _check_alone(job)
         job.parameters = _json_object(job.parameters["body"])
+        if not isinstance(job.parameters.get("accept"), str | None):
+            raise BadRequest("accept must be text, such as image/png")
     job.media_type = accepted_type(job)
     if headers.get("url_path"):
         raise BadRequest("nothing may stand behind the model and its version in the path; options go elsewhere")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -59,3 +60,16 @@ def test_whoever_is_answered_is_named_by_the_gateway_alone() -> None:
 def test_no_replica_gets_pings_over_grpc() -> None:
     """A gRPC server closes a connection with more pings than one in 5 min; its requests fail."""
     assert "connection_keepalive" not in (ENVOY / "clusters.yaml").read_text()
+
+
+def test_the_description_is_that_of_the_contract_and_needs_no_key() -> None:
+    description = yaml.safe_load((ENVOY.parents[1] / "proto/openapi.yaml").read_text())
+    served = ENVOY / "openapi.json"
+    assert json.loads(served.read_text()) == description, "run `make proto`"
+    config = manager()["route_config"]
+    assert served.stat().st_size <= config["max_direct_response_body_size_bytes"]
+    [route] = [one for one in config["virtual_hosts"][0]["routes"] if one["name"] == "openapi"]
+    assert route["match"]["path"] in description["paths"]
+    assert description["paths"][route["match"]["path"]]["get"]["security"] == []
+    assert route["direct_response"]["body"]["filename"] == f"/etc/envoy/{served.name}"
+    assert {name for name, one in route["typed_per_filter_config"].items() if one["disabled"]} == {"api_keys"}

@@ -515,3 +515,29 @@ def test_the_gateway_is_healthy_without_a_replica_and_says_so_to_callers(gateway
     finally:
         gateway.compose("start", "torchserve")
         wait_until(lambda: gateway.balanced() == 3, 30)
+
+
+@pytest.mark.parametrize("key", [{}, {"x-api-key": "wrong"}], ids=["no key", "wrong key"])
+def test_the_description_of_the_api_needs_no_key_and_all_else_does(gateway: Gateway, key: dict[str, str]) -> None:
+    context = ssl.create_default_context(cafile=str(gateway.ca_file))
+    with httpx.Client(
+        base_url=f"https://localhost:{gateway.port}", verify=context, trust_env=False, headers=key
+    ) as caller:
+        answer = caller.get("/openapi.json")
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+        assert answer.content == (gateway.configuration / "openapi.json").read_bytes()
+        for method, path in (("GET", "/predictions/any"), ("POST", "/openapi.json"), ("GET", "/openapi.json/any")):
+            assert caller.request(method, path).status_code == 401
+        answer = caller.get("/openapi.json", headers={"content-type": "application/grpc"})
+        assert answer.headers["grpc-status"] == "16"
+
+
+def test_a_new_description_is_served_without_a_restart(gateway: Gateway) -> None:
+    path = gateway.configuration / "openapi.json"
+    text = path.read_text()
+    try:
+        replace(path, '{"openapi": "3.1.0"}')
+        wait_until(lambda: gateway.rest("/openapi.json").json() == {"openapi": "3.1.0"}, 20)
+    finally:
+        replace(path, text)
+    wait_until(lambda: gateway.rest("/openapi.json").text == text, 20)

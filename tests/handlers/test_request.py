@@ -169,6 +169,7 @@ class TestJson:
             ('{"data": "", "explain": {"method": "cam", "method": "cam"}}', '"method" is given twice'),
             ('{"data": "",}', "line 1"),
             ('{"top_k": ' + "9" * 5000 + "}", "digits"),
+            ('{"data": "", "accept": ["image/png"]}', "accept must be text"),
             ("[" * 100_000, "deep"),
             ("", "no body"),
         ],
