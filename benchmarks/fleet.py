@@ -1,7 +1,7 @@
 """Measure what a request costs, simulate fleets with it, and hold the simulation to three replicas that run.
 
-    python -m benchmarks.fleet measure --envoy ENVOY --network cifar   # processor time of a request, into results/fleet.json
-    python -m benchmarks.fleet check --envoy ENVOY --network cifar     # the simulation beside three replicas that run
+    python -m benchmarks.fleet measure --envoy ENVOY   # processor time of a request, into results/fleet.json
+    python -m benchmarks.fleet check --envoy ENVOY     # the simulation beside three replicas that run
     python -m benchmarks.fleet sizes     # replicas, latency and cost at 1,000, 10,000 and 100,000 requests a second
     python -m benchmarks.fleet gateways  # what it costs that gateways do not know of each other
     python -m benchmarks.fleet limits    # what breaks first
@@ -33,11 +33,13 @@ from urllib.request import urlopen
 
 import yaml
 
-from benchmarks.simulation import CHECK_S, ROOT, SYNC_S, Autoscaler, Costs, Fleet, Outcome, percentile, simulate
+from benchmarks.rivals.torchserve_waiting import BATCH_S, REQUEST_S
+from benchmarks.simulation import CHECK_S, ROOT, Autoscaler, Costs, Fleet, Outcome, percentile, simulate
 
 if TYPE_CHECKING:
     from benchmarks.asking import Place
     from benchmarks.load import Outcome as Measured
+    from benchmarks.models import Model
     from benchmarks.running import Running
 
 RESULTS = ROOT / "benchmarks/results/fleet.json"
@@ -108,7 +110,7 @@ def standing(network: str, envoy: Path, count: int) -> Iterator[Standing]:
 
     work = ROOT / "out/bench"
     ours = next(server for server in servers.SERVERS if server.name == "convscope, one worker")
-    model = models.prepare(network, work)
+    model = _waiting(work) if network == "waiting" else models.prepare(network, work)
     asked = Asked("scores", 1, next(iter(model.pictures)))
     with contextlib.ExitStack() as stack:
         replicas = []
@@ -138,8 +140,20 @@ def standing(network: str, envoy: Path, count: int) -> Iterator[Standing]:
         yield found
 
 
+def _waiting(work: Path) -> Model:
+    from benchmarks.models import Model, write_archive
+
+    model = Model("waiting", work, work / "waiting/store/waiting.mar", {"": (b"a picture",)}, 0, {})
+    model.archive.parent.mkdir(parents=True, exist_ok=True)
+    config = (ROOT / "handlers/model-config.yaml").read_text().replace("batchSize: 1\n", "batchSize: 8\n")
+    handler = (ROOT / "benchmarks/rivals/torchserve_waiting.py").read_bytes()
+    members = {"handler.py": handler, "model-config.yaml": config.encode()}
+    write_archive(model.archive, model.name, members, {"configFile": "model-config.yaml"})
+    return model
+
+
 def _configure(folder: Path, ports: dict[int, int], replicas: Sequence[Place]) -> str:
-    """Write the gateway's files as deployed, but for paths, ports, the replicas' addresses and the limits of a second."""
+    """Write the gateway's files as deployed, but for paths, ports, addresses and the limits of a second."""
     subprocess.run(
         [sys.executable, "-m", "deploy.commands", "--secrets", str(folder), "secrets"],
         cwd=ROOT,
@@ -147,7 +161,8 @@ def _configure(folder: Path, ports: dict[int, int], replicas: Sequence[Place]) -
         check=True,
     )
     for file in (*ENVOY.glob("*.yaml"), *ENVOY.glob("*.lua")):
-        text = file.read_text().replace("/etc/envoy", str(folder)).replace("/run/secrets/api_keys", f"{folder}/api-keys")
+        text = file.read_text().replace("/etc/envoy", str(folder))
+        text = text.replace("/run/secrets/api_keys", f"{folder}/api-keys")
         for old, new in ports.items():
             text = text.replace(f"port_value: {old}", f"port_value: {new}")
         text = re.sub(r"(max_tokens|tokens_per_fill): \d+", r"\1: 1000000", text)
@@ -208,7 +223,7 @@ def measure(network: str, envoy: Path, seconds: float, rounds: int) -> None:
             print(" ".join(f"{name}={value:.5g}" for name, value in run.items()), flush=True)
         costs = fit(runs, batch_size(replica.place.model.archive))
         size = outcome.body_bytes / requests
-        costs = dataclasses.replace(costs, request_bytes=len(found.message), reply_bytes=size, spread=_spread(replica))
+        costs = dataclasses.replace(costs, request_bytes=len(found.message), reply_bytes=size)
         measured = {
             "date": time.strftime("%Y-%m-%d"),
             "load": os.getloadavg()[0],
@@ -219,7 +234,7 @@ def measure(network: str, envoy: Path, seconds: float, rounds: int) -> None:
             "ready_s": _ready_s(replica),
             "replica_series": _series(replica.place.others[0]),
             "gateway_series": _series(found.metrics_port),
-            "costs": dataclasses.asdict(costs),
+            "costs": {name: value for name, value in dataclasses.asdict(costs).items() if name != "spread"},
             "runs": runs,
         }
     everything = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -262,25 +277,6 @@ def fit(runs: Sequence[dict[str, float]], batch: int) -> Costs:
     )
 
 
-def _spread(replica: Running, count: int = 400, kept: int = 50) -> tuple[float, ...]:
-    """Return factors of the time in the handler, from one caller's replies: medians of as many equal parts."""
-    from convscope._wire import convscope_pb2 as ours
-
-    from benchmarks.asking import our_request, wrap
-    from benchmarks.running import ask_on
-    from benchmarks.wires import Http
-    from benchmarks.workloads import Asked
-
-    asked = Asked("scores", 1, next(iter(replica.place.model.pictures)))
-    message = wrap(replica.place, our_request(replica.place.model, asked, timing=True), "REST")
-    caller = Http(("127.0.0.1", replica.place.rest))
-    caller.socket.settimeout(60)
-    with caller.socket:
-        took = [ours.PredictReply.FromString(bytes(ask_on(caller, message).body)).timing.handler_s for _ in range(count)]
-    parts = [percentile(took, (part + 0.5) / kept) for part in range(kept)]
-    return tuple(round(part / statistics.fmean(parts), 4) for part in parts)
-
-
 def _ready_s(replica: Running) -> float:
     """Return the launcher's processor time for a health check."""
     from benchmarks import machine
@@ -304,60 +300,73 @@ def _series(port: int) -> int:
 def check(network: str, envoy: Path, seconds: float, rounds: int, seed: int) -> None:
     """Put the simulation beside three replicas that run, and print both.
 
-    Everything shares the processors of this machine, so the simulated fleet does too, less what other processes took
-    in that very run. The same rates are asked of both: shares of what the replicas carry in a closed loop.
+    A network shares the processors of this machine with gateway, front ends, callers and whatever else runs, so the
+    simulated fleet shares as many as all of that was given under a closed loop just before. The network `waiting` waits
+    for a known time instead of computing: there the processors are far from busy, and are left out.
     """
-    measured, costs = load_costs(network)
-    rows = []
+    callers = deployed_most() - 3  # As many as the gateway takes, or fewer.
+    real: dict[float, list[dict[str, float]]] = {share: [] for share in SHARES}
+    simulated: dict[float, list[dict[str, float]]] = {share: [] for share in SHARES}
     with standing(network, envoy, 3) as found:
-        best = max(
-            len(outcome.latencies) / outcome.wall_s for outcome, _ in (found.load(32, seconds) for _ in range(rounds))
-        )
-        print(f"{network}: three replicas carry {best:,.0f} requests a second of 32 callers (the best of {rounds})\n")
-        for share in SHARES:
-            real: list[dict[str, float]] = []
-            for _ in range(rounds):
+        fleet = Fleet(3, 1, gateways=1, batch=batch_size(found.replicas[0].place.model.archive))
+        if network == "waiting":
+            lone, _ = found.load(1, seconds)
+            delay_s = statistics.median(lone.latencies) - BATCH_S - REQUEST_S
+            costs = Costs(batch_s=BATCH_S, request_s=REQUEST_S, delay_s=delay_s)
+        else:
+            _, costs = load_costs(network)
+        for number in range(rounds):
+            most, used = found.load(callers, seconds)
+            best = len(most.latencies) / most.wall_s
+            if network != "waiting":
+                fleet = dataclasses.replace(fleet, together=(os.cpu_count() or 1) * (1 - used["others"]))
+            for share in SHARES:
                 outcome, used = found.load(512, seconds, share * best)
-                sent = len(outcome.latencies) + sum(outcome.errors.values())
                 refused = outcome.errors.pop("status 503", 0)
                 assert not outcome.errors, outcome.errors
-                real.append(
+                answered = len(outcome.latencies)
+                real[share].append(
                     {
-                        "others": used["others"],
-                        "rate": len(outcome.latencies) / outcome.wall_s,
-                        "p50": percentile(outcome.latencies, 0.5),
-                        "p99": percentile(outcome.latencies, 0.99),
-                        "rejected": refused / sent,
+                        "sent": share * best,
+                        "answered": answered / seconds,
+                        "p50": percentile(outcome.latencies, 0.5) * 1e3,
+                        "p99": percentile(outcome.latencies, 0.99) * 1e3,
+                        "rejected": 100 * refused / (answered + refused),
+                        "others": 100 * used["others"],
                     }
                 )
-            simulated = []
-            for number, one in enumerate(real):
-                together = (os.cpu_count() or 1) * (1 - one["others"])
-                fleet = Fleet(3, 1, gateways=1, together=together, batch=measured["batch"], max_requests=deployed_most())
-                outcome_ = simulate(fleet, costs, share * best, seconds, seed=seed + number, warm_up_s=1.0)
-                simulated.append(
+                guess = simulate(fleet, costs, share * best, seconds, seed=seed + number)
+                simulated[share].append(
                     {
-                        "rate": outcome_.ends["answered"] / seconds,
-                        "p50": outcome_.latency(0.5),
-                        "p99": outcome_.latency(0.99),
-                        "rejected": 1 - outcome_.ends["answered"] / outcome_.sent,
+                        "answered": guess.ends["answered"] / seconds,
+                        "p50": guess.latency(0.5) * 1e3,
+                        "p99": guess.latency(0.99) * 1e3,
+                        "rejected": 100 * len(guess.refusals) / guess.sent,
                     }
                 )
-            rows.append([f"{share:.0%}", f"{share * best:,.0f}", *_side_by_side(real, simulated)])
+    rows = [[f"{share:.0%}", *_side_by_side(real[share], simulated[share])] for share in SHARES]
+    print(f"\n{network}, three replicas, {rounds} rounds of {seconds:g} s, load {os.getloadavg()[0]:.0f}:\n")
     names = ("answered/s", "p50, ms", "p99, ms", "rejected, %")
-    head = ["load", "sent/s", *(f"{name}: {whose}" for name in names for whose in ("real", "simulated")), "others, %"]
-    print_table(head, rows)
+    head = ["load", "sent/s", *(f"{name}: {whose}" for name in names for whose in ("real", "simulated"))]
+    print_table([*head, "others, %"], rows)
 
 
 def _side_by_side(real: Sequence[dict[str, float]], simulated: Sequence[dict[str, float]]) -> Iterator[str]:
-    for name, factor, form in (("rate", 1, ",.0f"), ("p50", 1e3, ".1f"), ("p99", 1e3, ".1f"), ("rejected", 100, ".1f")):
-        values = sorted(one[name] * factor for one in real)
-        median = statistics.median(values)
-        yield f"{median:{form}} ({values[0]:{form}}–{values[-1]:{form}})"
-        guess = statistics.median(one[name] * factor for one in simulated)
-        error = f" ({guess / median - 1:+.0%})" if name != "rejected" else ""
-        yield f"{guess:{form}}{error}"
-    yield f"{statistics.median(one['others'] for one in real) * 100:.0f}"
+    def median(of: Sequence[dict[str, float]], name: str) -> float:
+        return statistics.median(one[name] for one in of)
+
+    yield f"{median(real, 'sent'):,.0f}"
+    for name in ("answered", "p50", "p99", "rejected"):
+        values = [one[name] for one in real]
+        digits = ",.0f" if name == "answered" else ",.1f"
+        yield f"{median(real, name):{digits}} ({min(values):{digits}}–{max(values):{digits}})"
+        error = (
+            statistics.median(guess[name] / one[name] - 1 for guess, one in zip(simulated, real, strict=True))
+            if name != "rejected"
+            else 0
+        )
+        yield f"{median(simulated, name):{digits}}" + (f" ({error:+.0%})" if name != "rejected" else "")
+    yield f"{median(real, 'others'):.0f}"
 
 
 def deployed_most() -> int:
@@ -375,8 +384,7 @@ def load_costs(network: str) -> tuple[dict[str, Any], Costs]:
     everything = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if network not in everything:
         raise SystemExit(f"{network} is not in {RESULTS}: run `measure --network {network}` first")
-    found = everything[network]["costs"]
-    return everything[network], Costs(**found | {"spread": tuple(found["spread"])})
+    return everything[network], Costs(**everything[network]["costs"])
 
 
 # --- simulate
@@ -398,9 +406,7 @@ def sized(measured: dict[str, Any], costs: Costs, rate: float, load: float, assu
 def run(fleet: Fleet, costs: Costs, rate: float, requests: int, seed: int) -> Outcome:
     """Simulate so many requests, after a fifth of as many and a hundred times what one takes."""
     lone_s = costs.replica_s + costs.gateway_s
-    return simulate(
-        fleet, costs, rate, requests / rate, seed=seed, warm_up_s=max(requests / 5 / rate, 100 * lone_s)
-    )
+    return simulate(fleet, costs, rate, requests / rate, seed=seed, warm_up_s=max(requests / 5 / rate, 100 * lone_s))
 
 
 def sizes(network: str, requests: int, seed: int, assumed: dict[str, Any]) -> None:
@@ -446,7 +452,9 @@ def gateways(network: str, requests: int, seed: int, assumed: dict[str, Any]) ->
         most = REPLICA_QUEUE * replicas // count
         fleet = Fleet(replicas, gateways=count, gateway_cores=1e6, batch=measured["batch"], max_requests=most)
         outcome = run(fleet, costs, rate, requests, seed)
-        rows.append([str(replicas), str(count), *(f"{outcome.latency(share) * 1e3:.2f}" for share in (0.5, 0.99, 0.999))])
+        rows.append(
+            [str(replicas), str(count), *(f"{outcome.latency(share) * 1e3:.2f}" for share in (0.5, 0.99, 0.999))]
+        )
     print(f"\n{network}, load 70 %, gateways with cores enough, {requests:,} requests a row, seed {seed}:\n")
     print_table(["replicas", "gateways", "p50, ms", "p99, ms", "p99.9, ms"], rows)
 
@@ -458,9 +466,12 @@ def limits(network: str, requests: int, seed: int, assumed: dict[str, Any]) -> N
     doors = Fleet().gateways  # As deploy/kubernetes/base/gateway.yaml has them; a test compares.
     each = 0.5 * 2 / costs.replica_s  # What a replica carries at half load.
     bucket, key_bucket = (
-        int(re.findall(r"tokens_per_fill: (\d+)", (ENVOY / name).read_text())[-1]) for name in ("http.yaml", "limits.yaml")
+        int(re.findall(r"tokens_per_fill: (\d+)", (ENVOY / name).read_text())[-1])
+        for name in ("http.yaml", "limits.yaml")
     )
-    connections = int(re.findall(r"max_active_downstream_connections: (\d+)", (ENVOY / "bootstrap.yaml").read_text())[0])
+    connections = int(
+        re.findall(r"max_active_downstream_connections: (\d+)", (ENVOY / "bootstrap.yaml").read_text())[0]
+    )
     lone = run(Fleet(8, batch=measured["batch"], max_requests=400), costs, 8 * each, requests, seed)
     mean_s = statistics.fmean(took for _, took in lone.answers)
     size = costs.request_bytes + costs.reply_bytes
@@ -535,7 +546,7 @@ def crowd(network: str, seed: int, assumed: dict[str, Any]) -> None:
         latencies = (f"{outcome.latency(share, since, until) * 1e3:,.0f}" for share in (0.5, 0.99))
         row = [f"{since - before_s:+.0f} to {until - before_s:+.0f}", f"{(answered + refused) / step:,.0f}", str(ready)]
         rows.append([*row, *latencies, f"{refused / (answered + refused):.1%}"])
-    print(f"\n{network}, {rate:,.0f} requests a second and then three times as many, a pod ready after {scaler.start_s:.0f} s:\n")
+    print(f"\n{network}, {rate:,.0f} requests a second, then three times as many; pods take {scaler.start_s:.0f} s:\n")
     print_table(["s", "requests/s", "replicas ready at the end", "p50, ms", "p99, ms", "rejected"], rows)
 
 

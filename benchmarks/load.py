@@ -1,7 +1,7 @@
 """The load: one process that asks a server in a closed or an open loop and notes when each reply came.
 
-In a closed loop every connection asks again once it is answered. In an open loop requests are due at a constant rate, or
-at random times (Poisson), whatever the server does, and a latency counts from when its request was due: a server that
+In a closed loop every connection asks again once it is answered. In an open loop requests are due at a constant rate or
+at random (Poisson), whatever the server does, and a latency counts from when its request was due: a server that
 stalls cannot make the load wait with it (coordinated omission). Every reply's status and size are checked; some are
 kept for their content.
 

@@ -2,7 +2,7 @@
 
 `benchmarks.fleet` feeds it with measurements and holds it to servers that run. What is modelled:
 
-* Callers ask in an open loop (Poisson), one kind of request, over one transport, each through a gateway drawn at random.
+* Callers ask in an open loop (Poisson): one kind of request, one transport, a gateway drawn at random.
 * A gateway takes processor time, then the less busy of two replicas drawn at random, as far as it knows itself. It
   rejects what is above `max_requests`, sends again once what a full queue refused, sends to a second replica as well
   what hangs, and drops a replica that fails its health checks (deploy/envoy).
@@ -252,7 +252,7 @@ class Replica:
         return True
 
     def load(self) -> float:
-        """Return the requests handled or waiting, for each worker, on average since a minute ago. Ask every `SYNC_S`."""
+        """Return the mean of the requests handled or waiting for each worker, of a minute. Ask every `SYNC_S`."""
         self._hold(0)
         now = (self._env.now, self._held_seconds)
         while len(self._history) > 1 and self._history[1][0] <= now[0] - WINDOW_S:
@@ -371,7 +371,8 @@ def _answered(attempts: list[simpy.Process]) -> bool:
 class _Simulation:
     def __init__(self, fleet: Fleet, costs: Costs, seed: int) -> None:
         self.env, self.fleet, self.costs, self.outcome = simpy.Environment(), fleet, costs, Outcome()
-        self.random, self._choices, self._services = (Random(f"{seed} {name}") for name in ("ask", "choose", "serve"))
+        names = ("ask", "choose", "serve")
+        self.random, self._choices, self._services = (Random(f"{seed} {name}") for name in names)  # noqa: S311 (no secrets)
         self._shared = Cores(self.env, fleet.together) if fleet.together else None
         self.gateways = [
             Gateway(self.env, fleet, costs, self._cores(fleet.gateway_cores), self._choices)

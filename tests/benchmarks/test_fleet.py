@@ -6,15 +6,15 @@ import dataclasses
 import math
 import re
 import statistics
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from benchmarks import simulation
 from benchmarks.fleet import deployed_most, fit, price, sized
-from benchmarks.simulation import Autoscaler, Costs, Fleet, Outcome, simulate
+from benchmarks.simulation import Autoscaler, Costs, Fleet, simulate
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 S = 0.001  # Mean time of service.
@@ -123,7 +123,9 @@ def test_a_replica_that_hangs_costs_seconds_and_no_request() -> None:
 def test_two_gateways_that_know_half_each_balance_worse_than_one() -> None:
     costs = dataclasses.replace(CIFAR, gateway_s=0.0, batch_s=0.002)
     fleet = Fleet(replicas=8, workers=1, gateways=1, gateway_cores=99, max_requests=10**9)
-    p99 = [simulate(dataclasses.replace(fleet, gateways=n), costs, 2400, 2.0, warm_up_s=0.2).latency(0.99) for n in (1, 8)]
+    p99 = [
+        simulate(dataclasses.replace(fleet, gateways=n), costs, 2400, 2.0, warm_up_s=0.2).latency(0.99) for n in (1, 8)
+    ]
     assert p99[0] < p99[1]
 
 
@@ -147,19 +149,17 @@ def test_the_autoscaler_wants_what_kubernetes_would(loads: list[float], starting
 
 def test_replicas_double_in_a_minute_and_go_one_by_one_after_five() -> None:
     busy = Costs(request_s=0.1)
-    outcome = simulate(
-        Fleet(2, gateways=1), busy, lambda now: 110 if 30 <= now < 200 else 4, 800.0, autoscaler=SCALER
-    )
+    outcome = simulate(Fleet(2, gateways=1), busy, lambda now: 110 if 30 <= now < 200 else 4, 800.0, autoscaler=SCALER)
     steps = [(at, count) for at, count in outcome.replicas]
     growth = dict.fromkeys((count for _, count in steps), 0.0) | {count: at for at, count in reversed(steps)}
     assert growth[4] >= 30 + 15 + SCALER.start_s - 15
     assert growth[8] - growth[4] >= 60
     most = max(count for _, count in steps)
     assert 8 <= most <= 10
-    down = [(at, count) for (_, before), (at, count) in zip(steps, steps[1:], strict=False) if count < before]
+    down = [(at, count) for (_, before), (at, count) in pairwise(steps) if count < before]
     assert down[0][0] >= 200 + 300
-    assert all(later[0] - earlier[0] >= 60 for earlier, later in zip(down, down[1:], strict=False))
-    assert all(earlier[1] - later[1] == 1 for earlier, later in zip(down, down[1:], strict=False))
+    assert all(later[0] - earlier[0] >= 60 for earlier, later in pairwise(down))
+    assert all(earlier[1] - later[1] == 1 for earlier, later in pairwise(down))
 
 
 def test_what_is_measured_is_split_into_what_it_was_made_of() -> None:
@@ -204,7 +204,11 @@ def test_the_model_is_that_of_the_deployment() -> None:
     assert (check["interval"], check["timeout"]) == (f"{simulation.CHECK_S}s", f"{simulation.CHECK_TIMEOUT_S}s")
     assert check["unhealthy_threshold"] == simulation.CHECKS
     http = yaml.safe_load((DEPLOY / "envoy/http.yaml").read_text())["resources"][0]["typed_config"]
-    [route] = [one["route"] for one in http["route_config"]["virtual_hosts"][0]["routes"] if one.get("route", {}).get("cluster") == "rest"]
+    [route] = [
+        one["route"]
+        for one in http["route_config"]["virtual_hosts"][0]["routes"]
+        if one.get("route", {}).get("cluster") == "rest"
+    ]
     assert (route["timeout"], route["retry_policy"]["num_retries"]) == (f"{simulation.ROUTE_S:g}s", 1)
     assert route["retry_policy"]["retry_back_off"]["base_interval"] == f"{simulation.BACK_OFF_S}s"
     lua = (DEPLOY / "envoy/model.lua").read_text()
@@ -214,7 +218,11 @@ def test_the_model_is_that_of_the_deployment() -> None:
         simulation.HEDGE_S, simulation.HEDGE_FACTOR, simulation.HEDGE_DECAY
     )  # fmt: skip
     replicas, gateway = (
-        next(one for one in yaml.safe_load_all((DEPLOY / f"kubernetes/base/{name}.yaml").read_text()) if one["kind"] == "Deployment")
+        next(
+            one
+            for one in yaml.safe_load_all((DEPLOY / f"kubernetes/base/{name}.yaml").read_text())
+            if one["kind"] == "Deployment"
+        )
         for name in ("replicas", "gateway")
     )
     assert gateway["spec"]["replicas"] == Fleet().gateways
