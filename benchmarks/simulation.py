@@ -334,14 +334,15 @@ class Gateway:
         return "queue full" if all(attempt.triggered for attempt in attempts) else "no answer"
 
     def _pick(self, other_than: Replica | None) -> Replica | None:
-        """Return the less busy of two, another one than was asked; drawn up to 20 times, as http.yaml has it."""
+        """Return the less busy of two; drawn up to 20 times for another one than was asked, as http.yaml has it."""
         hosts, active, random = self.hosts, self._active, self._random.random
+        chosen = None
         for _ in range(20 if hosts else 0):
             one, other = hosts[int(random() * len(hosts))], hosts[int(random() * len(hosts))]
             chosen = other if active[other] < active[one] else one
             if chosen is not other_than:
-                return chosen
-        return None
+                break
+        return chosen
 
     def _send(self, replica: Replica) -> simpy.Process:
         self._active[replica] += 1
