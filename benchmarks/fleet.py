@@ -1,7 +1,7 @@
 """Measure what a request costs, simulate fleets with it, and hold the simulation to three replicas that run.
 
     python -m benchmarks.fleet measure --envoy ENVOY   # processor time of a request, into results/fleet.json
-    python -m benchmarks.fleet check --envoy ENVOY     # the simulation beside three replicas that run
+    python -m benchmarks.fleet check --envoy ENVOY --network waiting  # the simulation beside three replicas that run
     python -m benchmarks.fleet sizes     # replicas, latency and cost at 1,000, 10,000 and 100,000 requests a second
     python -m benchmarks.fleet gateways  # what it costs that gateways do not know of each other
     python -m benchmarks.fleet limits    # what breaks first
@@ -264,8 +264,6 @@ def fit(runs: Sequence[dict[str, float]], batch: int) -> Costs:
     busy = [run for run in runs if run["callers"] >= 4]
     handover_s, front_s = split("java_s") if batch > 1 else (0.0, statistics.fmean(run["java_s"] for run in runs))
     batch_s, request_s = split("python_s") if batch > 1 else (0.0, statistics.fmean(run["python_s"] for run in runs))
-    spent = [sum(run[f"{name}_s"] for name in ("java", "python", "gateway", "caller")) for run in runs]
-    lone = [run["median_s"] - s for run, s in zip(runs, spent, strict=True) if run["callers"] == 1]
     return Costs(
         caller_s=statistics.fmean(run["caller_s"] for run in busy),
         gateway_s=statistics.fmean(run["gateway_s"] for run in busy),
@@ -273,7 +271,6 @@ def fit(runs: Sequence[dict[str, float]], batch: int) -> Costs:
         handover_s=handover_s,
         batch_s=batch_s,
         request_s=request_s,
-        delay_s=max(0.0, statistics.median(lone)),
     )
 
 
