@@ -1,8 +1,9 @@
 """The load: one process that asks a server in a closed or an open loop and notes when each reply came.
 
-In a closed loop every connection asks again once it is answered. In an open loop requests are due at a constant rate,
-whatever the server does, and a latency counts from when its request was due: a server that stalls cannot make the load
-wait with it (coordinated omission). Every reply's status and size are checked; some are kept for their content.
+In a closed loop every connection asks again once it is answered. In an open loop requests are due at a constant rate or
+at random (Poisson), whatever the server does, and a latency counts from when its request was due: a server that
+stalls cannot make the load wait with it (coordinated omission). Every reply's status and size are checked; some are
+kept for their content.
 
     python -m benchmarks.load       # its own ceiling, against a server that does nothing
 """
@@ -64,6 +65,7 @@ class Load:
         connections: Callers; in an open loop, the most requests in flight.
         seconds: How long new requests are sent.
         rate: Requests a second of an open loop; None for a closed one.
+        poisson: In an open loop, draw the times between requests, the same every time, instead of a constant.
     """
 
     address: Address
@@ -72,6 +74,7 @@ class Load:
     connections: int
     seconds: float
     rate: float | None = None
+    poisson: bool = False
 
 
 @dataclass
@@ -108,6 +111,7 @@ def run(load: Load) -> Outcome:
     """Run a load here."""
     outcome = Outcome()
     order = _order(load.requests)
+    gaps = random.Random(0)  # noqa: S311 (times, no secret)
     wire = _WIRES[load.wire]
     free = [wire(load.address) for _ in range(load.connections)]
     busy: dict[socket.socket, tuple[Http | Grpc, int, float]] = {}
@@ -125,7 +129,7 @@ def run(load: Load) -> Outcome:
         else:
             while due <= min(now, end):
                 waiting.append(due)
-                due += 1 / load.rate
+                due += gaps.expovariate(load.rate) if load.poisson else 1 / load.rate
         while waiting and free:
             caller, number, since = free.pop(), order[asked % len(order)], waiting.popleft()
             asked += 1

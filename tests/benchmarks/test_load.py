@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import socket
 import statistics
@@ -125,6 +126,15 @@ def test_an_open_loop_counts_the_wait_that_a_stall_causes(start: Start) -> None:
     # About fifty requests were due during the stall; a loop that waits with the server would have seen one slow reply.
     assert sum(latency > 0.1 for latency in outcome.latencies) >= 30
     assert max(outcome.latencies) >= 0.5
+
+
+def test_random_arrivals_are_as_many_as_their_gaps_leave_room_for(start: Start) -> None:
+    gaps, times = random.Random(0), [0.0]
+    while times[-1] <= 0.5:
+        times.append(times[-1] + gaps.expovariate(200))
+    outcome = run(Load(start(echo(http(b""))), "REST", (Request(MESSAGE, 0),), 4, 0.5, rate=200, poisson=True))
+    assert not outcome.errors
+    assert len(outcome.latencies) == len(times) - 1 != 101  # A constant rate asks 101 times.
 
 
 def test_a_mixture_is_asked_in_its_proportions(start: Start) -> None:
