@@ -2,6 +2,8 @@
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 python3,$(shell $(p) -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 14) and print("$(p)")' 2>/dev/null)))
 BIN := .venv/bin
 # pip_install,ENVIRONMENT: uv where it is installed, else the environment's own pip; both honour --require-hashes.
+# TORCH_INDEX: an index of packages with the torch to take, such as one of CPU-only wheels; empty for the lock's own, which brings CUDA.
+TORCH_INDEX ?=
 pip_install = $(if $(shell command -v uv),uv pip install -q --python $(1)/bin/python,$(1)/bin/pip --disable-pip-version-check -q install)
 need_python = @test -n "$(PYTHON)" || { echo "convscope needs Python 3.11 to 3.14; set PYTHON=/path/to/python" >&2; exit 1; }
 PORT ?= 8080
@@ -12,14 +14,20 @@ PORT ?= 8080
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: .venv/installed .venv-proto/installed ## Set up everything in .venv: service, client, lens, developers' tools
+install: .venv/installed .venv-proto/installed ## Set up everything in .venv: service, client, lens, developers' tools; TORCH_INDEX=URL for other wheels of torch
 
 # The stamps are renewed when a lock file changes; --require-hashes holds for every file that is downloaded.
 .venv/installed: requirements/dev.txt client/pyproject.toml lens/pyproject.toml
 	$(need_python)
 	@echo "Setting up .venv with $(PYTHON): about 7 GB, a few minutes the first time"
 	$(PYTHON) -m venv .venv
+ifeq ($(TORCH_INDEX),)
 	$(call pip_install,.venv) --require-hashes --no-deps -r requirements/dev.txt
+else
+	awk -f requirements/without_torch.awk requirements/dev.txt > .venv/others.txt
+	$(call pip_install,.venv) --require-hashes --no-deps -r .venv/others.txt
+	$(call pip_install,.venv) --no-deps --index-url "$(TORCH_INDEX)" $(shell sed -nE 's/^(torch(vision)?==[^ ]+).*/\1/p' requirements/dev.txt)
+endif
 	$(call pip_install,.venv) --no-deps --no-build-isolation -e ./client -e ./lens
 	@touch $@
 
@@ -183,6 +191,9 @@ lock: ## Pin requirements/*.txt anew (needs uv)
 	uv pip compile client/pyproject.toml requirements/probe.in -c requirements/service.txt --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/probe.txt
 	sed -nE '/^(psutil|protobuf)==/d; s/^([a-z0-9._-]+==[^ ;\\]+).*/\1/p' requirements/service.txt \
 	  | uv pip compile --group kserve -c - --universal --python-version 3.11 --generate-hashes --fork-strategy fewest --no-header -q -o requirements/kserve.txt
+	sed -nE '/^(psutil|protobuf)==/d; s/^([a-z0-9._-]+==[^ ;\\]+).*/\1/p' requirements/service.txt \
+	  | uv pip compile --group slim -c - -c requirements/kserve.txt --universal --python-version 3.11 --generate-hashes --fork-strategy fewest --no-header -q -o requirements/slim.txt
+	uv pip compile requirements/sbom.in -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/sbom.txt
 	uv pip compile requirements/proto.in --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/proto.txt
 	uv pip compile requirements/openvino.in -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-header -q --no-emit-package openvino-telemetry --no-emit-package numpy -o requirements/openvino.txt
 	grep -oE '^(numpy|onnx[a-z-]*|pillow)==[^ ]+' requirements/dev.txt | uv pip compile benchmarks/requirements.in -c /dev/stdin --universal --python-version 3.11 --generate-hashes --no-header -q -o benchmarks/requirements.txt

@@ -10,6 +10,7 @@
     python -m archiver --check      # do the archives of model_store/ hold today's handlers/?
     python -m archiver --refresh    # put today's handlers/ into them; weights, card and graph stay
     python -m archiver --refresh --engine onnx    # and export their graphs for ONNX Runtime anew
+    python -m archiver --refresh --sign ~/.ssh/id_ed25519    # and sign them; as with every way to make an archive
 
 The same input gives the same bytes, in every process and checkout. The source of your own network travels in the
 archive: the one file, or all Python files of its package; and of installed packages what the network imports. Each step
@@ -38,7 +39,7 @@ from archiver.graph import with_engine
 from archiver.packing import ArchiveError
 from archiver.quiet import quiet_libraries
 from archiver.recipes import describe
-from archiver.store import build, check, refreshed, write
+from archiver.store import build, check, refreshed, sign, write
 from handlers.images.preprocessing import Preprocessing
 from handlers.network.archive import CARD, KIND, LAYOUTS, NO_GRADIENTS, PROBABILITIES, VALUE, scores_of
 
@@ -65,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.check:
         return _check_store(arguments.store)
     if arguments.refresh:
-        return _refresh_store(arguments.store, arguments.engine)
+        return _refresh_store(arguments.store, arguments.engine, arguments.sign)
     with nullcontext() if arguments.quiet else _progress():
         if arguments.checkpoint:
             contents = from_checkpoint(arguments.checkpoint, arguments.version, half=arguments.half)
@@ -73,6 +74,8 @@ def _run(arguments: argparse.Namespace) -> int:
             contents = _own(arguments)
         contents, engine = with_engine(contents, arguments.engine or "auto")
         path = build(contents, arguments.store)
+        if arguments.sign:
+            sign(path, arguments.sign)
     print(f"{_summary(path, packing.unpack(path))}\nserved by: {engine}")
     print(f"try it: python -m server --model-store {arguments.store} --models {contents.card['model']}")
     return 0
@@ -142,7 +145,7 @@ def _check_store(store: Path) -> int:
     return 1 if lines else 0
 
 
-def _refresh_store(store: Path, engine: str | None) -> int:
+def _refresh_store(store: Path, engine: str | None, key: Path | None) -> int:
     archives = sorted(store.glob("*.mar"))
     if not archives:
         raise ArchiveError(f"{store} holds no archive; build one from a checkpoint first")
@@ -151,7 +154,12 @@ def _refresh_store(store: Path, engine: str | None) -> int:
         changed = fresh != path.read_bytes()
         if changed:
             write(path, fresh)
-        print(f"{path.name}: {'rewritten' if changed else 'up to date'}")
+        said = "rewritten" if changed else "up to date"
+        if key:
+            said += f", signed in {sign(path, key).name}"
+        elif changed and path.with_name(f"{path.name}.sig").exists():
+            said += f"; {path.name}.sig is of the archive before: --sign KEY signs it again"
+        print(f"{path.name}: {said}")
     return 0
 
 

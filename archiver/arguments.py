@@ -100,6 +100,8 @@ def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.half and arguments.checkpoint is None:
         parser.error("--half can only be given with --checkpoint")
+    if arguments.sign and arguments.check:
+        parser.error("--check writes nothing that --sign could sign")
     if arguments.arch is arguments.torchvision is arguments.timm is None:
         own = (option for group in parser._action_groups if group.title == _OWN for option in group._group_actions)
         stray = [option.option_strings[0] for option in own if getattr(arguments, option.dest) != option.default]
@@ -185,6 +187,12 @@ def _parser(description: str) -> argparse.ArgumentParser:
         choices=ENGINES,
         help="onnx: with a graph for ONNX Runtime, torch: without, auto: with one if it can be exported here (default; "
         "--refresh: what the archive has)",
+    )
+    parser.add_argument(
+        "--sign",
+        type=Path,
+        metavar="KEY",
+        help="sign what is written with this Ed25519 key of OpenSSH's, by ssh-keygen: ARCHIVE.sig",
     )
     parser.add_argument("--quiet", action="store_true", help="do not write what the archiver is doing")
     own = parser.add_argument_group(_OWN)

@@ -283,6 +283,13 @@ def _source(top: str) -> dict[str, bytes]:
     if distribution:  # A package may ask for its own version.
         title, version = distribution.metadata["Name"], distribution.version
         metadata = f"Metadata-Version: 2.1\nName: {title}\nVersion: {version}\n"
+        for field in ("License-Expression", "License", "Classifier"):
+            said = map(str, distribution.metadata.get_all(field, ()))
+            # Some write the whole licence there, which travels as a file.
+            short = [
+                text for text in said if "\n" not in text and (field != "Classifier" or text.startswith("License"))
+            ]
+            metadata += "".join(f"{field}: {text}\n" for text in short)
         files[f"{_normalise(title)}-{version}.dist-info/METADATA"] = metadata.encode()
     for path in (distribution.files if distribution else None) or []:
         if path.name.lower().startswith(_LICENCES) and path.suffix not in (".py", ".pyc"):

@@ -3,11 +3,13 @@
 It knows the zip, the manifest and TorchServe's settings, and nothing of networks. Upstream's torch-model-archiver is
 not used: it stamps the time of day into every entry, and works in `<tmp>/<model name>`, which it removes if it exists.
 Here names are sorted, times and permissions constant, and entries stored uncompressed, so that the bytes depend on no
-zlib either; weights hardly compress, and git compresses the rest.
+zlib either; weights hardly compress, and git compresses the rest. A list of their digests is among the files, which the
+server checks (`server.trust`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -30,6 +32,7 @@ HANDLERS = Path(__file__).resolve().parents[1] / "handlers"
 CONFIG = "model-config.yaml"
 ENTRY = "convscope_entry.py"
 MANIFEST = "MAR-INF/MANIFEST.json"
+DIGESTS = "MAR-INF/SHA256SUMS"
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # The earliest a zip can say.
 _TORCHSERVE = "0.12.0"
@@ -40,11 +43,15 @@ class ArchiveError(Exception):
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
-    """Return the archive that holds `files`, a pure function of their names and contents.
+    """Return the archive that holds `files` and the list of their digests, a pure function of names and contents.
 
     Args:
         files: Content by name inside the archive, `/` between folders.
+
+    Raises:
+        ArchiveError: A name is one that the list cannot hold.
     """
+    files = {**files, DIGESTS: list_digests(files)}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name in sorted(files):
@@ -56,17 +63,40 @@ def pack(files: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(path: Path) -> dict[str, bytes]:
-    """Return the files of an archive by name.
+def list_digests(files: Mapping[str, bytes]) -> bytes:
+    """Return the SHA-256 digest of each file, as `sha256sum --check` reads them.
 
     Raises:
-        ArchiveError: `path` is not an archive.
+        ArchiveError: A name is one that sha256sum would write with escapes.
+    """
+    odd = [name for name in files if set(name) & set("\\\n\r")]
+    if odd:
+        raise ArchiveError(
+            f"{odd[0]!r} cannot be the name of a file in an archive: it holds a backslash or a line break"
+        )
+    return "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files)).encode()
+
+
+def unpack(path: Path) -> dict[str, bytes]:
+    """Return the files of an archive by name, without the list of their digests.
+
+    Raises:
+        ArchiveError: `path` is not an archive, or its files are not those of its list, if it has one.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return {entry.filename: archive.read(entry) for entry in archive.infolist() if not entry.is_dir()}
+            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+            files = {entry.filename: archive.read(entry) for entry in entries}
     except (OSError, zipfile.BadZipFile) as err:
         raise ArchiveError(f"{path} cannot be read as an archive: {err}") from err
+    if len(files) < len(entries):
+        raise ArchiveError(f"{path} holds a file twice")
+    if (listed := files.pop(DIGESTS, None)) is not None:
+        wrong = set(listed.splitlines()) ^ set(list_digests(files).splitlines())
+        if wrong:
+            name = min(line[66:] for line in wrong).decode("utf-8", "replace")
+            raise ArchiveError(f"{path} was changed after it was made: {name!r} is not as its {DIGESTS} says")
+    return files
 
 
 def write(path: Path, content: bytes) -> None:

@@ -1,8 +1,10 @@
-"""The store: a folder of archives, where they are written, compared with a fresh build, and refreshed."""
+"""The store: a folder of archives, where they are written, signed, compared with a fresh build, and refreshed."""
 
 from __future__ import annotations
 
+import base64
 import logging
+import subprocess
 from pathlib import Path
 
 from archiver import packing
@@ -13,6 +15,7 @@ from archiver.packing import ArchiveError
 logger = logging.getLogger(__name__)
 
 STORE = packing.HANDLERS.parent / "model_store"
+NAMESPACE = "convscope"  # What signatures are for; the server takes no others.
 
 
 def build(contents: Contents, store: Path = STORE) -> Path:
@@ -46,6 +49,35 @@ def write(path: Path, content: bytes) -> None:
         packing.write(path, content)
     except OSError as err:
         raise ArchiveError(f"{path.name} cannot be written to {path.parent}: {err.strerror or err}") from err
+
+
+def sign(path: Path, key: Path) -> Path:
+    """Sign an archive, as `ssh-keygen -Y sign -n convscope -f KEY ARCHIVE` does; it asks for the passphrase of the key.
+
+    Args:
+        path: The archive.
+        key: An Ed25519 key of OpenSSH's: the private key, or the public one of a key that ssh-agent holds.
+
+    Returns:
+        Where the signature is: beside the archive.
+
+    Raises:
+        ArchiveError: OpenSSH is not installed, or cannot sign with that key.
+    """
+    command = ["ssh-keygen", "-Y", "sign", "-n", NAMESPACE, "-f", str(key)]
+    try:
+        with path.open("rb") as file:
+            made = subprocess.run(command, stdin=file, capture_output=True, check=True).stdout
+    except OSError as err:
+        raise ArchiveError(f"{path.name} cannot be signed: {err}; ssh-keygen is part of OpenSSH's client") from err
+    except subprocess.CalledProcessError as err:
+        said = err.stderr.decode("utf-8", "replace").strip()
+        raise ArchiveError(f"{path.name} cannot be signed with {key}: {said}") from err
+    if b"ssh-ed25519" not in base64.b64decode(b"".join(made.splitlines()[1:-1])):
+        raise ArchiveError(f"{key} is no Ed25519 key, and the server takes no other: ssh-keygen -t ed25519 makes one")
+    beside = path.with_name(f"{path.name}.sig")
+    write(beside, made)
+    return beside
 
 
 def refreshed(path: Path, engine: str | None = None) -> bytes:

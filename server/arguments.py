@@ -45,6 +45,7 @@ class Settings:
         patch: Patch TorchServe; see `patches`.
         log_requests_s: Seconds from one answered request that a worker logs to the next; 0 logs none.
         log_format: `text` for people or `json` for log collectors, on standard error.
+        require_signature: File of the public keys of which one must have signed an archive; None for unsigned ones too.
     """
 
     model_store: Path
@@ -72,6 +73,7 @@ class Settings:
     patch: bool
     log_requests_s: float
     log_format: str
+    require_signature: Path | None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -167,6 +169,14 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         help="log an answered request every S seconds and worker, at most; 0: only those that fail",
     )
     add("--log-format", choices=("text", "json"), default="text", help="what standard error says")
+    add(
+        "--require-signature",
+        type=_file,
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="serve only archives that one of these Ed25519 keys signed with ssh-keygen, a public key a line; empty: "
+        "unsigned ones too (default)",
+    )
 
 
 def parse(arguments: Sequence[str] | None = None) -> Settings:
@@ -210,6 +220,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         patch=getattr(given, "patch", True),
         log_requests_s=given.log_requests_s,
         log_format=given.log_format,
+        require_signature=getattr(given, "require_signature", None),
     )
 
 
@@ -226,6 +237,10 @@ def port(text: str) -> int:
 
 def _count(text: str) -> int:
     return _integer(text, 1, 1024)
+
+
+def _file(text: str) -> Path | None:
+    return Path(text) if text else None  # Empty: what a setting of the deployment is by default.
 
 
 def _megabytes(text: str) -> int:

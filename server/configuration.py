@@ -139,6 +139,11 @@ class PrivateDirectory:
         return self.path / "watch.json"
 
     @property
+    def copies(self) -> Path:
+        """Folder of the archives that are served, where signatures are required."""
+        return self.path / "copies"
+
+    @property
     def metrics(self) -> Path:
         """Where the workers write their metrics; empty at every start, as the directory is new."""
         return self.path / "metrics"

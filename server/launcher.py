@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -22,7 +23,7 @@ from server.failures import Failure, Interrupted
 from server.health import Health, HealthServer
 from server.java import Java, find_java
 from server.management import Management
-from server.models import Archive, find_archives
+from server.models import Archive, describe_trust, find_archives, take_in
 from server.process import JavaProcess, build_command, find_torchserve
 from server.reporting import Reporter, write
 from server.startup import Readiness
@@ -84,7 +85,10 @@ class Launcher:
         if settings.ready_port is not None:
             host = ports.resolve_host(settings.host)
             HealthServer(ports.listen(host, settings.ready_port, "--ready-port"), self._health)
-        self._archives, rejected = find_archives(settings.model_store, settings.models)
+        signers = settings.require_signature
+        self._archives, rejected = find_archives(settings.model_store, settings.models, signers)
+        for sentence in describe_trust(self._archives, signers):
+            self._say(sentence)
         self._unproven: list[Archive] = []  # Not answered yet; TorchServe goes on trying.
         for name, why in rejected.items():
             self._reject(name, why)
@@ -97,6 +101,8 @@ class Launcher:
             self._directory = directory
             self._health.drain_file = directory.drain_file
             try:
+                self._archives = take_in(self._archives, directory.copies, signers)
+                self._settings = replace(settings, model_store=self._archives[0].path.parent)
                 self._serve(java, home)
             except Failure as failure:
                 logs = directory.last_lines()

@@ -1,8 +1,8 @@
 """The archives of a model store: what is in it, and which of it to serve.
 
 A damaged archive is rejected and the others are served: a replica that restarts must not lose all models to one bad
-file. Archives are read through, so that damage anywhere in the file shows here; what the handler inside does is
-TorchServe's business.
+file. Archives are read through, so that damage anywhere in the file shows here, before a host imports what is in it.
+What makes an archive one to trust is in `trust`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import lzma
 import re
+import shutil
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 import yaml
 
+from server import trust
 from server.failures import Failure, UsageFailure
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -37,6 +39,7 @@ class Archive:
         modules: Top-level Python modules and packages inside the archive.
         response_timeout_s: Seconds a worker may take for a batch until TorchServe ends it.
         startup_timeout_s: Seconds it may take to load.
+        has_digests: Whether it holds a list of its members' digests, which were checked.
     """
 
     path: Path
@@ -46,6 +49,7 @@ class Archive:
     modules: frozenset[str]
     response_timeout_s: int = TIMEOUT_S
     startup_timeout_s: int = TIMEOUT_S
+    has_digests: bool = False
 
     @property
     def label(self) -> str:
@@ -75,15 +79,16 @@ class Found(NamedTuple):
     rejected: dict[str, str]
 
 
-def find_archives(store: Path, wanted: Sequence[str] = ()) -> Found:
+def find_archives(store: Path, wanted: Sequence[str] = (), signers: Path | None = None) -> Found:
     """Find the archives to serve.
 
     Args:
         store: Folder with `.mar` files.
         wanted: Names (`name`, every version, or `name/version`); empty for all.
+        signers: File of the keys of which one must have signed an archive; None to take unsigned ones too.
 
     Raises:
-        UsageFailure: No such folder, no archives in it, or no archive of that name.
+        UsageFailure: No such folder, no archives in it, no archive of that name, or a file of keys that holds none.
         Failure: No archive is left to serve.
     """
     if not store.is_dir():
@@ -91,11 +96,12 @@ def find_archives(store: Path, wanted: Sequence[str] = ()) -> Found:
     files = sorted(path for path in store.iterdir() if path.suffix == ".mar" and path.is_file())
     if not files:
         raise UsageFailure(f"the model store {store} holds no .mar archives: build one with `python -m archiver`")
+    keys = None if signers is None else trust.read_keys(signers)
     archives: list[Archive] = []
     broken: dict[str, str] = {}
     for path in files:
         try:
-            archives.append(read_archive(path))
+            archives.append(read_archive(path, keys))
         except Failure as failure:
             broken[path.stem] = str(failure)
     known = {name for archive in archives for name in (archive.name, archive.full_name)}
@@ -115,16 +121,22 @@ def find_archives(store: Path, wanted: Sequence[str] = ()) -> Found:
     return Found(sorted(chosen, key=lambda archive: archive.name), rejected)
 
 
-def read_archive(path: Path) -> Archive:
-    """Read what an archive says about itself.
+def read_archive(path: Path, keys: trust.Keys | None = None) -> Archive:
+    """Read what an archive says about itself, after its signature and its members were checked.
+
+    Args:
+        path: The `.mar` file.
+        keys: Those of which one must have signed it; None to take an unsigned one too.
 
     Raises:
-        Failure: The file is no archive, or its manifest lacks a name or a version that can be served.
+        Failure: The file is no archive, is not what was signed or listed, or its manifest lacks a name or a version
+            that can be served.
     """
+    if keys is not None:
+        trust.check_signature(path, keys)
     try:
         with zipfile.ZipFile(path) as archive:
-            if (damaged := archive.testzip()) is not None:
-                raise zipfile.BadZipFile(f"bad checksum of {damaged}")
+            has_digests = trust.check_members(archive, path.name)
             members = archive.namelist()
             manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))
             model = manifest["model"]
@@ -157,7 +169,47 @@ def read_archive(path: Path) -> Archive:
         modules,
         config.get("responseTimeout", TIMEOUT_S),
         config.get("startupTimeout", TIMEOUT_S),
+        has_digests,
     )
+
+
+def take_in(archives: Sequence[Archive], folder: Path, signers: Path | None) -> list[Archive]:
+    """Return the archives that a host is to open: where signatures are required, copies that nobody else can change.
+
+    The copies are checked, so what was checked is what is used, whatever happens to the model store meanwhile.
+
+    Args:
+        archives: From the model store.
+        folder: Where copies go: made here, in a place that only this user can write to.
+        signers: File of the keys of which one must have signed an archive; None to open those in the model store.
+
+    Raises:
+        Failure: An archive cannot be copied, or is no longer what was signed.
+    """
+    if signers is None:
+        return list(archives)
+    keys, taken = trust.read_keys(signers), list[Archive]()
+    folder.mkdir(exist_ok=True)
+    for archive in archives:
+        copy, beside = folder / archive.path.name, f"{archive.path.name}.sig"
+        try:
+            shutil.copyfile(archive.path, copy)
+            shutil.copyfile(archive.path.with_name(beside), folder / beside)
+        except OSError as error:
+            raise Failure(f"archive {copy.name}: it cannot be copied to {folder}: {error.strerror or error}") from error
+        taken.append(read_archive(copy, keys))
+    return taken
+
+
+def describe_trust(archives: Sequence[Archive], signers: Path | None) -> list[str]:
+    """Return what the log says of how far the archives can be trusted, in sentences."""
+    said = [] if signers is None else [f"archives are served only if a key of {signers} signed them"]
+    if older := [archive.path.name for archive in archives if not archive.has_digests]:
+        said.append(
+            f"no list of digests is in {', '.join(older)}, made by an older archiver or by something else: "
+            "`python -m archiver --refresh` adds one to ours"
+        )
+    return said
 
 
 def _read_config(document: bytes) -> dict[str, int]:

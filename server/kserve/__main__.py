@@ -14,7 +14,7 @@ import sys
 from server.configuration import METRICS_VARIABLES
 from server.failures import Failure
 from server.kserve.arguments import parse
-from server.models import find_archives
+from server.models import describe_trust, find_archives
 from server.reporting import Reporter, let_go
 
 
@@ -23,7 +23,10 @@ def main() -> int:
     asked = parse()
     reporter = Reporter(as_json=asked.settings.log_format == "json")
     try:
-        found = find_archives(asked.settings.model_store, asked.settings.models)
+        signers = asked.settings.require_signature
+        found = find_archives(asked.settings.model_store, asked.settings.models, signers)
+        for sentence in describe_trust(found.archives, signers):
+            reporter.say(sentence)
         for why in found.rejected.values():
             reporter.say(f"Archive rejected: {why}", level="error")
         # When kserve is imported, which takes seconds, it reads the command line, and makes metrics of its own.

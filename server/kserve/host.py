@@ -22,7 +22,7 @@ from server.configuration import PrivateDirectory
 from server.kserve import rest, rpc
 from server.kserve.arguments import Asked
 from server.kserve.models import Models
-from server.models import Found
+from server.models import Found, take_in
 from server.reporting import Reporter, write
 
 MOST_CONNECTIONS = 1024  # Idle ones too; on further ones requests get 503.
@@ -45,7 +45,8 @@ def run(asked: Asked, found: Found, reporter: Reporter) -> bool:
     """
     settings = asked.settings
     with PrivateDirectory(settings.work_dir, None, for_java=False) as directory:
-        models = Models(found.archives, directory, asked, reporter)
+        archives = take_in(found.archives, directory.copies, settings.require_signature)
+        models = Models(archives, directory, asked, reporter)
         models.rejected |= found.rejected
         try:
             asyncio.run(_serve(asked, models, reporter))

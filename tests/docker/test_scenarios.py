@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from archiver import packing
+from handlers.network.archive import CARD
 from tests.docker.bytewise import connect, head, receive
 from tests.docker.load import Tally, load
 from tests.docker.stack import JAVA, ROOT, WORKER, Stack, wait_until
@@ -165,16 +165,8 @@ def test_a_new_archive_is_rolled_out(stack: Stack) -> None:
 
 def publish(archive: Path, version: str) -> None:
     """Replace an archive by the same one under another version."""
-    fresh = archive.with_suffix(".new")
-    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(fresh, "w") as target:
-        for item in source.infolist():
-            data = source.read(item)
-            if item.filename == "MAR-INF/MANIFEST.json":
-                manifest = json.loads(data)
-                manifest["model"]["modelVersion"] = version
-                data = json.dumps(manifest).encode()
-            if item.filename == "card.json":
-                data = json.dumps(json.loads(data) | {"version": version}).encode()
-            target.writestr(item, data)
-    fresh.chmod(0o644)
-    shutil.move(fresh, archive)
+    files = packing.unpack(archive)
+    card = json.loads(files[CARD])
+    files[packing.MANIFEST] = packing.manifest(card["model"], version)
+    files[CARD] = packing.to_json(card | {"version": version})
+    packing.write(archive, packing.pack(files))

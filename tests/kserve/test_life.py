@@ -14,6 +14,7 @@ from pathlib import Path
 
 import grpc
 import httpx
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server.kserve.wire import inference_pb2
@@ -123,6 +124,23 @@ def test_a_server_that_cannot_start_says_why(store: Path, tmp_path: Path) -> Non
     assert (ended.returncode, "no model none" in ended.stderr) == (2, True)
     ended = subprocess.run([*command, "--models", "broken"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (ended.returncode, "no archive can be served" in ended.stderr) == (1, True)
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="no ssh-keygen (OpenSSH's client)")
+def test_signed_archives_alone_are_served_from_copies(store: Path, tmp_path: Path) -> None:
+    key, signed, work = tmp_path / "key", tmp_path / "store", tmp_path / "work"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    signed.mkdir()
+    work.mkdir()
+    for version in ("1.9", "1.10"):
+        shutil.copy(store / f"obedient-{version}.mar", signed)
+    command = ["ssh-keygen", "-Y", "sign", "-n", "convscope", "-f", key, signed / "obedient-1.9.mar"]
+    subprocess.run(command, check=True, capture_output=True)
+    with serving(signed, work, "--require-signature", f"{key}.pub") as host:
+        assert send(host, b"").text.endswith(" 1.9")
+        assert send(host, b"", "obedient/1.10").status_code == 404
+        assert "Archive rejected: archive obedient-1.10.mar: it is not signed" in host.log.read_text()
+        assert [path.name for path in sorted(work.glob("*/copies/*"))] == ["obedient-1.9.mar", "obedient-1.9.mar.sig"]
 
 
 WITHOUT = """

@@ -109,8 +109,8 @@ def settings() -> dict[str, str]:
 
 
 def as_in_a_pod(option: str) -> str:
-    """Return an option of Compose as Kubernetes writes it: `${NAME:-default}` becomes `$(NAME)`."""
-    return re.sub(r"\$\{(CONVSCOPE_\w+):-[^}]*\}", r"$(\1)", option)
+    """Return an option of Compose as Kubernetes writes it: `$(NAME)` for `${NAME:-default}` and `${NAME:+path}`."""
+    return re.sub(r"\$\{(CONVSCOPE_\w+):[-+][^}]*\}", r"$(\1)", option)
 
 
 def parse_bytes(quantity: str) -> int:

@@ -205,6 +205,12 @@ def test_a_container_is_told_what_compose_tells_it(watched: Manifests, service: 
     ]
 
 
+def signers_path() -> str:
+    """Return where Compose mounts the file of the keys that sign archives; here it is a folder."""
+    [path] = re.findall(r"\$\{CONVSCOPE_SIGNERS:\+([^}]+)\}", " ".join(COMPOSE["services"]["torchserve"]["command"]))
+    return str(path)
+
+
 def key_file() -> str:
     """Return the name of the probe's API key in its Secret: that of the file it is made from."""
     return Path(settings()["CONVSCOPE_PROBE_KEY"]).name
@@ -214,6 +220,8 @@ def test_settings_are_composes_with_its_defaults(watched: Manifests) -> None:
     data = watched.get("ConfigMap", "settings")["data"]
     # In Docker the gateway has the host's name on its network; here a Service has its own. And a node may be lost.
     own = {"CONVSCOPE_HOSTNAME": "gateway", "CONVSCOPE_REPLICAS": "2"}
+    # A file of keys is off unless it is named; Compose has to mount something in its place.
+    own["CONVSCOPE_SIGNERS"] = ""
     assert data == {name: settings()[name] for name in data} | own
     assert watched.get("Deployment", "torchserve")["spec"]["replicas"] == int(data["CONVSCOPE_REPLICAS"])
 
@@ -257,7 +265,7 @@ def test_a_replica_listens_where_the_server_does(base: Manifests) -> None:
     }
     assert re.findall(r"^EXPOSE (.*)", dockerfile, re.M)[-1].split() == [str(port) for port in ports.values()]
     mounts = {mount["mountPath"] for mount in base.container("torchserve")["volumeMounts"]}
-    assert mounts == {str(server.model_store), "/tmp"}
+    assert mounts == {str(server.model_store), "/tmp", signers_path()}
 
 
 def test_the_gateway_listens_where_envoy_does(base: Manifests) -> None:
@@ -442,6 +450,17 @@ def test_prometheus_reaches_every_port_with_metrics_and_no_other(watched: Manife
 
 
 # ---------------------------------------------------------------- archives and autoscaling
+
+
+def test_signers_are_a_config_map_of_the_operators_and_signatures_come_with_the_archives(base: Manifests) -> None:
+    pod = base.pod("torchserve")
+    [volume] = [one for one in pod["volumes"] if one["name"] == "signers"]
+    assert volume["configMap"] == {"name": "signers", "optional": True}
+    assert f"CONVSCOPE_SIGNERS={signers_path()}/keys" in PAGE
+    assert "configmap signers --from-file=keys=" in PAGE
+    [init] = pod["initContainers"]
+    assert init["command"][-1] == "cp /models/*.mar* /archives/"
+    assert re.findall(r"^COPY (\S+)", (KUBERNETES / "archives.Dockerfile").read_text(), re.M) == ["*.mar*"]
 
 
 @pytest.mark.parametrize("name", ["claim", "image volume"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -12,11 +13,14 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import grpc
+
+from server.trust import DIGESTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,16 +72,28 @@ def write_archive(
     config: str | None = None,
     handler_file: str = "entry.py",
 ) -> Path:
-    """Write a `.mar` with one handler file and return its path."""
-    store.mkdir(exist_ok=True)
+    """Write a `.mar` with one handler file and the list of digests, and return its path."""
     model = {"modelName": name, "modelVersion": version, "handler": handler_file}
-    path = store / f"{file or name}.mar"
-    with zipfile.ZipFile(path, "w") as archive:
-        if config is not None:
-            model["configFile"] = "model-config.yaml"
-            archive.writestr("model-config.yaml", config)
-        archive.writestr("MAR-INF/MANIFEST.json", json.dumps({"runtime": "python", "model": model}))
-        archive.writestr("entry.py", handler)
+    members = {"entry.py": handler}
+    if config is not None:
+        model["configFile"] = "model-config.yaml"
+        members["model-config.yaml"] = config
+    members["MAR-INF/MANIFEST.json"] = json.dumps({"runtime": "python", "model": model})
+    return write_members(store / f"{file or name}.mar", [*members.items(), (DIGESTS, list_digests(members))])
+
+
+def list_digests(members: Mapping[str, str]) -> str:
+    """Return what `sha256sum` would print of files by name."""
+    return "".join(f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n" for name, text in members.items())
+
+
+def write_members(path: Path, members: Iterable[tuple[str | zipfile.ZipInfo, str]]) -> Path:
+    """Write a zip file with these members, of which none is checked, and return its path."""
+    path.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of a name that is there twice.
+        for member, text in members:
+            archive.writestr(member, text)
     return path
 
 

@@ -119,7 +119,7 @@ def test_what_cannot_be_read_is_rejected_and_the_rest_is_found(tmp_path):
     archives, rejected = find_archives(tmp_path)
     assert [archive.name for archive in archives] == ["good"]
     assert rejected == {
-        "damaged": "archive damaged.mar: it is damaged or no archive at all (bad checksum of entry.py)",
+        "damaged": "archive damaged.mar: it is damaged or no archive at all (Bad CRC-32 for file 'entry.py')",
         "no": "archive no.mar: it is damaged or no archive at all (File is not a zip file)",
     }
 

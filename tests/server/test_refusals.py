@@ -172,7 +172,7 @@ def test_an_archive_damaged_inside_is_told(tmp_path, work):
     path.write_bytes(data.replace(b"class Handler", b"class Handlxr"))
     status, said = refused(tmp_path / "store", work)
     assert (status, said.count("\n")) == (1, 1)
-    assert "archive bad.mar: it is damaged or no archive at all (bad checksum of entry.py)" in said
+    assert "archive bad.mar: it is damaged or no archive at all (Bad CRC-32 for file 'entry.py')" in said
 
 
 def test_java_missing_or_too_old_is_told(tmp_path, work):
