@@ -78,12 +78,21 @@ def collecting(host: str = "127.0.0.1") -> Iterator[Collector]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
+            body = self.read_body()
             assert (self.path, self.headers["content-type"]) == ("/v1/traces", "application/x-protobuf")
             collector.take(gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body)
             self.send_response(200)
             self.send_header("content-length", "0")
             self.end_headers()
+
+        def read_body(self) -> bytes:
+            if "content-length" in self.headers:
+                return self.rfile.read(int(self.headers["content-length"]))
+            body = b""  # Envoy sends chunks.
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            return body
 
         def log_message(self, *_: Any) -> None:
             pass
