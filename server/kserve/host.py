@@ -55,7 +55,7 @@ def run(asked: Asked, found: Found, reporter: Reporter) -> bool:
     return True
 
 
-class _HttpServer(uvicorn.Server):  # type: ignore[misc]
+class _HttpServer(uvicorn.Server):
     """uvicorn, without its own way with signals."""
 
     @contextlib.contextmanager
