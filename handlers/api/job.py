@@ -130,18 +130,17 @@ class Job:
         self.add(stage, now - self._mark, now, name)
         self._mark = now
 
-    def add(self, stage: str, seconds: float, ended: float | None = None, name: str = "") -> None:
+    def add(self, stage: str, seconds: float, ended: float, name: str = "") -> None:
         """Add to the time of a stage.
 
         Args:
             stage: One of `STAGES`.
             seconds: What to add.
-            ended: When that time was over; None for now.
+            ended: When that time was over.
             name: Of its span, if that is not the stage.
         """
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         if self.intervals is not None:
-            ended = perf_counter() if ended is None else ended
             self.intervals.append((name or stage, ended - seconds, ended))
 
     def timing(self, handler_s: float, batch_requests: int) -> Timing:
