@@ -196,6 +196,7 @@ lock: ## Pin requirements/*.txt anew (needs uv)
 	uv pip compile requirements/sbom.in -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/sbom.txt
 	uv pip compile requirements/proto.in --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/proto.txt
 	uv pip compile requirements/openvino.in -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-header -q --no-emit-package openvino-telemetry --no-emit-package numpy -o requirements/openvino.txt
+	uv pip compile requirements/tracing.in -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/tracing.txt
 	grep -oE '^(numpy|onnx[a-z-]*|pillow)==[^ ]+' requirements/dev.txt | uv pip compile benchmarks/requirements.in -c /dev/stdin --universal --python-version 3.11 --generate-hashes --no-header -q -o benchmarks/requirements.txt
 
 clean: ## Remove the environments, tools and results that the other targets made; keeps secrets/ and logs/

@@ -94,6 +94,8 @@ def load(
             () if archive.scores == VALUE else archive.classes,  # Numbers have no most probable class to count.
             settings.metrics_dir,
             settings.log_requests_s,
+            sends_spans=settings.sends_spans,
+            drain_file=settings.drain_file,
         ),
         decode_threads=settings.threads,
         scaled_decoding=settings.scaled_decoding,

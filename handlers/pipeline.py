@@ -118,7 +118,7 @@ class Pipeline:
         try:
             ids = request_ids or [None] * len(batch)
             jobs = [
-                Job(parameters, request_headers(own), given)
+                Job(parameters, request_headers(own), given, is_traced=telemetry.makes_spans)
                 for parameters, own, given in zip(batch, properties, ids, strict=True)
             ]
             for job in jobs:
@@ -214,7 +214,8 @@ class Pipeline:
                 job.pictures += pictures
                 job.sizes += sizes
             if decoded:  # Threads take the files in order, so a job's first one begins before its others.
-                job.add("decode", max(one.ended for one in decoded) - decoded[0].began)
+                ended = max(one.ended for one in decoded)
+                job.add("decode", ended - decoded[0].began, ended)
 
     def _check(self, job: Job) -> None:
         """Check that the request is within its limits, which its pictures' sizes decide."""

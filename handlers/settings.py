@@ -27,6 +27,8 @@ class Settings:
         metrics_dir: Where metrics are kept; None for no metrics (`PROMETHEUS_MULTIPROC_DIR`).
         log_requests_s: Least seconds between two answered requests in the log; 0 for none (`CONVSCOPE_LOG_REQUESTS_S`).
         is_quiet: Do not log the lines that TorchServe logs for every batch (`CONVSCOPE_HUSH`).
+        sends_spans: Whether OpenTelemetry's variables say where spans go, and do not switch them off
+            (`OTEL_EXPORTER_OTLP_ENDPOINT`; `OTEL_SDK_DISABLED`, `OTEL_TRACES_EXPORTER`).
         patches: Whether `handlers.torchserve` may patch TorchServe's worker (`CONVSCOPE_PATCHES`; 0 for not).
     """
 
@@ -40,6 +42,7 @@ class Settings:
     metrics_dir: Path | None = None
     log_requests_s: float = 0.0
     is_quiet: bool = False
+    sends_spans: bool = False
     patches: bool = True
 
     @classmethod
@@ -61,5 +64,13 @@ class Settings:
             metrics_dir=path("PROMETHEUS_MULTIPROC_DIR"),
             log_requests_s=float(values.get("CONVSCOPE_LOG_REQUESTS_S") or 0),
             is_quiet=bool(values.get("CONVSCOPE_HUSH")),
+            sends_spans=sends_spans(values),
             patches=values.get("CONVSCOPE_PATCHES", "1") != "0",
         )
+
+
+def sends_spans(environment: Mapping[str, str]) -> bool:
+    """Tell whether OpenTelemetry's variables ask for spans; as it specifies, an empty one counts as not set."""
+    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    is_off = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    return any(map(environment.get, endpoints)) and not is_off and environment.get("OTEL_TRACES_EXPORTER") != "none"

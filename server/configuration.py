@@ -25,6 +25,7 @@ TEMPLATE = Path(__file__).with_name("config.properties")
 LOGGING = Path(__file__).with_name("log4j2.xml")
 MOST_WORKERS = 4  # Of one model, unless more are asked for.
 LONGEST_SOCKET_PATH = 107  # What the kernel takes, in bytes.
+FLUSH_S = 1.0  # From the last response to the end of the workers, for the spans of the last requests.
 
 # What of a log goes to standard error when the server fails: the collector of a container's log splits longer lines.
 SHOWN_BYTES, SHOWN_LINES, SHOWN_CHARACTERS = 16384, 20, 200
@@ -263,6 +264,11 @@ def worker_environment(
     if settings.device == "cpu":
         result["CUDA_VISIBLE_DEVICES"] = ""
     return result
+
+
+def flush_s(environment: Mapping[str, str]) -> float:
+    """Return the seconds that workers get for their last spans; 0 if OpenTelemetry's variables ask for none."""
+    return FLUSH_S if any(environment.get(f"OTEL_EXPORTER_OTLP_{kind}ENDPOINT") for kind in ("", "TRACES_")) else 0.0
 
 
 def default_workers(models: int, gpus: int, cores: int) -> int:

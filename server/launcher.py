@@ -347,6 +347,9 @@ class Launcher:
         traffic = Traffic(process, self._directory, self._listeners, self._archives)
         if not traffic.wait_until_idle(time.monotonic() + settings.drain_s, self._killed) and not self._killed():
             self._say(f"requests were still in flight after {settings.drain_s:g} s (--drain-s)", level="warning")
+        flushed_by = time.monotonic() + configuration.flush_s(os.environ)  # Java kills its workers.
+        while time.monotonic() < flushed_by and not self._killed():
+            time.sleep(PAUSE_S)
         process.signal(signal.SIGTERM)
         give_up = time.monotonic() + STOP_S
         while process.poll() is None and time.monotonic() < give_up and not self._killed():

@@ -145,6 +145,9 @@ def start_once(
     places.update({target: str(source) for target, source in (mounts or {}).items()})
     command = ["docker", "run", "--rm", "--network", "none", "--read-only", "--cap-drop", "ALL", "--tmpfs", "/tmp"]  # noqa: S108
     command += ["--user", found.get("user", "")] if found.get("user") else []
+    for name, value in (found.get("environment") or {}).items():
+        if name.startswith("OTEL_") and value:  # The gateway's, from which its configuration is made.
+            command += ["--env", f"{name}={value}"]
     for target, source in places.items():
         if not Path(source).exists():
             raise Refused(

@@ -20,7 +20,13 @@ TAKEN_IN_S = 15.0  # Envoy reads a file within a second of its renaming.
 # Starts Envoy with the service's own arguments, waits until it has decided about each file, and prints its statistics
 # after a line of its own. The image has no HTTP client but a shell.
 TRIAL = r"""
-envoy "$@" 2>&1 &
+arguments=("$@")
+if [[ -r /etc/envoy/tracing.sh ]]; then
+  source /etc/envoy/tracing.sh
+  [[ -z $(untraceable) ]] || { echo "critical: $(untraceable)"; exit 0; }
+  trace "$@"
+fi
+envoy "${arguments[@]}" 2>&1 &
 ask() {
   exec 3<>/dev/tcp/127.0.0.1/9901 || return
   printf 'GET %s HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n' "$1" >&3; cat <&3; exec 3>&-

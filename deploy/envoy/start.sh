@@ -1,5 +1,5 @@
 #!/bin/bash
-# The gateway's first process. It adds three things to Envoy.
+# The gateway's first process. It adds three things to Envoy, and its own spans where they are asked for (tracing.sh).
 #
 # Start: Envoy listens, and calls itself live, with a configuration or a certificate that it could not take in. This ends the container
 # instead, and says in the log which file is at fault. Docker then starts it again, so a corrected file is taken in within a minute.
@@ -10,6 +10,7 @@
 # Between them: a line in the log for each file that changes, the keys' names included.
 set -u
 source "${BASH_SOURCE[0]%/*}/health.sh"
+source "${BASH_SOURCE[0]%/*}/tracing.sh"
 drain_s=${CONVSCOPE_GATEWAY_DRAIN_S:-30}
 
 # Log a line of the same form as Envoy's own.
@@ -58,6 +59,7 @@ watch_start() {
 watch_files() {
   local before="" after digest file names
   while sleep 5 && kill -0 "$envoy" 2>/dev/null; do
+    copy_traced
     after=$(sha256sum /etc/envoy/*.yaml /etc/envoy/*.lua /etc/envoy/*.json /run/secrets/api_keys/keys.yaml /run/secrets/certificate/tls.crt 2>/dev/null | sort)
     while read -r digest file; do
       [[ -n $file ]] || continue
@@ -83,7 +85,13 @@ drain() {
 
 trap 'exit 143' TERM INT  # The first process of a container ignores a signal without a trap.
 check_readable "$@" || exit 1
-envoy "$@" &
+problem=$(untraceable)
+if [[ -n $problem ]]; then
+  say critical "$problem"
+  exit 1
+fi
+trace "$@"
+envoy "${arguments[@]}" &
 envoy=$!
 trap drain TERM INT
 watch_start &

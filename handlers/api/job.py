@@ -24,6 +24,9 @@ TRANSPORTS: tuple[str, ...] = ("rest", "grpc")
 OK = "ok"  # The code of a request that succeeded.
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# W3C Trace Context, section 3.2: ids are not zero, the version is not ff, and versions after 00 may append fields.
+_IDS = r"-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+_TRACEPARENT = re.compile(rf"00{_IDS}|(?!ff|00)[0-9a-f]{{2}}{_IDS}(-.*)?")
 
 Parameters = Mapping[str, Any]
 """A request's parameters as TorchServe passes them: bytes by name, or a list of them for a repeated form field. A JSON
@@ -37,6 +40,7 @@ class Job:
         parameters: TorchServe's.
         headers: HTTP headers, names in lower case; empty on gRPC.
         given_id: TorchServe's id of the request, used where neither a header nor a field brings one.
+        is_traced: Whether spans are made of it.
 
     Attributes:
         transport: `rest` or `grpc`.
@@ -54,9 +58,21 @@ class Job:
         wants_timing: The response is to have a `Timing`.
         predicts_nothing: The model card or a layer's filters were asked for.
         seconds: Stage → time it took, of the stages that this request got through.
+        began: When work on it began.
+        intervals: Name, beginning and end of each piece of work, if it is traced; else None.
+        traceparent: W3C Trace Context of the caller's span, in the format of version 00; empty if there is none.
+        tracestate: What goes with it, unchecked.
+        trace_id: Id of the trace, for the log: 32 hexadecimal digits, or empty.
     """
 
-    def __init__(self, parameters: Parameters, headers: Mapping[str, str], given_id: str | None = None) -> None:
+    def __init__(
+        self,
+        parameters: Parameters,
+        headers: Mapping[str, str],
+        given_id: str | None = None,
+        *,
+        is_traced: bool = False,
+    ) -> None:
         self.parameters = parameters
         self.headers = headers
         self.transport = TRANSPORTS[0] if headers else TRANSPORTS[1]
@@ -73,35 +89,59 @@ class Job:
         self.wants_timing = False
         self.predicts_nothing = False
         self.seconds: dict[str, float] = {}
+        self.intervals: list[tuple[str, float, float]] | None = [] if is_traced else None
         named = _valid(headers.get("x-request-id"))
         self._is_named = named is not None
         self.request_id = named or _valid(given_id) or uuid.uuid4().hex
+        self.traceparent = self.tracestate = self.trace_id = ""
+        for given in (headers, parameters):
+            self._trace(given.get("traceparent"), given.get("tracestate"))
         self.resume()
+        self.began = self._mark
 
     @property
     def code(self) -> str:
         """`ok`, or the code of the response's error."""
         return OK if self.error is None else self.error.code
 
-    def identify(self, value: Any) -> None:
-        """Take the id in the request's own field, unless a header gave one; an invalid id is ignored."""
-        named = None if self._is_named else _valid(value)
+    def identify(self, request_id: Any, traceparent: Any, tracestate: Any) -> None:
+        """Take what the request's own fields say, unless a header said it; what is invalid is ignored."""
+        named = None if self._is_named else _valid(request_id)
         if named is not None:
             self.request_id = named
+        self._trace(traceparent, tracestate)
+
+    def _trace(self, traceparent: Any, tracestate: Any) -> None:
+        """Take a trace context, unless there is one or it is malformed."""
+        if self.traceparent or not traceparent:
+            return
+        parent = _text(traceparent)
+        if parent is not None and _TRACEPARENT.fullmatch(parent):
+            self.traceparent, self.trace_id = f"00{parent[2:55]}", parent[3:35]  # A later version begins as 00 does.
+            self.tracestate = _text(tracestate) or ""
 
     def resume(self) -> None:
         """Start the clock of the next stage now."""
         self._mark = perf_counter()
 
-    def lap(self, stage: str) -> None:
-        """End a stage now, and start the next."""
+    def lap(self, stage: str, name: str = "") -> None:
+        """End a stage now, and start the next; `name` is what its span is called, if that is not the stage."""
         now = perf_counter()
-        self.add(stage, now - self._mark)
+        self.add(stage, now - self._mark, now, name)
         self._mark = now
 
-    def add(self, stage: str, seconds: float) -> None:
-        """Add to the time of a stage."""
+    def add(self, stage: str, seconds: float, ended: float, name: str = "") -> None:
+        """Add to the time of a stage.
+
+        Args:
+            stage: One of `STAGES`.
+            seconds: What to add.
+            ended: When that time was over.
+            name: Of its span, if that is not the stage.
+        """
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        if self.intervals is not None:
+            self.intervals.append((name or stage, ended - seconds, ended))
 
     def timing(self, handler_s: float, batch_requests: int) -> Timing:
         """Return the time of each stage.
@@ -116,6 +156,12 @@ class Job:
 
 def _valid(value: Any) -> str | None:
     """Return a request id as text, or None if it is not a valid one."""
+    text = _text(value)
+    return text if text is not None and _REQUEST_ID.fullmatch(text) else None
+
+
+def _text(value: Any) -> str | None:
+    """Return a header or a field as text, or None if it is neither text nor bytes."""
     if isinstance(value, (bytes, bytearray)):
         value = value.decode("ascii", "replace")
-    return value if isinstance(value, str) and _REQUEST_ID.fullmatch(value) else None
+    return value if isinstance(value, str) else None

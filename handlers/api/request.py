@@ -26,8 +26,10 @@ from handlers.api.media import GRPC_DEFAULT, REST_DEFAULT, choose
 from handlers.api.options import OPTION_NAMES, SWITCH, Options
 from handlers.wire import convscope_pb2 as wire
 
-_PLAIN_KEYS = ("data", *OPTION_NAMES, "describe", "filters", "accept", "request_id")
-_MESSAGE_KEYS = ("request", "accept")  # On gRPC, with the options in the message.
+_TRACE = ("traceparent", "tracestate")
+_IDENTITY = ("request_id", *_TRACE)
+_PLAIN_KEYS = ("data", *OPTION_NAMES, "describe", "filters", "accept", *_IDENTITY)
+_MESSAGE_KEYS = ("request", "accept", *_TRACE)  # On gRPC, with the options in the message.
 _HEADER_PREFIX = "x-convscope-"
 _OPTION_HEADERS = {_HEADER_PREFIX + name.replace("_", "-"): name for name in OPTION_NAMES}
 _METHOD = "x-convscope-method"
@@ -191,7 +193,7 @@ def _from_protobuf(job: Job, body: bytes, given: Mapping[str, str], max_images: 
         message = wire.PredictRequest.FromString(body)
     except DecodeError as err:
         raise BadRequest("the body is not a convscope.v1.PredictRequest; see proto/convscope.proto") from err
-    job.identify(message.request_id)
+    job.identify(message.request_id, message.traceparent, message.tracestate)
     if message.describe or message.filters:
         return Request(is_describe=message.describe, filters=message.filters)
     options = Options.from_values(Options.parse_text(given) | Options.read_message(message))
@@ -258,7 +260,7 @@ def _json_object(body: Bytes) -> Mapping[str, Any]:
 
 def _from_json(job: Job, given: Mapping[str, str], max_images: int) -> Request:
     body = job.parameters
-    job.identify(body.get("request_id"))
+    job.identify(*map(body.get, _IDENTITY))
     _check_keys(body, _PLAIN_KEYS)
     said = {name: value for name, value in body.items() if value is not None and value != ""}
     describe, filters = said.get("describe", False), said.get("filters", "")
@@ -300,7 +302,7 @@ def _from_fields(job: Job, content_type: str, given: Mapping[str, str], max_imag
         raise BadRequest(
             "the body came as a web form, curl's way with -d; send a picture with curl -T or curl -F data=@"
         )
-    job.identify(fields.get("request_id"))
+    job.identify(*map(fields.get, _IDENTITY))
     _check_keys(fields, _PLAIN_KEYS)
     describe = _text(fields.get("describe", ""), "describe").strip().lower() or "false"
     if describe not in SWITCH:

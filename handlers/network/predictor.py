@@ -115,12 +115,12 @@ class Predictor:
             images = to_input_on(self._device, pictures, self._preprocessing)  # type: ignore[arg-type]  # (N, C, H, W)
             stacked = perf_counter()
             for job in jobs:
-                job.add("preprocess", stacked - began)
+                job.add("preprocess", stacked - began, stacked)
             logits, maps = self._network.run(images, wanted)
             scores = self._score(logits, places)
-            forward_s = perf_counter() - stacked
+            ended = perf_counter()
             for job in jobs:
-                job.add("forward", forward_s)
+                job.add("forward", ended - stacked, ended)
         except Exception as failure:
             error: RequestError = Internal(
                 "the network failed on this picture; the server's log has the reason", unexpected=failure
@@ -138,10 +138,11 @@ class Predictor:
             start = part.stop
             began = perf_counter()
             found = self._results(options, {name: maps[name][part] for name in layers}, scores[part])
-            share_s = (perf_counter() - began) / len(members)
+            ended = perf_counter()
+            share_s = (ended - began) / len(members)
             for (job, index), result in zip(members, found, strict=True):
                 job.results[index] = result
-                job.add("encode", share_s)
+                job.add("encode", share_s, ended)
 
     def _score(
         self, logits: NDArray[np.float32] | None, places: list[tuple[Job, int]]

@@ -95,9 +95,7 @@ class Samples:
             return
         self._due = now + self._every_s
         count = len(job.pictures)
-        request = {
-            "request_id": job.request_id,
-            "transport": job.transport,
+        request = _identify(job) | {
             "pictures": count,
             "reply_bytes": job.response.size,
             "batch_requests": len(jobs),
@@ -118,7 +116,13 @@ def write_failure(job: Job) -> None:
     error = job.error or unexpected
     if error is None:
         return
-    request = {"request_id": job.request_id, "transport": job.transport, "code": error.code}
+    request = _identify(job) | {"code": error.code}
     cause = None if unexpected is None else unexpected.unexpected
     level = logging.WARNING if cause is None else logging.ERROR
     logger.log(level, "%s", error.message, exc_info=cause, extra={"request": request})
+
+
+def _identify(job: Job) -> dict[str, object]:
+    """Return what tells a request from others: its id, that of its trace if it has one, and its transport."""
+    trace = {"trace_id": job.trace_id} if job.trace_id else {}
+    return {"request_id": job.request_id, **trace, "transport": job.transport}

@@ -1,4 +1,4 @@
-"""Telemetry: what operators see of requests, as metrics and in the log, and never at the cost of a request."""
+"""Telemetry: what operators see of requests, as metrics, spans and in the log, and never at the cost of a request."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ from handlers.outputs.response import Identity
 
 if TYPE_CHECKING:
     from handlers.ops.metrics import Metrics
+    from handlers.ops.tracing import Spans
 
 logger = logging.getLogger(__name__)
 
 
 class Telemetry:
-    """Keeps metrics and logs failures. The log says once if metrics cannot be recorded.
+    """Keeps metrics, makes spans and logs failures. The log says once if metrics or spans cannot be recorded.
 
     Args:
         metrics: None to keep none.
         samples: Logs answered requests now and then; None to log none.
+        spans: Makes spans; None to make none.
     """
 
-    def __init__(self, metrics: Metrics | None = None, samples: log.Samples | None = None) -> None:
+    def __init__(
+        self, metrics: Metrics | None = None, samples: log.Samples | None = None, spans: Spans | None = None
+    ) -> None:
         self._metrics = metrics
         self._samples = samples or log.Samples(0)
-        self._has_failed = False
+        self._spans = spans
+        self._failed = set[str]()
 
     @classmethod
     def of(
@@ -38,8 +43,11 @@ class Telemetry:
         classes: Sequence[str],
         directory: Path | None,
         log_requests_s: float = 0.0,
+        *,
+        sends_spans: bool = False,
+        drain_file: Path | None = None,
     ) -> Telemetry:
-        """Keep metrics if there is a directory for them and prometheus_client is installed.
+        """Keep metrics if there is a directory for them and prometheus_client is installed, and likewise spans.
 
         Args:
             identity: What serves the requests.
@@ -47,17 +55,23 @@ class Telemetry:
             classes: Labels by index.
             directory: Of prometheus_client's multiprocess mode; None for no metrics.
             log_requests_s: Least seconds between two answered requests in the log; 0 for none.
+            sends_spans: Whether the environment says where spans are to be sent.
+            drain_file: While this file exists, they are sent at once.
         """
-        samples = log.Samples(log_requests_s)
-        if directory is None:
-            return cls(samples=samples)
-        try:
-            from handlers.ops.metrics import Metrics  # Needs prometheus_client, which a stock TorchServe may not have.
+        metrics = None
+        if directory is not None:
+            try:
+                from handlers.ops.metrics import Metrics  # Needs prometheus_client, which a stock TorchServe may lack.
 
-            return cls(Metrics(identity, layers, classes, directory), samples)
-        except Exception:
-            logger.warning("no metrics are kept, as they could not be set up", exc_info=True)
-            return cls(samples=samples)
+                metrics = Metrics(identity, layers, classes, directory)
+            except Exception:
+                logger.warning("no metrics are kept, as they could not be set up", exc_info=True)
+        return cls(metrics, log.Samples(log_requests_s), _open_spans(identity, drain_file) if sends_spans else None)
+
+    @property
+    def makes_spans(self) -> bool:
+        """Whether jobs have to keep when their stages began and ended."""
+        return self._spans is not None
 
     def loaded(self, seconds: float) -> None:
         """Record that the archive is loaded, and how long that took."""
@@ -74,17 +88,35 @@ class Telemetry:
     def record(self, jobs: Sequence[Job], handler_s: float) -> None:
         """Count the requests of a batch, all of which have a response; log failures, and one other now and then."""
         self._attempt("record", jobs, handler_s)
+        if self._spans is not None:
+            self._guard("spans", self._spans.record, jobs)  # Before the log, which has the ids of traces.
         self._samples.write(jobs, handler_s)
         for job in jobs:
             log.write_failure(job)
 
     def _attempt(self, method: str, *arguments: Any) -> None:
-        if self._metrics is None:
-            return
+        if self._metrics is not None:
+            self._guard("metrics", getattr(self._metrics, method), *arguments)
+
+    def _guard(self, what: str, record: Callable[..., None], *arguments: Any) -> None:
         try:
-            record: Callable[..., None] = getattr(self._metrics, method)
             record(*arguments)
         except Exception:
-            if not self._has_failed:
-                logger.warning("metrics miss what could not be recorded, now and perhaps later", exc_info=True)
-            self._has_failed = True
+            if what not in self._failed:
+                logger.warning("%s miss what could not be recorded, now and perhaps later", what, exc_info=True)
+            self._failed.add(what)
+
+
+def _open_spans(identity: Identity, drain_file: Path | None) -> Spans | None:
+    try:
+        from handlers.ops.tracing import Spans
+
+        return Spans(identity, drain_file)
+    except ImportError as error:
+        missing = "opentelemetry-sdk and opentelemetry-exporter-otlp-proto-http are not both installed"
+        logger.warning("no spans are sent, though OTEL_EXPORTER_OTLP_ENDPOINT is set: %s (%s)", missing, error)
+    except ValueError as error:
+        logger.warning("no spans are sent: %s", error)
+    except Exception:
+        logger.warning("no spans are sent, as tracing could not be set up", exc_info=True)
+    return None

@@ -174,7 +174,7 @@ class Explainer:
         for index, (picture, result) in enumerate(zip(job.pictures, job.results, strict=True)):
             if isinstance(result, Result) and not isinstance(picture, RequestError):
                 job.results[index] = self._attempt(job, picture, job.sizes[index], result, ends)
-        job.lap("forward")
+        job.lap("forward", "explain")
 
     def _attempt(
         self, job: Job, picture: Picture, original: tuple[int, int], result: Result, ends: float

@@ -27,7 +27,7 @@ class ChannelSelection(_message.Message):
     def __init__(self, indexes: _Optional[_Iterable[int]] = ..., strongest: _Optional[int] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
-    __slots__ = ("pictures", "layers", "top_k", "map_dtype", "pool", "channels", "describe", "request_id", "timing", "explain", "filters")
+    __slots__ = ("pictures", "layers", "top_k", "map_dtype", "pool", "channels", "describe", "request_id", "timing", "explain", "filters", "traceparent", "tracestate")
     PICTURES_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,8 @@ class PredictRequest(_message.Message):
     TIMING_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     FILTERS_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    TRACESTATE_FIELD_NUMBER: _ClassVar[int]
     pictures: _containers.RepeatedScalarFieldContainer[bytes]
     layers: _containers.RepeatedScalarFieldContainer[str]
     top_k: int
@@ -50,7 +52,9 @@ class PredictRequest(_message.Message):
     timing: bool
     explain: Explain
     filters: str
-    def __init__(self, pictures: _Optional[_Iterable[bytes]] = ..., layers: _Optional[_Iterable[str]] = ..., top_k: _Optional[int] = ..., map_dtype: _Optional[_Union[Dtype, str]] = ..., pool: _Optional[int] = ..., channels: _Optional[_Union[ChannelSelection, _Mapping]] = ..., describe: bool = ..., request_id: _Optional[str] = ..., timing: bool = ..., explain: _Optional[_Union[Explain, _Mapping]] = ..., filters: _Optional[str] = ...) -> None: ...
+    traceparent: str
+    tracestate: str
+    def __init__(self, pictures: _Optional[_Iterable[bytes]] = ..., layers: _Optional[_Iterable[str]] = ..., top_k: _Optional[int] = ..., map_dtype: _Optional[_Union[Dtype, str]] = ..., pool: _Optional[int] = ..., channels: _Optional[_Union[ChannelSelection, _Mapping]] = ..., describe: bool = ..., request_id: _Optional[str] = ..., timing: bool = ..., explain: _Optional[_Union[Explain, _Mapping]] = ..., filters: _Optional[str] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
 
 class Explain(_message.Message):
     __slots__ = ("method", "layer", "target", "window", "step", "steps", "view", "picture")

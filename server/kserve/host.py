@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -18,7 +19,7 @@ import uvicorn
 
 from server import ports
 from server.arguments import MEGABYTE
-from server.configuration import PrivateDirectory
+from server.configuration import PrivateDirectory, flush_s
 from server.kserve import rest, rpc
 from server.kserve.arguments import Asked
 from server.kserve.models import Models
@@ -115,6 +116,7 @@ async def _serve(asked: Asked, models: Models, reporter: Reporter) -> None:
         await asyncio.sleep(settings.unready_s)
         http.should_exit = True
         await asyncio.gather(serving, grpc.stop(settings.drain_s))
+        await asyncio.sleep(flush_s(os.environ))
     finally:
         await models.stop()
 

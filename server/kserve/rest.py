@@ -77,7 +77,8 @@ def build_app(models: Models, *, max_request_bytes: int, timeout_s: float) -> Fa
         body = await read_body(request)
         ask = await asyncio.to_thread(tensors.from_rest, body, request.headers.get(LENGTH_HEADER), served.card)
         del body
-        headers = {name: value for name, value in _headers(request).items() if name.startswith("x-")}
+        kept = ("x-", *tensors.TRACE_CONTEXT)
+        headers = {name: value for name, value in _headers(request).items() if name.startswith(kept)}
         headers |= {"accept": tensors.PROTOBUF, "content-type": "multipart/form-data"}
         reply = await served.ask(ask.parameters, headers)
         return await asyncio.to_thread(_write_outputs, ask, reply)

@@ -97,7 +97,7 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
         """Respond to pictures with scores and maps."""
         model = self._models.get(request.model_name, request.model_version)
         ask = await asyncio.to_thread(tensors.from_grpc, request, model.card)
-        reply = await model.ask(ask.parameters, {})
+        reply = await model.ask(ask.parameters | _trace_context(context), {})
         return await asyncio.to_thread(lambda: tensors.to_grpc(tensors.respond(ask, reply.body, reply.status)))
 
     async def _is_ready(self, models: Any = None) -> bool:
@@ -111,7 +111,7 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
     async def Predictions(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Respond as the contract says: errors of the handlers are data."""
         model = self._models.get(request.model_name, request.model_version)
-        reply = await model.ask(dict(request.input), {})
+        reply = await model.ask(dict(request.input) | _trace_context(context), {})
         return inference_pb2.PredictionResponse(prediction=reply.body)
 
     async def Ping(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -170,6 +170,15 @@ class Server:
             for service in self._services:
                 await self._health.set(service, states.SERVING if is_up else states.NOT_SERVING)
             await asyncio.sleep(HEALTH_PAUSE_S)
+
+
+def _trace_context(context: Any) -> dict[str, bytes]:
+    """Return the W3C Trace Context of a call's metadata as plain keys; repeated metadata is joined, as headers are."""
+    found: dict[str, bytes] = {}
+    for name, value in context.invocation_metadata() or ():
+        if name in tensors.TRACE_CONTEXT:
+            found[name] = b",".join((found[name], value.encode())) if name in found else value.encode()
+    return found
 
 
 def _handlers(service: Any, methods: Any) -> Any:

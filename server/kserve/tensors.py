@@ -34,6 +34,7 @@ HEAT, SEEN = "explanation.heat", "explanation.picture"
 
 LARGEST_JSON_BYTES = 16 * 2**20  # Of numbers a parser makes objects; arrays and files travel as binary data.
 PROTOBUF = "application/x-protobuf"
+TRACE_CONTEXT = ("traceparent", "tracestate")  # Headers, metadata and plain keys alike.
 
 _NUMBERS: dict[Any, np.dtype[Any]] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype(np.float32)}
 _DTYPES: dict[Any, np.dtype[Any]] = {

@@ -223,6 +223,7 @@ class StandIn:
         self.requests: list[tuple[str, str, wire.PredictRequest]] = []
         self.keys: list[str | None] = []
         self.request_ids: list[str | None] = []  # Of headers, and of requests that meet with a mishap too.
+        self.traces: list[tuple[str | None, str | None]] = []  # traceparent and tracestate, of headers.
         self.connections: set[tuple[str, int]] = set()
         self.release = threading.Event()
         self.mishaps: list[
@@ -250,6 +251,7 @@ def make_http_handler(stand_in: StandIn) -> type[BaseHTTPRequestHandler]:
             model, _, version = self.path.removeprefix("/predictions/").partition("/")
             model, version = unquote(model), unquote(version)
             stand_in.request_ids.append(self.headers.get("x-request-id"))
+            stand_in.traces.append((self.headers.get("traceparent"), self.headers.get("tracestate")))
             mishap = stand_in.mishaps.pop(0) if stand_in.mishaps else ""
             if mishap in ("reset", "cut"):
                 if mishap == "cut":
@@ -314,6 +316,7 @@ class GrpcHandler(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.stand_in.connections.add((context.peer(), 0))
         metadata = dict(context.invocation_metadata())
         self.stand_in.request_ids.append(metadata.get("x-request-id"))
+        self.stand_in.traces.append((metadata.get("traceparent"), metadata.get("tracestate")))
         mishap = self.stand_in.mishaps.pop(0) if self.stand_in.mishaps else ""
         if mishap in ("reset", "cut"):
             context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")

@@ -25,7 +25,7 @@ SOURCES = {
 MAY_IMPORT = {
     "proto": {"grpc_tools"},
     "handlers": {"torch", "torchvision", "numpy", "PIL", "google", "ts", "prometheus_client", "onnxruntime"}
-    | {"safetensors", "openvino"},
+    | {"safetensors", "openvino", "opentelemetry"},
     "archiver": {"torch", "torchvision", "numpy", "onnx", "onnxscript", "safetensors", "timm", "handlers"}
     | {"cyclonedx", "packageurl"},
     "training": {"torch", "torchvision", "numpy", "matplotlib", "tqdm", "mlxtend", "handlers", "archiver"},

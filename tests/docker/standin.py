@@ -1,7 +1,7 @@
 """A replica's place taken by a small process: REST on 8080, gRPC on 7070 and `/ready` on 8083, without a model or Java.
 
 The response depends on the model that a request names: `slow-N` comes after N seconds, those of ERRORS give
-TorchServe's own errors, any other name is answered at once with the name of this host.
+TorchServe's own errors, `traceparent` is that header, any other name is answered at once with the name of this host.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class Rest(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.rfile.read(int(self.headers.get("content-length") or 0))
         model = self.path.split("/")[2] if self.path.count("/") > 1 else ""
-        if model in ERRORS:
+        if model == "traceparent":
+            self.respond(200, self.headers.get(model, "").encode())
+        elif model in ERRORS:
             status, kind, message, _, _ = ERRORS[model]
             self.respond(status, json.dumps({"code": status, "type": kind, "message": message}).encode())
         else:
@@ -117,7 +119,7 @@ def predict(request: bytes, context: grpc.ServicerContext) -> bytes:
     if model in ERRORS:
         *_, code, details = ERRORS[model]
         context.abort(code, details)
-    said = answer(model)
+    said = dict(context.invocation_metadata()).get(model, "").encode() if model == "traceparent" else answer(model)
     return b"\x0a" + bytes([len(said)]) + said  # PredictionResponse.prediction, shorter than 128 bytes.
 
 

@@ -21,6 +21,7 @@ import httpx
 import pytest
 from convscope._wire.inference_pb2 import PredictionResponse, PredictionsRequest
 
+from tests.collector import SERVER, collecting
 from tests.docker.stack import ROOT, Stack, replace, wait_until
 from tests.docker.standin import METHOD
 
@@ -82,7 +83,13 @@ class Gateway(Stack):
             return client.request(method, f"https://localhost:{self.port}{path}", headers=headers, **options)
 
     def rpc(
-        self, model: str, *, timeout_s: float = 60, key: str | None = None, method: str = METHOD
+        self,
+        model: str,
+        *,
+        timeout_s: float = 60,
+        key: str | None = None,
+        method: str = METHOD,
+        metadata: tuple[tuple[str, str], ...] = (),
     ) -> PredictionResponse:
         """Send one gRPC request."""
         credentials = grpc.ssl_channel_credentials(self.ca_file.read_bytes())
@@ -91,7 +98,8 @@ class Gateway(Stack):
             f"localhost:{self.port}", credentials, options=[("grpc.enable_retries", 0)]
         ) as channel:
             call = channel.unary_unary(method, PredictionsRequest.SerializeToString, PredictionResponse.FromString)
-            response: PredictionResponse = call(request, timeout=timeout_s, metadata=(("x-api-key", key or self.key),))
+            metadata = (("x-api-key", key or self.key), *metadata)
+            response: PredictionResponse = call(request, timeout=timeout_s, metadata=metadata)
             return response
 
     def rpc_status(self, model: str, **options: Any) -> tuple[str, str]:
@@ -541,3 +549,75 @@ def test_a_new_description_is_served_without_a_restart(gateway: Gateway) -> None
     finally:
         replace(path, text)
     wait_until(lambda: gateway.rest("/openapi.json").text == text, 20)
+
+
+PARENT = "00f067aa0ba902b7"
+
+
+def traceparent(trace: str, flags: str = "01") -> str:
+    return f"00-{trace * 32}-{PARENT}-{flags}"
+
+
+def ask_for_traceparents(gateway: Gateway, given: str) -> list[str]:
+    """Return what a replica gets over REST and over gRPC."""
+    over_rest = gateway.rest("/predictions/traceparent", headers={"traceparent": given}).text
+    return [over_rest, gateway.rpc("traceparent", metadata=(("traceparent", given),)).prediction.decode()]
+
+
+def envoys_command(gateway: Gateway) -> list[str]:
+    words = "tr '\\0' '\\n' <$file 2>/dev/null"
+    script = f"for file in /proc/[0-9]*/cmdline; do {words} | grep -q '^envoy$' && {words}; done"
+    _, *arguments = gateway.compose("exec", "-T", "gateway", "bash", "-c", script).splitlines()
+    return arguments
+
+
+def test_without_a_collector_a_trace_context_passes_and_envoy_starts_as_ever(gateway: Gateway) -> None:
+    assert ask_for_traceparents(gateway, traceparent("a")) == [traceparent("a")] * 2
+    command = json.loads(gateway.compose("config", "--format", "json"))["services"]["gateway"]["command"]
+    assert envoys_command(gateway) == [word.replace("$$", "$") for word in command]
+
+
+def test_with_a_collector_the_gateway_has_spans_and_is_the_replicas_parent(gateway: Gateway) -> None:
+    network = f"{gateway.environment['COMPOSE_PROJECT_NAME']}_door"
+    here = gateway.docker("network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", network).strip()
+    with collecting("0.0.0.0") as collector:
+        port = collector.endpoint.rpartition(":")[2]
+        gateway.environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://{here}:{port}"
+        try:
+            assert gateway.start_gateway().returncode == 0
+            wait_until(lambda: gateway.balanced() == 3, 30)
+            unsampled = ask_for_traceparents(gateway, traceparent("b", "00"))
+            received = ask_for_traceparents(gateway, traceparent("c"))
+            gateway.reconfigure("http.yaml", "server_name: convscope", "server_name: changed")
+            wait_until(lambda: gateway.rest("/predictions/any").headers["server"] == "changed", 20)
+            assert gateway.make("check-config").returncode == 0
+            wait_until(lambda: len(collector.of("c" * 32)) == 4, 30)
+        finally:
+            del gateway.environment["OTEL_EXPORTER_OTLP_ENDPOINT"]
+            gateway.reconfigure("http.yaml", "server_name: changed", "server_name: convscope")
+            assert gateway.start_gateway().returncode == 0
+            wait_until(lambda: gateway.balanced() == 3, 30)
+    assert [one[:36] + one[52:] for one in unsampled] == [traceparent("b", "00").replace(PARENT, "")] * 2
+    assert not collector.of("b" * 32)
+    spans = {span.id: span for span in collector.of("c" * 32)}
+    for context in received:
+        _, trace, span, flags = context.split("-")
+        assert (trace, flags) == ("c" * 32, "01")
+        outer = spans[spans[span].parent]
+        assert (outer.parent, outer.kind) == (PARENT, SERVER)
+        assert outer.began <= spans[span].began <= spans[span].ended <= outer.ended
+        assert outer.resource["service.name"] == "convscope-gateway"
+        assert "?" not in str(outer.attributes)
+    assert "traceparent" in {span.attributes.get("convscope.model") for span in spans.values()}
+
+
+def test_a_collector_that_cannot_be_named_so_keeps_the_gateway_from_starting(gateway: Gateway) -> None:
+    gateway.environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = "collector:4317"
+    try:
+        assert gateway.start_gateway().returncode
+        assert [line for line in gateway.log() if "OTEL_EXPORTER_OTLP_ENDPOINT must be" in line.get("message", "")]
+        ended = gateway.make("check-config")
+        assert (ended.returncode != 0, "OTEL_EXPORTER_OTLP_ENDPOINT must be" in ended.stdout) == (True, True)
+    finally:
+        del gateway.environment["OTEL_EXPORTER_OTLP_ENDPOINT"]
+        assert gateway.start_gateway().returncode == 0

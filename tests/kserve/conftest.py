@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -65,7 +66,7 @@ class Host(NamedTuple):
 
 
 @contextmanager
-def serving(store: Path, work: Path, *options: str) -> Iterator[Host]:
+def serving(store: Path, work: Path, *options: str, environment: dict[str, str] | None = None) -> Iterator[Host]:
     """Run `python -m server.kserve` on free ports; it is ready, and is told to stop at the end."""
     log = work / "log"
     command = [sys.executable, "-m", "server.kserve", "--model-store", str(store), "--work-dir", str(work), *options]
@@ -74,7 +75,14 @@ def serving(store: Path, work: Path, *options: str) -> Iterator[Host]:
         command += ["--workers", "1"]
     with (
         log.open("w") as file,
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True) as process,
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | (environment or {}),
+            stdout=subprocess.PIPE,
+            stderr=file,
+            text=True,
+        ) as process,
     ):
         try:
             assert process.stdout is not None

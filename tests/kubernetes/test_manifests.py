@@ -39,6 +39,7 @@ COMBINED = {
     "image volume": ("monitoring", "archives-image"),
     "autoscaling": ("monitoring", "autoscaling"),
     "keda": ("monitoring", "keda"),
+    "tracing": ("tracing",),
 }
 # The oldest Kubernetes that docs/kubernetes.md promises, and of the one component that asks for more.
 OLDEST = {"image volume": "1.33.0"}

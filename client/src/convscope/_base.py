@@ -15,7 +15,13 @@ from convscope._exceptions import BadImage, ConnectError, ConvscopeError
 from convscope._explanation import Explanation
 from convscope._pictures import Picture, encode_pictures, is_one_picture
 from convscope._prediction import Prediction
-from convscope._request import build_explain_options, build_options, check_model, validate_or_create_request_id
+from convscope._request import (
+    build_explain_options,
+    build_options,
+    check_model,
+    set_trace_context,
+    validate_or_create_request_id,
+)
 from convscope._retries import Attempts, RetryBudget
 from convscope._server_errors import closed_error
 
@@ -101,13 +107,14 @@ class BaseClient:
         return CallContext(model, version, deadline_s, validate_or_create_request_id(request_id), timing)
 
     def _new_request(self, model: str, options: Mapping[str, Any]) -> tuple[CallContext, PredictRequest]:
-        """Check the options of `predict`, and build a request without pictures.
+        """Check the options of `predict`, and build a request without pictures, in the caller's trace.
 
         With metrics enabled the request always asks for its timing.
         """
         rest = dict(options)
         named = {name: rest.pop(name) for name in ("version", "deadline_s", "request_id") if name in rest}
-        template = build_options(**rest)
+        trace = [rest.pop(name, None) for name in ("traceparent", "tracestate")]
+        template = set_trace_context(build_options(**rest), *trace)
         call = self._new_call(model, **named, timing=template.timing)
         template.timing = template.timing or self._metrics is not None
         return call, template

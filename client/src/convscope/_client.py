@@ -133,6 +133,10 @@ class Client(BaseClient):
             timing (bool): Whether to measure where the time goes, see `Prediction.timing`; False by default.
             request_id (str | None): Id of the request in the logs of the gateway and the server: 1 to 64 letters,
                 digits, `.`, `_` and `-`; None, the default, to create one. Retries keep it.
+            traceparent (str | None): W3C Trace Context to send the request in, such as that of a request that the
+                caller is answering; a malformed one is ignored. None, the default, for that of the current span if
+                the program uses OpenTelemetry, else for none.
+            tracestate (str | None): What goes with `traceparent`.
 
         Returns:
             A prediction for one picture; a list in the same order for several. In a list, a failed picture holds its
@@ -223,7 +227,8 @@ class Client(BaseClient):
         Args:
             pictures: As in `predict`.
             model: Name of the model.
-            **options: See below; `version`, `top_k`, `deadline_s`, `timing` and `request_id` as in `predict`.
+            **options: See below; `version`, `top_k`, `deadline_s`, `timing`, `request_id`, `traceparent` and
+                `tracestate` as in `predict`.
 
         Keyword Args:
             method (Method): `"grad_cam"`, the default, `"cam"` (for networks that end in an average and one linear

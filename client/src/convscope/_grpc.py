@@ -30,7 +30,7 @@ from convscope._exceptions import (
     ServerError,
 )
 from convscope._reply import parse_reply
-from convscope._request import API_KEY_HEADER, MAX_MESSAGE_BYTES, REQUEST_ID_HEADER, USER_AGENT
+from convscope._request import API_KEY_HEADER, MAX_MESSAGE_BYTES, REQUEST_ID_HEADER, USER_AGENT, trace_headers
 from convscope._server_errors import (
     MESSAGES,
     closed_error,
@@ -107,7 +107,7 @@ class _BaseGrpcTransport:
 
     def _metadata(self, request: PredictRequest) -> tuple[tuple[str, str], ...]:
         """Return the metadata of a request."""
-        return (*self._key, (REQUEST_ID_HEADER, request.request_id))
+        return (*self._key, (REQUEST_ID_HEADER, request.request_id), *trace_headers(request).items())
 
     def _connect(self, grpc_module: Any) -> tuple[Any, Any]:
         """Create a channel of `grpc` or of `grpc.aio`, and its method `Predictions`."""

@@ -21,6 +21,8 @@ class PredictManyOptions(TypedDict, total=False):
     channels: Channels | None
     deadline_s: float | None
     timing: bool
+    traceparent: str | None
+    tracestate: str | None
 
 
 class PredictOptions(PredictManyOptions, total=False):
@@ -44,4 +46,6 @@ class ExplainOptions(TypedDict, total=False):
     map_dtype: MapDtype
     deadline_s: float | None
     timing: bool
+    traceparent: str | None
+    tracestate: str | None
     request_id: str | None

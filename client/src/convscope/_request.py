@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 from uuid import uuid4
 
 from convscope._exceptions import ImageTooLarge
@@ -19,6 +21,10 @@ _MAP_DTYPES: dict[str, Dtype] = {"float32": FLOAT32, "float16": FLOAT16, "uint8"
 _UINT32_MAX = 2**32 - 1
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")  # As accepted by TorchServe's archiver and our launcher.
+# W3C Trace Context, section 3.2: ids are not zero, the version is not ff, and later versions may append fields.
+_IDS = r"-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+_TRACEPARENT = re.compile(rf"00{_IDS}|(?!ff|00)[0-9a-f]{{2}}{_IDS}(-[ -~]*)?")
+_TRACESTATE = re.compile(r"[ -~]{0,512}")
 
 
 def check_model(model: str, version: str | None) -> None:
@@ -155,7 +161,7 @@ def build_explain_options(
 
 def build_card_request(request_id: str) -> PredictRequest:
     """Build the request for a model card."""
-    return PredictRequest(describe=True, request_id=request_id)
+    return set_trace_context(PredictRequest(describe=True, request_id=request_id))
 
 
 def build_filters_request(layer: str, request_id: str) -> PredictRequest:
@@ -176,7 +182,46 @@ def build_filters_request(layer: str, request_id: str) -> PredictRequest:
         raise TypeError(f"layer must be a str, not {layer!r}")
     if not layer:
         raise ValueError("layer must not be empty")
-    return PredictRequest(filters=layer, request_id=request_id)
+    return set_trace_context(PredictRequest(filters=layer, request_id=request_id))
+
+
+def set_trace_context(
+    request: PredictRequest, traceparent: str | None = None, tracestate: str | None = None
+) -> PredictRequest:
+    """Set the W3C Trace Context of a request.
+
+    Args:
+        request: The request.
+        traceparent: The caller's own; a malformed one is ignored. None for that of the current span, if the caller uses
+            OpenTelemetry.
+        tracestate: What goes with it.
+
+    Returns:
+        The same request.
+
+    Raises:
+        TypeError: One of them is not a str.
+    """
+    for name, value in (("traceparent", traceparent), ("tracestate", tracestate)):
+        if not isinstance(value, str | None):
+            raise TypeError(f"{name} must be a str or None, not {value!r}")
+    opentelemetry: Any = sys.modules.get("opentelemetry.trace")
+    if traceparent is None and hasattr(opentelemetry, "get_current_span"):  # Not while it is being imported.
+        span = opentelemetry.get_current_span().get_span_context()
+        if span.is_valid:
+            ids = f"{opentelemetry.format_trace_id(span.trace_id)}-{opentelemetry.format_span_id(span.span_id)}"
+            traceparent, tracestate = f"00-{ids}-{span.trace_flags:02x}", span.trace_state.to_header()
+    if traceparent is not None and _TRACEPARENT.fullmatch(traceparent):
+        request.traceparent = traceparent
+        if tracestate and _TRACESTATE.fullmatch(tracestate):
+            request.tracestate = tracestate
+    return request
+
+
+def trace_headers(request: PredictRequest) -> dict[str, str]:
+    """Return the headers, or metadata, of the trace context of a request; none if it has none."""
+    values = {"traceparent": request.traceparent, "tracestate": request.tracestate}
+    return {name: value for name, value in values.items() if value}
 
 
 def validate_or_create_request_id(request_id: str | None) -> str:

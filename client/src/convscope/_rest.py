@@ -41,7 +41,7 @@ import httpx
 
 from convscope._exceptions import ConnectError, DeadlineExceeded, ProtocolError, ReplyTooLarge, TransportError
 from convscope._reply import parse_reply
-from convscope._request import API_KEY_HEADER, MAX_MESSAGE_BYTES, REQUEST_ID_HEADER, USER_AGENT
+from convscope._request import API_KEY_HEADER, MAX_MESSAGE_BYTES, REQUEST_ID_HEADER, USER_AGENT, trace_headers
 from convscope._server_errors import MESSAGES, closed_error, connection_error, deadline_error, http_error
 from convscope._urls import ascii_host
 
@@ -133,10 +133,17 @@ class _BaseRestTransport:
         return reply
 
     def _build_http_request(
-        self, body: bytes, content: Any, request_id: str, model: str, version: str | None, extensions: dict[str, Any]
+        self,
+        body: bytes,
+        content: Any,
+        request: PredictRequest,
+        model: str,
+        version: str | None,
+        extensions: dict[str, Any],
     ) -> httpx.Request:
         """Build the HTTP request."""
-        headers = {**self._headers, "content-length": str(len(body)), REQUEST_ID_HEADER: request_id}
+        own = {"content-length": str(len(body)), REQUEST_ID_HEADER: request.request_id}
+        headers = {**self._headers, **own, **trace_headers(request)}
         url = self._endpoint_url(model if version is None else f"{model}/{version}")
         return httpx.Request("POST", url, headers=headers, content=content, extensions=extensions)
 
@@ -163,7 +170,7 @@ class RestTransport(_BaseRestTransport):
         watched = len(body) > WATCHED_UPLOAD_BYTES
         tracker = ConnectionTracker(upload if watched else None, self._sockets)
         extensions = {"timeout": timeouts, "trace": tracker.trace}
-        http_request = self._build_http_request(body, upload or body, request.request_id, model, version, extensions)
+        http_request = self._build_http_request(body, upload or body, request, model, version, extensions)
         client = self._uploads if watched else self._client
         try:
             future = self._threads.submit(
@@ -252,9 +259,7 @@ class AsyncRestTransport(_BaseRestTransport):
                 if upload is not None:
                     upload.watch(info["return_value"])
 
-        http_request = self._build_http_request(
-            body, upload or body, request.request_id, model, version, {"trace": trace}
-        )
+        http_request = self._build_http_request(body, upload or body, request, model, version, {"trace": trace})
         client = self._client if upload is None else self._uploads
         try:
             with map_httpx_exceptions(self._url, deadline_s, new_connections=new_streams):

@@ -56,6 +56,7 @@ class Request:
         timing: Whether the timing is requested.
         request_id: Id of the request.
         deadline_s: Seconds until its deadline.
+        traceparent: W3C Trace Context that it was sent with; empty for none.
     """
 
     method: Literal["predict", "explain", "model_card", "filters"]
@@ -72,6 +73,7 @@ class Request:
     timing: bool
     request_id: str
     deadline_s: float
+    traceparent: str = ""
 
 
 class FakeTransport:
@@ -261,6 +263,7 @@ def _read_request(request: wire.PredictRequest, model: str, version: str | None,
         timing=request.timing,
         request_id=request.request_id,
         deadline_s=deadline_s,
+        traceparent=request.traceparent,
     )
 
 
