@@ -21,6 +21,7 @@ class Settings:
 
     Attributes:
         model_store: Folder that holds the archives.
+        watch_store: Take in what changes in it, unasked.
         models: Models to serve, `name` or `name/version`; empty for every archive there is.
         host: Address that REST, gRPC and metrics listen on.
         rest_port: Port of the REST API; 0 takes a free one.
@@ -74,6 +75,7 @@ class Settings:
     log_requests_s: float
     log_format: str
     require_signature: Path | None
+    watch_store: bool = False
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -120,6 +122,12 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model-store", type=Path, default=Path("model_store"), metavar="DIR", help="folder with the .mar archives")
     add("--models", default="", metavar="A,B", help="models to serve, name or name/version; none named: all there are")
+    add(
+        "--watch-store",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="take in archives that appear or change in the folder while it serves, as `python -m server.reload` does",
+    )
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="address that REST, gRPC and metrics listen on")
     add(
         "--workers",
@@ -221,6 +229,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         log_requests_s=given.log_requests_s,
         log_format=given.log_format,
         require_signature=getattr(given, "require_signature", None),
+        watch_store=getattr(given, "watch_store", False),
     )
 
 

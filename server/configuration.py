@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -97,7 +97,7 @@ class PrivateDirectory:
                 self.jvm_log.touch()  # A folder that was there already may not be ours to write to.
             except OSError as error:
                 raise Failure(f"cannot write to {error.filename}: {error.strerror}") from error
-            if self._for_java and len(os.fsencode(self.management_socket)) > LONGEST_SOCKET_PATH:
+            if len(os.fsencode(self.management_socket)) > LONGEST_SOCKET_PATH:
                 raise Failure(f"the path {self.path} is too long for a socket: choose a shorter one with --work-dir")
             if (
                 self._for_java and os.statvfs(self.path).f_flag & os.ST_NOEXEC
@@ -118,6 +118,11 @@ class PrivateDirectory:
     def management_socket(self) -> Path:
         """TorchServe's management API."""
         return self.path / "management.sock"
+
+    @property
+    def control_socket(self) -> Path:
+        """Where the server is asked to reload (`server.control`)."""
+        return self.path / "control.sock"
 
     @property
     def starting_file(self) -> Path:
@@ -205,8 +210,19 @@ def write_configuration(
     archives: Sequence[Archive],
     gpus: int,
     workers: int,
+    patches: Collection[str] = (),
 ) -> Path:
-    """Write TorchServe's config.properties for this run and return its path; `workers`: of a model, by default."""
+    """Write TorchServe's config.properties for this run and return its path.
+
+    Args:
+        directory: The private directory.
+        settings: What was asked for.
+        listeners: Where to listen.
+        archives: What to load at the start.
+        gpus: How many there are to use.
+        workers: Of a model, by default.
+        patches: Names of the patches of TorchServe that are active: without `reload`, no model can be loaded later.
+    """
     store = settings.model_store.resolve()
     values = {
         "host": listeners.host,
@@ -217,6 +233,7 @@ def write_configuration(
         "grpc_management_port": listeners.grpc_management,
         "model_store_pattern": re.escape(str(store)).replace(",", "."),
         "load_models": ",".join(archive.path.name for archive in archives),
+        "model_api": str("reload" in patches).lower(),
         "workers": settings.workers or workers,
         "gpus": gpus,
         "worker_port": listeners.first_worker,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -113,6 +113,8 @@ class Diagnosis:
         self._torchserve = Follower(directory.torchserve_log)
         self._models = Follower(directory.models_log)
         self._archives = {archive.label: archive for archive in archives}
+        self._ignored: set[str] = set()  # Labels of archives that are being taken away.
+        self._new: deque[Archive] = deque()
         self._said: defaultdict[str, list[str]] = defaultdict(list)
         self._dead: dict[str, float] = {}  # Labels whose worker died, and when we read so (monotonic seconds).
         self._late: set[str] = set()  # Those of them whose worker TorchServe ended, since it did not answer.
@@ -120,6 +122,14 @@ class Diagnosis:
         self._retried: set[str] = set()
         self._memory = memory
         self._kills = memory().kills
+
+    def follow(self, archive: Archive) -> None:
+        """Tell of an archive that is taken in now, but not of what it did before. Any thread may call this."""
+        self._new.append(archive)
+
+    def ignore(self, archive: Archive) -> None:
+        """Tell nothing more of an archive: it is being taken away. Any thread may call this."""
+        self._ignored.add(archive.label)
 
     def read(self) -> News:
         """Read on in the logs.
@@ -144,10 +154,19 @@ class Diagnosis:
                 lines = self._said[record.label]
                 lines.extend([record.text, *record.more])
                 del lines[:-KEPT_LINES]
+        while self._new:
+            archive = self._new.popleft()
+            self._archives[archive.label] = archive
+            for known in (self._dead, self._said, self._exceptions):
+                known.pop(archive.label, None)
+            for labels in (self._late, self._retried, self._ignored):
+                labels.discard(archive.label)
         for label, died in list(self._dead.items()):
             told = label in self._late or label in self._exceptions or find_cause(self._said[label])
             if now - died >= (LAST_WORDS_S if told else SILENCE_S):
-                news.deaths.append(self._conclude(label))
+                death = self._conclude(label)
+                if label not in self._ignored:
+                    news.deaths.append(death)
         return news
 
     def describe_host(self) -> str:

@@ -84,6 +84,17 @@ class Traffic:
             time.sleep(PAUSE_S)
         return False
 
+    def is_idle(self, label: str) -> bool:
+        """Tell whether no worker of an archive is at work and none of its requests waits for one.
+
+        A worker without work waits for the queue, so an idle one says that the queue is empty.
+
+        Args:
+            label: The archive's.
+        """
+        dump = self._dump()
+        return dump is not None and count_busy_workers(dump, label) == 0
+
     def _busy(self) -> bool:
         dump = self._dump()
         return dump is None or count_busy_workers(dump) > 0 or unsent_bytes(self._port) > 0
@@ -103,11 +114,17 @@ class Traffic:
         return None
 
 
-def count_busy_workers(dump: str) -> int:
-    """Count the worker threads of a Java thread dump that are at work on a request."""
+def count_busy_workers(dump: str, label: str | None = None) -> int:
+    """Count the worker threads of a Java thread dump that are at work on a request.
+
+    Args:
+        dump: The thread dump.
+        label: The archive whose workers to count; None for all.
+    """
+    name = re.compile(rf'"W-\d+-{".+" if label is None else re.escape(label)}"')
     stacks = re.split(r"\n(?=\")", dump)
     return sum(
-        stack.startswith('"W-') and RUNNING in stack and IDLE not in stack and CONNECTING not in stack
+        name.match(stack) is not None and RUNNING in stack and IDLE not in stack and CONNECTING not in stack
         for stack in stacks
     )
 

@@ -1,4 +1,4 @@
-"""What the kernel says of this server's memory and disk: control groups of version 2 or 1, and file systems.
+"""What the kernel says of this server's memory and disk: control groups of version 2 or 1, processes, file systems.
 
 A container is a control group. Outside of one the figures are those of the group that the server was started in, a
 systemd session for instance; where there is no group, or no limit, the figure is None.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
+PROCESSES = Path("/proc")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 MEBIBYTE = 1 << 20
 UNLIMITED = 1 << 60  # Version 1 writes "no limit" as the largest number of whole pages.
@@ -79,6 +80,29 @@ def read_disk(path: Path) -> Disk | None:
     return Disk(found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize)
 
 
+def read_process_memory(process: int, processes: Path = PROCESSES) -> int:
+    """Return the bytes that a process shares with no file; 0 where nobody says.
+
+    Args:
+        process: Its id.
+        processes: The kernel's folder of processes.
+    """
+    return _read_memory_table(processes / str(process) / "status").get("RssAnon", 0)
+
+
+def read_free_memory(memory: Memory, table: Path = PROCESSES / "meminfo") -> int | None:
+    """Return the bytes that can still be used: by the control group, and by the machine; None where nobody says.
+
+    Args:
+        memory: From `read_memory`.
+        table: The kernel's table of the machine's memory.
+    """
+    free = [_read_memory_table(table).get("MemAvailable")]
+    if memory.limit is not None and memory.used is not None:
+        free.append(max(0, memory.limit - memory.used))
+    return min((amount for amount in free if amount is not None), default=None)
+
+
 def describe_host(folder: Path, memory: Memory) -> str:
     """Describe memory and disks in a few words, for a line of the log.
 
@@ -119,3 +143,12 @@ def _read_table(path: Path) -> dict[str, int]:
         return {row[0]: int(row[1]) for row in rows if len(row) == 2}
     except (OSError, ValueError):
         return {}
+
+
+def _read_memory_table(path: Path) -> dict[str, int]:
+    """Read a table of amounts in kB, in bytes."""
+    try:
+        rows = [line.split() for line in path.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if len(row) == 3 and row[2] == "kB"}

@@ -16,6 +16,7 @@ from server.announcement import Facts, describe_listeners, list_listeners
 from server.arguments import Settings
 from server.children import describe_ending
 from server.configuration import Listeners, PrivateDirectory
+from server.control import Control, Reloader
 from server.diagnosis import Death, Diagnosis, News, explain_java
 from server.draining import Traffic
 from server.exporter_process import Exporter
@@ -27,6 +28,7 @@ from server.models import Archive, describe_trust, find_archives, take_in
 from server.process import JavaProcess, build_command, find_torchserve
 from server.reporting import Reporter, write
 from server.startup import Readiness
+from server.versions import Versions
 from server.warming import WarmUp
 from server.watch import Watch
 from server.worker_log import Relay
@@ -86,7 +88,7 @@ class Launcher:
             host = ports.resolve_host(settings.host)
             HealthServer(ports.listen(host, settings.ready_port, "--ready-port"), self._health)
         signers = settings.require_signature
-        self._archives, rejected = find_archives(settings.model_store, settings.models, signers)
+        self._archives, rejected, self._files = find_archives(settings.model_store, settings.models, signers)
         for sentence in describe_trust(self._archives, signers):
             self._say(sentence)
         self._unproven: list[Archive] = []  # Not answered yet; TorchServe goes on trying.
@@ -103,6 +105,7 @@ class Launcher:
             try:
                 self._archives = take_in(self._archives, directory.copies, signers)
                 self._settings = replace(settings, model_store=self._archives[0].path.parent)
+                self._asked = settings
                 self._serve(java, home)
             except Failure as failure:
                 logs = directory.last_lines()
@@ -135,15 +138,21 @@ class Launcher:
         workers = sum(
             configuration.count_workers(archive, settings, self._default_workers) for archive in self._archives
         )
-        file = configuration.write_configuration(
-            directory, settings, self._listeners, self._archives, self._gpus, self._default_workers
-        )
         own = dict(os.environ)
         environment = configuration.worker_environment(directory, settings, workers, self._cores, own)
         self._patches = patches.apply(home, directory.classes) if settings.patch else []
         why = "TorchServe is another than the patch was written for" if settings.patch else "--no-patches"
         for patch in (patch for patch in patches.PATCHES if patch not in self._patches):
             self._say(f"TorchServe runs without the {patch.name} patch ({why}): {patch.without}", level="warning")
+        file = configuration.write_configuration(
+            directory,
+            settings,
+            self._listeners,
+            self._archives,
+            self._gpus,
+            self._default_workers,
+            [patch.name for patch in self._patches],
+        )
         command = build_command(java, home, directory, file, settings)
         self._diagnosis = Diagnosis(directory, self._archives)
         self._relay = Relay(self._reporter.relay, partial(self._tell_rest, directory.models_log, "worker"))
@@ -180,9 +189,16 @@ class Launcher:
                 self._unproven,
             )
             self._health.watch = watch
-            self._announce(java)
-            self._watch(process, watch)
+            versions = self._manage(process, watch)
+            reloader = Reloader(versions, self._asked, self._reporter)
+            control = Control(reloader, self._directory, self._asked, self._files)
+            try:
+                self._announce(java)
+                self._watch(process, watch, versions)
+            finally:
+                control.close()
             watch.stop()
+            self._archives = versions.served()
             self._drain(process)
         finally:
             process.kill()
@@ -190,6 +206,21 @@ class Launcher:
             self._relay.pass_on(self._diagnosis.read().complaints, time.monotonic())
             self._relay.close()
             self._warnings.close()
+
+    def _manage(self, process: JavaProcess, watch: Watch) -> Versions:
+        settings, listeners, directory = self._settings, self._listeners, self._directory
+        return Versions(
+            settings,
+            listeners,
+            directory,
+            self._default_workers,
+            [*self._archives, *self._unproven],
+            self._health.rejected,
+            watch,
+            self._diagnosis,
+            Traffic(process, directory, listeners, ()),
+            is_patched="reload" in [patch.name for patch in self._patches],
+        )
 
     def _announce(self, java: Java) -> None:
         facts = Facts(
@@ -274,6 +305,10 @@ class Launcher:
             self._unproven.append(archive)
         else:
             management.scale(archive, 0)
+        for other in self._archives:  # Or callers who name no version would be given this one.
+            if other.name == archive.name:
+                Management(self._directory.management_socket).set_default(other)
+                break
 
     def _reject(self, name: str, why: str) -> None:
         self._health.rejected[name] = why
@@ -283,7 +318,7 @@ class Launcher:
         states = management.describe_all(self._archives)
         return states is not None and all(state.loaded >= state.workers for state in states)
 
-    def _watch(self, process: JavaProcess, watch: Watch) -> None:
+    def _watch(self, process: JavaProcess, watch: Watch, versions: Versions) -> None:
         """Serve until a signal comes.
 
         Raises:
@@ -291,8 +326,9 @@ class Launcher:
         """
         while not self._signals.stop():
             for death in self._check(process, starting=False).deaths:
-                watch.count_death(death)
-                self._report(death)
+                if not versions.is_loading(death):
+                    watch.count_death(death)
+                    self._report(death)
             for level, sentence in watch.news():
                 self._say(sentence, level=level)
             if watch.failure:

@@ -1,10 +1,11 @@
-"""TorchServe's management API, over its unix socket: describe the models, scale their workers."""
+"""TorchServe's management API, over its unix socket: describe, scale, register and unregister models."""
 
 from __future__ import annotations
 
 import http.client
 import json
 import socket
+import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,12 @@ class Worker(NamedTuple):
     Attributes:
         pid: Its process, or the last one it had; -1 before the first.
         ready: TorchServe believes that it has loaded the model and runs.
+        slot: TorchServe's number for it, which is in the names of its metrics files (`handlers.ops.metrics`).
     """
 
     pid: int
     ready: bool
+    slot: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,9 @@ class Management:
         return ModelState(
             workers=model["minWorkers"],
             most=model["maxWorkers"],
-            found=tuple(Worker(worker["pid"], worker["status"] == "READY") for worker in model["workers"]),
+            found=tuple(
+                Worker(worker["pid"], worker["status"] == "READY", worker.get("id", "")) for worker in model["workers"]
+            ),
             pending=model["jobQueueStatus"]["pendingRequests"],
             batch_delay_s=model["maxBatchDelay"] / 1000,
         )
@@ -104,6 +109,33 @@ class Management:
         scale = f"min_worker={workers}&max_worker={workers if most is None else most}"
         return self._ask("PUT", f"/models/{archive.full_name}?{scale}") is not None
 
+    def register(self, folder: Path, workers: int) -> str | None:
+        """Register an unpacked archive; `describe` tells when its workers are there.
+
+        TorchServe gets a folder and not the file: it would unpack that in a thread that requests need, and delete
+        a file that is named by a URL when the model is unregistered.
+
+        Args:
+            folder: Where it is unpacked.
+            workers: How many, unless the archive says.
+
+        Returns:
+            Why TorchServe does not take it; None if it does.
+        """
+        asked = urllib.parse.urlencode({"url": folder, "initial_workers": workers, "synchronous": "false"})
+        return self._tell("POST", f"/models?{asked}")
+
+    def unregister(self, archive: Archive) -> str | None:
+        """Have TorchServe answer no more requests for a version than it has; return why it does not, or None.
+
+        Patched (`server.patches`, reload), TorchServe leaves the workers to what they have; without, it kills them.
+        """
+        return self._tell("DELETE", f"/models/{archive.full_name}")
+
+    def set_default(self, archive: Archive) -> str | None:
+        """Give a version to callers who name none; return why TorchServe does not, or None."""
+        return self._tell("PUT", f"/models/{archive.full_name}/set-default")
+
     def describe_all(self, archives: Sequence[Archive]) -> list[ModelState] | None:
         """Describe several models; None if any of them is not described."""
         states = []
@@ -115,7 +147,22 @@ class Management:
 
     def _ask(self, method: str, path: str) -> Any:
         try:
-            status, body = fetch(UnixConnection(self._path, self._timeout_s), path, self._timeout_s, method=method)
+            status, body = self._fetch(method, path)
             return json.loads(body) if status < 300 else None
         except (OSError, ValueError):
             return None
+
+    def _tell(self, method: str, path: str) -> str | None:
+        try:
+            status, body = self._fetch(method, path)
+        except OSError as error:
+            return f"its management API does not answer ({error})"
+        if status < 300:
+            return None
+        try:
+            return str(json.loads(body)["message"])
+        except (ValueError, KeyError, TypeError):
+            return f"its management API answers {status}"
+
+    def _fetch(self, method: str, path: str) -> tuple[int, bytes]:
+        return fetch(UnixConnection(self._path, self._timeout_s), path, self._timeout_s, method=method)

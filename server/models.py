@@ -7,6 +7,8 @@ What makes an archive one to trust is in `trust`.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import lzma
 import re
@@ -27,6 +29,9 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 TIMEOUT_S = 120  # What TorchServe gives a worker where the archive does not say.
 
 
+Files = dict[str, tuple[int, int, int]]
+
+
 @dataclass(frozen=True)
 class Archive:
     """One archive, as its manifest describes it.
@@ -39,6 +44,8 @@ class Archive:
         modules: Top-level Python modules and packages inside the archive.
         response_timeout_s: Seconds a worker may take for a batch until TorchServe ends it.
         startup_timeout_s: Seconds it may take to load.
+        fingerprint: Tells it from an archive of other contents: a digest of its members' names, sizes and checksums.
+        unpacked_bytes: Sizes of its members, added up.
         has_digests: Whether it holds a list of its members' digests, which were checked.
     """
 
@@ -49,6 +56,8 @@ class Archive:
     modules: frozenset[str]
     response_timeout_s: int = TIMEOUT_S
     startup_timeout_s: int = TIMEOUT_S
+    fingerprint: str = ""
+    unpacked_bytes: int = 0
     has_digests: bool = False
 
     @property
@@ -73,19 +82,22 @@ class Found(NamedTuple):
     Attributes:
         archives: Those to serve, the newest version of a model first.
         rejected: Why others cannot be served, by the file's name without `.mar`.
+        files: What `look` saw of the store just before.
     """
 
     archives: list[Archive]
     rejected: dict[str, str]
+    files: Files
 
 
-def find_archives(store: Path, wanted: Sequence[str] = (), signers: Path | None = None) -> Found:
+def find_archives(store: Path, wanted: Sequence[str] = (), signers: Path | None = None, *, least: int = 1) -> Found:
     """Find the archives to serve.
 
     Args:
         store: Folder with `.mar` files.
         wanted: Names (`name`, every version, or `name/version`); empty for all.
         signers: File of the keys of which one must have signed an archive; None to take unsigned ones too.
+        least: 0 to find nothing without an error.
 
     Raises:
         UsageFailure: No such folder, no archives in it, no archive of that name, or a file of keys that holds none.
@@ -93,8 +105,9 @@ def find_archives(store: Path, wanted: Sequence[str] = (), signers: Path | None 
     """
     if not store.is_dir():
         raise UsageFailure(f"there is no model store {store}: name a folder of .mar archives with --model-store")
+    seen = look(store)
     files = sorted(path for path in store.iterdir() if path.suffix == ".mar" and path.is_file())
-    if not files:
+    if least and not files:
         raise UsageFailure(f"the model store {store} holds no .mar archives: build one with `python -m archiver`")
     keys = None if signers is None else trust.read_keys(signers)
     archives: list[Archive] = []
@@ -106,7 +119,7 @@ def find_archives(store: Path, wanted: Sequence[str] = (), signers: Path | None 
             broken[path.stem] = str(failure)
     known = {name for archive in archives for name in (archive.name, archive.full_name)}
     unknown = [name for name in wanted if name not in known]
-    if unknown and not broken:
+    if least and unknown and not broken:
         there = ", ".join(sorted({archive.name for archive in archives}))
         raise UsageFailure(f"no model {', '.join(unknown)} in {store}; there are: {there}")
     # A broken archive might be the one that was asked for; where all that were named are good, it does not matter.
@@ -115,10 +128,20 @@ def find_archives(store: Path, wanted: Sequence[str] = (), signers: Path | None 
     chosen = [archive for archive in archives if not wanted or {archive.name, archive.full_name} & set(wanted)]
     rejected = missing | rejected | _find_twins(chosen)
     chosen = [archive for archive in chosen if archive.path.stem not in rejected]
-    if not chosen:
+    if least and not chosen:
         raise Failure("\n".join(dict.fromkeys(rejected.values())))
     chosen.sort(key=lambda archive: _version_key(archive.version), reverse=True)
-    return Found(sorted(chosen, key=lambda archive: archive.name), rejected)
+    return Found(sorted(chosen, key=lambda archive: archive.name), rejected, seen)
+
+
+def look(store: Path) -> Files:
+    """Return what tells the archives of a store from others, without reading them: by name, time, size and number."""
+    seen = {}
+    for path in store.glob("*.mar"):
+        with contextlib.suppress(OSError):  # It has just gone.
+            status = path.stat()
+            seen[path.name] = (status.st_mtime_ns, status.st_size, status.st_ino)
+    return seen
 
 
 def read_archive(path: Path, keys: trust.Keys | None = None) -> Archive:
@@ -138,6 +161,8 @@ def read_archive(path: Path, keys: trust.Keys | None = None) -> Archive:
         with zipfile.ZipFile(path) as archive:
             has_digests = trust.check_members(archive, path.name)
             members = archive.namelist()
+            fingerprint = take_fingerprint(archive)
+            unpacked_bytes = sum(entry.file_size for entry in archive.infolist())
             manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))
             model = manifest["model"]
             name, version = str(model["modelName"]), str(model.get("modelVersion", "1.0"))
@@ -169,6 +194,8 @@ def read_archive(path: Path, keys: trust.Keys | None = None) -> Archive:
         modules,
         config.get("responseTimeout", TIMEOUT_S),
         config.get("startupTimeout", TIMEOUT_S),
+        fingerprint,
+        unpacked_bytes,
         has_digests,
     )
 
@@ -212,6 +239,12 @@ def describe_trust(archives: Sequence[Archive], signers: Path | None) -> list[st
     return said
 
 
+def take_fingerprint(archive: zipfile.ZipFile) -> str:
+    """Return what tells an archive from one with other contents, whatever the order and the times of its members."""
+    contents = sorted((entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist())
+    return hashlib.sha256(repr(contents).encode()).hexdigest()
+
+
 def _read_config(document: bytes) -> dict[str, int]:
     """Return the numbers of a model-config.yaml that TorchServe would heed."""
     config = yaml.safe_load(document)
@@ -237,3 +270,59 @@ def _version_key(version: str) -> list[tuple[int, int | str]]:
     """Return a key that puts 1.10 after 1.9."""
     parts = re.findall(r"\d+|[^\d.]+", version)
     return [(1, int(part)) if part.isdecimal() else (0, part) for part in parts]
+
+
+class Change(NamedTuple):
+    """What is to be done so that a model is served as its store holds it now.
+
+    Attributes:
+        name: The model's name.
+        new: Versions to take in.
+        gone: Versions to take away once the new ones serve.
+        served: What is served then, the newest version first: callers get it who name none.
+    """
+
+    name: str
+    new: list[Archive]
+    gone: list[Archive]
+    served: list[Archive]
+
+
+def find_changes(served: Sequence[Archive], found: Found) -> tuple[list[Change], dict[str, str]]:
+    """Compare what is served with what the store holds.
+
+    A model of which the store holds nothing any more stays as it is, and so does a version whose file cannot be read.
+
+    Args:
+        served: What is served now.
+        found: What the store holds.
+
+    Returns:
+        What is to be done, and why nothing is done with other files, by their names without `.mar`.
+    """
+    changes, conflicts = [], {}
+    for name in dict.fromkeys(archive.name for archive in found.archives):
+        there = [archive for archive in found.archives if archive.name == name]
+        before = {archive.version: archive for archive in served if archive.name == name}
+        other = [
+            archive
+            for archive in there
+            if archive.version in before and archive.fingerprint != before[archive.version].fingerprint
+        ]
+        for archive in other:
+            conflicts[archive.path.stem] = (
+                f"archive {archive.path.name}: version {archive.version} of {name} is served already, with other "
+                "contents: build the archive with a version of its own"
+            )
+        versions = {archive.version for archive in there}
+        new = [archive for archive in there if archive.version not in before]
+        gone = [
+            archive
+            for archive in before.values()
+            if archive.version not in versions and archive.path.stem not in found.rejected
+        ]
+        if (new or gone) and not other:
+            kept = [archive for archive in before.values() if archive not in gone]
+            then = sorted([*kept, *new], key=lambda archive: _version_key(archive.version), reverse=True)
+            changes.append(Change(name, new, gone, then))
+    return changes, conflicts

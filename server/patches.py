@@ -1,4 +1,4 @@
-"""Patches seven classes of TorchServe 0.12, a few bytes each; upstream is archived and will not fix them.
+"""Patches nine classes of TorchServe 0.12, a few bytes each; upstream is archived and will not fix them.
 
 **safety**: one caller must not stop a worker. TorchServe answers a batch from the worker's own thread, and an exception
 from answering one caller ends that thread. Where other callers of the batch were answered already, a second exception
@@ -32,7 +32,15 @@ ready.
 500, which a gateway sends again and counts against the service, with a traceback in the log. Patched, any exception
 while a REST request is read is answered with 400; a worker's own failures do not pass this place.
 
-Patched classes lie in the private directory and go before the jar on the class path. Each of the three patches is
+**reload**: a version is replaced without losing a request (`server.versions`).
+
+* Unregistered, a version's workers are killed, and what they were at and what waited for them is never answered.
+  Patched, TorchServe forgets the version and leaves the workers, their queue and their files alone, and does not start
+  a worker again of which none is wanted any more: the launcher ends them when they have nothing to do.
+* Loading and unloading models can be switched off only for all. Patched, it stays off for the gRPC twin of the
+  management API, which any program of this machine can reach. Without this patch it is off for all.
+
+Patched classes lie in the private directory and go before the jar on the class path. Each of the four patches is
 applied whole or not at all: only if every class that it changes is exactly the one it was written for. `--no-patches`
 applies none. The launcher says which are active; `server.watch` restarts what hangs without them.
 
@@ -57,7 +65,7 @@ class Edit:
 
     Attributes:
         before: What stands in the class.
-        after: What to put there instead: as many bytes, unless it is constants, which carry their own lengths.
+        after: What to put there instead: as many bytes, unless it is constants or a method, with lengths of their own.
         times: How often `before` occurs; all of them are replaced.
     """
 
@@ -231,6 +239,43 @@ PATCHES = (
             ),
         ),
     ),
+    Patch(
+        "reload",
+        "no archive is taken in while the server serves (python -m server.reload)",
+        (
+            # In unregisterModel, model.setMaxWorkers(0) and model.getModelArchive().clean() go; setMinWorkers(0) stays.
+            # With none wanted and as many allowed as there are, modelChanged forgets the workers and ends none.
+            # aload 5, iconst_0, invokevirtual; aload 5, invokevirtual, invokevirtual.
+            Change(
+                "org/pytorch/serve/wlm/ModelManager.class",
+                "c32ec7d1b524cc3992b068659874274c0611c2472dfe94eaadcabdc14a5c51bf",
+                (
+                    Edit(bytes.fromhex("1905 03 b6022b 1905 03 b6022e"), bytes.fromhex("1905 03 b6022b" + 6 * "00")),
+                    Edit(bytes.fromhex("1905 b6017c b6023c"), bytes.fromhex(8 * "00")),
+                ),
+            ),
+            # getMaxRetryTimeoutInMill returns maxRetryTimeoutInMill * (-minWorkers >>> 31), so 0 where no worker is
+            # wanted. Length, stack, locals and length of the code, and the code: aload_0, getfield, aload_0, getfield,
+            # ineg, bipush 31, iushr, i2l, lmul, lreturn.
+            Change(
+                "org/pytorch/serve/wlm/Model.class",
+                "7c5523f1fe77fe79aa32665469e17725e70518692abcf4987989ef72f10d4cff",
+                (
+                    Edit(
+                        bytes.fromhex("0000002f 0002 0001 00000005 2a b40009 ad"),
+                        bytes.fromhex("00000039 0004 0001 0000000f 2a b40009 2a b40171 74 101f 7c 85 69 ad"),
+                    ),
+                ),
+            ),
+            # In registerModel and unregisterModel, configManager.isModelApiEnabled() becomes false: aload_0, getfield,
+            # invokevirtual, ifne become aload_0, getfield, pop, iconst_0, nop, ifne.
+            Change(
+                "org/pytorch/serve/grpcimpl/ManagementImpl.class",
+                "1bf8432f89c3108f0cd47ae0b1eb1f65ce807279f302b34b7697885c32a193ac",
+                (Edit(bytes.fromhex("2a b4000d b600a1 9a"), bytes.fromhex("2a b4000d 570300 9a"), times=2),),
+            ),
+        ),
+    ),
 )
 
 
@@ -250,10 +295,13 @@ def apply(home: Path, folder: Path) -> list[Patch]:
             change: jar.read(change.member) for patch in PATCHES for change in patch.changes if change.member in members
         }
     applied = [patch for patch in PATCHES if all(_known(change, found.get(change)) for change in patch.changes)]
+    patched: dict[str, bytes] = {}  # Two patches may change the same class.
     for change in (change for patch in applied for change in patch.changes):
-        path = folder / change.member
+        patched[change.member] = change.make(patched.get(change.member, found[change]))
+    for member, content in patched.items():
+        path = folder / member
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(change.make(found[change]))
+        path.write_bytes(content)
     return applied
 
 

@@ -41,7 +41,7 @@ class ServerMetrics(Collector):
     """Asks TorchServe and the driver at every scrape; what does not answer in time is left out.
 
     Args:
-        models: The models served; of several versions the first is the one callers get who name none.
+        models: The models served until the watch publishes others; of several versions the first is the default.
         metrics_port: Port of TorchServe's own metrics, on 127.0.0.1.
         management_socket: TorchServe's management API.
         drain_file: The file that exists while the server drains.
@@ -106,13 +106,17 @@ class ServerMetrics(Collector):
         if states is not None:
             yield from _state_families(states, published["models"])
         if counters is not None:
-            yield from self._counter_families(counters)
+            yield from self._counter_families(counters, published)
         yield from gpu_families(self._gpus.answer(deadline) or [])
+
+    def _served(self, published: dict[str, Any]) -> list[Model]:
+        """Return the models served now, the default version of each first; without those that cannot be loaded."""
+        models = [(name, version) for name, _, version in (model.partition("/") for model in published["models"])]
+        return models or list(self._models)
 
     def _describe(self) -> dict[Model, ModelState]:
         states = {}
-        watched = read_published(self._watch_file)["models"]  # Without those that cannot be loaded, once that is known.
-        for model in (model for model in self._models if not watched or "/".join(model) in watched):
+        for model in self._served(read_published(self._watch_file)):
             state = self._management.describe(*model)
             if state is None:
                 raise OSError(f"TorchServe does not describe {model[0]} {model[1]}")
@@ -120,18 +124,9 @@ class ServerMetrics(Collector):
         return states
 
     def _read_counters(self) -> Samples:
-        connection = http.client.HTTPConnection("127.0.0.1", self._metrics_port)
-        status, body = fetch(connection, "/metrics", FETCH_TIMEOUT_S)
-        if status != 200:
-            raise OSError(f"TorchServe's metrics answered {status}")
-        families = text_string_to_metric_families(body.decode())
-        samples = [sample for family in families for sample in family.samples]
-        # The parser gives every counter the suffix that TorchServe gives only some.
-        return {
-            (sample.name.removesuffix("_total"), frozenset(sample.labels.items())): sample.value for sample in samples
-        }
+        return read_counters(self._metrics_port)
 
-    def _counter_families(self, counters: Samples) -> Iterable[Metric]:
+    def _counter_families(self, counters: Samples, published: dict[str, Any]) -> Iterable[Metric]:
         requests = CounterMetricFamily(
             "convscope_torchserve_requests",
             "Requests that TorchServe took over REST and gRPC, model cards and those that reached no worker included.",
@@ -142,8 +137,9 @@ class ServerMetrics(Collector):
             "Time that requests over REST waited for a worker, added up once they are answered. REST only.",
             labels=["model", "version"],
         )
-        requested, waited = self._by_model(counters, REQUESTS), self._by_model(counters, WAITED)
-        for model in self._models:
+        models, defaults = self._served(published), published["defaults"]
+        requested, waited = (_by_model(counters, name, models, defaults) for name in (REQUESTS, WAITED))
+        for model in models:
             requests.add_metric(model, requested[model])
             waits.add_metric(model, waited[model] / 1e6)
         responses = CounterMetricFamily(
@@ -155,20 +151,61 @@ class ServerMetrics(Collector):
             responses.add_metric([status], sum(value for (sample, _), value in counters.items() if sample == name))
         return requests, waits, responses
 
-    def _by_model(self, counters: Samples, name: str) -> dict[Model, float]:
-        """Add up a counter of TorchServe for each model served."""
-        totals = dict.fromkeys(self._models, 0.0)
-        for (sample, labels), value in counters.items():
-            if sample == name:
-                told = dict(labels)
-                model = self._served(told.get("model_name", ""), told.get("model_version", ""))
-                if model is not None:
-                    totals[model] += value
-        return totals
 
-    def _served(self, name: str, version: str) -> Model | None:
-        matches = (model for model in self._models if model[0] == name and version in (model[1], "default"))
-        return next(matches, None)
+def read_counters(port: int) -> Samples:
+    """Read TorchServe's own metrics.
+
+    Args:
+        port: Where they are, on 127.0.0.1.
+
+    Raises:
+        OSError: They are not answered in time.
+    """
+    status, body = fetch(http.client.HTTPConnection("127.0.0.1", port), "/metrics", FETCH_TIMEOUT_S)
+    if status != 200:
+        raise OSError(f"TorchServe's metrics answered {status}")
+    families = text_string_to_metric_families(body.decode())
+    samples = [sample for family in families for sample in family.samples]
+    # The parser gives every counter the suffix that TorchServe gives only some.
+    return {(sample.name.removesuffix("_total"), frozenset(sample.labels.items())): sample.value for sample in samples}
+
+
+def count_unnamed(counters: Samples, counter: str, name: str) -> float:
+    """Return what TorchServe has counted for callers of a model who named no version."""
+    return sum(
+        value
+        for (sample, labels), value in counters.items()
+        if sample == counter and {("model_name", name), ("model_version", "default")} <= labels
+    )
+
+
+def _by_model(
+    counters: Samples, counter: str, models: Sequence[Model], defaults: dict[str, dict[str, dict[str, float]]]
+) -> dict[Model, float]:
+    """Add up a counter of TorchServe for each model served.
+
+    Args:
+        counters: TorchServe's.
+        counter: Name of the one.
+        models: Those served, the default version of each first.
+        defaults: What was counted without a version while other versions were the default: by model, version, counter.
+    """
+    totals = dict.fromkeys(models, 0.0)
+    for (sample, labels), value in counters.items():
+        told = dict(labels)
+        model = (told.get("model_name", ""), told.get("model_version", ""))
+        if sample == counter and model in totals:
+            totals[model] += value
+    for name in dict.fromkeys(name for name, _ in models):
+        first = next(model for model in models if model[0] == name)
+        totals[first] += count_unnamed(counters, counter, name)
+        for version, counts in defaults.get(name, {}).items():
+            count = counts.get(counter, 0.0)
+            totals[first] -= count
+            if (name, version) in totals:
+                totals[name, version] += count
+        totals[first] = max(totals[first], 0.0)  # The counters were read a moment before the watch's file.
+    return totals
 
 
 def _watch_families(published: dict[str, Any]) -> Iterable[Metric]:

@@ -51,7 +51,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +118,49 @@ class Watch:
         self._stopped = threading.Event()
         self._news: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self._java = _Java(listeners, java, self._stopped, self)
-        self._models = [
-            _Model(listeners, archive, Management(directory.management_socket), interval_s, self._stopped, self, proven)
-            for proven, some in ((True, archives), (False, unproven))
-            for archive in some
+        self._listeners, self._interval_s = listeners, interval_s
+        self._models: list[_Model] = []
+        self._defaults: dict[str, dict[str, dict[str, float]]] = {}
+        self._deaths: dict[str, dict[str, int]] = {}
+        self._set_models(
+            [
+                self._watch(archive, proven=proven)
+                for proven, some in ((True, archives), (False, unproven))
+                for archive in some
+            ]
+        )
+        self._java_thread = threading.Thread(target=self._java.run, daemon=True)
+        self._java_thread.start()
+
+    def serve(self, archives: Sequence[Archive]) -> None:
+        """Watch these archives from now on; those that are new have answered their card.
+
+        Args:
+            archives: All of them; of several versions of a model the first is the one that callers get who name none.
+        """
+        watched = {model.archive: model for model in self._models}
+        models = [
+            watched.pop(archive) if archive in watched else self._watch(archive, proven=True) for archive in archives
         ]
-        self._deaths = {model.name: dict.fromkeys(CAUSES, 0) for model in self._models}
-        self.publish()
-        runs = [self._java.run, *(model.run for model in self._models)]
-        self._threads = [threading.Thread(target=run, daemon=True) for run in runs]
-        for thread in self._threads:
-            thread.start()
+        self._set_models(models)
+        self._end(watched.values())
+
+    def note_default(self, archive: Archive, counts: Mapping[str, float]) -> None:
+        """Publish what TorchServe counted for callers who named no version while this one was the default.
+
+        Args:
+            archive: The version.
+            counts: By the names of TorchServe's counters, without what was counted before that version's time.
+        """
+        versions = {version: dict(known) for version, known in self._defaults.get(archive.name, {}).items()}
+        known = versions.setdefault(archive.version, {})
+        for name, count in counts.items():
+            known[name] = known.get(name, 0.0) + count
+        self._defaults = {**self._defaults, archive.name: versions}
+
+    def counted(self, name: str, counter: str) -> float:
+        """Return what `note_default` was told of a model's versions, added up."""
+        return sum(counts.get(counter, 0.0) for counts in self._defaults.get(name, {}).values())
 
     def news(self) -> list[tuple[str, str]]:
         """Return what has happened since the last call: a level (`info`, `error`) and a sentence each."""
@@ -160,7 +192,7 @@ class Watch:
 
     def count_death(self, death: Death) -> None:
         """Count a worker that ended unplanned."""
-        if death.model in self._deaths:
+        if death.model is not None and death.model in self._deaths:
             self._deaths[death.model][death.cause] += 1
             self.publish()
 
@@ -172,8 +204,25 @@ class Watch:
     def stop(self) -> None:
         """Ask no more, and restart nothing; a restart that has begun is finished."""
         self._stopped.set()
-        for thread in self._threads:
-            thread.join(2 * TICK_S)
+        self._end(self._models)
+        self._java_thread.join(2 * TICK_S)
+
+    def _watch(self, archive: Archive, *, proven: bool) -> _Model:
+        management = Management(self._directory.management_socket)
+        return _Model(self._listeners, archive, management, self._interval_s, self, proven)
+
+    def _end(self, models: Collection[_Model]) -> None:
+        for model in models:
+            model.stopped.set()
+        for model in models:
+            model.thread.join(2 * TICK_S)
+
+    def _set_models(self, models: list[_Model]) -> None:
+        self._deaths = {model.name: self._deaths.get(model.name) or dict.fromkeys(CAUSES, 0) for model in models}
+        new, self._models = [model for model in models if model not in self._models], models
+        self.publish()
+        for model in new:
+            model.thread.start()
 
     def say(self, sentence: str, level: str = "error") -> None:
         """Add to the news."""
@@ -191,6 +240,7 @@ class Watch:
                 "models": {model.name: model.describe() for model in self._models},
                 "deaths": self._deaths,
                 "rejected": self._rejected,
+                "defaults": self._defaults,
             }
             text = json.dumps(known)
             if text == self._published:
@@ -203,16 +253,17 @@ class Watch:
 
 
 def read_published(file: Path) -> dict[str, Any]:
-    """Return what a watch has published: `ready`, and `models`, `deaths`, `rejected`; all empty before there is any.
+    """Return what a watch has published, the default version of a model first; all of it empty before there is any.
 
     `{"ready": true, "models": {"cifar/1.0": {"answered": true, "restarting": null, "restarts": {"worker_gone": 0}}},
-    "deaths": {"cifar/1.0": {"oom": 0}}, "rejected": {"wide": "archive wide.mar: it is damaged"}}`
+    "deaths": {"cifar/1.0": {"oom": 0}}, "rejected": {"wide": "archive wide.mar: it is damaged"},
+    "defaults": {"cifar": {"0.9": {"ts_inference_requests": 7.0}}}}`
     """
     try:
         published = json.loads(file.read_text())
     except (OSError, ValueError):
         published = {}
-    return {"ready": False, "models": {}, "deaths": {}, "rejected": {}, **published}
+    return {"ready": False, "models": {}, "deaths": {}, "rejected": {}, "defaults": {}, **published}
 
 
 class _Java:
@@ -271,7 +322,6 @@ class _Model:
         archive: Archive,
         management: Management,
         interval_s: float,
-        stopped: threading.Event,
         watch: Watch,
         proven: bool,
     ) -> None:
@@ -279,10 +329,11 @@ class _Model:
         self.name = archive.full_name
         self.failure: str | None = None
         self._listeners = listeners
-        self._archive = archive
+        self.archive = archive
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self.run, daemon=True)
         self._management = management
         self._interval_s = interval_s
-        self._stopped = stopped
         self._watch = watch
         self._restarts = dict.fromkeys(REASONS, 0)
         self._restarting: str | None = None
@@ -329,14 +380,14 @@ class _Model:
 
     def run(self) -> None:
         """Wait, look and ask until stopped; when it begins, the card has just been answered."""
-        while not self._stopped.is_set():
+        while not self.stopped.is_set():
             try:
                 self._pause()
-                if not self._stopped.is_set():
+                if not self.stopped.is_set():
                     self._ask()
             except Exception as failure:  # A fault of ours here must not end the watching.
                 self._watch.say(f"watching {self.name} failed and goes on: {failure!r}")
-                self._stopped.wait(self._interval_s)
+                self.stopped.wait(self._interval_s)
 
     def _ask(self) -> None:
         """Ask for the card, and note what comes."""
@@ -350,7 +401,7 @@ class _Model:
     def _pause(self) -> None:
         """Wait until the next question is due, with an eye on the workers; where the last card was not good, a tick."""
         due = time.monotonic() + self._interval_s
-        while not self._stopped.wait(min(TICK_S, self._interval_s)):
+        while not self.stopped.wait(min(TICK_S, self._interval_s)):
             self._look()
             if time.monotonic() >= due or not self._answered:
                 return
@@ -358,10 +409,10 @@ class _Model:
     def _await_card(self) -> str | None:
         """Ask for the card, wait for it as long as it takes, and return the verdict; None if it was restarted."""
         self._computed.clear()
-        with _Card(self._listeners, self._archive) as card:
+        with _Card(self._listeners, self.archive) as card:
             self._asked_at = card.asked_at
             restarts = sum(self._restarts.values())
-            while not self._stopped.is_set() and restarts == sum(self._restarts.values()):
+            while not self.stopped.is_set() and restarts == sum(self._restarts.values()):
                 verdict = card.verdict(TICK_S)
                 if verdict is not None:
                     return verdict
@@ -408,7 +459,7 @@ class _Model:
                 self._watch.say(f"{self.name} answers its card again", "info")
             if not self._proven:
                 self._proven = True
-                self._watch.accept(self._archive)
+                self._watch.accept(self.archive)
         elif verdict == "failed" and self._failing_since is None:
             self._failing_since = now
         self._set_answered(answered=verdict == "good")
@@ -428,7 +479,7 @@ class _Model:
         whole = self._processes and all(map(is_alive, self._processes))
         if now < self._look_at or (self._answered and whole):
             return
-        state = self._management.describe(self._archive.name, self._archive.version)
+        state = self._management.describe(self.archive.name, self.archive.version)
         took_s = time.monotonic() - now
         self._look_at = now + took_s + max(LOOK_S, 5 * took_s)
         if state is None:
@@ -450,7 +501,7 @@ class _Model:
         if not self._processes:
             self._die(now)
         if state.workers < self._wanted[0]:  # A restart that broke off half-way.
-            self._management.scale(self._archive, *self._wanted)
+            self._management.scale(self.archive, *self._wanted)
         elif now >= self._restart_at and (reason := self._find_reason(state, now)):
             self._restart(reason, self._wanted, now)
 
@@ -470,7 +521,7 @@ class _Model:
 
     def _find_reason(self, state: ModelState, now: float) -> str | None:
         quiet_s = now - self._changed_at
-        archive = self._archive
+        archive = self.archive
         if quiet_s >= GONE_S and any(worker.ready and not is_alive(worker.pid) for worker in state.found):
             return "worker_gone"
         if quiet_s >= GIVEN_UP_S and not any(is_alive(worker.pid) for worker in state.found):
@@ -488,9 +539,9 @@ class _Model:
         if self._in_a_row >= MOST_RESTARTS and reason in ("worker_gone", "no_answer"):
             self.failure = f"{self.name} was restarted {MOST_RESTARTS} times and still {REASONS[reason]}"
             return
-        if not self._management.scale(self._archive, 0, 0):
+        if not self._management.scale(self.archive, 0, 0):
             return  # Tried again at the next look.
-        self._management.scale(self._archive, *wanted)
+        self._management.scale(self.archive, *wanted)
         self._in_a_row += 1
         self._restarts[reason] += 1
         self._restarting, self._answered = reason, False

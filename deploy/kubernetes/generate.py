@@ -1,9 +1,9 @@
-"""Writes what the Prometheus operator reads, from the configuration that Compose's Prometheus reads.
+"""Writes what the Prometheus operator reads, and KServe, from what Compose's Prometheus and our own pods read.
 
     python deploy/kubernetes/generate.py
 
-Change deploy/prometheus and run this; never change `components/monitoring/monitors.yaml` and `rules.yaml`. A test holds
-them together.
+Change deploy/prometheus or base/replicas.yaml and run this; never change `monitors.yaml` and `rules.yaml` in
+`components/monitoring`, or `runtime.yaml` and `service.yaml` in `overlays/kserve`. A test holds them together.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from typing import Any
 import yaml
 
 PROMETHEUS = Path(__file__).parents[1] / "prometheus"
-MONITORING = Path(__file__).parent / "components/monitoring"
-HEAD = "# Made by deploy/kubernetes/generate.py from deploy/prometheus: change that.\n"
+KUBERNETES = Path(__file__).parent
+REPLICAS = KUBERNETES / "base/replicas.yaml"
+HEAD = "# Made by deploy/kubernetes/generate.py from {}: change that.\n"
 OURS = {"app.kubernetes.io/name": "convscope"}
 # The services that watch are the cluster's own, with the labels and ports that the Prometheus operator gives them.
 WATCHING = {"alertmanager": "web", "prometheus": "web"}
+# Those of `python -m server.kserve`; KServe's Service leads to the first.
+PORTS = {"http": 8085, "grpc": 8086}
 
 
 def monitor(job: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -69,16 +72,94 @@ def camel(name: str) -> str:
     return re.sub(r"_(\w)", lambda match: match[1].upper(), name)
 
 
+def serving_runtime(deployment: dict[str, Any], settings: dict[str, str]) -> dict[str, Any]:
+    """Return KServe's runtime for the second host (`python -m server.kserve`).
+
+    Args:
+        deployment: That of our own replicas: its options, resources, restrictions and patience are the runtime's.
+        settings: Of the base, which the options name.
+    """
+    pod = deployment["spec"]["template"]["spec"]
+    [ours] = pod["containers"]
+    ready = {**ours["startupProbe"], "httpGet": {"path": "/v2/health/ready", "port": "http"}}
+    container = {
+        "name": "kserve-container",  # So KServe wants it.
+        "image": ours["image"].replace("/torchserve:", "/kserve:"),
+        "args": ["--model-store=/mnt/models", *ours["args"]],  # Where KServe puts what storageUri names.
+        "env": [{"name": name, "value": value} for name, value in settings.items() if ")" in " ".join(ours["args"])],
+        "ports": [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in PORTS.items()],
+        "startupProbe": ready,
+        "readinessProbe": {**ours["readinessProbe"], "httpGet": ready["httpGet"]},
+        "volumeMounts": [mount for mount in ours["volumeMounts"] if mount["name"] == "tmp"],
+        "resources": ours["resources"],
+        # A runtime says nothing of its pods: what theirs says is said here too.
+        "securityContext": {**pod["securityContext"], **ours["securityContext"]},
+    }
+    spec = {
+        "annotations": {"prometheus.kserve.io/port": str(PORTS["http"]), "prometheus.kserve.io/path": "/metrics"},
+        "supportedModelFormats": [{"name": "convscope", "version": "1", "autoSelect": True}],
+        "protocolVersions": ["v2", "grpc-v2"],
+        "containers": [container],
+        "tolerations": pod["tolerations"],
+        "volumes": [volume for volume in pod["volumes"] if volume["name"] == "tmp"],
+    }
+    metadata = {"name": "convscope", "labels": OURS}
+    return {
+        "apiVersion": "serving.kserve.io/v1alpha1",
+        "kind": "ClusterServingRuntime",
+        "metadata": metadata,
+        "spec": spec,
+    }
+
+
+def inference_service(deployment: dict[str, Any]) -> dict[str, Any]:
+    """Return KServe's service of the archives in the claim `archives`; argument as above."""
+    pod = deployment["spec"]["template"]["spec"]
+    predictor = {
+        "minReplicas": deployment["spec"]["replicas"],
+        **{
+            key: pod[key]
+            for key in ("automountServiceAccountToken", "enableServiceLinks", "terminationGracePeriodSeconds")
+        },
+        "securityContext": pod["securityContext"],
+        "model": {
+            "modelFormat": {"name": "convscope"},
+            "runtime": "convscope",
+            "protocolVersion": "v2",
+            "storageUri": "pvc://archives",
+        },
+    }
+    metadata = {
+        "name": "convscope",
+        "namespace": "convscope",
+        "labels": OURS,
+        # Deployments: its pods drain as ours do. Before KServe 0.16 its name was RawDeployment.
+        "annotations": {"serving.kserve.io/deploymentMode": "Standard"},
+    }
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": metadata,
+        "spec": {"predictor": predictor},
+    }
+
+
 def make() -> dict[str, str]:
-    """Return the content of each file by its name."""
+    """Return the content of each file by its path in this folder."""
     configuration = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
     defaults = configuration["global"]
     rules = sorted(path for pattern in configuration["rule_files"] for path in PROMETHEUS.glob(pattern))
+    deployment = next(one for one in yaml.safe_load_all(REPLICAS.read_text()) if one["kind"] == "Deployment")
+    [generator] = yaml.safe_load((REPLICAS.parent / "kustomization.yaml").read_text())["configMapGenerator"]
+    settings = dict(literal.split("=", 1) for literal in generator["literals"])
     made = {
-        "monitors.yaml": [monitor(job, defaults) for job in configuration["scrape_configs"]],
-        "rules.yaml": [rule(path, defaults) for path in rules],
+        "components/monitoring/monitors.yaml": [monitor(job, defaults) for job in configuration["scrape_configs"]],
+        "components/monitoring/rules.yaml": [rule(path, defaults) for path in rules],
+        "overlays/kserve/runtime.yaml": [serving_runtime(deployment, settings)],
+        "overlays/kserve/service.yaml": [inference_service(deployment)],
     }
-    return {name: HEAD + dump(resources) for name, resources in made.items()}
+    sources = {"components": "deploy/prometheus", "overlays": "base/replicas.yaml"}
+    return {path: HEAD.format(sources[path.split("/")[0]]) + dump(resources) for path, resources in made.items()}
 
 
 def dump(resources: list[dict[str, Any]]) -> str:
@@ -100,4 +181,4 @@ _Dumper.add_representer(
 
 if __name__ == "__main__":
     for file, content in make().items():
-        (MONITORING / file).write_text(content, encoding="utf-8")
+        (KUBERNETES / file).write_text(content, encoding="utf-8")

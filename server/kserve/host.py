@@ -12,21 +12,26 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any
 
 import uvicorn
 
 from server import ports
 from server.arguments import MEGABYTE
 from server.configuration import PrivateDirectory, flush_s
+from server.control import Control, Reloader
+from server.failures import Failure
 from server.kserve import rest, rpc
 from server.kserve.arguments import Asked
 from server.kserve.models import Models
-from server.models import Found, take_in
+from server.models import Archive, Files, Found
 from server.reporting import Reporter, write
 
 MOST_CONNECTIONS = 1024  # Idle ones too; on further ones requests get 503.
+PAUSE_S = 0.1  # Between two looks at what the event loop does.
 KEEP_ALIVE_S = 65  # Longer than proxies keep an idle connection.
 
 
@@ -46,11 +51,10 @@ def run(asked: Asked, found: Found, reporter: Reporter) -> bool:
     """
     settings = asked.settings
     with PrivateDirectory(settings.work_dir, None, for_java=False) as directory:
-        archives = take_in(found.archives, directory.copies, settings.require_signature)
-        models = Models(archives, directory, asked, reporter)
+        models = Models(found.archives, directory, asked, reporter)
         models.rejected |= found.rejected
         try:
-            asyncio.run(_serve(asked, models, reporter))
+            asyncio.run(_serve(asked, models, found.files, reporter))
         except asyncio.CancelledError:
             return not directory.drain_file.exists()
     return True
@@ -65,7 +69,7 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
-async def _serve(asked: Asked, models: Models, reporter: Reporter) -> None:
+async def _serve(asked: Asked, models: Models, files: Files, reporter: Reporter) -> None:
     started, settings = time.monotonic(), asked.settings
     host = ports.resolve_host(settings.host)
     http_port = ports.claim_port(host, settings.rest_port, "--http-port")
@@ -80,8 +84,10 @@ async def _serve(asked: Asked, models: Models, reporter: Reporter) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    control: Control | None = None
     try:
         await models.start()
+        reloader = Reloader(Versions(models, asyncio.get_running_loop()), settings, reporter)
         most_bytes, timeout_s = settings.max_request_mb * MEGABYTE, asked.timeout_s
         app = rest.build_app(models, max_request_bytes=most_bytes, timeout_s=timeout_s)
         config = uvicorn.Config(
@@ -108,17 +114,70 @@ async def _serve(asked: Asked, models: Models, reporter: Reporter) -> None:
         serving = asyncio.create_task(http.serve())
         while not http.started and not serving.done():
             await asyncio.sleep(0.01)
+        control = Control(reloader, models.directory, settings, files)
         _announce(models, ports.reachable(host), http_port, grpc_port, time.monotonic() - started)
         ready.set()
         await asyncio.wait({serving, asyncio.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
         models.directory.drain_file.touch()
+        await asyncio.to_thread(control.close)
+        control = None
         reporter.say(f"stopping: requests in flight get {settings.drain_s:g} s; again stops at once")
         await asyncio.sleep(settings.unready_s)
         http.should_exit = True
         await asyncio.gather(serving, grpc.stop(settings.drain_s))
         await asyncio.sleep(flush_s(os.environ))
     finally:
+        if control is not None:
+            await asyncio.to_thread(control.close)
         await models.stop()
+
+
+class Versions:
+    """Has the models changed by a thread of its own; implements `control.Host`.
+
+    Args:
+        models: The models served.
+        loop: Where they live.
+    """
+
+    why_not: str | None = None
+
+    def __init__(self, models: Models, loop: asyncio.AbstractEventLoop) -> None:
+        self.rejected, self.stopping = models.rejected, threading.Event()
+        self._models, self._loop = models, loop
+
+    def served(self) -> list[Archive]:
+        """Return the archives served, of several versions of a model the newest first."""
+        return [model.archive for model in self._models.all()]
+
+    def take_in(self, archive: Archive) -> None:
+        """Load an archive and wait until it has responded with its card.
+
+        Raises:
+            Failure: It does not; nothing is left of it.
+        """
+        self._run(self._models.take_in(archive))
+
+    def serve(self, archives: Sequence[Archive]) -> None:
+        """Serve these: of several versions of a model, callers who name none get the first."""
+
+        async def serve() -> None:
+            self._models.serve(archives)
+
+        self._run(serve())
+
+    def retire(self, archive: Archive) -> None:
+        """End the workers of an archive once they have responded to all that was asked of them."""
+        self._run(self._models.retire(archive))
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        running = asyncio.run_coroutine_threadsafe(work, self._loop)
+        while True:
+            try:
+                return running.result(PAUSE_S)
+            except TimeoutError:
+                if self.stopping.is_set() and running.cancel():
+                    raise Failure("the server is stopping") from None
 
 
 def _announce(models: Models, host: str, http_port: int, grpc_port: int, seconds: float) -> None:

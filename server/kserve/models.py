@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
 import time
 import uuid
-import zipfile
 from collections import deque
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from handlers.wire import convscope_pb2 as wire
 from server import devices
 from server.children import describe_ending
 from server.configuration import PrivateDirectory, count_workers, default_workers, worker_environment
+from server.control import check_room, unpack
 from server.failures import Failure
 from server.kserve import tensors
 from server.kserve.arguments import Asked
@@ -42,6 +44,7 @@ READY_S = 10.0  # A model that takes longer for its card is not ready.
 ENDING_S = 0.5  # From a worker's closed connection to its end.
 CAUSES = ("late", "killed", "crash", "error")  # Of a worker's death, as on the TorchServe host.
 FATAL = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+PAUSE_S = 0.05  # Between two looks at who uses a model.
 LONGEST_PAUSE_S = 60.0  # Between two starts of a worker that does not come up again.
 
 T = TypeVar("T")
@@ -169,7 +172,9 @@ class Model:
 
     Args:
         archive: The archive.
+        folder: Where it is unpacked.
         commands: For each worker the command that starts it.
+        slots: For each worker its number, which is in the names of its metrics files.
         environment: Of the workers.
         asked: What the server was asked to do.
         reporter: Is told what happens to workers.
@@ -177,23 +182,34 @@ class Model:
     Attributes:
         archive: The archive.
         card: The model card; there once a worker has started.
-        live: Workers that are up.
+        users: Requests that have it in hand, from the moment that they found it.
+        folder, slots: As given.
         deaths: Workers that have ended unasked, by cause.
     """
 
     def __init__(
         self,
         archive: Archive,
+        folder: Path,
         commands: Sequence[Sequence[str]],
+        slots: Sequence[int],
         environment: Mapping[str, str],
         asked: Asked,
         reporter: Reporter,
     ) -> None:
-        self.archive, self.card, self.live, self.deaths = archive, wire.ModelCard(), 0, dict.fromkeys(CAUSES, 0)
-        self._commands, self._environment, self._asked, self._say = commands, environment, asked, reporter.say
+        self.archive, self.card, self.deaths = archive, wire.ModelCard(), dict.fromkeys(CAUSES, 0)
+        self._commands, self._asked, self._say = commands, asked, reporter.say
+        self._environment = {**environment, "PYTHONPATH": str(folder)}
+        self.users, self.folder, self.slots = 0, folder, slots
         self._waiting: deque[Request] = deque()
         self._arrival = asyncio.Condition()
         self._tasks: list[asyncio.Task[None]] = []
+        self._workers: list[Worker] = []
+
+    @property
+    def live(self) -> int:
+        """Workers that are up."""
+        return len(self._workers)
 
     @property
     def waiting(self) -> int:
@@ -246,15 +262,26 @@ class Model:
         if len(self._waiting) >= MOST_WAITING:
             raise Rejected("overloaded", f"{MOST_WAITING} requests wait for {self.archive.name} already; try later")
         request = Request(parameters, headers, asyncio.get_running_loop().create_future())
+        self.users += 1
         self._waiting.append(request)
         try:
             async with self._arrival:
                 self._arrival.notify_all()  # A worker that is about to end may be among them.
             return await request.reply
         finally:
+            self.users -= 1
             request.reply.cancel()
             with contextlib.suppress(ValueError):  # A worker has taken it.
                 self._waiting.remove(request)
+
+    async def wait_until_unused(self) -> None:
+        """Wait until no request has it in hand; `timeout_s` ends each of them."""
+        while self.users:
+            await asyncio.sleep(PAUSE_S)
+
+    def processes(self) -> list[int]:
+        """Return the process ids of its workers that are up."""
+        return [worker.process.pid for worker in self._workers]
 
     async def describe(self) -> wire.ModelCard:
         """Return the model card after one real forward pass: readiness.
@@ -291,11 +318,11 @@ class Model:
             if not loaded.done():
                 loaded.set_result(None)
             pause_s = 1.0
-            self.live += 1
+            self._workers.append(worker)
             try:
                 cause, why = await self._use(worker)
             finally:
-                self.live -= 1
+                self._workers.remove(worker)
                 await worker.end()
             self.deaths[cause] += 1
             self._say(f"Worker died: {self.archive.full_name}: {why}; it is started again", level="error")
@@ -355,26 +382,15 @@ class Models:
     def __init__(
         self, archives: Sequence[Archive], directory: PrivateDirectory, asked: Asked, reporter: Reporter
     ) -> None:
-        settings, gpus = asked.settings, devices.count_gpus(asked.settings.device)
+        settings, self._gpus = asked.settings, devices.count_gpus(asked.settings.device)
         cores = devices.count_cores()
-        default = default_workers(len(archives), gpus, cores)
-        counts = [count_workers(archive, settings, default) for archive in archives]
-        environment = worker_environment(directory, settings, sum(counts), cores, os.environ)
+        self._default_workers = default_workers(len(archives), self._gpus, cores)
+        workers = sum(count_workers(archive, settings, self._default_workers) for archive in archives)
+        self._environment = worker_environment(directory, settings, workers, cores, os.environ)
         self.directory, self.rejected, self.started = directory, dict[str, str](), time.time()
-        self._say, self._models, slot = reporter.say, list[Model](), 0
-        for archive, count in zip(archives, counts, strict=True):
-            folder = directory.path / "archives" / archive.full_name
-            with zipfile.ZipFile(archive.path) as file:
-                file.extractall(folder)
-            commands = []
-            for _ in range(count):
-                gpu = ("--gpu", str(slot % gpus)) if gpus else ()
-                # -P: this repository's own modules are not on the path, the archive's folder is.
-                command = (sys.executable, "-P", str(WORKER), "--port", str(slot), "--archive", str(folder), *gpu)
-                commands.append(command)
-                slot += 1
-            own = {**environment, "PYTHONPATH": str(folder)}
-            self._models.append(Model(archive, commands, own, asked, reporter))
+        self._asked, self._reporter, self._say = asked, reporter, reporter.say
+        self._slots, self._folders, self._leftovers = itertools.count(), itertools.count(1), list[Path]()
+        self._archives, self._models, self._loaded = archives, list[Model](), dict[Archive, Model]()
 
     @property
     def is_draining(self) -> bool:
@@ -392,20 +408,80 @@ class Models:
         Raises:
             Failure: None starts.
         """
-        results = await asyncio.gather(*(model.start() for model in self._models), return_exceptions=True)
-        for model, result in zip(self._models, results, strict=True):
+        results = await asyncio.gather(*map(self._load, self._archives), return_exceptions=True)
+        for archive, result in zip(self._archives, results, strict=True):
             if isinstance(result, Failure):
-                self.rejected[model.archive.path.stem] = why = f"archive {model.archive.path.name}: {result}"
-                self._say(f"Archive rejected: {why}", level="error")
+                self.rejected[archive.path.stem] = str(result)
+                self._say(f"Archive rejected: {result}", level="error")
             elif isinstance(result, BaseException):
                 raise result
-        self._models = [model for model in self._models if model.archive.path.stem not in self.rejected]
+        self.serve([archive for archive in self._archives if archive in self._loaded])
         if not self._models:
             raise Failure("no archive can be served")
 
     async def stop(self) -> None:
         """End all workers."""
-        await asyncio.gather(*(model.stop() for model in self._models))
+        await asyncio.gather(*(model.stop() for model in self._loaded.values()))
+
+    async def take_in(self, archive: Archive) -> None:
+        """Load an archive beside those that are served.
+
+        Raises:
+            Failure: It cannot be loaded, or there is no room; nothing is left of it.
+        """
+        for path in self._leftovers:  # Metrics of those that went the last time: by now they have been scraped.
+            path.unlink(missing_ok=True)
+        self._leftovers = []
+        check_room(
+            archive,
+            count_workers(archive, self._asked.settings, self._default_workers),
+            (process for model in self._models for process in model.processes()),
+            (process for model in self._models if model.archive.name == archive.name for process in model.processes()),
+            self.directory.path,
+        )
+        await self._load(archive)
+
+    def serve(self, archives: Sequence[Archive]) -> None:
+        """Serve these, all of which are loaded: of several versions, callers who name none get the first."""
+        self._models = [self._loaded[archive] for archive in archives]
+
+    async def retire(self, archive: Archive) -> None:
+        """End the workers of an archive that is no longer served, once nobody has it in hand."""
+        model = self._loaded[archive]
+        await model.wait_until_unused()
+        await model.stop()
+        del self._loaded[archive]
+        self._remove(model)
+
+    async def _load(self, archive: Archive) -> None:
+        """Unpack an archive and start its workers.
+
+        Raises:
+            Failure: It cannot be unpacked, a worker cannot load it, or it does not respond with its card.
+        """
+        folder = self.directory.path / "archives" / f"{next(self._folders)}-{archive.name}-{archive.version}"
+        await asyncio.to_thread(unpack, archive, folder, self._asked.settings.require_signature)
+        commands, slots = [], []
+        for _ in range(count_workers(archive, self._asked.settings, self._default_workers)):
+            slots.append(slot := next(self._slots))
+            gpu = ("--gpu", str(slot % self._gpus)) if self._gpus else ()
+            # -P: this repository's own modules are not on the path, the archive's folder is.
+            commands.append((sys.executable, "-P", str(WORKER), "--port", str(slot), "--archive", str(folder), *gpu))
+        model = Model(archive, folder, commands, slots, self._environment, self._asked, self._reporter)
+        try:
+            await model.start()
+        except BaseException as failure:
+            self._remove(model)
+            if isinstance(failure, Failure):
+                raise Failure(f"archive {archive.path.name}: {failure}") from failure
+            raise
+        self._loaded[archive] = model
+
+    def _remove(self, model: Model) -> None:
+        """Remove what a model whose workers have ended leaves behind."""
+        for slot in model.slots:
+            self._leftovers += self.directory.metrics.glob(f"*_slot{slot}.db")
+        shutil.rmtree(model.folder, ignore_errors=True)
 
     def all(self) -> list[Model]:
         """Return every version of every model, the newest of each first."""
@@ -432,6 +508,20 @@ class Models:
             if version in ("", model.archive.version):
                 return model
         raise Rejected("model_not_found", f"Model version: {version[:100]} does not exist for model: {name[:100]}")
+
+    @contextlib.contextmanager
+    def use(self, name: str, version: str = "") -> Iterator[Model]:
+        """Yield one version of a model, the newest unless it is named; until the block is over it is not taken away.
+
+        Raises:
+            Rejected: There is no such model or version.
+        """
+        model = self.get(name, version)
+        model.users += 1
+        try:
+            yield model
+        finally:
+            model.users -= 1
 
     def describe(self, name: str, version: str = "") -> dict[str, Any]:
         """Return the metadata of a model, with the fields of v2.

@@ -71,7 +71,8 @@ def build_app(models: Models, *, max_request_bytes: int, timeout_s: float) -> Fa
         return _json({"name": model, "ready": True})
 
     async def infer(request: Request, model: str, version: str = "") -> Response:
-        return await in_time(timeout_s, respond_with_tensors(request, models.get(model, version)))
+        with models.use(model, version) as served:
+            return await in_time(timeout_s, respond_with_tensors(request, served))
 
     async def respond_with_tensors(request: Request, served: Model) -> Response:
         body = await read_body(request)
@@ -84,7 +85,8 @@ def build_app(models: Models, *, max_request_bytes: int, timeout_s: float) -> Fa
         return await asyncio.to_thread(_write_outputs, ask, reply)
 
     async def predict(request: Request, model: str, version: str = "", rest: str = "") -> Response:
-        return await in_time(timeout_s, respond_by_contract(request, models.get(model, version), rest))
+        with models.use(model, version) as served:
+            return await in_time(timeout_s, respond_by_contract(request, served, rest))
 
     async def respond_by_contract(request: Request, served: Model, rest: str) -> Response:
         if request.url.query:

@@ -95,9 +95,9 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
     @_rejecting("{code}: {message}")
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Respond to pictures with scores and maps."""
-        model = self._models.get(request.model_name, request.model_version)
-        ask = await asyncio.to_thread(tensors.from_grpc, request, model.card)
-        reply = await model.ask(ask.parameters | _trace_context(context), {})
+        with self._models.use(request.model_name, request.model_version) as model:
+            ask = await asyncio.to_thread(tensors.from_grpc, request, model.card)
+            reply = await model.ask(ask.parameters | _trace_context(context), {})
         return await asyncio.to_thread(lambda: tensors.to_grpc(tensors.respond(ask, reply.body, reply.status)))
 
     async def _is_ready(self, models: Any = None) -> bool:

@@ -44,7 +44,8 @@ COMBINED = {
 # The oldest Kubernetes that docs/kubernetes.md promises, and of the one component that asks for more.
 OLDEST = {"image volume": "1.33.0"}
 PAGE = (ROOT / "docs/kubernetes.md").read_text()
-OF_THE_OPERATORS = ("monitoring.coreos.com/", "keda.sh/")  # Kubernetes itself has no schemas of these.
+# Kubernetes itself has no schemas of these. KServe's: tests/kserve/test_kubernetes.py.
+OF_THE_OPERATORS = ("monitoring.coreos.com/", "keda.sh/", "serving.kserve.io/")
 SLOWEST_STOP_S = 10  # Java, workers and exporter, once nothing is in flight.
 
 
@@ -94,9 +95,9 @@ def test_every_dashboard_is_there() -> None:
     assert {folder / name for name in made["files"]} == set(folder.glob("provisioning/dashboards/*.json"))
 
 
-def test_monitors_and_rules_are_what_prometheus_configuration_makes() -> None:
+def test_generated_files_are_what_their_sources_make() -> None:
     for name, text in generate.make().items():
-        written = (KUBERNETES / "components/monitoring" / name).read_text()
+        written = (KUBERNETES / name).read_text()
         assert written == text, f"{name}: run `python deploy/kubernetes/generate.py`"
 
 
@@ -179,7 +180,12 @@ def test_a_container_runs_with_nothing_it_does_not_need(rendered: dict[str, Mani
 
 
 def test_no_resource_is_left_out_of_the_namespace(rendered: dict[str, Manifests]) -> None:
-    for manifests in rendered.values():
+    for name, manifests in rendered.items():
+        if name == "kserve":  # Its runtime belongs to the cluster, and the namespace is applied before.
+            named = {one["kind"]: one["metadata"].get("namespace") for one in manifests.resources}
+            assert named.pop("ClusterServingRuntime") is None
+            assert set(named.values()) == {"convscope"}
+            continue
         [namespace] = manifests.of("Namespace")
         assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
         others = [one for one in manifests.resources if one is not namespace]

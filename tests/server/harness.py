@@ -42,6 +42,11 @@ class Handler:
             pathlib.Path(started).touch()
             time.sleep(float(seconds))
             return b"slept"
+        if verb == "wait":
+            pathlib.Path(argument + ".begun").touch()
+            while not pathlib.Path(argument).exists():
+                time.sleep(0.01)
+            return b"waited"
         if verb == "compute":
             end = time.monotonic() + float(argument)
             while time.monotonic() < end:

@@ -116,7 +116,7 @@ def test_what_cannot_be_read_is_rejected_and_the_rest_is_found(tmp_path):
     damaged.write_bytes(damaged.read_bytes().replace(b"class Handler", b"class Handlxr"))
     (tmp_path / "no.mar").write_bytes(b"not a zip")
     write_archive(tmp_path, "good")
-    archives, rejected = find_archives(tmp_path)
+    archives, rejected, _ = find_archives(tmp_path)
     assert [archive.name for archive in archives] == ["good"]
     assert rejected == {
         "damaged": "archive damaged.mar: it is damaged or no archive at all (Bad CRC-32 for file 'entry.py')",
@@ -127,7 +127,7 @@ def test_what_cannot_be_read_is_rejected_and_the_rest_is_found(tmp_path):
 def test_a_damaged_archive_that_was_named_does_not_keep_the_others_away(tmp_path):
     (tmp_path / "cifar.mar").write_bytes(b"not a zip")
     write_archive(tmp_path, "good")
-    archives, rejected = find_archives(tmp_path, ["cifar", "good", "other/2.0"])
+    archives, rejected, _ = find_archives(tmp_path, ["cifar", "good", "other/2.0"])
     assert [archive.name for archive in archives] == ["good"]
     assert rejected["cifar"].startswith("archive cifar.mar: it is damaged")
     assert rejected["other"] == f"no archive of other/2.0 in {tmp_path} can be read"
@@ -137,7 +137,7 @@ def test_two_archives_with_the_same_model_and_version_are_both_rejected(tmp_path
     write_archive(tmp_path, "cifar", file="one")
     write_archive(tmp_path, "cifar", file="two")
     write_archive(tmp_path, "good")
-    archives, rejected = find_archives(tmp_path)
+    archives, rejected, _ = find_archives(tmp_path)
     assert [archive.name for archive in archives] == ["good"]
     assert sorted(rejected) == ["one", "two"]
 

@@ -19,9 +19,9 @@ def test_the_installed_torchserve_is_changed_where_it_is_meant_to_be_and_nowhere
         original = jar.read(change.member)
     patched = (tmp_path / "classes" / change.member).read_bytes()
     places = []
-    for edit in change.edits:
+    for edit in (edit for other in CHANGES if other.member == change.member for edit in other.edits):
         assert original.count(edit.before) == edit.times
-        assert len(edit.before) == len(edit.after) or edit.after[0] == 1  # A constant.
+        assert len(edit.before) == len(edit.after) or edit.after[0] == 1 or is_longer_method(edit)  # 1: a constant.
         start = -1
         for _ in range(edit.times):
             start = original.index(edit.before, start + 1)
@@ -33,16 +33,27 @@ def test_the_installed_torchserve_is_changed_where_it_is_meant_to_be_and_nowhere
     assert patched == expected + original[at:]
 
 
+def is_longer_method(edit):
+    """Tell whether a method's lengths, of its attribute and of its code, grow by what its code does."""
+    more = len(edit.after) - len(edit.before)
+    lengths = [(int.from_bytes(edit.before[at : at + 4]), int.from_bytes(edit.after[at : at + 4])) for at in (0, 8)]
+    return all(after - before == more for before, after in lengths)
+
+
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.name)
-def test_a_patch_is_left_out_where_a_class_of_it_is_another_and_the_others_are_applied(patch, tmp_path):
+def test_patches_are_left_out_where_a_class_of_theirs_is_another_and_the_others_are_applied(patch, tmp_path):
     home = tmp_path / "home"
     (home / JAR).parent.mkdir(parents=True)
     with zipfile.ZipFile(find_torchserve() / JAR) as known, zipfile.ZipFile(home / JAR, "w") as jar:
-        for change in CHANGES:
-            other = b"\0" if change is patch.changes[0] else b""
-            jar.writestr(change.member, known.read(change.member) + other)
-    assert patches.apply(home, tmp_path / "classes") == [other for other in PATCHES if other is not patch]
-    assert not [change for change in patch.changes if (tmp_path / "classes" / change.member).exists()]
+        for member in sorted({change.member for change in CHANGES}):
+            other = b"\0" if member == patch.changes[0].member else b""
+            jar.writestr(member, known.read(member) + other)
+    left = [one for one in PATCHES if patch.changes[0].member not in [change.member for change in one.changes]]
+    assert patches.apply(home, tmp_path / "classes") == left
+    members = {change.member for one in left for change in one.changes}
+    assert not [
+        change for change in CHANGES if (tmp_path / "classes" / change.member).exists() != (change.member in members)
+    ]
 
 
 def test_a_torchserve_without_the_classes_is_left_alone(tmp_path):

@@ -566,7 +566,8 @@ def test_after_it_is_stopped_nothing_is_asked_or_restarted(work, gone):
 
 
 def test_before_anything_is_published_nothing_is_known(tmp_path):
-    assert read_published(tmp_path / "watch.json") == {"ready": False, "models": {}, "deaths": {}, "rejected": {}}
+    nothing = {"ready": False, "models": {}, "deaths": {}, "rejected": {}, "defaults": {}}
+    assert read_published(tmp_path / "watch.json") == nothing
 
 
 def test_a_process_that_is_stopped_ended_or_unknown_is_not_alive(gone):

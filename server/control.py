@@ -1,0 +1,296 @@
+"""Taking in what the model store holds now, while the server serves: asked for over a unix socket, or by the store.
+
+A new version is registered beside the old one and has to answer its own card. Then callers who name no version get it,
+the old one gets no more requests, finishes those it has, and goes. What cannot be taken in changes nothing.
+
+It knows neither host: each is a `Host`. The socket is in the private directory, which only the server's user can open.
+`server.reload` is the command. It sends a JSON line, `{"models": ["cifar"]}`, or no names for all, and gets JSON lines:
+`{"said": "...", "level": "info"}` as things happen, and at the end `{"status": 0}`, the command's exit status.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import socketserver
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from server.arguments import Settings
+from server.configuration import PrivateDirectory
+from server.failures import Failure, UsageFailure
+from server.host import MEBIBYTE, read_disk, read_free_memory, read_memory, read_process_memory
+from server.models import Archive, Change, Files, Found, find_archives, find_changes, look, take_fingerprint, take_in
+from server.reporting import Reporter
+
+LOOK_S = 2.0  # From one look at the store to the next.
+MOST_BYTES = 65536  # Of a question.
+
+Say = Callable[[str, str], None]  # Gets a line, and `info` or `error`.
+
+
+class Host(Protocol):
+    """What serves archives and can change which.
+
+    Attributes:
+        rejected: Archives of the store that are not served, by their files' names without `.mar`, and why.
+        why_not: Why it cannot change what it serves; None if it can.
+        stopping: Is set when the server stops: `take_in` and `retire` wait no longer.
+    """
+
+    rejected: dict[str, str]
+    why_not: str | None
+    stopping: threading.Event
+
+    def served(self) -> list[Archive]:
+        """Return the archives served, of several versions of a model the newest first."""
+        ...
+
+    def take_in(self, archive: Archive) -> None:
+        """Load an archive beside the others and wait until it has answered its card.
+
+        Raises:
+            Failure: It does not; nothing is left of it.
+        """
+        ...
+
+    def serve(self, archives: Sequence[Archive]) -> None:
+        """Serve these, all of which are loaded: of several versions, callers who name none get the first."""
+        ...
+
+    def retire(self, archive: Archive) -> None:
+        """Take an archive away that `serve` has left out: it gets no more requests and finishes those it has."""
+        ...
+
+
+class Reloader:
+    """Makes a host serve what the store holds.
+
+    Args:
+        host: The host.
+        settings: What the server was asked to do.
+        reporter: Is told what happens, as whoever asks is.
+    """
+
+    def __init__(self, host: Host, settings: Settings, reporter: Reporter) -> None:
+        self._host = host
+        self._settings = settings
+        self._reporter = reporter
+        self._lock = threading.Lock()
+
+    def reload(self, names: Sequence[str], say: Say) -> int:
+        """Take in what the store holds now; return the exit status: 1 if something in it could not be taken in.
+
+        Args:
+            names: Models to look at; empty for all.
+            say: Is told what happens, in lines.
+        """
+        if not self._lock.acquire(blocking=False):
+            say("a reload is under way: try again when it is done", "error")
+            return 1
+        try:
+            return self._reload(names, say)
+        except Failure as failure:
+            self._tell(say, str(failure), level="error")
+            return failure.exit_code
+        finally:
+            self._lock.release()
+
+    def stop(self) -> None:
+        """Begin no other reload, and break off the one that is under way."""
+        self._host.stopping.set()
+        with self._lock:
+            pass
+
+    def _reload(self, names: Sequence[str], say: Say) -> int:
+        if self._host.stopping.is_set():
+            raise Failure("the server is stopping")
+        if self._host.why_not:
+            raise Failure(self._host.why_not)
+        host, store = self._host, self._settings.model_store
+        served = host.served()
+        found = find_archives(store, self._settings.models, self._settings.require_signature, least=0)
+        known = {archive.path.stem: archive.name for archive in (*served, *found.archives)}
+        names_there = {*known.values(), *found.rejected}
+        if unknown := [name for name in names if name not in names_there]:
+            there = ", ".join(sorted(names_there))
+            raise UsageFailure(f"no model {', '.join(unknown)} is served or in {store}; there are: {there}")
+        changes, conflicts = find_changes(served, found)
+        problems = {
+            stem: why
+            for stem, why in (found.rejected | conflicts).items()
+            if not names or known.get(stem, stem) in names
+        }
+        for stem, why in problems.items():
+            self._reject(stem, why, say)
+        wanted = [change for change in changes if not names or change.name in names]
+        status = 1 if problems else 0
+        for change in wanted:
+            try:
+                self._apply(change, say)
+            except Failure as failure:
+                self._reject(change.new[0].path.stem if change.new else change.name, str(failure), say)
+                status = 1
+        self._forget_rejected(found)
+        if not wanted and not problems:
+            say("nothing to do: what the store holds is served", "info")
+        return status
+
+    def _apply(self, change: Change, say: Say) -> None:
+        host = self._host
+        taken: list[Archive] = []
+        try:
+            for archive in change.new:
+                say(f"{archive.full_name}: loading", "info")
+                host.take_in(archive)
+                taken.append(archive)
+            others = [archive for archive in host.served() if archive.name != change.name]
+            host.serve(sorted([*others, *change.served], key=lambda archive: archive.name))
+        except BaseException:
+            for archive in taken:
+                host.retire(archive)
+            raise
+        for archive in change.new:
+            self._tell(say, f"{archive.full_name}: answers its card and is served")
+        default = change.served[0]
+        self._tell(say, f"{change.name}: callers who name no version get {default.version}")
+        for archive in change.gone:
+            host.retire(archive)
+            self._tell(say, f"{archive.full_name}: has answered what it had, and is gone")
+
+    def _forget_rejected(self, found: Found) -> None:
+        """Forget why files were rejected that are gone, or hold what is served."""
+        rejected = self._host.rejected
+        served = {(archive.full_name, archive.fingerprint) for archive in self._host.served()}
+        well = {archive.path.stem for archive in found.archives if (archive.full_name, archive.fingerprint) in served}
+        for stem in list(rejected):
+            if stem in well or not (self._settings.model_store / f"{stem}.mar").exists():
+                del rejected[stem]
+
+    def _reject(self, stem: str, why: str, say: Say) -> None:
+        self._host.rejected[stem] = why
+        self._tell(say, why, level="error")
+
+    def _tell(self, say: Say, sentence: str, level: str = "info") -> None:
+        say(sentence, level)
+        self._reporter.say(f"Reload: {sentence}", level=level)
+
+
+class Control:
+    """Listens for `python -m server.reload`, and watches the store where that is asked for.
+
+    Args:
+        reloader: What to ask.
+        directory: Where the socket is made.
+        settings: What the server was asked to do.
+        files: What `find_archives` saw of the store at the start.
+    """
+
+    def __init__(self, reloader: Reloader, directory: PrivateDirectory, settings: Settings, files: Files) -> None:
+        self._reloader, self._files = reloader, files
+        self._closed = threading.Event()
+        self._server = _Listener(str(directory.control_socket), _build_handler(reloader))
+        threads = [threading.Thread(target=self._server.serve_forever, daemon=True)]
+        if settings.watch_store:
+            threads.append(threading.Thread(target=self._watch, args=(settings.model_store,), daemon=True))
+        for thread in threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Take no more questions, and wait for the end of a reload that is under way."""
+        self._closed.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._reloader.stop()
+
+    def _watch(self, store: Path) -> None:
+        """Reload when the store has changed and has then stayed as it is from one look to the next."""
+        before, taken = look(store), self._files
+        while not self._closed.wait(LOOK_S):
+            now = look(store)
+            if now == before and now != taken:
+                self._reloader.reload((), lambda sentence, level: None)
+                taken = now
+            before = now
+
+
+class _Listener(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = True
+    block_on_close = False
+
+
+def _build_handler(reloader: Reloader) -> type[socketserver.StreamRequestHandler]:
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            try:
+                names = [str(name) for name in json.loads(self.rfile.readline(MOST_BYTES))["models"]]
+            except (ValueError, KeyError, TypeError):
+                return
+            status = reloader.reload(names, lambda sentence, level: self._write(said=sentence, level=level))
+            self._write(status=status)
+
+        def _write(self, **values: object) -> None:
+            with contextlib.suppress(OSError):  # Whoever asked has gone; the reload goes on.
+                self.wfile.write(json.dumps(values).encode() + b"\n")
+
+    return Handler
+
+
+def check_room(archive: Archive, workers: int, running: Iterable[int], alike: Iterable[int], folder: Path) -> None:
+    """Check that an archive's workers have room beside those that run.
+
+    Args:
+        archive: The archive.
+        workers: How many it gets.
+        running: Process ids of the workers that run.
+        alike: Those of them that run another version of the model: one of them says what a worker of it takes.
+        folder: Where archives are unpacked.
+
+    Raises:
+        Failure: They have not.
+    """
+    each = max(map(read_process_memory, alike), default=0)
+    if not each:  # The least of the others is the Python, and the weights come on top.
+        each = min(filter(None, map(read_process_memory, running)), default=0) + archive.unpacked_bytes
+    free = read_free_memory(read_memory())
+    if free is not None and workers * each > free:
+        raise Failure(
+            f"archive {archive.path.name}: its workers need about {workers * each // MEBIBYTE} MiB of memory beside "
+            f"those that run, and {free // MEBIBYTE} MiB are free: give the server more, or restart it with the archive"
+        )
+    disk = read_disk(folder)
+    if disk is not None and archive.unpacked_bytes > disk.free:
+        raise Failure(
+            f"archive {archive.path.name}: unpacked it takes {archive.unpacked_bytes // MEBIBYTE} MiB, and "
+            f"{disk.free // MEBIBYTE} MiB are free in {folder}: make room there, or choose another with --work-dir"
+        )
+
+
+def unpack(archive: Archive, folder: Path, signers: Path | None) -> None:
+    """Unpack an archive into a new folder.
+
+    Args:
+        archive: The archive.
+        folder: Where to.
+        signers: File of the keys of which one must have signed it; None to take an unsigned one too.
+
+    Raises:
+        Failure: It cannot be read or written, or is no longer what was signed; then there is no folder.
+    """
+    folder.parent.mkdir(exist_ok=True)
+    try:
+        with contextlib.ExitStack() as stack:
+            private = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder.parent)))
+            [taken] = take_in([archive], private, signers)
+            file = stack.enter_context(zipfile.ZipFile(taken.path))
+            if take_fingerprint(file) != archive.fingerprint:
+                raise Failure(f"archive {archive.path.name}: it has changed since it was checked: try again")
+            file.extractall(folder)
+    except (OSError, zipfile.BadZipFile, RuntimeError, EOFError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise Failure(f"archive {archive.path.name}: it cannot be unpacked ({error})") from error
