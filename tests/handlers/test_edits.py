@@ -1,4 +1,4 @@
-"""Edits are what hooks do to the network run by hand in torch, change nobody else's response, and are refused in words."""
+"""Edits are what hooks do to the network run by hand in torch, trouble no other request, and are refused in words."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -519,7 +520,7 @@ class TestBox:
         edges = [0, 3.25, 10, 10.5, 21, 32]
         for layer in strides(service):
             done = np.zeros_like(self._changed(service, layer, [0, 0, 32, 32]), int)
-            for left, right in zip(edges, edges[1:], strict=False):
+            for left, right in pairwise(edges):
                 try:
                     done += self._changed(service, layer, [0, left, 32, right])
                 except KeyError:  # Narrower than the cells are apart.

@@ -55,8 +55,8 @@ class Change:
 
     Attributes:
         top: Differences of the classes in `Prediction.top`, then of those that would be there without the edits.
-        maps: Differences by layer name, of the channels in `Prediction.channels`; shapes as in `Prediction.maps`, float32,
-            read-only.
+        maps: Differences by layer name, of the channels in `Prediction.channels`; shapes as in `Prediction.maps`,
+            float32, read-only.
     """
 
     top: list[ClassScore]

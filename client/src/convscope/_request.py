@@ -234,7 +234,7 @@ def _channel_selection(channels: Channels) -> ChannelSelection:
 
 
 def _edits(edits: Iterable[Edit | Mapping[str, Any]]) -> list[wire.Edit]:
-    """Convert the option `edits` to messages; which layers, operations and cells there are is checked by the service."""
+    """Convert the option `edits` to messages; the service checks layers, operations and cells."""
     if isinstance(edits, str | Mapping | Edit) or not isinstance(edits, Iterable):
         raise TypeError(f"edits must be a list of Edit or dict, not {edits!r}")
     known = [field.name for field in fields(Edit)]
@@ -266,7 +266,7 @@ def _edit(edit: Edit, name: str) -> wire.Edit:
         if set(channels) != {"except"}:
             raise ValueError(f"{name}.channels must be indexes, 'all' or {{'except': indexes}}, not {channels!r}")
         channels, chosen = channels["except"], message.excluded
-    if channels is not None and channels != "all":
+    if channels is not None and not (isinstance(channels, str) and channels == "all"):
         indexes = _numbers(f"{name}.channels", channels, lambda what, index: _checked_int(what, index, minimum=0))
         if not indexes:
             raise ValueError(f"{name}.channels must name at least one channel; 'all' means all")

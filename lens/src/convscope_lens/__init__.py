@@ -1,4 +1,4 @@
-"""Analysis tools for CNNs served by convscope: reports, an interactive page, probes, filters, patches and interventions.
+"""Analysis tools for CNNs served by convscope: reports, an interactive page, probes, filters, patches, interventions.
 
     from convscope import Client
     from convscope_lens import report

@@ -1,4 +1,4 @@
-"""Interventions: how a network's answer changes if channels are switched off, or maps are replaced by another picture's.
+"""Interventions: how an answer changes if channels are switched off, or maps replaced by those of another picture.
 
     from convscope import Client
     from convscope_lens import interventions
@@ -71,7 +71,7 @@ class Ablation:
 
     @property
     def rank_correlation(self) -> float | None:
-        """Spearman's rank correlation, -1..1, of the falls with gradient × activation, which predicts them to first order.
+        """Spearman's rank correlation, -1..1, of the falls with gradient × activation, their first-order prediction.
 
         None if slopes were not measured; NaN if all falls or all slopes are equal.
         """
@@ -148,8 +148,8 @@ class Ablation:
 class Trace:
     """Which parts of which maps restore the answer to one picture in the run of another.
 
-    A share of 1 means that the score is that of the clean picture, 0 that it is that of the corrupt one; it may be below
-    0 or above 1.
+    A share of 1 means that the score is that of the clean picture, 0 that it is that of the corrupt one; it may
+    be below 0 or above 1.
 
     Attributes:
         model: Name of the model.
