@@ -259,7 +259,7 @@ class Editor:
             return unedited
         changed = []
         for item in result.maps:
-            difference = wanted[item.layer] - maps[item.layer][before : before + 1]  # type: ignore[operator]
+            difference = wanted[item.layer] - maps[item.layer][before : before + 1]
             [one] = prepare(item.layer, difference, replace(options, channels=item.channels))
             if isinstance(one, RequestError):
                 return one

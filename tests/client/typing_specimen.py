@@ -49,7 +49,10 @@ def blocking(client: Client, image: Image.Image, array: NDArray[np.uint8], regis
     assert_type(client.predict(["cat.png", b"bytes", image, array], model="cifar", channels=4), list[Prediction])
     assert_type(client.predict((name for name in ("cat.png",)), model="cifar", deadline_s=1.5), list[Prediction])
     assert_type(client.predict(array, model="cifar", request_id="order-7"), Any)  # By the number of its axes.
-    edits = [Edit(layer="conv1", operation="zero", channels=[3]), {"layer": "conv2", "operation": "mean"}]
+    edits: list[Edit | dict[str, Any]] = [
+        Edit(layer="conv1", operation="zero", channels=[3]),
+        {"layer": "conv2", "operation": "mean"},
+    ]
     assert_type(client.predict("cat.png", model="cifar", edits=edits, compare=True), Prediction)
     many = client.predict_many(["cat.png"], model="cifar", concurrency=2, batch=4, progress=True, layers="conv1")
     assert_type(many, Generator[Prediction, None, None])

@@ -131,8 +131,8 @@ class Client(BaseClient):
                 activation; None, the default, for all.
             deadline_s (float | None): Deadline of the call, in seconds; None, the default, for the client's.
             timing (bool): Whether to measure where the time goes, see `Prediction.timing`; False by default.
-            edits (Iterable[Edit | Mapping]): Operations on the maps of layers while the network runs, as `Edit` or a dict
-                of its fields; at most 16 per picture, done in order. Scores and maps are those after them. In
+            edits (Iterable[Edit | Mapping]): Operations on the maps of layers while the network runs, as `Edit` or as
+                a dict of its fields; at most 16 per picture, done in order. Scores and maps are those after them. In
                 `predict_many` without `picture` and `"patch"`. By default none.
             compare (bool): Whether to return what the edits changed, see `Prediction.change`; False by default.
             request_id (str | None): Id of the request in the logs of the gateway and the server: 1 to 64 letters,

@@ -211,6 +211,8 @@ class Trace:
             A matplotlib figure, not registered with pyplot.
         """
         from convscope.figures import new_figure  # Imported here: matplotlib is slow to import.
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
 
         columns = min(4, len(self.restored))
         rows = -(-len(self.restored) // columns)
@@ -219,13 +221,14 @@ class Trace:
         figure = new_figure(title, width_inches=width, height_inches=2.8 * rows + 0.4)
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         largest = max(1.0, *(float(np.abs(shares).max()) for shares in self.restored.values()))
-        image = None
         for ax in axes:
             ax.set_axis_off()
         for ax, (layer, shares) in zip(axes, self.restored.items(), strict=False):
-            image = ax.imshow(shares, cmap="bwr", vmin=-largest, vmax=largest, interpolation="nearest")
+            ax.imshow(shares, cmap="bwr", vmin=-largest, vmax=largest, interpolation="nearest")
             ax.set_title(f"{layer}\nwhole map {self.whole[layer]:.2f}", fontsize="small")
-        figure.colorbar(image, ax=axes, shrink=0.8, label="share restored")
+        figure.colorbar(
+            ScalarMappable(Normalize(-largest, largest), "bwr"), ax=axes, shrink=0.8, label="share restored"
+        )
         return figure
 
 
