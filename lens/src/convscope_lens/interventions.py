@@ -220,10 +220,12 @@ class Trace:
         width = max(2.6 * columns + 0.8, 0.09 * len(title))
         figure = new_figure(title, width_inches=width, height_inches=2.8 * rows + 0.4)
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-        largest = max(1.0, *(float(np.abs(shares).max()) for shares in self.restored.values()))
-        for ax in axes:
+        largest = max(float(np.abs(shares).max()) for shares in self.restored.values()) or 1.0
+        for ax in axes[len(self.restored) :]:
             ax.set_axis_off()
         for ax, (layer, shares) in zip(axes, self.restored.items(), strict=False):
+            ax.set_xticks([])
+            ax.set_yticks([])
             ax.imshow(shares, cmap="bwr", vmin=-largest, vmax=largest, interpolation="nearest")
             ax.set_title(f"{layer}\nwhole map {self.whole[layer]:.2f}", fontsize="small")
         figure.colorbar(
