@@ -22,6 +22,7 @@ from handlers.network.engines.engine import Engine
 from handlers.network.predictor import Predictor
 from handlers.ops.telemetry import Telemetry
 from handlers.ops.warm_up import batches
+from handlers.outputs.editor import Editor
 from handlers.outputs.explainer import Explainer
 from handlers.outputs.response import Identity
 from handlers.pipeline import Pipeline
@@ -146,12 +147,14 @@ def assemble(
         scores=archive.scores,
         gives_probabilities=archive.gives_probabilities,
     )
+    editor = Editor(archive, network, predictor, identity.device)
     predictor.check_maps_leave_scores_alone()
     return Pipeline(
         predictor,
         explainer,
+        editor,
         archive,
-        card.describe(archive, identity, limits, explainer.available()),
+        card.describe(archive, identity, limits, explainer.available(), editor.available()),
         identity,
         limits,
         drain_file=drain_file,

@@ -25,6 +25,7 @@ from handlers.network.archive import Archive
 from handlers.network.predictor import Predictor
 from handlers.ops.telemetry import Telemetry
 from handlers.outputs import filters, formats, png
+from handlers.outputs.editor import Editor
 from handlers.outputs.explainer import Explainer
 from handlers.outputs.response import Identity, Response, error_of
 
@@ -58,6 +59,7 @@ class Pipeline:
     Args:
         predictor: Runs the network.
         explainer: Explains its scores.
+        editor: Runs it with edits.
         archive: What is served.
         described: The model card.
         identity: What every response names as its server.
@@ -73,6 +75,7 @@ class Pipeline:
         self,
         predictor: Predictor,
         explainer: Explainer,
+        editor: Editor,
         archive: Archive,
         described: Mapping[str, Any],
         identity: Identity,
@@ -84,7 +87,7 @@ class Pipeline:
         decode_threads: int = 1,
         scaled_decoding: bool = False,
     ) -> None:
-        self.predictor, self.explainer, self.telemetry = predictor, explainer, telemetry
+        self.predictor, self.explainer, self.editor, self.telemetry = predictor, explainer, editor, telemetry
         self._archive, self._card = archive, described
         self._preprocessing, self._published = archive.preprocessing, archive.described.layers
         self._identity, self._limits = identity, limits
@@ -134,7 +137,8 @@ class Pipeline:
             for job in jobs:
                 self._step(job, self._check, _READING)
             waiting = [job for job in jobs if job.response is None]
-            self.predictor.run(waiting)
+            self.predictor.run([job for job in waiting if not job.options.edits])
+            self.editor.run([job for job in waiting if job.options.edits])
             self.explainer.run(waiting)
             for job in waiting:
                 self._step(job, self._encode, _ENCODING)
@@ -171,6 +175,8 @@ class Pipeline:
             if job.options.explain is not None:
                 explain = self.explainer.settle(job.options.explain)
                 job.options = replace(job.options, explain=explain)
+            if job.options.edits:
+                self.editor.check_options(job.options)
             job.lap("read")
 
     def _open(self, job: Job) -> None:
@@ -221,6 +227,8 @@ class Pipeline:
         """Check that the request is within its limits, which its pictures' sizes decide."""
         if job.options.explain is not None:
             self.explainer.check_work(job.options.explain, job.pictures)
+        if job.options.edits:
+            self.editor.check_work(job.options, job.pictures)
         if job.media_type == media.PNG and not png.fits(job.pictures, job.layers, job.options):
             job.media_type = _without_png(job)
         if job.media_type != media.PNG:  # The size of a PNG is not known before.
@@ -231,7 +239,14 @@ class Pipeline:
         job.resume()
         results = [result for result in job.results if result is not None]
         error = error_of(results)
-        response = formats.encode(self._identity, results, job.media_type, error=error, request_id=job.request_id)
+        response = formats.encode(
+            replace(self._identity, engine=job.engine) if job.engine else self._identity,
+            results,
+            job.media_type,
+            error=error,
+            request_id=job.request_id,
+            edits=len(job.options.edits),
+        )
         self._limits.check_response(response.size)
         job.lap("encode")
         job.error, job.response = error, response
@@ -274,6 +289,7 @@ class Pipeline:
             size = sum(
                 estimate_maps(job.layers, self._published, job.options, job.media_type, scale) for scale in scales
             )
+        size *= 1 + job.options.compare  # What changed has the size of what there is.
         if job.options.explain is not None:
             size += self.explainer.estimate(job.options.explain, good, job.options)
         return size

@@ -27,6 +27,8 @@ EXAMPLES = {
     "card": "PredictReply",
     "explain": "PredictRequest",
     "explanation": "PredictReply",
+    "edit": "PredictRequest",
+    "edited": "PredictReply",
 }
 
 

@@ -23,6 +23,7 @@ def describe(
     identity: Identity,
     limits: Limits,
     explanations: Sequence[str],
+    edits: Sequence[str],
 ) -> dict[str, Any]:
     """Gather the card, in the field names of `convscope.v1.ModelCard`.
 
@@ -31,6 +32,7 @@ def describe(
         identity: What serves it.
         limits: In force.
         explanations: The methods that a request may ask for.
+        edits: The operations that a request may ask for.
     """
     preprocessing = archive.preprocessing
     training = {name: archive.card.get("training", {}).get(name) for name in _TRAINING_FIELDS}
@@ -53,6 +55,7 @@ def describe(
         "limits": asdict(limits),
         "multiply_adds": archive.described.multiply_adds,
         "explanations": list(explanations),
+        "edits": list(edits),
     }
 
 

@@ -54,6 +54,7 @@ class Job:
         sizes: (H, W) of each as it was sent, upright; (0, 0) of one that has an error.
         results: Each picture's result or error, in order; None before the forward pass.
         error: Why the request as a whole failed; None if at least one picture has a result.
+        engine: What computed the results, where that is not what predicts; empty otherwise.
         response: What goes out; None while the job is in work.
         wants_timing: The response is to have a `Timing`.
         predicts_nothing: The model card or a layer's filters were asked for.
@@ -85,6 +86,7 @@ class Job:
         self.sizes: list[tuple[int, int]] = []
         self.results: list[Result | RequestError | None] = []
         self.error: RequestError | None = None
+        self.engine = ""
         self.response: Response | None = None
         self.wants_timing = False
         self.predicts_nothing = False

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from handlers.api import strict_json
+from handlers.api.edits import Edit, check_edit_count, read_edits
 from handlers.api.errors import BadRequest
 from handlers.wire import convscope_pb2 as wire
 
@@ -31,7 +32,7 @@ _FIELDS = tuple(wire.Explain.DESCRIPTOR.fields_by_name)
 SWITCH = {"1": True, "true": True, "0": False, "false": False}
 """Texts for true and false."""
 
-OPTION_NAMES = ("layers", "top_k", "map_dtype", "pool", "channels", "timing", "explain")
+OPTION_NAMES = ("layers", "top_k", "map_dtype", "pool", "channels", "timing", "explain", "edits", "compare")
 DTYPES = ("float32", "float16", "uint8")
 
 _LONGEST_TEXT = 2**20  # Characters of an option.
@@ -134,6 +135,8 @@ class Options:
         channels: Which channels: their indexes in the order asked for, or how many of the strongest; None for all.
         timing: Add to the response how long each stage took.
         explain: Explain a class's score by the parts of each picture; None for no explanation.
+        edits: Operations on maps while the network runs, in order; scores and maps are those after them.
+        compare: Add to the response what the edits changed.
     """
 
     layers: tuple[str, ...] = ()
@@ -143,6 +146,8 @@ class Options:
     channels: tuple[int, ...] | int | None = None
     timing: bool = False
     explain: Explain | None = None
+    edits: tuple[Edit, ...] = ()
+    compare: bool = False
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Options:
@@ -160,9 +165,10 @@ class Options:
         map_dtype = values.get("map_dtype", "float32")
         if map_dtype not in DTYPES:
             raise BadRequest(f"map_dtype must be one of {', '.join(DTYPES)}")
-        timing = values.get("timing", False)
-        if not isinstance(timing, bool):
-            raise BadRequest("timing must be true or false; as text 1 or 0 will do")
+        timing, compare = values.get("timing", False), values.get("compare", False)
+        for name, switch in (("timing", timing), ("compare", compare)):
+            if not isinstance(switch, bool):
+                raise BadRequest(f"{name} must be true or false; as text 1 or 0 will do")
         pool, channels = values.get("pool"), values.get("channels")
         if isinstance(channels, (list, tuple)):
             _check_length(channels, "channels")
@@ -171,6 +177,9 @@ class Options:
                 raise BadRequest("channels must name at least one channel; leave it out for all")
         elif channels is not None:
             channels = _whole(channels, "channels (a number means that many of the strongest)", least=1)
+        operations = read_edits(values.get("edits", ()))
+        if compare and not operations:
+            raise BadRequest("compare says what edits change; name at least one operation in edits")
         return cls(
             layers=tuple(dict.fromkeys(layers)),
             top_k=_whole(values.get("top_k", 5), "top_k (0 means all)", least=0),
@@ -179,6 +188,8 @@ class Options:
             channels=channels,
             timing=timing,
             explain=_explain(values.get("explain")),
+            edits=operations,
+            compare=compare,
         )
 
     @staticmethod
@@ -215,6 +226,11 @@ class Options:
             values["channels"] = message.channels.strongest
         if message.HasField("explain"):
             values["explain"] = Explain.from_message(message.explain)
+        if message.edits:
+            check_edit_count(len(message.edits))
+            values["edits"] = [Edit.read_message(edit) for edit in message.edits]
+        if message.compare:
+            values["compare"] = True
         return values
 
 
@@ -237,7 +253,7 @@ def _from_text(name: str, text: str) -> Any:
         return parts
     if name == "channels" and "," in text:
         return [number_in(part) for part in parts]
-    if name == "timing":
+    if name in ("timing", "compare"):
         return SWITCH.get(text.lower(), text)
     return text if name == "map_dtype" else number_in(text)
 

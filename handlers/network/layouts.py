@@ -14,7 +14,7 @@ tokens.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -105,6 +105,26 @@ def to_maps(values: Tensor, word: str) -> Tensor:
         return torch.unflatten(values[:, layout.first : end].transpose(1, 2), 2, layout.grid)
     others = torch.cat([values[:, : layout.first], values[:, end:]], dim=1)
     return others.transpose(1, 2).unsqueeze(3)
+
+
+def change(values: Tensor, word: str, edit: Callable[[Tensor], None]) -> None:
+    """Change maps in what a network made.
+
+    Args:
+        values: As the layout says; changed in place. What no map shows stays as it is.
+        word: The layout.
+        edit: Changes maps (N, C, h, w) in place.
+
+    Raises:
+        ValueError: As `to_maps`.
+    """
+    maps = to_maps(values, word)
+    edit(maps)
+    layout = parse(word)
+    if layout.kind == EXTRA_TOKENS:  # The only maps that are no view of the values.
+        others = maps.squeeze(3).transpose(1, 2)
+        values[:, : layout.first] = others[:, : layout.first]
+        values[:, layout.first + layout.patches :] = others[:, layout.first :]
 
 
 def map_shape(shape: Sequence[int], word: str) -> tuple[int, int, int]:

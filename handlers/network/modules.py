@@ -17,15 +17,16 @@ def watchable(network: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def watching(modules: Mapping[str, nn.Module], see: Callable[[str, Any, Any], None]) -> Iterator[None]:
+def watching(modules: Mapping[str, nn.Module], see: Callable[[str, Any, Any], Any]) -> Iterator[None]:
     """Watch modules for as long as the context lasts; their hooks are gone afterwards, also after a failure.
 
     Args:
         modules: By name.
-        see: Is given the name, the positional arguments and the output of each that has run.
+        see: Is given the name, the positional arguments and the output of each that has run. What it returns, unless it
+            is None, takes the place of that output.
     """
 
-    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(name: str) -> Callable[[nn.Module, Any, Any], Any]:
         return lambda module, inputs, output: see(name, inputs, output)
 
     handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]

@@ -122,12 +122,7 @@ class Predictor:
             for job in jobs:
                 job.add("forward", ended - stacked, ended)
         except Exception as failure:
-            error: RequestError = Internal(
-                "the network failed on this picture; the server's log has the reason", unexpected=failure
-            )
-            if self._preprocessing.size is None:
-                message = f"the network cannot take a picture of {width}×{height} pixels"
-                error = BadImage(message, unexpected=failure)
+            error = self.failure(failure, height, width)
             for job, index in places:
                 job.results[index] = error
             return
@@ -137,12 +132,18 @@ class Predictor:
             part = slice(start, start + len(members))
             start = part.stop
             began = perf_counter()
-            found = self._results(options, {name: maps[name][part] for name in layers}, scores[part])
+            found = self.results(options, {name: maps[name][part] for name in layers}, scores[part])
             ended = perf_counter()
             share_s = (ended - began) / len(members)
             for (job, index), result in zip(members, found, strict=True):
                 job.results[index] = result
                 job.add("encode", share_s, ended)
+
+    def failure(self, cause: Exception, height: int, width: int) -> RequestError:
+        """Return the error of pictures of H×W pixels on which the network failed."""
+        if self._preprocessing.size is None:
+            return BadImage(f"the network cannot take a picture of {width}×{height} pixels", unexpected=cause)
+        return Internal("the network failed on this picture; the server's log has the reason", unexpected=cause)
 
     def _score(
         self, logits: NDArray[np.float32] | None, places: list[tuple[Job, int]]
@@ -154,9 +155,9 @@ class Predictor:
         # In Python: between two forward passes a call into torch or numpy is cold, and costs more than ten classes do.
         # A thousand classes take a tenth of a millisecond.
         pairs = zip(logits.tolist(), places, strict=True)
-        return [self._top(values, job.options.top_k or count) for values, (job, _) in pairs]
+        return [self.top(values, job.options.top_k or count) for values, (job, _) in pairs]
 
-    def _top(self, values: list[float], count: int) -> tuple[ClassScore, ...] | RequestError:
+    def top(self, values: list[float], count: int) -> tuple[ClassScore, ...] | RequestError:
         """Return one picture's scores from what the network gave, K numbers.
 
         Classes are sorted by probability, of equally probable ones the first is first. Numbers that are no scores have
@@ -184,7 +185,7 @@ class Predictor:
         best = sorted(range(len(values)), key=values.__getitem__, reverse=True)[:count]
         return tuple(ClassScore(index, self._classes[index], probabilities[index], logits[index]) for index in best)
 
-    def _results(
+    def results(
         self, options: Options, maps: dict[str, Cells], scores: list[tuple[ClassScore, ...] | RequestError]
     ) -> list[Result | RequestError]:
         """Return the results of pictures that ran together, with the same options."""
@@ -196,7 +197,7 @@ class Predictor:
             if len(scores) == 1:
                 return [Internal("the maps of the picture could not be converted", unexpected=cause)]
             alone = [{name: values[i : i + 1] for name, values in maps.items()} for i in range(len(scores))]
-            return [self._results(options, own, [score])[0] for own, score in zip(alone, scores, strict=True)]
+            return [self.results(options, own, [score])[0] for own, score in zip(alone, scores, strict=True)]
         results: list[Result | RequestError] = []
         for number, score in enumerate(scores):
             if isinstance(score, RequestError):

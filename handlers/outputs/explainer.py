@@ -160,13 +160,8 @@ class Explainer:
         network = self._network()
         import torch
 
-        threads = torch.get_num_threads()
-        torch.set_num_threads(network.threads)
-        try:
-            with torch.inference_mode(False), torch.enable_grad():
-                yield network
-        finally:
-            torch.set_num_threads(threads)
+        with network.all_threads(), torch.inference_mode(False), torch.enable_grad():
+            yield network
 
     def _run(self, job: Job, seconds: float) -> None:
         job.resume()

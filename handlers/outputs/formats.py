@@ -19,7 +19,7 @@ from handlers.api.errors import RequestError
 from handlers.outputs import png
 from handlers.outputs.maps import FeatureMap
 from handlers.outputs.protobuf import encode_results
-from handlers.outputs.response import ClassScore, Explanation, Identity, Piece, Response, Result, Timing
+from handlers.outputs.response import Change, ClassScore, Explanation, Identity, Piece, Response, Result, Timing
 from handlers.wire import convscope_pb2 as wire
 
 Results = Sequence[Result | RequestError]
@@ -32,6 +32,7 @@ def encode(
     *,
     error: RequestError | None = None,
     request_id: str = "",
+    edits: int = 0,
 ) -> Response:
     """Encode a response.
 
@@ -41,6 +42,7 @@ def encode(
         media_type: One of `media`'s.
         error: Why the request failed as a whole; None if a picture has a result.
         request_id: Of the request.
+        edits: How many were done.
 
     Returns:
         The response; an error asked for as npz or PNG is sent as JSON.
@@ -50,17 +52,17 @@ def encode(
     """
     status = 200 if error is None else error.status
     if media_type == media.PROTOBUF:
-        return _to_protobuf(identity, results, error, request_id, status)
+        return _to_protobuf(identity, results, error, request_id, status, edits)
     if error is None and media_type == media.PNG:
         return Response([png.encode(results)], media.PNG)
     if error is None and media_type == media.NPZ:
-        arrays, values = _arrays(results), _to_values(identity, results, error, request_id, lambda _: None)
+        arrays, values = _arrays(results), _to_values(identity, results, error, request_id, edits, lambda _: None)
 
         def npz(**timing: Any) -> list[Piece]:
             return [_to_npz(arrays | {"reply": np.array(json.dumps(values | timing))})]
 
         return Response(npz(), media.NPZ, add_timing=lambda timing: npz(timing=vars(timing)))
-    values = _to_values(identity, results, error, request_id, _tensor_values)
+    values = _to_values(identity, results, error, request_id, edits, _tensor_values)
     body = json.dumps(values, allow_nan=False).encode()
 
     def add_timing(timing: Timing) -> list[Piece]:
@@ -70,13 +72,13 @@ def encode(
 
 
 def _to_protobuf(
-    identity: Identity, results: Results, error: RequestError | None, request_id: str, status: int
+    identity: Identity, results: Results, error: RequestError | None, request_id: str, status: int, edits: int
 ) -> Response:
     tail = wire.PredictReply(request_id=request_id)
     if error is not None:
         tail.error.code, tail.error.message = error.code, error.message
     pieces = [_head(identity), *encode_results(results), tail.SerializeToString()]
-    end = wire.PredictReply(scores=identity.scores).SerializeToString()
+    end = wire.PredictReply(scores=identity.scores, edits=edits).SerializeToString()
 
     def add_timing(timing: Timing) -> list[Piece]:  # Serialized messages that are concatenated merge.
         return [*pieces, wire.PredictReply(timing=wire.Timing(**vars(timing))).SerializeToString(), end]
@@ -94,7 +96,7 @@ def _arrays(results: Results) -> dict[str, NDArray[Any]]:
 
     With one picture the names are `conv1`, `index`, `label`, `probability`, `logit`, or `value` instead of these two;
     with several each has the picture's number before it: `0/conv1`. A uint8 map brings `conv1.scale` and
-    `conv1.offset`, a selection of channels `conv1.channels`.
+    `conv1.offset`, a selection of channels `conv1.channels`. What edits changed has the same names behind `change/`.
     """
     arrays: dict[str, NDArray[Any]] = {}
     for number, result in enumerate(results):
@@ -120,24 +122,34 @@ def _to_values(
     results: Results,
     error: RequestError | None,
     request_id: str,
+    edits: int,
     tensor: Callable[[FeatureMap], Any],
 ) -> dict[str, Any]:
     values: dict[str, Any] = {name: value for name, value in vars(identity).items() if value or name != "scores"}
     if request_id:
         values["request_id"] = request_id
+    if edits:
+        values["edits"] = edits
     if error is not None:
         values["error"] = error_values(error)
     values["results"] = [
         {"error": error_values(result)}
         if isinstance(result, RequestError)
         else {
-            "top": [_score_values(score) for score in result.top],
-            "maps": {feature_map.layer: tensor(feature_map) for feature_map in result.maps},
+            **_scores_and_maps(result, tensor),
             **({} if result.explanation is None else {"explanation": _explanation_values(result.explanation, tensor)}),
+            **({} if result.change is None else {"change": _scores_and_maps(result.change, tensor)}),
         }
         for result in results
     ]
     return values
+
+
+def _scores_and_maps(item: Result | Change, tensor: Callable[[FeatureMap], Any]) -> dict[str, Any]:
+    return {
+        "top": [_score_values(score) for score in item.top],
+        "maps": {feature_map.layer: tensor(feature_map) for feature_map in item.maps},
+    }
 
 
 def _score_values(score: ClassScore) -> dict[str, Any]:
@@ -173,17 +185,14 @@ def _tensor_values(feature_map: FeatureMap) -> dict[str, Any]:
 
 
 def _result_arrays(result: Result) -> dict[str, NDArray[Any]]:
-    arrays: dict[str, NDArray[Any]] = {
-        "index": np.array([score.index for score in result.top], np.int64),
-        "label": np.array([score.label for score in result.top], np.str_),
-    }
-    is_of_values = any(score.value is not None for score in result.top)
-    for name in ("value",) if is_of_values else ("probability", "logit"):
-        arrays[name] = np.array([getattr(score, name) for score in result.top], np.float32)
+    arrays = _score_arrays(result.top)
     maps = [(feature_map.layer, feature_map) for feature_map in result.maps]
     if result.explanation is not None:
         found = (("/heat", result.explanation.heat), ("/picture", result.explanation.picture))
         maps += [(f"explanation{name}", item) for name, item in found if item is not None]
+    if result.change is not None:
+        arrays |= {f"change/{name}": array for name, array in _score_arrays(result.change.top).items()}
+        maps += [(f"change/{feature_map.layer}", feature_map) for feature_map in result.change.maps]
     for name, feature_map in maps:
         arrays[name] = feature_map.cells
         if feature_map.scale is not None and feature_map.offset is not None:
@@ -191,6 +200,17 @@ def _result_arrays(result: Result) -> dict[str, NDArray[Any]]:
             arrays[f"{name}.offset"] = feature_map.offset
         if feature_map.channels is not None:
             arrays[f"{name}.channels"] = np.array(feature_map.channels, np.int64)
+    return arrays
+
+
+def _score_arrays(top: Sequence[ClassScore]) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {
+        "index": np.array([score.index for score in top], np.int64),
+        "label": np.array([score.label for score in top], np.str_),
+    }
+    is_of_values = any(score.value is not None for score in top)
+    for name in ("value",) if is_of_values else ("probability", "logit"):
+        arrays[name] = np.array([getattr(score, name) for score in top], np.float32)
     return arrays
 
 

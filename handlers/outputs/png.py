@@ -16,7 +16,7 @@ from handlers.api.errors import BadRequest, RequestError
 from handlers.api.options import Options
 from handlers.outputs.response import Explanation, Result
 
-NO_PNG = "image/png shows one layer of one picture; name exactly one in layers"
+NO_PNG = "image/png shows one layer of one picture, and no comparison; name exactly one in layers"
 
 _TILE_PIXELS = 64  # A tile of the grid is enlarged by a whole factor to at least this.
 _TILES_PER_ROW = 8
@@ -34,7 +34,7 @@ def fits(pictures: Sequence[object], layers: Sequence[str], options: Options) ->
         layers: Public names of the layers asked for.
         options: What was asked for.
     """
-    if len(pictures) != 1:
+    if len(pictures) != 1 or options.compare:
         return False
     is_one_layer = len(layers) == 1 and options.pool != 1
     return is_one_layer or options.explain is not None or isinstance(pictures[0], RequestError)

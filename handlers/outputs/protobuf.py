@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from handlers.api.errors import RequestError
 from handlers.outputs.maps import FeatureMap
-from handlers.outputs.response import Explanation, Piece, Result
+from handlers.outputs.response import Change, Explanation, Piece, Result
 from handlers.wire import convscope_pb2 as wire
 
 _BYTES = 2  # The wire type of length-delimited fields.
@@ -29,6 +29,7 @@ _MAPS = wire.Result.MAPS_FIELD_NUMBER
 _EXPLANATION = wire.Result.EXPLANATION_FIELD_NUMBER
 _HEAT = wire.Explanation.HEAT_FIELD_NUMBER
 _PICTURE = wire.Explanation.PICTURE_FIELD_NUMBER
+_CHANGE = wire.Result.CHANGE_FIELD_NUMBER  # Its `top` and `maps` have the numbers of a result's.
 _TENSOR = wire.FeatureMap.TENSOR_FIELD_NUMBER
 _DATA = wire.Tensor.DATA_FIELD_NUMBER
 _SCALE = wire.Tensor.SCALE_FIELD_NUMBER
@@ -51,12 +52,19 @@ def encode_results(results: Iterable[Result | RequestError]) -> list[Piece]:
             error = wire.Error(code=result.code, message=result.message)
             inner: list[Piece] = [wire.Result(error=error).SerializeToString()]
         else:
-            inner = [b"".join([_score(*score) for score in result.top])]
-            for feature_map in result.maps:
-                inner += _frame(_MAPS, _feature_map(feature_map))
+            inner = _scores_and_maps(result)
             if result.explanation is not None:
                 inner += _frame(_EXPLANATION, _explanation(result.explanation))
+            if result.change is not None:
+                inner += _frame(_CHANGE, _scores_and_maps(result.change))
         pieces += _frame(_RESULTS, inner)
+    return pieces
+
+
+def _scores_and_maps(item: Result | Change) -> list[Piece]:
+    pieces: list[Piece] = [b"".join([_score(*score) for score in item.top])]
+    for feature_map in item.maps:
+        pieces += _frame(_MAPS, _feature_map(feature_map))
     return pieces
 
 

@@ -60,12 +60,26 @@ class Explanation:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What edits changed: the number after them minus the number before them.
+
+    Attributes:
+        top: Of the classes in the result, then of those that would be there without the edits.
+        maps: Of the maps in the result, the same layers and channels.
+    """
+
+    top: tuple[ClassScore, ...] = ()
+    maps: tuple[FeatureMap, ...] = ()
+
+
+@dataclass(frozen=True)
 class Result:
-    """One picture's result: its most probable classes or its numbers, the maps asked for, and the explanation."""
+    """One picture's result: its most probable classes or numbers, its maps, its explanation, and what edits changed."""
 
     top: tuple[ClassScore, ...] = ()
     maps: tuple[FeatureMap, ...] = ()
     explanation: Explanation | None = None
+    change: Change | None = None
 
 
 @dataclass(frozen=True)

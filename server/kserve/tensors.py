@@ -11,7 +11,7 @@ import binascii
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from kserve import InferOutput, InferResponse
@@ -31,6 +31,7 @@ ERRORS = "errors"
 LABELS, INDEXES, PROBABILITIES, LOGITS, VALUES = "labels", "indexes", "probabilities", "logits", "values"
 SCALE, OFFSET, CHANNELS = ".scale", ".offset", ".channels"
 HEAT, SEEN = "explanation.heat", "explanation.picture"
+CHANGE = "change."  # Before the names of scores and layers: what edits changed.
 
 LARGEST_JSON_BYTES = 16 * 2**20  # Of numbers a parser makes objects; arrays and files travel as binary data.
 PROTOBUF = "application/x-protobuf"
@@ -47,6 +48,7 @@ _FORMS = (
     "on the 0..1 scale, or UINT8 [n], the bytes of one file"
 )
 Outputs = dict[str, NDArray[Any]]
+_Found: TypeAlias = "wire.Result | wire.Change"
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,9 @@ def respond(ask: Ask, body: bytes, status: int) -> InferResponse:
     missing = [name for name in ask.outputs if name not in outputs]
     if missing:
         raise Rejected("bad_request", f"there is no output {missing[0][:40]!r} here; there are {', '.join(outputs)}")
-    parameters = {name: getattr(reply, name) for name in ("engine", "device", "scores")}
+    parameters: dict[str, Any] = {name: getattr(reply, name) for name in ("engine", "device", "scores")}
+    if reply.edits:
+        parameters["edits"] = reply.edits
     if reply.HasField("timing"):
         times = ((field.name, value) for field, value in reply.timing.ListFields())
         parameters["timing"] = ", ".join(f"{name}={value:g}" for name, value in times)
@@ -298,8 +302,14 @@ def _plain(
             raise Rejected("bad_request", f"the parameter {name} must be text, a whole number, true or false")
         plain[name] = _utf8(str(value).lower() if isinstance(value, bool) else str(value))
     if outputs and "layers" not in plain:
-        fixed = (LABELS, INDEXES, PROBABILITIES, LOGITS, VALUES, ERRORS, HEAT, SEEN)
-        named = {layer.name + suffix: layer.name for layer in card.layers for suffix in ("", SCALE, OFFSET, CHANNELS)}
+        scores = (LABELS, INDEXES, PROBABILITIES, LOGITS, VALUES)
+        fixed = (*scores, *(CHANGE + name for name in scores), ERRORS, HEAT, SEEN)
+        named = {
+            prefix + layer.name + suffix: layer.name
+            for layer in card.layers
+            for prefix in (CHANGE, "")
+            for suffix in ("", SCALE, OFFSET, CHANNELS)
+        }
         layers = dict.fromkeys(named.get(output, output) for output in outputs if output not in fixed)
         plain["layers"] = _utf8(",".join(layers))
     return plain
@@ -318,21 +328,32 @@ def _outputs(reply: wire.PredictReply) -> Outputs:
         f"{result.error.code}: {result.error.message}" if result.HasField("error") else "" for result in reply.results
     ]
     outputs[ERRORS] = np.array([error.encode() for error in errors], np.object_)
-    for place, example in enumerate(good[0].maps):
-        maps = [None if result is None else result.maps[place] for result in results]
-        outputs |= _stack(example.layer, [None if item is None else item.tensor for item in maps])
-        if example.channels:
-            empty = [-1] * len(example.channels)
-            chosen = [empty if item is None else list(item.channels) for item in maps]
-            outputs[example.layer + CHANNELS] = np.array(chosen, np.int64)
+    outputs |= _maps(results)
     for name, field in ((HEAT, "heat"), (SEEN, "picture")):
         if good[0].explanation.HasField(field):
             tensors = [None if result is None else getattr(result.explanation, field) for result in results]
             outputs |= _stack(name, tensors)
+    if good[0].HasField("change"):
+        changes = [None if result is None else result.change for result in results]
+        changed = _scores(reply.scores, changes) | _maps(changes)
+        outputs |= {CHANGE + name: array for name, array in changed.items()}
     return outputs
 
 
-def _scores(scores: str, results: Sequence[wire.Result | None]) -> Outputs:
+def _maps(results: Sequence[_Found | None]) -> Outputs:
+    outputs: Outputs = {}
+    example = next(result for result in results if result is not None)
+    for place, first in enumerate(example.maps):
+        maps = [None if result is None else result.maps[place] for result in results]
+        outputs |= _stack(first.layer, [None if item is None else item.tensor for item in maps])
+        if first.channels:
+            empty = [-1] * len(first.channels)
+            chosen = [empty if item is None else list(item.channels) for item in maps]
+            outputs[first.layer + CHANNELS] = np.array(chosen, np.int64)
+    return outputs
+
+
+def _scores(scores: str, results: Sequence[_Found | None]) -> Outputs:
     if scores == "none":
         return {}
     size = (len(results), max(len(result.top) for result in results if result is not None))

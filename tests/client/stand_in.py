@@ -111,6 +111,9 @@ def answer_picture(picture: bytes, request: wire.PredictRequest) -> wire.Result:
             cells = cells.mean(axis=(1, 2)) if request.pool == 1 else cells[:, : request.pool, : request.pool]
         tensor = encode_tensor(np.ascontiguousarray(cells), request.map_dtype)
         result.maps.add(layer=layer, tensor=tensor, channels=selected)
+    if request.compare:
+        result.change.top.extend(result.top)
+        result.change.maps.extend(result.maps)
     if request.HasField("explain"):
         result.explanation.CopyFrom(answer_explain(picture, request, result.top[0].index))
     return result
@@ -192,6 +195,8 @@ def answer(model: str, version: str, request: wire.PredictRequest) -> wire.Predi
         reply.timing.CopyFrom(wire.Timing(**STAGES_S, handler_s=HANDLER_S, batch_requests=2))
     if model == "older":
         request.ClearField("explain")
+    else:
+        reply.edits = len(request.edits)
     unknown = set(request.layers) - set(LAYERS) - {"all"}
     if model.startswith("error-"):
         reply.error.CopyFrom(wire.Error(code=model.removeprefix("error-"), message="as asked for"))

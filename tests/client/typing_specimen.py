@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Unpack, assert_type
 import numpy as np
 from convscope import (
     AsyncClient,
+    Change,
     ClassScore,
     Client,
     ConvscopeError,
+    Edit,
     Explanation,
     Layer,
     ModelCard,
@@ -47,6 +49,11 @@ def blocking(client: Client, image: Image.Image, array: NDArray[np.uint8], regis
     assert_type(client.predict(["cat.png", b"bytes", image, array], model="cifar", channels=4), list[Prediction])
     assert_type(client.predict((name for name in ("cat.png",)), model="cifar", deadline_s=1.5), list[Prediction])
     assert_type(client.predict(array, model="cifar", request_id="order-7"), Any)  # By the number of its axes.
+    edits: list[Edit | dict[str, Any]] = [
+        Edit(layer="conv1", operation="zero", channels=[3]),
+        {"layer": "conv2", "operation": "mean"},
+    ]
+    assert_type(client.predict("cat.png", model="cifar", edits=edits, compare=True), Prediction)
     many = client.predict_many(["cat.png"], model="cifar", concurrency=2, batch=4, progress=True, layers="conv1")
     assert_type(many, Generator[Prediction, None, None])
     assert_type(client.explain("cat.png", model="cifar", method="occlusion", window=4, step=2), Explanation)
@@ -86,6 +93,10 @@ def results(seen: Prediction, why: Explanation) -> None:
     assert_type(seen.maps, "Mapping[str, NDArray[np.float32]]")
     assert_type(seen.channels, Mapping[str, tuple[int, ...]])
     assert_type(seen.timing, Timing | None)
+    assert_type(seen.change, Change | None)
+    if seen.change is not None:
+        assert_type(seen.change.top, list[ClassScore])
+        assert_type(seen.change.maps, "Mapping[str, NDArray[np.float32]]")
     assert_type(seen.error, ConvscopeError | None)
     assert_type(seen.save("cat"), Path)
     assert_type(why.heat, "NDArray[np.float32]")

@@ -27,7 +27,7 @@ from handlers.api import strict_json as json_text
 from handlers.wire import convscope_pb2 as wire
 from tests.pictures import colours, npy, png
 
-OPTIONS = ("layers", "top_k", "map_dtype", "pool", "channels", "timing", "explain")
+OPTIONS = ("layers", "top_k", "map_dtype", "pool", "channels", "timing", "explain", "edits", "compare")
 FIELDS = (*OPTIONS, "describe", "filters", "accept", "request_id")
 LAYERS = ("conv1", "conv2")  # Of the network that is asked; `generate` takes others.
 ACCEPTED = ("application/json", "application/x-protobuf", "application/x-npz", "image/png")
@@ -85,12 +85,49 @@ EXPLAIN: tuple[Any, ...] = (
 )
 """Values of `explain` alone."""
 
+_ZERO = {"layer": "conv1", "operation": "zero"}
+_SCALE = {"layer": "conv2", "operation": "scale", "value": 0.5, "channels": [0, 3]}
+EDITS: tuple[Any, ...] = (
+    *([_ZERO], [_ZERO, _SCALE], [_SCALE, _ZERO], [_ZERO] * 16, [_ZERO] * 17, [{}], [5], ["zero"], _ZERO, "zero"),
+    *([{**_ZERO, "layer": name}] for name in ("zzz", "", None, 5)),
+    *([{**_ZERO, "operation": name}] for name in ("Zero", "", None, 5, "mean", "scale", "patch")),
+    *([{**_ZERO, "channels": which}] for which in ("all", None, "", [], [0], [4], [-1], [0, 0], [1.5], ["0"], 3, "0")),
+    *([{**_ZERO, "channels": {"except": which}}] for which in ([1], [0, 1, 2, 3], [9], [], None, "all")),
+    *([{**_ZERO, "channels": which}] for which in ({}, {"but": [1]}, {"except": [1], "but": [2]})),
+    *(
+        [{**_ZERO, "region": edges}]
+        for edges in ([0, 0, 8, 8], [1, 2, 3, 4], [0, 0, 9, 8], [3, 0, 3, 1], [0, 0, 1], [])
+    ),
+    *([{**_ZERO, "region": edges}] for edges in ([0, 0, 1, 1.0], ["0", 0, 1, 1], None, "0,0,1,1", [-1, 0, 1, 1])),
+    *([{**_ZERO, "box": edges}] for edges in ([0, 0, 8.5, 4], [0, 0, 0.1, 0.1], [0, 0, 1e9, 1], [2, 2, 1, 1], [1, 2])),
+    *([{**_ZERO, "box": edges}] for edges in ([0, 0, math.nan, 1], [0, 0, 1, 1, 1], ["a"] * 4)),
+    *([{**_ZERO, "picture": index}] for index in (0, 1, -1, 1.5, "0", None, "", True)),
+    *(
+        [{**_SCALE, "value": value}]
+        for value in (0, -1, 2.5, 1e38, 1e39, -1e39, math.nan, math.inf, None, "", "1", True)
+    ),
+    *([{**_SCALE, "value": value}] for value in ([1], [1, 2], [], {}, Number("1E2"), Number("1e400"))),
+    *([{**_ZERO, "value": value}] for value in (0, None, [1, 2])),
+    *(
+        [{**_SCALE, "operation": "clamp", "value": value}]
+        for value in ([0, 1], [1, 0], [1, 1], 1, [0, math.inf], [0, 1, 2])
+    ),
+    *([{**_SCALE, "operation": "patch", "value": value}] for value in (0, 1, -1, 0.5, 2**32, "0", [0, 1], None)),
+    *([{**_ZERO, "zzz": 1}], [{**_ZERO, "Layer": "conv1"}], [_ZERO, None], [[_ZERO]]),
+)
+"""Values of `edits` alone."""
+
+OWN = {"explain": EXPLAIN, "edits": EDITS}
+"""Values that are odd for one field alone."""
+
 GOOD: dict[str, tuple[Any, ...]] = {
     "top_k": (0, 1, 3, 10, 11, 2**32 - 1),
     "map_dtype": ("float32", "float16", "uint8"),
     "pool": (1, 2, 7, 16, 17),
     "channels": (1, 5, 40, [0], [3, 1], [2, 2], [31]),
     "timing": (False,),  # With it no two responses are equal.
+    "edits": ([], *EDITS[:4]),
+    "compare": (False, True),
     "explain": (False, True, *EXPLAIN[:5], {"layer": "conv1"}, {"method": "occlusion", "window": 8, "step": 8}),
     "describe": (True, False),
     "accept": (*ACCEPTED, "*/*", "image/*", "application/*;q=0.1, image/png;q=0", "text/html, */*;q=0.1", "text/html"),
@@ -197,7 +234,7 @@ def generate(seed: int, layers: tuple[str, ...] = LAYERS) -> Ask:
     fields: dict[str, Any] = {}
     for name in names:
         if chance.random() < 0.2:
-            fields[name] = chance.choice(ODD + EXPLAIN if name == "explain" else ODD)
+            fields[name] = chance.choice(ODD + OWN.get(name, ()))
         elif name == "layers":
             fields[name] = chance.choice(([layers[0]], list(layers), "all", ["all"], layers[-1], [], ["zzz"]))
         elif name == "filters":
@@ -262,7 +299,7 @@ def meant(name: str, text: str) -> Any:
             return json_text.loads(text)
         except ValueError:
             return [{}]
-    if name in ("timing", "describe") or (name == "explain" and text.lower() in ("1", "0", "true", "false")):
+    if name in ("timing", "compare", "describe") or (name == "explain" and text.lower() in ("1", "0", "true", "false")):
         return {"1": True, "true": True, "0": False, "false": False}.get(text.lower(), text)
     if name == "layers":
         return [part.strip() for part in text.split(",") if part.strip()]
@@ -416,8 +453,48 @@ def _set(message: wire.PredictRequest, name: str, value: Any) -> None:
             if what is not None:
                 kind = {"method": str, "layer": str, "view": str, "picture": bool}.get(item)
                 setattr(message.explain, item, _of_type(kind, what) if kind else _whole(what))
+    elif name == "edits":
+        for given in _of_type(list, value):
+            _set_edit(message.edits.add(), _of_type(dict, given))
     else:
-        setattr(message, name, _of_type(bool if name in ("timing", "describe") else str, value))
+        setattr(message, name, _of_type(bool if name in ("timing", "compare", "describe") else str, value))
+
+
+def _set_edit(message: wire.Edit, given: Mapping[str, Any]) -> None:
+    """Set the fields of an operation; what protobuf cannot tell from a field that is not set is a TypeError."""
+    for name, value in given.items():
+        if value is None or value == "":
+            continue
+        if name in ("layer", "operation"):
+            setattr(message, name, _of_type(str, value))
+        elif name == "picture":
+            message.picture = _whole(value)
+        elif name == "channels" and value != "all":
+            excluded = isinstance(value, dict) and [*value] == ["except"]
+            field, listed = (message.excluded, value["except"]) if excluded else (message.channels, value)
+            field.extend(map(_whole, _filled(listed)))
+        elif name == "region":
+            message.region.extend(map(_whole, _filled(value)))
+        elif name == "box":
+            message.box.extend(map(_real, _filled(value)))
+        elif name == "value":
+            check = _whole if given.get("operation") == "patch" else _real
+            several = isinstance(value, list) and len(value) > 1  # A list of one is that number there.
+            message.value.extend(map(check, value if several else [value]))
+        elif name != "channels":
+            raise TypeError
+
+
+def _filled(value: Any) -> list[Any]:
+    if not _of_type(list, value):
+        raise TypeError
+    return list(value)
+
+
+def _real(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError
+    return float(_of_type((int, float), value))
 
 
 def _whole(value: Any) -> int:
@@ -426,7 +503,7 @@ def _whole(value: Any) -> int:
     return int(_of_type(int, value))
 
 
-def _of_type(kind: type, value: Any) -> Any:
+def _of_type(kind: type | tuple[type, ...], value: Any) -> Any:
     if not isinstance(value, kind):
         raise TypeError
     return value

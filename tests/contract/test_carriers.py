@@ -20,10 +20,10 @@ from handlers.pipeline import Pipeline
 from handlers.wire import convscope_pb2 as wire
 from tests.contract.requests import (
     CARRIERS,
-    EXPLAIN,
     FIELDS,
     ODD,
     OPTIONS,
+    OWN,
     TEXT,
     Ask,
     Sent,
@@ -127,7 +127,7 @@ def says_nothing(asked: Ask) -> bool:
 
 @pytest.mark.parametrize("name", [name for name in FIELDS if name not in ("accept", "request_id", "timing")])
 def test_a_value_means_the_same_in_every_carrier(service: Pipeline, name: str) -> None:
-    for value in ODD + EXPLAIN if name == "explain" else ODD:
+    for value in ODD + OWN.get(name, ()):
         fields: dict[str, Any] = {"layers": ["conv2"], **JSON, name: value}
         check(service, Ask((PICTURE,), fields))
 

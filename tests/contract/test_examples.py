@@ -8,21 +8,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from convscope import Edit
 from convscope._exceptions import BadImage as ClientBadImage
 from convscope._exceptions import UnknownLayer as ClientUnknownLayer
-from convscope._reply import read_card, read_explanations, read_predictions
+from convscope._reply import check_edits, read_card, read_explanations, read_predictions
 from convscope._request import build_explain_options, build_options, request_with_pictures
 from convscope._wire import convscope_pb2 as client_wire
 from convscope._wire import inference_pb2
 
 from handlers.api import card, request
+from handlers.api.edits import Edit as HandlerEdit
 from handlers.api.errors import BadImage, UnknownLayer
 from handlers.api.job import Job, Timing
 from handlers.api.media import JSON, PROTOBUF
 from handlers.api.options import Explain
 from handlers.outputs.formats import encode
 from handlers.outputs.maps import FeatureMap
-from handlers.outputs.response import ClassScore, Explanation, Identity, Result
+from handlers.outputs.response import Change, ClassScore, Explanation, Identity, Result
 from handlers.wire import convscope_pb2 as wire
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "proto/examples"
@@ -78,6 +80,22 @@ EXPLAINED: Any = {
 }
 
 
+EDITED: Any = {
+    "request_id": "0af7651916cd43dd8448eb211c80319c",
+    "edits": 4,
+    "results": (
+        Result(
+            (ClassScore(3, "cat", 0.75, 2.5),),
+            (FeatureMap("conv2", np.array([[[0.5, -1.25]]], np.float32)),),
+            change=Change(
+                (ClassScore(3, "cat", 0.5, 1.5), ClassScore(5, "dog", -0.5, -2)),
+                (FeatureMap("conv2", np.array([[[0, -1]]], np.float32)),),
+            ),
+        ),
+    ),
+}
+
+
 def golden(name: str) -> bytes:
     return (EXAMPLES / f"{name}.binpb").read_bytes()
 
@@ -99,7 +117,7 @@ def test_the_handler_reads_the_golden_request() -> None:
 
 @pytest.mark.parametrize(
     ("reply", "timing", "name"),
-    [(REPLY, TIMING, "reply"), (REFUSAL, None, "refusal"), (EXPLAINED, None, "explanation")],
+    [(REPLY, TIMING, "reply"), (REFUSAL, None, "refusal"), (EXPLAINED, None, "explanation"), (EDITED, None, "edited")],
 )
 def test_the_handler_writes_the_golden_replies(reply: dict[str, Any], timing: Timing | None, name: str) -> None:
     response = encode(IDENTITY, media_type=PROTOBUF, **reply)
@@ -141,6 +159,32 @@ def test_both_sides_know_the_golden_explanation() -> None:
     )
     assert (seen.original_size, seen.region) == ((30, 40), (5, 0, 25, 40))
     assert (seen.heat.tolist(), seen.picture.tolist()) == ([[[0.5, -1.25]]], [[[0, 127.5]]])
+
+
+def test_both_sides_know_the_golden_edits() -> None:
+    scale = Edit(layer="conv1", operation="scale", value=0.5, channels=[3, 5], region=(0, 2, 4, 8))
+    edits = [
+        scale,
+        {"layer": "conv1", "operation": "zero", "channels": {"except": [0]}, "box": [0, 0, 16.5, 32]},
+        {"layer": "conv2", "operation": "clamp", "value": (-1, 1)},
+        Edit(layer="conv2", operation="patch", value=1, picture=0),
+    ]
+    options = build_options(layers="conv2", top_k=1, edits=edits, compare=True)
+    assert request_with_pictures(options, PICTURES, "").SerializeToString() == golden("edit")
+    asked = request.parse(Job({"request": bytearray(golden("edit"))}, {}), max_images=2).options
+    assert asked.compare
+    assert asked.edits == (
+        HandlerEdit("conv1", "scale", (0.5,), (3, 5), (), (0, 2, 4, 8)),
+        HandlerEdit("conv1", "zero", (), (), (0,), (), (0, 0, 16.5, 32)),
+        HandlerEdit("conv2", "clamp", (-1, 1)),
+        HandlerEdit("conv2", "patch", (1,), picture=0),
+    )
+    reply = client_wire.PredictReply.FromString(golden("edited"))
+    check_edits(reply, 4)
+    [seen] = read_predictions(reply, 1)
+    assert seen.change is not None
+    assert [tuple(score)[:4] for score in seen.change.top] == [(3, "cat", 0.5, 1.5), (5, "dog", -0.5, -2)]
+    assert seen.change.maps["conv2"].tolist() == [[[0, -1]]]
 
 
 def test_the_client_raises_the_golden_refusal() -> None:

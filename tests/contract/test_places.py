@@ -47,7 +47,7 @@ def read_input(recipe: Preprocessing):
     network = {"layers": [], "parameters": 0, "multiply_adds": 0, "explanations": [], "default_layer": "", "heads": {}}
     said = {"architecture": "some:Net", "preprocessing": recipe.to_dict(), "layers": {}, "classes": []}
     archive = Archive({**said, DESCRIBED: network}, Path("nowhere"))
-    described = card.describe(archive, Identity("net", "1", "torch", "cpu"), Limits(), ())
+    described = card.describe(archive, Identity("net", "1", "torch", "cpu"), Limits(), (), ())
     return read_card(wire.PredictReply.FromString(card.encode(described, "application/x-protobuf").body)).input
 
 

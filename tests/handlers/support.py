@@ -37,6 +37,8 @@ def make_archive(
     classes: tuple[str, ...],
     *,
     layers: Mapping[str, str] | None = None,
+    layouts: Mapping[str, str] | None = None,
+    output: str = "",
     has_gradients: bool = True,
     graph: bytes | None = None,
 ) -> Archive:
@@ -46,6 +48,8 @@ def make_archive(
         "preprocessing": preprocessing.to_dict(),
         "layers": dict(module.layers if layers is None else layers),
         "classes": list(classes),
+        "layouts": dict(layouts or {}),
+        "output": output,
     }
     if not has_gradients:
         card["no_gradients"] = "said so"
@@ -63,7 +67,7 @@ def make_service(
     module: torch.nn.Module, preprocessing: Preprocessing, classes: tuple[str, ...], **kwargs: Any
 ) -> Pipeline:
     """Return a service of a network, in torch; the arguments are those of `make_archive` and of `assemble`."""
-    own = {name: kwargs.pop(name) for name in ("layers", "has_gradients") if name in kwargs}
+    own = {name: kwargs.pop(name) for name in ("layers", "layouts", "output", "has_gradients") if name in kwargs}
     archive = make_archive(module, preprocessing, classes, **own)
     limits = kwargs.pop("limits", Limits(max_reply_bytes=50_000_000))
     device = kwargs.pop("device", "cpu")

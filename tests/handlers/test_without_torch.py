@@ -76,6 +76,8 @@ ask("filters", {"request": wire.PredictRequest(filters="conv2").SerializeToStrin
 for method in ("grad_cam", "cam", "occlusion", "input_gradient", "integrated_gradients", "picture"):
     explain = wire.Explain(method=method)
     ask(f"explain {method}", {"request": wire.PredictRequest(pictures=[picture], explain=explain).SerializeToString()})
+edit = wire.Edit(layer="conv1", operation="zero", channels=[0])
+ask("an edit", {"request": wire.PredictRequest(pictures=[picture], edits=[edit]).SerializeToString()})
 ask("card", {}, accept="application/json")
 print(json.dumps({"imported": not before, "replies": replies}))
 """
@@ -105,14 +107,15 @@ def body(reply: list[Any]) -> Any:
     return json.loads(bytes.fromhex(reply[2]))
 
 
-def test_every_reply_but_explanations_by_gradients_and_the_card_is_the_same_bytes(
+def test_every_reply_but_those_that_torch_alone_gives_and_the_card_is_the_same_bytes(
     answers: dict[str, dict[str, Any]],
 ) -> None:
     without, lazily, imported = (answers[how]["replies"] for how in ("without", "lazily", "imported"))
     assert lazily == imported
     different = {name for name in without if without[name] != imported[name]}
     assert different == {f"explain {method}" for method in ("grad_cam", "input_gradient", "integrated_gradients")} | {
-        "card"
+        "an edit",
+        "card",
     }
     assert sum(reply[0] == 200 for reply in without.values()) > 40
 
@@ -131,12 +134,26 @@ def test_an_explanation_by_gradients_is_rejected_and_says_what_needs_none(answer
         assert reply.results[0].explanation.method == method
 
 
+def test_an_edit_is_rejected(answers: dict[str, dict[str, Any]]) -> None:
+    from handlers.wire import convscope_pb2 as wire
+
+    without, lazily = (
+        wire.PredictReply.FromString(bytes.fromhex(answers[how]["replies"]["an edit"][2]))
+        for how in ("without", "lazily")
+    )
+    assert without.error.code == "bad_request"
+    assert without.error.message.startswith("this server has no torch")
+    assert (lazily.edits, lazily.engine.partition("-")[0]) == (1, "torch")
+
+
 def test_the_card_names_the_explanations_that_are_there(answers: dict[str, dict[str, Any]]) -> None:
     without, lazily = (body(answers[how]["replies"]["card"]) for how in ("without", "lazily"))
     assert without.pop("explanations") == ["occlusion", "picture"]
     assert lazily.pop("explanations") == [
         "grad_cam", "occlusion", "input_gradient", "integrated_gradients", "picture"
     ]  # fmt: skip
+    assert without.pop("edits") == []
+    assert lazily.pop("edits") == ["zero", "scale", "add", "mean", "clamp", "patch"]
     assert without == lazily
 
 

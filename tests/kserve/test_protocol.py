@@ -409,3 +409,19 @@ def test_nothing_loads_or_unloads_a_model(host: Host, stub: Any, http: Any) -> N
         error: Any = caught.value
         assert error.code() is grpc.StatusCode.UNIMPLEMENTED
     assert http.is_model_ready("cifar")
+
+
+def test_edits_and_what_they_change_are_outputs_too(triton: Any, handler: Ask) -> None:
+    edits = '[{"layer": "conv1", "channels": [0, 1], "operation": "scale", "value": 3}]'
+    options = {"edits": edits, "compare": "true", "layers": "conv2", "top_k": "0"}
+    result, expected = triton(files(*PICTURES), **options), handler(PICTURES, **options)
+    changes = [item.change for item in expected.results]
+    logits = np.float32([[score.logit for score in change.top] for change in changes])
+    differences = [np.frombuffer(change.maps[0].tensor.data, np.float32).reshape(32, 16, 16) for change in changes]
+    assert np.stack(differences).any()
+    same(result, {"change.logits": logits, "change.conv2": np.stack(differences), **maps(expected)})
+    some = triton(files(*PICTURES), edits=edits, compare=True, outputs=("change.conv2", "change.labels"))
+    same(some, {"change.conv2": np.stack(differences)})
+    assert some.as_numpy("conv2") is None
+    with pytest.raises(InferenceServerException, match="there is no layer"):
+        triton(files(*PICTURES), edits='[{"layer": "nose", "operation": "zero"}]')

@@ -7,7 +7,7 @@ from convscope._cli import main
 
 from tests.client.test_surface import HEAVY, modules_after
 
-COMMANDS = ("report", "ui", "probe", "filters", "strongest")
+COMMANDS = ("report", "ui", "probe", "filters", "strongest", "ablate", "patch")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -41,6 +41,8 @@ def test_the_help_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
         ["filters"],
         ["probe", "shift", "--model", "cifar"],
         ["strongest", "cat.png", "--model", "cifar", "--layer", "conv1", "--channel", "0", "--request-id", "ticket-7"],
+        ["ablate", "cat.png", "--model", "cifar"],
+        ["patch", "cat.png", "--model", "cifar"],
     ],
     ids=" ".join,
 )

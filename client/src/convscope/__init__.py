@@ -41,19 +41,22 @@ if TYPE_CHECKING:
     from convscope._card import Input, Layer, Limits, ModelCard, Training
     from convscope._client import Client
     from convscope._explanation import Explanation
+    from convscope._options import Edit
     from convscope._pictures import encode_pictures
-    from convscope._prediction import ClassScore, Prediction, Timing
+    from convscope._prediction import Change, ClassScore, Prediction, Timing
 
 __all__ = [
     "AsyncClient",
     "AuthenticationFailed",
     "BadImage",
     "BadRequest",
+    "Change",
     "ClassScore",
     "Client",
     "ConnectError",
     "ConvscopeError",
     "DeadlineExceeded",
+    "Edit",
     "Explanation",
     "ImageTooLarge",
     "Input",
@@ -79,8 +82,10 @@ __all__ = [
 
 _LAZY = {
     "AsyncClient": "_async_client",
+    "Change": "_prediction",
     "ClassScore": "_prediction",
     "Client": "_client",
+    "Edit": "_options",
     "Explanation": "_explanation",
     "Input": "_card",
     "Layer": "_card",

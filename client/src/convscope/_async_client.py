@@ -30,7 +30,7 @@ from convscope._exceptions import (
 )
 from convscope._options import ExplainOptions, PredictManyOptions, PredictOptions
 from convscope._pictures import EncodablePicture, Picture, encode_pictures
-from convscope._reply import TimedReply, read_card, read_explanations, read_filters, read_predictions
+from convscope._reply import TimedReply, check_edits, read_card, read_explanations, read_filters, read_predictions
 from convscope._request import build_card_request, build_filters_request, request_with_pictures
 from convscope._retries import Attempts
 from convscope._transport import AsyncTransport, Backend, open_async_transport
@@ -121,7 +121,7 @@ class AsyncClient(BaseClient):
         generator is garbage-collected.
         """
         check_predict_many(pictures, options, concurrency=concurrency, batch=batch)
-        checked, template = self._new_request(model, options)
+        checked, template = self._new_request(model, options, many=True)
 
         async def predict_batch(group: list[Picture]) -> list[Prediction | Exception]:
             encoded = encode_batch(group)
@@ -222,6 +222,7 @@ class AsyncClient(BaseClient):
             if not files:
                 return []
             result = await self._send_and_observe(request, call)
+            check_edits(result.reply, len(template.edits))
             total_s = result.total_s if call.timing else None
             return read(result.reply, len(files), request_id=call.request_id, total_s=total_s)
 

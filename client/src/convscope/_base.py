@@ -106,8 +106,10 @@ class BaseClient:
         deadline_s = self.deadline_s if deadline_s is None else _checked_deadline_s(deadline_s)
         return CallContext(model, version, deadline_s, validate_or_create_request_id(request_id), timing)
 
-    def _new_request(self, model: str, options: Mapping[str, Any]) -> tuple[CallContext, PredictRequest]:
-        """Check the options of `predict`, and build a request without pictures, in the caller's trace.
+    def _new_request(
+        self, model: str, options: Mapping[str, Any], *, many: bool = False
+    ) -> tuple[CallContext, PredictRequest]:
+        """Check the options of `predict` or `predict_many`, and build a request without pictures, in the caller's trace.
 
         With metrics enabled the request always asks for its timing.
         """
@@ -115,6 +117,8 @@ class BaseClient:
         named = {name: rest.pop(name) for name in ("version", "deadline_s", "request_id") if name in rest}
         trace = [rest.pop(name, None) for name in ("traceparent", "tracestate")]
         template = set_trace_context(build_options(**rest), *trace)
+        if many and any(edit.HasField("picture") or edit.operation == "patch" for edit in template.edits):
+            raise ValueError("predict_many() makes the requests, so edits cannot name a picture of one: use predict()")
         call = self._new_call(model, **named, timing=template.timing)
         template.timing = template.timing or self._metrics is not None
         return call, template
@@ -123,7 +127,7 @@ class BaseClient:
         """Check the options of `explain`, and build a request without pictures; see `_new_request`."""
         explain_options = build_explain_options(**{name: options[name] for name in _EXPLAIN_OPTIONS if name in options})
         rest = {name: value for name, value in options.items() if name not in _EXPLAIN_OPTIONS}
-        if unknown := {"layers", "pool", "channels"} & rest.keys():
+        if unknown := {"layers", "pool", "channels", "edits", "compare"} & rest.keys():
             raise TypeError(f"explain() got an unexpected keyword argument {min(unknown)!r}")
         call, template = self._new_request(model, rest)
         template.explain.CopyFrom(explain_options)

@@ -248,6 +248,7 @@ class ModelCard:
         explanations: Methods of `explain` that suit the network; empty if the service is too old to report it.
         scores: What the network's outputs mean: "softmax", mutually exclusive classes; "sigmoid", multi-label;
             "value", regression outputs that `classes` names; "none". Empty if the service is too old to report it.
+        edits: Operations of `Edit` that can be requested; empty if the service has no torch, or is too old for edits.
     """
 
     model: str
@@ -265,6 +266,7 @@ class ModelCard:
     multiply_adds: int = 0
     explanations: tuple[str, ...] = ()
     scores: str = ""
+    edits: tuple[str, ...] = ()
 
     def layer(self, name: str) -> Layer:
         """Return the layer of this name.

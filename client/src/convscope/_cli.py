@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 API_KEY_VARIABLE = "CONVSCOPE_API_KEY"
 BUILTIN_COMMANDS = ("predict", "explain", "card", "ready")
-LENS_COMMANDS = ("report", "ui", "probe", "filters", "strongest")
+LENS_COMMANDS = ("report", "ui", "probe", "filters", "strongest", "ablate", "patch")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

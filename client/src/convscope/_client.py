@@ -29,7 +29,7 @@ from convscope._exceptions import (
 )
 from convscope._options import ExplainOptions, PredictManyOptions, PredictOptions
 from convscope._pictures import EncodablePicture, Picture, encode_pictures
-from convscope._reply import TimedReply, read_card, read_explanations, read_filters, read_predictions
+from convscope._reply import TimedReply, check_edits, read_card, read_explanations, read_filters, read_predictions
 from convscope._request import build_card_request, build_filters_request, request_with_pictures
 from convscope._retries import Attempts
 from convscope._transport import Transport, open_transport
@@ -131,6 +131,10 @@ class Client(BaseClient):
                 activation; None, the default, for all.
             deadline_s (float | None): Deadline of the call, in seconds; None, the default, for the client's.
             timing (bool): Whether to measure where the time goes, see `Prediction.timing`; False by default.
+            edits (Iterable[Edit | Mapping]): Operations on the maps of layers while the network runs, as `Edit` or as
+                a dict of its fields; at most 16 per picture, done in order. Scores and maps are those after them. In
+                `predict_many` without `picture` and `"patch"`. By default none.
+            compare (bool): Whether to return what the edits changed, see `Prediction.change`; False by default.
             request_id (str | None): Id of the request in the logs of the gateway and the server: 1 to 64 letters,
                 digits, `.`, `_` and `-`; None, the default, to create one. Retries keep it.
             traceparent (str | None): W3C Trace Context to send the request in, such as that of a request that the
@@ -189,7 +193,7 @@ class Client(BaseClient):
             ValueError: As in `predict`.
         """
         check_predict_many(pictures, options, concurrency=concurrency, batch=batch)
-        checked, template = self._new_request(model, options)
+        checked, template = self._new_request(model, options, many=True)
 
         def predict_batch(group: list[Picture]) -> list[Prediction | Exception]:
             encoded = encode_batch(group)
@@ -369,6 +373,7 @@ class Client(BaseClient):
             if not files:
                 return []
             result = self._send_and_observe(request, call)
+            check_edits(result.reply, len(template.edits))
             total_s = result.total_s if call.timing else None
             return read(result.reply, len(files), request_id=call.request_id, total_s=total_s)
 

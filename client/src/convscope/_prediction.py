@@ -49,6 +49,27 @@ class ClassScore(NamedTuple):  # A NamedTuple: users unpack it.
         return {name: value for name, value in self._asdict().items() if name not in left_out}
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """What edits changed: each number after them minus the number before them.
+
+    Attributes:
+        top: Differences of the classes in `Prediction.top`, then of those that would be there without the edits.
+        maps: Differences by layer name, of the channels in `Prediction.channels`; shapes as in `Prediction.maps`,
+            float32, read-only.
+    """
+
+    top: list[ClassScore]
+    maps: Mapping[str, NDArray[np.float32]]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Change):
+            return NotImplemented
+        return self.top == other.top and _maps_equal(self.maps, other.maps)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """The timing of a request, in seconds, for all its pictures together.
@@ -84,7 +105,7 @@ class Timing:
 class Prediction:
     """The result of one picture.
 
-    If the picture failed, `error` is set, and reading `top`, `maps` or `channels` raises it. Equality ignores
+    If the picture failed, `error` is set, and reading `top`, `maps`, `channels` or `change` raises it. Equality ignores
     `request_id` and `timing`.
 
     Attributes:
@@ -112,6 +133,7 @@ class Prediction:
         scores: str = "",
         request_id: str = "",
         timing: Timing | None = None,
+        change: Change | None = None,
         error: ConvscopeError | None = None,
     ) -> None:
         self.model = model
@@ -125,6 +147,7 @@ class Prediction:
         self._top = list(top)
         self._maps = dict(maps or {})
         self._channels = dict(channels or {})
+        self._change = change
 
     @property
     def top(self) -> list[ClassScore]:
@@ -155,6 +178,16 @@ class Prediction:
         """
         self._raise_error()
         return MappingProxyType(self._channels)
+
+    @property
+    def change(self) -> Change | None:
+        """What the edits of the request changed; None unless `compare` was requested.
+
+        Raises:
+            ConvscopeError: The picture's own error.
+        """
+        self._raise_error()
+        return self._change
 
     def figure(self, layer: str, *, columns: int = 8, tile_inches: float = 1.2) -> Figure:
         """Draw a layer's map as rows of grey tiles, one per channel, each scaled to its own range.
@@ -191,6 +224,8 @@ class Prediction:
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write scores and maps into a new directory: manifest.json, maps.npz, one PNG of grey tiles per layer.
 
+        With `change`, its scores are in manifest.json and its maps in change.npz.
+
         Args:
             directory: A path that does not exist yet. Created; removed again if writing fails.
 
@@ -218,7 +253,12 @@ class Prediction:
                 "grid": grid,
             }
         manifest = {**manifest_fields(self), "maps": "maps.npz" if layers else None, "layers": layers}
-        return write_directory(directory, manifest, {"maps.npz": self._maps} if layers else {}, pictures)
+        arrays: dict[str, Mapping[str, NDArray[np.float32]]] = {"maps.npz": self._maps} if layers else {}
+        if self._change is not None:
+            changed = [score.as_values() for score in self._change.top]
+            manifest["change"] = {"scores": changed, "maps": "change.npz" if self._change.maps else None}
+            arrays |= {"change.npz": self._change.maps} if self._change.maps else {}
+        return write_directory(directory, manifest, arrays, pictures)
 
     def _raise_error(self) -> None:
         if self.error is not None:
@@ -254,11 +294,8 @@ class Prediction:
             and _error_key(self.error) == _error_key(other.error)
             and self._top == other._top
             and self._channels == other._channels
-            and self._maps.keys() == other._maps.keys()
-            and all(
-                np.array_equal(feature_map, other._maps[name], equal_nan=True)
-                for name, feature_map in self._maps.items()
-            )
+            and self._change == other._change
+            and _maps_equal(self._maps, other._maps)
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -312,6 +349,12 @@ def manifest_fields(prediction: Prediction) -> dict[str, Any]:
         "request_id": prediction.request_id,
         "scores": [score.as_values() for score in prediction.top],
     }
+
+
+def _maps_equal(first: Mapping[str, NDArray[np.float32]], second: Mapping[str, NDArray[np.float32]]) -> bool:
+    return first.keys() == second.keys() and all(
+        np.array_equal(feature_map, second[name], equal_nan=True) for name, feature_map in first.items()
+    )
 
 
 def _error_key(error: ConvscopeError | None) -> tuple[type, str, str] | None:

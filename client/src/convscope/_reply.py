@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,13 +12,13 @@ from google.protobuf.message import DecodeError
 from convscope._card import Input, Layer, Limits, ModelCard, Training
 from convscope._exceptions import ConvscopeError, Overloaded, ProtocolError, error_from_code
 from convscope._explanation import Explanation
-from convscope._prediction import ClassScore, Prediction, Timing
+from convscope._prediction import Change, ClassScore, Prediction, Timing
 from convscope._request import is_request_id
 from convscope._server_errors import MESSAGES
 from convscope._wire import convscope_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -106,6 +107,20 @@ def read_predictions(
     return [_prediction(reply, result, request_id, timing) for result in reply.results]
 
 
+def check_edits(reply: wire.PredictReply, count: int) -> None:
+    """Check that the service did all edits of a request.
+
+    Args:
+        reply: The reply.
+        count: Number of edits that were sent.
+
+    Raises:
+        ProtocolError: It did not: it is too old to know them.
+    """
+    if reply.results and reply.edits != count:
+        raise ProtocolError("the service does not support edits (older than this client?)")
+
+
 def read_explanations(
     reply: wire.PredictReply, count: int, *, request_id: str = "", total_s: float | None = None
 ) -> list[Explanation]:
@@ -173,18 +188,7 @@ def _timing(timing: wire.Timing, total_s: float) -> Timing:
 
 def _prediction(reply: wire.PredictReply, result: wire.Result, request_id: str, timing: Timing | None) -> Prediction:
     """Convert one picture's result."""
-    maps: dict[str, NDArray[np.float32]] = {}
-    channels: dict[str, tuple[int, ...]] = {}
-    for message in result.maps:
-        feature_map = read_tensor(message.tensor)
-        layer, indexes = message.layer, tuple(message.channels)
-        if feature_map.ndim == 0 or (indexes and len(indexes) != feature_map.shape[0]):
-            count = feature_map.shape[0] if feature_map.ndim else 0
-            raise ProtocolError(
-                f"invalid reply: map of layer {layer!r} has {count} channels, {len(indexes)} channel indexes"
-            )
-        maps[layer] = feature_map
-        channels[layer] = indexes or tuple(range(feature_map.shape[0]))
+    maps, channels = _maps(result.maps)
     error: ConvscopeError | None = None
     if result.HasField("error"):
         error = error_from_code(result.error.code, result.error.message, request_id)
@@ -196,11 +200,34 @@ def _prediction(reply: wire.PredictReply, result: wire.Result, request_id: str, 
         top=list(map(_score, result.top)),
         maps=maps,
         channels=channels,
+        change=_change(result.change) if result.HasField("change") else None,
         scores=reply.scores,
         request_id=request_id,
         timing=timing,
         error=error,
     )
+
+
+def _change(change: wire.Change) -> Change:
+    """Convert what edits changed."""
+    return Change(list(map(_score, change.top)), MappingProxyType(_maps(change.maps)[0]))
+
+
+def _maps(messages: Iterable[wire.FeatureMap]) -> tuple[dict[str, NDArray[np.float32]], dict[str, tuple[int, ...]]]:
+    """Convert maps; return them and their channel indexes, by layer."""
+    maps: dict[str, NDArray[np.float32]] = {}
+    channels: dict[str, tuple[int, ...]] = {}
+    for message in messages:
+        feature_map = read_tensor(message.tensor)
+        layer, indexes = message.layer, tuple(message.channels)
+        if feature_map.ndim == 0 or (indexes and len(indexes) != feature_map.shape[0]):
+            count = feature_map.shape[0] if feature_map.ndim else 0
+            raise ProtocolError(
+                f"invalid reply: map of layer {layer!r} has {count} channels, {len(indexes)} channel indexes"
+            )
+        maps[layer] = feature_map
+        channels[layer] = indexes or tuple(range(feature_map.shape[0]))
+    return maps, channels
 
 
 def _score(score: wire.ClassScore) -> ClassScore:
@@ -322,6 +349,7 @@ def read_card(reply: wire.PredictReply, *, request_id: str = "") -> ModelCard:
         multiply_adds=card.multiply_adds,
         explanations=tuple(card.explanations),
         scores=card.scores,
+        edits=tuple(card.edits),
     )
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from numbers import Real
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from convscope._exceptions import ImageTooLarge
-from convscope._options import Channels, MapDtype
+from convscope._options import Channels, Edit, MapDtype
+from convscope._wire import convscope_pb2 as wire
 from convscope._wire.convscope_pb2 import FLOAT16, FLOAT32, UINT8, ChannelSelection, Dtype, Explain, PredictRequest
 
 MAX_MESSAGE_BYTES = 512 * 1024 * 1024  # Per request or reply; gRPC's default of 4 MB is less than one large map.
@@ -25,6 +29,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")  # As accepted by TorchS
 _IDS = r"-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 _TRACEPARENT = re.compile(rf"00{_IDS}|(?!ff|00)[0-9a-f]{{2}}{_IDS}(-[ -~]*)?")
 _TRACESTATE = re.compile(r"[ -~]{0,512}")
+
+Number = TypeVar("Number", int, float)
 
 
 def check_model(model: str, version: str | None) -> None:
@@ -60,6 +66,8 @@ def build_options(
     pool: int | None = None,
     channels: Channels | None = None,
     timing: bool = False,
+    edits: Iterable[Edit | Mapping[str, Any]] = (),
+    compare: bool = False,
 ) -> PredictRequest:
     """Build a request without pictures.
 
@@ -70,6 +78,8 @@ def build_options(
         pool: Average each map down to pool x pool cells; 1 for one number per channel.
         channels: An int n for the n strongest channels, a sequence for the channels with these indexes.
         timing: Whether the reply should contain its timing.
+        edits: Operations on maps while the network runs.
+        compare: Whether the reply should contain what the edits changed.
 
     Returns:
         The request.
@@ -80,8 +90,12 @@ def build_options(
     """
     if not isinstance(map_dtype, str) or map_dtype not in _MAP_DTYPES:
         raise ValueError(f"map_dtype must be one of {', '.join(_MAP_DTYPES)}, not {map_dtype!r}")
-    if not isinstance(timing, bool):
-        raise TypeError(f"timing must be True or False, not {timing!r}")
+    for name, switch in (("timing", timing), ("compare", compare)):
+        if not isinstance(switch, bool):
+            raise TypeError(f"{name} must be True or False, not {switch!r}")
+    messages = _edits(edits)
+    if compare and not messages:
+        raise ValueError("compare returns what edits change; pass at least one in edits")
     names = [layers] if isinstance(layers, str) else list(layers) if isinstance(layers, Iterable) else [layers]
     if not all(isinstance(name, str) for name in names):
         raise TypeError(f"layers must be names, one name, or 'all', not {layers!r}")
@@ -92,6 +106,8 @@ def build_options(
         pool=None if pool is None else _checked_int("pool", pool, minimum=1),
         channels=None if channels is None else _channel_selection(channels),
         timing=timing,
+        edits=messages,
+        compare=compare,
     )
 
 
@@ -259,6 +275,70 @@ def _channel_selection(channels: Channels) -> ChannelSelection:
             raise ValueError("channels must name at least one channel; None means all")
         return ChannelSelection(indexes=indexes)
     return ChannelSelection(strongest=_checked_int("channels", channels, minimum=1))
+
+
+def _edits(edits: Iterable[Edit | Mapping[str, Any]]) -> list[wire.Edit]:
+    """Convert the option `edits` to messages; the service checks layers, operations and cells."""
+    if isinstance(edits, str | Mapping | Edit) or not isinstance(edits, Iterable):
+        raise TypeError(f"edits must be a list of Edit or dict, not {edits!r}")
+    known = [field.name for field in fields(Edit)]
+    messages = []
+    for number, edit in enumerate(edits):
+        if isinstance(edit, Mapping):
+            unknown = sorted(map(str, edit.keys() - set(known)))
+            if unknown or "layer" not in edit or "operation" not in edit:
+                what = f"unknown field {unknown[0]!r}" if unknown else "layer and operation are required"
+                raise TypeError(f"edits[{number}]: {what}; fields: {', '.join(known)}")
+            edit = Edit(**edit)
+        elif not isinstance(edit, Edit):
+            raise TypeError(f"edits[{number}] must be an Edit or a dict, not {edit!r}")
+        messages.append(_edit(edit, f"edits[{number}]"))
+    return messages
+
+
+def _edit(edit: Edit, name: str) -> wire.Edit:
+    for field in ("layer", "operation"):
+        if not isinstance(getattr(edit, field), str):
+            raise TypeError(f"{name}.{field} must be a str, not {getattr(edit, field)!r}")
+    message = wire.Edit(layer=edit.layer, operation=edit.operation)
+    if isinstance(edit.value, Real) or edit.value is None:
+        message.value.extend(() if edit.value is None else [_checked_number(f"{name}.value", edit.value)])
+    else:
+        message.value.extend(_numbers(f"{name}.value", edit.value, _checked_number))
+    channels, chosen = edit.channels, message.channels
+    if isinstance(channels, Mapping):
+        if set(channels) != {"except"}:
+            raise ValueError(f"{name}.channels must be indexes, 'all' or {{'except': indexes}}, not {channels!r}")
+        channels, chosen = channels["except"], message.excluded
+    if channels is not None and not (isinstance(channels, str) and channels == "all"):
+        indexes = _numbers(f"{name}.channels", channels, lambda what, index: _checked_int(what, index, minimum=0))
+        if not indexes:
+            raise ValueError(f"{name}.channels must name at least one channel; 'all' means all")
+        chosen.extend(indexes)
+    if edit.region is not None:
+        message.region.extend(
+            _numbers(f"{name}.region", edit.region, lambda what, edge: _checked_int(what, edge, minimum=0))
+        )
+    if edit.box is not None:
+        message.box.extend(_numbers(f"{name}.box", edit.box, _checked_number))
+    if edit.picture is not None:
+        message.picture = _checked_int(f"{name}.picture", edit.picture, minimum=0)
+    return message
+
+
+def _numbers(name: str, values: Any, check: Callable[[str, Any], Number]) -> list[Number]:
+    """Return the numbers of a sequence, each checked."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a sequence of numbers, not {values!r}")
+    return [check(name, value) for value in values]
+
+
+def _checked_number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, not {value!r}")
+    return float(value)
 
 
 def _checked_int(name: str, value: int, *, minimum: int) -> int:

@@ -16,14 +16,15 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 
 from convscope._card import Input, Layer, Limits, ModelCard
 from convscope._exceptions import ConvscopeError
 from convscope._explanation import Explanation
-from convscope._prediction import ClassScore, Prediction, Timing
+from convscope._options import Edit, Operation
+from convscope._prediction import Change, ClassScore, Prediction, Timing
 from convscope._wire import convscope_pb2 as wire
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Request:
         explain_method: Method of an explanation; empty for other requests.
         target: Index of the class to explain; None for the most probable one.
         timing: Whether the timing is requested.
+        edits: Edits, in order.
+        compare: Whether what they change is requested.
         request_id: Id of the request.
         deadline_s: Seconds until its deadline.
         traceparent: W3C Trace Context that it was sent with; empty for none.
@@ -71,6 +74,8 @@ class Request:
     explain_method: str
     target: int | None
     timing: bool
+    edits: tuple[Edit, ...]
+    compare: bool
     request_id: str
     deadline_s: float
     traceparent: str = ""
@@ -129,6 +134,7 @@ def prediction(
     *,
     values: Mapping[str, float] | None = None,
     maps: Mapping[str, NDArray[Any]] | None = None,
+    change: Change | None = None,
     error: ConvscopeError | None = None,
 ) -> Prediction:
     """Create a prediction.
@@ -138,6 +144,7 @@ def prediction(
             mapping.
         values: Instead of them, regression outputs by label.
         maps: Maps by layer, (C, h, w) or (C,), any range; converted to float32.
+        change: What edits changed.
         error: The picture's own error, instead of a result.
 
     Returns:
@@ -160,6 +167,7 @@ def prediction(
         top=top,
         maps=arrays,
         scores="value" if values is not None else "softmax" if top else "",
+        change=change,
         error=error,
     )
 
@@ -261,15 +269,34 @@ def _read_request(request: wire.PredictRequest, model: str, version: str | None,
         explain_method=request.explain.method,
         target=request.explain.target if request.explain.HasField("target") else None,
         timing=request.timing,
+        edits=tuple(map(_edit, request.edits)),
+        compare=request.compare,
         request_id=request.request_id,
         deadline_s=deadline_s,
         traceparent=request.traceparent,
     )
 
 
+def _edit(message: wire.Edit) -> Edit:
+    value: Any = tuple(message.value)
+    channels: Any = {"except": list(message.excluded)} if message.excluded else list(message.channels) or "all"
+    region: Any = tuple(message.region) or None
+    box: Any = tuple(message.box) or None
+    return Edit(
+        layer=message.layer,
+        operation=cast("Operation", message.operation),
+        value=value[0] if len(value) == 1 else value or None,
+        channels=channels,
+        region=region,
+        box=box,
+        picture=message.picture if message.HasField("picture") else None,
+    )
+
+
 def _write_reply(request: Request, response: Any) -> wire.PredictReply:
     """Convert a response to a reply."""
     reply = wire.PredictReply(model=request.model, version=request.version or "1.0", request_id=request.request_id)
+    reply.edits = len(request.edits)
     if isinstance(response, ModelCard):
         reply.card.CopyFrom(wire.ModelCard(**_without_none(dataclasses.asdict(response))))
         return reply
@@ -294,6 +321,10 @@ def _result(result: Prediction | Explanation, prediction_: Prediction) -> wire.R
     message = wire.Result(top=[score.as_values() for score in prediction_.top])
     for layer, feature_map in prediction_.maps.items():
         message.maps.add(layer=layer, tensor=_tensor(feature_map), channels=prediction_.channels.get(layer, ()))
+    if prediction_.change is not None:
+        message.change.top.extend([wire.ClassScore(**score.as_values()) for score in prediction_.change.top])
+        for layer, feature_map in prediction_.change.maps.items():
+            message.change.maps.add(layer=layer, tensor=_tensor(feature_map))
     if isinstance(result, Explanation):
         message.explanation.method = result.method
         message.explanation.layer = result.layer

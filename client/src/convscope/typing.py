@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from convscope._options import Channels, ExplainOptions, MapDtype, Method, PredictManyOptions, PredictOptions
+from convscope._options import (
+    Channels,
+    EditedChannels,
+    ExplainOptions,
+    MapDtype,
+    Method,
+    Operation,
+    PredictManyOptions,
+    PredictOptions,
+)
 from convscope._pictures import EncodablePicture, Picture
 from convscope._transport import AsyncTransport, Backend, Transport
 
@@ -10,10 +19,12 @@ __all__ = [
     "AsyncTransport",
     "Backend",
     "Channels",
+    "EditedChannels",
     "EncodablePicture",
     "ExplainOptions",
     "MapDtype",
     "Method",
+    "Operation",
     "Picture",
     "PredictManyOptions",
     "PredictOptions",

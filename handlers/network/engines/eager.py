@@ -12,8 +12,10 @@ import inspect
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,8 @@ from torch import Tensor, fx, nn
 from torchvision import ops
 from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor, get_graph_node_names
 
-from handlers.network.engines.engine import Cells
-from handlers.network.layouts import CHANNELS_FIRST, to_maps
+from handlers.network.engines.engine import CannotEditError, Cells
+from handlers.network.layouts import CHANNELS_FIRST, change, to_maps
 from handlers.network.modules import stop_working_in_place, watching
 from handlers.network.outputs import OUTPUT, as_scores, node_of, select
 
@@ -32,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 Maps = dict[str, Tensor]
 Forward = Callable[[Tensor], Mapping[str, Tensor]]
+Edits = Sequence[tuple[str, Callable[[Tensor], None]]]
+"""Public names of layers, each with what changes its maps (N, C, h, w) in place, in the order in which it is done."""
 
 SCORES = "//scores"  # No public layer name can hold a slash, so no clash.
 _TRACED = frozenset([SCORES])  # Asks for no layer, yet for the traced graph; no layers at all runs the module itself.
@@ -75,9 +79,7 @@ class Torch(ABC):
         self, images: Cells, layers: frozenset[str] = frozenset()
     ) -> tuple[NDArray[np.float32] | None, dict[str, Cells]]:
         """Run the network once; see `Engine.run`."""
-        scores, maps = self.forward(images if isinstance(images, Tensor) else torch.from_numpy(images), layers)
-        found = {name: cells.numpy() if cells.device.type == "cpu" else cells for name, cells in maps.items()}
-        return None if scores is None else scores.numpy(), found
+        return _as_arrays(*self.forward(_tensor(images), layers))
 
 
 class Eager(Torch):
@@ -156,14 +158,57 @@ class Eager(Torch):
     @torch.inference_mode()
     def forward(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor | None, Maps]:
         """Run the network once; see `Torch.forward`. Maps stay on the device until they have the cells asked for."""
-        on_gpu = self.device.type == "cuda"
-        if on_gpu and not images.is_cuda:  # Not run here, for want of a GPU: pinned, the copy need not be waited for.
-            images = images.pin_memory().to(self.device, non_blocking=True)
-        outputs = self.compute(images, layers)
-        if on_gpu:  # Where nothing is copied back, nothing else waits for the network to be done.
-            torch.cuda.synchronize(self.device)
-        scores = outputs[SCORES].cpu() if self.has_scores else None
-        return scores, {name: outputs[name] for name in layers}
+        return self._finish(self.compute(self._on_device(images), layers), layers)
+
+    @torch.inference_mode()
+    def run_edited(
+        self, images: Cells, layers: frozenset[str], edits: Edits
+    ) -> tuple[NDArray[np.float32] | None, dict[str, Cells]]:
+        """Run the network once and change maps on the way: whatever is computed from a changed map sees the change.
+
+        Args:
+            images: As `Engine.run` takes them.
+            layers: Public names of the maps wanted; they come as the edits leave them.
+            edits: What is changed.
+
+        Returns:
+            As `Engine.run`.
+
+        Raises:
+            CannotEditError: A layer is nowhere in the network, or in several places, so that it cannot be changed.
+        """
+        found: dict[str, Tensor] = {}
+        seen: set[str] = set()
+
+        def see(names: frozenset[str], value: Tensor) -> Tensor:
+            own = [(name, edit) for name, edit in edits if name in names]
+            if own:
+                value = value.clone()  # What else reads the memory of this tensor sees what it saw before.
+                for name, edit in own:
+                    change(value, self.layouts.get(name, CHANNELS_FIRST), edit)
+                    seen.add(name)
+            found.update(dict.fromkeys(names & {*layers, SCORES}, value))
+            return value
+
+        on_device = self._converted(self._on_device(_tensor(images)))
+        if self._nodes:
+            _Seeing(*self._graph, see).run(on_device)
+        else:
+            found |= self._forward_with_hooks(on_device, layers, see, frozenset(name for name, _ in edits))
+        missing = [name for name, _ in edits if name not in seen]
+        if missing:
+            raise CannotEditError(f"{missing[0]} cannot be edited: nothing in this network is computed from its map")
+        return _as_arrays(*self._finish(self._outputs(found, layers), layers))
+
+    @contextmanager
+    def all_threads(self) -> Iterator[None]:
+        """Let torch compute with the threads that it had when the engine was made, for as long as the context lasts."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     def compute(self, images: Tensor, layers: frozenset[str]) -> dict[str, Tensor]:
         """Run the network on the device and wait for nothing; the caller sets the mode of inference.
@@ -176,13 +221,29 @@ class Eager(Torch):
             By name each map (N, C, h, w), and by `SCORES` the scores (N, K) of a network that has them: float32,
             contiguous, on the device.
         """
-        if self._converts:
-            images = images.to(dtype=self._dtype, memory_format=self._memory_format)
-        found = self.extractor(layers)(images)
+        return self._outputs(self.extractor(layers)(self._converted(images)), layers)
+
+    def _on_device(self, images: Tensor) -> Tensor:
+        if self.device.type == "cuda" and not images.is_cuda:  # Pinned, the copy need not be waited for.
+            images = images.pin_memory().to(self.device, non_blocking=True)
+        return images
+
+    def _converted(self, images: Tensor) -> Tensor:
+        return images.to(dtype=self._dtype, memory_format=self._memory_format) if self._converts else images
+
+    def _outputs(self, found: Mapping[str, Tensor], layers: frozenset[str]) -> dict[str, Tensor]:
+        """Return maps and scores, in float32, of what the network made."""
         outputs = {name: self.to_maps(name, found[name]) for name in layers}
         if self.has_scores:
             outputs[SCORES] = as_scores(found[SCORES])
         return {name: values.float().contiguous() for name, values in outputs.items()}
+
+    def _finish(self, outputs: Mapping[str, Tensor], layers: frozenset[str]) -> tuple[Tensor | None, Maps]:
+        """Return the scores on the CPU, and the maps, once they are computed."""
+        if self.device.type == "cuda":  # Where nothing is copied back, nothing else waits for the network to be done.
+            torch.cuda.synchronize(self.device)
+        scores = outputs[SCORES].cpu() if self.has_scores else None
+        return scores, {name: outputs[name] for name in layers}
 
     def to_maps(self, name: str, values: Tensor) -> Tensor:
         """Turn what the network makes for a layer, or its gradient, to maps (N, C, h, w)."""
@@ -206,6 +267,16 @@ class Eager(Torch):
             images = images.clone().requires_grad_(True).clone()  # A network may change its input, but not a leaf.
         outputs = self.extractor(layers or _TRACED)(images)
         return as_scores(outputs[SCORES]), {name: outputs[name] for name in layers}
+
+    @cached_property
+    def _graph(self) -> tuple[fx.GraphModule, dict[str, frozenset[str]]]:
+        """The network as a graph, and the public names of each of its nodes that has some; made for the first edit."""
+        with torch.inference_mode(False):  # As in `_build`.
+            graph, paths = trace(self.module)
+        names = defaultdict[str, set[str]](set)
+        for name, path in self._nodes.items():
+            names[path].add(name)
+        return graph, {node: frozenset(names[path]) for node, path in paths.items() if path in names}
 
     def _trace(self) -> None:
         """Find the node of each layer and of the scores, unless hooks are needed."""
@@ -262,20 +333,79 @@ class Eager(Torch):
 
         return forward
 
-    def _forward_with_hooks(self, images: Tensor, layers: frozenset[str]) -> Mapping[str, Tensor]:
-        """Run with a hook on each wanted module."""
+    def _forward_with_hooks(
+        self,
+        images: Tensor,
+        layers: frozenset[str],
+        see: Callable[[frozenset[str], Tensor], Tensor] = lambda names, value: value,
+        edited: frozenset[str] = frozenset(),
+    ) -> Mapping[str, Tensor]:
+        """Run with a hook on each wanted module.
+
+        Args:
+            images: As `compute`.
+            layers: Public names of the maps wanted.
+            see: Is given what a module made, and returns what takes its place.
+            edited: Public names of layers that `see` may change.
+
+        Raises:
+            CannotEditError: The module of one of these runs several times.
+        """
         taken: dict[str, Tensor] = {}
+        names = defaultdict[str, set[str]](set)
+        for name, node in self.layers.items():
+            if name in layers | edited and not node.startswith(OUTPUT):
+                names[node].add(name)
+        runs = Counter[str]()
 
-        def keep(name: str, inputs: Any, output: Tensor) -> None:
-            taken[name] = output
+        def keep(node: str, inputs: Any, output: Tensor) -> Tensor:
+            runs[node] += 1
+            if runs[node] > 1 and names[node] & edited:
+                raise CannotEditError(
+                    f"{min(names[node] & edited)} cannot be edited: its module runs several times for a picture, and "
+                    "this network cannot be traced, which would tell these runs apart"
+                )
+            value = see(frozenset(names[node]), output)
+            taken.update(dict.fromkeys(names[node] & layers, value))
+            return value
 
-        modules = {
-            name: self.module.get_submodule(node)
-            for name, node in self.layers.items()
-            if name in layers and not node.startswith(OUTPUT)
-        }
-        with watching(modules, keep):
+        with watching({node: self.module.get_submodule(node) for node in names}, keep):
             returned = self.module(images)
-        taken |= {name: select(returned, self.layers[name].removeprefix(OUTPUT)) for name in layers - modules.keys()}
+        for name in layers - taken.keys():
+            taken[name] = select(returned, self.layers[name].removeprefix(OUTPUT))
         taken[SCORES] = select(returned, self.output)
         return taken
+
+
+class _Seeing(fx.Interpreter):
+    """Runs a graph, and passes what some of its nodes make through a function.
+
+    Args:
+        graph: Of the network.
+        names: The public names of each of those nodes, by the node's name.
+        see: Is given these names and what the node made, and returns what takes its place.
+    """
+
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        names: Mapping[str, frozenset[str]],
+        see: Callable[[frozenset[str], Tensor], Tensor],
+    ) -> None:
+        super().__init__(graph)
+        self._names, self._see = names, see
+
+    def run_node(self, n: fx.Node) -> Any:
+        made = super().run_node(n)
+        names = self._names.get(n.name)
+        return self._see(names, made) if names else made
+
+
+def _tensor(images: Cells) -> Tensor:
+    return images if isinstance(images, Tensor) else torch.from_numpy(images)
+
+
+def _as_arrays(scores: Tensor | None, maps: Maps) -> tuple[NDArray[np.float32] | None, dict[str, Cells]]:
+    """Return scores, and maps that are on the CPU, as arrays."""
+    found = {name: cells.numpy() if cells.device.type == "cpu" else cells for name, cells in maps.items()}
+    return None if scores is None else scores.numpy(), found

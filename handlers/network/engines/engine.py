@@ -17,6 +17,10 @@ Cells: TypeAlias = "NDArray[np.float32] | Tensor"
 """The values of a map: an array on the CPU, a tensor on a GPU."""
 
 
+class CannotEditError(ValueError):
+    """A map of this network cannot be changed; the message is for the caller."""
+
+
 class Engine(Protocol):
     """A loaded network that computes scores and maps.
 

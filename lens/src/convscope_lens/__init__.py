@@ -1,4 +1,4 @@
-"""Analysis tools for CNNs served by convscope: reports, an interactive page, probes, filters and patches.
+"""Analysis tools for CNNs served by convscope: reports, an interactive page, probes, filters, patches, interventions.
 
     from convscope import Client
     from convscope_lens import report
@@ -15,14 +15,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convscope_lens import filters, probes
+    from convscope_lens import filters, interventions, probes
     from convscope_lens._page.report import report
     from convscope_lens._page.server import PageServer
     from convscope_lens.patches import Patch, cut_patch, strongest_patches
 
 __version__ = "0.1.0"
 
-__all__ = ["PageServer", "Patch", "__version__", "cut_patch", "filters", "probes", "report", "strongest_patches"]
+__all__ = [
+    "PageServer",
+    "Patch",
+    "__version__",
+    "cut_patch",
+    "filters",
+    "interventions",
+    "probes",
+    "report",
+    "strongest_patches",
+]
 
 _LAZY = {
     "PageServer": "_page.server",
@@ -31,7 +41,7 @@ _LAZY = {
     "report": "_page.report",
     "strongest_patches": "patches",
 }
-_MODULES = ("filters", "probes")
+_MODULES = ("filters", "interventions", "probes")
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,8 @@
     convscope probe shift pictures/ --model cifar --save probes
     convscope filters cifar --save filters
     convscope strongest samples/*.png --model cifar --layer conv2 --channel 3 --save patches
+    convscope ablate samples/cat.png --model cifar --layer conv2 --save ablations
+    convscope patch cat.png dog.png --model cifar --save traces
 
 `convscope` finds them through the entry points in pyproject.toml. numpy and matplotlib are imported on first use.
 """
@@ -39,6 +41,7 @@ from convscope.commands import (
 if TYPE_CHECKING:
     from convscope import Client, ConvscopeError
 
+    from convscope_lens.interventions import Ablation, Trace
     from convscope_lens.patches import Patch
 
 
@@ -347,3 +350,117 @@ def _patches_json(
         "patches": rows,
         "failed": [{"picture": picture, "error": error._asdict()} for picture, error in failed],
     }
+
+
+def add_ablate(commands: SubParsers) -> argparse.ArgumentParser:
+    """Add `convscope ablate`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "ablate", help="which channels carry a class: the change of its logit as each channel is set to zero"
+    )
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE|FOLDER", help="PNG, JPEG, WebP or .npy files")
+    parser.add_argument("--model", required=True, type=parse_model_name)
+    parser.add_argument("--layer", required=True, type=parse_name)
+    parser.add_argument(
+        "--target", type=int, metavar="INDEX", help="index of the class (default: each picture's most probable)"
+    )
+    parser.add_argument(
+        "--slopes",
+        action="store_true",
+        help="measure gradient × activation too, and its rank correlation (twice the forward passes)",
+    )
+    parser.add_argument("-n", default=20, type=int, help="channels to print (default %(default)s)")
+    parser.add_argument("--save", metavar="DIR", help="write ablate-<model>-<layer>.png and .json to DIR")
+    parser.set_defaults(run=_ablate)
+    return parser
+
+
+def _ablate(client: Client, options: argparse.Namespace) -> int:
+    if options.n < 1:
+        raise ValueError("-n must be at least 1")
+    from convscope_lens.interventions import ablate
+    from convscope_lens.probes._images import list_pictures
+
+    paths = [str(path) for path in list_pictures(options.pictures, limit=None, seed=0)]
+    pictures = read_picture_files(paths)
+    failed = [(name, file) for name, file in pictures if isinstance(file, PictureFailure)]
+    readable = [(name, file) for name, file in pictures if isinstance(file, bytes)]
+
+    def on_error(index: int, error: ConvscopeError) -> None:
+        failed.append((readable[index][0], PictureFailure(error.code, error.message)))
+
+    result = None
+    if readable:
+        result = ablate(
+            client,
+            [file for _, file in readable],
+            model=options.model,
+            layer=options.layer,
+            target=options.target,
+            slopes=options.slopes,
+            version=options.version,
+            on_error=on_error,
+        )
+    if options.json:
+        failures = [{"picture": picture, "error": error._asdict()} for picture, error in failed]
+        print(format_json({**(result.to_dict() if result else {}), "failed": failures}))
+    else:
+        print("\n".join([*([result.format_table(options.n)] if result else []), *_failure_lines(failed)]))
+    if result is not None and options.save is not None:
+        _save_result(result, f"ablate-{Path(result.model).name}-{Path(result.layer).name}", options)
+    return 1 if failed else 0
+
+
+def _failure_lines(failed: list[tuple[str, PictureFailure]]) -> list[str]:
+    return [printable(f"{picture}: {error}") for picture, error in failed]
+
+
+def add_patch(commands: SubParsers) -> argparse.ArgumentParser:
+    """Add `convscope patch`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "patch",
+        help="causal tracing: which layer and region of one picture's maps restores its answer in another's run",
+    )
+    parser.add_argument("clean", metavar="CLEAN", help=f"whose answer is to be restored: {_PICTURE}")
+    parser.add_argument("corrupt", metavar="CORRUPT", help="whose maps are replaced, region by region")
+    parser.add_argument("--model", required=True, type=parse_model_name)
+    parser.add_argument(
+        "--layers", default=["all"], type=parse_names, metavar="A,B|all", help="layers to trace (default all)"
+    )
+    parser.add_argument(
+        "--target", type=int, metavar="INDEX", help="index of the class (default: CLEAN's most probable)"
+    )
+    parser.add_argument(
+        "--grid", default=8, type=int, metavar="N", help="rows and columns of regions per map (default %(default)s)"
+    )
+    parser.add_argument("--save", metavar="DIR", help="write patch-<model>.png and .json to DIR")
+    parser.set_defaults(run=_patch)
+    return parser
+
+
+def _patch(client: Client, options: argparse.Namespace) -> int:
+    from convscope_lens.interventions import trace
+
+    result = trace(
+        client,
+        options.clean,
+        options.corrupt,
+        model=options.model,
+        layers=options.layers,
+        target=options.target,
+        grid=options.grid,
+        version=options.version,
+    )
+    print(format_json(result.to_dict()) if options.json else result.format_table())
+    if options.save is not None:
+        _save_result(result, f"patch-{Path(result.model).name}", options)
+    return 0
+
+
+def _save_result(result: Ablation | Trace, stem: str, options: argparse.Namespace) -> None:
+    """Write the figure and the JSON of a result; those of an earlier run are replaced."""
+    folder = Path(options.save)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{stem}.json").write_text(format_json(result.to_dict()) + "\n", "utf-8")
+    result.figure().savefig(folder / f"{stem}.png", dpi=110)
+    if not options.json:
+        print("\n" + printable(f"saved {folder / stem}.png and .json"))
