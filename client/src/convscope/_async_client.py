@@ -29,7 +29,7 @@ from convscope._exceptions import (
     attach_request_id,
 )
 from convscope._options import ExplainOptions, PredictManyOptions, PredictOptions
-from convscope._pictures import EncodablePicture, Picture, encode_pictures
+from convscope._pictures import EncodablePicture, Picture, Tensor, encode_pictures
 from convscope._reply import TimedReply, read_card, read_explanations, read_filters, read_predictions
 from convscope._request import build_card_request, build_filters_request, request_with_pictures
 from convscope._retries import Attempts
@@ -88,7 +88,7 @@ class AsyncClient(BaseClient):
     ) -> Prediction: ...
 
     @overload  # One picture or several, depending on ndim, which types cannot express.
-    async def predict(self, pictures: NDArray[Any], *, model: str, **options: Unpack[PredictOptions]) -> Any: ...
+    async def predict(self, pictures: NDArray[Any] | Tensor, *, model: str, **options: Unpack[PredictOptions]) -> Any: ...
 
     @overload
     async def predict(
@@ -144,7 +144,7 @@ class AsyncClient(BaseClient):
     ) -> Explanation: ...
 
     @overload  # One picture or several, depending on ndim, which types cannot express.
-    async def explain(self, pictures: NDArray[Any], *, model: str, **options: Unpack[ExplainOptions]) -> Any: ...
+    async def explain(self, pictures: NDArray[Any] | Tensor, *, model: str, **options: Unpack[ExplainOptions]) -> Any: ...
 
     @overload
     async def explain(

@@ -261,7 +261,7 @@ def merge_predictions(
         call: The call that the batch was sent with.
 
     Returns:
-        Predictions. A picture that cannot be encoded holds `BadImage`; any other exception takes the place of the
+        Predictions. A picture that cannot be read or encoded holds `BadImage`; any other exception takes the place of the
         prediction, to be raised there.
     """
     remaining = iter(predictions)
@@ -269,7 +269,7 @@ def merge_predictions(
     for item in encoded:
         if isinstance(item, list):
             results += [next(remaining) for _ in item]
-        elif isinstance(item, ValueError):
+        elif isinstance(item, OSError | ValueError):
             rejected = BadImage(str(item))
             rejected.__cause__ = item
             results += failed_predictions(1, call, rejected)
