@@ -128,6 +128,16 @@ def test_a_figure_can_be_saved_and_shows_itself_without_pyplot(tmp_path: Path):
     assert Image.open(io.BytesIO(figure._repr_png_())).format == "PNG"
 
 
+@pytest.mark.parametrize("by_layer", ["maps", "channels"])
+def test_a_layer_not_requested_is_a_key_error_that_lists_those_that_were(by_layer: str):
+    values = getattr(make_prediction(), by_layer)
+    with pytest.raises(KeyError, match="layer 'conv9' was not requested; maps: conv1"):
+        values["conv9"]
+    assert values.get("conv9") is None
+    assert "conv9" not in values
+    assert list(values) == ["conv1"]  # Looking does not add it.
+
+
 def test_a_figure_of_a_layer_not_requested_says_which_were():
     with pytest.raises(KeyError, match="was not requested; maps: conv1"):
         make_prediction().figure("conv9")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import numpy as np
 import pytest
 from convscope import BadImage, Client, ConvscopeError, Layer, UnknownLayer
 from convscope._cli import main
-from convscope_lens import cut_patch, strongest_patches
+from convscope_lens import Patch, cut_patch, strongest_patches
 from PIL import Image
 
 from tests.client.stand_in import StandIn, fetch_maps
@@ -176,3 +179,13 @@ class TestCommandLine:
         assert np.array_equal(np.asarray(Image.open(folder / "001.png")), best.display_pixels())
         assert main(arguments) == 0
         assert "pixels (rows, columns)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "L"), (3, "RGB")])
+def test_a_patch_shows_itself_in_a_notebook(channels: int, mode: str):
+    pixels = np.random.default_rng(0).random((4, 5, channels), np.float32)
+    html = Patch(pixels, (0, 0, 4, 5), "<conv1>", (1, 2))._repr_html_()
+    assert 'alt="&lt;conv1&gt;, cell (1, 2)"' in html
+    [png] = re.findall(r"data:image/png;base64,([^\"]+)", html)
+    with Image.open(io.BytesIO(base64.b64decode(png))) as image:
+        assert (image.mode, image.size) == (mode, (52 * 5, 52 * 4))

@@ -286,6 +286,14 @@ def test_json_has_no_word_for_infinity():
     assert values["totals"] == {"far": None}
 
 
+def test_a_result_shows_its_tables_in_a_notebook():
+    curve = np.array([1.0, 2.0, 3.0])
+    result = probes.ProbeResult("blur", "<m>", "1", 1, "px", np.arange(3.0), {}, {"energy": {"conv1": curve}})
+    html = result._repr_html_()
+    assert html.startswith("<pre>blur: &lt;m&gt; 1, 1 picture\n\nenergy\npx   conv1\n")
+    assert html.endswith("</pre>")
+
+
 @pytest.mark.parametrize("client", ["rest"], indirect=True)  # What is drawn does not depend on the transport.
 @pytest.mark.parametrize("kind", probes.__all__[1:])
 def test_every_probe_has_a_table_with_a_row_a_step_and_a_figure(client, kind, tmp_path):

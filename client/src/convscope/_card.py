@@ -266,6 +266,13 @@ class ModelCard:
     explanations: tuple[str, ...] = ()
     scores: str = ""
 
+    def _repr_html_(self) -> str:
+        """Return HTML for notebooks: what `convscope card` prints."""
+        from convscope._cli_results import format_card
+        from convscope._prediction import html_text
+
+        return html_text(format_card(self))
+
     def layer(self, name: str) -> Layer:
         """Return the layer of this name.
 

@@ -175,7 +175,7 @@ def format_predictions(results: Sequence[PictureResult[Prediction]]) -> str:
         header = ["picture", "layer", "shape", "channels", "min", "mean", "max"]
         parts.append(format_table(header, maps, right_aligned=(3, 4, 5, 6)))
     if first is not None and first.timing is not None:
-        parts.append(_format_timing(first.timing))
+        parts.append(format_timing(first.timing))
     parts += _format_saved(results)
     failed = dict.fromkeys(row.result.request_id for row in results if row.result is not None and row.error is not None)
     if failed:
@@ -223,7 +223,7 @@ def _first_result(results: Sequence[PictureResult[Prediction]]) -> Prediction | 
     return next((row.result for row in results if row.result is not None), None)
 
 
-def _format_timing(timing: Timing) -> str:
+def format_timing(timing: Timing) -> str:
     labels = STAGES | {"handler_s": f"{STAGES['handler_s']} ({timing.batch_requests} in the batch)"}
     rows = [[label, f"{1000 * getattr(timing, name):.2f}"] for name, label in labels.items()]
     return format_table(["time", "ms"], rows, right_aligned=(1,))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convscope._prediction import html_image, manifest_fields
-from convscope.pixels import render_heat
+from convscope._prediction import manifest_fields
+from convscope.pixels import html_image, render_heat
 
 if TYPE_CHECKING:
     from pathlib import Path

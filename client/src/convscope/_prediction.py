@@ -5,18 +5,17 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from convscope._exceptions import ConvscopeError
-from convscope.pixels import encode_png, tile_grid
+from convscope.pixels import html_image, tile_grid
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,6 +79,19 @@ class Timing:
         """Seconds outside the worker's handler: network, gateway, queue and client."""
         return self.total_s - self.handler_s
 
+    def _repr_html_(self) -> str:
+        """Return HTML for notebooks: the stages in milliseconds."""
+        from convscope._cli_results import format_timing
+
+        return html_text(format_timing(self))
+
+
+class _ByLayer(dict[str, Any]):
+    """A dict by layer whose KeyError lists the layers."""
+
+    def __missing__(self, layer: str) -> NoReturn:
+        raise KeyError(f"layer {layer!r} was not requested; maps: {', '.join(self) or 'none'}")
+
 
 class Prediction:
     """The result of one picture.
@@ -123,8 +135,8 @@ class Prediction:
         self.timing = timing
         self.error = error
         self._top = list(top)
-        self._maps = dict(maps or {})
-        self._channels = dict(channels or {})
+        self._maps = _ByLayer(maps or {})
+        self._channels = _ByLayer(channels or {})
 
     @property
     def top(self) -> list[ClassScore]:
@@ -138,7 +150,7 @@ class Prediction:
 
     @property
     def maps(self) -> Mapping[str, NDArray[np.float32]]:
-        """The maps by layer name: (C, h, w), or (C,) with `pool=1`; float32, read-only.
+        """The maps by layer name: (C, h, w), or (C,) with `pool=1`; float32, read-only. A KeyError lists the layers.
 
         Raises:
             ConvscopeError: The picture's own error.
@@ -173,15 +185,13 @@ class Prediction:
             KeyError: The layer was not requested.
             ValueError: The map was pooled to one number per channel.
         """
-        maps = self.maps
-        if layer not in maps:
-            raise KeyError(f"layer {layer!r} was not requested; maps: {', '.join(maps) or 'none'}")
+        feature_map = self.maps[layer]
         try:
             from convscope.figures import draw_map
         except ImportError as error:
             raise ImportError("figure() requires matplotlib: pip install 'convscope[figure]'") from error
         return draw_map(
-            maps[layer],
+            feature_map,
             self._channels[layer],
             title=f"{self.model} {self.version}: {layer}",
             columns=columns,
@@ -288,18 +298,9 @@ def score_texts(score: ClassScore, digits: int = 4) -> tuple[str, ...]:
     return f"{score.probability:.{digits}f}", f"{score.logit:.3f}"
 
 
-def html_image(pixels: NDArray[np.uint8], alternative: str) -> str:
-    """Return an HTML element that contains a picture.
-
-    Args:
-        pixels: (H, W) or (H, W, 3), uint8.
-        alternative: The alternative text; it is escaped.
-
-    Returns:
-        An `img` element.
-    """
-    png = base64.b64encode(encode_png(pixels)).decode()
-    return f'<img alt="{escape(alternative)}" src="data:image/png;base64,{png}">'
+def html_text(text: str) -> str:
+    """Return an HTML element that shows a text as it is, such as a table of `format_table`."""
+    return f"<pre>{escape(text)}</pre>"
 
 
 def manifest_fields(prediction: Prediction) -> dict[str, Any]:

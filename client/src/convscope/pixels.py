@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import struct
 import zlib
+from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["encode_png", "grey_tiles", "render_heat", "tile_grid", "to_display_pixels"]
+__all__ = ["encode_png", "grey_tiles", "html_image", "render_heat", "tile_grid", "to_display_pixels"]
 
 GAP_PX = 2  # Between the tiles of a grid.
 MIN_TILE_PX = 64  # Smaller maps are enlarged by an integer factor, so that their cells are visible.
@@ -143,3 +145,17 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
         struct.pack(">I", len(data)) + chunk_type + data + struct.pack(">I", zlib.crc32(chunk_type + data))
         for chunk_type, data in chunks
     )
+
+
+def html_image(pixels: NDArray[np.uint8], alternative: str) -> str:
+    """Return an HTML element that contains a picture.
+
+    Args:
+        pixels: (H, W) or (H, W, 3), uint8.
+        alternative: The alternative text; it is escaped.
+
+    Returns:
+        An `img` element.
+    """
+    png = base64.b64encode(encode_png(pixels)).decode()
+    return f'<img alt="{escape(alternative)}" src="data:image/png;base64,{png}">'
