@@ -22,7 +22,7 @@ from server.failures import Failure, Interrupted
 from server.health import Health, HealthServer
 from server.java import Java, find_java
 from server.management import Management
-from server.models import Archive, find_archives
+from server.models import Archive, describe_models, find_archives
 from server.process import JavaProcess, build_command, find_torchserve
 from server.reporting import Reporter, write
 from server.startup import Readiness
@@ -126,9 +126,10 @@ class Launcher:
         file = configuration.write_configuration(directory, settings, self._listeners, self._archives, self._gpus)
         own = dict(os.environ)
         environment = configuration.worker_environment(directory, settings, workers, devices.count_cores(), own)
-        self._patches = patches.apply(home, directory.classes) if settings.patch else []
+        wanted = patches.build(describe_models(self._archives))
+        self._patches = patches.apply(home, directory.classes, wanted) if settings.patch else []
         why = "TorchServe is another than the patch was written for" if settings.patch else "--no-patches"
-        for patch in (patch for patch in patches.PATCHES if patch not in self._patches):
+        for patch in (patch for patch in wanted if patch not in self._patches):
             self._say(f"TorchServe runs without the {patch.name} patch ({why}): {patch.without}", level="warning")
         command = build_command(java, home, directory, file, settings)
         self._diagnosis = Diagnosis(directory, self._archives)

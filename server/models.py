@@ -22,6 +22,7 @@ import yaml
 from server.failures import Failure, UsageFailure
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+LONGEST_LIST = 4000  # Characters: gRPC clients take headers of 8 KiB, all together.
 TIMEOUT_S = 120  # What TorchServe gives a worker where the archive does not say.
 
 
@@ -113,6 +114,15 @@ def find_archives(store: Path, wanted: Sequence[str] = ()) -> Found:
         raise Failure("\n".join(dict.fromkeys(rejected.values())))
     chosen.sort(key=lambda archive: _version_key(archive.version), reverse=True)
     return Found(sorted(chosen, key=lambda archive: archive.name), rejected)
+
+
+def describe_models(archives: Sequence[Archive]) -> str:
+    """Return what "Model not found" says of the models there are: ` (models: cifar/1.0, digits/1.0)`.
+
+    Empty where it would be too long for a gRPC status, whose message is a header.
+    """
+    text = f" (models: {', '.join(archive.full_name for archive in archives)})"
+    return text if len(text) <= LONGEST_LIST and text.isascii() else ""
 
 
 def read_archive(path: Path) -> Archive:

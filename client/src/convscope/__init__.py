@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from convscope._card import Input, Layer, Limits, ModelCard, Training
     from convscope._client import Client
     from convscope._explanation import Explanation
+    from convscope._options import ServedModel
     from convscope._pictures import encode_pictures
     from convscope._prediction import ClassScore, Prediction, Timing
 
@@ -66,6 +67,7 @@ __all__ = [
     "ProtocolError",
     "ReplyTooLarge",
     "RequestRejected",
+    "ServedModel",
     "ServerError",
     "Timing",
     "TooManyImages",
@@ -87,6 +89,7 @@ _LAZY = {
     "Limits": "_card",
     "ModelCard": "_card",
     "Prediction": "_prediction",
+    "ServedModel": "_options",
     "Timing": "_prediction",
     "Training": "_card",
     "encode_pictures": "_pictures",

@@ -14,6 +14,7 @@ from convscope._base import (
     check_predict_many,
     encode_batch,
     failed_predictions,
+    listed_models,
     merge_predictions,
     only_result,
     progress_bar,
@@ -23,11 +24,12 @@ from convscope._exceptions import (
     ConnectError,
     ConvscopeError,
     DeadlineExceeded,
+    ModelNotFound,
     Overloaded,
     ServerError,
     attach_request_id,
 )
-from convscope._options import ExplainOptions, PredictManyOptions, PredictOptions
+from convscope._options import ExplainOptions, PredictManyOptions, PredictOptions, ServedModel
 from convscope._pictures import EncodablePicture, Picture, Tensor, encode_pictures
 from convscope._reply import TimedReply, read_card, read_explanations, read_filters, read_predictions
 from convscope._request import build_card_request, build_filters_request, request_with_pictures
@@ -283,6 +285,29 @@ class Client(BaseClient):
         with attach_request_id(call.request_id):
             result = self._send(build_card_request(call.request_id), call)
             return read_card(result.reply, request_id=call.request_id)
+
+    def models(self, *, deadline_s: float | None = None, request_id: str | None = None) -> list[ServedModel]:
+        """Return the models of the server, also those that are not ready.
+
+        Args:
+            deadline_s: Deadline of the call, in seconds; None for the client's.
+            request_id: Id of the request, as in `predict`.
+
+        Returns:
+            Names and versions; of several versions of a model the newest first.
+
+        Raises:
+            ProtocolError: The server does not list its models; see proto/README.md.
+            ConvscopeError: There was no answer; see the tree in the README.
+        """
+        call = self._new_call(None, None, deadline_s, request_id)
+        error = None
+        with attach_request_id(call.request_id):
+            try:
+                self._send(build_card_request(call.request_id), call)
+            except ModelNotFound as answer:
+                error = answer
+            return listed_models(error)
 
     def filters(
         self,

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, TypeAlias, TypedDict
+from typing import Literal, NamedTuple, TypeAlias, TypedDict
+
+MAX_DEADLINE_S = 86_400  # One day. Socket and gRPC timeouts overflow after a few hundred days.
 
 MapDtype: TypeAlias = Literal["float32", "float16", "uint8"]
 Channels: TypeAlias = int | Sequence[int]
 Method: TypeAlias = Literal["grad_cam", "cam", "occlusion", "input_gradient", "integrated_gradients", "picture"]
+
+
+class ServedModel(NamedTuple):
+    """A model of the server.
+
+    Attributes:
+        name: Name of the model.
+        version: Version of the model.
+    """
+
+    name: str
+    version: str
 
 
 class PredictManyOptions(TypedDict, total=False):
