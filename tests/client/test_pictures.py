@@ -126,7 +126,10 @@ def test_an_array_of_another_shape_is_rejected(shape: tuple[int, ...]):
 
 @pytest.mark.parametrize("thing", [7, None, [7], [None], [[b"nested"]], 1.5, {}, {b"cat": 1}])
 def test_what_is_not_a_picture_is_a_type_error_that_says_what_is_expected(thing):
-    with pytest.raises(TypeError, match="expected a path, bytes, an open binary file, a PIL image, a numpy array or a torch tensor, not"):
+    with pytest.raises(
+        TypeError,
+        match="expected a path, bytes, an open binary file, a PIL image, a numpy array or a torch tensor, not",
+    ):
         encode_pictures(thing)
 
 
@@ -187,7 +190,7 @@ def test_an_array_arrives_the_same_however_it_lies_in_memory():
     floats = (array / 255).astype(">f4")
     [sent] = map(read_npy, encode_pictures(floats).files)
     assert sent.dtype == np.dtype("<f4")
-    assert np.array_equal(sent, array)
+    assert np.array_equal(sent, floats)
 
 
 def test_an_array_of_records_is_rejected():
@@ -211,7 +214,9 @@ def test_a_file_that_the_service_does_not_read_is_converted(name: str, tmp_path:
 
 def test_without_pillow_such_a_file_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ValueError, match=r"does not read GIF; to have it converted: pip install .convscope\[pictures\]"):
+    with pytest.raises(
+        ValueError, match=r"does not read GIF; to have it converted: pip install .convscope\[pictures\]"
+    ):
         encode_pictures(b"GIF89a")
 
 

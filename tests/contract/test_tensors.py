@@ -40,7 +40,7 @@ def test_a_tensor_with_a_graph_is_a_picture_and_predict_many_takes_a_batch_of_th
 @pytest.mark.parametrize(
     ("tensor", "words"),
     [
-        (torch.rand(4, 5, 3), r"not \(4, 5, 3\); send \(H, W, C\) as an array: tensor\.numpy\(\)"),
+        (torch.rand(8, 5, 3), r"not \(8, 5, 3\); send \(H, W, C\) as an array: tensor\.numpy\(\)"),
         (torch.rand(5), r"must be \(H, W\), \(C, H, W\) or \(N, C, H, W\), not \(5,\)"),
         (torch.rand(3, 4, 5).half(), r"not torch\.float16; convert with \.byte\(\) or \.float\(\)"),
         (torch.rand(3, 4, 5) * 255, "divide by 255"),

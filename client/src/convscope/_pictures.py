@@ -48,8 +48,6 @@ class Tensor(Protocol):
 # A picture that is not an array or tensor: one of these may be several pictures.
 EncodablePicture: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image"
 Picture: TypeAlias = "EncodablePicture | NDArray[Any] | Tensor"
-| os.PathLike[str] | bytes | bytearray | memoryview | Image"
-Picture: TypeAlias = "EncodablePicture | NDArray[Any]"
 
 
 class EncodedPictures(NamedTuple):
@@ -92,7 +90,11 @@ def is_one_picture(value: object) -> bool:
 
 def _is_single(value: object) -> bool:
     """Return whether a value is a picture that cannot be several; iterating a file would yield lines."""
-    return isinstance(value, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(value, "read") or _is_pil(value)
+    return (
+        isinstance(value, str | bytes | bytearray | memoryview | os.PathLike)
+        or hasattr(value, "read")
+        or _is_pil(value)
+    )
 
 
 def _is_pil(value: object) -> bool:
@@ -164,7 +166,9 @@ def _checked_range(array: NDArray[Any]) -> NDArray[Any]:
         lowest, highest = (float(extreme.reduce(np.asarray(array), axis=None)) for extreme in (np.fmin, np.fmax))
         if lowest < _LOWEST or highest > _HIGHEST:
             remedy = "divide by 255, or send uint8" if lowest >= 0 else "undo the normalisation, which the service does"
-            raise ValueError(f"float32 pictures must be 0..1, and these values are {lowest:.4g}..{highest:.4g}: {remedy}")
+            raise ValueError(
+                f"float32 pictures must be 0..1, and these values are {lowest:.4g}..{highest:.4g}: {remedy}"
+            )
     return array
 
 

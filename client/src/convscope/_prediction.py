@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import numpy as np
 
 from convscope._exceptions import ConvscopeError
+from convscope.commands import STAGES, format_table
 from convscope.pixels import html_image, tile_grid
 
 if TYPE_CHECKING:
@@ -81,9 +82,7 @@ class Timing:
 
     def _repr_html_(self) -> str:
         """Return HTML for notebooks: the stages in milliseconds."""
-        from convscope._cli_results import format_timing
-
-        return html_text(format_timing(self))
+        return f"<pre>{escape(format_timing(self))}</pre>"
 
 
 class _ByLayer(dict[str, Any]):
@@ -198,18 +197,20 @@ class Prediction:
             tile_inches=tile_inches,
         )
 
-    def save(self, directory: str | os.PathLike[str]) -> Path:
+    def save(self, directory: str | os.PathLike[str], *, source: str | None = None, overwrite: bool = False) -> Path:
         """Write scores and maps into a new directory: manifest.json, maps.npz, one PNG of grey tiles per layer.
 
         Args:
-            directory: A path that does not exist yet. Created; removed again if writing fails.
+            directory: A path that does not exist yet, unless `overwrite`. It appears when it is complete.
+            source: What the picture was, such as its path, for the manifest.
+            overwrite: Whether to replace an existing directory with a manifest.
 
         Returns:
             The directory.
 
         Raises:
             ConvscopeError: The picture's own error.
-            FileExistsError: The directory exists.
+            FileExistsError: The directory exists, and has no manifest or is not to be replaced.
             OSError: It cannot be written.
         """
         self._raise_error()
@@ -227,8 +228,9 @@ class Prediction:
                 "channels": list(self._channels[name]),
                 "grid": grid,
             }
-        manifest = {**manifest_fields(self), "maps": "maps.npz" if layers else None, "layers": layers}
-        return write_directory(directory, manifest, {"maps.npz": self._maps} if layers else {}, pictures)
+        manifest = {**manifest_fields(self, source), "maps": "maps.npz" if layers else None, "layers": layers}
+        arrays = {"maps.npz": self._maps} if layers else {}
+        return write_directory(directory, manifest, arrays, pictures, overwrite=overwrite)
 
     def _raise_error(self) -> None:
         if self.error is not None:
@@ -298,14 +300,17 @@ def score_texts(score: ClassScore, digits: int = 4) -> tuple[str, ...]:
     return f"{score.probability:.{digits}f}", f"{score.logit:.3f}"
 
 
-def html_text(text: str) -> str:
-    """Return an HTML element that shows a text as it is, such as a table of `format_table`."""
-    return f"<pre>{escape(text)}</pre>"
+def format_timing(timing: Timing) -> str:
+    """Format the stages of a request as a table, in milliseconds."""
+    labels = STAGES | {"handler_s": f"{STAGES['handler_s']} ({timing.batch_requests} in the batch)"}
+    rows = [[label, f"{1000 * getattr(timing, name):.2f}"] for name, label in labels.items()]
+    return format_table(["time", "ms"], rows, right_aligned=(1,))
 
 
-def manifest_fields(prediction: Prediction) -> dict[str, Any]:
-    """Return the first fields of every manifest.json: the model, the device, and the scores."""
+def manifest_fields(prediction: Prediction, source: str | None) -> dict[str, Any]:
+    """Return the first fields of every manifest.json: the source, the model, the device, and the scores."""
     return {
+        "source": source,
         "model": prediction.model,
         "version": prediction.version,
         "engine": prediction.engine,
