@@ -19,6 +19,8 @@ GAP_PX = 2  # Between the tiles of a grid.
 MIN_TILE_PX = 64  # Smaller maps are enlarged by an integer factor, so that their cells are visible.
 MIN_PICTURE_PX = 256  # Longer side; smaller pictures are enlarged by an integer factor.
 
+COMPRESSION = 1  # Of zlib, for pictures and arrays: level 6 takes two to four times as long and saves 5 %.
+
 OVERLAY_OPACITY = 0.75  # Opacity of the strongest heat over the picture.
 POSITIVE_COLOUR = (0.84, 0.05, 0.05)  # Red raises the class's score.
 NEGATIVE_COLOUR = (0.05, 0.25, 0.84)  # Blue lowers it.
@@ -34,14 +36,10 @@ def grey_tiles(maps: NDArray[np.float32]) -> NDArray[np.uint8]:
         (C, h, w), uint8, 0..255. A channel with a single value is black, and so are values that are not finite.
     """
     finite = np.where(np.isfinite(maps), maps, np.nan).astype(np.float64)
-    tiles = np.zeros(maps.shape, np.uint8)
-    for tile, channel in zip(tiles, finite, strict=True):
-        if np.isnan(channel).all():
-            continue
-        minimum, maximum = np.nanmin(channel), np.nanmax(channel)
-        if maximum > minimum:
-            tile[:] = np.rint(np.nan_to_num((channel - minimum) / (maximum - minimum)) * 255)
-    return tiles
+    cells = finite.reshape(len(maps), -1)
+    minimum, maximum = (extreme.reduce(cells, axis=1, initial=np.nan)[:, None, None] for extreme in (np.fmin, np.fmax))
+    spread = np.where(maximum > minimum, maximum - minimum, np.inf)
+    return np.rint(np.nan_to_num((finite - minimum) / spread) * 255).astype(np.uint8)
 
 
 def tile_grid(maps: NDArray[np.float32], *, columns: int = 8) -> NDArray[np.uint8]:
@@ -140,7 +138,7 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     unfiltered[:, 1:] = rows
     colour_type = 2 if rows.shape[1] == 3 * width and pixels.ndim == 3 else 0  # RGB or grey.
     header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)  # 8 bits, not interlaced.
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(unfiltered.tobytes())), (b"IEND", b""))
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(unfiltered.tobytes(), COMPRESSION)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + chunk_type + data + struct.pack(">I", zlib.crc32(chunk_type + data))
         for chunk_type, data in chunks
