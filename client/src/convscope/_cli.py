@@ -182,7 +182,7 @@ def build_parser(plugins: Iterable[EntryPoint]) -> argparse.ArgumentParser:
     Args:
         plugins: Sub-commands of other packages. One that cannot be loaded is omitted, with a line on standard error.
     """
-    parser = _Parser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="convscope",
         description="Class scores and feature maps of a served image network.",
         epilog=f"The API key, if the server requires one, is read from {API_KEY_VARIABLE}.",

@@ -162,6 +162,7 @@ def process_pictures(
     batch: list[tuple[int, bytes]] = []
     errors: list[ConvscopeError] = []
     requests = 0
+    progress = Progress(len(sources))
 
     def send_batch() -> None:
         nonlocal requests
@@ -180,7 +181,7 @@ def process_pictures(
                 results[index] = _picture_result(sources[index][0], result, saved[index], folders)
         progress.show(sum(result is not None for result in results))
 
-    with Progress(len(sources)) as progress:
+    with progress:
         for index in todo:
             name, file = sources[index]
             if file is None:

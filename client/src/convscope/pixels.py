@@ -39,7 +39,8 @@ def grey_tiles(maps: NDArray[np.float32]) -> NDArray[np.uint8]:
     cells = finite.reshape(len(maps), -1)
     minimum, maximum = (extreme.reduce(cells, axis=1, initial=np.nan)[:, None, None] for extreme in (np.fmin, np.fmax))
     spread = np.where(maximum > minimum, maximum - minimum, np.inf)
-    return np.rint(np.nan_to_num((finite - minimum) / spread) * 255).astype(np.uint8)
+    tiles: NDArray[np.uint8] = np.rint(np.nan_to_num((finite - minimum) / spread) * 255).astype(np.uint8)
+    return tiles
 
 
 def tile_grid(maps: NDArray[np.float32], *, columns: int = 8) -> NDArray[np.uint8]:
