@@ -61,7 +61,7 @@ def test_spectra_are_the_fourier_sum_by_hand():
 def tiles(figure: Figure) -> dict[str, NDArray[np.float64]]:
     """Return the picture of each tile by its name; a name stands above its tile's top left corner."""
     [axes] = figure.axes
-    picture = np.asarray(axes.images[0].get_array())
+    picture = np.asarray(axes.images[0].get_array()) / 255
     starts = {text.get_text(): (int(text.get_position()[1]) + 2, int(text.get_position()[0])) for text in axes.texts}
     return {name: picture[top : top + 48, left : left + 48] for name, (top, left) in starts.items()}
 
@@ -70,10 +70,10 @@ def test_filters_are_drawn_in_colour_for_three_channels_and_apart_for_others():
     weights = np.zeros((2, 3, 3, 3), np.float32)
     weights[1, 0] = 2  # Red.
     drawn = tiles(draw_filters(weights, title="x"))
-    assert np.array_equal(drawn["0"], np.full((48, 48, 3), 0.5))
-    assert np.array_equal(drawn["1"], np.broadcast_to([1, 0.5, 0.5], (48, 48, 3)))
+    assert np.allclose(drawn["0"], 0.5, atol=1 / 255)
+    assert np.allclose(drawn["1"], [1, 0.5, 0.5], atol=1 / 255)
     blue_first = tiles(draw_filters(weights, title="x", bgr=True))
-    assert np.array_equal(blue_first["1"], np.broadcast_to([0.5, 0.5, 1], (48, 48, 3)))
+    assert np.allclose(blue_first["1"], [0.5, 0.5, 1], atol=1 / 255)
     apart = tiles(draw_filters(weights[:, :2], title="x"))
     assert list(apart) == ["0, 0", "0, 1", "1, 0", "1, 1"]
     red, white = apart["1, 0"][0, 0], apart["0, 0"][0, 0]

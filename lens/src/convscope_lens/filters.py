@@ -262,13 +262,14 @@ def _draw_tiles(tiles: Sequence[tuple[str, NDArray[np.float64]]], title: str) ->
     height, width = tiles[0][1].shape[:2]
     zoom = -(-_TILE_PX // max(height, width))
     height, width, gap = height * zoom, width * zoom, int(_GAP * _TILE_PX)
-    columns = min(2 * _COLUMNS if len(tiles) > 8 * _COLUMNS else _COLUMNS, len(tiles))
+    is_large = len(tiles) > 8 * _COLUMNS
+    columns, inches = min(_COLUMNS * (1 + is_large), len(tiles)), 0.7 if is_large else 1.0
     rows = -(-len(tiles) // columns)
     picture = np.ones((rows * (height + gap), columns * (width + gap), 3))
     figure = new_figure(
         title,
-        width_inches=max(1.0 * columns, 0.1 * len(title)),
-        height_inches=1.0 * rows * (height + gap) / (width + gap) + 0.5,
+        width_inches=max(inches * columns, 0.1 * len(title)),
+        height_inches=inches * rows * (height + gap) / (width + gap) + 0.5,
     )
     figure.suptitle(title, fontsize="medium")
     ax = figure.subplots()
@@ -277,6 +278,6 @@ def _draw_tiles(tiles: Sequence[tuple[str, NDArray[np.float64]]], title: str) ->
         row, column = divmod(position, columns)
         top, left = row * (height + gap) + gap, column * (width + gap)
         picture[top : top + height, left : left + width] = tile.repeat(zoom, axis=0).repeat(zoom, axis=1)
-        ax.text(left, top - 2, name, fontsize="xx-small", va="bottom")
-    ax.imshow(picture, interpolation="nearest")
+        ax.text(left, top - 2, name, fontsize="xx-small", va="bottom", in_layout=False)
+    ax.imshow(np.rint(picture * 255).astype(np.uint8), interpolation="nearest")  # Bytes are drawn faster.
     return figure
