@@ -189,3 +189,21 @@ def test_a_patch_shows_itself_in_a_notebook(channels: int, mode: str):
     [png] = re.findall(r"data:image/png;base64,([^\"]+)", html)
     with Image.open(io.BytesIO(base64.b64decode(png))) as image:
         assert (image.mode, image.size) == (mode, (52 * 5, 52 * 4))
+
+
+def test_the_command_takes_folders_and_standard_input(
+    capsys: pytest.CaptureFixture[str], stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pictures" / "deep").mkdir(parents=True)
+    for name in ("a.png", "deep/b.jpg", "notes.txt"):
+        (tmp_path / "pictures" / name).write_bytes(name.encode())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"cat")))
+    command = ["strongest", "pictures", "-", "--model", "cifar", "--layer", "conv1", "--channel", "1"]
+    assert main([*command, "--json", "--url", stand_in.rest_url]) == 0
+    found = {patch["picture"] for patch in json.loads(capsys.readouterr().out)["patches"]}
+    assert found == {"pictures/a.png", "pictures/deep/b.jpg", "-"}
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "-n", "0", "--url", stand_in.rest_url])
+    assert caught.value.code == 2
+    assert "argument -n: must be a whole number of at least 1" in capsys.readouterr().err
