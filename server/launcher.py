@@ -24,7 +24,7 @@ from server.failures import Failure, Interrupted
 from server.health import Health, HealthServer
 from server.java import Java, find_java
 from server.management import Management
-from server.models import Archive, describe_trust, find_archives, take_in
+from server.models import Archive, describe_models, describe_trust, find_archives, take_in
 from server.process import JavaProcess, build_command, find_torchserve
 from server.reporting import Reporter, write
 from server.startup import Readiness
@@ -140,9 +140,10 @@ class Launcher:
         )
         own = dict(os.environ)
         environment = configuration.worker_environment(directory, settings, workers, self._cores, own)
-        self._patches = patches.apply(home, directory.classes) if settings.patch else []
+        wanted = patches.build(describe_models(self._archives))
+        self._patches = patches.apply(home, directory.classes, wanted) if settings.patch else []
         why = "TorchServe is another than the patch was written for" if settings.patch else "--no-patches"
-        for patch in (patch for patch in patches.PATCHES if patch not in self._patches):
+        for patch in (patch for patch in wanted if patch not in self._patches):
             self._say(f"TorchServe runs without the {patch.name} patch ({why}): {patch.without}", level="warning")
         file = configuration.write_configuration(
             directory,

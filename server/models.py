@@ -26,6 +26,7 @@ from server import trust
 from server.failures import Failure, UsageFailure
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+LONGEST_LIST = 4000  # Characters: gRPC clients take headers of 8 KiB, all together.
 TIMEOUT_S = 120  # What TorchServe gives a worker where the archive does not say.
 
 
@@ -142,6 +143,15 @@ def look(store: Path) -> Files:
             status = path.stat()
             seen[path.name] = (status.st_mtime_ns, status.st_size, status.st_ino)
     return seen
+
+
+def describe_models(archives: Sequence[Archive]) -> str:
+    """Return what "Model not found" says of the models there are: ` (models: cifar/1.0, digits/1.0)`.
+
+    Empty where it would be too long for a gRPC status, whose message is a header.
+    """
+    text = f" (models: {', '.join(archive.full_name for archive in archives)})"
+    return text if len(text) <= LONGEST_LIST and text.isascii() else ""
 
 
 def read_archive(path: Path, keys: trust.Keys | None = None) -> Archive:

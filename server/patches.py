@@ -40,7 +40,10 @@ while a REST request is read is answered with 400; a worker's own failures do no
 * Loading and unloading models can be switched off only for all. Patched, it stays off for the gRPC twin of the
   management API, which any program of this machine can reach. Without this patch it is off for all.
 
-Patched classes lie in the private directory and go before the jar on the class path. Each of the four patches is
+**names**: "Model not found" names the models there are. TorchServe lists its models in its management API alone, which
+stays private, so this message is the list for callers (proto/README.md). It holds the archives of this start.
+
+Patched classes lie in the private directory and go before the jar on the class path. Each of the patches is
 applied whole or not at all: only if every class that it changes is exactly the one it was written for. `--no-patches`
 applies none. The launcher says which are active; `server.watch` restarts what hangs without them.
 
@@ -119,7 +122,7 @@ def _build_pauses(seconds: Sequence[int]) -> bytes:
     return code
 
 
-PATCHES = (
+_ALWAYS = (
     Patch(
         "safety",
         "a gRPC call that is cancelled, or to a streaming method, can stop a worker, and forms that cannot be read use "
@@ -279,12 +282,46 @@ PATCHES = (
 )
 
 
-def apply(home: Path, folder: Path) -> list[Patch]:
+def build(models: str) -> tuple[Patch, ...]:
+    """Return the patches.
+
+    Args:
+        models: What "Model not found" says of the models there are, in ASCII: see `server.models.describe_models`.
+    """
+    not_found = Edit(_constant("Model not found: "), _constant(f"Model not found{models}: "))
+    no_version = " does not exist for model: "
+    changes = (
+        Change(
+            "org/pytorch/serve/http/api/rest/InferenceRequestHandler.class",
+            "915ac25d1f8a2360181528aa8eabd3c769ebd807d54798f0bce9bc934213eb93",
+            (not_found,),
+        ),
+        Change(
+            "org/pytorch/serve/grpcimpl/InferenceImpl.class",
+            "8b85e06f700eeb9dc6e595307bcaf38c67209883a08dcd09039f72f1462e36cc",
+            (not_found,),
+        ),
+        Change(
+            "org/pytorch/serve/wlm/ModelManager.class",
+            "c32ec7d1b524cc3992b068659874274c0611c2472dfe94eaadcabdc14a5c51bf",
+            (Edit(_constant(no_version), _constant(models + no_version)),),
+        ),
+    )
+    return (*_ALWAYS, Patch("names", "'Model not found' does not name the models there are", changes))
+
+
+def _constant(text: str) -> bytes:
+    """Return a string among the constants of a class."""
+    return b"\x01" + len(text).to_bytes(2) + text.encode("ascii")
+
+
+def apply(home: Path, folder: Path, patches: Sequence[Patch]) -> list[Patch]:
     """Write the patched classes into a folder for the front of the class path.
 
     Args:
         home: Where TorchServe is installed.
         folder: Where to write, made if need be.
+        patches: From `build`.
 
     Returns:
         The patches that were applied; the others are for another TorchServe than this one.
@@ -292,9 +329,9 @@ def apply(home: Path, folder: Path) -> list[Patch]:
     with zipfile.ZipFile(home / JAR) as jar:
         members = set(jar.namelist())
         found = {
-            change: jar.read(change.member) for patch in PATCHES for change in patch.changes if change.member in members
+            change: jar.read(change.member) for patch in patches for change in patch.changes if change.member in members
         }
-    applied = [patch for patch in PATCHES if all(_known(change, found.get(change)) for change in patch.changes)]
+    applied = [patch for patch in patches if all(_known(change, found.get(change)) for change in patch.changes)]
     patched: dict[str, bytes] = {}  # Two patches may change the same class.
     for change in (change for patch in applied for change in patch.changes):
         patched[change.member] = change.make(patched.get(change.member, found[change]))
@@ -307,3 +344,7 @@ def apply(home: Path, folder: Path) -> list[Patch]:
 
 def _known(change: Change, original: bytes | None) -> bool:
     return original is not None and hashlib.sha256(original).hexdigest() == change.sha256
+
+
+PATCHES = build("")
+"""All patches; the one named names names no models here."""

@@ -35,7 +35,7 @@ from server.kserve import tensors
 from server.kserve.arguments import Asked
 from server.kserve.errors import Rejected
 from server.kserve.worker import LENGTH, Head, pack
-from server.models import Archive
+from server.models import Archive, describe_models
 from server.reporting import Reporter
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -495,7 +495,7 @@ class Models:
         """
         found = [model for model in self._models if model.archive.name == name]
         if not found:
-            raise Rejected("model_not_found", f"Model not found: {name[:100]}")
+            raise Rejected("model_not_found", f"Model not found{self._describe()}: {name[:100]}")
         return found
 
     def get(self, name: str, version: str = "") -> Model:
@@ -507,7 +507,11 @@ class Models:
         for model in self.versions(name):
             if version in ("", model.archive.version):
                 return model
-        raise Rejected("model_not_found", f"Model version: {version[:100]} does not exist for model: {name[:100]}")
+        message = f"Model version: {version[:100]}{self._describe()} does not exist for model: {name[:100]}"
+        raise Rejected("model_not_found", message)
+
+    def _describe(self) -> str:
+        return describe_models([model.archive for model in self._models])
 
     @contextlib.contextmanager
     def use(self, name: str, version: str = "") -> Iterator[Model]:

@@ -14,7 +14,7 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "grpc_proxy", "
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*PROXIES, *map(str.upper, PROXIES), "CONVSCOPE_API_KEY"):
+    for name in (*PROXIES, *map(str.upper, PROXIES), "CONVSCOPE_API_KEY", "CONVSCOPE_URL", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
 
 

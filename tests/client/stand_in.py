@@ -35,7 +35,15 @@ HANDLER_S = 0.016
 NARROW = 3  # Pictures in a request to the model `slow-narrow`.
 
 # Model name: HTTP status, TorchServe's type and message on REST; status and details on gRPC.
+LISTED = "Model not found (models: cifar/1.0, cifar/0.9, died/1.0): -"
 MISHAPS: dict[str, tuple[int, str, str, grpc.StatusCode, str]] = {
+    "-": (
+        404,
+        "ModelNotFoundException",
+        LISTED,
+        grpc.StatusCode.INTERNAL,
+        f"{LISTED}\norg.pytorch.serve.archive.model.ModelNotFoundException",
+    ),
     "missing": (
         404,
         "ModelNotFoundException",

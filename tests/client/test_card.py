@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import convscope
 import numpy as np
@@ -127,3 +128,15 @@ def test_how_many_pictures_fit_into_a_request(height: int | None, reply_bytes: i
     assert card.pictures_per_request(reply_bytes) == expected
     card = dataclasses.replace(card, limits=dataclasses.replace(limits, max_images=1))
     assert card.pictures_per_request(reply_bytes) == 1
+
+
+def test_a_card_and_a_timing_show_themselves_in_a_notebook_without_markup_of_strangers(client: Client):
+    card = dataclasses.replace(client.model_card("cifar"), description="<i>cat</i>")
+    html = card._repr_html_()
+    assert html.startswith("<pre>model ")
+    assert "conv1  Conv2d" in html
+    assert "&lt;i&gt;cat" in html
+    assert "<i>" not in html
+    timing = client.predict(b"cat", model="cifar", timing=True).timing
+    assert timing is not None
+    assert re.search("\nforward +4.00\n", timing._repr_html_())

@@ -16,8 +16,8 @@ import convscope
 import numpy as np
 import pytest
 from convscope import Client
+from convscope._card import format_card
 from convscope._cli import main
-from convscope._cli_results import format_card
 from convscope._wire import convscope_pb2 as wire
 from convscope.commands import format_table
 from convscope.testing import model_card
@@ -87,7 +87,19 @@ def test_every_option_reaches_the_server(capsys, stand_in: StandIn, pictures: Pa
         channels=wire.ChannelSelection(strongest=2),
         request_id=request.request_id,
     )
-    run(capsys, "predict", "cat.png", "--model", "cifar", "--channels", "2,", "--url", stand_in.grpc_url)
+    run(
+        capsys,
+        "predict",
+        "cat.png",
+        "--model",
+        "cifar",
+        "--layers",
+        "all",
+        "--channels",
+        "2,",
+        "--url",
+        stand_in.grpc_url,
+    )
     assert list(stand_in.requests[-1][2].channels.indexes) == [2]
 
 
@@ -193,7 +205,6 @@ def test_save_writes_a_folder_for_each_picture(capsys, url: str, pictures: Path)
         (["predict", "cat.png", "--model", "cifar", "--layers", "conv7"], "unknown_layer: no layer 'conv7'; there are"),
         (["predict", "cat.png", "--model", "missing"], "model_not_found: Model not found: missing"),
         (["card", "full"], "overloaded: "),
-        (["predict", "cat.png", "--model", "cifar", "--pool", "0"], "pool must be at least 1"),
         (["ready", "missing"], "missing is not ready: model_not_found"),
         (["ready", "died"], "died is not ready: internal: Worker died."),
     ],
@@ -218,6 +229,7 @@ def test_a_server_that_is_not_there_is_one_line(capsys, pictures: Path):
         [],
         ["predict", "cat.png"],
         ["predict", "--model", "cifar"],
+        ["models", "--version", "2"],
         ["card"],
         ["card", "cifar", "--url", "ftp://localhost"],
         ["predict", "cat.png", "--model", "cifar", "--map-dtype", "float64"],

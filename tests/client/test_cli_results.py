@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from convscope import Prediction
+from convscope import Prediction, _cli_results
 from convscope._cli import main
 from convscope._cli_results import PictureResult, format_predictions, predictions_json
 
@@ -53,6 +54,16 @@ def test_more_pictures_than_the_model_accepts_are_sent_in_several_requests_in_or
     assert result == [int(fetch_maps(name.encode(), (10,)).argmax()) for name in many if name != "gone.png"]
 
 
+def test_large_files_are_sent_in_requests_that_the_server_takes(
+    stand_in: StandIn, many: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_cli_results, "REQUEST_BYTES", 100)
+    for name, size in zip(many, [60, 30, 10, 1, 99, 200, 5], strict=False):
+        Path(name).write_bytes(b"x" * size)
+    assert main(["predict", *many[:7], "--model", "cifar", "--url", stand_in.rest_url]) == 0
+    assert [list(map(len, request.pictures)) for request in batches(stand_in)] == [[60, 30, 10], [1, 99], [200], [5]]
+
+
 @pytest.mark.parametrize("count", [2, 64])
 def test_as_many_pictures_as_the_model_accepts_are_one_request(
     capsys: pytest.CaptureFixture[str], stand_in: StandIn, many: list[str], count: int
@@ -65,7 +76,9 @@ def test_as_many_pictures_as_the_model_accepts_are_one_request(
 def test_a_request_id_for_several_requests_is_rejected(
     capsys: pytest.CaptureFixture[str], stand_in: StandIn, many: list[str]
 ) -> None:
-    assert main(["predict", *many, "--model", "cifar", "--url", stand_in.rest_url, "--request-id", "a"]) == 1
+    with pytest.raises(SystemExit) as caught:
+        main(["predict", *many, "--model", "cifar", "--url", stand_in.rest_url, "--request-id", "a"])
+    assert caught.value.code == 2
     assert "--request-id is for one request; these pictures need 2" in capsys.readouterr().err
     assert batches(stand_in) == []
 
@@ -119,7 +132,7 @@ def test_an_existing_folder_is_an_error_before_anything_is_sent(
     (folder / "out" / "cat").mkdir(parents=True)
     command = ["predict", "ship.png", "cat.png", "--model", "cifar", "--save", "out", "--url", stand_in.rest_url]
     assert main(command) == 1
-    assert capsys.readouterr().err == "convscope: out/cat already exists\n"
+    assert capsys.readouterr().err == "convscope: out/cat already exists; see --skip-existing and --overwrite\n"
     assert not stand_in.requests
     assert [path.name for path in (folder / "out").iterdir()] == ["cat"]
 
@@ -176,3 +189,169 @@ def test_a_reader_that_has_gone_ends_the_command_silently(
     finally:
         os.close(writer)
     assert (ran.returncode, ran.stderr) == (1, b"")
+
+
+@pytest.fixture
+def tree(folder: Path) -> Path:
+    """A folder of pictures, with files that are none."""
+    for name in ("b.png", "a.JPG", "sub/c.webp", "sub/notes.txt", "sub/d.gif"):
+        path = folder / "tree" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return folder / "tree"
+
+
+@pytest.mark.parametrize("command", ["predict", "explain"])
+def test_a_folder_stands_for_the_pictures_in_it(
+    capsys: pytest.CaptureFixture[str], stand_in: StandIn, tree: Path, command: str
+) -> None:
+    (tree / "sub" / "d.gif").unlink()
+    assert main([command, "cat.png", "tree", "--model", "cifar", "--url", stand_in.rest_url, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert [row["picture"] for row in rows] == ["cat.png", "tree/a.JPG", "tree/b.png", "tree/sub/c.webp"]
+    assert list(batches(stand_in)[0].pictures) == [b"cat", b"a.JPG", b"b.png", b"sub/c.webp"]
+
+
+def test_results_in_a_folder_of_pictures_are_not_taken_for_pictures(
+    capsys: pytest.CaptureFixture[str], stand_in: StandIn, tree: Path
+) -> None:
+    (tree / "sub" / "d.gif").unlink()
+    command = ["predict", "tree", "--model", "cifar", "--layers", "all", "--save", "tree/out", "--skip-existing"]
+    command += ["--url", stand_in.rest_url, "--json"]
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main(command) == 0
+    assert len(batches(stand_in)) == 1
+    assert sorted(path.name for path in (tree / "out").iterdir()) == ["a", "b", "c"]
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert [row["picture"] for row in rows] == ["tree/a.JPG", "tree/b.png", "tree/sub/c.webp"]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_standard_input_is_a_picture(
+    capsys: pytest.CaptureFixture[str],
+    stand_in: StandIn,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    several: bool,
+) -> None:
+    file = io.BytesIO(b"cat")
+    if several:
+        file = io.BytesIO()
+        np.save(file, np.zeros((2, 4, 4, 1), np.uint8))
+        file.seek(0)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(file))
+    command = ["predict", "ship.png", "-", "--model", "cifar", "--url", stand_in.rest_url, "--save", "out", "--json"]
+    assert main(command) == 0
+    rows = json.loads(capsys.readouterr().out)["results"]
+    names = ["-[0]", "-[1]"] if several else ["-"]
+    assert [row["picture"] for row in rows] == ["ship.png", *names]
+    assert sorted(path.name for path in Path("out").iterdir()) == ["ship", *("stdin" + name[1:] for name in names)]
+    assert [len(request.pictures) for request in batches(stand_in)] == [1 + len(names)]
+
+
+def manifests(folder: str = "out") -> dict[str, Any]:
+    return {path.parent.name: json.loads(path.read_text()) for path in Path(folder).rglob("manifest.json")}
+
+
+def test_a_manifest_names_the_source(stand_in: StandIn, folder: Path) -> None:
+    Path("more").mkdir()
+    Path("more/cat.png").write_bytes(b"other")
+    for command, name in (("predict", "out"), ("explain", "why")):
+        options = ["--model", "cifar", "--url", stand_in.rest_url, "--save", name]
+        assert main([command, "cat.png", "more/cat.png", *options]) == 0
+        sources = {place: manifest["source"] for place, manifest in manifests(name).items()}
+        assert sources == {"cat": "cat.png", "cat-2": "more/cat.png"}
+
+
+def test_a_run_that_was_interrupted_goes_on_where_it_was(
+    capsys: pytest.CaptureFixture[str], stand_in: StandIn, many: list[str]
+) -> None:
+    command = ["--model", "cifar", "--url", stand_in.rest_url, "--save", "out", "--skip-existing", "--json"]
+    assert main(["predict", *many[:5], *command]) == 0
+    before = manifests()
+    capsys.readouterr()
+    assert main(["predict", *many, *command]) == 0
+    assert [len(request.pictures) for request in batches(stand_in)] == [5, 64, 1]
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert [row["picture"] for row in rows] == many
+    assert [row.get("skipped", False) for row in rows] == [True] * 5 + [False] * 65
+    assert rows[0] == {"picture": "0.png", "skipped": True, "saved": "out/0"}
+    assert len(manifests()) == 70
+    assert {name: manifests()[name] for name in before} == before
+    assert main(["predict", *many, *command[:-1]]) == 0
+    assert "\n0.png    skipped: out/0 exists\n" in capsys.readouterr().out
+    assert len(batches(stand_in)) == 3
+
+
+def test_results_are_overwritten_if_that_is_asked_for(stand_in: StandIn, folder: Path) -> None:
+    command = ["predict", "cat.png", "--model", "cifar", "--url", stand_in.rest_url, "--save", "out", "--overwrite"]
+    assert main([*command, "--layers", "all"]) == 0
+    assert Path("out/cat/conv1.png").exists()
+    assert main(command) == 0
+    assert [path.name for path in Path("out/cat").iterdir()] == ["manifest.json"]
+    assert [path.name for path in Path("out").iterdir()] == ["cat"]
+
+
+@pytest.mark.parametrize("option", ["--overwrite", "--skip-existing"])
+def test_a_folder_that_holds_no_result_is_never_touched(
+    capsys: pytest.CaptureFixture[str], stand_in: StandIn, folder: Path, option: str
+) -> None:
+    Path("out/cat").mkdir(parents=True)
+    Path("out/cat/precious.txt").write_text("mine")
+    command = ["predict", "ship.png", "cat.png", "--model", "cifar", "--url", stand_in.rest_url, "--save", "out"]
+    assert main([*command, option]) == 1
+    assert capsys.readouterr().err == "convscope: out/cat already exists, and holds no result\n"
+    assert Path("out/cat/precious.txt").read_text() == "mine"
+    assert not stand_in.requests
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["predict", "more/cat.png", "--model", "cifar"], "its source is cat.png, not more/cat.png"),
+        (["predict", "cat.png", "--model", "older"], "its model is cifar, not older"),
+        (["explain", "cat.png", "--model", "cifar"], "its method is None, not grad_cam"),
+    ],
+)
+def test_the_result_of_something_else_is_not_taken_for_this_one(
+    capsys: pytest.CaptureFixture[str], stand_in: StandIn, folder: Path, command: list[str], words: str
+) -> None:
+    Path("more").mkdir()
+    Path("more/cat.png").write_bytes(b"other")
+    options = ["--url", stand_in.rest_url, "--save", "out", "--skip-existing"]
+    assert main(["predict", "cat.png", "--model", "cifar", *options]) == 0
+    assert main([*command, *options]) == 1
+    assert capsys.readouterr().err == f"convscope: out/cat already exists, and {words}\n"
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_anything_is_sent(
+    capsys: pytest.CaptureFixture[str], stand_in: StandIn, folder: Path
+) -> None:
+    for command in ("predict", "explain"):
+        options = ["--model", "cifar", "--url", stand_in.rest_url, "--save", "cat.png/out"]
+        assert main([command, "cat.png", *options]) == 1
+        assert capsys.readouterr().err == "convscope: cannot write to cat.png/out: Not a directory\n"
+    assert not stand_in.requests
+
+
+def test_pictures_of_one_name_get_folders_of_their_own(stand_in: StandIn, folder: Path) -> None:
+    names = ["cat.png", "more/cat.png", "cat-2.png", "less/cat.png"]
+    for name in names:
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(name.encode())
+    assert main(["predict", *names, "--model", "cifar", "--url", stand_in.rest_url, "--save", "out"]) == 0
+    sources = {place: manifest["source"] for place, manifest in manifests().items()}
+    assert sources == dict(zip(["cat", "cat-2", "cat-2-2", "cat-3"], names, strict=True))
+
+
+def test_progress_is_shown_on_a_terminal_alone(
+    capsys: pytest.CaptureFixture[str], stand_in: StandIn, many: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["predict", *many, "--model", "cifar", "--url", stand_in.rest_url]
+    assert main(command) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda self: self is sys.stderr, raising=False)
+    assert main(command) == 0
+    lines = capsys.readouterr().err.split("\r\x1b[K")
+    assert lines == ["", "64 of 70 pictures", "70 of 70 pictures", ""]

@@ -80,4 +80,4 @@ def test_both_transports_raise_equal_errors(both: tuple[Client, Client], questio
 
 
 def test_every_mishap_of_torchserve_is_compared():
-    assert set(MISHAPS) <= set(FAILURES)
+    assert set(MISHAPS) - {"-"} <= set(FAILURES)  # No call but models() can be for "-": test_models.py.

@@ -81,9 +81,13 @@ def test_an_array_of_several_gives_several(kind: type, url: str):
 
 
 @BOTH
-def test_a_path_that_cannot_be_read_ends_the_stream(kind: type, url: str):
-    with pytest.raises(FileNotFoundError):
-        collect(kind, url, [b"cat", "absent.png", b"dog"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_file_that_cannot_be_read_is_the_error_of_its_item_alone(kind: type, url: str, batch: int):
+    one, absent, two = collect(kind, url, [b"one", "absent.png", b"two"], batch=batch)
+    assert isinstance(absent.error, convscope.BadImage)
+    assert "No such file or directory: 'absent.png'" in absent.error.message
+    assert isinstance(absent.error.__cause__, FileNotFoundError)
+    assert [one.top[0].logit, two.top[0].logit] == [fetch_maps(name, (10,)).max() for name in (b"one", b"two")]
 
 
 @BOTH

@@ -31,7 +31,7 @@ def test_bytes_are_sent_as_they_are(kind):
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3)])
 def test_an_array_is_sent_as_npy(dtype: str, shape: tuple[int, ...]):
-    array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    array = (np.arange(np.prod(shape)).reshape(shape) / (60 if dtype == "float32" else 1)).astype(dtype)
     files, many = encode_pictures(array)
     assert not many
     [sent] = map(read_npy, files)
@@ -100,7 +100,7 @@ def test_a_pickle_in_a_npy_file_is_not_opened():
 @pytest.mark.parametrize(
     "array",
     [
-        pytest.param(np.arange(60, dtype=">f4").reshape(4, 5, 3), id="big-endian"),
+        pytest.param((np.arange(60, dtype=">f4") / 60).astype(">f4").reshape(4, 5, 3), id="big-endian"),
         pytest.param(np.asfortranarray(np.arange(60, dtype=np.uint8).reshape(4, 5, 3)), id="fortran"),
         pytest.param(np.arange(120, dtype=np.uint8).reshape(4, 10, 3)[:, ::2], id="strided"),
     ],
@@ -124,10 +124,47 @@ def test_an_array_of_another_shape_is_rejected(shape: tuple[int, ...]):
         encode_pictures(np.zeros(shape, np.uint8))
 
 
-@pytest.mark.parametrize("thing", [7, None, [7], [None], [[b"nested"]], 1.5, {}, {b"cat": 1}, io.BytesIO(b"a\nb")])
+@pytest.mark.parametrize("thing", [7, None, [7], [None], [[b"nested"]], 1.5, {}, {b"cat": 1}])
 def test_what_is_not_a_picture_is_a_type_error_that_says_what_is_expected(thing):
-    with pytest.raises(TypeError, match="expected a path, bytes, a PIL image or a numpy array, not"):
+    with pytest.raises(
+        TypeError,
+        match="expected a path, bytes, an open binary file, a PIL image, a numpy array or a torch tensor, not",
+    ):
         encode_pictures(thing)
+
+
+def test_an_open_file_is_read_from_its_position_to_its_end(tmp_path: Path):
+    (tmp_path / "cat.png").write_bytes(b"\x89PNG")
+    with (tmp_path / "cat.png").open("rb") as file:
+        assert encode_pictures([io.BytesIO(b"a\nb"), file]) == ([b"a\nb", b"\x89PNG"], True)
+        with pytest.raises(ValueError, match=r"at its end; call \.seek\(0\)"):
+            encode_pictures(file)
+    assert encode_pictures(io.BytesIO(b"cat")) == ([b"cat"], False)
+    with (tmp_path / "cat.png").open(encoding="latin-1") as text, pytest.raises(TypeError, match="binary mode"):
+        encode_pictures(text)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([0, 255], r"these values are 0\.\.255: divide by 255, or send uint8"),
+        ([-2.1, 2.6], r"these values are -2\.1\.\.2\.6: undo the normalisation, which the service does"),
+        ([0, np.inf, np.nan], r"0\.\.inf"),
+    ],
+)
+def test_a_float32_picture_far_outside_its_scale_is_rejected_with_the_remedy(values: list[float], words: str):
+    array = np.resize(np.float32(values), (2, 2, 3))
+    with pytest.raises(ValueError, match=words):
+        encode_pictures(array)
+    with pytest.raises(ValueError, match=words):
+        encode_pictures([b"cat", array[None]])
+    file = write_npy(array)
+    assert encode_pictures(file) == ([file], False)  # Files are the caller's own: any values can be sent.
+
+
+def test_a_float32_picture_may_leave_its_scale_a_little_and_hold_nan():
+    array = np.float32([[-0.9, 1.9], [np.nan, 0.5]])
+    assert np.array_equal(read_npy(encode_pictures(array).files[0]), array, equal_nan=True)
 
 
 def test_masked_cells_are_rejected_and_none_masked_are_not():
@@ -150,15 +187,37 @@ def test_an_array_arrives_the_same_however_it_lies_in_memory():
         array.view(type("Own", (np.ndarray,), {})),
     ):
         assert np.array_equal(read_npy(encode_pictures(same).files[0]), array)
-    floats = array.astype(">f4")
+    floats = (array / 255).astype(">f4")
     [sent] = map(read_npy, encode_pictures(floats).files)
     assert sent.dtype == np.dtype("<f4")
-    assert np.array_equal(sent, array)
+    assert np.array_equal(sent, floats)
 
 
 def test_an_array_of_records_is_rejected():
     with pytest.raises(ValueError, match=r"uint8 .* or float32"):
         encode_pictures(np.zeros((4, 5), [("red", "u1"), ("green", "u1")]))
+
+
+@pytest.mark.parametrize("name", ["GIF", "BMP", "TIFF"])
+def test_a_file_that_the_service_does_not_read_is_converted(name: str, tmp_path: Path):
+    image_module = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
+    image = image_module.fromarray(pixels).quantize(200) if name == "GIF" else image_module.fromarray(pixels)
+    image.save(tmp_path / "cat", format=name)
+    [file] = encode_pictures(tmp_path / "cat").files
+    with image_module.open(io.BytesIO(file)) as sent:
+        assert sent.format == "PNG"
+        assert np.array_equal(np.asarray(sent.convert("RGB")), np.asarray(image.convert("RGB")))
+    with pytest.raises(ValueError, match=f"the {name} file cannot be read"):
+        encode_pictures((tmp_path / "cat").read_bytes()[:12])
+
+
+def test_without_pillow_such_a_file_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(
+        ValueError, match=r"does not read GIF; to have it converted: pip install .convscope\[pictures\]"
+    ):
+        encode_pictures(b"GIF89a")
 
 
 def test_pictures_are_encoded_without_importing_pil():

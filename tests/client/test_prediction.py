@@ -128,6 +128,16 @@ def test_a_figure_can_be_saved_and_shows_itself_without_pyplot(tmp_path: Path):
     assert Image.open(io.BytesIO(figure._repr_png_())).format == "PNG"
 
 
+@pytest.mark.parametrize("by_layer", ["maps", "channels"])
+def test_a_layer_not_requested_is_a_key_error_that_lists_those_that_were(by_layer: str):
+    values = getattr(make_prediction(), by_layer)
+    with pytest.raises(KeyError, match="layer 'conv9' was not requested; maps: conv1"):
+        values["conv9"]
+    assert values.get("conv9") is None
+    assert "conv9" not in values
+    assert list(values) == ["conv1"]  # Looking does not add it.
+
+
 def test_a_figure_of_a_layer_not_requested_says_which_were():
     with pytest.raises(KeyError, match="was not requested; maps: conv1"):
         make_prediction().figure("conv9")
@@ -178,6 +188,7 @@ def test_a_saved_prediction_can_be_read_back(tmp_path: Path):
     del manifest["versions"]
     assert manifest == {
         "schema_version": 1,
+        "source": None,
         "model": "cifar",
         "version": "1.0",
         "engine": "torch-2.15.0",
@@ -212,7 +223,8 @@ def test_saving_rejects_a_directory_that_exists_and_leaves_it_alone(tmp_path: Pa
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=repr)
 def test_saving_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error):
     def fail(*_: object, **__: object) -> None:
-        assert (tmp_path / "cat" / "maps.npz").exists()
+        assert list(tmp_path.rglob("maps.npz"))
+        assert not (tmp_path / "cat").exists()  # It gets its name when it is complete.
         raise error
 
     monkeypatch.setattr(_export.json, "dumps", fail)

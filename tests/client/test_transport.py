@@ -26,7 +26,7 @@ from tests.client.wire import listening, outcomes, take
         ("http://", "contain a host"),
         ("", "must begin with"),
         ("grpc://localhost", "grpc://host:port"),
-        ("grpc://localhost:7070/path", "without a path"),
+        ("grpc://localhost:7070/path", "without the path"),
         ("http://key@localhost", "api_key"),
         ("http://localhost?key=1", "api_key"),
         ("http://localhost:99999", "[Pp]ort"),
@@ -77,13 +77,16 @@ def test_without_a_key_none_goes_out(client: Client, stand_in: StandIn):
     assert stand_in.keys == [None]
 
 
-def test_a_service_below_a_path_is_reached(stand_in: StandIn):
-    for url in (stand_in.rest_url + "/", stand_in.rest_url):
-        with Client(url) as client:
-            assert client.predict(b"cat", model="cifar").model == "cifar"
-    with Client(stand_in.rest_url + "/below/") as client:
-        client.predict(b"cat", model="cifar")
-    assert stand_in.requests[-1][0] == ""  # The stand-in was asked for /below/predictions/cifar.
+def test_a_slash_behind_the_port_changes_nothing(url: str):
+    with Client(url + "/") as client:
+        assert client.predict(b"cat", model="cifar").model == "cifar"
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("path", ["/predictions/cifar", "/below/", "//"])
+def test_a_url_with_a_path_is_rejected_with_what_is_wrong(kind: type, url: str, path: str):
+    with pytest.raises(ValueError, match=f"without the path '{path}': the model and its version are separate"):
+        kind(url + path)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ An error here means that a caller's correct program would be reported, or that a
 
 from __future__ import annotations
 
+import io
 from collections.abc import AsyncGenerator, Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, assert_type
@@ -22,6 +23,7 @@ from convscope import (
     ModelCard,
     Overloaded,
     Prediction,
+    ServedModel,
     Timing,
 )
 from convscope.testing import FakeTransport, Request, explanation, model_card, prediction
@@ -45,6 +47,8 @@ def blocking(client: Client, image: Image.Image, array: NDArray[np.uint8], regis
     assert_type(client.predict("cat.png", model="cifar"), Prediction)
     assert_type(client.predict(Path("cat.png"), model="cifar", version="1.0", layers=["conv1"], top_k=3), Prediction)
     assert_type(client.predict(b"bytes", model="cifar", layers="all", map_dtype="uint8", pool=1), Prediction)
+    assert_type(client.predict(io.BytesIO(b"bytes"), model="cifar"), Prediction)
+    assert_type(client.models(), list[ServedModel])
     assert_type(client.predict(image, model="cifar", channels=[0, 3], timing=True), Prediction)
     assert_type(client.predict(["cat.png", b"bytes", image, array], model="cifar", channels=4), list[Prediction])
     assert_type(client.predict((name for name in ("cat.png",)), model="cifar", deadline_s=1.5), list[Prediction])

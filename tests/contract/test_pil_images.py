@@ -281,9 +281,9 @@ def test_in_predict_many_an_image_that_cannot_be_sent_fails_alone(kind: type, ba
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_in_predict_many_those_before_a_path_that_cannot_be_read_are_answered(batch: int, url: str):
+def test_in_predict_many_a_path_that_cannot_be_read_is_the_error_of_its_item(batch: int, url: str):
     with Client(url) as client:
-        result = client.predict_many([b"one", b"two", b"three", "absent.png"], model="cifar", batch=batch)
-        assert [next(result).error for _ in range(3)] == [None, None, None]
-        with pytest.raises(FileNotFoundError):
-            next(result)
+        result = client.predict_many([b"one", b"two", "absent.png", b"three"], model="cifar", batch=batch)
+        errors = [prediction.error for prediction in result]
+    assert [errors[index] for index in (0, 1, 3)] == [None, None, None]
+    assert isinstance(errors[2].__cause__, FileNotFoundError)

@@ -9,7 +9,7 @@ import grpc
 import httpx
 import numpy as np
 import pytest
-from convscope import Client, ConvscopeError
+from convscope import Client, ConvscopeError, ModelNotFound
 from convscope._wire import convscope_pb2 as wire
 from convscope._wire import inference_pb2
 
@@ -175,3 +175,20 @@ def test_a_form_that_torchserve_cannot_read_is_the_callers_mistake(
     answer = httpx.post(url, content=body, headers={"Content-Type": content_type})
     assert answer.status_code == 400
     assert answer.json()["code"] == 400
+
+
+@pytest.mark.parametrize(("model", "version"), [("unheard-of", None), ("cifar", "9.9")])
+def test_a_model_that_is_not_there_is_told_which_are(
+    client: Client, patches: str, server: Launched, model: str, version: str | None
+) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        client.predict(CAT, model=model, version=version)
+    if patches == "unpatched":
+        assert caught.value.models is None
+        with pytest.raises(ConvscopeError, match="does not list its models"):
+            client.models()
+        return
+    assert caught.value.models == client.models()
+    served = {(path.stem, "1.0") for path in (ROOT / "model_store").glob("*.mar")}
+    assert {tuple(served_model) for served_model in client.models()} == served
+    assert all(client.model_card(*served_model).model == served_model.name for served_model in client.models())

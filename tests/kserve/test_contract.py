@@ -39,8 +39,10 @@ def test_the_client_works_as_with_torchserve(client: Client) -> None:
     for error, options in ((ModelNotFound, {"model": "none"}), (UnknownLayer, {"model": "cifar", "layers": ["zzz"]})):
         with pytest.raises(error):
             client.predict(PICTURE, **options)
-    with pytest.raises(ModelNotFound, match="does not exist for model: cifar"):
+    with pytest.raises(ModelNotFound, match="does not exist for model: cifar") as caught:
         client.predict(PICTURE, model="cifar", version="9")
+    assert caught.value.models == client.models()
+    assert {"cifar", "digits"} <= {model.name for model in client.models()}
     with pytest.raises(BadImage):
         _ = client.predict(b"no picture", model="cifar").top
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import numpy as np
 import pytest
 from convscope import BadImage, Client, ConvscopeError, Layer, UnknownLayer
 from convscope._cli import main
-from convscope_lens import cut_patch, strongest_patches
+from convscope_lens import Patch, cut_patch, strongest_patches
 from PIL import Image
 
 from tests.client.stand_in import StandIn, fetch_maps
@@ -176,3 +179,31 @@ class TestCommandLine:
         assert np.array_equal(np.asarray(Image.open(folder / "001.png")), best.display_pixels())
         assert main(arguments) == 0
         assert "pixels (rows, columns)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "L"), (3, "RGB")])
+def test_a_patch_shows_itself_in_a_notebook(channels: int, mode: str):
+    pixels = np.random.default_rng(0).random((4, 5, channels), np.float32)
+    html = Patch(pixels, (0, 0, 4, 5), "<conv1>", (1, 2))._repr_html_()
+    assert 'alt="&lt;conv1&gt;, cell (1, 2)"' in html
+    [png] = re.findall(r"data:image/png;base64,([^\"]+)", html)
+    with Image.open(io.BytesIO(base64.b64decode(png))) as image:
+        assert (image.mode, image.size) == (mode, (52 * 5, 52 * 4))
+
+
+def test_the_command_takes_folders_and_standard_input(
+    capsys: pytest.CaptureFixture[str], stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pictures" / "deep").mkdir(parents=True)
+    for name in ("a.png", "deep/b.jpg", "notes.txt"):
+        (tmp_path / "pictures" / name).write_bytes(name.encode())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"cat")))
+    command = ["strongest", "pictures", "-", "--model", "cifar", "--layer", "conv1", "--channel", "1"]
+    assert main([*command, "--json", "--url", stand_in.rest_url]) == 0
+    found = {patch["picture"] for patch in json.loads(capsys.readouterr().out)["patches"]}
+    assert found == {"pictures/a.png", "pictures/deep/b.jpg", "-"}
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "-n", "0", "--url", stand_in.rest_url])
+    assert caught.value.code == 2
+    assert "argument -n: must be a whole number of at least 1" in capsys.readouterr().err

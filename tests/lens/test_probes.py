@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -286,6 +287,14 @@ def test_json_has_no_word_for_infinity():
     assert values["totals"] == {"far": None}
 
 
+def test_a_result_shows_its_tables_in_a_notebook():
+    curve = np.array([1.0, 2.0, 3.0])
+    result = probes.ProbeResult("blur", "<m>", "1", 1, "px", np.arange(3.0), {}, {"energy": {"conv1": curve}})
+    html = result._repr_html_()
+    assert html.startswith("<pre>blur: &lt;m&gt; 1, 1 picture\n\nenergy\npx   conv1\n")
+    assert html.endswith("</pre>")
+
+
 @pytest.mark.parametrize("client", ["rest"], indirect=True)  # What is drawn does not depend on the transport.
 @pytest.mark.parametrize("kind", probes.__all__[1:])
 def test_every_probe_has_a_table_with_a_row_a_step_and_a_figure(client, kind, tmp_path):
@@ -344,7 +353,7 @@ def test_folders_are_read_in_order_and_some_may_be_chosen_by_seed(tmp_path):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
     result = _images.list_pictures(tmp_path, limit=None, seed=0)
-    assert [path.name for path in result] == ["a.PNG", "b.png", "c.jpg"]
+    assert result == [str(tmp_path / name) for name in ("a.PNG", "b.png", "deep/c.jpg")]
     assert len({tuple(_images.list_pictures(tmp_path, limit=2, seed=seed)) for seed in range(20)}) > 1
     assert _images.list_pictures(tmp_path, limit=2, seed=5) == _images.list_pictures(tmp_path, limit=2, seed=5)
 
@@ -384,13 +393,25 @@ def test_the_command_prints_a_table_and_saves_figure_and_numbers(capsys, network
     assert list(values["measures"]["interior"]) == ["conv2"]
 
 
+def test_a_probe_reads_standard_input_and_checks_that_it_can_save(capsys, networks, folder, monkeypatch):
+    command = ["probe", "blur", "--model", "cifar", "--steps", "0,1", "--json", "--url", networks.rest_url]
+    [name] = [path for path in folder.iterdir() if path.name.startswith("0")]
+    printed = []
+    for source in (str(name), "-"):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(name.read_bytes())))
+        assert main([*command[:2], source, *command[2:]]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    sent = len(networks.requests)
+    assert main([*command[:2], str(name), *command[2:], "--save", f"{name}/out"]) == 1
+    assert "cannot write to" in json.loads(capsys.readouterr().out)["error"]["message"]
+    assert len(networks.requests) == sent
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["shift", "--model", "cifar", "--steps", "0.5"], "whole pixels"),
-        (["border", "--model", "cifar", "--steps", "1"], "has no steps"),
         (["blur", "--model", "cifar", "--layers", "nose"], "'nose'"),
-        (["blur", "--model", "cifar", "--limit", "0"], "at least 1"),
     ],
 )
 def test_a_command_that_cannot_be_run_says_why_and_ends_with_one(capsys, networks, folder, arguments, words):
@@ -403,6 +424,11 @@ def test_a_command_that_cannot_be_run_says_why_and_ends_with_one(capsys, network
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["shift", "cat.png", "--steps", "0.5"], "--steps of shift must be whole pixels"),
+        (["border", "cat.png", "--steps", "1"], "--steps does nothing with border"),
+        (["blur", "cat.png", "--seed", "1"], "--seed does nothing with blur and without --limit"),
+        (["blur", "cat.png", "--limit", "0"], "argument --limit: must be a whole number of at least 1, not '0'"),
+        (["blur", "-", "-"], "- can be given once"),
         (["wobble", "cat.png"], "invalid choice: 'wobble'"),
         (["shift", "cat.png", "--steps", "inf"], "expected numbers such as 1,2,4, not 'inf'"),
         (["blur", "cat.png", "--steps", "1,nan"], "expected numbers such as"),

@@ -1,25 +1,30 @@
 """The patches of TorchServe: few places in few classes, and only in the TorchServe that is known."""
 
 import zipfile
+from collections import defaultdict
 
 import pytest
 
 from server import patches
-from server.patches import JAR, PATCHES
+from server.patches import JAR
 from server.process import find_torchserve
 
+PATCHES = patches.build(" (models: cifar/1.0, cifar/2.0)")
 CHANGES = [change for patch in PATCHES for change in patch.changes]
+EDITS = defaultdict(list)
+for _change in CHANGES:
+    EDITS[_change.member] += _change.edits
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.member)
-def test_the_installed_torchserve_is_changed_where_it_is_meant_to_be_and_nowhere_else(change, tmp_path):
+@pytest.mark.parametrize("member", EDITS)
+def test_the_installed_torchserve_is_changed_where_it_is_meant_to_be_and_nowhere_else(member, tmp_path):
     home = find_torchserve()
-    assert patches.apply(home, tmp_path / "classes") == list(PATCHES)
+    assert patches.apply(home, tmp_path / "classes", PATCHES) == list(PATCHES)
     with zipfile.ZipFile(home / JAR) as jar:
-        original = jar.read(change.member)
-    patched = (tmp_path / "classes" / change.member).read_bytes()
+        original = jar.read(member)
+    patched = (tmp_path / "classes" / member).read_bytes()
     places = []
-    for edit in (edit for other in CHANGES if other.member == change.member for edit in other.edits):
+    for edit in EDITS[member]:
         assert original.count(edit.before) == edit.times
         assert len(edit.before) == len(edit.after) or edit.after[0] == 1 or is_longer_method(edit)  # 1: a constant.
         start = -1
@@ -44,12 +49,13 @@ def is_longer_method(edit):
 def test_patches_are_left_out_where_a_class_of_theirs_is_another_and_the_others_are_applied(patch, tmp_path):
     home = tmp_path / "home"
     (home / JAR).parent.mkdir(parents=True)
+    members = {change.member for change in CHANGES}
     with zipfile.ZipFile(find_torchserve() / JAR) as known, zipfile.ZipFile(home / JAR, "w") as jar:
         for member in sorted({change.member for change in CHANGES}):
             other = b"\0" if member == patch.changes[0].member else b""
             jar.writestr(member, known.read(member) + other)
     left = [one for one in PATCHES if patch.changes[0].member not in [change.member for change in one.changes]]
-    assert patches.apply(home, tmp_path / "classes") == left
+    assert patches.apply(home, tmp_path / "classes", PATCHES) == left
     members = {change.member for one in left for change in one.changes}
     assert not [
         change for change in CHANGES if (tmp_path / "classes" / change.member).exists() != (change.member in members)
@@ -60,5 +66,5 @@ def test_a_torchserve_without_the_classes_is_left_alone(tmp_path):
     (tmp_path / JAR).parent.mkdir(parents=True)
     with zipfile.ZipFile(tmp_path / JAR, "w") as jar:
         jar.writestr("org/pytorch/serve/ModelServer.class", b"")
-    assert patches.apply(tmp_path, tmp_path / "classes") == []
+    assert patches.apply(tmp_path, tmp_path / "classes", PATCHES) == []
     assert not (tmp_path / "classes").exists()

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from convscope._card import Input, Layer, Limits, ModelCard, Training
     from convscope._client import Client
     from convscope._explanation import Explanation
-    from convscope._options import Edit
+    from convscope._options import Edit, ServedModel
     from convscope._pictures import encode_pictures
     from convscope._prediction import Change, ClassScore, Prediction, Timing
 
@@ -69,6 +69,7 @@ __all__ = [
     "ProtocolError",
     "ReplyTooLarge",
     "RequestRejected",
+    "ServedModel",
     "ServerError",
     "Timing",
     "TooManyImages",
@@ -92,6 +93,7 @@ _LAZY = {
     "Limits": "_card",
     "ModelCard": "_card",
     "Prediction": "_prediction",
+    "ServedModel": "_options",
     "Timing": "_prediction",
     "Training": "_card",
     "encode_pictures": "_pictures",

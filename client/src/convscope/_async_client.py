@@ -15,6 +15,7 @@ from convscope._base import (
     check_predict_many,
     encode_batch,
     failed_predictions,
+    listed_models,
     merge_predictions,
     only_result,
     progress_bar,
@@ -24,12 +25,13 @@ from convscope._exceptions import (
     ConnectError,
     ConvscopeError,
     DeadlineExceeded,
+    ModelNotFound,
     Overloaded,
     ServerError,
     attach_request_id,
 )
-from convscope._options import ExplainOptions, PredictManyOptions, PredictOptions
-from convscope._pictures import EncodablePicture, Picture, encode_pictures
+from convscope._options import ExplainOptions, PredictManyOptions, PredictOptions, ServedModel
+from convscope._pictures import EncodablePicture, Picture, Tensor, encode_pictures
 from convscope._reply import TimedReply, check_edits, read_card, read_explanations, read_filters, read_predictions
 from convscope._request import build_card_request, build_filters_request, request_with_pictures
 from convscope._retries import Attempts
@@ -88,7 +90,9 @@ class AsyncClient(BaseClient):
     ) -> Prediction: ...
 
     @overload  # One picture or several, depending on ndim, which types cannot express.
-    async def predict(self, pictures: NDArray[Any], *, model: str, **options: Unpack[PredictOptions]) -> Any: ...
+    async def predict(
+        self, pictures: NDArray[Any] | Tensor, *, model: str, **options: Unpack[PredictOptions]
+    ) -> Any: ...
 
     @overload
     async def predict(
@@ -144,7 +148,9 @@ class AsyncClient(BaseClient):
     ) -> Explanation: ...
 
     @overload  # One picture or several, depending on ndim, which types cannot express.
-    async def explain(self, pictures: NDArray[Any], *, model: str, **options: Unpack[ExplainOptions]) -> Any: ...
+    async def explain(
+        self, pictures: NDArray[Any] | Tensor, *, model: str, **options: Unpack[ExplainOptions]
+    ) -> Any: ...
 
     @overload
     async def explain(
@@ -173,6 +179,17 @@ class AsyncClient(BaseClient):
         with attach_request_id(call.request_id):
             result = await self._send(build_card_request(call.request_id), call)
             return read_card(result.reply, request_id=call.request_id)
+
+    async def models(self, *, deadline_s: float | None = None, request_id: str | None = None) -> list[ServedModel]:
+        """Return the models of the server; see `Client.models`."""
+        call = self._new_call(None, None, deadline_s, request_id)
+        error = None
+        with attach_request_id(call.request_id):
+            try:
+                await self._send(build_card_request(call.request_id), call)
+            except ModelNotFound as answer:
+                error = answer
+            return listed_models(error)
 
     async def filters(
         self,

@@ -11,11 +11,13 @@ from operator import length_hint
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, cast
 from urllib.parse import urlsplit
 
-from convscope._exceptions import BadImage, ConnectError, ConvscopeError
+from convscope._exceptions import BadImage, ConnectError, ConvscopeError, ModelNotFound, ProtocolError
 from convscope._explanation import Explanation
+from convscope._options import MAX_DEADLINE_S, ServedModel
 from convscope._pictures import Picture, encode_pictures, is_one_picture
 from convscope._prediction import Prediction
 from convscope._request import (
+    NO_MODEL,
     build_explain_options,
     build_options,
     check_model,
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from convscope._metrics import Metrics
     from convscope._reply import TimedReply
     from convscope._wire.convscope_pb2 import PredictRequest
-
-MAX_DEADLINE_S = 86_400  # One day. Socket and gRPC timeouts overflow after a few hundred days.
 
 _EXPLAIN_OPTIONS = ("method", "layer", "target", "window", "step", "steps", "picture")
 
@@ -93,23 +93,29 @@ class BaseClient:
 
     def _new_call(
         self,
-        model: str,
+        model: str | None,
         version: str | None = None,
         deadline_s: float | None = None,
         request_id: str | None = None,
         *,
         timing: bool = False,
     ) -> CallContext:
-        """Check the arguments that every call has; raise RuntimeError if the client is closed."""
+        """Check the arguments that every call has; raise RuntimeError if the client is closed.
+
+        Without a model the call is for `NO_MODEL`.
+        """
         self._raise_if_closed()
-        check_model(model, version)
+        if model is None:
+            model = NO_MODEL
+        else:
+            check_model(model, version)
         deadline_s = self.deadline_s if deadline_s is None else _checked_deadline_s(deadline_s)
         return CallContext(model, version, deadline_s, validate_or_create_request_id(request_id), timing)
 
     def _new_request(
         self, model: str, options: Mapping[str, Any], *, many: bool = False
     ) -> tuple[CallContext, PredictRequest]:
-        """Check the options of `predict` or `predict_many`, and build a request without pictures, in the caller's trace.
+        """Check the options of `predict` or `predict_many`, and build a request without pictures, in the trace.
 
         With metrics enabled the request always asks for its timing.
         """
@@ -168,6 +174,20 @@ class BaseClient:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
+
+
+def listed_models(error: ModelNotFound | None) -> list[ServedModel]:
+    """Return the models that the answer to a call for `NO_MODEL` lists.
+
+    Args:
+        error: The answer; None if there was another.
+
+    Raises:
+        ProtocolError: It lists none.
+    """
+    if error is None or error.models is None:
+        raise ProtocolError("the server does not list its models: it is older than this client, or has too many")
+    return list(error.models)
 
 
 def only_result(results: list[Result]) -> Result:
@@ -272,15 +292,15 @@ def merge_predictions(
         call: The call that the batch was sent with.
 
     Returns:
-        Predictions. A picture that cannot be encoded holds `BadImage`; any other exception takes the place of the
-        prediction, to be raised there.
+        Predictions. A picture that cannot be read or encoded holds `BadImage`; any other exception takes the place of
+        the prediction, to be raised there.
     """
     remaining = iter(predictions)
     results: list[Prediction | Exception] = []
     for item in encoded:
         if isinstance(item, list):
             results += [next(remaining) for _ in item]
-        elif isinstance(item, ValueError):
+        elif isinstance(item, OSError | ValueError):
             rejected = BadImage(str(item))
             rejected.__cause__ = item
             results += failed_predictions(1, call, rejected)

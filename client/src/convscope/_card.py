@@ -1,11 +1,13 @@
-"""Data classes of the model card."""
+"""Data classes of the model card, and the card as text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, TypeVar
 
 from convscope._exceptions import UnknownLayer
+from convscope.commands import LAYER_HEADINGS, format_field, format_table, printable, terminal_width
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,6 +17,16 @@ Index = TypeVar("Index", int, "NDArray[np.int_]")
 
 _REPLY_OVERHEAD_BYTES = 4096  # Per picture, besides maps and scores.
 _SCORE_BYTES = 64  # Per class: index, probability, logit and label.
+
+_WIDTH = 120  # Of the fields of a formatted card, in columns.
+_CHARACTERS = 360  # Of such a field, about, in a narrow terminal.
+_MISSING = "–"
+_OUTPUTS = {
+    "softmax": "scores of mutually exclusive classes (softmax)",
+    "sigmoid": "multi-label scores (sigmoid)",
+    "value": "regression outputs (value)",
+    "none": "maps alone (none)",
+}
 
 
 @dataclass(frozen=True)
@@ -268,6 +280,10 @@ class ModelCard:
     scores: str = ""
     edits: tuple[str, ...] = ()
 
+    def _repr_html_(self) -> str:
+        """Return HTML for notebooks: what `convscope card` prints."""
+        return f"<pre>{escape(format_card(self))}</pre>"
+
     def layer(self, name: str) -> Layer:
         """Return the layer of this name.
 
@@ -301,3 +317,132 @@ class ModelCard:
             return 1
         total_bytes = reply_bytes + _REPLY_OVERHEAD_BYTES + _SCORE_BYTES * len(self.classes)
         return max(1, min(self.limits.max_images, self.limits.max_reply_bytes // total_bytes))
+
+
+def format_card(card: ModelCard) -> str:
+    """Format a model card as text, as wide as the terminal, at most 120 columns unless a name is very long.
+
+    The first table lists the operation behind each map, and the receptive field of its cells: size, stride and first
+    pixel. The second lists parameters, multiply-adds, the parameters of an equivalent dense layer, and the bytes of the
+    map.
+    """
+    fields = [
+        ("model", f"{card.model} {card.version}"),
+        ("description", card.description),
+        ("network", f"{card.architecture}, {card.parameters:,} parameters,"
+         f" {_count(card.multiply_adds)} multiply-adds per picture"),
+        ("runs on", f"{card.device} ({card.engine})"),
+        ("input", f"{card.input.channels} channel{'s' * (card.input.channels != 1)}"
+         f"{', BGR' * card.input.bgr}, {format_size(card.input)}"),
+        ("pictures", _recipe(card.input)),
+        ("normalisation", _normalisation(card)),
+        ("classes", f"{len(card.classes):,}: {', '.join(card.classes)}" if card.classes else "none"),
+        ("outputs", _OUTPUTS.get(card.scores, card.scores)),
+        ("limits", f"{card.limits.max_images} pictures per request, {card.limits.max_image_bytes:,} bytes and"
+         f" {card.limits.max_image_pixels:,} pixels per picture, {card.limits.max_reply_bytes:,} bytes per reply"),
+    ]  # fmt: skip
+    if card.training is not None:
+        training = card.training
+        fields += [
+            ("trained", f"on {training.data}: {training.train_pictures:,} pictures, {training.epochs} epochs,"
+             f" {training.seconds:.0f} s on {training.machine}"),
+            ("accuracy", f"train {_percent(training.train_accuracy)}, test {_percent(training.test_accuracy)}"
+             f" (n = {training.test_pictures:,})"),
+        ]  # fmt: skip
+    width = max(len(name) for name, _ in fields) + 2
+    columns = min(_WIDTH, terminal_width())
+    max_lines = max(3, _CHARACTERS // columns)
+    lines = [
+        format_field(name.ljust(width), printable(value), width=columns, max_lines=max_lines)
+        for name, value in fields
+        if value
+    ]
+    return "\n".join(lines) + "\n\n" + _operations_table(card) + "\n\n" + _cost_table(card)
+
+
+def _operations_table(card: ModelCard) -> str:
+    """Return the table of operations and receptive fields; without groups if there is only one everywhere."""
+    headings = list(LAYER_HEADINGS.values())
+    table = [["layer", *headings[: headings.index("parameters")]], *map(_operations_row, card.layers)]
+    if all(layer.groups <= 1 for layer in card.layers):
+        groups = table[0].index(LAYER_HEADINGS["groups"])
+        table = [row[:groups] + row[groups + 1 :] for row in table]
+    return format_table(table[0], table[1:])
+
+
+def _operations_row(layer: Layer) -> list[str]:
+    start = layer.receptive_field_start
+    return [
+        layer.name,
+        layer.operation or _MISSING,
+        _product(layer.input_shape),
+        _product(layer.shape),
+        *map(_product, (layer.kernel, layer.step, layer.padding, layer.dilation)),
+        _count(layer.groups),
+        _product(layer.receptive_field),
+        _product(layer.stride),
+        _MISSING if start is None else ", ".join(map(str, start)),
+    ]
+
+
+def _cost_table(card: ModelCard) -> str:
+    """Return the table of parameters, multiply-adds and bytes."""
+    headings = list(LAYER_HEADINGS.values())
+    header = ["layer", "node", *headings[headings.index("parameters") :], "float16", "uint8"]
+    rows = [
+        [
+            layer.name,
+            layer.module,
+            *map(_count, (layer.parameters, layer.dense_parameters, layer.multiply_adds)),
+            *(_count(layer.bytes.get(dtype, 0)) for dtype in ("float32", "float16", "uint8")),
+        ]
+        for layer in card.layers
+    ]
+    return format_table(header, rows, right_aligned=range(2, 8))
+
+
+def format_size(input_spec: Input) -> str:
+    """Return the height and width of a network's input."""
+    return "any size" if input_spec.height is None else _product((input_spec.height, input_spec.width or 0))
+
+
+def _normalisation(card: ModelCard) -> str:
+    if not card.input.mean:
+        return "none"
+    return f"mean {_numbers(card.input.mean)}, std {_numbers(card.input.std)}"
+
+
+def _recipe(input_spec: Input) -> str:
+    """Describe how pictures are brought to the network's size."""
+    if not input_spec.interpolation:
+        return "not resized"
+    size = _product((input_spec.height or 0, input_spec.width or 0))
+    filter_name = input_spec.interpolation + ("" if input_spec.antialias else " without antialiasing")
+    if not input_spec.resize:
+        return f"resized to {size}, {filter_name}; the aspect ratio is not kept"
+    if len(input_spec.resize) == 1:
+        target = f"until the shorter side has {input_spec.resize[0]} pixels"
+    elif input_spec.fit:
+        relation = "at least" if input_spec.fit == "cover" else "at most"
+        target = f"to {relation} {_product(input_spec.resize)}, keeping the aspect ratio"
+    else:
+        target = f"to {_product(input_spec.resize)}"
+    middle = "" if input_spec.height is None else f"; then the middle {size}"
+    fill = f", padded with {' '.join(map(str, input_spec.fill))}" if input_spec.fill else ""
+    return f"resized {target}, {filter_name}{middle}{fill}"
+
+
+def _product(numbers: tuple[int, ...] | None) -> str:
+    return "×".join(map(str, numbers)) if numbers else _MISSING
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number else _MISSING
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
+
+
+def _percent(share: float | None) -> str:
+    return _MISSING if share is None else f"{share:.2%}"

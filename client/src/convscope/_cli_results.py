@@ -1,25 +1,27 @@
-"""What `convscope predict`, `explain` and `card` do with pictures and print: tables or JSON."""
+"""What `convscope predict`, `explain`, `card` and `models` do with pictures and print: tables or JSON."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import textwrap
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
+from convscope._card import format_size
 from convscope._exceptions import ConvscopeError
-from convscope._prediction import score_headings, score_texts
+from convscope._prediction import format_timing, score_headings, score_texts
 from convscope.commands import (
-    LAYER_HEADINGS,
-    STAGES,
+    STANDARD_INPUT,
     PictureFailure,
-    ensure_missing,
+    Progress,
+    UsageError,
+    ensure_writable,
     format_table,
+    list_pictures,
     printable,
     read_picture_files,
 )
@@ -27,18 +29,13 @@ from convscope.commands import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from convscope._card import Input, Layer, ModelCard
+    from convscope._card import ModelCard
     from convscope._explanation import Explanation
-    from convscope._prediction import Prediction, Timing
+    from convscope._options import ServedModel
+    from convscope._prediction import Prediction
 
-_WIDTH = 120  # Of the terminal, in columns.
+REQUEST_BYTES = 32 * 2**20  # Of the pictures of a request, if there are several: half of the server's default limit.
 _MISSING = "–"
-_OUTPUTS = {
-    "softmax": "scores of mutually exclusive classes (softmax)",
-    "sigmoid": "multi-label scores (sigmoid)",
-    "value": "regression outputs (value)",
-    "none": "maps alone (none)",
-}
 
 Result = TypeVar("Result", "Prediction", "Explanation")
 
@@ -48,16 +45,75 @@ class PictureResult(Generic[Result]):
     """The result of one picture.
 
     Attributes:
-        picture: Path as given; `path[i]` for picture i of a .npy file.
+        picture: Path as given or found in a folder; `path[i]` for picture i of a .npy file.
         result: The result; None if the picture was not sent, or if its request failed.
-        error: Why there is no result; None if there is one.
+        error: Why there is no result; None if there is one, or if the picture was skipped.
         saved: Folder with the result; None if it was not saved.
+        skipped: Whether the folder contained a result of an earlier run, so that the picture was not sent.
     """
 
     picture: str
     result: Result | None
     error: PictureFailure | None = None
     saved: Path | None = None
+    skipped: bool = False
+
+    @property
+    def why(self) -> str:
+        """Why there is no result to show; empty if there is one."""
+        return f"skipped: {self.saved} exists" if self.skipped else str(self.error) if self.error else ""
+
+
+class ResultFolders:
+    """The folders that results are saved to: one per picture, named after it and distinct.
+
+    Args:
+        parent: The directory that contains them.
+        existing: What to do with an existing folder: `error`, `skip` the picture, or `overwrite` the result in it.
+        made_of: Fields of the manifest that a result must have for its picture to be skipped.
+
+    Raises:
+        OSError: The directory cannot be written to.
+    """
+
+    def __init__(self, parent: Path, existing: str, made_of: Mapping[str, str | None]) -> None:
+        ensure_writable(parent)
+        self._made_of = made_of
+        self.parent = parent
+        self.existing = existing
+        self._numbers: dict[str, int] = {}  # By name, that of its last picture.
+        self._chosen: set[str] = set()
+
+    def choose(self, name: str) -> tuple[Path, bool]:
+        """Choose `cat`, `cat-2`, `cat-3` and so on for a picture.
+
+        Returns:
+            The folder, and whether to skip the picture.
+
+        Raises:
+            FileExistsError: The folder exists, and holds no result of this picture, or is not to be overwritten.
+        """
+        end = name.rindex("[") if name.endswith("]") and "[" in name else len(name)
+        stem = ("stdin" if name[:end] == STANDARD_INPUT else Path(name[:end]).stem) + name[end:]
+        number = self._numbers.get(stem, 0) + 1
+        while (place := stem if number == 1 else f"{stem}-{number}") in self._chosen:
+            number += 1
+        self._numbers[stem] = number
+        self._chosen.add(place)
+        folder = self.parent / place
+        if not folder.exists():
+            return folder, False
+        if self.existing == "error":
+            raise FileExistsError(f"{folder} already exists; see --skip-existing and --overwrite")
+        try:
+            manifest = json.loads((folder / "manifest.json").read_bytes())
+            found = {field: manifest.get(field) for field in ("source", *self._made_of)}
+        except (OSError, ValueError, AttributeError) as error:
+            raise FileExistsError(f"{folder} already exists, and holds no result") from error
+        for field, value in {"source": name, **self._made_of}.items():
+            if self.existing == "skip" and found[field] != value:
+                raise FileExistsError(f"{folder} already exists, and its {field} is {found[field]}, not {value}")
+        return folder, self.existing == "skip"
 
 
 def process_pictures(
@@ -66,75 +122,96 @@ def process_pictures(
     *,
     pictures_per_request: Callable[[], int],
     request_id: str | None,
-    save: str | None,
+    folders: ResultFolders | None,
 ) -> list[PictureResult[Result]]:
     """Send picture files in as few requests as the model allows. A failed picture or request does not affect others.
 
+    Pictures are read as they are sent, and a line on the terminal says how many are done.
+
     Args:
-        paths: Picture files.
+        paths: Picture files, folders, or `-` for standard input.
         send: Sends the pictures of one request, and returns a result for each.
         pictures_per_request: Returns the largest number of pictures per request; called if there are several.
         request_id: The user's id for the request, which is rejected if there are several requests.
-        save: Directory to write each picture's result to, as soon as it is received; None to write nothing.
+        folders: Where to write each picture's result, as soon as it is received; None to write nothing.
 
     Returns:
         One result per picture, in order; several for a .npy file of several pictures.
 
     Raises:
         ConvscopeError: All requests failed.
-        FileExistsError: The folder of a result exists. Nothing was sent.
-        OSError: A result cannot be written.
-        ValueError: An option is out of range.
+        FileExistsError: The folder of a result exists. Nothing was sent, unless it is that of a .npy file.
+        OSError: The results cannot be written.
+        UsageError: An option is wrong.
     """
-    pictures = read_picture_files(paths)
-    folders = [None] * len(pictures) if save is None else _new_folders(Path(save), [name for name, _ in pictures])
-    results: list[PictureResult[Result] | None] = [
-        PictureResult(name, None, file) if isinstance(file, PictureFailure) else None for name, file in pictures
-    ]
-    readable = [index for index, result in enumerate(results) if result is None]
-    size = pictures_per_request() if len(readable) > 1 else 1
-    # The options are checked even if no picture is readable.
-    batches = [readable[start : start + size] for start in range(0, max(len(readable), 1), size)]
-    if request_id is not None and len(batches) > 1:
-        raise ValueError(f"--request-id is for one request; these pictures need {len(batches)}")
-    errors = []
-    for indexes in batches:
+    sources: list[tuple[str, bytes | PictureFailure | None]] = []  # Name and file; None for one to be read when needed.
+    for path in list_pictures(paths, without=None if folders is None else folders.parent):
+        several = path == STANDARD_INPUT or path.endswith(".npy")  # Perhaps: how many is known when it has been read.
+        sources += read_picture_files([path]) if several else [(path, None)]
+    results: list[PictureResult[Result] | None] = [None] * len(sources)
+    saved: list[Path | None] = [None] * len(sources)
+    if folders is not None:
+        for index, (name, _) in enumerate(sources):
+            saved[index], skip = folders.choose(name)
+            if skip:
+                results[index] = PictureResult(name, None, saved=saved[index], skipped=True)
+    todo = [index for index, result in enumerate(results) if result is None]
+    size = pictures_per_request() if len(todo) > 1 else 1
+    if request_id is not None and len(todo) > size:
+        raise UsageError(f"--request-id is for one request; these pictures need {-(-len(todo) // size)}")
+    batch: list[tuple[int, bytes]] = []
+    errors: list[ConvscopeError] = []
+    requests = 0
+    progress = Progress(len(sources))
+
+    def send_batch() -> None:
+        nonlocal requests
+        requests += 1
+        indexes = [index for index, _ in batch]
+        files = [file for _, file in batch]
+        batch.clear()
         try:
-            sent = send([file for file in (pictures[index][1] for index in indexes) if isinstance(file, bytes)])
+            received = send(files)
         except ConvscopeError as error:
             errors.append(error)
             for index in indexes:
-                results[index] = PictureResult(pictures[index][0], None, PictureFailure(error.code, str(error)))
-            continue
-        for index, result in zip(indexes, sent, strict=True):
-            results[index] = _picture_result(pictures[index][0], result, folders[index])
-    if len(errors) == len(batches):
+                results[index] = PictureResult(sources[index][0], None, PictureFailure(error.code, str(error)))
+        else:
+            for index, result in zip(indexes, received, strict=True):
+                results[index] = _picture_result(sources[index][0], result, saved[index], folders)
+        progress.show(sum(result is not None for result in results))
+
+    with progress:
+        for index in todo:
+            name, file = sources[index]
+            if file is None:
+                [(_, file), *others] = read_picture_files([name])
+                if others:
+                    file = PictureFailure("unreadable", "it contains several pictures; name it .npy")
+            if not isinstance(file, bytes):
+                results[index] = PictureResult(name, None, file)
+                continue
+            if batch and request_id is None and len(file) + sum(len(other) for _, other in batch) > REQUEST_BYTES:
+                send_batch()
+            batch.append((index, file))
+            if len(batch) == size:
+                send_batch()
+        if batch or (todo and not requests):  # The options are checked even if no picture is readable.
+            send_batch()
+    if errors and len(errors) == requests:
         raise errors[0]
     return [result for result in results if result is not None]
 
 
-def _picture_result(name: str, result: Result, folder: Path | None) -> PictureResult[Result]:
+def _picture_result(
+    name: str, result: Result, folder: Path | None, folders: ResultFolders | None
+) -> PictureResult[Result]:
     """Return the result of a picture, after saving it to `folder`."""
     if result.error is not None:
         return PictureResult(name, result, PictureFailure(result.error.code, result.error.message))
-    return PictureResult(name, result, saved=None if folder is None else result.save(folder))
-
-
-def _new_folders(parent: Path, names: Sequence[str]) -> list[Path]:
-    """Choose a folder for each picture, named after it and distinct; raise if one exists."""
-    folders: dict[Path, None] = {}  # An ordered set.
-    for name in names:
-        folder = next(folder for folder in _candidates(parent, name) if folder not in folders)
-        ensure_missing(folder)
-        folders[folder] = None
-    return list(folders)
-
-
-def _candidates(parent: Path, name: str) -> Iterator[Path]:
-    """Yield `cat`, `cat-2`, `cat-3` and so on."""
-    stem = Path(name).stem + (name[name.rindex("[") :] if name.endswith("]") and "[" in name else "")
-    yield parent / stem
-    yield from (parent / f"{stem}-{count}" for count in itertools.count(2))
+    if folder is not None and folders is not None:
+        result.save(folder, source=name, overwrite=folders.existing == "overwrite")
+    return PictureResult(name, result, saved=folder)
 
 
 def format_predictions(results: Sequence[PictureResult[Prediction]]) -> str:
@@ -150,8 +227,8 @@ def format_predictions(results: Sequence[PictureResult[Prediction]]) -> str:
     scores: list[list[str]] = []
     maps: list[list[str]] = []
     for row in results:
-        if row.error is not None or row.result is None:
-            scores.append([row.picture, str(row.error)])
+        if row.result is None or row.error is not None:
+            scores.append([row.picture, row.why])
             continue
         for position, score in enumerate(row.result.top):
             scores.append(
@@ -175,7 +252,7 @@ def format_predictions(results: Sequence[PictureResult[Prediction]]) -> str:
         header = ["picture", "layer", "shape", "channels", "min", "mean", "max"]
         parts.append(format_table(header, maps, right_aligned=(3, 4, 5, 6)))
     if first is not None and first.timing is not None:
-        parts.append(_format_timing(first.timing))
+        parts.append(format_timing(first.timing))
     parts += _format_saved(results)
     failed = dict.fromkeys(row.result.request_id for row in results if row.result is not None and row.error is not None)
     if failed:
@@ -204,8 +281,8 @@ def predictions_json(results: Sequence[PictureResult[Prediction]]) -> dict[str, 
 
 
 def _prediction_json(row: PictureResult[Prediction]) -> dict[str, Any]:
-    if row.error is not None or row.result is None:
-        return {"picture": row.picture, "error": row.error and row.error._asdict()}
+    if row.result is None or row.error is not None:
+        return _without_result_json(row)
     channels = row.result.channels
     return {
         "picture": row.picture,
@@ -218,15 +295,15 @@ def _prediction_json(row: PictureResult[Prediction]) -> dict[str, Any]:
     }
 
 
+def _without_result_json(row: PictureResult[Any]) -> dict[str, Any]:
+    if row.skipped:
+        return {"picture": row.picture, "skipped": True, "saved": str(row.saved)}
+    return {"picture": row.picture, "error": row.error and row.error._asdict()}
+
+
 def _first_result(results: Sequence[PictureResult[Prediction]]) -> Prediction | None:
     """Return the first result; it contains the fields that all results of its request share."""
     return next((row.result for row in results if row.result is not None), None)
-
-
-def _format_timing(timing: Timing) -> str:
-    labels = STAGES | {"handler_s": f"{STAGES['handler_s']} ({timing.batch_requests} in the batch)"}
-    rows = [[label, f"{1000 * getattr(timing, name):.2f}"] for name, label in labels.items()]
-    return format_table(["time", "ms"], rows, right_aligned=(1,))
 
 
 def _map_rows(prediction: Prediction) -> list[list[str]]:
@@ -253,8 +330,8 @@ def format_explanations(results: Sequence[PictureResult[Explanation]]) -> str:
     """Format explanations as a table: class, method, range of the heat, and the position of its maximum."""
     rows: list[list[str]] = []
     for row in results:
-        if row.error is not None or row.result is None:
-            rows.append([row.picture, str(row.error)])
+        if row.result is None or row.error is not None:
+            rows.append([row.picture, row.why])
             continue
         summary = _summary(row.result)
         position = "{}, {} of {} × {}".format(*summary["strongest"], *summary["shape"][1:])
@@ -268,8 +345,8 @@ def explanations_json(results: Sequence[PictureResult[Explanation]]) -> dict[str
     """Return explanations as JSON types. The heat itself is written by `--save`."""
     return {
         "results": [
-            {"picture": row.picture, "error": row.error and row.error._asdict()}
-            if row.error is not None or row.result is None
+            _without_result_json(row)
+            if row.result is None or row.error is not None
             else {"picture": row.picture, **_summary(row.result), "saved": row.saved and str(row.saved)}
             for row in results
         ]
@@ -300,126 +377,29 @@ def _format_saved(results: Sequence[PictureResult[Any]]) -> list[str]:
     return ["\n".join(saved)] if saved else []
 
 
-def format_card(card: ModelCard) -> str:
-    """Format a model card as text, at most 120 columns wide unless a name is very long.
-
-    The first table lists the operation behind each map, and the receptive field of its cells: size, stride and first
-    pixel. The second lists parameters, multiply-adds, the parameters of an equivalent dense layer, and the bytes of the
-    map.
-    """
-    size = "any size" if card.input.height is None else f"{card.input.height}×{card.input.width}"
-    fields = [
-        ("model", f"{card.model} {card.version}"),
-        ("description", card.description),
-        ("network", f"{card.architecture}, {card.parameters:,} parameters,"
-         f" {_count(card.multiply_adds)} multiply-adds per picture"),
-        ("runs on", f"{card.device} ({card.engine})"),
-        ("input", f"{card.input.channels} channel{'s' * (card.input.channels != 1)}"
-         f"{', BGR' * card.input.bgr}, {size}"),
-        ("pictures", _recipe(card.input)),
-        ("normalisation", _normalisation(card)),
-        ("classes", f"{len(card.classes):,}: {', '.join(card.classes)}" if card.classes else "none"),
-        ("outputs", _OUTPUTS.get(card.scores, card.scores)),
-        ("limits", f"{card.limits.max_images} pictures per request, {card.limits.max_image_bytes:,} bytes and"
-         f" {card.limits.max_image_pixels:,} pixels per picture, {card.limits.max_reply_bytes:,} bytes per reply"),
-    ]  # fmt: skip
-    if card.training is not None:
-        training = card.training
-        fields += [
-            ("trained", f"on {training.data}: {training.train_pictures:,} pictures, {training.epochs} epochs,"
-             f" {training.seconds:.0f} s on {training.machine}"),
-            ("accuracy", f"train {_percent(training.train_accuracy)}, test {_percent(training.test_accuracy)}"
-             f" (n = {training.test_pictures:,})"),
-        ]  # fmt: skip
-    width = max(len(name) for name, _ in fields) + 2
-    lines = [_format_field(name.ljust(width), printable(value)) for name, value in fields if value]
-    return "\n".join(lines) + "\n\n" + _operations_table(card) + "\n\n" + _cost_table(card)
-
-
-def _operations_table(card: ModelCard) -> str:
-    """Return the table of operations and receptive fields; without groups if there is only one everywhere."""
-    headings = list(LAYER_HEADINGS.values())
-    table = [["layer", *headings[: headings.index("parameters")]], *map(_operations_row, card.layers)]
-    if all(layer.groups <= 1 for layer in card.layers):
-        groups = table[0].index(LAYER_HEADINGS["groups"])
-        table = [row[:groups] + row[groups + 1 :] for row in table]
-    return format_table(table[0], table[1:])
-
-
-def _operations_row(layer: Layer) -> list[str]:
-    start = layer.receptive_field_start
-    return [
-        layer.name,
-        layer.operation or _MISSING,
-        _product(layer.input_shape),
-        _product(layer.shape),
-        *map(_product, (layer.kernel, layer.step, layer.padding, layer.dilation)),
-        _count(layer.groups),
-        _product(layer.receptive_field),
-        _product(layer.stride),
-        _MISSING if start is None else ", ".join(map(str, start)),
-    ]
-
-
-def _cost_table(card: ModelCard) -> str:
-    """Return the table of parameters, multiply-adds and bytes."""
-    headings = list(LAYER_HEADINGS.values())
-    header = ["layer", "node", *headings[headings.index("parameters") :], "float16", "uint8"]
+def format_models(models: Sequence[tuple[ServedModel, ModelCard | ConvscopeError]]) -> str:
+    """Format models as a table, each with its card or why there is none."""
     rows = [
-        [
-            layer.name,
-            layer.module,
-            *map(_count, (layer.parameters, layer.dense_parameters, layer.multiply_adds)),
-            *(_count(layer.bytes.get(dtype, 0)) for dtype in ("float32", "float16", "uint8")),
-        ]
-        for layer in card.layers
+        [*model, f"not ready: {found.code}: {found}"]
+        if isinstance(found, ConvscopeError)
+        else [*model, format_size(found.input), f"{len(found.classes):,}", str(len(found.layers)), found.description]
+        for model, found in models
     ]
-    return format_table(header, rows, right_aligned=range(2, 8))
+    header = ["model", "version", "input", "classes", "layers", "description"]
+    return format_table(header, rows, right_aligned=(3, 4))
 
 
-def _format_field(name: str, value: str) -> str:
-    """Return a name and a value, wrapped to the width of the terminal, in at most three lines."""
-    lines = textwrap.wrap(value, _WIDTH - len(name), max_lines=3, placeholder=" ...", break_on_hyphens=False)
-    return name + ("\n" + " " * len(name)).join(lines)
-
-
-def _normalisation(card: ModelCard) -> str:
-    if not card.input.mean:
-        return "none"
-    return f"mean {_numbers(card.input.mean)}, std {_numbers(card.input.std)}"
-
-
-def _recipe(input_spec: Input) -> str:
-    """Describe how pictures are brought to the network's size."""
-    if not input_spec.interpolation:
-        return "not resized"
-    size = _product((input_spec.height or 0, input_spec.width or 0))
-    filter_name = input_spec.interpolation + ("" if input_spec.antialias else " without antialiasing")
-    if not input_spec.resize:
-        return f"resized to {size}, {filter_name}; the aspect ratio is not kept"
-    if len(input_spec.resize) == 1:
-        target = f"until the shorter side has {input_spec.resize[0]} pixels"
-    elif input_spec.fit:
-        relation = "at least" if input_spec.fit == "cover" else "at most"
-        target = f"to {relation} {_product(input_spec.resize)}, keeping the aspect ratio"
-    else:
-        target = f"to {_product(input_spec.resize)}"
-    middle = "" if input_spec.height is None else f"; then the middle {size}"
-    fill = f", padded with {' '.join(map(str, input_spec.fill))}" if input_spec.fill else ""
-    return f"resized {target}, {filter_name}{middle}{fill}"
-
-
-def _product(numbers: tuple[int, ...] | None) -> str:
-    return "×".join(map(str, numbers)) if numbers else _MISSING
-
-
-def _count(number: int) -> str:
-    return f"{number:,}" if number else _MISSING
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return " ".join(f"{value:.4g}" for value in values)
-
-
-def _percent(share: float | None) -> str:
-    return _MISSING if share is None else f"{share:.2%}"
+def models_json(models: Sequence[tuple[ServedModel, ModelCard | ConvscopeError]]) -> dict[str, Any]:
+    """Return models as JSON types, each with a part of its card or the error."""
+    rows: list[dict[str, Any]] = []
+    for model, found in models:
+        row: dict[str, Any] = {"model": model.name, "version": model.version, "error": None}
+        if isinstance(found, ConvscopeError):
+            rows.append(row | {"error": {"code": found.code, "message": found.message}})
+            continue
+        size = {"channels": found.input.channels, "height": found.input.height, "width": found.input.width}
+        layers = [layer.name for layer in found.layers]
+        rows.append(
+            row | {"description": found.description, "input": size, "layers": layers, "classes": list(found.classes)}
+        )
+    return {"models": rows}

@@ -14,6 +14,7 @@ from convscope._base import (
     check_predict_many,
     encode_batch,
     failed_predictions,
+    listed_models,
     merge_predictions,
     only_result,
     progress_bar,
@@ -23,12 +24,13 @@ from convscope._exceptions import (
     ConnectError,
     ConvscopeError,
     DeadlineExceeded,
+    ModelNotFound,
     Overloaded,
     ServerError,
     attach_request_id,
 )
-from convscope._options import ExplainOptions, PredictManyOptions, PredictOptions
-from convscope._pictures import EncodablePicture, Picture, encode_pictures
+from convscope._options import ExplainOptions, PredictManyOptions, PredictOptions, ServedModel
+from convscope._pictures import EncodablePicture, Picture, Tensor, encode_pictures
 from convscope._reply import TimedReply, check_edits, read_card, read_explanations, read_filters, read_predictions
 from convscope._request import build_card_request, build_filters_request, request_with_pictures
 from convscope._retries import Attempts
@@ -100,7 +102,7 @@ class Client(BaseClient):
     ) -> Prediction: ...
 
     @overload  # One picture or several, depending on ndim, which types cannot express.
-    def predict(self, pictures: NDArray[Any], *, model: str, **options: Unpack[PredictOptions]) -> Any: ...
+    def predict(self, pictures: NDArray[Any] | Tensor, *, model: str, **options: Unpack[PredictOptions]) -> Any: ...
 
     @overload
     def predict(
@@ -114,8 +116,9 @@ class Client(BaseClient):
 
         Args:
             pictures: A picture, or an iterable of pictures, which are sent in one request. A picture is a path, the
-                bytes of a PNG, JPEG, WebP or .npy file, a PIL image, or an array (H, W) or (H, W, C), uint8 0..255 or
-                float32 0..1. An array (N, H, W, C) is N pictures.
+                bytes of a file (PNG, JPEG, WebP, .npy; with Pillow also GIF, BMP, TIFF), an open binary file, a PIL
+                image, an array (H, W) or (H, W, C), uint8 0..255 or float32 0..1, or such a torch tensor, (H, W) or
+                (C, H, W). An array (N, H, W, C) or a tensor (N, C, H, W) is N pictures.
             model: Name of the model.
             **options: See below.
 
@@ -150,7 +153,7 @@ class Client(BaseClient):
             ConvscopeError: The only picture, or the whole request, failed; see the tree in the README.
             OSError: A path cannot be read.
             TypeError: An argument is not a picture, or an option has the wrong type.
-            ValueError: An array or an option is out of range.
+            ValueError: An array or an option is out of range, or a file cannot be converted.
         """
         files, is_list = encode_pictures(pictures)
         call, template = self._new_request(model, options)
@@ -182,14 +185,13 @@ class Client(BaseClient):
             **options: As in `predict`, except `request_id`; `deadline_s` is for each request.
 
         Returns:
-            A generator of predictions in the order of the pictures. A failed picture, and every picture of a failed
-            request, holds the error; the others are not affected.
+            A generator of predictions in the order of the pictures. A failed picture, such as a file that cannot be
+            read, and every picture of a failed request holds the error; the others are not affected.
 
         Raises:
             ImportError: tqdm is not installed.
-            OSError: A path cannot be read. This ends the generator after the predictions that precede it, and so does
-                any exception from the iterable.
-            TypeError: As in `predict`, or `pictures` is a single picture.
+            TypeError: As in `predict`, or `pictures` is a single picture. This ends the generator after the predictions
+                that precede it, and so does any exception from the iterable.
             ValueError: As in `predict`.
         """
         check_predict_many(pictures, options, concurrency=concurrency, batch=batch)
@@ -216,7 +218,7 @@ class Client(BaseClient):
     ) -> Explanation: ...
 
     @overload  # One picture or several, depending on ndim, which types cannot express.
-    def explain(self, pictures: NDArray[Any], *, model: str, **options: Unpack[ExplainOptions]) -> Any: ...
+    def explain(self, pictures: NDArray[Any] | Tensor, *, model: str, **options: Unpack[ExplainOptions]) -> Any: ...
 
     @overload
     def explain(
@@ -292,6 +294,29 @@ class Client(BaseClient):
         with attach_request_id(call.request_id):
             result = self._send(build_card_request(call.request_id), call)
             return read_card(result.reply, request_id=call.request_id)
+
+    def models(self, *, deadline_s: float | None = None, request_id: str | None = None) -> list[ServedModel]:
+        """Return the models of the server, also those that are not ready.
+
+        Args:
+            deadline_s: Deadline of the call, in seconds; None for the client's.
+            request_id: Id of the request, as in `predict`.
+
+        Returns:
+            Names and versions; of several versions of a model the newest first.
+
+        Raises:
+            ProtocolError: The server does not list its models; see proto/README.md.
+            ConvscopeError: There was no answer; see the tree in the README.
+        """
+        call = self._new_call(None, None, deadline_s, request_id)
+        error = None
+        with attach_request_id(call.request_id):
+            try:
+                self._send(build_card_request(call.request_id), call)
+            except ModelNotFound as answer:
+                error = answer
+            return listed_models(error)
 
     def filters(
         self,

@@ -16,15 +16,17 @@ REST and gRPC raise the same ones; the exception of httpx or grpc is the `__caus
     │   ├── TooManyImages             too_many_images
     │   ├── UnknownLayer              unknown_layer
     │   └── WrongChannels             wrong_channels
-    ├── ModelNotFound
+    ├── ModelNotFound                 .models
     ├── Overloaded                    .retry_after_s
     └── ServerError                   internal
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+from convscope._options import ServedModel
 
 __all__ = [
     "AuthenticationFailed",
@@ -157,9 +159,18 @@ class WrongChannels(RequestRejected):
 
 
 class ModelNotFound(ConvscopeError):
-    """The server has no model of that name, or not that version of it."""
+    """The server has no model of that name, or not that version of it; the message names those there are.
+
+    Args:
+        message: Human-readable message.
+        models: The models of the server; None if it does not say.
+    """
 
     code = "model_not_found"
+
+    def __init__(self, message: str = "", *, models: Sequence[ServedModel] | None = None) -> None:
+        super().__init__(message)
+        self.models = models
 
 
 class Overloaded(ConvscopeError):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convscope._prediction import html_image, manifest_fields
-from convscope.pixels import render_heat
+from convscope._prediction import manifest_fields
+from convscope.pixels import html_image, render_heat
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -189,25 +189,27 @@ class Explanation:
             raise ImportError("figure() requires matplotlib: pip install 'convscope[figure]'") from error
         return draw_explanation(picture, heat, overlay, title=self._title())
 
-    def save(self, directory: str | os.PathLike[str]) -> Path:
+    def save(self, directory: str | os.PathLike[str], *, source: str | None = None, overwrite: bool = False) -> Path:
         """Write the explanation to a new directory: manifest.json, explanation.npz, heat.png and overlay.png.
 
         Args:
-            directory: A path that does not exist yet. Created; removed again if writing fails.
+            directory: A path that does not exist yet, unless `overwrite`. It appears when it is complete.
+            source: What the picture was, such as its path, for the manifest.
+            overwrite: Whether to replace an existing directory with a manifest.
 
         Returns:
             The directory.
 
         Raises:
             ConvscopeError: The picture's own error.
-            FileExistsError: The directory exists.
+            FileExistsError: The directory exists, and has no manifest or is not to be replaced.
             OSError: It cannot be written.
             ValueError: There is no heat, or no picture.
         """
         from convscope._export import write_directory
 
         manifest = {
-            **manifest_fields(self.prediction),
+            **manifest_fields(self.prediction, source),
             "method": self.method,
             "layer": self.layer or None,
             "target": self.target,
@@ -221,7 +223,7 @@ class Explanation:
         }
         arrays = {"heat": self.heat, "picture": self.picture}
         pictures = {"heat.png": self.heatmap(), "overlay.png": self.overlay()}
-        return write_directory(directory, manifest, {"explanation.npz": arrays}, pictures)
+        return write_directory(directory, manifest, {"explanation.npz": arrays}, pictures, overwrite=overwrite)
 
     def _input_size(self) -> tuple[int, int]:
         """Return (H, W) of the network's input; of the heat if the input was not returned."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import shutil
@@ -14,11 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convscope._version import __version__
-from convscope.pixels import encode_png
+from convscope.pixels import COMPRESSION, encode_png
 
 if TYPE_CHECKING:
-    import os
-
     from numpy.typing import NDArray
 
 SCHEMA_VERSION = 1  # Of manifest.json; incremented when a field changes its meaning or is removed.
@@ -29,38 +28,43 @@ def write_directory(
     manifest: Mapping[str, Any],
     arrays: Mapping[str, Mapping[str, NDArray[np.float32]]],
     pictures: Mapping[str, NDArray[np.uint8]],
+    *,
+    overwrite: bool,
 ) -> Path:
-    """Write a directory; remove it again if that fails.
-
-    The manifest is written last, so its presence means the directory is complete.
+    """Write a directory. It gets its name when it is complete.
 
     Args:
-        directory: A path that does not exist yet; its parents are created.
+        directory: A path that does not exist yet, unless `overwrite`; its parents are created.
         manifest: Fields of manifest.json; the versions of the schema and of the software are added.
         arrays: The float32 arrays of each `.npz` file, by file name.
         pictures: (H, W) grey or (H, W, 3) RGB, uint8, by name of the PNG file.
+        overwrite: Whether to replace an existing directory, if it has a manifest.json.
 
     Returns:
         The directory.
 
     Raises:
-        FileExistsError: The directory exists.
+        FileExistsError: The directory exists, and is not to be replaced.
         OSError: It cannot be written.
     """
     folder = Path(directory)
-    folder.mkdir(parents=True)
+    if folder.exists() and not (overwrite and (folder / "manifest.json").exists()):
+        raise FileExistsError(f"{folder} already exists" + ", and holds no result" * overwrite)
+    incomplete = folder.with_name(f".{folder.name}.{os.getpid()}")
+    incomplete.mkdir(parents=True)
     try:
         for name, pixels in pictures.items():
-            (folder / name).write_bytes(encode_png(pixels))
+            (incomplete / name).write_bytes(encode_png(pixels))
         for name, members in arrays.items():
-            _write_npz(folder / name, members)
+            _write_npz(incomplete / name, members)
         versions = {"convscope": __version__, "numpy": np.__version__, "python": platform.python_version()}
-        text = json.dumps(
-            {"schema_version": SCHEMA_VERSION, **manifest, "versions": versions}, indent=2, ensure_ascii=False
-        )
-        (folder / "manifest.json").write_text(text + "\n", "utf-8")
+        text = json.dumps({"schema_version": SCHEMA_VERSION, **manifest, "versions": versions}, indent=2)
+        (incomplete / "manifest.json").write_text(text + "\n", "utf-8")
+        if overwrite:
+            shutil.rmtree(folder, ignore_errors=True)
+        incomplete.rename(folder)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(incomplete, ignore_errors=True)
         raise
     return folder
 
@@ -72,7 +76,7 @@ def file_stem(layer: str, position: int) -> str:
 
 
 def _write_npz(path: Path, members: Mapping[str, NDArray[np.float32]]) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=COMPRESSION) as archive:
         for name, array in members.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
+
+MAX_DEADLINE_S = 86_400  # One day. Socket and gRPC timeouts overflow after a few hundred days.
 
 MapDtype: TypeAlias = Literal["float32", "float16", "uint8"]
 Channels: TypeAlias = int | Sequence[int]
@@ -37,6 +39,18 @@ class Edit:
     region: tuple[int, int, int, int] | None = None
     box: tuple[float, float, float, float] | None = None
     picture: int | None = None
+
+
+class ServedModel(NamedTuple):
+    """A model of the server.
+
+    Attributes:
+        name: Name of the model.
+        version: Version of the model.
+    """
+
+    name: str
+    version: str
 
 
 class PredictManyOptions(TypedDict, total=False):

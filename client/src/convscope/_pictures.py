@@ -1,6 +1,7 @@
-"""Encodes the pictures that callers pass (paths, bytes, PIL images, arrays) as files for a request.
+"""Encodes the pictures that callers pass (paths, files, bytes, PIL images, arrays, tensors) as files for a request.
 
-Encoded files are not decoded here; the service validates them. PIL is used only if the caller passes one of its images.
+Files that the service reads are not decoded here; the service validates them. PIL is used for its own images and for
+GIF, BMP and TIFF files. torch is never imported.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 
@@ -24,9 +25,29 @@ if TYPE_CHECKING:
 _PNG_MODES = {"1": "1", "L": "L", "LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA", "PA": "RGBA"}
 _MODES_WITH_TRANSPARENT_COLOUR = ("1", "L", "P", "RGB", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
-# A picture that is not an array: one array may be several pictures.
-EncodablePicture: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image"
-Picture: TypeAlias = "EncodablePicture | NDArray[Any]"
+# First bytes of the formats that the service does not read.
+_CONVERTED = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF"}
+
+_LOWEST, _HIGHEST = -1.0, 2.0  # Of a float32 picture. Resizing and noise leave 0..1, but not by this much.
+
+
+class BinaryFile(Protocol):
+    """A file opened in binary mode, or `io.BytesIO`; read from its position to its end."""
+
+    def read(self) -> bytes:
+        """Return the content."""
+
+
+class Tensor(Protocol):
+    """A torch tensor."""
+
+    def detach(self) -> Any:
+        """Return the tensor without its graph."""
+
+
+# A picture that is not an array or tensor: one of these may be several pictures.
+EncodablePicture: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image"
+Picture: TypeAlias = "EncodablePicture | NDArray[Any] | Tensor"
 
 
 class EncodedPictures(NamedTuple):
@@ -40,9 +61,9 @@ def encode_pictures(pictures: Picture | Iterable[Picture]) -> EncodedPictures:
     """Encode one picture or several as picture files.
 
     Args:
-        pictures: A picture, or an iterable of them. A picture is a path, the bytes of a file, a PIL image, or an array
-            (H, W) or (H, W, C), uint8 0..255 or float32 0..1. An array (N, H, W, C), or a .npy file of one, is N
-            pictures.
+        pictures: A picture, or an iterable of them. A picture is a path, the bytes of a file, an open binary file, a
+            PIL image, an array (H, W) or (H, W, C), uint8 0..255 or float32 0..1, or such a torch tensor, (H, W) or
+            (C, H, W). An array (N, H, W, C), a .npy file of one, or a tensor (N, C, H, W) is N pictures.
 
     Returns:
         One file per picture, and whether `pictures` may be several.
@@ -50,21 +71,30 @@ def encode_pictures(pictures: Picture | Iterable[Picture]) -> EncodedPictures:
     Raises:
         OSError: A path cannot be read.
         TypeError: An argument is not a picture.
-        ValueError: An array does not have the shape or dtype of a picture, or a PIL image cannot be written as PNG.
+        ValueError: An array does not have the shape, dtype or range of a picture, a PIL image cannot be written as PNG,
+            an open file is at its end, or a GIF, BMP or TIFF file cannot be read with Pillow.
     """
-    if isinstance(pictures, bytes | bytearray | memoryview | np.ndarray | str | os.PathLike) or _is_pil(pictures):
+    if _is_single(pictures) or isinstance(pictures, np.ndarray) or _is_tensor(pictures):
         return _encode(pictures)
-    # Iterating a file yields lines, iterating a mapping keys: reject both.
-    if not isinstance(pictures, Iterable) or isinstance(pictures, Mapping) or hasattr(pictures, "read"):
+    if not isinstance(pictures, Iterable) or isinstance(pictures, Mapping):  # Iterating a mapping yields keys.
         raise TypeError(_not_a_picture(pictures))
     return EncodedPictures([file for picture in pictures for file in _encode(picture).files], is_list=True)
 
 
 def is_one_picture(value: object) -> bool:
     """Return whether a value is a single picture rather than an iterable of pictures."""
-    if isinstance(value, np.ndarray):
-        return value.ndim < 4
-    return isinstance(value, str | bytes | bytearray | memoryview | os.PathLike) or _is_pil(value)
+    if isinstance(value, np.ndarray) or _is_tensor(value):
+        return bool(value.ndim < 4)
+    return _is_single(value)
+
+
+def _is_single(value: object) -> bool:
+    """Return whether a value is a picture that cannot be several; iterating a file would yield lines."""
+    return (
+        isinstance(value, str | bytes | bytearray | memoryview | os.PathLike)
+        or hasattr(value, "read")
+        or _is_pil(value)
+    )
 
 
 def _is_pil(value: object) -> bool:
@@ -73,22 +103,73 @@ def _is_pil(value: object) -> bool:
     return pil is not None and isinstance(value, pil.Image)
 
 
+def _is_tensor(value: object) -> TypeGuard[Any]:
+    """Return whether a value is a torch tensor. If it is one, torch has been imported."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
 def _encode(picture: Any) -> EncodedPictures:
     """Encode one argument, which may be an array of several pictures."""
     if isinstance(picture, bytes | bytearray | memoryview):
         return _encode_file(bytes(picture))
     if isinstance(picture, np.ndarray):
-        return _encode_array(picture)
+        return _encode_array(_checked_range(picture))
     if isinstance(picture, str | os.PathLike):
         return _encode_file(Path(picture).read_bytes())
     if _is_pil(picture):
         return EncodedPictures([_encode_pil(picture)], is_list=False)
+    if _is_tensor(picture):
+        return _encode_array(_checked_range(_tensor_array(picture)))
+    if hasattr(picture, "read"):
+        return _encode_file(_read_open_file(picture))
     raise TypeError(_not_a_picture(picture))
 
 
 def _not_a_picture(value: object) -> str:
     name = f"{type(value).__module__}.{type(value).__name__}"
-    return f"expected a path, bytes, a PIL image or a numpy array, not {name}"
+    return f"expected a path, bytes, an open binary file, a PIL image, a numpy array or a torch tensor, not {name}"
+
+
+def _read_open_file(file: BinaryFile) -> bytes:
+    """Read an open file to its end; raise TypeError if it is open as text, ValueError if nothing is left."""
+    data = file.read()
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError("the file must be open in binary mode: open(path, 'rb')")
+    if not len(data):
+        raise ValueError("the open file is at its end; call .seek(0) to read it again")
+    return bytes(data)
+
+
+def _tensor_array(tensor: Any) -> NDArray[Any]:
+    """Return a torch tensor (H, W), (C, H, W) or (N, C, H, W) as an array (H, W), (H, W, C) or (N, H, W, C)."""
+    if tensor.ndim not in (2, 3, 4) or (tensor.ndim > 2 and tensor.shape[-3] > 4):
+        raise ValueError(
+            f"picture tensors must be (H, W), (C, H, W) or (N, C, H, W), not {tuple(tensor.shape)};"
+            " send (H, W, C) as an array: tensor.numpy()"
+        )
+    if not any(str(tensor.dtype) == f"torch.{name}" for name in ("uint8", "float32")):
+        raise ValueError(
+            f"picture tensors must be uint8 (0..255) or float32 (0..1), not {tensor.dtype}; convert with .byte() or"
+            " .float() (values are not rescaled)"
+        )
+    array: NDArray[Any] = tensor.detach().cpu().numpy()
+    return array if array.ndim == 2 else np.moveaxis(array, -3, -1)
+
+
+def _checked_range(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a float32 array of pictures; raise ValueError if its values cannot be on the scale 0..1.
+
+    Files are not checked, so the bytes of a .npy file send any values.
+    """
+    if array.dtype.newbyteorder("=") == np.float32 and array.size:
+        lowest, highest = (float(extreme.reduce(np.asarray(array), axis=None)) for extreme in (np.fmin, np.fmax))
+        if lowest < _LOWEST or highest > _HIGHEST:
+            remedy = "divide by 255, or send uint8" if lowest >= 0 else "undo the normalisation, which the service does"
+            raise ValueError(
+                f"float32 pictures must be 0..1, and these values are {lowest:.4g}..{highest:.4g}: {remedy}"
+            )
+    return array
 
 
 def _encode_array(array: NDArray[Any]) -> EncodedPictures:
@@ -126,9 +207,33 @@ def _write_npy(array: NDArray[Any]) -> bytes:
 
 
 def _encode_file(data: bytes) -> EncodedPictures:
-    """Return a file as it is; a .npy file of several pictures as one file per picture."""
+    """Return a file as it is; a .npy file of several pictures as one file per picture; GIF, BMP and TIFF as PNG."""
     array = _read_4d_npy(data) if data.startswith(np.lib.format.MAGIC_PREFIX) else None
-    return EncodedPictures([data], is_list=False) if array is None else _encode_array(array)
+    if array is not None:
+        return _encode_array(array)
+    for first_bytes, name in _CONVERTED.items():
+        if data.startswith(first_bytes):
+            data = _convert(data, name)
+    return EncodedPictures([data], is_list=False)
+
+
+def _convert(data: bytes, name: str) -> bytes:
+    """Return the first picture of a GIF, BMP or TIFF file as PNG.
+
+    Raises:
+        ValueError: Pillow is not installed, or cannot read the file.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        message = f"the service does not read {name}; to have it converted: pip install 'convscope[pictures]'"
+        raise ValueError(message) from error
+    try:
+        with Image.open(io.BytesIO(data), formats=[name]) as picture:
+            picture.load()
+            return _encode_pil(picture)
+    except Exception as error:  # PIL raises almost anything.
+        raise ValueError(f"the {name} file cannot be read: {error}") from error
 
 
 def _read_4d_npy(data: bytes) -> NDArray[Any] | None:

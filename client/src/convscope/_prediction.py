@@ -5,18 +5,18 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from convscope._exceptions import ConvscopeError
-from convscope.pixels import encode_png, tile_grid
+from convscope.commands import STAGES, format_table
+from convscope.pixels import html_image, tile_grid
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,6 +101,17 @@ class Timing:
         """Seconds outside the worker's handler: network, gateway, queue and client."""
         return self.total_s - self.handler_s
 
+    def _repr_html_(self) -> str:
+        """Return HTML for notebooks: the stages in milliseconds."""
+        return f"<pre>{escape(format_timing(self))}</pre>"
+
+
+class _ByLayer(dict[str, Any]):
+    """A dict by layer whose KeyError lists the layers."""
+
+    def __missing__(self, layer: str) -> NoReturn:
+        raise KeyError(f"layer {layer!r} was not requested; maps: {', '.join(self) or 'none'}")
+
 
 class Prediction:
     """The result of one picture.
@@ -145,8 +156,8 @@ class Prediction:
         self.timing = timing
         self.error = error
         self._top = list(top)
-        self._maps = dict(maps or {})
-        self._channels = dict(channels or {})
+        self._maps = _ByLayer(maps or {})
+        self._channels = _ByLayer(channels or {})
         self._change = change
 
     @property
@@ -161,7 +172,7 @@ class Prediction:
 
     @property
     def maps(self) -> Mapping[str, NDArray[np.float32]]:
-        """The maps by layer name: (C, h, w), or (C,) with `pool=1`; float32, read-only.
+        """The maps by layer name: (C, h, w), or (C,) with `pool=1`; float32, read-only. A KeyError lists the layers.
 
         Raises:
             ConvscopeError: The picture's own error.
@@ -206,35 +217,35 @@ class Prediction:
             KeyError: The layer was not requested.
             ValueError: The map was pooled to one number per channel.
         """
-        maps = self.maps
-        if layer not in maps:
-            raise KeyError(f"layer {layer!r} was not requested; maps: {', '.join(maps) or 'none'}")
+        feature_map = self.maps[layer]
         try:
             from convscope.figures import draw_map
         except ImportError as error:
             raise ImportError("figure() requires matplotlib: pip install 'convscope[figure]'") from error
         return draw_map(
-            maps[layer],
+            feature_map,
             self._channels[layer],
             title=f"{self.model} {self.version}: {layer}",
             columns=columns,
             tile_inches=tile_inches,
         )
 
-    def save(self, directory: str | os.PathLike[str]) -> Path:
+    def save(self, directory: str | os.PathLike[str], *, source: str | None = None, overwrite: bool = False) -> Path:
         """Write scores and maps into a new directory: manifest.json, maps.npz, one PNG of grey tiles per layer.
 
         With `change`, its scores are in manifest.json and its maps in change.npz.
 
         Args:
-            directory: A path that does not exist yet. Created; removed again if writing fails.
+            directory: A path that does not exist yet, unless `overwrite`. It appears when it is complete.
+            source: What the picture was, such as its path, for the manifest.
+            overwrite: Whether to replace an existing directory with a manifest.
 
         Returns:
             The directory.
 
         Raises:
             ConvscopeError: The picture's own error.
-            FileExistsError: The directory exists.
+            FileExistsError: The directory exists, and has no manifest or is not to be replaced.
             OSError: It cannot be written.
         """
         self._raise_error()
@@ -252,13 +263,13 @@ class Prediction:
                 "channels": list(self._channels[name]),
                 "grid": grid,
             }
-        manifest = {**manifest_fields(self), "maps": "maps.npz" if layers else None, "layers": layers}
+        manifest = {**manifest_fields(self, source), "maps": "maps.npz" if layers else None, "layers": layers}
         arrays: dict[str, Mapping[str, NDArray[np.float32]]] = {"maps.npz": self._maps} if layers else {}
         if self._change is not None:
             changed = [score.as_values() for score in self._change.top]
             manifest["change"] = {"scores": changed, "maps": "change.npz" if self._change.maps else None}
             arrays |= {"change.npz": self._change.maps} if self._change.maps else {}
-        return write_directory(directory, manifest, arrays, pictures)
+        return write_directory(directory, manifest, arrays, pictures, overwrite=overwrite)
 
     def _raise_error(self) -> None:
         if self.error is not None:
@@ -325,23 +336,17 @@ def score_texts(score: ClassScore, digits: int = 4) -> tuple[str, ...]:
     return f"{score.probability:.{digits}f}", f"{score.logit:.3f}"
 
 
-def html_image(pixels: NDArray[np.uint8], alternative: str) -> str:
-    """Return an HTML element that contains a picture.
-
-    Args:
-        pixels: (H, W) or (H, W, 3), uint8.
-        alternative: The alternative text; it is escaped.
-
-    Returns:
-        An `img` element.
-    """
-    png = base64.b64encode(encode_png(pixels)).decode()
-    return f'<img alt="{escape(alternative)}" src="data:image/png;base64,{png}">'
+def format_timing(timing: Timing) -> str:
+    """Format the stages of a request as a table, in milliseconds."""
+    labels = STAGES | {"handler_s": f"{STAGES['handler_s']} ({timing.batch_requests} in the batch)"}
+    rows = [[label, f"{1000 * getattr(timing, name):.2f}"] for name, label in labels.items()]
+    return format_table(["time", "ms"], rows, right_aligned=(1,))
 
 
-def manifest_fields(prediction: Prediction) -> dict[str, Any]:
-    """Return the first fields of every manifest.json: the model, the device, and the scores."""
+def manifest_fields(prediction: Prediction, source: str | None) -> dict[str, Any]:
+    """Return the first fields of every manifest.json: the source, the model, the device, and the scores."""
     return {
+        "source": source,
         "model": prediction.model,
         "version": prediction.version,
         "engine": prediction.engine,

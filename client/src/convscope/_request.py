@@ -20,6 +20,7 @@ MAX_MESSAGE_BYTES = 512 * 1024 * 1024  # Per request or reply; gRPC's default of
 API_KEY_HEADER = "x-api-key"
 REQUEST_ID_HEADER = "x-request-id"
 USER_AGENT = "convscope-python"
+NO_MODEL = "-"  # No model has this name, so the server answers which ones there are.
 
 _MAP_DTYPES: dict[str, Dtype] = {"float32": FLOAT32, "float16": FLOAT16, "uint8": UINT8}
 _UINT32_MAX = 2**32 - 1

@@ -81,7 +81,7 @@ class _BaseRestTransport:
     """Request building and response checks of the sync and async REST transports.
 
     Args:
-        url: `http://` or `https://`, host, and a path if the service is below one.
+        url: `http://` or `https://`, and the host.
         api_key: Sent as `x-api-key`, if given.
         ca_file: PEM file of CA certificates; None for the default ones.
         use_proxies: Whether to use the proxies of the environment, as httpx does.
@@ -99,7 +99,7 @@ class _BaseRestTransport:
             self._headers[API_KEY_HEADER] = api_key
         if use_proxies:
             _check_proxies()
-        self._endpoint_url = lru_cache(maxsize=128)(lambda path: httpx.URL(f"{url.rstrip('/')}/predictions/{path}"))
+        self._endpoint_url = lru_cache(maxsize=128)(lambda path: httpx.URL(f"{url}/predictions/{path}"))
         self._client_arguments: dict[str, Any] = {
             "verify": _ssl_context(ca_file, secure=url.startswith("https:")),
             "trust_env": use_proxies,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from convscope._exceptions import (
     AuthenticationFailed,
@@ -17,6 +18,7 @@ from convscope._exceptions import (
     ReplyTooLarge,
     ServerError,
 )
+from convscope._options import ServedModel
 from convscope._request import MAX_MESSAGE_BYTES
 
 WORKER_DIED = "Worker died"  # From TorchServe's message.
@@ -101,9 +103,15 @@ def torchserve_error(text: str) -> ConvscopeError | None:
     """
     message = text.split("\n", 1)[0]
     if "Model not found" in text or "does not exist for model" in text:
-        return ModelNotFound(message)
+        return ModelNotFound(message, models=_read_models(message))
     if "has no worker to serve" in text:  # Also its message for a full queue.
         return Overloaded(message)
     if WORKER_DIED in text or "Prediction failed" in text:
         return ServerError(message)
     return None
+
+
+def _read_models(message: str) -> list[ServedModel] | None:
+    """Return the models that the message of ModelNotFound lists, `(models: cifar/1.0, digits/1.0)`; None without."""
+    found = re.search(r"\(models: ([A-Za-z0-9._/, -]+)\)", message)
+    return None if found is None else [ServedModel(*name.split("/", 1)) for name in found[1].split(", ")]

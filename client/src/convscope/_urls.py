@@ -14,7 +14,7 @@ def parse_url(url: str) -> SplitResult:
     """Check a URL, and split it into its parts.
 
     Args:
-        url: `http://`, `https://`, `grpc://host:port` or `grpcs://host:port`.
+        url: `http://host:port`, `https://host`, `grpc://host:port` or `grpcs://host:port`, without a path.
 
     Returns:
         The parts; the host is an IP address or an ASCII name.
@@ -34,9 +34,14 @@ def parse_url(url: str) -> SplitResult:
     netloc = f"[{host}]" if ":" in host else host
     if parts.port is not None:
         netloc = f"{netloc}:{parts.port}"
-    if parts.scheme.startswith("grpc") and (parts.port is None or parts.path not in ("", "/")):
-        raise ValueError(f"a gRPC url must be grpc://host:port or grpcs://host:port, without a path: {url!r}")
-    return parts._replace(netloc=netloc)
+    if parts.path not in ("", "/"):
+        raise ValueError(
+            f"url must end behind the host and port, without the path {parts.path!r}: the model and its version are"
+            " separate arguments"
+        )
+    if parts.scheme.startswith("grpc") and parts.port is None:
+        raise ValueError(f"url must name the port: grpc://host:port or grpcs://host:port, not {url!r}")
+    return parts._replace(netloc=netloc, path="")
 
 
 def ascii_host(host: str) -> str:

@@ -6,9 +6,10 @@ Such a package declares an entry point of the group `convscope.commands`, named 
     report = "convscope_lens._commands:add_report"
 
 The entry point is a function that adds a parser to argparse's sub-parsers and returns it. The default `run` of that
-parser is called with an open `Client` and the parsed options, and returns the exit status; a `ConvscopeError`,
-`OSError` or `ValueError` becomes one line on standard error and exit status 1. The options `--version`, `--url`,
-`--ca-file`, `--deadline-s`, `--retries` and `--json` are added to every sub-command.
+parser is called with an open `Client` and the parsed options, and returns the exit status. A `UsageError` becomes a
+message on standard error and exit status 2; a `ConvscopeError`, `OSError` or other `ValueError` one line and exit
+status 1. With `--json` standard output gets the error too. The options `--version`, `--url`, `--ca-file`,
+`--deadline-s`, `--retries` and `--json` are added to every sub-command.
 
 The functions are helpers shared by all sub-commands. Importing this module imports neither numpy nor a transport.
 """
@@ -17,23 +18,36 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
+import sys
+import textwrap
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 from convscope._options import Method
 
 __all__ = [
     "LAYER_HEADINGS",
     "METHODS",
+    "PICTURE_HELP",
     "STAGES",
+    "STANDARD_INPUT",
     "PictureFailure",
+    "Progress",
     "SubParsers",
+    "UsageError",
     "add_request_id",
+    "at_least",
     "ensure_missing",
+    "ensure_writable",
+    "find_target",
+    "format_field",
     "format_json",
     "format_table",
+    "list_pictures",
     "parse_model_name",
     "parse_model_names",
     "parse_name",
@@ -41,11 +55,19 @@ __all__ = [
     "parse_version",
     "printable",
     "read_picture_files",
+    "reject_unused",
+    "terminal_width",
 ]
 
 SubParsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 METHODS = tuple(method for method in get_args(Method) if method != "picture")  # Methods that explain a score.
+STANDARD_INPUT = "-"  # As a picture.
+PICTURE_HELP = "PNG, JPEG, WebP or .npy files, folders of them, or - for standard input; with Pillow GIF, BMP and TIFF"
+_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".npy", ".gif", ".bmp", ".tif", ".tiff"})
+_UNLIMITED = 10**6  # Columns where standard output is no terminal.
+_NARROWEST = 8  # Columns of a text, however narrow the terminal is.
+_SUGGESTIONS = 5  # Labels named where none fits.
 LAYER_HEADINGS = {  # By field of `Layer`; `stride` is the map's total stride, `step` the operation's own.
     "operation": "operation",
     "input_shape": "input",
@@ -125,21 +147,87 @@ def _request_id(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def format_json(value: object, *, indent: int | None = 2) -> str:
-    """Format a value as JSON.
+class UsageError(ValueError):
+    """Arguments of a command are wrong, or do not fit together. The message names the options as they are typed."""
 
-    Non-ASCII text is kept, unless it contains undecodable bytes of a file name.
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Return a type for argparse: a whole number from `minimum` to 2³² - 1."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = -1
+        if not minimum <= number < 1 << 32:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {minimum}, not {text!r}")
+        return number
+
+    return parse
+
+
+def reject_unused(options: argparse.Namespace, names: Iterable[str], condition: str) -> None:
+    """Raise UsageError if an option was given that does nothing in this combination.
+
+    Args:
+        options: The parsed options; None or False means that an option was not given.
+        names: The options, as attributes of `options`.
+        condition: When they do nothing, such as `without --layers`.
     """
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value is not False:
+            raise UsageError(f"--{name.replace('_', '-')} does nothing {condition}")
+
+
+def find_target(client: Any, options: argparse.Namespace) -> int | None:
+    """Return the index of the class that `--target` names by its index or label; None without the option.
+
+    Args:
+        client: An open `Client`.
+        options: With `target`, `model` and `version`.
+
+    Raises:
+        ConvscopeError: The model card could not be fetched.
+        UsageError: No class, or more than one, has this label.
+    """
+    target: str | None = options.target
+    if target is None or target.isdecimal():
+        return None if target is None else int(target)
+    classes = client.model_card(options.model, options.version).classes
+    folded = target.casefold()
+    matches = [index for index, label in enumerate(classes) if label == target]
+    matches = matches or [index for index, label in enumerate(classes) if label.casefold() == folded]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UsageError(f"--target {target}: classes {', '.join(map(str, matches))} have this label; give an index")
+    from difflib import get_close_matches  # Imported here to keep --help fast.
+
+    close = [label for label in classes if folded in label.casefold()] or get_close_matches(target, classes, cutoff=0.5)
+    shown = "; ".join(close[:_SUGGESTIONS] or classes[:_SUGGESTIONS]) or "none"
+    raise UsageError(f"--target {target}: {options.model} has no class of this label; there are for example: {shown}")
+
+
+def format_json(value: object, *, indent: int | None = 2) -> str:
+    """Format a value as JSON. Text that standard output cannot show, and undecodable file names, are escaped."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     try:
-        text.encode()
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
         return json.dumps(value, indent=indent)
     return text
 
 
+def terminal_width() -> int:
+    """Return the columns of the terminal, or of the variable COLUMNS; a large number if there is neither."""
+    if "COLUMNS" in os.environ or (sys.stdout is not None and sys.stdout.isatty()):
+        return shutil.get_terminal_size().columns
+    return _UNLIMITED
+
+
 def format_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right_aligned: Collection[int] = ()) -> str:
-    """Format rows as a text table.
+    """Format rows as a text table; as a list of fields per row where the table is wider than the terminal.
 
     Args:
         header: Headings of the columns.
@@ -157,10 +245,40 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right_
         if len(line) < len(header):
             for column, cell in enumerate(line[:-1]):
                 widths[column] = max(widths[column], _width(cell))
+    if sum(widths) + 2 * (len(widths) - 1) > terminal_width():
+        return _format_records(lines[0], lines[1:])
     return "\n".join(
         "  ".join(_pad(cell, widths[column], column in right_aligned) for column, cell in enumerate(line)).rstrip()
         for line in lines
     )
+
+
+def _format_records(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Format each row as lines of a heading and a text; empty texts, which repeat the row before, are left out."""
+    names = [_pad(name, max(map(_width, header)), right_aligned=False) + "  " for name in header]
+    records = []
+    for row in rows:
+        fields = [format_field(name, text) for name, text in zip(names, row, strict=False) if text]
+        if len(row) < len(header):
+            fields[-1] = format_field("", row[-1])  # It is no value of its column.
+        records.append("\n".join(fields))
+    return "\n\n".join(records)
+
+
+def format_field(name: str, text: str, *, width: int = _UNLIMITED, max_lines: int | None = None) -> str:
+    """Return a name and a text, wrapped to the terminal and aligned behind the name.
+
+    Args:
+        name: The name, with the space behind it.
+        text: The text.
+        width: Largest width, in columns.
+        max_lines: Number of lines after which the text is cut off; None for all.
+    """
+    columns = max(min(width, terminal_width()) - len(name), _NARROWEST)
+    if _width(text) > len(text):
+        columns //= 2  # textwrap counts characters, of which some are two columns wide.
+    lines = textwrap.wrap(text, columns, max_lines=max_lines, placeholder=" ...", break_on_hyphens=False)
+    return name + ("\n" + " " * len(name)).join(lines)
 
 
 def printable(text: str) -> str:
@@ -170,6 +288,8 @@ def printable(text: str) -> str:
 
 def _width(text: str) -> int:
     """Return the width of a text in terminal columns."""
+    if text.isascii():
+        return len(text)
     return sum(
         0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
         for character in text
@@ -179,6 +299,32 @@ def _width(text: str) -> int:
 def _pad(text: str, width: int, right_aligned: bool) -> str:
     padding = " " * (width - _width(text))
     return padding + text if right_aligned else text + padding
+
+
+class Progress:
+    """A line on a terminal's standard error that says how many pictures are done; a context manager, which erases it.
+
+    Args:
+        total: Number of pictures; nothing is shown of one.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._is_shown = total > 1 and sys.stderr is not None and sys.stderr.isatty()
+
+    def show(self, done: int) -> None:
+        """Show the number of pictures that are done."""
+        self._write(f"{done:,} of {self._total:,} pictures")
+
+    def _write(self, text: str) -> None:
+        if self._is_shown:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)  # Return, and erase the line.
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._write("")
 
 
 class PictureFailure(NamedTuple):
@@ -196,31 +342,69 @@ class PictureFailure(NamedTuple):
         return f"{self.code}: {self.message}"
 
 
-def read_picture_files(paths: Sequence[str]) -> list[tuple[str, bytes | PictureFailure]]:
-    """Read the picture files of a command. An unreadable file does not affect the others.
+def list_pictures(paths: Iterable[str], *, without: Path | None = None) -> list[str]:
+    """List picture files: a folder stands for those in it and its sub-folders, sorted by name.
 
     Args:
-        paths: PNG, JPEG, WebP or .npy files.
+        paths: Files, folders, or `-` for standard input.
+        without: A folder whose files are left out: that of the results, which are pictures too.
 
-    Returns:
+    Raises:
+        UsageError: A folder contains no picture, or standard input is named more than once.
+    """
+    pictures: list[str] = []
+    for path in paths:
+        if path == STANDARD_INPUT and path in pictures:
+            raise UsageError("- can be given once: standard input is one picture")
+        if path == STANDARD_INPUT or not Path(path).is_dir():
+            pictures.append(path)
+            continue
+        files = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in _SUFFIXES)
+        found = [str(file) for file in files if without is None or without not in file.parents]
+        if not found:
+            raise UsageError(f"no picture found in {path} ({', '.join(sorted(_SUFFIXES))})")
+        pictures += found
+    return pictures
+
+
+def read_picture_files(paths: Iterable[str]) -> Iterator[tuple[str, bytes | PictureFailure]]:
+    """Read the picture files of a command, one after the other. An unreadable file does not affect the others.
+
+    Args:
+        paths: Files, folders, or `-` for standard input.
+
+    Yields:
         Name and bytes of each picture, or its failure. A .npy file of several pictures becomes several entries, named
         `file.npy[0]`, `file.npy[1]` and so on.
+
+    Raises:
+        UsageError: A folder contains no picture, or standard input is named more than once.
     """
     from convscope._pictures import encode_pictures  # Imported here to keep --help fast.
 
-    pictures: list[tuple[str, bytes | PictureFailure]] = []
-    for path in paths:
+    for path in list_pictures(paths):
         try:
-            files = encode_pictures(path).files
+            files = encode_pictures(sys.stdin.buffer if path == STANDARD_INPUT else path).files
         except (OSError, ValueError) as error:
-            pictures.append((path, PictureFailure("unreadable", getattr(error, "strerror", None) or str(error))))
+            yield path, PictureFailure("unreadable", getattr(error, "strerror", None) or str(error))
         else:
             names = [path] if len(files) == 1 else [f"{path}[{index}]" for index in range(len(files))]
-            pictures += zip(names, files, strict=True)
-    return pictures
+            yield from zip(names, files, strict=True)
 
 
 def ensure_missing(folder: Path) -> None:
     """Raise FileExistsError if a folder that a command is about to create exists."""
     if folder.exists():
         raise FileExistsError(f"{folder} already exists")
+
+
+def ensure_writable(folder: Path) -> None:
+    """Create a folder, if need be; raise OSError unless files can be written to it."""
+    import tempfile  # Imported here to keep --help fast.
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write to {folder}: {error.strerror}") from error

@@ -19,23 +19,32 @@ import dataclasses
 import json
 import math
 import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from convscope.commands import (
     METHODS,
+    PICTURE_HELP,
+    STANDARD_INPUT,
     PictureFailure,
     SubParsers,
+    UsageError,
     add_request_id,
+    at_least,
     ensure_missing,
+    ensure_writable,
     format_json,
     format_table,
+    list_pictures,
     parse_model_name,
     parse_model_names,
     parse_name,
     parse_names,
     printable,
     read_picture_files,
+    reject_unused,
 )
 
 if TYPE_CHECKING:
@@ -68,6 +77,7 @@ PROBES = {
     "blur": ProbeCommand("sigmas", "measure scores and maps of blurred pictures; steps are pixels (sigma)"),
     "shuffle": ProbeCommand("blocks", "measure scores and maps of block-shuffled pictures; steps are pixels", True),
 }
+RANDOM_PROBES = ("shift", "shuffle")  # Those that choose more than a sample at random.
 _PICTURE = "a PNG, JPEG, WebP or .npy file"
 
 
@@ -148,7 +158,7 @@ def add_probe(commands: SubParsers) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("kind", choices=PROBES, metavar="|".join(PROBES))
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE|FOLDER", help="PNG, JPEG, WebP or .npy files")
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help=PICTURE_HELP)
     parser.add_argument("--model", required=True, type=parse_model_name)
     parser.add_argument(
         "--layers", default="all", type=parse_names, metavar="A,B|all", help="layers to use (default %(default)s)"
@@ -156,8 +166,8 @@ def add_probe(commands: SubParsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "--steps", type=parse_numbers, metavar="A,B,...", help="shifts, angles, factors, ... as A,B,..."
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="use a random sample of N pictures")
-    parser.add_argument("--seed", default=0, type=int, help="seed of all random choices (default %(default)s)")
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help="use a random sample of N pictures")
+    parser.add_argument("--seed", type=at_least(0), metavar="N", help="seed of all random choices (default 0)")
     parser.add_argument("--save", metavar="DIR", help="write <kind>-<model>.png and .json to DIR")
     parser.set_defaults(run=_probe)
     return parser
@@ -177,31 +187,35 @@ def parse_numbers(text: str) -> list[float]:
 def _probe(client: Client, options: argparse.Namespace) -> int:
     arguments: dict[str, Any] = {}
     name, _, integer_steps = PROBES[options.kind]
-    if options.steps is not None:
-        if name is None:
-            raise ValueError(f"probe {options.kind} has no steps")
+    if name is None:
+        reject_unused(options, ["steps"], f"with {options.kind}")
+    if options.limit is None and options.kind not in RANDOM_PROBES:
+        reject_unused(options, ["seed"], f"with {options.kind} and without --limit")
+    if name is not None and options.steps is not None:
         if integer_steps and any(step != int(step) for step in options.steps):
-            raise ValueError(f"{name} must be whole pixels")
+            raise UsageError(f"--steps of {options.kind} must be whole pixels")
         arguments[name] = [int(step) for step in options.steps] if integer_steps else options.steps
-    if options.limit is not None and options.limit < 1:
-        raise ValueError("--limit must be at least 1")
+    if options.save is not None:
+        ensure_writable(Path(options.save))
+    pictures: list[str | bytes] = [
+        sys.stdin.buffer.read() if path == STANDARD_INPUT else path for path in list_pictures(options.pictures)
+    ]
     from convscope_lens import probes
 
     result: probes.ProbeResult = getattr(probes, options.kind)(
         client,
-        options.pictures,
+        pictures,
         model=options.model,
         version=options.version,
         layers=options.layers,
         limit=options.limit,
-        seed=options.seed,
+        seed=options.seed or 0,
         **arguments,
     )
     text = format_json(result.to_dict())
     print(text if options.json else result.format_table())
     if options.save is not None:
         folder = Path(options.save)
-        folder.mkdir(parents=True, exist_ok=True)
         stem = f"{result.name}-{Path(result.model).name}"
         (folder / f"{stem}.json").write_text(text + "\n", "utf-8")
         result.figure().savefig(folder / f"{stem}.png", dpi=110)
@@ -224,7 +238,10 @@ def add_filters(commands: SubParsers) -> argparse.ArgumentParser:
 
 
 def _filters(client: Client, options: argparse.Namespace) -> int:
-    from convscope_lens.filters import draw_filters, draw_spectra, format_peaks, peaks
+    from convscope_lens.filters import draw_filters, draw_spectra, drawn_kernels, format_peaks, peaks
+
+    if options.save is not None:
+        ensure_writable(Path(options.save))
 
     layer = options.layer or client.model_card(options.model, options.version).layers[0].name
     filters = client.filters(options.model, layer, options.version, request_id=options.request_id)
@@ -236,14 +253,14 @@ def _filters(client: Client, options: argparse.Namespace) -> int:
         print(format_peaks(filter_peaks, f"{options.model}, {layer}: {'×'.join(map(str, filters.shape))} filters"))
     if options.save is not None:
         folder = Path(options.save)
-        folder.mkdir(parents=True, exist_ok=True)
         stem = f"{Path(options.model).name}-{Path(layer).name}"
         title = f"{options.model}, {layer}"
         bgr = client.model_card(options.model, options.version).input.bgr
         draw_filters(filters, title=title, bgr=bgr).savefig(folder / f"{stem}-filters.png", dpi=110)
         draw_spectra(filters, title=title).savefig(folder / f"{stem}-spectra.png", dpi=110)
         if not options.json:
-            print("\n" + printable(f"saved {folder / stem}-filters.png and -spectra.png"))
+            drawn = drawn_kernels(filters).text
+            print("\n" + printable(f"saved {folder / stem}-filters.png and -spectra.png: {drawn}"))
     return 0
 
 
@@ -252,15 +269,15 @@ def add_strongest(commands: SubParsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "strongest", help="the patches of pictures that activate a channel most"
     )
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help=_PICTURE)
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help=PICTURE_HELP)
     parser.add_argument("--model", required=True, type=parse_model_name)
     parser.add_argument("--layer", required=True, type=parse_name)
-    parser.add_argument("--channel", required=True, type=int, metavar="C")
-    parser.add_argument("-n", default=9, type=int, help="number of patches (default %(default)s)")
+    parser.add_argument("--channel", required=True, type=at_least(0), metavar="C")
+    parser.add_argument("-n", default=9, type=at_least(1), metavar="N", help="number of patches (default %(default)s)")
     parser.add_argument(
         "--per-picture",
         default=1,
-        type=int,
+        type=at_least(1),
         metavar="N",
         help="maximum patches per picture (default %(default)s)",
     )
@@ -274,16 +291,24 @@ def _strongest(client: Client, options: argparse.Namespace) -> int:
 
     if options.save is not None:
         ensure_missing(Path(options.save))
-    pictures = read_picture_files(options.pictures)
-    failed = [(name, file) for name, file in pictures if isinstance(file, PictureFailure)]
-    readable = [(name, file) for name, file in pictures if isinstance(file, bytes)]
+        ensure_writable(Path(options.save).parent)
+    names: list[str] = []
+    failed: list[tuple[str, PictureFailure]] = []
+
+    def files() -> Iterator[bytes]:
+        for name, file in read_picture_files(options.pictures):
+            if isinstance(file, PictureFailure):
+                failed.append((name, file))
+            else:
+                names.append(name)
+                yield file
 
     def on_error(index: int, error: ConvscopeError) -> None:
-        failed.append((readable[index][0], PictureFailure(error.code, error.message)))
+        failed.append((names[index], PictureFailure(error.code, error.message)))
 
     patches = strongest_patches(
         client,
-        [file for _, file in readable],
+        files(),
         model=options.model,
         version=options.version,
         layer=options.layer,
@@ -292,7 +317,7 @@ def _strongest(client: Client, options: argparse.Namespace) -> int:
         per_picture=options.per_picture,
         on_error=on_error,
     )
-    named = [(readable[patch.picture_index][0], patch) for patch in patches]
+    named = [(names[patch.picture_index], patch) for patch in patches]
     saved = [] if options.save is None else _save_patches(patches, Path(options.save))
     if options.json:
         print(format_json(_patches_json(named, failed, saved)))
@@ -305,7 +330,7 @@ def _save_patches(patches: list[Patch], folder: Path) -> list[Path]:
     """Write each patch as a PNG to a new folder, named by its rank."""
     from convscope.pixels import encode_png
 
-    folder.mkdir(parents=True)
+    folder.mkdir()
     files = [folder / f"{rank:03}.png" for rank in range(1, len(patches) + 1)]
     for file, patch in zip(files, patches, strict=True):
         pixels = patch.display_pixels()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from convscope.commands import format_table, printable
@@ -22,11 +22,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["Peak", "draw_filters", "draw_spectra", "format_peaks", "frequencies", "peaks", "spectra"]
+__all__ = [
+    "Drawn",
+    "Peak",
+    "draw_filters",
+    "draw_spectra",
+    "drawn_kernels",
+    "format_peaks",
+    "frequencies",
+    "peaks",
+    "spectra",
+]
 
 SPECTRUM_SIZE = 32  # Filters are zero-padded to 32×32 before the Fourier transform; larger ones keep their size.
-_COLUMNS = 8
+_CHUNK_VALUES = 2**22  # Of spectra in memory at a time.
 _MAX_TILES = 256
+_MIN_CHANNELS = 16  # Of each filter at least, where not all kernels fit.
+_COLUMNS = 8
+_TILE_PX = 48  # Smaller tiles are enlarged by an integer factor.
+_GAP = 0.3  # Between tiles, for their names, as a share of the height of a tile.
 
 
 @dataclass(frozen=True)
@@ -62,14 +76,34 @@ def spectra(filters: NDArray[np.float32]) -> NDArray[np.float64]:
         (C_out, C_in, n, n), float64, at least 0: |Σ weight · exp(-2πi (v y + u x))|, zero-padded to n = 32; rows v and
         columns u are `frequencies(n)`, in cycles per pixel.
     """
-    size = max(SPECTRUM_SIZE, *filters.shape[2:])
-    transformed = np.fft.fft2(filters.astype(np.float64), s=(size, size))
-    return np.asarray(np.abs(np.fft.fftshift(transformed, axes=(2, 3))))
+    axis = _frequency_axis(filters)
+    return _magnitudes(filters, axis, axis)
 
 
 def frequencies(size: int) -> NDArray[np.float64]:
     """Return the frequencies of a spectrum's rows and columns, in cycles per pixel, -0.5 ≤ f < 0.5."""
     return np.fft.fftshift(np.fft.fftfreq(size))
+
+
+def _frequency_axis(filters: NDArray[np.float32]) -> NDArray[np.float64]:
+    return frequencies(max(SPECTRUM_SIZE, *filters.shape[2:]))
+
+
+def _magnitudes(
+    filters: NDArray[np.float32], vertical: NDArray[np.float64], horizontal: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the magnitudes at these frequencies, (C_out, C_in, rows, columns).
+
+    Kernels are small: the sum as it is defined, as one product of matrices, takes a tenth of the time of a Fourier
+    transform of 32×32 values for each.
+    """
+    height, width = filters.shape[2:]
+    y, x = np.outer(np.arange(height), vertical), np.outer(np.arange(width), horizontal)
+    phases = 2 * np.pi * (y[:, None, :, None] + x[None, :, None, :]).reshape(height * width, -1)
+    weights = filters.reshape(-1, height * width).astype(np.float64)
+    magnitudes = np.square(weights @ np.cos(phases))
+    magnitudes += np.square(weights @ np.sin(phases))
+    return np.sqrt(magnitudes, out=magnitudes).reshape(*filters.shape[:2], len(vertical), len(horizontal))
 
 
 def peaks(filters: NDArray[np.float32]) -> list[Peak]:
@@ -81,18 +115,20 @@ def peaks(filters: NDArray[np.float32]) -> list[Peak]:
     Returns:
         One per filter, of the input channel whose spectrum has the largest value.
     """
-    magnitudes = spectra(filters)
-    size = magnitudes.shape[-1]
-    frequency_axis = frequencies(size)
-    result = []
-    for index, spectrum in enumerate(magnitudes):
-        # A spectrum is the same at f and -f. Rounding makes the two equal, and argmax returns the one with v ≤ 0.
-        channel, row, column = np.unravel_index(np.argmax(np.round(spectrum, 9)), spectrum.shape)
-        vertical, horizontal = frequency_axis[row], frequency_axis[column]
-        frequency = float(np.hypot(vertical, horizontal))
-        orientation = float(np.rad2deg(np.arctan2(-vertical, horizontal)) % 180) if frequency else None
-        gain, dc_gain = float(spectrum[channel, row, column]), float(spectrum[channel, size // 2, size // 2])
-        result.append(Peak(index, frequency, orientation, gain, dc_gain, int(channel)))
+    axis = _frequency_axis(filters)
+    zero = len(axis) // 2
+    vertical = axis[: zero + 1]  # A spectrum is the same at f and -f.
+    result: list[Peak] = []
+    step = max(1, _CHUNK_VALUES // (filters.shape[1] * len(vertical) * len(axis)))
+    for start in range(0, len(filters), step):
+        for spectrum in _magnitudes(filters[start : start + step], vertical, axis):
+            # Along v = 0 and v = -0.5 values occur twice. Rounding makes the two equal, and argmax returns the first.
+            channel, row, column = np.unravel_index(np.argmax(np.round(spectrum, 9)), spectrum.shape)
+            v, u = vertical[row], axis[column]
+            frequency = float(np.hypot(v, u))
+            orientation = float(np.rad2deg(np.arctan2(-v, u)) % 180) if frequency else None
+            gain, dc_gain = float(spectrum[channel, row, column]), float(spectrum[channel, zero, zero])
+            result.append(Peak(len(result), frequency, orientation, gain, dc_gain, int(channel)))
     return result
 
 
@@ -113,8 +149,54 @@ def format_peaks(peaks: Sequence[Peak], title: str) -> str:
     return f"{printable(title)}\n\n{format_table(header, rows, right_aligned=range(len(header)))}"
 
 
+class Drawn(NamedTuple):
+    """Which kernels of a layer are drawn.
+
+    Attributes:
+        kernels: (filter, input channels) of each row or tile; None for all input channels in one tile, in colour.
+        text: The same in words.
+    """
+
+    kernels: list[tuple[int, list[int] | None]]
+    text: str
+
+
+def drawn_kernels(filters: NDArray[np.float32]) -> Drawn:
+    """Choose the kernels to draw: all, or of many those with the largest norm.
+
+    Args:
+        filters: (C_out, C_in, kernel height, kernel width), float32, any range.
+
+    Returns:
+        At most 256 tiles: one per filter with three input channels, else one per filter and input channel.
+    """
+    filter_count, channel_count = filters.shape[:2]
+    norms = np.sqrt(np.square(filters.astype(np.float64)).sum(axis=(2, 3)))  # (C_out, C_in)
+    if channel_count == 3:
+        shown_channels = 1
+    elif filter_count * channel_count <= _MAX_TILES:
+        shown_channels = channel_count
+    else:
+        shown_channels = min(channel_count, max(_MIN_CHANNELS, _MAX_TILES // filter_count))
+    chosen = _largest(np.square(norms).sum(axis=1), _MAX_TILES // shown_channels)
+    kernels = [(index, None if channel_count == 3 else _largest(norms[index], shown_channels)) for index in chosen]
+    text = (
+        "all filters"
+        if len(chosen) == filter_count
+        else f"the {len(chosen)} filters with the largest norm of {filter_count}"
+    )
+    if channel_count not in (3, shown_channels):
+        text += f", and of each the {shown_channels} input channels with the largest norm of {channel_count}"
+    return Drawn(kernels, text)
+
+
+def _largest(values: NDArray[np.float64], count: int) -> list[int]:
+    """Return the indexes of the largest values, in ascending order."""
+    return sorted(np.argsort(-values, kind="stable")[:count].tolist())
+
+
 def draw_filters(filters: NDArray[np.float32], *, title: str, bgr: bool = False) -> Figure:
-    """Draw filters as pictures.
+    """Draw filters as pictures; `drawn_kernels` says which.
 
     Args:
         filters: (C_out, C_in, kernel height, kernel width), float32, any range.
@@ -122,77 +204,80 @@ def draw_filters(filters: NDArray[np.float32], *, title: str, bgr: bool = False)
         bgr: Whether the first of three input channels is blue, as `Input.bgr` in the model card says.
 
     Returns:
-        A figure. With three input channels it has a colour tile per filter, 0 being mid-grey, each filter scaled by its
-        largest weight; otherwise a tile per filter and input channel, blue for negative and red for positive weights.
+        A figure of tiles with their filter, and input channel. With three input channels they are in colour, 0 being
+        mid-grey, each scaled by its largest weight; otherwise blue for negative and red for positive weights.
     """
-    names, tiles = _tiles(filters)
-    if bgr:
-        tiles = [tile[..., ::-1] if tile.ndim == 3 else tile for tile in tiles]
-    figure, axes = _tile_figure(len(tiles), title)
-    for ax, name, tile in zip(axes, names, tiles, strict=False):
-        maximum = float(np.abs(tile).max()) or 1.0
-        if tile.ndim == 3:
-            ax.imshow(0.5 + 0.5 * tile / maximum, interpolation="nearest")
-        else:
-            ax.imshow(tile, cmap="RdBu_r", vmin=-maximum, vmax=maximum, interpolation="nearest")
-        ax.set_title(name, fontsize="small")
-    return figure
+    from matplotlib import colormaps  # Imported here: matplotlib is slow to import.
+
+    drawn = drawn_kernels(filters)
+    tiles: list[tuple[str, NDArray[np.float64]]] = []
+    for index, channels in drawn.kernels:
+        kernels = filters[index].astype(np.float64)
+        if channels is None:
+            tiles.append((str(index), 0.5 + 0.5 * _unit(kernels[:: -1 if bgr else 1].transpose(1, 2, 0))))
+            continue
+        for channel in channels:
+            colours = colormaps["RdBu_r"](0.5 + 0.5 * _unit(kernels[channel]))[..., :3]
+            tiles.append((_tile_name(index, channel, len(kernels)), colours))
+    return _draw_tiles(tiles, f"{title}: {drawn.text}")
 
 
 def draw_spectra(filters: NDArray[np.float32], *, title: str) -> Figure:
-    """Draw the magnitude of the filters' Fourier transforms.
+    """Draw the magnitude of the filters' Fourier transforms; `drawn_kernels` says which.
 
     Args:
         filters: (C_out, C_in, kernel height, kernel width), float32, any range.
         title: Title of the figure.
 
     Returns:
-        A figure with a tile per filter and input channel; with three input channels, one per filter: their mean. Axes
-        are in cycles per pixel, and white is the maximum of the tile.
+        A figure of tiles with their filter, and input channel; with three input channels a tile is their mean.
+        Frequency 0 is in the middle of a tile, 0.5 cycles per pixel at its edges, and white is its maximum.
     """
-    magnitudes = spectra(filters)
-    if magnitudes.shape[1] == 3:
-        magnitudes = magnitudes.mean(axis=1, keepdims=True)
-    names, tiles = _tiles(magnitudes)
-    figure, axes = _tile_figure(len(tiles), f"{title}: magnitude over frequency (cycles per pixel)")
-    size = magnitudes.shape[-1]
-    frequency_axis, half = frequencies(size), 0.5 / size
-    low, high = frequency_axis[0] - half, frequency_axis[-1] + half
-    extent = (low, high, high, low)
-    for ax, name, tile in zip(axes, names, tiles, strict=False):
-        ax.set_axis_on()
-        ax.imshow(tile, cmap="gray", vmin=0, extent=extent, interpolation="nearest")
-        ax.set_xticks([-0.5, 0, 0.5])
-        ax.set_yticks([-0.5, 0, 0.5])
-        ax.set(xlim=extent[:2], ylim=extent[2:])  # Ticks at 0.5 would widen them.
-        ax.tick_params(labelsize="xx-small")
-        ax.set_title(name, fontsize="small")
-    return figure
+    drawn = drawn_kernels(filters)
+    tiles: list[tuple[str, NDArray[np.float64]]] = []
+    for index, channels in drawn.kernels:
+        [magnitudes] = spectra(filters[index : index + 1] if channels is None else filters[index : index + 1, channels])
+        if channels is None:
+            tiles.append((str(index), magnitudes.mean(axis=0)))
+        else:
+            names = [_tile_name(index, channel, filters.shape[1]) for channel in channels]
+            tiles += zip(names, magnitudes, strict=True)
+    grey = [(name, _unit(tile)[:, :, np.newaxis].repeat(3, axis=2)) for name, tile in tiles]
+    return _draw_tiles(grey, f"{title}: magnitude over frequency, ±0.5 cycles per pixel; {drawn.text}")
 
 
-def _tiles(values: NDArray[Any]) -> tuple[list[str], list[NDArray[Any]]]:
-    """Return names and tiles: (h, w, 3) per filter with three input channels, else (h, w) per filter and channel."""
-    filter_count, channel_count = values.shape[:2]
-    if channel_count == 3:
-        return [str(index) for index in range(filter_count)], list(values.transpose(0, 2, 3, 1))[:_MAX_TILES]
-    names = [
-        str(index) if channel_count == 1 else f"{index}, {channel}"
-        for index in range(filter_count)
-        for channel in range(channel_count)
-    ]
-    return names, list(values.reshape(-1, *values.shape[2:]))[:_MAX_TILES]
+def _tile_name(index: int, channel: int, channel_count: int) -> str:
+    return str(index) if channel_count == 1 else f"{index}, {channel}"
 
 
-def _tile_figure(count: int, title: str) -> tuple[Figure, list[Any]]:
-    """Return a figure, and at least `count` of its axes, without axis lines."""
+def _unit(tile: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scale a tile by its largest absolute value."""
+    return tile / (float(np.abs(tile).max()) or 1.0)
+
+
+def _draw_tiles(tiles: Sequence[tuple[str, NDArray[np.float64]]], title: str) -> Figure:
+    """Draw named tiles, (h, w, 3), RGB 0..1, as one picture: an axes for each takes seconds."""
     from convscope.figures import new_figure  # Imported here: matplotlib is slow to import.
 
-    columns = min(_COLUMNS, count)
-    rows = -(-count // columns)
-    width_inches = max(1.3 * columns, 0.1 * len(title))
-    figure = new_figure(title, width_inches=width_inches, height_inches=1.5 * rows + 0.5)
+    height, width = tiles[0][1].shape[:2]
+    zoom = -(-_TILE_PX // max(height, width))
+    height, width, gap = height * zoom, width * zoom, int(_GAP * _TILE_PX)
+    is_large = len(tiles) > 8 * _COLUMNS
+    columns, inches = min(_COLUMNS * (1 + is_large), len(tiles)), 0.7 if is_large else 1.0
+    rows = -(-len(tiles) // columns)
+    picture = np.ones((rows * (height + gap), columns * (width + gap), 3))
+    figure = new_figure(
+        title,
+        width_inches=max(inches * columns, 0.1 * len(title)),
+        height_inches=inches * rows * (height + gap) / (width + gap) + 0.5,
+    )
     figure.suptitle(title, fontsize="medium")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for ax in axes:
-        ax.set_axis_off()
-    return figure, axes
+    ax = figure.subplots()
+    ax.set_axis_off()
+    for position, (name, tile) in enumerate(tiles):
+        row, column = divmod(position, columns)
+        top, left = row * (height + gap) + gap, column * (width + gap)
+        picture[top : top + height, left : left + width] = tile.repeat(zoom, axis=0).repeat(zoom, axis=1)
+        ax.text(left, top - 2, name, fontsize="xx-small", va="bottom", in_layout=False)
+    ax.imshow(np.rint(picture * 255).astype(np.uint8), interpolation="nearest")  # Bytes are drawn faster.
+    return figure

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from convscope import encode_pictures
-from convscope.pixels import to_display_pixels
+from convscope.pixels import html_image, to_display_pixels
 
 if TYPE_CHECKING:
     from convscope import Client, ConvscopeError, Explanation, Layer
@@ -47,6 +47,12 @@ class Patch:
     def display_pixels(self) -> NDArray[np.uint8]:
         """Return the patch for display: (H', W', C), uint8, enlarged to at least 256 pixels on the longer side."""
         return to_display_pixels(self.pixels)
+
+    def _repr_html_(self) -> str:
+        """Return HTML for notebooks: the patch, in colour if it has three channels, else its first channel."""
+        pixels = self.display_pixels()
+        shown = pixels if pixels.shape[2] == 3 else pixels[:, :, :1]
+        return html_image(shown, f"{self.layer}, cell {self.cell}")
 
 
 def cut_patch(

@@ -5,12 +5,14 @@ Written with numpy: scipy.ndimage has the same operations, but is a large depend
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
+from convscope import commands
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -18,34 +20,32 @@ if TYPE_CHECKING:
 
 PictureArray: TypeAlias = NDArray[np.float32]  # (H, W, C), 0..1.
 MapArray: TypeAlias = NDArray[np.float32]  # (h, w, C), any range: a map, or a picture, whose cells are its pixels.
-Source: TypeAlias = str | os.PathLike[str] | NDArray[Any]
+Source: TypeAlias = str | os.PathLike[str] | bytes | NDArray[Any]
 Points: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]  # y and x.
-
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".npy"})
 
 
 def list_pictures(sources: Source | Iterable[Source], *, limit: int | None, seed: int) -> list[Source]:
     """List pictures, including those in folders.
 
     Args:
-        sources: A picture, a folder, or an iterable of them. A folder stands for the PNG, JPEG, WebP and .npy files
-            in it and its sub-folders, sorted by name.
+        sources: A picture, a folder, or an iterable of them. A folder stands for the picture files in it and its
+            sub-folders, sorted by name.
         limit: Use a random sample of this size, in order; None for all.
         seed: Seed of the sample.
 
     Raises:
         ValueError: There is no picture.
     """
-    if isinstance(sources, str | os.PathLike) or (isinstance(sources, np.ndarray) and sources.ndim < 4):
+    if isinstance(sources, str | os.PathLike | bytes) or (isinstance(sources, np.ndarray) and sources.ndim < 4):
         sources = [sources]
     pictures: list[Source] = []
     for source in sources:
-        if isinstance(source, np.ndarray) or not Path(source).is_dir():
-            pictures.append(source)
+        if isinstance(source, str | os.PathLike):
+            pictures += commands.list_pictures([os.fspath(source)])
         else:
-            pictures += sorted(path for path in Path(source).rglob("*") if path.suffix.lower() in _SUFFIXES)
+            pictures.append(source)
     if not pictures:
-        raise ValueError("no picture found (PNG, JPEG, WebP or .npy)")
+        raise ValueError("no picture found")
     if limit is not None and limit < len(pictures):
         sample = np.random.default_rng(seed).choice(len(pictures), size=limit, replace=False)
         pictures = [pictures[index] for index in sorted(sample.tolist())]
@@ -53,7 +53,9 @@ def list_pictures(sources: Source | Iterable[Source], *, limit: int | None, seed
 
 
 def load_network_inputs(
-    sources: Iterable[Source], input_spec: Input, convert: Callable[[str | os.PathLike[str]], NDArray[np.float32]]
+    sources: Iterable[Source],
+    input_spec: Input,
+    convert: Callable[[str | os.PathLike[str] | bytes], NDArray[np.float32]],
 ) -> Iterator[PictureArray]:
     """Load pictures as the network's input.
 
@@ -71,7 +73,9 @@ def load_network_inputs(
         ValueError: An array does not fit the network.
     """
     for source in sources:
-        if not isinstance(source, np.ndarray) and Path(source).suffix.lower() == ".npy":
+        if isinstance(source, bytes) and source.startswith(b"\x93NUMPY"):
+            source = np.load(io.BytesIO(source), allow_pickle=False)
+        elif isinstance(source, str | os.PathLike) and Path(source).suffix.lower() == ".npy":
             source = np.load(source, allow_pickle=False)
         if not isinstance(source, np.ndarray):
             yield convert(source).transpose(1, 2, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -64,6 +65,10 @@ class ProbeResult:
         if self.totals:
             parts.append("\n".join(f"{name.replace('_', ' ')}: {value:.4g}" for name, value in self.totals.items()))
         return "\n\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        """Return HTML for notebooks: the tables."""
+        return f"<pre>{escape(self.format_table())}</pre>"
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serialisable dict."""

@@ -64,7 +64,7 @@ class ProbeSession:
         """Whether the model has classes."""
         return bool(self.card.classes)
 
-    def _convert(self, file: str | os.PathLike[str]) -> NDArray[np.float32]:
+    def _convert(self, file: str | os.PathLike[str] | bytes) -> NDArray[np.float32]:
         """Return the network's input for a picture file, (C, H, W), float32, 0..1."""
         explanation = self._client.explain(file, model=self.model, version=self._version, method="picture", top_k=1)
         levels: NDArray[np.float32] = np.rint(explanation.picture * 255)
