@@ -53,6 +53,7 @@ def describe(
         "limits": asdict(limits),
         "multiply_adds": archive.described.multiply_adds,
         "explanations": list(explanations),
+        "sources": list(archive.described.sources),
     }
 
 

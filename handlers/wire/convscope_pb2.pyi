@@ -197,7 +197,7 @@ class Timing(_message.Message):
     def __init__(self, read_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., preprocess_s: _Optional[float] = ..., forward_s: _Optional[float] = ..., encode_s: _Optional[float] = ..., handler_s: _Optional[float] = ..., batch_requests: _Optional[int] = ...) -> None: ...
 
 class ModelCard(_message.Message):
-    __slots__ = ("model", "version", "description", "architecture", "engine", "device", "classes", "input", "layers", "parameters", "training", "limits", "multiply_adds", "explanations", "scores")
+    __slots__ = ("model", "version", "description", "architecture", "engine", "device", "classes", "input", "layers", "parameters", "training", "limits", "multiply_adds", "explanations", "scores", "sources")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -213,6 +213,7 @@ class ModelCard(_message.Message):
     MULTIPLY_ADDS_FIELD_NUMBER: _ClassVar[int]
     EXPLANATIONS_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     description: str
@@ -228,7 +229,8 @@ class ModelCard(_message.Message):
     multiply_adds: int
     explanations: _containers.RepeatedScalarFieldContainer[str]
     scores: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., description: _Optional[str] = ..., architecture: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., parameters: _Optional[int] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., multiply_adds: _Optional[int] = ..., explanations: _Optional[_Iterable[str]] = ..., scores: _Optional[str] = ...) -> None: ...
+    sources: _containers.RepeatedCompositeFieldContainer[Source]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., description: _Optional[str] = ..., architecture: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., parameters: _Optional[int] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., multiply_adds: _Optional[int] = ..., explanations: _Optional[_Iterable[str]] = ..., scores: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ...) -> None: ...
 
 class Input(_message.Message):
     __slots__ = ("channels", "height", "width", "mean", "std", "resize", "interpolation", "antialias", "bgr", "fit", "fill")
@@ -257,7 +259,7 @@ class Input(_message.Message):
     def __init__(self, channels: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ..., resize: _Optional[_Iterable[int]] = ..., interpolation: _Optional[str] = ..., antialias: bool = ..., bgr: bool = ..., fit: _Optional[str] = ..., fill: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Layer(_message.Message):
-    __slots__ = ("name", "module", "shape", "stride", "receptive_field", "receptive_field_start", "parameters", "bytes", "input_shape", "operation", "kernel", "step", "padding", "dilation", "groups", "multiply_adds", "dense_parameters", "layout")
+    __slots__ = ("name", "module", "shape", "stride", "receptive_field", "receptive_field_start", "parameters", "bytes", "input_shape", "operation", "kernel", "step", "padding", "dilation", "groups", "multiply_adds", "dense_parameters", "layout", "sources")
     class BytesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -283,6 +285,7 @@ class Layer(_message.Message):
     MULTIPLY_ADDS_FIELD_NUMBER: _ClassVar[int]
     DENSE_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
     name: str
     module: str
     shape: _containers.RepeatedScalarFieldContainer[int]
@@ -301,7 +304,18 @@ class Layer(_message.Message):
     multiply_adds: int
     dense_parameters: int
     layout: str
-    def __init__(self, name: _Optional[str] = ..., module: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ..., receptive_field: _Optional[_Iterable[int]] = ..., receptive_field_start: _Optional[_Iterable[int]] = ..., parameters: _Optional[int] = ..., bytes: _Optional[_Mapping[str, int]] = ..., input_shape: _Optional[_Iterable[int]] = ..., operation: _Optional[str] = ..., kernel: _Optional[_Iterable[int]] = ..., step: _Optional[_Iterable[int]] = ..., padding: _Optional[_Iterable[int]] = ..., dilation: _Optional[_Iterable[int]] = ..., groups: _Optional[int] = ..., multiply_adds: _Optional[int] = ..., dense_parameters: _Optional[int] = ..., layout: _Optional[str] = ...) -> None: ...
+    sources: _containers.RepeatedCompositeFieldContainer[Source]
+    def __init__(self, name: _Optional[str] = ..., module: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ..., receptive_field: _Optional[_Iterable[int]] = ..., receptive_field_start: _Optional[_Iterable[int]] = ..., parameters: _Optional[int] = ..., bytes: _Optional[_Mapping[str, int]] = ..., input_shape: _Optional[_Iterable[int]] = ..., operation: _Optional[str] = ..., kernel: _Optional[_Iterable[int]] = ..., step: _Optional[_Iterable[int]] = ..., padding: _Optional[_Iterable[int]] = ..., dilation: _Optional[_Iterable[int]] = ..., groups: _Optional[int] = ..., multiply_adds: _Optional[int] = ..., dense_parameters: _Optional[int] = ..., layout: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ...) -> None: ...
+
+class Source(_message.Message):
+    __slots__ = ("layer", "fewest", "most")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    FEWEST_FIELD_NUMBER: _ClassVar[int]
+    MOST_FIELD_NUMBER: _ClassVar[int]
+    layer: str
+    fewest: int
+    most: int
+    def __init__(self, layer: _Optional[str] = ..., fewest: _Optional[int] = ..., most: _Optional[int] = ...) -> None: ...
 
 class Training(_message.Message):
     __slots__ = ("data", "train_pictures", "test_pictures", "epochs", "train_accuracy", "test_accuracy", "seconds", "machine", "versions")

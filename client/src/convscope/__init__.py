@@ -38,7 +38,7 @@ from convscope._version import __version__
 
 if TYPE_CHECKING:
     from convscope._async_client import AsyncClient
-    from convscope._card import Input, Layer, Limits, ModelCard, Training
+    from convscope._card import Input, Layer, Limits, ModelCard, Source, Training
     from convscope._client import Client
     from convscope._explanation import Explanation
     from convscope._pictures import encode_pictures
@@ -67,6 +67,7 @@ __all__ = [
     "ReplyTooLarge",
     "RequestRejected",
     "ServerError",
+    "Source",
     "Timing",
     "TooManyImages",
     "Training",
@@ -87,6 +88,7 @@ _LAZY = {
     "Limits": "_card",
     "ModelCard": "_card",
     "Prediction": "_prediction",
+    "Source": "_card",
     "Timing": "_prediction",
     "Training": "_card",
     "encode_pictures": "_pictures",

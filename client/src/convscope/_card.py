@@ -106,6 +106,23 @@ def _offset(resized: int, size: int) -> int:
 
 
 @dataclass(frozen=True)
+class Source:
+    """What feeds a layer, or the scores, without another published layer between.
+
+    Several paths may lead there: in a residual block one passes convolutions and one passes none.
+
+    Attributes:
+        layer: Name of the layer; empty for the picture.
+        fewest: Convolutions and linear layers on the path with the fewest of them, the fed layer's own included.
+        most: Those on the path with the most.
+    """
+
+    layer: str
+    fewest: int
+    most: int
+
+
+@dataclass(frozen=True)
 class Layer:
     """A layer whose map can be requested.
 
@@ -123,6 +140,7 @@ class Layer:
         layout: How the network itself holds it, from which the service turns it to `shape`: empty for (C, h, w), else
             "channels_last", "tokens" (a grid of patches), "extra_tokens" (class token, registers: (C, n, 1)),
             "plane" or "vector".
+        sources: What feeds it; empty if the network cannot be traced, or if the service is too old to report it.
 
     The operation that computes it (the last one with weights):
 
@@ -157,6 +175,7 @@ class Layer:
     multiply_adds: int = 0
     dense_parameters: int = 0
     layout: str = ""
+    sources: tuple[Source, ...] = ()
 
     @property
     def has_receptive_field(self) -> bool:
@@ -248,6 +267,7 @@ class ModelCard:
         explanations: Methods of `explain` that suit the network; empty if the service is too old to report it.
         scores: What the network's outputs mean: "softmax", mutually exclusive classes; "sigmoid", multi-label;
             "value", regression outputs that `classes` names; "none". Empty if the service is too old to report it.
+        sources: What feeds the scores; empty without scores, and as for a layer.
     """
 
     model: str
@@ -265,6 +285,7 @@ class ModelCard:
     multiply_adds: int = 0
     explanations: tuple[str, ...] = ()
     scores: str = ""
+    sources: tuple[Source, ...] = ()
 
     def layer(self, name: str) -> Layer:
         """Return the layer of this name.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from convscope._card import Input, Layer, Limits, ModelCard, Training
+from convscope._card import Input, Layer, Limits, ModelCard, Source, Training
 from convscope._exceptions import ConvscopeError, Overloaded, ProtocolError, error_from_code
 from convscope._explanation import Explanation
 from convscope._prediction import ClassScore, Prediction, Timing
@@ -17,7 +17,7 @@ from convscope._server_errors import MESSAGES
 from convscope._wire import convscope_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -322,7 +322,12 @@ def read_card(reply: wire.PredictReply, *, request_id: str = "") -> ModelCard:
         multiply_adds=card.multiply_adds,
         explanations=tuple(card.explanations),
         scores=card.scores,
+        sources=_sources(card.sources),
     )
+
+
+def _sources(sources: Iterable[wire.Source]) -> tuple[Source, ...]:
+    return tuple(Source(source.layer, source.fewest, source.most) for source in sources)
 
 
 def _layer(layer: wire.Layer) -> Layer:
@@ -346,6 +351,7 @@ def _layer(layer: wire.Layer) -> Layer:
         multiply_adds=layer.multiply_adds,
         dense_parameters=layer.dense_parameters,
         layout=layer.layout,
+        sources=_sources(layer.sources),
     )
 
 
