@@ -247,6 +247,19 @@ def test_it_fits_narrow_and_wide_windows(width: int, open_report: Open):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_it_prints_bars_and_every_column_and_nothing_to_press(open_report: Open):
+    page = open_report(viewport={"width": 794, "height": 1123}).page  # A4.
+    page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 794
+    widths = page.evaluate("[...document.querySelectorAll('.scroll')].map((one) => [one.scrollWidth, one.clientWidth])")
+    assert all(needed <= given for needed, given in widths)
+    bar = page.locator("#scores .fill").first
+    assert bar.evaluate("(one) => getComputedStyle(one).printColorAdjust") == "exact"
+    assert bar.bounding_box()["width"] > 50
+    assert not page.get_by_role("button", name="Show all 12 channels of conv1").is_visible()
+    assert len(re.findall(rb"/Type /Page\b", page.pdf(format="A4"))) <= 4
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_fault(scheme: str, open_report: Open):
     watched = open_report(color_scheme=scheme, bypass_csp=True)  # axe is a script that the page does not know.

@@ -93,6 +93,9 @@ def test_a_chosen_picture_is_answered_and_another_network_asked_about_it(
     watched = watch()
     page = watched.open(server.url)
     assert page.locator("main").is_hidden()
+    assert page.get_by_role("region", name="The network").get_by_role("heading").all_inner_texts()[1:] == [
+        "Input", "conv1", "conv2", "Scores"
+    ]  # fmt: skip
     page.set_input_files("#file", picture)
     await_title(page, "dog.png – digits")
     page.get_by_label("Network", exact=True).select_option("cifar")

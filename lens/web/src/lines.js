@@ -52,6 +52,6 @@ export function routes(cards, edges, gapX) {
     const key = skips ? `${Math.round(to.top)} skips` : `${edge.to} feeds`;
     const lane = (used.get(key) ?? -1) + 1;
     used.set(key, lane % 3);
-    return { d: route(from, to, skips, lane, gaps), kind: edge.kind, id: `${edge.from}→${edge.to} ${edge.kind}` };
+    return { d: route(from, to, skips, lane + (skips && to.top > from.top ? 1 : 0), gaps), kind: edge.kind, id: `${edge.from}→${edge.to} ${edge.kind}` };
   });
 }

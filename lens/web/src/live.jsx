@@ -1,7 +1,7 @@
 // The live page: sends pictures to the local server, asks about them, and shows what it answers.
 import { useCallback, useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { scoreText } from "./format.js";
-import { Heading, Network, Tables, unpack } from "./network.jsx";
+import { Heading, Network, Skeleton, Tables, unpack } from "./network.jsx";
 import { centre, invert, PAD_PX } from "./pad.js";
 
 const DEBOUNCE_MS = 200; // After a stroke, before sending.
@@ -118,6 +118,7 @@ export function Live({ settings }) {
       <Questions {...{ settings, model, state, change, all }} />
       <p id="state" role="status">{status}</p>
       <p id="error" role="alert" class="error">{error}</p>
+      {!one.result && <Skeleton key={model.name} model={model} />}
       <div class={compared ? "pair" : ""}>
         <main id="main" tabIndex={-1} hidden={!one.result}>
           {one.result && <Answer answer={one} failed={!!one.error} {...{ token, state, change }} at={state.at} onAt={(at) => change({ at })} />}
@@ -330,17 +331,17 @@ function Questions({ settings, model, state, change, all }) {
     <form id="controls" aria-label="Questions" onSubmit={(event) => event.preventDefault()}>
       <Field id="model" label="Network"><select id="model" value={state.model} onChange={chooseModel}>{settings.models.map(({ name }) => <option key={name} value={name}>{name}</option>)}</select></Field>
       <Field id="method" label="Explain by"><select {...select("method")}>
-        <option value="">{methods.includes("grad_cam") ? "Grad-CAM, if it suits" : "nothing"}</option>
+        <option value="">{methods.includes("grad_cam") ? "automatic" : "nothing"}</option>
         {methods.map((name) => <option key={name} value={name}>{METHOD_NAMES[name] ?? name}</option>)}
         <option value="none">nothing</option>
       </select></Field>
       {ofLayers && <Field id="layer" label="at layer"><select id="layer" value={state.layer} onChange={(event) => change({ layer: event.currentTarget.value, method: state.method || "grad_cam" })}>
-        <option value="">the last with several cells</option>
+        <option value="">automatic</option>
         {model.layers.map(({ name, shape }) => <option key={name} value={name}>{name}{shape.length === 3 && shape[1] * shape[2] === 1 ? " (1×1)" : ""}</option>)}
       </select></Field>}
       <Field id="opacity" label="Opacity"><input type="range" min="0" max="100" step="5" id="opacity" value={state.opacity} onInput={(event) => change({ opacity: event.currentTarget.value })} /></Field>
       <Field id="top_k" label="Scores"><input type="number" min="0" max={Math.max(1, model.classes.length)} {...select("top_k")} /></Field>
-      <Field id="scale" label="Colours"><select {...select("scale")}><option value="">each channel its own scale</option><option value="layer">one scale for each layer</option></select></Field>
+      <Field id="scale" label="Colours"><select {...select("scale")}><option value="">per channel</option><option value="layer">per layer</option></select></Field>
       <Field id="compare" label="Compare with"><select {...select("compare")}>
         <option value="">nothing</option>
         <optgroup label="Another network">{settings.models.filter(({ name }) => name !== state.model).map(({ name }) => <option key={name} value={`network:${name}`}>{name}</option>)}</optgroup>

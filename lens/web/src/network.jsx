@@ -112,7 +112,7 @@ const sourceName = (layer) => layer || "the input";
 // What feeds a layer, as text.
 function sourceText(data, map) {
   if (!data.known_sources) return "";
-  return `from ${map.sources.map(({ layer, fewest, most }) => `${sourceName(layer)}${most > 0 && fewest === 0 ? " (also past its operations)" : ""}`).join(" and ")}`;
+  return `from ${map.sources.map(({ layer, fewest, most }) => `${sourceName(layer)}${most > 0 && fewest === 0 ? ", also directly" : ""}`).join(" and ")}`;
 }
 
 function edgesOf(data, maps, heat) {
@@ -263,6 +263,26 @@ function Original({ original, picture, shown, prefix }) {
       <Picture {...{ picture, shown, original }} id={`${prefix}original`}
         caption={`The original, ${formatSize(original.rows, original.columns)} pixels; dashed: the part that the network sees`} />
     </div>
+  );
+}
+
+// A network that was not asked anything yet: its layers and what feeds what.
+export function Skeleton({ model }) {
+  const grid = useRef(null), { layers, classes } = model, [channels, height, width] = model.input;
+  const cards = [INPUT, ...layers.map(({ name }) => cardOf(name)), ...(classes.length ? [SCORES] : [])];
+  const data = { known_sources: layers.some(({ sources }) => sources.length), score_sources: model.score_sources, scores: classes };
+  return (
+    <section class="skeleton" aria-label="The network">
+      <h2>{model.name}: choose a picture to see what its layers see</h2>
+      <div class="network" ref={grid} style={{ "--count": cards.length }}>
+        <Lines grid={grid} cards={cards} edges={edgesOf(data, layers, null)} on={[model]} />
+        <div class="card" data-card={INPUT}><h3>Input</h3><p class="hint">{height ? `${formatSize(height, width)} pixels` : "any size"}, {plural(channels, "channel")}</p></div>
+        {layers.map(({ name, shape }) => (
+          <div class="card" key={name} data-card={cardOf(name)}><h3>{name}</h3><p class="hint">{plural(shape[0], "channel")}{shape.length === 3 && height ? ` of ${formatSize(shape[1], shape[2])} cells` : ""}</p></div>
+        ))}
+        {classes.length > 0 && <div class="card" data-card={SCORES}><h3>Scores</h3><p class="hint">{classes.length > 5 ? `${classes.slice(0, 5).join(", ")} … of ${classes.length}` : classes.join(", ")}</p></div>}
+      </div>
+    </section>
   );
 }
 

@@ -7,6 +7,7 @@ page contains no secret: the service's API key stays in this process.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import hmac
@@ -377,7 +378,11 @@ def _describe(model: str, card: ModelCard) -> dict[str, Any]:
         "name": model,
         "description": card.description,
         "input": [size.channels, size.height, size.width],
-        "layers": [{"name": layer.name, "shape": layer.shape} for layer in card.layers],
+        "layers": [
+            {"name": layer.name, "shape": layer.shape, "sources": [dataclasses.asdict(one) for one in layer.sources]}
+            for layer in card.layers
+        ],
+        "score_sources": [dataclasses.asdict(one) for one in card.sources],
         "methods": [method for method in card.explanations or METHODS if method != "picture"],
         "classes": card.classes,
     }
