@@ -39,7 +39,8 @@ def keep(page: Page, name: str, *, whole: bool = True) -> None:
     """Write what the page shows as a small WebP file."""
     page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
     image = Image.open(io.BytesIO(page.screenshot(full_page=whole)))
-    image.convert("RGB").save(PICTURES / f"{name}.webp", quality=78, method=6)
+    image.thumbnail((1280, image.height))
+    image.convert("RGB").save(PICTURES / f"{name}.webp", quality=55, method=6)
 
 
 def draw(page: Page) -> None:

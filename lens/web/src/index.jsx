@@ -1,6 +1,6 @@
 // The index of many reports: a table that can be sorted by a press on a heading.
 import { useState } from "preact/hooks";
-import { scoreText } from "./format.js";
+import { formatNumber, scoreText } from "./format.js";
 
 const best = ({ scores }) => scores[0], figure = (score) => score?.value ?? score?.probability ?? -Infinity;
 const COLUMNS = {
@@ -36,7 +36,7 @@ export function Index({ data }) {
                 </th>
               ))}
             </tr></thead>
-            <tbody>{entries.map((entry) => <Row key={entry.page ?? entry.title} entry={entry} />)}</tbody>
+            <tbody>{entries.map((entry) => <Row key={`${entry.page} ${entry.title}`} entry={entry} />)}</tbody>
           </table>
         </div>
       </main>
@@ -55,11 +55,11 @@ function Row({ entry: { title, page, thumbnail, scores, error } }) {
         : <>
             <td class="text">{first ? first.label : "–"}</td>
             <td>{first ? scoreText(first) : "–"}</td>
-            <td class="text">{second ? `${scoreText({ ...second, ...difference(first, second) }, 1)} over ${second.label}` : "–"}</td>
+            <td class="text">{second ? `${lead(first, second)} over ${second.label}` : "–"}</td>
           </>}
     </tr>
   );
 }
 
-const difference = (first, second) =>
-  first.value === undefined ? { probability: first.probability - second.probability } : { value: first.value - second.value };
+const lead = (first, second) =>
+  first.value === undefined ? `${(100 * (first.probability - second.probability)).toFixed(1)} points` : formatNumber(first.value - second.value);

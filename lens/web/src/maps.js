@@ -187,7 +187,8 @@ export class HeatMap extends FeatureMap {
 
   fieldDescription(row, column, picture) {
     const covered = this.covered(row, column), text = `Drawn over ${boxText(covered)}, ${boxSize(covered)}.`;
-    return this.ofPixels ? text : `${text} ${super.fieldDescription(row, column, picture).replace("Receptive field:", "The cell sees its receptive field:")}`;
+    if (this.ofPixels) return covered.top === covered.bottom && covered.left === covered.right ? "The cell is one pixel of the network’s input." : text;
+    return `${text} ${super.fieldDescription(row, column, picture).replace("Receptive field:", "The cell sees its receptive field:")}`;
   }
 
   // The picture in grey, with the heat over it: red raises the class's score, blue lowers it.
