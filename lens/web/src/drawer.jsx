@@ -3,7 +3,7 @@
 import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { gradient } from "./colours.js";
 import { clamp, formatInteger, formatNumber, formatSize } from "./format.js";
-import { cellUnder, ExactMap, Kernels, readNpy, toOriginal, writeNpy } from "./maps.js";
+import { cellUnder, ExactMap, hasMoved, Kernels, readNpy, toOriginal, writeNpy } from "./maps.js";
 import { Bars, boxStyle, Canvas, Picture } from "./parts.jsx";
 
 const STRONGEST_SHOWN = 5, KERNELS_SHOWN = 12, LARGEST_ZOOM = 16;
@@ -72,6 +72,7 @@ function LargeMap({ map, base, position, whole, selection, select, step, prefix,
   const row = Math.min(selection.row, base.rows - 1), column = Math.min(selection.column, base.columns - 1);
   const move = (to) => select(base, whole, { row: clamp(to.row, 0, base.rows - 1), column: clamp(to.column, 0, base.columns - 1) });
   const follow = (event) => {
+    if (event.type === "pointermove" && !hasMoved(event)) return;
     const cell = cellUnder(event, event.currentTarget, base);
     if (cell.row !== row || cell.column !== column) move(cell);
   };

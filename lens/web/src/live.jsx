@@ -1,5 +1,5 @@
 // The live page: sends pictures to the local server, asks about them, and shows what it answers.
-import { useCallback, useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { scoreText } from "./format.js";
 import { Heading, Network, Skeleton, Tables, unpack } from "./network.jsx";
 import { centre, invert, PAD_PX } from "./pad.js";
@@ -63,7 +63,7 @@ export function Live({ settings }) {
   const [problem, setProblem] = useState(token ? "" : "Missing token: open the full URL that `convscope ui` printed.");
   const drawing = useRef(""); // Id of the drawing: it is one entry of the filmstrip, however often it changes.
   const change = useCallback((values) => setAddress((old) => ({ ...old, state: { ...old.state, ...values } })), []);
-  useEffect(() => writeAddress(token, state), [state]);
+  useLayoutEffect(() => writeAddress(token, state), [state]);
   useEffect(() => {
     const follow = () => setAddress((old) => {
       const address = readAddress();

@@ -295,6 +295,9 @@ export function writeNpy({ shape, values }) {
   return new Blob([head, values], { type: "application/octet-stream" });
 }
 
+// Browsers also report a move when the page was scrolled under a pointer that rests.
+export const hasMoved = (event) => event.movementX !== 0 || event.movementY !== 0;
+
 // The drawn cell under a pointer.
 export function cellUnder(event, element, map) {
   const box = element.getBoundingClientRect();

@@ -6,7 +6,7 @@ import { Drawer } from "./drawer.jsx";
 import { Bars, Canvas, Picture, Table } from "./parts.jsx";
 import { clamp, formatNumber, formatShare, formatSize, plural } from "./format.js";
 import { routes } from "./lines.js";
-import { cellUnder, FeatureMap, HeatMap, loadImage, loadPicture } from "./maps.js";
+import { cellUnder, FeatureMap, hasMoved, HeatMap, loadImage, loadPicture } from "./maps.js";
 
 const TILES_SHOWN = 6, NUMBERS_SHOWN = 8; // Of a layer, until all are asked for.
 const INPUT = "input", SCORES = "scores", HEAT = "heat map"; // Names of cards besides the layers'; "layer:" precedes theirs.
@@ -60,7 +60,7 @@ export function Network({ result, prefix = "", ask, at, onAt, opacity = 75, whol
     onAt(atText({ map, position, ...(map.numbers ? {} : cell ?? map.strongest(position)[0]) }));
     setHover(null);
   };
-  useEffect(() => {
+  useLayoutEffect(() => { // At once: the next key belongs there.
     if (wanted.current === "map") document.getElementById(`${prefix}map`)?.focus();
     if (wanted.current === "tile") grid.current.querySelector('.tile[aria-pressed="true"]')?.focus();
     wanted.current = "";
@@ -168,7 +168,7 @@ class Tile extends Component {
   }
 
   render({ map, position, pressed, name, wholeLayer, opacity }) {
-    const point = (event) => this.props.setHover({ map, position, ...cellUnder(event, event.currentTarget.querySelector("canvas"), map) });
+    const point = (event) => hasMoved(event) && this.props.setHover({ map, position, ...cellUnder(event, event.currentTarget.querySelector("canvas"), map) });
     const press = (event) => {
       const byKeyboard = event.detail === 0; // Activated by keyboard: the focus goes on to the cells.
       const cell = byKeyboard ? null : cellUnder(event, event.currentTarget.querySelector("canvas"), map);
