@@ -282,6 +282,12 @@ def test_a_layer_of_one_cell_is_not_explained_and_the_way_out_is_named(method: s
         report(Service(card), make_picture(), model="net", method=method, layer="pool")
 
 
+@pytest.mark.parametrize("method", ["occlusion", None])
+def test_a_layer_that_the_method_does_not_use_is_rejected(method: Any):
+    with pytest.raises(ValueError, match="layer is for grad_cam and cam"):
+        report(Service(), make_picture(), model="net", method=method, layer="conv1")
+
+
 def test_a_heat_map_of_one_cell_is_left_out_with_the_reason():
     class Single(Service):
         def explain(self, file: bytes, **options: Any) -> Any:

@@ -164,8 +164,10 @@ def _shape_for(layer: Layer, input_spec: Input, size: tuple[int, ...] | None) ->
 
 
 def _check_explained_layer(card: ModelCard, method: Method | None, layer: str | None) -> None:
-    """Raise ValueError for a layer of one cell: its heat map would be one colour all over."""
-    if method not in ("grad_cam", "cam") or layer is None or card.input.height is None:
+    """Raise ValueError for a layer of one cell, whose heat map would be one colour, or one that is not used."""
+    if layer is not None and method not in ("grad_cam", "cam"):
+        raise ValueError(f"layer is for grad_cam and cam; {method or 'no method'} uses none")
+    if layer is None or card.input.height is None:
         return
     shape = card.layer(layer).shape
     if len(shape) == 3 and math.prod(shape[1:]) > 1:
