@@ -9,7 +9,7 @@ need_python = @test -n "$(PYTHON)" || { echo "convscope needs Python 3.11 to 3.1
 PORT ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo stop serve check test prometheus chromium kubectl lint style mypy pyright format test-client test-kserve kserve test-gpu test-docker test-kubernetes drill campaign secrets key revoke keys certificate check-config replicas restart update bench bench-full archives proto lock clean
+.PHONY: help install demo stop serve check test prometheus chromium page page-tools kubectl lint style mypy pyright format test-client test-kserve kserve test-gpu test-docker test-kubernetes drill campaign secrets key revoke keys certificate check-config replicas restart update bench bench-full archives proto lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,7 +53,7 @@ PARALLEL := -n $(JOBS) --dist loadscope --no-loadscope-reorder
 check: lint ## Lint, type-check, and run the tests that start no process: about a minute
 	$(BIN)/pytest -q $(PARALLEL) -m "not slow and not docker and not gpu"
 
-test: install prometheus chromium kubectl lint ## Set up, lint, type-check, and run every test that needs no Docker, no GPU and no cluster
+test: install prometheus chromium page-tools kubectl lint ## Set up, lint, type-check, and run every test that needs no Docker, no GPU and no cluster
 	$(BIN)/pytest $(PARALLEL) -m "not docker and not gpu and not kubernetes"
 	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 14))'; then $(MAKE) test-kserve; \
 	  else echo "KServe's model server has no release for Python 3.14: its tests are left out"; fi
@@ -63,6 +63,16 @@ prometheus: ## Fetch Debian's Prometheus into .tools/ for the tests of rules and
 
 chromium: ## Fetch Debian's headless Chromium into .tools/ for the tests of the pages, if there is none
 	tests/page/fetch.sh
+
+page-tools: ## Fetch what bundles the page, for the test of the bundle, if node and npm are here
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory lens/web/node_modules || echo "no packages for the page's bundle: its test is skipped" >&2; fi
+
+page: lens/web/node_modules ## Bundle the page of lens/web into the package (needs node and npm)
+	cd lens/web && npm run --silent build
+
+lens/web/node_modules: lens/web/package-lock.json
+	cd lens/web && npm ci --silent --no-audit --no-fund
+	@touch $@
 
 kubectl: ## Fetch a kubectl that renders kustomizations into .tools/ for the tests of deploy/kubernetes, if there is none
 	tests/kubernetes/fetch.sh
@@ -200,4 +210,4 @@ lock: ## Pin requirements/*.txt anew (needs uv)
 	grep -oE '^(numpy|onnx[a-z-]*|pillow)==[^ ]+' requirements/dev.txt | uv pip compile benchmarks/requirements.in -c /dev/stdin --universal --python-version 3.11 --generate-hashes --no-header -q -o benchmarks/requirements.txt
 
 clean: ## Remove the environments, tools and results that the other targets made; keeps secrets/ and logs/
-	rm -rf .venv .venv-client .venv-proto .venv-bench .venv-kserve .tools out runs
+	rm -rf .venv .venv-client .venv-proto .venv-bench .venv-kserve .tools lens/web/node_modules out runs

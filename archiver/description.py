@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from archiver.feeding import Sources, feeding
 from archiver.geometry import LayerGeometry, blank, layer_geometry
 from archiver.operations import Operation, count_multiply_adds
 from archiver.trial import noise
@@ -54,7 +55,8 @@ def describe(
     geometry = layer_geometry(network, eager.layers, shape, eager.layouts)
     values: Values = take(eager, noise(preprocessing, PICTURES))
     names = _Names(network, stored or network.state_dict(), values)
-    layers = [_layer(name, layer, names) for name, layer in geometry.items()]
+    sources, score_sources = feeding(network, eager.layers, blank(network, shape), eager.output)
+    layers = [_layer(name, layer, names, sources.get(name, {})) for name, layer in geometry.items()]
     shapes = {name: layer.shape for name, layer in geometry.items() if len(layer.shape) == 3}
     heads: dict[str, str] = {}
     default = ""
@@ -71,6 +73,7 @@ def describe(
         "explanations": [method for method in METHODS if method not in unfit] if classes else [PICTURE],
         "default_layer": default,
         "heads": heads,
+        "sources": _sources(score_sources) if classes else [],
     }
     return described, values
 
@@ -105,7 +108,12 @@ class _Names:
         return name
 
 
-def _layer(name: str, layer: LayerGeometry, names: _Names) -> dict[str, Any]:
+def _sources(sources: Sources) -> list[dict[str, Any]]:
+    """Return sources by the field names of `convscope.v1.Source`."""
+    return [{"layer": name, "fewest": fewest, "most": most} for name, (fewest, most) in sources.items()]
+
+
+def _layer(name: str, layer: LayerGeometry, names: _Names, sources: Sources) -> dict[str, Any]:
     """Return a layer by the field names of `convscope.v1.Layer`, and where its kernel is."""
     kind = parse(layer.layout).kind
     found = {
@@ -117,6 +125,7 @@ def _layer(name: str, layer: LayerGeometry, names: _Names) -> dict[str, Any]:
         "parameters": layer.parameters,
         **_operation(layer.operation, kind),
         **({"layout": kind} if kind else {}),
+        **({"sources": _sources(sources)} if sources else {}),
     }
     operation = layer.operation
     if operation is not None and operation.kind == "Conv2d" and operation.weight is not None:

@@ -56,6 +56,7 @@ def describe(
         "multiply_adds": archive.described.multiply_adds,
         "explanations": list(explanations),
         "edits": list(edits),
+        "sources": list(archive.described.sources),
     }
 
 

@@ -77,6 +77,7 @@ class Described:
         default_layer: The one that Grad-CAM and CAM explain unless told otherwise; empty if no layer is a map.
         heads: Public name → the weight (K, C) that makes the scores of the mean over that layer's cells, as
             `Archive.tensor` takes it; layers for which there is one.
+        sources: What feeds the scores, by the field names of `convscope.v1.Source`; empty where that is not known.
     """
 
     layers: Mapping[str, Layer]
@@ -85,6 +86,7 @@ class Described:
     explanations: tuple[str, ...]
     default_layer: str
     heads: Mapping[str, str]
+    sources: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Described:
@@ -100,6 +102,7 @@ class Described:
             tuple(values["explanations"]),
             values["default_layer"],
             values["heads"],
+            tuple(values.get("sources", ())),
         )
 
 

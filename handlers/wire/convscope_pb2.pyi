@@ -27,7 +27,7 @@ class ChannelSelection(_message.Message):
     def __init__(self, indexes: _Optional[_Iterable[int]] = ..., strongest: _Optional[int] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
-    __slots__ = ("pictures", "layers", "top_k", "map_dtype", "pool", "channels", "describe", "request_id", "timing", "explain", "filters", "traceparent", "tracestate")
+    __slots__ = ("pictures", "layers", "top_k", "map_dtype", "pool", "channels", "describe", "request_id", "timing", "explain", "filters", "traceparent", "tracestate", "edits", "compare")
     PICTURES_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +41,8 @@ class PredictRequest(_message.Message):
     FILTERS_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     TRACESTATE_FIELD_NUMBER: _ClassVar[int]
+    EDITS_FIELD_NUMBER: _ClassVar[int]
+    COMPARE_FIELD_NUMBER: _ClassVar[int]
     pictures: _containers.RepeatedScalarFieldContainer[bytes]
     layers: _containers.RepeatedScalarFieldContainer[str]
     top_k: int
@@ -54,7 +56,29 @@ class PredictRequest(_message.Message):
     filters: str
     traceparent: str
     tracestate: str
-    def __init__(self, pictures: _Optional[_Iterable[bytes]] = ..., layers: _Optional[_Iterable[str]] = ..., top_k: _Optional[int] = ..., map_dtype: _Optional[_Union[Dtype, str]] = ..., pool: _Optional[int] = ..., channels: _Optional[_Union[ChannelSelection, _Mapping]] = ..., describe: bool = ..., request_id: _Optional[str] = ..., timing: bool = ..., explain: _Optional[_Union[Explain, _Mapping]] = ..., filters: _Optional[str] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
+    edits: _containers.RepeatedCompositeFieldContainer[Edit]
+    compare: bool
+    def __init__(self, pictures: _Optional[_Iterable[bytes]] = ..., layers: _Optional[_Iterable[str]] = ..., top_k: _Optional[int] = ..., map_dtype: _Optional[_Union[Dtype, str]] = ..., pool: _Optional[int] = ..., channels: _Optional[_Union[ChannelSelection, _Mapping]] = ..., describe: bool = ..., request_id: _Optional[str] = ..., timing: bool = ..., explain: _Optional[_Union[Explain, _Mapping]] = ..., filters: _Optional[str] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ..., edits: _Optional[_Iterable[_Union[Edit, _Mapping]]] = ..., compare: bool = ...) -> None: ...
+
+class Edit(_message.Message):
+    __slots__ = ("layer", "operation", "value", "channels", "excluded", "region", "box", "picture")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDED_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    PICTURE_FIELD_NUMBER: _ClassVar[int]
+    layer: str
+    operation: str
+    value: _containers.RepeatedScalarFieldContainer[float]
+    channels: _containers.RepeatedScalarFieldContainer[int]
+    excluded: _containers.RepeatedScalarFieldContainer[int]
+    region: _containers.RepeatedScalarFieldContainer[int]
+    box: _containers.RepeatedScalarFieldContainer[float]
+    picture: int
+    def __init__(self, layer: _Optional[str] = ..., operation: _Optional[str] = ..., value: _Optional[_Iterable[float]] = ..., channels: _Optional[_Iterable[int]] = ..., excluded: _Optional[_Iterable[int]] = ..., region: _Optional[_Iterable[int]] = ..., box: _Optional[_Iterable[float]] = ..., picture: _Optional[int] = ...) -> None: ...
 
 class Explain(_message.Message):
     __slots__ = ("method", "layer", "target", "window", "step", "steps", "view", "picture")
@@ -123,16 +147,26 @@ class Error(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("top", "maps", "error", "explanation")
+    __slots__ = ("top", "maps", "error", "explanation", "change")
     TOP_FIELD_NUMBER: _ClassVar[int]
     MAPS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
     top: _containers.RepeatedCompositeFieldContainer[ClassScore]
     maps: _containers.RepeatedCompositeFieldContainer[FeatureMap]
     error: Error
     explanation: Explanation
-    def __init__(self, top: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., maps: _Optional[_Iterable[_Union[FeatureMap, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., explanation: _Optional[_Union[Explanation, _Mapping]] = ...) -> None: ...
+    change: Change
+    def __init__(self, top: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., maps: _Optional[_Iterable[_Union[FeatureMap, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., explanation: _Optional[_Union[Explanation, _Mapping]] = ..., change: _Optional[_Union[Change, _Mapping]] = ...) -> None: ...
+
+class Change(_message.Message):
+    __slots__ = ("top", "maps")
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    MAPS_FIELD_NUMBER: _ClassVar[int]
+    top: _containers.RepeatedCompositeFieldContainer[ClassScore]
+    maps: _containers.RepeatedCompositeFieldContainer[FeatureMap]
+    def __init__(self, top: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., maps: _Optional[_Iterable[_Union[FeatureMap, _Mapping]]] = ...) -> None: ...
 
 class Explanation(_message.Message):
     __slots__ = ("method", "layer", "target", "label", "heat", "delta", "picture", "original_size", "region")
@@ -157,7 +191,7 @@ class Explanation(_message.Message):
     def __init__(self, method: _Optional[str] = ..., layer: _Optional[str] = ..., target: _Optional[int] = ..., label: _Optional[str] = ..., heat: _Optional[_Union[Tensor, _Mapping]] = ..., delta: _Optional[float] = ..., picture: _Optional[_Union[Tensor, _Mapping]] = ..., original_size: _Optional[_Iterable[int]] = ..., region: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class PredictReply(_message.Message):
-    __slots__ = ("model", "version", "engine", "device", "results", "error", "card", "request_id", "timing", "filters", "scores")
+    __slots__ = ("model", "version", "engine", "device", "results", "error", "card", "request_id", "timing", "filters", "scores", "edits")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
@@ -169,6 +203,7 @@ class PredictReply(_message.Message):
     TIMING_FIELD_NUMBER: _ClassVar[int]
     FILTERS_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
+    EDITS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     engine: str
@@ -180,7 +215,8 @@ class PredictReply(_message.Message):
     timing: Timing
     filters: Tensor
     scores: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., card: _Optional[_Union[ModelCard, _Mapping]] = ..., request_id: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., filters: _Optional[_Union[Tensor, _Mapping]] = ..., scores: _Optional[str] = ...) -> None: ...
+    edits: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., card: _Optional[_Union[ModelCard, _Mapping]] = ..., request_id: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., filters: _Optional[_Union[Tensor, _Mapping]] = ..., scores: _Optional[str] = ..., edits: _Optional[int] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("read_s", "decode_s", "preprocess_s", "forward_s", "encode_s", "handler_s", "batch_requests")
@@ -201,7 +237,7 @@ class Timing(_message.Message):
     def __init__(self, read_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., preprocess_s: _Optional[float] = ..., forward_s: _Optional[float] = ..., encode_s: _Optional[float] = ..., handler_s: _Optional[float] = ..., batch_requests: _Optional[int] = ...) -> None: ...
 
 class ModelCard(_message.Message):
-    __slots__ = ("model", "version", "description", "architecture", "engine", "device", "classes", "input", "layers", "parameters", "training", "limits", "multiply_adds", "explanations", "scores")
+    __slots__ = ("model", "version", "description", "architecture", "engine", "device", "classes", "input", "layers", "parameters", "training", "limits", "multiply_adds", "explanations", "scores", "edits", "sources")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -217,6 +253,8 @@ class ModelCard(_message.Message):
     MULTIPLY_ADDS_FIELD_NUMBER: _ClassVar[int]
     EXPLANATIONS_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
+    EDITS_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     description: str
@@ -232,7 +270,9 @@ class ModelCard(_message.Message):
     multiply_adds: int
     explanations: _containers.RepeatedScalarFieldContainer[str]
     scores: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., description: _Optional[str] = ..., architecture: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., parameters: _Optional[int] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., multiply_adds: _Optional[int] = ..., explanations: _Optional[_Iterable[str]] = ..., scores: _Optional[str] = ...) -> None: ...
+    edits: _containers.RepeatedScalarFieldContainer[str]
+    sources: _containers.RepeatedCompositeFieldContainer[Source]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., description: _Optional[str] = ..., architecture: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., parameters: _Optional[int] = ..., training: _Optional[_Union[Training, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., multiply_adds: _Optional[int] = ..., explanations: _Optional[_Iterable[str]] = ..., scores: _Optional[str] = ..., edits: _Optional[_Iterable[str]] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ...) -> None: ...
 
 class Input(_message.Message):
     __slots__ = ("channels", "height", "width", "mean", "std", "resize", "interpolation", "antialias", "bgr", "fit", "fill")
@@ -261,7 +301,7 @@ class Input(_message.Message):
     def __init__(self, channels: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ..., resize: _Optional[_Iterable[int]] = ..., interpolation: _Optional[str] = ..., antialias: bool = ..., bgr: bool = ..., fit: _Optional[str] = ..., fill: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Layer(_message.Message):
-    __slots__ = ("name", "module", "shape", "stride", "receptive_field", "receptive_field_start", "parameters", "bytes", "input_shape", "operation", "kernel", "step", "padding", "dilation", "groups", "multiply_adds", "dense_parameters", "layout")
+    __slots__ = ("name", "module", "shape", "stride", "receptive_field", "receptive_field_start", "parameters", "bytes", "input_shape", "operation", "kernel", "step", "padding", "dilation", "groups", "multiply_adds", "dense_parameters", "layout", "sources")
     class BytesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -287,6 +327,7 @@ class Layer(_message.Message):
     MULTIPLY_ADDS_FIELD_NUMBER: _ClassVar[int]
     DENSE_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
     name: str
     module: str
     shape: _containers.RepeatedScalarFieldContainer[int]
@@ -305,7 +346,18 @@ class Layer(_message.Message):
     multiply_adds: int
     dense_parameters: int
     layout: str
-    def __init__(self, name: _Optional[str] = ..., module: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ..., receptive_field: _Optional[_Iterable[int]] = ..., receptive_field_start: _Optional[_Iterable[int]] = ..., parameters: _Optional[int] = ..., bytes: _Optional[_Mapping[str, int]] = ..., input_shape: _Optional[_Iterable[int]] = ..., operation: _Optional[str] = ..., kernel: _Optional[_Iterable[int]] = ..., step: _Optional[_Iterable[int]] = ..., padding: _Optional[_Iterable[int]] = ..., dilation: _Optional[_Iterable[int]] = ..., groups: _Optional[int] = ..., multiply_adds: _Optional[int] = ..., dense_parameters: _Optional[int] = ..., layout: _Optional[str] = ...) -> None: ...
+    sources: _containers.RepeatedCompositeFieldContainer[Source]
+    def __init__(self, name: _Optional[str] = ..., module: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ..., receptive_field: _Optional[_Iterable[int]] = ..., receptive_field_start: _Optional[_Iterable[int]] = ..., parameters: _Optional[int] = ..., bytes: _Optional[_Mapping[str, int]] = ..., input_shape: _Optional[_Iterable[int]] = ..., operation: _Optional[str] = ..., kernel: _Optional[_Iterable[int]] = ..., step: _Optional[_Iterable[int]] = ..., padding: _Optional[_Iterable[int]] = ..., dilation: _Optional[_Iterable[int]] = ..., groups: _Optional[int] = ..., multiply_adds: _Optional[int] = ..., dense_parameters: _Optional[int] = ..., layout: _Optional[str] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ...) -> None: ...
+
+class Source(_message.Message):
+    __slots__ = ("layer", "fewest", "most")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    FEWEST_FIELD_NUMBER: _ClassVar[int]
+    MOST_FIELD_NUMBER: _ClassVar[int]
+    layer: str
+    fewest: int
+    most: int
+    def __init__(self, layer: _Optional[str] = ..., fewest: _Optional[int] = ..., most: _Optional[int] = ...) -> None: ...
 
 class Training(_message.Message):
     __slots__ = ("data", "train_pictures", "test_pictures", "epochs", "train_accuracy", "test_accuracy", "seconds", "machine", "versions")

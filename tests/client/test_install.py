@@ -23,9 +23,14 @@ assert sys.prefix in importlib.util.find_spec("convscope").origin
 LENS_PROGRAM = """
 import importlib.metadata
 from convscope_lens import __version__
-from convscope_lens._page.report import page_html
+from convscope_lens._page.html import page_html
 assert importlib.metadata.version("convscope-lens") == __version__
-assert "<main" in page_html("", None) and "pad" in page_html("", None, controls={})
+from convscope_lens._page.page_data import thumbnail
+from convscope_lens._page.server import SAMPLES
+from importlib.resources import files
+assert len(page_html("", None)) > 20_000
+for name in SAMPLES:
+    assert thumbnail(files("convscope_lens._page").joinpath("samples", name).read_bytes())
 """
 
 

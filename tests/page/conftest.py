@@ -54,11 +54,11 @@ def open_report(watch: Open, tmp_path: Path) -> Open:
         service: Any = None, *, title: str = "cat.png", picture: bytes | None = None, **options: Any
     ) -> Watched:
         file = tmp_path / "report.html"
-        page = report(service or Service(), picture or make_picture(), model="net", title=title)
+        page = report(service or Service(), make_picture() if picture is None else picture, model="net", title=title)
         file.write_text(page, encoding="utf-8")
         watched = watch(**options)
         watched.open(file.as_uri())
-        watched.page.wait_for_selector("main:not([hidden])")
+        watched.page.wait_for_selector("#network .card")
         return watched
 
     return open_report

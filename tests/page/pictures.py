@@ -1,4 +1,4 @@
-"""Take the pictures of docs/pictures/ that show the pages, of a running service.
+"""Take the pictures of docs/pictures/page that show the report and the live page, of a running service.
 
 python -m tests.page.pictures --url http://localhost:8080
 """
@@ -6,48 +6,104 @@ python -m tests.page.pictures --url http://localhost:8080
 from __future__ import annotations
 
 import argparse
+import io
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from convscope import Client
+from convscope._cli import main as convscope
 from convscope_lens import PageServer, report
-from playwright.sync_api import expect
+from PIL import Image
+from playwright.sync_api import Page, expect
 
 from tests.page.browser import Watched, chromium
 from tests.server.harness import ROOT
 
-PICTURES = ROOT / "docs/pictures"
-SEVEN = ((0.28, 0.22), (0.7, 0.22), (0.42, 0.82))  # x, y of the pad.
+PICTURES = ROOT / "docs/pictures/page"
+WIDTHS = (320, 768, 1280, 2560)
+THREE = (
+    (0.3, 0.2),
+    (0.62, 0.22),
+    (0.66, 0.4),
+    (0.46, 0.48),
+    (0.68, 0.58),
+    (0.66, 0.78),
+    (0.3, 0.8),
+)  # x, y of the pad.
+
+
+def keep(page: Page, name: str, *, whole: bool = True) -> None:
+    """Write what the page shows as a small WebP file."""
+    page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
+    image = Image.open(io.BytesIO(page.screenshot(full_page=whole)))
+    image.thumbnail((1280, image.height))
+    image.convert("RGB").save(PICTURES / f"{name}.webp", quality=55, method=6)
+
+
+def draw(page: Page) -> None:
+    """Draw a 3 on the pad, small and in a corner."""
+    pad = page.locator("#pad").bounding_box()
+    assert pad
+    spots = [(pad["x"] + 0.6 * x * pad["width"], pad["y"] + 0.6 * y * pad["height"]) for x, y in THREE]
+    page.mouse.move(*spots[0])
+    page.mouse.down()
+    for x, y in spots[1:]:
+        page.mouse.move(x, y, steps=8)
+    page.mouse.up()
 
 
 def main() -> None:
     """Take them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--url", default="http://localhost:8080", help="a service with cifar and digits")
+    parser.add_argument("--url", default="http://localhost:8080", help="a service with cifar, deep and digits")
     url = parser.parse_args().url
+    PICTURES.mkdir(parents=True, exist_ok=True)
     with Client(url) as client, tempfile.TemporaryDirectory() as folder, chromium() as browser:
-        page = Path(folder, "report.html")
-        page.write_text(report(client, ROOT / "samples/cat.png", model="cifar"), encoding="utf-8")
-        for scheme in ("light", "dark"):
-            shown = Watched(browser, color_scheme=scheme, viewport={"width": 1400, "height": 900}).open(page.as_uri())
-            shown.get_by_role("region", name="conv2", exact=True).get_by_role("button").first.click()
-            shown.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
-            shown.screenshot(path=PICTURES / f"report-{scheme}.png", full_page=True)
-        with PageServer(client, ["digits", "cifar"]) as server:
+
+        def opened(address: str, width: int, **options: Any) -> Page:
+            return Watched(browser, viewport={"width": width, "height": 900}, **options).open(address)
+
+        file = Path(folder, "report.html")
+        file.write_text(report(client, ROOT / "samples/cat.png", model="deep", top_k=10), encoding="utf-8")
+        for width in WIDTHS:
+            for scheme in ("light", "dark"):
+                page = opened(f"{file.as_uri()}#at=block2,0", width, color_scheme=scheme)
+                page.wait_for_selector("#network .card")
+                keep(page, f"report-{width}-{scheme}")
+        page = opened(file.as_uri(), 794)  # A4 at 96 pixels an inch.
+        page.wait_for_selector("#network .card")
+        page.emulate_media(media="print")
+        keep(page, "report-print")
+        names = ("airplane", "cat", "frog", "horse", "ship", "truck")
+        reports = Path(folder, "reports")
+        arguments = ["report", *(str(ROOT / f"samples/{name}.png") for name in names), "--model", "deep"]
+        assert convscope([*arguments, "--out", str(reports), "--url", url]) == 0
+        keep(opened((reports / "index.html").as_uri(), 900), "index")
+        with PageServer(client, ["deep", "cifar", "digits"]) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
-            shown = Watched(browser, viewport={"width": 1400, "height": 1100}).open(server.url)
-            pad = shown.locator("#pad").bounding_box()
-            assert pad
-            spots = [(pad["x"] + x * pad["width"], pad["y"] + y * pad["height"]) for x, y in SEVEN]
-            shown.mouse.move(*spots[0])
-            shown.mouse.down()
-            for x, y in spots[1:]:
-                shown.mouse.move(x, y, steps=8)
-            shown.mouse.up()
-            expect(shown.locator("#state")).to_contain_text("%", timeout=60_000)
-            shown.screenshot(path=PICTURES / "ui.png")
+            _live(lambda width: opened(server.url, width))
             server.shutdown()
+
+
+def _live(opened: Callable[[int], Page]) -> None:
+    page = opened(1280)
+    page.wait_for_selector("#pad")
+    keep(page, "ui-empty", whole=False)
+    page.get_by_label("Network", exact=True).select_option("digits")
+    draw(page)
+    expect(page.locator("#state")).to_contain_text("%", timeout=60_000)
+    keep(page, "ui-drawing")
+    page = opened(1600)
+    page.get_by_role("button", name="cat.png").click()
+    expect(page.locator("#state")).to_contain_text("%", timeout=60_000)
+    page.get_by_label("Compare with").select_option("cifar")
+    expect(page.get_by_role("region", name="Compared with").get_by_role("heading").first).to_be_visible()
+    page.get_by_role("region", name="Scores").first.get_by_role("button").nth(1).click()
+    expect(page.locator("main .stale")).to_have_count(0)
+    keep(page, "ui-compare")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from convscope import ClassScore, Explanation, Input, Layer, Limits, ModelCard, Prediction, RequestRejected, Timing
+from convscope import (
+    ClassScore,
+    Explanation,
+    Input,
+    Layer,
+    Limits,
+    ModelCard,
+    Prediction,
+    RequestRejected,
+    Source,
+    Timing,
+)
 from convscope.pixels import encode_png
 
 HOSTILE = "</script><img src=x onerror=\"document.title='taken'\">&amp;{{data}}"
@@ -35,13 +46,28 @@ CARD = ModelCard(
     classes=("cat", "dog"),
     input=Input(channels=3, height=SIDE, width=SIDE, mean=(), std=()),
     layers=(
-        make_layer("conv1", (12, SIDE, SIDE)),
-        make_layer("conv2", (4, 6, 6), stride=(4, 4), receptive_field=(8, 8), receptive_field_start=(-3, -3)),
-        make_layer("head", (2,), stride=None, receptive_field=None, receptive_field_start=None),
+        make_layer("conv1", (12, SIDE, SIDE), sources=(Source("", 1, 1),)),
+        make_layer(
+            "conv2",
+            (4, 6, 6),
+            stride=(4, 4),
+            receptive_field=(8, 8),
+            receptive_field_start=(-3, -3),
+            sources=(Source("conv1", 0, 2),),
+        ),
+        make_layer(
+            "head",
+            (2,),
+            stride=None,
+            receptive_field=None,
+            receptive_field_start=None,
+            sources=(Source("conv2", 1, 1),),
+        ),
     ),
     parameters=12345,
     training=None,
     limits=Limits(max_images=8, max_image_bytes=1 << 20, max_image_pixels=1 << 20, max_reply_bytes=1 << 20),
+    sources=(Source("head", 0, 0),),
 )
 
 
@@ -64,7 +90,9 @@ class Service:
     place: tuple[tuple[int, int], tuple[float, float, float, float]] | tuple[None, None] = (None, None)
 
     def model_card(self, model: str, version: str | None = None, **_: Any) -> ModelCard:
-        return replace(self.card, model=model)
+        names = [layer.name for layer in self.card.layers]
+        sources = tuple(source for source in self.card.sources if source.layer in names)
+        return replace(self.card, model=model, sources=sources)
 
     def predict(self, file: bytes, *, model: str, layers: Any, channels: int | None, **options: Any) -> Prediction:
         self.asked += ({"layers": layers, "channels": channels, **options},)
@@ -79,6 +107,10 @@ class Service:
         about = {"model": model, "version": "1.0", "engine": "torch-2", "device": "cpu", "request_id": "r-1"}
         return Prediction(**about, top=self.top, maps=maps, channels=numbers, timing=TIMING)
 
+    def filters(self, model: str, layer: str, version: str | None = None) -> Any:
+        [channels] = [each.shape[0] for each in self.card.layers if each.name == layer]
+        return np.linspace(-1, 1, channels * 27, dtype=np.float32).reshape(channels, 3, 3, 3)
+
     def explain(self, file: bytes, *, model: str, method: str, **_: Any) -> Any:
         if method not in self.explains:
             raise RequestRejected("no gradients here", code="bad_request")
@@ -87,6 +119,6 @@ class Service:
         size, region = self.place
         if method == "picture":
             return Explanation(scores, method=method, picture=picture, original_size=size, region=region)
-        heat = np.linspace(-1, 1, 16, dtype=np.float32).reshape(1, 4, 4)
+        heat = np.linspace(-1, 1, 36, dtype=np.float32).reshape(1, 6, 6)
         found = {"layer": "conv2", "target": 0, "label": "cat", "heat": heat, "picture": picture}
         return Explanation(scores, method=method, **found, original_size=size, region=region)  # type: ignore[arg-type]

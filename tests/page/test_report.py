@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import os
 import re
@@ -18,7 +19,8 @@ import pytest
 from convscope import ClassScore, Client, ModelNotFound, RequestRejected, UnknownLayer
 from convscope._cli import main
 from convscope_lens import report
-from convscope_lens._page.page_data import channels_that_fit, pack_heat, pack_map
+from convscope_lens._page.page_data import channels_that_fit, pack_heat, pack_kernels, pack_map, reduce_cells
+from PIL import Image
 
 from tests.client.stand_in import StandIn, serve
 from tests.page.service import CARD, HOSTILE, SIDE, Service, make_layer, make_picture
@@ -36,6 +38,10 @@ def page_data_of(page: str) -> dict[str, Any]:
     return data
 
 
+def pixels(url: str) -> Any:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
+
+
 def look(service: Any, picture: Any = None, **options: Any) -> dict[str, Any]:
     return page_data_of(report(service, make_picture() if picture is None else picture, model="net", **options))
 
@@ -51,8 +57,10 @@ def test_the_page_refers_to_nothing_but_itself():
 
     parser = References()
     parser.feed(page)
-    assert set(parser.references) == {"#maps", "data:,"}
-    assert not re.search(r"https?://|@import|url\(", page)
+    assert set(parser.references) == {"data:,"}
+    names = set(re.findall(r"https?://[^\"'`\s]*", page))
+    assert all(name.startswith("http://www.w3.org/") for name in names)  # Namespaces of elements: nothing is fetched.
+    assert not re.search(r"@import|url\(", page)
 
 
 def test_only_the_pages_own_script_and_style_may_run():
@@ -86,12 +94,19 @@ def test_maps_come_strongest_first_and_to_half_a_step():
     np.testing.assert_allclose(minimum + raw / 255 * (maximum - minimum), cells[[1, 2, 0]], atol=0.5 / 255 + 1e-5)
 
 
-def test_maps_with_holes_and_maps_of_one_row_are_packed():
+def test_maps_with_holes_are_packed():
     holes = np.array([[[np.nan, 1.0], [np.inf, 3.0]], [[np.nan] * 2] * 2], np.float32)
     packed = pack_map(holes, [0, 1])
     assert (packed["min"], packed["max"]) == ([1.0, None], [3.0, None])
-    vector = pack_map(np.array([1.0, 2.0, 3.0], np.float32), [0, 1, 2])
-    assert (vector["rows"], vector["columns"], vector["channels"]) == (1, 3, [0])
+    assert list(base64.b64decode(packed["values"])) == [0, 0, 0, 255, *[0] * 4]
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1, 1)])
+def test_numbers_without_places_keep_their_values(shape: tuple[int, ...]):
+    packed = pack_map(np.array([-1.0, 3.0, np.nan], np.float32).reshape(shape), [7, 8, 9])
+    channels = [1, 0, 2] if shape == (3,) else [8, 7, 9]
+    assert (packed["channels"], packed["numbers"]) == (channels, [3.0, -1.0, None])
+    assert (packed["cells"], packed["count"]) == ((1, 1), 3)
 
 
 def test_heat_keeps_its_sign():
@@ -104,9 +119,15 @@ def test_heat_keeps_its_sign():
 def test_the_page_data_has_scores_geometry_timing_and_an_explanation():
     data = look(Service(), title="it")
     assert [score["label"] for score in data["scores"]] == ["cat", "dog"]
-    assert data["heat"] | {"values": ""} == {
-        "method": "grad_cam", "layer": "conv2", "label": "cat", "rows": 4, "columns": 4, "values": "", "max": 1.0
-    }  # fmt: skip
+    heat = data["heat"]
+    assert (heat["method"], heat["layer"], heat["target"], heat["label"], heat["max"]) == (
+        "grad_cam",
+        "conv2",
+        0,
+        "cat",
+        1,
+    )
+    assert (heat["rows"], heat["columns"], heat["receptive_field"], heat["stride"]) == (6, 6, [8, 8], [4, 4])
     assert data["picture"]["exact"]
     assert data["geometry"]["headings"][:2] == ["layer", "output"]
     assert data["geometry"]["rows"][1][:4] == ["conv2", "4×6×6", "8×8", "4×4"]
@@ -143,37 +164,142 @@ def test_a_network_without_classes_and_of_any_size_has_a_report():
     data = look(Service(card, top=()))
     assert (data["scores"], data["heat"]) == ([], None)
     assert (data["layers"][0]["rows"], data["layers"][0]["columns"]) == (SIDE, SIDE)
-    assert data["geometry"]["rows"][0][1] == "1×any×any"
+    assert data["geometry"]["rows"][0][1] == "1×32×32"  # Of this picture.
 
 
 def test_an_array_is_shown_as_it_was_sent():
     grey = np.full((SIDE, SIDE), 7, np.uint8)
     picture = look(Service(explains=()), grey)["picture"]
-    assert (picture["rows"], picture["columns"], picture["channels"]) == (SIDE, SIDE, 1)
-    assert set(base64.b64decode(picture["values"])) == {7}
+    assert (picture["rows"], picture["columns"], picture["exact"]) == (SIDE, SIDE, False)
+    assert np.all(pixels(picture["file"]) == 7)
     assert look(Service(explains=()), np.zeros((5, 5), np.uint8))["picture"] is None  # The service resized it.
 
 
 def test_large_maps_are_cut_to_their_strongest_channels():
     big = [make_layer("a", (64, 112, 112)), make_layer("b", (512, 7, 7)), make_layer("c", (1000,))]
-    assert channels_that_fit(big, 64 * 112 * 112 + 512 * 49) is None
-    n = channels_that_fit(big, 1 << 19)
+    shapes = [layer.shape for layer in big]
+    assert channels_that_fit(shapes, 64 * 112 * 112 + 512 * 49) is None
+    n = channels_that_fit(shapes, 1 << 19)
     assert n is not None
     assert n * 112 * 112 + n * 49 <= 1 << 19 < (n + 1) * (112 * 112 + 49)
-    assert channels_that_fit(big, 1) == 1
+    assert channels_that_fit(shapes, 1) == 1
 
 
-def test_a_report_of_a_large_network_stays_below_ten_megabytes():
+def test_a_report_of_a_large_network_stays_below_three_megabytes():
     layers = tuple(make_layer(f"block{number}", (256, 56, 56)) for number in range(20))
     limits = replace(CARD.limits, max_reply_bytes=1 << 28)
     service = Service(replace(CARD, layers=layers, limits=limits))
     page = report(service, make_picture(), model="net")
-    assert 1 << 22 < len(page) < 10 << 20
+    assert 1 << 20 < len(page) < 3_000_000
     assert service.asked[0]["map_dtype"] == "uint8"
 
 
 def test_a_small_report_is_small():
-    assert len(report(Service(), make_picture(), model="net")) < 80_000
+    assert len(report(Service(), make_picture(), model="net")) < 100_000
+
+
+def test_a_network_of_any_size_and_a_picture_of_12_megapixels_have_a_small_report_with_true_sizes():
+    rows, columns = 3000, 4000
+    layer = make_layer(
+        "conv1", (2, 32, 32), operation="Conv2d", kernel=(3, 3), input_shape=(1, 32, 32), multiply_adds=18432
+    )
+    limits = replace(CARD.limits, max_reply_bytes=1 << 28)
+    card = replace(
+        CARD, classes=(), input=replace(CARD.input, height=None, width=None, channels=1), layers=(layer,), limits=limits
+    )
+
+    class Large(Service):
+        def predict(self, file: bytes, **options: Any) -> Any:
+            prediction = super().predict(file, **options)
+            prediction._maps["conv1"] = np.add.outer(np.arange(rows), np.zeros(columns)).astype(np.float32)[None]
+            return prediction
+
+        def explain(self, file: bytes, **options: Any) -> Any:
+            explanation = super().explain(file, **options)
+            explanation._picture = np.zeros((1, rows, columns), np.float32)
+            return explanation
+
+    page = report(Large(card, top=()), make_picture(), model="net")
+    assert len(page) < 3_000_000
+    data = page_data_of(page)
+    [packed] = data["layers"]
+    assert (packed["cells"], packed["block"], packed["rows"], packed["columns"]) == ([rows, columns], 25, 120, 160)
+    assert (packed["min"], packed["max"]) == ([0], [rows - 1])
+    assert (data["picture"]["rows"], data["picture"]["columns"]) == (rows, columns)
+    row = dict(zip(data["geometry"]["headings"], data["geometry"]["rows"][0], strict=True))
+    assert (row["output"], row["multiply-adds"], row["input"]) == (
+        "2×3000×4000",
+        f"{2 * 9 * rows * columns:,}",
+        "1×any×any",
+    )
+
+
+def test_blocks_of_cells_have_the_mean_of_their_cells_also_at_the_edges():
+    values = np.arange(35, dtype=np.float32).reshape(1, 5, 7)
+    reduced, block = reduce_cells(values, 4)
+    assert (block, reduced.shape) == (2, (1, 3, 4))
+    assert reduced[0, 0, 0] == values[0, :2, :2].mean()
+    assert reduced[0, 2, 3] == values[0, 4, 6]
+    assert reduce_cells(values, 7) == (values, 1)
+
+
+def test_kernels_are_packed_to_half_a_step_of_their_largest_weight():
+    weights = np.linspace(-3, 2, 2 * 4 * 9, dtype=np.float32).reshape(2, 4, 3, 3)
+    packed = pack_kernels(weights, [5, 6])
+    raw = np.frombuffer(base64.b64decode(packed["values"]), np.uint8).reshape(weights.shape).astype(np.float32)
+    largest = np.array(packed["max"])[:, None, None, None]
+    np.testing.assert_allclose((raw - 128) / 127 * largest, weights, atol=3 / 127 / 2 + 1e-5)
+
+
+def test_the_page_says_what_feeds_what_past_layers_that_are_not_shown():
+    assert [(one["layer"], one["fewest"], one["most"]) for one in look(Service())["layers"][1]["sources"]] == [
+        ("conv1", 0, 2)
+    ]
+    data = look(Service(), layers=["head"])
+    assert [(one["layer"], one["fewest"], one["most"]) for one in data["layers"][0]["sources"]] == [("", 2, 4)]
+    assert [one["layer"] for one in data["score_sources"]] == ["head"]
+    unknown = replace(CARD, layers=(make_layer("conv1", (2, 3, 3)),), sources=())
+    assert not look(Service(unknown))["known_sources"]
+
+
+def test_kernels_of_few_weights_are_in_the_report():
+    layer = make_layer("conv1", (2, 3, 3), operation="Conv2d", kernel=(3, 3))
+    small, large = (
+        look(Service(replace(CARD, layers=(replace(layer, parameters=n),))))["layers"][0] for n in (56, 10**6)
+    )
+    assert small["kernels"]["shape"] == [3, 3, 3]
+    assert sorted(small["kernels"]["channels"]) == [0, 1]
+    assert (large["has_kernels"], large["kernels"]) == (True, None)
+    assert small["operation"] == "3×3 convolution"
+
+
+@pytest.mark.parametrize("method", ["grad_cam", "cam"])
+def test_a_layer_of_one_cell_is_not_explained_and_the_way_out_is_named(method: str):
+    card = replace(CARD, layers=(*CARD.layers, make_layer("pool", (4, 1, 1))))
+    with pytest.raises(
+        ValueError, match=r"pool has no more than one cell; choose conv1 or conv2, or a method .* occlusion"
+    ):
+        report(Service(card), make_picture(), model="net", method=method, layer="pool")
+
+
+@pytest.mark.parametrize("method", ["occlusion", None])
+def test_a_layer_that_the_method_does_not_use_is_rejected(method: Any):
+    with pytest.raises(ValueError, match="layer is for grad_cam and cam"):
+        report(Service(), make_picture(), model="net", method=method, layer="conv1")
+
+
+def test_a_heat_map_of_one_cell_is_left_out_with_the_reason():
+    class Single(Service):
+        def explain(self, file: bytes, **options: Any) -> Any:
+            explanation = super().explain(file, **options)
+            explanation._heat = None if options["method"] == "picture" else np.ones((1, 1, 1), np.float32)
+            return explanation
+
+    data = look(Single())
+    assert data["heat"] is None
+    assert "try occlusion" in data["heat_note"]
+    with pytest.raises(ValueError, match="try occlusion"):
+        report(Single(), make_picture(), model="net", target=1)
 
 
 def test_several_pictures_have_no_report():
@@ -227,3 +353,44 @@ def test_what_the_service_rejects_is_raised_and_nothing_written(stand_in: StandI
     arguments = [str(tmp_path / "cat.png"), "--model", "missing", "--out", str(page), "--url", stand_in.rest_url]
     assert main(["report", *arguments]) == 1
     assert not page.exists()
+
+
+def test_many_pictures_get_a_page_each_and_an_index(stand_in: StandIn, tmp_path: Path, capsys: Any):
+    (tmp_path / "in/deeper").mkdir(parents=True)
+    (tmp_path / "in/b.png").write_bytes(make_picture())
+    (tmp_path / "in/deeper/a.png").write_bytes(make_picture()[:-1] + b"x")
+    (tmp_path / "in/bad.png").write_bytes(b"bad picture")
+    (tmp_path / "in/notes.txt").write_text("not a picture")
+    command = ["report", str(tmp_path / "in"), "--model", "cifar", "--url", stand_in.rest_url]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr().out
+    assert "bad_image: not a picture" in printed
+    assert printed.splitlines()[-1] == f"wrote {tmp_path / 'out/index.html'}"
+    entries = page_data_of((tmp_path / "out/index.html").read_text("utf-8"))["index"]
+    assert [entry["title"] for entry in entries] == ["b.png", "bad.png", "a.png"]
+    assert [entry["page"] for entry in entries] == ["1-b.html", None, "3-a.html"]
+    assert entries[0]["thumbnail"].startswith("data:image/png;base64,")
+    for entry in (entries[0], entries[2]):
+        shown = page_data_of((tmp_path / "out" / entry["page"]).read_text("utf-8"))
+        assert (shown["title"], shown["scores"]) == (entry["title"], entry["scores"])
+    assert entries[1]["error"].startswith("bad_image: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cat.png", "cat.png", "--out", "cat.html"], "--out must be a folder for 2 pictures, not cat.html"),
+        (["empty", "--out", "out"], "there are no .png, .jpg, .jpeg, .webp, .npy files in empty"),
+        (["cat.png", "cat.png", "--out", "out", "--request-id", "r-7"], "--request-id names one request"),
+    ],
+)
+def test_what_cannot_be_many_reports_is_said_before_anything_is_sent(
+    arguments: list[str], message: str, stand_in: StandIn, tmp_path: Path, capsys: Any, monkeypatch: Any
+):
+    monkeypatch.chdir(tmp_path)
+    Path("cat.png").write_bytes(make_picture())
+    Path("empty").mkdir()
+    stand_in.requests.clear()
+    assert main(["report", *arguments, "--model", "cifar", "--url", stand_in.rest_url]) == 1
+    assert message in capsys.readouterr().err
+    assert not stand_in.requests

@@ -20,16 +20,16 @@ def description(page: Any) -> str:
     return str(page.inner_text("#cell-description"))
 
 
-def field(page: Any) -> list[float]:
+def field(page: Any, name: str = "picture-field") -> list[float]:
     """Return the marked part of the picture in pixels of the picture: top, left, height, width."""
     marked: list[float] = page.evaluate(
-        """side => {
-          const box = document.getElementById("receptive-field-box");
+        """([side, name]) => {
+          const box = document.getElementById(name);
           return ["top", "left", "height", "width"].map((name) => parseFloat(box.style[name]) * side / 100);
         }""",
-        SIDE,
+        [SIDE, name],
     )
-    return [round(length, 6) for length in marked]
+    return [round(length, 4) for length in marked]
 
 
 def original(page: Any, name: str) -> list[float]:
@@ -122,8 +122,8 @@ def test_pointing_at_a_cell_marks_it_in_the_original_too(open_report: Open):
         page.mouse.move(box["x"] + box["width"] * 2.5 / 6, box["y"] + box["height"] * 1.5 / 6)  # Row 1, column 2.
         # Rows 1..8 and columns 5..12 of the input.
         assert "In the original: rows 10 to 25, columns 38 to 53." in description(page)
-        assert original(page, "original-box") == [10, 38, 16, 16]
-        assert original(page, "seen-box") == [8, 28, 64, 64]
+        assert original(page, "original-field") == [10, 38, 16, 16]
+        assert original(page, "original-seen") == [8, 28, 64, 64]
         assert "80×120 pixels" in page.inner_text("#original-caption")
         middle = "document.getElementById('original').getContext('2d').getImageData(60, 40, 1, 1).data[0]"
         assert page.evaluate(middle) == 200
@@ -149,9 +149,13 @@ def test_the_description_has_the_value_of_the_cell(open_report: Open):
 def test_it_can_be_read_by_keys_alone(open_report: Open):
     page = open_report().page
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "Skip to feature maps"
-    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the network"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "network"
+    page.get_by_role("button", name=re.compile("^conv1, channel .*: enlarge$")).first.focus()
+    page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "map"
+    page.keyboard.press("Control+Home")
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     page.keyboard.press("Control+Home")
     assert "row 0, column 0:" in description(page)
@@ -177,29 +181,33 @@ def test_it_can_be_read_by_keys_alone(open_report: Open):
 def test_the_rest_of_the_channels_comes_on_demand(open_report: Open):
     page = open_report().page
     tiles = layer(page, "conv1").get_by_role("button", name="enlarge")
-    assert tiles.count() == 8
+    assert tiles.count() == 6
     page.get_by_role("button", name="Show all 12 channels of conv1").focus()
     page.keyboard.press("Enter")
     assert tiles.count() == 12
     assert page.evaluate("document.activeElement.classList.contains('tile')")
     tiles.nth(11).click()
     assert tiles.nth(11).get_attribute("aria-pressed") == "true"
-    assert page.locator('[aria-pressed="true"]').count() == 1
+    assert page.locator('.tile[aria-pressed="true"]').count() == 1
 
 
 def test_a_layer_without_a_receptive_field_says_so(open_report: Open):
     page = open_report().page
-    layer(page, "head").get_by_role("button").click()
+    layer(page, "head").get_by_role("button", name="head: all numbers").click()
     assert "Receptive field unknown." in description(page)
-    assert page.locator("#receptive-field-box").is_hidden()
+    assert page.locator("#picture-field").count() == 0
 
 
 def test_the_heat_map_describes_its_cells(open_report: Open):
     page = open_report().page
     page.get_by_role("region", name="Heat map").get_by_role("button").focus()
     page.keyboard.press("Enter")
-    assert "row 3, column 3: raises the score of “cat”, 100 % of the strongest contribution" in description(page)
-    assert field(page) == [24, 24, 8, 8]
+    assert "row 5, column 5: raises the score of “cat”, 100 % of the strongest contribution" in description(page)
+    # What it is drawn over, a sixth of 32 pixels, is not what it sees: from -3 + 5 · 4 pixels on, 8 each way.
+    assert "Drawn over rows 26 to 31, columns 26 to 31, 6×6 pixels." in description(page)
+    assert "The cell sees its receptive field: rows 17 to 24, columns 17 to 24, 8×8 pixels." in description(page)
+    assert field(page) == [17, 17, 8, 8]
+    assert field(page, "picture-covered") == [26, 26, 6, 6]
     page.keyboard.press("Control+Home")
     assert "row 0, column 0: lowers the score of “cat”, 100 % of the strongest contribution" in description(page)
     red, _, blue = page.evaluate(
@@ -239,6 +247,19 @@ def test_it_fits_narrow_and_wide_windows(width: int, open_report: Open):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_it_prints_bars_and_every_column_and_nothing_to_press(open_report: Open):
+    page = open_report(viewport={"width": 794, "height": 1123}).page  # A4.
+    page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 794
+    widths = page.evaluate("[...document.querySelectorAll('.scroll')].map((one) => [one.scrollWidth, one.clientWidth])")
+    assert all(needed <= given for needed, given in widths)
+    bar = page.locator("#scores .fill").first
+    assert bar.evaluate("(one) => getComputedStyle(one).printColorAdjust") == "exact"
+    assert bar.bounding_box()["width"] > 50
+    assert not page.get_by_role("button", name="Show all 12 channels of conv1").is_visible()
+    assert len(re.findall(rb"/Type /Page\b", page.pdf(format="A4"))) <= 4
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_fault(scheme: str, open_report: Open):
     watched = open_report(color_scheme=scheme, bypass_csp=True)  # axe is a script that the page does not know.
@@ -253,6 +274,7 @@ def test_a_screen_reader_finds_landmarks_headings_and_names(open_report: Open):
     headings = page.get_by_role("heading").all_inner_texts()
     assert headings[0] == "cat.png – net"
     assert "Feature maps by layer" in headings
+    assert {"Input", "conv1", "conv2", "head", "Scores"} <= set(headings)
     assert page.get_by_role("img", name="cat.png, the network’s input, 32×32 pixels").count() == 1
     assert page.get_by_role("application", name=re.compile(r"^conv1, channel \d+, 32 rows of 32 cells$")).count() == 1
     assert page.get_by_role("status").get_attribute("aria-live") == "polite"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -13,11 +15,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
 from convscope import AuthenticationFailed, Client, ModelNotFound
-from convscope_lens._page.server import MAX_BODY_BYTES, PageServer, http_status
+from convscope_lens._page.server import MAX_BODY_BYTES, PageServer, accepted_hosts, http_status
 
-from tests.client.stand_in import StandIn, serve
+from tests.client.stand_in import StandIn, fetch_maps, serve
 from tests.page.service import make_picture
 
 API_KEY = "very-secret-key"
@@ -66,6 +69,18 @@ def code(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"]
 
 
+def add(http: httpx.Client, picture: bytes | None = None, title: str = "cat.png") -> str:
+    """Send a picture, and return its id."""
+    response = http.post("/pictures", params={"title": title}, content=make_picture() if picture is None else picture)
+    assert response.status_code == 200
+    picture_id: str = response.json()["id"]
+    return picture_id
+
+
+def ask(http: httpx.Client, picture: str, model: str = "cifar", path: str = "predict", **query: Any) -> httpx.Response:
+    return http.get(f"/{path}", params={"model": model, "picture": picture, **query})
+
+
 def test_it_listens_on_this_machine_alone(server: PageServer):
     assert address(server)[0] == "127.0.0.1"
 
@@ -84,7 +99,7 @@ def test_the_page_holds_no_secret_and_may_not_be_framed(server: PageServer, http
 
 def test_a_picture_is_answered_with_page_data_and_the_service_gets_the_key(stand_in: StandIn, http: httpx.Client):
     stand_in.keys.clear()
-    response = http.post("/predict?model=digits&title=a%26b&explain=1", content=make_picture())
+    response = ask(http, add(http, title="a&b"), "digits")
     assert response.status_code == 200
     assert (response.json()["title"], response.json()["model"]["name"]) == ("a&b", "digits")
     assert set(stand_in.keys) == {API_KEY}
@@ -93,19 +108,24 @@ def test_a_picture_is_answered_with_page_data_and_the_service_gets_the_key(stand
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1", ""])
 def test_a_foreign_name_that_leads_here_is_not_answered(host: str, http: httpx.Client):
     assert code(http.get("/", headers={"host": host})) == (403, "forbidden")
-    assert code(http.post("/predict?model=cifar", content=b"x", headers={"host": host})) == (403, "forbidden")
+    assert code(http.post("/pictures", content=b"x", headers={"host": host})) == (403, "forbidden")
+    assert code(http.get("/predict?model=cifar", headers={"host": host})) == (403, "forbidden")
 
 
 @pytest.mark.parametrize("headers", [{"x-convscope-token": ""}, {"x-convscope-token": "wrong"}])
 def test_without_the_key_nothing_is_asked(headers: dict[str, str], stand_in: StandIn, http: httpx.Client):
+    picture = add(http)
     stand_in.requests.clear()
-    assert code(http.post("/predict?model=cifar", content=make_picture(), headers=headers)) == (403, "forbidden")
+    for path in ("predict", "map", "filters", "pictures"):
+        query = {"model": "cifar", "picture": picture, "layer": "conv1"}
+        assert code(http.get(f"/{path}", params=query, headers=headers)) == (403, "forbidden")
+    assert code(http.post("/pictures", content=make_picture(), headers=headers)) == (403, "forbidden")
     assert not stand_in.requests
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1"])
 def test_another_page_may_not_ask(origin: str, http: httpx.Client):
-    response = http.post("/predict?model=cifar", content=make_picture(), headers={"origin": origin})
+    response = http.post("/pictures", content=make_picture(), headers={"origin": origin})
     assert code(response) == (403, "forbidden")
     assert "access-control-allow-origin" not in response.headers
 
@@ -113,14 +133,12 @@ def test_another_page_may_not_ask(origin: str, http: httpx.Client):
 def test_the_page_itself_may_ask_by_either_name(server: PageServer, http: httpx.Client):
     for host in hosts(server):
         headers = {"host": host, "origin": f"http://{host}"}
-        assert http.post("/predict?model=cifar", content=make_picture(), headers=headers).status_code == 200
+        assert http.post("/pictures", content=make_picture(), headers=headers).status_code == 200
 
 
 def test_a_large_body_is_rejected_unread(server: PageServer):
     with socket.create_connection(address(server), timeout=30) as connection:
-        head = (
-            f"POST /predict?model=cifar HTTP/1.1\r\nhost: {hosts(server)[0]}\r\nx-convscope-token: {token(server)}\r\n"
-        )
+        head = f"POST /pictures HTTP/1.1\r\nhost: {hosts(server)[0]}\r\nx-convscope-token: {token(server)}\r\n"
         connection.sendall(f"{head}content-length: {MAX_BODY_BYTES + 1}\r\n\r\n".encode())
         response = b"".join(iter(lambda: connection.recv(65536), b""))
     assert response.startswith(b"HTTP/1.1 413")
@@ -128,31 +146,32 @@ def test_a_large_body_is_rejected_unread(server: PageServer):
 
 
 def test_a_body_of_unknown_length_is_rejected(http: httpx.Client):
-    response = http.post("/predict?model=cifar", content=iter([b"abc"]))
+    response = http.post("/pictures", content=iter([b"abc"]))
     assert code(response) == (411, "bad_request")
 
 
 def test_errors_of_the_service_come_with_their_code(http: httpx.Client):
-    assert code(http.post("/predict?model=cifar", content=b"bad picture")) == (400, "bad_image")
-    assert code(http.post("/predict?model=other", content=make_picture())) == (404, "model_not_found")
+    picture = add(http)
+    assert code(ask(http, add(http, b"bad picture"))) == (400, "bad_image")
+    assert code(ask(http, picture, "other")) == (404, "model_not_found")
+    assert code(ask(http, "elsewhere")) == (404, "picture_not_found")
+    assert code(ask(http, picture, top_k="many")) == (400, "bad_request")
+    assert code(ask(http, picture, path="map", layer="conv9")) == (400, "unknown_layer")
+    assert code(ask(http, picture, path="filters", layer="conv1", channel=9)) == (400, "bad_request")
     assert code(http.post("/elsewhere", content=b"x")) == (404, "not_found")
     assert code(http.get("/../secret")) == (404, "not_found")
 
 
 def test_what_is_no_fault_of_the_pictures_is_told_as_such(stand_in: StandIn, http: httpx.Client):
+    picture = add(http)
     stand_in.mishaps[:] = ["died", "died"]  # A worker that died is asked again, once.
-    assert code(http.post("/predict?model=cifar", content=make_picture())) == (502, "internal")
+    assert code(ask(http, picture)) == (502, "internal")
     assert http_status(AuthenticationFailed()) == 502
 
 
-def test_on_port_80_names_without_a_port_are_accepted(
-    server: PageServer, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(server._server, "server_port", 80)
-    for host in ("localhost", "127.0.0.1:80", "127.0.0.1"):
-        headers = {"host": host, "origin": f"http://{host}"}
-        assert http.post("/predict?model=cifar", content=make_picture(), headers=headers).status_code == 200
-    assert code(http.get("/", headers={"host": "evil.example"})) == (403, "forbidden")
+def test_on_port_80_names_without_a_port_are_accepted():
+    assert set(accepted_hosts(80)) == {"127.0.0.1:80", "localhost:80", "127.0.0.1", "localhost"}
+    assert set(accepted_hosts(81)) == {"127.0.0.1:81", "localhost:81"}
 
 
 def test_a_model_that_is_not_there_is_told_at_the_start(stand_in: StandIn):
@@ -180,3 +199,44 @@ def test_the_command_serves_until_it_is_stopped(stop: signal.Signals, stand_in: 
             finally:
                 process.kill()
         assert status == 0
+
+
+def test_options_of_an_explanation_and_the_number_of_scores_reach_the_service(stand_in: StandIn, http: httpx.Client):
+    picture = add(http)
+    response = ask(http, picture, method="grad_cam", layer="conv2", target=7, top_k=2).json()
+    assert (response["heat"]["layer"], response["heat"]["target"], len(response["scores"])) == ("conv2", 7, 2)
+    assert ask(http, picture, method="none").json()["heat"] is None
+
+
+def test_a_whole_map_comes_as_an_array_and_so_do_kernels(http: httpx.Client):
+    picture = make_picture()
+    loaded = [
+        np.load(io.BytesIO(ask(http, add(http, picture), path="map", layer="conv1", **channel).content))
+        for channel in ({}, {"channel": 2})
+    ]
+    expected = fetch_maps(picture, (4, 6, 5))
+    assert np.array_equal(loaded[0], expected)
+    assert np.array_equal(loaded[1], expected[2])
+    kernels = ask(http, "", path="filters", layer="conv1", channel=1).json()
+    assert (kernels["channels"], kernels["shape"]) == ([1], [3, 3, 3])
+
+
+def test_pictures_are_kept_under_ids_of_their_bytes_and_a_drawing_replaces_the_one_before(http: httpx.Client):
+    first, second = add(http, make_picture(), "one.png"), add(http, make_picture() + b"\0", "two.png")
+    assert add(http, make_picture(), "again.png") == first != second
+    kept = {one["id"]: one for one in http.get("/pictures").json()}
+    assert (kept[first]["title"], kept[second]["title"]) == ("again.png", "two.png")
+    assert kept[first]["thumbnail"].startswith("data:image/png;base64,")
+    third = http.post(
+        "/pictures", params={"title": "drawing", "replaces": second}, content=make_picture() + b"\1"
+    ).json()
+    ids = [one["id"] for one in http.get("/pictures").json()]
+    assert third["id"] in ids
+    assert second not in ids
+
+
+def test_samples_can_be_asked_about(http: httpx.Client):
+    [settings] = re.findall(r'id="settings">(.*?)</script>', http.get("/").text, re.DOTALL)
+    samples = json.loads(settings)["samples"]
+    assert [sample["title"] for sample in samples][:2] == ["cat.png", "frog.png"]
+    assert ask(http, samples[0]["id"]).json()["title"] == "cat.png"

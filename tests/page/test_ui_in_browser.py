@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from convscope import Client
+from convscope.pixels import encode_png
 from convscope_lens import PageServer
+from PIL import Image
 from playwright.sync_api import expect
 
-from tests.client.stand_in import StandIn, serve
+from tests.client.stand_in import StandIn, fetch_maps, serve
 from tests.page.conftest import Open
 from tests.page.service import make_picture
 
@@ -30,6 +35,7 @@ def server(stand_in: StandIn) -> Iterator[PageServer]:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
+        stand_in.release.set()
         server.shutdown()
         thread.join()
 
@@ -41,17 +47,44 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-def draw(page: Any) -> None:
+def other_picture(tmp_path: Path, name: str, level: int) -> Path:
+    path = tmp_path / name
+    path.write_bytes(encode_png(np.full((8, 8), level, np.uint8)))
+    return path
+
+
+def draw(page: Any, *, left: int = 60, top: int = 50, right: int = 150, bottom: int = 160) -> None:
+    page.locator("#pad").scroll_into_view_if_needed()
     box = page.locator("#pad").bounding_box()
-    page.mouse.move(box["x"] + 60, box["y"] + 50)
+    scale = box["width"] / 280
+    page.mouse.move(box["x"] + left * scale, box["y"] + top * scale)
     page.mouse.down()
-    page.mouse.move(box["x"] + 150, box["y"] + 160, steps=5)
+    page.mouse.move(box["x"] + right * scale, box["y"] + bottom * scale, steps=5)
     page.mouse.up()
 
 
 def await_title(page: Any, title: str) -> None:
     expect(page.locator("h1")).to_have_text(title, timeout=60_000)
     page.wait_for_selector("main:not([hidden])")
+    expect(page.locator("main .stale")).to_have_count(0)
+
+
+def drop(page: Any, *files: tuple[str, bytes]) -> None:
+    page.evaluate(
+        """files => {
+          const data = new DataTransfer();
+          for (const [name, bytes] of files)
+            data.items.add(new File([new Uint8Array(bytes)], name, { type: "image/png" }));
+          document.getElementById("drop").dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true }));
+        }""",
+        [[name, list(content)] for name, content in files],
+    )
+
+
+def last_picture(stand_in: StandIn) -> Any:
+    """Return the pixels of the last picture that the service was sent."""
+    pictures = [request.pictures[0] for _, _, request in stand_in.requests if request.pictures]
+    return np.asarray(Image.open(io.BytesIO(pictures[-1])).convert("L"))
 
 
 def test_a_chosen_picture_is_answered_and_another_network_asked_about_it(
@@ -60,12 +93,16 @@ def test_a_chosen_picture_is_answered_and_another_network_asked_about_it(
     watched = watch()
     page = watched.open(server.url)
     assert page.locator("main").is_hidden()
+    assert page.get_by_role("region", name="The network").get_by_role("heading").all_inner_texts()[1:] == [
+        "Input", "conv1", "conv2", "Scores"
+    ]  # fmt: skip
     page.set_input_files("#file", picture)
     await_title(page, "dog.png – digits")
     page.get_by_label("Network", exact=True).select_option("cifar")
     await_title(page, "dog.png – cifar")
     assert {url.split("/")[2] for url in watched.fetched if url.startswith("http")} == {server.url.split("/")[2]}
-    assert page.get_by_role("region", name="conv1", exact=True).get_by_role("button").count() == 4
+    tiles = page.get_by_role("region", name="conv1", exact=True).get_by_role("button", name="enlarge")
+    assert tiles.count() == 4
 
 
 def test_a_drawing_is_answered_and_the_chosen_map_stays(watch: Open, server: PageServer, stand_in: StandIn):
@@ -79,23 +116,46 @@ def test_a_drawing_is_answered_and_the_chosen_map_stays(watch: Open, server: Pag
     before = len(stand_in.requests)
     page.get_by_role("button", name="Clear the pad").click()
     with page.expect_response("**/predict?*"):
-        draw(page)
+        draw(page, right=200)
     expect(page.locator("#state")).to_contain_text("%", timeout=60_000)
     assert len(stand_in.requests) > before
-    assert "conv2, channel 1, row 1, column 1:" in page.inner_text("#cell-description")
+    page.mouse.move(2, 2)
+    expect(page.locator("#cell-description")).to_contain_text("conv2, channel 1, row 1, column 1:")
+    assert page.get_by_role("button", name="drawing").count() == 1
 
 
-def test_a_dropped_picture_is_answered(watch: Open, server: PageServer):
+def test_every_dropped_picture_is_used(watch: Open, server: PageServer):
+    page = watch().open(server.url)
+    files = [
+        (f"{name}.png", encode_png(np.full((8, 8), level, np.uint8)))
+        for name, level in (("a", 10), ("b", 90), ("c", 200))
+    ]
+    drop(page, *files)
+    await_title(page, "a.png – digits")
+    film = page.get_by_role("group", name="Your pictures").get_by_role("button")
+    expect(film).to_have_count(3)
+    film.nth(2).click()
+    await_title(page, "c.png – digits")
+    assert film.nth(2).get_attribute("aria-pressed") == "true"
+
+
+def test_a_pasted_picture_is_answered(watch: Open, server: PageServer):
     page = watch().open(server.url)
     page.evaluate(
         """bytes => {
           const data = new DataTransfer();
-          data.items.add(new File([new Uint8Array(bytes)], "dropped.png", { type: "image/png" }));
-          document.getElementById("drop").dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true }));
+          data.items.add(new File([new Uint8Array(bytes)], "pasted.png", { type: "image/png" }));
+          document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data }));
         }""",
         list(make_picture()),
     )
-    await_title(page, "dropped.png – digits")
+    await_title(page, "pasted.png – digits")
+
+
+def test_a_sample_is_answered(watch: Open, server: PageServer):
+    page = watch().open(server.url)
+    page.get_by_role("group", name="Samples").get_by_role("button", name="cat.png").click()
+    await_title(page, "cat.png – digits")
 
 
 def test_a_drawing_can_be_made_by_keys(watch: Open, server: PageServer):
@@ -106,6 +166,31 @@ def test_a_drawing_can_be_made_by_keys(watch: Open, server: PageServer):
         page.keyboard.press("ArrowDown")
     assert page.inner_text("#pen") == "Pen down at row 190, column 140 of 280."
     await_title(page, "drawing – digits")
+
+
+@pytest.mark.parametrize("ink", ["white on black", "black on white"])
+def test_a_drawing_is_centred_and_scaled_as_mnists_digits(ink: str, watch: Open, server: PageServer, stand_in: StandIn):
+    page = watch().open(server.url)
+    page.get_by_label("ink").select_option(ink)
+    draw(page, left=20, top=15, right=60, bottom=75)
+    await_title(page, "drawing – digits")
+    pixels = last_picture(stand_in).astype(float)
+    assert pixels.shape == (280, 280)  # The stand-in's networks are not of 28×28: ten pixels for one of MNIST's.
+    assert pixels[0, 0] == (0 if ink == "white on black" else 255)
+    strength = pixels if ink == "white on black" else 255 - pixels
+    rows, columns = np.nonzero(strength > 60)
+    assert max(np.ptp(rows), np.ptp(columns)) + 1 == pytest.approx(200, abs=8)
+    centre = [(strength * (np.arange(280) + 0.5).reshape(shape)).sum() / strength.sum() for shape in ((-1, 1), (1, -1))]
+    assert centre == pytest.approx([140, 140], abs=2)
+
+
+def test_a_drawing_is_sent_as_it_is_if_that_is_wanted(watch: Open, server: PageServer, stand_in: StandIn):
+    page = watch().open(server.url)
+    page.get_by_label("centre and scale").uncheck()
+    draw(page, left=30, top=30, right=60, bottom=60)
+    await_title(page, "drawing – digits")
+    rows, columns = np.nonzero(last_picture(stand_in))
+    assert max(rows.max(), columns.max()) < 80
 
 
 def test_what_the_service_rejects_stands_there_with_its_code(watch: Open, server: PageServer, tmp_path: Path):
@@ -119,6 +204,49 @@ def test_what_the_service_rejects_stands_there_with_its_code(watch: Open, server
     watched.wrong.clear()
 
 
+def test_a_result_that_is_not_of_the_last_request_is_dimmed_and_labelled(
+    watch: Open, server: PageServer, picture: Path, tmp_path: Path
+):
+    watched = watch()
+    page = watched.open(server.url)
+    page.set_input_files("#file", picture)
+    await_title(page, "dog.png – digits")
+    before = page.locator("main").bounding_box()
+    (tmp_path / "bad.png").write_bytes(b"bad picture")
+    page.set_input_files("#file", tmp_path / "bad.png")
+    expect(page.locator("#error")).to_contain_text("bad_image: ", timeout=60_000)
+    expect(page.locator("main .stale-note")).to_have_text("Old: the result of dog.png, digits.")
+    network = page.locator("main .network")
+    expect(network).to_have_css("opacity", "0.45")
+    page.get_by_role("button", name="dog.png").click()
+    await_title(page, "dog.png – digits")
+    expect(network).to_have_css("opacity", "1")
+    assert page.locator("main .stale-note").inner_text() == ""
+    assert page.locator("main").bounding_box()["x"] == before["x"]
+    watched.wrong.clear()
+
+
+def test_while_a_request_is_answered_the_old_result_is_dimmed(watch: Open, stand_in: StandIn, picture: Path):
+    with Client(stand_in.rest_url) as client:
+        stand_in.release.set()
+        server = PageServer(client, ["cifar", "slow"])
+        stand_in.release.clear()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with server:
+            page = watch().open(server.url)
+            page.set_input_files("#file", picture)
+            await_title(page, "dog.png – cifar")
+            page.get_by_label("Network", exact=True).select_option("slow")
+            expect(page.locator("#state")).to_have_text("Predicting…")
+            expect(page.locator("main .stale-note")).to_have_text(
+                "Old: the result of dog.png, cifar, until the new one is here."
+            )
+            assert page.locator("main .result").get_attribute("aria-busy") == "true"
+            stand_in.release.set()
+            await_title(page, "dog.png – slow")
+            server.shutdown()
+
+
 def test_a_url_without_its_token_is_explained_and_rejected(watch: Open, server: PageServer, picture: Path):
     watched = watch()
     page = watched.open(server.url.partition("#")[0])
@@ -128,10 +256,145 @@ def test_a_url_without_its_token_is_explained_and_rejected(watch: Open, server: 
     watched.wrong.clear()
 
 
+def test_a_pressed_score_is_explained_and_another_press_goes_back(watch: Open, server: PageServer, picture: Path):
+    page = watch().open(server.url)
+    page.set_input_files("#file", picture)
+    await_title(page, "dog.png – digits")
+    scores = page.get_by_role("region", name="Scores").get_by_role("button")
+    label = scores.nth(3).locator(".label").inner_text()
+    scores.nth(3).click()
+    heat = page.get_by_role("region", name="Heat map")
+    expect(heat.get_by_role("heading")).to_have_text(f"Why “{label}”?")
+    assert scores.nth(3).get_attribute("aria-pressed") == "true"
+    scores.nth(3).click()
+    expect(heat.get_by_role("heading")).not_to_have_text(f"Why “{label}”?")
+
+
+def test_everything_that_was_asked_is_in_the_address_and_a_link_shows_the_same(
+    watch: Open, server: PageServer, picture: Path, stand_in: StandIn
+):
+    page = watch().open(server.url)
+    page.set_input_files("#file", picture)
+    await_title(page, "dog.png – digits")
+    page.get_by_label("Network", exact=True).select_option("cifar")
+    await_title(page, "dog.png – cifar")
+    page.get_by_label("Explain by").select_option("occlusion")
+    page.locator("#top_k").fill("3")
+    page.keyboard.press("Enter")
+    page.get_by_label("Opacity").fill("40")
+    page.get_by_role("button", name="conv2, channel 2: enlarge").click()
+    page.locator("#map").focus()
+    page.keyboard.press("Control+Home")
+    expect(page.get_by_role("region", name="Scores").get_by_role("listitem")).to_have_count(3)
+    link = page.evaluate("location.href")
+    other = watch().open(link)
+    await_title(other, "dog.png – cifar")
+    for name, value in (("method", "occlusion"), ("top_k", "3"), ("opacity", "40"), ("model", "cifar")):
+        assert other.locator(f"#{name}").input_value() == value
+    assert "conv2, channel 2, row 0, column 0:" in other.inner_text("#cell-description")
+    assert other.get_by_role("region", name="Scores").get_by_role("listitem").count() == 3
+    assert other.get_by_role("group", name="Your pictures").get_by_role("button").count() == 1
+    asked = stand_in.requests[-2:]
+    assert {request.explain.method for _, _, request in asked} == {"occlusion", ""}
+    assert "token" not in link.partition("#")[0]
+
+
+def test_two_networks_and_two_pictures_stand_side_by_side(
+    watch: Open, server: PageServer, picture: Path, tmp_path: Path
+):
+    page = watch(viewport={"width": 1600, "height": 1000}).open(server.url)
+    page.set_input_files("#file", [picture, other_picture(tmp_path, "dark.png", 10)])
+    await_title(page, "dog.png – digits")
+    page.get_by_label("Compare with").select_option("cifar")
+    other = page.get_by_role("region", name="Compared with")
+    expect(other.get_by_role("heading").first).to_have_text("dog.png – cifar")
+    expect(other.get_by_role("region", name="conv2, compared", exact=True)).to_have_count(1)
+    page.get_by_label("Compare with").select_option("dark.png")
+    expect(other.get_by_role("heading").first).to_have_text("dark.png – digits")
+    left, right = page.locator("main").bounding_box(), other.bounding_box()
+    assert right["x"] >= left["x"] + left["width"]
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(({ id }) => id)")
+    assert len(ids) == len(set(ids))
+
+
+def test_maps_overlays_and_arrays_can_be_saved(watch: Open, server: PageServer, picture: Path):
+    page = watch().open(server.url)
+    page.set_input_files("#file", picture)
+    await_title(page, "dog.png – digits")
+
+    def saved(button: str) -> bytes:
+        with page.expect_download() as download:
+            page.get_by_role("button", name=button, exact=True).click()
+        return Path(download.value.path()).read_bytes()
+
+    expected = fetch_maps(make_picture(), (4, 6, 5))
+    shown = int(re.findall(r"conv1, channel (\d+)", page.inner_text("#cell-description"))[0])
+    assert np.array_equal(np.load(io.BytesIO(saved("Whole layer, .npy"))), expected)
+    near = np.load(io.BytesIO(saved("Map, .npy")))
+    np.testing.assert_allclose(near, expected[shown], atol=np.ptp(expected[shown]) / 255)
+    page.get_by_role("button", name="Load exact values").click()
+    expect(page.locator(".save")).to_contain_text("Every cell, float32.")
+    assert np.array_equal(np.load(io.BytesIO(saved("Map, .npy"))), expected[shown])
+    assert Image.open(io.BytesIO(saved("Map, PNG"))).size == (215, 258)  # Five columns, six rows, enlarged.
+    page.get_by_role("region", name="Heat map").get_by_role("button").click()
+    assert Image.open(io.BytesIO(saved("Overlay, PNG"))).size == (220, 264)  # The stand-in's input is 12×10.
+    assert np.load(io.BytesIO(saved("Heat, .npy"))).shape == (6, 5)
+
+
+def test_kernels_of_a_channel_are_fetched_when_its_drawer_opens(
+    watch: Open, server: PageServer, picture: Path, stand_in: StandIn
+):
+    page = watch().open(server.url)
+    page.set_input_files("#file", picture)
+    await_title(page, "dog.png – digits")
+    expect(page.locator(".kernels li")).to_have_count(3)
+    assert [request.filters for _, _, request in stand_in.requests if request.filters] == ["conv1"]
+
+
+CAMERA = """
+  const canvas = Object.assign(document.createElement("canvas"), { width: 64, height: 48 });
+  const context = canvas.getContext("2d");
+  setInterval(() => { context.fillStyle = "#c80000"; context.fillRect(0, 0, 64, 48); }, 50);
+  navigator.mediaDevices.getUserMedia = async () => canvas.captureStream();
+"""
+
+
+def test_the_camera_takes_a_picture(watch: Open, server: PageServer, stand_in: StandIn):
+    watched = watch()
+    watched.context.add_init_script(CAMERA)  # Chromium's headless shell has none, not even a false one.
+    page = watched.open(server.url)
+    page.get_by_role("button", name="Camera").click()
+    expect(page.locator("video")).to_have_js_property("readyState", 4, timeout=60_000)
+    page.get_by_role("button", name="Take the picture").click()
+    await_title(page, "photograph – digits")
+    assert page.locator("video").count() == 0
+    assert last_picture(stand_in).shape == (48, 64)
+    assert last_picture(stand_in)[24, 32] == pytest.approx(60, abs=3)  # The grey of that red.
+
+
+def test_a_camera_that_cannot_be_used_says_so(watch: Open, server: PageServer):
+    page = watch().open(server.url)
+    page.get_by_role("button", name="Camera").click()
+    expect(page.locator(".camera")).to_contain_text("The camera cannot be used: ")
+
+
+@pytest.mark.parametrize("width", [320, 768, 2560])
+def test_it_fits_every_window(width: int, watch: Open, server: PageServer, picture: Path):
+    page = watch(viewport={"width": width, "height": 800}).open(server.url)
+    page.set_input_files("#file", picture)
+    await_title(page, "dog.png – digits")
+    page.get_by_label("Compare with").select_option("cifar")
+    expect(page.get_by_role("region", name="conv2, compared", exact=True)).to_have_count(1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_fault(scheme: str, watch: Open, server: PageServer, picture: Path):
     page = watch(color_scheme=scheme, bypass_csp=True).open(server.url)
     page.set_input_files("#file", picture)
     await_title(page, "dog.png – digits")
-    result = Axe().run(page)
-    assert result.violations_count == 0, result.generate_report()
+    for compared in ("", "network:cifar"):
+        page.locator("#compare").select_option(compared)
+        expect(page.get_by_role("region", name="conv2")).to_have_count(2 if compared else 1)
+        result = Axe().run(page)
+        assert result.violations_count == 0, result.generate_report()

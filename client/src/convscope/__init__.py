@@ -38,7 +38,7 @@ from convscope._version import __version__
 
 if TYPE_CHECKING:
     from convscope._async_client import AsyncClient
-    from convscope._card import Input, Layer, Limits, ModelCard, Training
+    from convscope._card import Input, Layer, Limits, ModelCard, Source, Training
     from convscope._client import Client
     from convscope._explanation import Explanation
     from convscope._options import Edit, ServedModel
@@ -71,6 +71,7 @@ __all__ = [
     "RequestRejected",
     "ServedModel",
     "ServerError",
+    "Source",
     "Timing",
     "TooManyImages",
     "Training",
@@ -94,6 +95,7 @@ _LAZY = {
     "ModelCard": "_card",
     "Prediction": "_prediction",
     "ServedModel": "_options",
+    "Source": "_card",
     "Timing": "_prediction",
     "Training": "_card",
     "encode_pictures": "_pictures",

@@ -118,6 +118,23 @@ def _offset(resized: int, size: int) -> int:
 
 
 @dataclass(frozen=True)
+class Source:
+    """What feeds a layer, or the scores, without another published layer between.
+
+    Several paths may lead there: in a residual block one passes convolutions and one passes none.
+
+    Attributes:
+        layer: Name of the layer; empty for the picture.
+        fewest: Convolutions and linear layers on the path with the fewest of them, the fed layer's own included.
+        most: Those on the path with the most.
+    """
+
+    layer: str
+    fewest: int
+    most: int
+
+
+@dataclass(frozen=True)
 class Layer:
     """A layer whose map can be requested.
 
@@ -135,6 +152,7 @@ class Layer:
         layout: How the network itself holds it, from which the service turns it to `shape`: empty for (C, h, w), else
             "channels_last", "tokens" (a grid of patches), "extra_tokens" (class token, registers: (C, n, 1)),
             "plane" or "vector".
+        sources: What feeds it; empty if the network cannot be traced, or if the service is too old to report it.
 
     The operation that computes it (the last one with weights):
 
@@ -169,6 +187,7 @@ class Layer:
     multiply_adds: int = 0
     dense_parameters: int = 0
     layout: str = ""
+    sources: tuple[Source, ...] = ()
 
     @property
     def has_receptive_field(self) -> bool:
@@ -261,6 +280,7 @@ class ModelCard:
         scores: What the network's outputs mean: "softmax", mutually exclusive classes; "sigmoid", multi-label;
             "value", regression outputs that `classes` names; "none". Empty if the service is too old to report it.
         edits: Operations of `Edit` that can be requested; empty if the service has no torch, or is too old for edits.
+        sources: What feeds the scores; empty without scores, and as for a layer.
     """
 
     model: str
@@ -278,6 +298,7 @@ class ModelCard:
     multiply_adds: int = 0
     explanations: tuple[str, ...] = ()
     scores: str = ""
+    sources: tuple[Source, ...] = ()
     edits: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from convscope._card import Input, Layer, Limits, ModelCard, Training
+from convscope._card import Input, Layer, Limits, ModelCard, Source, Training
 from convscope._exceptions import ConvscopeError, Overloaded, ProtocolError, error_from_code
 from convscope._explanation import Explanation
 from convscope._prediction import Change, ClassScore, Prediction, Timing
@@ -350,7 +350,12 @@ def read_card(reply: wire.PredictReply, *, request_id: str = "") -> ModelCard:
         explanations=tuple(card.explanations),
         scores=card.scores,
         edits=tuple(card.edits),
+        sources=_sources(card.sources),
     )
+
+
+def _sources(sources: Iterable[wire.Source]) -> tuple[Source, ...]:
+    return tuple(Source(source.layer, source.fewest, source.most) for source in sources)
 
 
 def _layer(layer: wire.Layer) -> Layer:
@@ -374,6 +379,7 @@ def _layer(layer: wire.Layer) -> Layer:
         multiply_adds=layer.multiply_adds,
         dense_parameters=layer.dense_parameters,
         layout=layer.layout,
+        sources=_sources(layer.sources),
     )
 
 

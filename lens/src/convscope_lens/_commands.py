@@ -1,6 +1,7 @@
 """The sub-commands that this package adds to `convscope`.
 
     convscope report cat.png --model cifar --out report.html
+    convscope report pictures/ --model cifar --out reports
     convscope ui --model cifar,digits
     convscope probe shift pictures/ --model cifar --save probes
     convscope filters cifar --save filters
@@ -50,6 +51,7 @@ from convscope.commands import (
 if TYPE_CHECKING:
     from convscope import Client, ConvscopeError
 
+    from convscope_lens._page.report import Options
     from convscope_lens.interventions import Ablation, Trace
     from convscope_lens.patches import Patch
 
@@ -84,11 +86,16 @@ _PICTURE = "a PNG, JPEG, WebP or .npy file"
 def add_report(commands: SubParsers) -> argparse.ArgumentParser:
     """Add `convscope report`."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        "report", help="scores, maps and heat map of a picture, as one HTML file"
+        "report", help="scores, maps and heat map of pictures, as HTML files"
     )
-    parser.add_argument("picture", metavar="PICTURE", help=_PICTURE)
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE|FOLDER", help="PNG, JPEG, WebP or .npy files")
     parser.add_argument("--model", required=True, type=parse_model_name)
-    parser.add_argument("--out", required=True, metavar="FILE", help="the HTML file to write; replaced if it exists")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE|DIR",
+        help="the HTML file to write; for several pictures or a folder, the folder for index.html and a page each",
+    )
     parser.add_argument(
         "--layers", default="all", type=parse_names, metavar="A,B|all", help="layers to show (default %(default)s)"
     )
@@ -96,29 +103,57 @@ def add_report(commands: SubParsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "--method", default="grad_cam", choices=methods, help="method of the heat map (default %(default)s)"
     )
+    parser.add_argument(
+        "--layer", type=parse_name, help="layer that grad_cam and cam use (default: the last one with several cells)"
+    )
     parser.add_argument("--target", type=int, metavar="INDEX", help="index of the class (default: the most probable)")
+    parser.add_argument(
+        "--top-k", default=5, type=int, metavar="K", help="scores to show, 0 for all (default %(default)s)"
+    )
     add_request_id(parser)
     parser.set_defaults(run=_report)
     return parser
 
 
 def _report(client: Client, options: argparse.Namespace) -> int:
-    from convscope_lens._page.report import report
+    from convscope_lens._page.report import Options, list_pictures, report
 
-    page = report(
-        client,
-        options.picture,
-        model=options.model,
-        version=options.version,
-        layers=options.layers,
-        method=None if options.method == "none" else options.method,
-        target=options.target,
-        request_id=options.request_id,
-    ).encode()
-    Path(options.out).write_bytes(page)
+    method = None if options.method == "none" else options.method
+    shared = Options(options.version, options.layers, method, options.layer, options.target, options.top_k)
+    out = Path(options.out)
+    [first, *others] = options.pictures
+    if others or Path(first).is_dir() or out.is_dir():
+        if options.request_id is not None:
+            raise ValueError("--request-id names one request: use it with one picture and a file as --out")
+        return _report_many(client, options, list_pictures(options.pictures), out, shared)
+    page = report(client, first, model=options.model, request_id=options.request_id, **shared._asdict()).encode()
+    out.write_bytes(page)
     written = {"report": options.out, "bytes": len(page)}
     print(format_json(written) if options.json else printable(f"wrote {options.out}, {len(page):,} bytes"))
     return 0
+
+
+def _report_many(
+    client: Client, options: argparse.Namespace, pictures: list[Path], folder: Path, shared: Options
+) -> int:
+    """Write a page for each picture and an index; a picture that fails does not stop the others."""
+    from convscope_lens._page.report import write_reports
+
+    if folder.suffix == ".html":
+        raise ValueError(f"--out must be a folder for {len(pictures)} pictures, not {options.out}")
+    results = []
+    for written in write_reports(client, pictures, folder, model=options.model, options=shared):
+        results.append(written)
+        if not options.json:
+            outcome = written.error if written.page is None else str(folder / written.page)
+            print(printable(f"{len(results)} of {len(pictures)}: {written.picture}: {outcome}"), flush=True)
+    index = str(folder / "index.html")
+    if options.json:
+        rows = [{"picture": str(one.picture), "page": one.page, "error": one.error} for one in results]
+        print(format_json({"index": index, "reports": rows}))
+    else:
+        print(printable(f"wrote {index}"))
+    return 1 if any(one.error is not None for one in results) else 0
 
 
 def add_ui(commands: SubParsers) -> argparse.ArgumentParser:

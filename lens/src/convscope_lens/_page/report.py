@@ -1,27 +1,25 @@
-"""Builds the report: a self-contained HTML file with the scores, maps and heat map of one picture."""
+"""Builds reports: self-contained HTML files with the scores, maps and heat map of a picture, and an index of many."""
 
 from __future__ import annotations
 
-import base64
-import functools
-import hashlib
-import html
-import json
 import os
 import re
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from convscope_lens._page.page_data import encode_one_picture, fetch_page_data
+from convscope import ConvscopeError
+
+from convscope_lens._page.html import page_html
+from convscope_lens._page.page_data import encode_one_picture, fetch_page_data, thumbnail
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from convscope import Client
+    from convscope import Client, ModelCard
     from convscope.typing import Method, Picture
 
-MAX_MAP_VALUES = 6 << 20  # All maps together; as base64 they are 8 MiB of the file.
+MAX_MAP_VALUES = 1_200_000  # All maps together; as base64 they are 1.6 MB of the file.
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".npy")
 
 
 def report(
@@ -32,22 +30,28 @@ def report(
     version: str | None = None,
     layers: str | Iterable[str] = "all",
     method: Method | None = "grad_cam",
+    layer: str | None = None,
     target: int | None = None,
+    top_k: int = 5,
     title: str | None = None,
     request_id: str | None = None,
 ) -> str:
     """Predict and explain a picture, and return the result as one HTML page.
 
     Args:
-        client: An open client; makes three requests (card, predict, explain).
+        client: An open client; makes three requests (card, explain, predict), and one more for each layer whose
+            kernels are shown.
         picture: One picture, as in `Client.predict`.
         model: Name of the model.
         version: Version of the model; None for the server's default.
         layers: Layers to show: names, one name, or `"all"`. If the maps are too large for a page, it shows the
             strongest channels of each layer.
         method: Method of the heat map, as in `Client.explain`; None for none. If the model does not support Grad-CAM,
-            the default, the page has no heat map. With an explicit `method` or `target` the error is raised.
+            the default, the page has no heat map and says why. With an explicit `method`, `layer` or `target` the error
+            is raised.
+        layer: Layer that `grad_cam` and `cam` use; None for the last one with more than one row and column.
         target: Index of the class to explain; None for the most probable one.
+        top_k: Number of scores; 0 for all.
         title: Title of the picture; None for its file name.
         request_id: Id of the request for scores and maps, as in `Client.predict`.
 
@@ -62,78 +66,128 @@ def report(
     """
     file = encode_one_picture(picture)
     if title is None:
-        title = _file_name(picture) if isinstance(picture, str | os.PathLike) else "picture"
+        title = file_name(picture) if isinstance(picture, str | os.PathLike) else "picture"
+    options = Options(version, layers if isinstance(layers, str) else list(layers), method, layer, target, top_k)
+    card = client.model_card(model, version)
+    return _page(client, file, card, model, title, options, request_id)[0]
+
+
+class Options(NamedTuple):
+    """What all reports of a command have in common: arguments of `report`."""
+
+    version: str | None = None
+    layers: str | list[str] = "all"
+    method: Method | None = "grad_cam"
+    layer: str | None = None
+    target: int | None = None
+    top_k: int = 5
+
+
+def _page(
+    client: Client,
+    file: bytes,
+    card: ModelCard,
+    model: str,
+    title: str,
+    options: Options,
+    request_id: str | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """Return a report, and the data it shows."""
     data = fetch_page_data(
         client,
         file,
-        client.model_card(model, version),
+        card,
         model=model,
         title=title,
         max_values=MAX_MAP_VALUES,
-        layers=layers if isinstance(layers, str) else list(layers),
-        version=version,
-        method=method,
-        target=target,
+        by_default=options.method == "grad_cam" and options.target is None and options.layer is None,
+        kernels=True,
         request_id=request_id,
+        **options._asdict(),
     )
-    return page_html(f"{title} – {data['model']['name']}", data)
+    return page_html(f"{title} – {data['model']['name']}", data), data
 
 
-def _file_name(path: str | os.PathLike[str]) -> str:
+def file_name(path: str | os.PathLike[str]) -> str:
     """Return a file name as text; undecodable bytes become �."""
     return os.fsencode(Path(path).name).decode("utf-8", "replace")
 
 
-def page_html(title: str, data: dict[str, Any] | None, *, controls: dict[str, Any] | None = None) -> str:
-    """Assemble the page from the files in this package.
+def list_pictures(paths: Sequence[str]) -> list[Path]:
+    """Return files as they are, and the PNG, JPEG, WebP and .npy files in folders, sorted by path.
+
+    Raises:
+        ValueError: A folder holds none.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            found.append(path)
+            continue
+        pictures = sorted(one for one in path.rglob("*") if one.suffix.lower() in _SUFFIXES and one.is_file())
+        if not pictures:
+            raise ValueError(f"there are no {', '.join(_SUFFIXES)} files in {path}")
+        found += pictures
+    return found
+
+
+class Written(NamedTuple):
+    """A report that was written, or why it was not.
+
+    Attributes:
+        picture: Path of the picture.
+        page: File name of the report; None if there is none.
+        error: What went wrong; None if nothing did.
+    """
+
+    picture: Path
+    page: str | None
+    error: str | None
+
+
+def write_reports(
+    client: Client, pictures: Sequence[Path], folder: Path, *, model: str, options: Options
+) -> Iterator[Written]:
+    """Write a report for each picture, and `index.html`, which lists them with their scores.
+
+    A picture that fails is listed with its error.
 
     Args:
-        title: Title of the document; any text.
-        data: Initial data of the page; None for none.
-        controls: Settings of the interactive page; None for a report, which may not connect to anything.
+        client: An open client.
+        pictures: Paths.
+        folder: Created if missing; files of an earlier run are replaced.
+        model: Name of the model.
+        options: Of every report.
 
-    Returns:
-        A self-contained HTML document. Its content security policy allows only the script and the style of this
-        package.
+    Yields:
+        What became of each picture, in order; the index is written after the last one.
+
+    Raises:
+        ConvscopeError: The card could not be fetched.
+        OSError: The folder or a page cannot be written.
     """
-    style = _read("page.css")
-    script = _read("page.js") + ("" if controls is None else _read("controls.js"))
-    parts = {
-        "policy": content_security_policy(connect=controls is not None),
-        "title": html.escape(title),
-        "style": style,
-        "script": script,
-        "controls": "" if controls is None else _read("controls.html"),
-        "data": _escaped_json(data),
-        "settings": _escaped_json(controls),
-    }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _read("page.html"))
-
-
-def content_security_policy(*, connect: bool) -> str:
-    """Return the content security policy of a page; `connect` allows requests to the page's own origin."""
-    script = _read("page.js") + (_read("controls.js") if connect else "")
-    rules = {
-        "default-src": "'none'",
-        "script-src": _digest(script),
-        "style-src": _digest(_read("page.css")),
-        "img-src": "data:",
-        "connect-src": "'self'" if connect else "'none'",
-        "base-uri": "'none'",
-        "form-action": "'none'",
-    }
-    return "; ".join(f"{name} {value}" for name, value in rules.items())
-
-
-def _digest(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _escaped_json(value: Any) -> str:
-    """Return JSON that is safe inside <script>, where `<` could end the element or open a comment."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-@functools.cache
-def _read(name: str) -> str:
-    return files("convscope_lens._page").joinpath(name).read_text("utf-8")
+    card = client.model_card(model, options.version)
+    folder.mkdir(parents=True, exist_ok=True)
+    entries: list[dict[str, Any]] = []
+    digits = len(str(len(pictures)))
+    for number, path in enumerate(pictures, 1):
+        title = file_name(path)
+        entry: dict[str, Any] = {"title": title, "page": None, "thumbnail": None, "scores": [], "error": None}
+        try:
+            file = encode_one_picture(path)
+            entry["thumbnail"] = thumbnail(file)
+            page, data = _page(client, file, card, model, title, options)
+        except (ConvscopeError, OSError, ValueError) as error:
+            code = error.code if isinstance(error, ConvscopeError) else "unreadable"
+            message = getattr(error, "strerror", None) or str(error)
+            entry["error"] = f"{code}: {message}"
+        else:
+            stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(title).stem).strip(".-") or "picture"
+            entry["page"] = f"{number:0{digits}}-{stem}.html"
+            entry["scores"] = data["scores"]
+            (folder / entry["page"]).write_text(page, "utf-8")
+        entries.append(entry)
+        yield Written(path, entry["page"], entry["error"])
+    heading = f"{len(pictures)} pictures – {card.model}"
+    index = {"index": entries, "title": heading, "model": {"name": card.model, "description": card.description}}
+    (folder / "index.html").write_text(page_html(heading, index), "utf-8")

@@ -1,36 +1,56 @@
-"""The local web server of `convscope ui`: serves the page, and sends its pictures to the service.
+"""The local web server of `convscope ui`: serves the page, keeps its pictures, and asks the service about them.
 
-POST requests need the token in the printed URL's fragment, which browsers never send to servers. So other web sites
-cannot send requests; host names other than 127.0.0.1 and localhost are rejected (DNS rebinding). The page contains no
-secret: the service's API key stays in this process.
+Every request but the page itself needs the token in the printed URL's fragment, which browsers never send to servers.
+So other web sites cannot send requests; host names other than 127.0.0.1 and localhost are rejected (DNS rebinding). The
+page contains no secret: the service's API key stays in this process.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
 import hmac
-import json
+import io
 import secrets
+import socket
+import threading
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+import uvicorn
 from convscope import AuthenticationFailed, ConvscopeError, RequestRejected
+from convscope.commands import METHODS
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
-from convscope_lens._page.page_data import encode_one_picture, fetch_page_data
-from convscope_lens._page.report import content_security_policy, page_html
+from convscope_lens._page.html import content_security_policy, page_html
+from convscope_lens._page.page_data import encode_one_picture, fetch_page_data, pack_kernels, thumbnail
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import Self
 
     from convscope import Client, ModelCard
+    from numpy.typing import NDArray
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MAX_BODY_BYTES = 16 << 20
+MAX_BODY_BYTES = 64 << 20
+KEPT_BYTES = 512 << 20  # Of pictures; the oldest are forgotten.
 MAX_MAP_VALUES = 1 << 20  # All maps together: the page draws them again at every stroke.
 HTTP_PORT = 80
 IDLE_TIMEOUT_S = 60  # Of a connection.
+SHUTDOWN_S = 1  # For requests that are being answered when the server ends.
+SAMPLES = ("cat.png", "frog.png", "ship.png", "digit-3.png", "digit-7.png")
 
 
 class PageServer:
@@ -52,24 +72,54 @@ class PageServer:
         if not models:
             raise ValueError("models must not be empty")
         cards = {model: client.model_card(model, version) for model in models}
-        self._server = _Server(client, cards, version, port)
+        self._socket = socket.create_server(("127.0.0.1", port))
+        self._port: int = self._socket.getsockname()[1]
+        self._token = secrets.token_urlsafe(24)
+        site = _Site(client, cards, version)
+        application = Starlette(
+            routes=site.routes(),
+            middleware=[Middleware(_Guard, token=self._token, port=self._port)],
+            exception_handlers=dict.fromkeys(
+                (ConvscopeError, ValueError, HTTPException, ClientDisconnect), _reply_to_error
+            ),
+        )
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                application,
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                server_header=False,
+                timeout_keep_alive=IDLE_TIMEOUT_S,
+                timeout_graceful_shutdown=SHUTDOWN_S,
+            )
+        )
+        self._ended = threading.Event()
+        self._ended.set()
 
     @property
     def url(self) -> str:
         """The URL to open, with the token."""
-        return f"http://127.0.0.1:{self._server.server_port}/#{self._server.token}"
+        return f"http://127.0.0.1:{self._port}/#{self._token}"
 
     def serve_forever(self) -> None:
-        """Serve requests until `shutdown` is called in another thread, or until an exception such as Ctrl-C."""
-        self._server.serve_forever()
+        """Serve requests until `shutdown` is called in another thread, or until a signal such as Ctrl-C."""
+        self._ended.clear()
+        try:
+            self._server.run(sockets=[self._socket])
+        finally:
+            self._ended.set()
 
     def shutdown(self) -> None:
         """End `serve_forever`, and wait until it has ended."""
-        self._server.shutdown()
+        self._server.should_exit = True
+        self._ended.wait()
 
     def close(self) -> None:
         """Close the port."""
-        self._server.server_close()
+        self._socket.close()
 
     def __enter__(self) -> Self:
         return self
@@ -83,31 +133,10 @@ class PageServer:
         self.close()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, client: Client, cards: dict[str, ModelCard], version: str | None, port: int) -> None:
-        self.client = client
-        self.cards = cards
-        self.version = version
-        self.token = secrets.token_urlsafe(24)
-        super().__init__(("127.0.0.1", port), _Handler)
-
-    @property
-    def hosts(self) -> tuple[str, ...]:
-        """The accepted values of the Host header; browsers omit port 80."""
-        names = ("127.0.0.1", "localhost")
-        return (*(f"{name}:{self.server_port}" for name in names), *(names if self.server_port == HTTP_PORT else ()))
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore errors: browsers drop connections at any time."""
-
-
-class _Rejected(Exception):
-    def __init__(self, status: HTTPStatus, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
+def accepted_hosts(port: int) -> tuple[str, ...]:
+    """Return the accepted values of the Host header; browsers omit port 80."""
+    names = ("127.0.0.1", "localhost")
+    return (*(f"{name}:{port}" for name in names), *(names if port == HTTP_PORT else ()))
 
 
 def http_status(error: ConvscopeError) -> HTTPStatus:
@@ -116,91 +145,40 @@ def http_status(error: ConvscopeError) -> HTTPStatus:
     return HTTPStatus.BAD_REQUEST if rejected else HTTPStatus.BAD_GATEWAY
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-    protocol_version = "HTTP/1.1"
-    server_version = "convscope"
-    sys_version = ""
-    timeout = IDLE_TIMEOUT_S
-    disable_nagle_algorithm = True  # Without this, Nagle's algorithm delays the body.
+class _Rejected(HTTPException):
+    def __init__(self, status: HTTPStatus, code: str, message: str) -> None:
+        super().__init__(status, message)
+        self.code = code
 
-    def do_GET(self) -> None:
-        """Send the page."""
-        try:
-            self._check_host()
-            if self.path != "/":
-                raise _Rejected(HTTPStatus.NOT_FOUND, "not_found", "not found")
-        except _Rejected as rejected:
-            return self._reject(rejected)
-        settings = {"models": list(self.server.cards), "max_bytes": MAX_BODY_BYTES}
-        page = page_html("convscope", None, controls=settings)
-        return self._reply(HTTPStatus.OK, "text/html; charset=utf-8", page.encode())
 
-    def do_POST(self) -> None:
-        """Send the page data of the picture in the body."""
-        try:
-            data = self._page_data()
-        except _Rejected as rejected:
-            return self._reject(rejected)
-        except ConvscopeError as error:
-            return self._reject(_Rejected(http_status(error), error.code, str(error)))
-        except ValueError as error:
-            return self._reject(_Rejected(HTTPStatus.BAD_REQUEST, "bad_request", str(error)))
-        return self._reply(HTTPStatus.OK, "application/json", json.dumps(data, allow_nan=False).encode())
+def _reply_to_error(request: Request, error: Exception) -> Response:
+    """Reply with code and message; the connection is closed, as the body may not have been read."""
+    status, code, message = HTTPStatus.BAD_REQUEST, "bad_request", str(error)
+    if isinstance(error, ConvscopeError):
+        status, code = http_status(error), error.code
+    elif isinstance(error, HTTPException):
+        status, code, message = HTTPStatus(error.status_code), getattr(error, "code", "not_found"), error.detail
+    return _error_response(status, code, message)
 
-    def _page_data(self) -> dict[str, Any]:
-        self._check_host()
-        self._check_token()
-        body = self._read()
-        address = urlsplit(self.path)
-        query = {name: values[-1] for name, values in parse_qs(address.query).items()}
-        if address.path != "/predict":
-            raise _Rejected(HTTPStatus.NOT_FOUND, "not_found", "not found")
-        model = query.get("model", "")
-        card = self.server.cards.get(model)
-        if card is None:
-            raise _Rejected(HTTPStatus.NOT_FOUND, "model_not_found", "unknown model")
-        return fetch_page_data(
-            self.server.client,
-            encode_one_picture(body),
-            card,
-            model=model,
-            title=query.get("title", "picture"),
-            max_values=MAX_MAP_VALUES,
-            version=self.server.version,
-            method="grad_cam" if query.get("explain") == "1" else None,
-        )
 
-    def _check_host(self) -> None:
-        """Reject other host names: another site's name may resolve to this machine (DNS rebinding)."""
-        if self.headers.get("host") not in self.server.hosts:
-            raise _Rejected(HTTPStatus.FORBIDDEN, "forbidden", "use 127.0.0.1 or localhost as the host name")
+def _error_response(status: HTTPStatus, code: str, message: str) -> Response:
+    return JSONResponse({"error": {"code": code, "message": message}}, status, headers={"Connection": "close"})
 
-    def _check_token(self) -> None:
-        origin = self.headers.get("origin")
-        if origin is not None and origin not in [f"http://{host}" for host in self.server.hosts]:
-            raise _Rejected(HTTPStatus.FORBIDDEN, "forbidden", "requests from other pages are not allowed")
-        if not hmac.compare_digest(self.headers.get("x-convscope-token", "").encode(), self.server.token.encode()):
-            raise _Rejected(HTTPStatus.FORBIDDEN, "forbidden", "wrong token: open the URL that was printed last")
 
-    def _read(self) -> bytes:
-        length = self.headers.get("content-length", "")
-        if not (length.isascii() and length.isdigit()) or "transfer-encoding" in self.headers:
-            raise _Rejected(HTTPStatus.LENGTH_REQUIRED, "bad_request", "Content-Length is missing")
-        if int(length) > MAX_BODY_BYTES:
-            message = f"pictures may be at most {MAX_BODY_BYTES:,} bytes"
-            raise _Rejected(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "image_too_large", message)
-        return self.rfile.read(int(length))
+class _Guard:
+    """Rejects what the page itself does not send, and adds the headers that confine the page.
 
-    def _reject(self, rejected: _Rejected) -> None:
-        self.close_connection = True  # The body may not have been read.
-        body = json.dumps({"error": {"code": rejected.code, "message": str(rejected)}}).encode()
-        self._reply(rejected.status, "application/json", body)
+    Args:
+        app: The application behind it.
+        token: Of the printed URL.
+        port: That the server listens on.
+    """
 
-    def _reply(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
-        headers = {
-            "Content-Type": content_type,
-            "Content-Length": str(len(body)),
+    def __init__(self, app: ASGIApp, *, token: str, port: int) -> None:
+        self._app = app
+        self._token = token.encode()
+        self._hosts = accepted_hosts(port)
+        self._headers = {
             "Cache-Control": "no-store",
             "Content-Security-Policy": f"{content_security_policy(connect=True)}; frame-ancestors 'none'",
             "Cross-Origin-Opener-Policy": "same-origin",
@@ -208,13 +186,223 @@ class _Handler(BaseHTTPRequestHandler):
             "Referrer-Policy": "no-referrer",
             "X-Content-Type-Options": "nosniff",
         }
-        if self.close_connection:
-            headers["Connection"] = "close"
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
 
-    def log_message(self, format: str, *args: Any) -> None:  # Parameter name from the base class.
-        """Do not log requests."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_confined(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(self._headers)
+            await send(message)
+
+        reason = self._reason_to_reject(Request(scope))
+        app = self._app if reason is None else _error_response(HTTPStatus.FORBIDDEN, "forbidden", reason)
+        await app(scope, receive, send_confined)
+
+    def _reason_to_reject(self, request: Request) -> str | None:
+        # Another site's name may resolve to this machine (DNS rebinding).
+        if request.headers.get("host") not in self._hosts:
+            return "use 127.0.0.1 or localhost as the host name"
+        if request.method == "GET" and request.url.path == "/":
+            return None
+        origin = request.headers.get("origin")
+        if origin is not None and origin not in [f"http://{host}" for host in self._hosts]:
+            return "requests from other pages are not allowed"
+        if not hmac.compare_digest(request.headers.get("x-convscope-token", "").encode(), self._token):
+            return "wrong token: open the URL that was printed last"
+        return None
+
+
+class _Picture(NamedTuple):
+    """A picture of the page: its title, its file, and a small one as a data URL (None where it cannot be drawn)."""
+
+    title: str
+    file: bytes
+    thumbnail: str | None
+
+
+class _Pictures:
+    """The pictures that the page sent, by an id that is made of their bytes."""
+
+    def __init__(self) -> None:
+        self._pictures: dict[str, _Picture] = {}
+        self._lock = threading.Lock()
+
+    def add(self, title: str, file: bytes, replaces: str = "") -> str:
+        """Keep a picture, in place of another one if that is named, and return its id.
+
+        The oldest ones are forgotten when all are too large together.
+        """
+        picture_id = hashlib.sha256(file).hexdigest()[:16]
+        picture = _Picture(title, file, thumbnail(file))
+        with self._lock:
+            for old in (picture_id, replaces):
+                self._pictures.pop(old, None)
+            self._pictures[picture_id] = picture
+            while sum(len(kept.file) for kept in self._pictures.values()) > KEPT_BYTES and len(self._pictures) > 1:
+                del self._pictures[next(iter(self._pictures))]
+        return picture_id
+
+    def get(self, picture_id: str) -> _Picture:
+        """Return a picture.
+
+        Raises:
+            _Rejected: It is not kept (any more).
+        """
+        with self._lock:
+            picture = self._pictures.get(picture_id)
+        if picture is None:
+            message = "this program does not have the picture (any more): choose its file again"
+            raise _Rejected(HTTPStatus.NOT_FOUND, "picture_not_found", message)
+        return picture
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return id, title and thumbnail of each, oldest first."""
+        with self._lock:
+            kept = dict(self._pictures)
+        return [
+            {"id": picture_id, "title": picture.title, "thumbnail": picture.thumbnail}
+            for picture_id, picture in kept.items()
+        ]
+
+
+class _Site:
+    """What the server answers."""
+
+    def __init__(self, client: Client, cards: dict[str, ModelCard], version: str | None) -> None:
+        self._client = client
+        self._cards = cards
+        self._version = version
+        self._pictures = _Pictures()
+        self._samples = _Pictures()
+        for name in SAMPLES:
+            self._samples.add(name, files("convscope_lens._page").joinpath("samples", name).read_bytes())
+        self._filters: Callable[[str, str], NDArray[np.float32]] = functools.lru_cache(maxsize=8)(
+            lambda model, layer: client.filters(model, layer, version)
+        )
+
+    def routes(self) -> list[Route]:
+        """Return the routes; those that ask the service run in threads."""
+        return [
+            Route("/", self._page),
+            Route("/pictures", self._list),
+            Route("/pictures", self._add, methods=["POST"]),
+            Route("/predict", self._predict),
+            Route("/map", self._map),
+            Route("/filters", self._kernels),
+        ]
+
+    def _page(self, request: Request) -> Response:
+        settings = {
+            "models": [_describe(model, card) for model, card in self._cards.items()],
+            "max_bytes": MAX_BODY_BYTES,
+            "samples": self._samples.describe(),
+        }
+        return Response(page_html("convscope", None, settings=settings), media_type="text/html")
+
+    def _list(self, request: Request) -> Response:
+        return JSONResponse(self._pictures.describe())
+
+    async def _add(self, request: Request) -> Response:
+        file = await _read(request)
+        title = request.query_params.get("title", "picture")
+        replaces = request.query_params.get("replaces", "")
+        picture_id = await run_in_threadpool(self._pictures.add, title, encode_one_picture(file), replaces)
+        return JSONResponse({"id": picture_id, "title": title, "thumbnail": self._pictures.get(picture_id).thumbnail})
+
+    def _predict(self, request: Request) -> Response:
+        query = request.query_params
+        model, card = self._model(request)
+        picture = self._picture(request)
+        method, top_k = query.get("method", "grad_cam"), _integer(request, "top_k")
+        data = fetch_page_data(
+            self._client,
+            picture.file,
+            card,
+            model=model,
+            title=picture.title,
+            max_values=MAX_MAP_VALUES,
+            version=self._version,
+            method=None if method == "none" else method,  # type: ignore[arg-type]  # The client checks it.
+            layer=query.get("layer") or None,
+            target=_integer(request, "target"),
+            top_k=5 if top_k is None else top_k,
+            by_default="method" not in query,
+        )
+        return JSONResponse(data)
+
+    def _map(self, request: Request) -> Response:
+        """Send a layer's map of a picture as a .npy file, float32: one channel (h, w), or all of them."""
+        model, card = self._model(request)
+        layer = card.layer(request.query_params.get("layer", ""))
+        channel = _integer(request, "channel")
+        prediction = self._client.predict(
+            self._picture(request).file,
+            model=model,
+            version=self._version,
+            layers=[layer.name],
+            channels=None if channel is None else [channel],
+            top_k=1,
+        )
+        values = prediction.maps[layer.name]
+        content = io.BytesIO()
+        np.save(content, values if channel is None else values[0], allow_pickle=False)
+        return Response(content.getvalue(), media_type="application/octet-stream")
+
+    def _kernels(self, request: Request) -> Response:
+        model, card = self._model(request)
+        layer = card.layer(request.query_params.get("layer", ""))
+        channel = _integer(request, "channel") or 0
+        filters = self._filters(model, layer.name)
+        if not 0 <= channel < len(filters):
+            raise ValueError(f"channel must be 0 to {len(filters) - 1}, not {channel}")
+        return JSONResponse(pack_kernels(filters[channel : channel + 1], [channel]))
+
+    def _model(self, request: Request) -> tuple[str, ModelCard]:
+        model = request.query_params.get("model", "")
+        if model not in self._cards:
+            message = f"unknown network; this page was started with {', '.join(self._cards)}"
+            raise _Rejected(HTTPStatus.NOT_FOUND, "model_not_found", message)
+        return model, self._cards[model]
+
+    def _picture(self, request: Request) -> _Picture:
+        picture_id = request.query_params.get("picture", "")
+        try:
+            return self._samples.get(picture_id)
+        except _Rejected:
+            return self._pictures.get(picture_id)
+
+
+def _describe(model: str, card: ModelCard) -> dict[str, Any]:
+    """Return what the page's controls need of a model card."""
+    size = card.input
+    return {
+        "name": model,
+        "description": card.description,
+        "input": [size.channels, size.height, size.width],
+        "layers": [
+            {"name": layer.name, "shape": layer.shape, "sources": [dataclasses.asdict(one) for one in layer.sources]}
+            for layer in card.layers
+        ],
+        "score_sources": [dataclasses.asdict(one) for one in card.sources],
+        "methods": [method for method in card.explanations or METHODS if method != "picture"],
+        "classes": card.classes,
+    }
+
+
+def _integer(request: Request, name: str) -> int | None:
+    text = request.query_params.get(name)
+    if not text:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a whole number, not {text!r}") from None
+
+
+async def _read(request: Request) -> bytes:
+    length = request.headers.get("content-length", "")
+    if not (length.isascii() and length.isdigit()) or "transfer-encoding" in request.headers:
+        raise _Rejected(HTTPStatus.LENGTH_REQUIRED, "bad_request", "Content-Length is missing")
+    if int(length) > MAX_BODY_BYTES:
+        message = f"pictures may be at most {MAX_BODY_BYTES:,} bytes"
+        raise _Rejected(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "image_too_large", message)
+    return await request.body()
