@@ -191,9 +191,12 @@ def test_the_ends_of_a_range_are_taken_and_what_lies_beyond_is_not(
         good = [schema["minimum"], schema["maximum"]]
         bad = [schema["minimum"] - 1, schema["maximum"] + 1]
     else:
-        item = "conv1" if schema["items"]["type"] == "string" else 1
-        good = [[item] * schema.get("minItems", 0), [item] * schema["maxItems"]]
-        bad = [[item] * (schema["maxItems"] + 1)] + ([[]] if schema.get("minItems") else [])
+        most, item = schema["maxItems"], "conv1" if schema["items"].get("type") == "string" else 1
+        items: list[Any] = [item] * (most + 1)
+        if name == "edits":
+            items = [{"layer": "conv1", "operation": "zero", "picture": place // 16} for place in range(most + 1)]
+        good = [items[: schema.get("minItems", 0)], items[:most]]
+        bad = [items] + ([[]] if schema.get("minItems") else [])
     for value in good:
         read({name: value})
     for value in bad:
