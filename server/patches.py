@@ -41,7 +41,8 @@ while a REST request is read is answered with 400; a worker's own failures do no
   management API, which any program of this machine can reach. Without this patch it is off for all.
 
 **names**: "Model not found" names the models there are. TorchServe lists its models in its management API alone, which
-stays private, so this message is the list for callers (proto/README.md). It holds the archives of this start.
+stays private, so this message is the list for callers (proto/README.md). It is the list of the start: a reload does not
+change it.
 
 Patched classes lie in the private directory and go before the jar on the class path. Each of the patches is
 applied whole or not at all: only if every class that it changes is exactly the one it was written for. `--no-patches`
