@@ -34,7 +34,7 @@ while a REST request is read is answered with 400; a worker's own failures do no
 
 **reload**: a version is replaced without losing a request (`server.versions`).
 
-* Unregistered, a version's workers are killed, and what they were at and what waited for them is never answered.
+* Unregistered, a version's workers are killed, and the requests that they had or that waited are never answered.
   Patched, TorchServe forgets the version and leaves the workers, their queue and their files alone, and does not start
   a worker again of which none is wanted any more: the launcher ends them when they have nothing to do.
 * Loading and unloading models can be switched off only for all. Patched, it stays off for the gRPC twin of the
