@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from archiver.feeding import Sources, feeding
+from archiver.feeding import Sources, find_sources
 from archiver.geometry import LayerGeometry, blank, layer_geometry
 from archiver.operations import Operation, count_multiply_adds
 from archiver.trial import noise
@@ -55,7 +55,7 @@ def describe(
     geometry = layer_geometry(network, eager.layers, shape, eager.layouts)
     values: Values = take(eager, noise(preprocessing, PICTURES))
     names = _Names(network, stored or network.state_dict(), values)
-    sources, score_sources = feeding(network, eager.layers, blank(network, shape), eager.output)
+    sources, score_sources = find_sources(network, eager.layers, blank(network, shape), eager.output)
     layers = [_layer(name, layer, names, sources.get(name, {})) for name, layer in geometry.items()]
     shapes = {name: layer.shape for name, layer in geometry.items() if len(layer.shape) == 3}
     heads: dict[str, str] = {}

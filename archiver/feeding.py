@@ -24,7 +24,7 @@ Sources = dict[str, tuple[int, int]]
 """Public name → the fewest and the most operations with weights on the paths from there, its own included."""
 
 
-def feeding(
+def find_sources(
     model: nn.Module, layers: Mapping[str, str], images: Tensor, output: str = ""
 ) -> tuple[dict[str, Sources], Sources]:
     """Return what feeds each layer, and what feeds the scores.

@@ -7,7 +7,7 @@ in every round; given are the least and the median of the rounds, in microsecond
 larger of two times, neither of which can be beaten by a better program of this kind: its bytes at the rate that one
 large copy of pinned memory was measured to have in each direction, and its multiply-adds at the rate of one large
 product of matrices in the same precision. Decoding is not in it.
-No GPU was at hand when this was written.
+It has not been run on a GPU yet.
 """
 
 from __future__ import annotations

@@ -25,7 +25,17 @@ from server.arguments import Settings
 from server.configuration import PrivateDirectory
 from server.failures import Failure, UsageFailure
 from server.host import MEBIBYTE, read_disk, read_free_memory, read_memory, read_process_memory
-from server.models import Archive, Change, Files, Found, find_archives, find_changes, look, take_fingerprint, take_in
+from server.models import (
+    Archive,
+    Change,
+    Files,
+    Found,
+    copy_checked,
+    find_archives,
+    find_changes,
+    look,
+    take_fingerprint,
+)
 from server.reporting import Reporter
 
 LOOK_S = 2.0  # From one look at the store to the next.
@@ -286,7 +296,7 @@ def unpack(archive: Archive, folder: Path, signers: Path | None) -> None:
     try:
         with contextlib.ExitStack() as stack:
             private = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder.parent)))
-            [taken] = take_in([archive], private, signers)
+            [taken] = copy_checked([archive], private, signers)
             file = stack.enter_context(zipfile.ZipFile(taken.path))
             if take_fingerprint(file) != archive.fingerprint:
                 raise Failure(f"archive {archive.path.name}: it has changed since it was checked: try again")

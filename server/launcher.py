@@ -24,7 +24,7 @@ from server.failures import Failure, Interrupted
 from server.health import Health, HealthServer
 from server.java import Java, find_java
 from server.management import Management
-from server.models import Archive, describe_models, describe_trust, find_archives, take_in
+from server.models import Archive, copy_checked, describe_models, describe_trust, find_archives
 from server.process import JavaProcess, build_command, find_torchserve
 from server.reporting import Reporter, write
 from server.startup import Readiness
@@ -103,7 +103,7 @@ class Launcher:
             self._directory = directory
             self._health.drain_file = directory.drain_file
             try:
-                self._archives = take_in(self._archives, directory.copies, signers)
+                self._archives = copy_checked(self._archives, directory.copies, signers)
                 self._settings = replace(settings, model_store=self._archives[0].path.parent)
                 self._asked = settings
                 self._serve(java, home)

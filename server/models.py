@@ -210,7 +210,7 @@ def read_archive(path: Path, keys: trust.Keys | None = None) -> Archive:
     )
 
 
-def take_in(archives: Sequence[Archive], folder: Path, signers: Path | None) -> list[Archive]:
+def copy_checked(archives: Sequence[Archive], folder: Path, signers: Path | None) -> list[Archive]:
     """Return the archives that a host is to open: where signatures are required, copies that nobody else can change.
 
     The copies are checked, so what was checked is what is used, whatever happens to the model store meanwhile.

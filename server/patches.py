@@ -34,14 +34,15 @@ while a REST request is read is answered with 400; a worker's own failures do no
 
 **reload**: a version is replaced without losing a request (`server.versions`).
 
-* Unregistered, a version's workers are killed, and what they were at and what waited for them is never answered.
+* Unregistered, a version's workers are killed, and the requests that they had or that waited are never answered.
   Patched, TorchServe forgets the version and leaves the workers, their queue and their files alone, and does not start
   a worker again of which none is wanted any more: the launcher ends them when they have nothing to do.
 * Loading and unloading models can be switched off only for all. Patched, it stays off for the gRPC twin of the
   management API, which any program of this machine can reach. Without this patch it is off for all.
 
 **names**: "Model not found" names the models there are. TorchServe lists its models in its management API alone, which
-stays private, so this message is the list for callers (proto/README.md). It holds the archives of this start.
+stays private, so this message is the list for callers (proto/README.md). It is the list of the start: a reload does not
+change it.
 
 Patched classes lie in the private directory and go before the jar on the class path. Each of the patches is
 applied whole or not at all: only if every class that it changes is exactly the one it was written for. `--no-patches`
@@ -63,7 +64,7 @@ JAR = Path("ts/frontend/model-server.jar")
 
 
 @dataclass(frozen=True)
-class Edit:
+class Swap:
     """Bytes to replace.
 
     Attributes:
@@ -89,7 +90,7 @@ class Change:
 
     member: str
     sha256: str
-    edits: tuple[Edit, ...]
+    edits: tuple[Swap, ...]
 
     def make(self, original: bytes) -> bytes:
         """Return the class with the changes."""
@@ -135,9 +136,9 @@ _ALWAYS = (
                 "org/pytorch/serve/grpcimpl/InferenceImpl.class",
                 "8b85e06f700eeb9dc6e595307bcaf38c67209883a08dcd09039f72f1462e36cc",
                 (
-                    Edit(b"\x01\x00\x11streamPredictions", b"\x01\x00\x11unusedPredictions"),
-                    Edit(b"\x01\x00\x12streamPredictions2", b"\x01\x00\x12unusedPredictions2"),
-                    Edit(
+                    Swap(b"\x01\x00\x11streamPredictions", b"\x01\x00\x11unusedPredictions"),
+                    Swap(b"\x01\x00\x12streamPredictions2", b"\x01\x00\x12unusedPredictions2"),
+                    Swap(
                         bytes.fromhex("2a b20198 13019b b6009c b600a7 b900ab0200 b1"),
                         bytes.fromhex(18 * "00" + "b1"),
                         times=3,
@@ -150,7 +151,7 @@ _ALWAYS = (
                 "org/pytorch/serve/job/GRPCJob.class",
                 "37d38e228b6314e854c0ab05d7488eb29ade8239683289b36d027357784058ce",
                 (
-                    Edit(
+                    Swap(
                         bytes.fromhex("2a 1908 b700a2 990004 b1 1908 b600ce"),
                         bytes.fromhex("03 0000 000000 990004 b1 1908 b600ce"),
                     ),
@@ -164,9 +165,9 @@ _ALWAYS = (
                 "io/netty/handler/codec/http/multipart/HttpPostMultipartRequestDecoder.class",
                 "0486f99faef15fafc8062fb82e75965d48c5716ff2d9bb0e3eafec1e1562d7f7",
                 (
-                    Edit(bytes.fromhex("cafebabe 00000032 034a"), bytes.fromhex("cafebabe 00000032 034f")),
+                    Swap(bytes.fromhex("cafebabe 00000032 034a"), bytes.fromhex("cafebabe 00000032 034f")),
                     # The last constant of all, and the flags of the class.
-                    Edit(
+                    Swap(
                         b"\x01\x00\x28([Ljava/lang/Object;)[Ljava/lang/Object;\x00\x21",
                         b"\x01\x00\x28([Ljava/lang/Object;)[Ljava/lang/Object;"
                         + b"\x01\x00\x18io/netty/buffer/Unpooled"
@@ -174,7 +175,7 @@ _ALWAYS = (
                         + b"\x01\x00\x12unreleasableBuffer"
                         + bytes.fromhex("0c 034c 02d6  0a 034b 034d  0021"),
                     ),
-                    Edit(bytes.fromhex("2c b60040 a7"), bytes.fromhex("2c b8034e a7")),
+                    Swap(bytes.fromhex("2c b60040 a7"), bytes.fromhex("2c b8034e a7")),
                 ),
             ),
         ),
@@ -190,11 +191,11 @@ _ALWAYS = (
                 "org/pytorch/serve/http/HttpRequestHandler.class",
                 "4284484a3cbe3c227cec2578dcb44b9ae9c4f1b8cffbccec26e36490803cea31",
                 (
-                    Edit(
+                    Swap(
                         b"\x01\x00\x22java/lang/IllegalArgumentException",
                         b"\x01\x00\x1ajava/lang/RuntimeException",
                     ),
-                    Edit(
+                    Swap(
                         bytes.fromhex("2d b900840300 2b b20087 2d b8005e"),
                         bytes.fromhex("2d b900520300 2b b20066 2d b8005e"),
                     ),
@@ -213,13 +214,13 @@ _ALWAYS = (
             Change(
                 "org/pytorch/serve/wlm/Model.class",
                 "7c5523f1fe77fe79aa32665469e17725e70518692abcf4987989ef72f10d4cff",
-                (Edit(bytes.fromhex("1905 1606 b2"), bytes.fromhex("1905 0900 b2")),),
+                (Swap(bytes.fromhex("1905 1606 b2"), bytes.fromhex("1905 0900 b2")),),
             ),
             # The constant 65,536 becomes 4 MiB: the most that netty, used with its defaults, reads at once.
             Change(
                 "io/netty/channel/AdaptiveRecvByteBufAllocator.class",
                 "0b9f688fa3f189aa5729e811c589f25f9682a1178c0e3974965f0e04b4c58c97",
-                (Edit(bytes.fromhex("03 00010000"), bytes.fromhex("03 00400000")),),
+                (Swap(bytes.fromhex("03 00010000"), bytes.fromhex("03 00400000")),),
             ),
             # In WorkerThread.run, where a batch goes out, futures.add(CompletableFuture.runAsync(() ->
             # lambda$run$0(i))) is now lambda$run$0(i), and in that method channel.writeAndFlush(request).sync() loses
@@ -230,14 +231,14 @@ _ALWAYS = (
                 "5292f5b79ac1ec509876cd997e2605848fd79f0b15b24ebd1a96c9c6b035ffd6",
                 (
                     # aload 8, aload_0, iload 10, invokedynamic, invokestatic runAsync, invokeinterface add, pop.
-                    Edit(
+                    Swap(
                         bytes.fromhex("1908 2a 150a ba01670000 b8016b b901710200 57"),
                         bytes.fromhex("2a 150a b703ed" + 13 * "00"),
                     ),
                     # invokeinterface writeAndFlush, invokeinterface sync, pop.
-                    Edit(bytes.fromhex("b903550200 b9027b0100 57"), bytes.fromhex("b903550200 0000000000 57")),
+                    Swap(bytes.fromhex("b903550200 b9027b0100 57"), bytes.fromhex("b903550200 0000000000 57")),
                     # The tail of BACK_OFF, from its ninth number on: dup, bipush index, bipush or sipush, iastore.
-                    Edit(_build_pauses((21, 34, 55, 89, 144, 233, 377, 610, 987, 1597)), _build_pauses((13,) * 10)),
+                    Swap(_build_pauses((21, 34, 55, 89, 144, 233, 377, 610, 987, 1597)), _build_pauses((13,) * 10)),
                 ),
             ),
         ),
@@ -253,8 +254,8 @@ _ALWAYS = (
                 "org/pytorch/serve/wlm/ModelManager.class",
                 "c32ec7d1b524cc3992b068659874274c0611c2472dfe94eaadcabdc14a5c51bf",
                 (
-                    Edit(bytes.fromhex("1905 03 b6022b 1905 03 b6022e"), bytes.fromhex("1905 03 b6022b" + 6 * "00")),
-                    Edit(bytes.fromhex("1905 b6017c b6023c"), bytes.fromhex(8 * "00")),
+                    Swap(bytes.fromhex("1905 03 b6022b 1905 03 b6022e"), bytes.fromhex("1905 03 b6022b" + 6 * "00")),
+                    Swap(bytes.fromhex("1905 b6017c b6023c"), bytes.fromhex(8 * "00")),
                 ),
             ),
             # getMaxRetryTimeoutInMill returns maxRetryTimeoutInMill * (-minWorkers >>> 31), so 0 where no worker is
@@ -264,7 +265,7 @@ _ALWAYS = (
                 "org/pytorch/serve/wlm/Model.class",
                 "7c5523f1fe77fe79aa32665469e17725e70518692abcf4987989ef72f10d4cff",
                 (
-                    Edit(
+                    Swap(
                         bytes.fromhex("0000002f 0002 0001 00000005 2a b40009 ad"),
                         bytes.fromhex("00000039 0004 0001 0000000f 2a b40009 2a b40171 74 101f 7c 85 69 ad"),
                     ),
@@ -275,7 +276,7 @@ _ALWAYS = (
             Change(
                 "org/pytorch/serve/grpcimpl/ManagementImpl.class",
                 "1bf8432f89c3108f0cd47ae0b1eb1f65ce807279f302b34b7697885c32a193ac",
-                (Edit(bytes.fromhex("2a b4000d b600a1 9a"), bytes.fromhex("2a b4000d 570300 9a"), times=2),),
+                (Swap(bytes.fromhex("2a b4000d b600a1 9a"), bytes.fromhex("2a b4000d 570300 9a"), times=2),),
             ),
         ),
     ),
@@ -288,7 +289,7 @@ def build(models: str) -> tuple[Patch, ...]:
     Args:
         models: What "Model not found" says of the models there are, in ASCII: see `server.models.describe_models`.
     """
-    not_found = Edit(_constant("Model not found: "), _constant(f"Model not found{models}: "))
+    not_found = Swap(_constant("Model not found: "), _constant(f"Model not found{models}: "))
     no_version = " does not exist for model: "
     changes = (
         Change(
@@ -304,7 +305,7 @@ def build(models: str) -> tuple[Patch, ...]:
         Change(
             "org/pytorch/serve/wlm/ModelManager.class",
             "c32ec7d1b524cc3992b068659874274c0611c2472dfe94eaadcabdc14a5c51bf",
-            (Edit(_constant(no_version), _constant(models + no_version)),),
+            (Swap(_constant(no_version), _constant(models + no_version)),),
         ),
     )
     return (*_ALWAYS, Patch("names", "'Model not found' does not name the models there are", changes))

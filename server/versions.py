@@ -1,9 +1,9 @@
 """The versions that TorchServe serves: taken in beside the others, made the default, let finish, taken away.
 
-What TorchServe does when a version is unregistered decides the order. It kills the workers at once, and puts what they
-were at back into a queue that nobody reads any more, so those callers wait until their deadlines. Patched
-(`server.patches`, reload) it only forgets the version: requests that name it get 404 from that moment on, and the
-workers go on with what is in its queue. When they are idle, they are ended here.
+What TorchServe does when a version is unregistered decides the order. It kills the workers at once, and puts the
+requests that they had back into a queue that nothing reads any more, so those callers wait until their deadlines.
+Patched (`server.patches`, reload) it only forgets the version: requests that name it get 404 from that moment on, and
+the workers go on with what is in its queue. When they are idle, they are ended here.
 
 A registration that waits for its workers, which is TorchServe's default, or that has an archive to unpack would hold up
 the thread that it shares with requests. So archives are unpacked here, and workers are looked for.
@@ -55,7 +55,7 @@ class Versions:
         rejected: Why other archives are not served.
         watch: Watches what is served.
         diagnosis: Tells of workers that die.
-        traffic: Knows what workers are at.
+        traffic: Tells which workers are idle.
         is_patched: TorchServe runs with the patch `reload`.
     """
 
@@ -169,7 +169,7 @@ class Versions:
     def retire(self, archive: Archive) -> None:
         """Have TorchServe forget a version, wait until its workers have nothing to do, and end them.
 
-        What a worker is at takes as long as TorchServe allows, responseTimeout.
+        The batch that a worker has may take as long as TorchServe allows, responseTimeout.
 
         Raises:
             Failure: TorchServe does not forget it.

@@ -83,7 +83,7 @@ def serving_runtime(deployment: dict[str, Any], settings: dict[str, str]) -> dic
     [ours] = pod["containers"]
     ready = {**ours["startupProbe"], "httpGet": {"path": "/v2/health/ready", "port": "http"}}
     container = {
-        "name": "kserve-container",  # So KServe wants it.
+        "name": "kserve-container",  # KServe requires this name.
         "image": ours["image"].replace("/torchserve:", "/kserve:"),
         "args": ["--model-store=/mnt/models", *ours["args"]],  # Where KServe puts what storageUri names.
         "env": [{"name": name, "value": value} for name, value in settings.items() if ")" in " ".join(ours["args"])],

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,12 @@ def test_ctrl_c_is_one_line_and_no_traceback(stand_in: StandIn, pictures: Path, 
         (pictures / "httpx.py").write_text("import pathlib, time; pathlib.Path('begun').touch(); time.sleep(60)")
     command = [sys.executable, "-m", "convscope", "predict", "cat.png", "--model", "slow", "--url", stand_in.rest_url]
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(PYTHONPATH=path)
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(PYTHONPATH=path),
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # A shell's job in the background ignores it.
     ) as process:
         deadline = time.monotonic() + 60
         while not (stand_in.requests or (pictures / "begun").exists()):

@@ -30,6 +30,7 @@ from tests.contract.openapi import PATH, ROOT, SCHEMA
 from tests.contract.requests import FIELDS
 
 DOCUMENT: dict[str, Any] = yaml.safe_load(PATH.read_text())
+TRACE = ("traceparent", "tracestate")
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 PREDICT: dict[str, Any] = DOCUMENT["paths"]["/predictions/{model}"]["post"]
 GATEWAY = yaml.safe_load((ROOT / "deploy/envoy/http.yaml").read_text())["resources"][0]["typed_config"]
@@ -152,12 +153,13 @@ def test_every_carrier_has_every_option_and_field() -> None:
     assert [one["name"].lower() for one in headers] == [
         *(f"x-convscope-{name.replace('_', '-')}" for name in OPTION_NAMES),
         "x-request-id",
+        *TRACE,
     ]
     for name in ("Form", "Request"):
-        assert fields_of(name) == set(SCHEMAS[name]["propertyNames"]["enum"]) == {"data", *FIELDS}
+        assert fields_of(name) == set(SCHEMAS[name]["propertyNames"]["enum"]) == {"data", *FIELDS, *TRACE}
 
 
-@pytest.mark.parametrize("field", ["data", *FIELDS])
+@pytest.mark.parametrize("field", ["data", *FIELDS, *TRACE])
 def test_the_handler_knows_a_field_and_no_other_like_it(field: str) -> None:
     headers = {"content-type": JSON}
     for name, is_known in ((field, True), (field + "s", False)):

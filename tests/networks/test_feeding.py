@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from archiver.feeding import feeding
+from archiver.feeding import find_sources
 from handlers.networks import NETWORKS
 
 PICTURE = torch.zeros(1, 3, 32, 32)
@@ -15,7 +15,7 @@ PICTURE = torch.zeros(1, 3, 32, 32)
 
 def test_a_chain_is_fed_layer_by_layer_and_the_scores_by_the_last():
     network = NETWORKS["cifar"]()
-    assert feeding(network, network.layers, PICTURE) == (
+    assert find_sources(network, network.layers, PICTURE) == (
         {"conv1": {"": (1, 1)}, "conv2": {"conv1": (1, 1)}},
         {"conv2": (1, 1)},
     )
@@ -23,7 +23,7 @@ def test_a_chain_is_fed_layer_by_layer_and_the_scores_by_the_last():
 
 def test_a_residual_block_is_fed_past_its_convolutions_too():
     network = NETWORKS["deep"]()
-    found, scores = feeding(network, network.layers, PICTURE)
+    found, scores = find_sources(network, network.layers, PICTURE)
     assert found == {
         "block1": {"": (1, 1)},
         "block2": {"block1": (1, 1)},
@@ -52,13 +52,13 @@ class Branches(nn.Module):
 def test_branches_meet_and_sizes_feed_nothing():
     layers = {"left": "left", "right": "right", "joined": "last"}
     expected = {"left": {"": (1, 1)}, "right": {"": (1, 1)}, "joined": {"left": (1, 1), "right": (1, 1)}}
-    assert feeding(Branches(), layers, PICTURE, "out") == (expected, {"joined": (0, 0)})
-    assert feeding(Branches(), layers, PICTURE, "aux")[1] == {"right": (0, 0)}
+    assert find_sources(Branches(), layers, PICTURE, "out") == (expected, {"joined": (0, 0)})
+    assert find_sources(Branches(), layers, PICTURE, "aux")[1] == {"right": (0, 0)}
 
 
 def test_layers_that_are_not_published_are_passed_by():
     model = torchvision.models.resnet18(weights=None).eval()
-    found, scores = feeding(model, {"layer1": "layer1.1.relu_1", "layer2": "layer2.1.relu_1"}, PICTURE)
+    found, scores = find_sources(model, {"layer1": "layer1.1.relu_1", "layer2": "layer2.1.relu_1"}, PICTURE)
     assert found == {
         "layer1": {"": (1, 5)},
         "layer2": {"layer1": (1, 4)},
@@ -79,4 +79,4 @@ class Undecided(nn.Module):
 
 @pytest.mark.parametrize("layers", [{"conv": "conv"}, {}])
 def test_of_a_network_that_cannot_be_traced_nothing_is_known(layers):
-    assert feeding(Undecided(), layers, PICTURE) == ({}, {})
+    assert find_sources(Undecided(), layers, PICTURE) == ({}, {})

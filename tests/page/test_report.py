@@ -380,7 +380,7 @@ def test_many_pictures_get_a_page_each_and_an_index(stand_in: StandIn, tmp_path:
     ("arguments", "message"),
     [
         (["cat.png", "cat.png", "--out", "cat.html"], "--out must be a folder for 2 pictures, not cat.html"),
-        (["empty", "--out", "out"], "there are no .png, .jpg, .jpeg, .webp, .npy files in empty"),
+        (["empty", "--out", "out"], "no picture found in empty"),
         (["cat.png", "cat.png", "--out", "out", "--request-id", "r-7"], "--request-id names one request"),
     ],
 )
@@ -391,6 +391,8 @@ def test_what_cannot_be_many_reports_is_said_before_anything_is_sent(
     Path("cat.png").write_bytes(make_picture())
     Path("empty").mkdir()
     stand_in.requests.clear()
-    assert main(["report", *arguments, "--model", "cifar", "--url", stand_in.rest_url]) == 1
+    with pytest.raises(SystemExit) as ended:
+        main(["report", *arguments, "--model", "cifar", "--url", stand_in.rest_url])
+    assert ended.value.code == 2
     assert message in capsys.readouterr().err
     assert not stand_in.requests

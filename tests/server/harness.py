@@ -133,13 +133,20 @@ class Launched:
     java_options = "-XX:TieredStopAtLevel=1 -XX:-AlwaysPreTouch"
 
     def __init__(
-        self, store: Path, work: Path, *options: str, environment: dict[str, str] | None = None, deaf: bool = False
+        self,
+        store: Path,
+        work: Path,
+        *options: str,
+        environment: dict[str, str] | None = None,
+        deaf: bool = False,
+        workers: int | None = 1,
     ) -> None:
         self.work = work
         # Seldom watched and not warmed up: what a test counts is its own requests, and two seconds a start add up.
         # Tests of watching, warming up and several workers pass their own options, which come later in the command.
         ports = ("--rest-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--device", "cpu")
-        ports += ("--watch-s", "3600", "--warm-up-s", "0", "--workers", "1")
+        ports += ("--watch-s", "3600", "--warm-up-s", "0")
+        ports += () if workers is None else ("--workers", str(workers))
         command = [
             self.python,
             "-m",
@@ -265,9 +272,14 @@ def _field(number: int, data: bytes) -> bytes:
 
 @contextlib.contextmanager
 def launched(
-    store: Path, work: Path, *options: str, environment: dict[str, str] | None = None, deaf: bool = False
+    store: Path,
+    work: Path,
+    *options: str,
+    environment: dict[str, str] | None = None,
+    deaf: bool = False,
+    workers: int | None = 1,
 ) -> Iterator[Launched]:
-    server = Launched(store, work, *options, environment=environment, deaf=deaf)
+    server = Launched(store, work, *options, environment=environment, deaf=deaf, workers=workers)
     try:
         yield server
     finally:

@@ -269,7 +269,7 @@ def run(work: Path, *names: str) -> subprocess.CompletedProcess[str]:
 def test_requests_in_flight_and_in_the_queue_of_the_old_version_are_answered(work):
     store = work / "store"
     write_archive(store, "alpha", version="1.0", config="minWorkers: 1\nmaxWorkers: 1\n")
-    with launched(store, work) as server, ThreadPoolExecutor(8) as pool:
+    with launched(store, work, workers=None) as server, ThreadPoolExecutor(8) as pool:
         server.await_ready()
         old = int(server.rest("alpha", "pid"))
         folder = Path(f"/proc/{old}/cwd").readlink()

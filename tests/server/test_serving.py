@@ -32,7 +32,7 @@ def test_it_says_where_it_listens_and_what_to_try(server):
     assert f"model    beta 1.0   http://127.0.0.1:{server.port('REST')}/predictions/beta\n" in server.out
     assert f"model    alpha 1.0  http://127.0.0.1:{server.port('REST')}/predictions/alpha/1.0\n" in server.out
     assert "curl -T picture.png" in server.out
-    assert "  patches  blame, latency, reload, safety (of TorchServe)\n" in server.out
+    assert "  patches  blame, latency, names, reload, safety (of TorchServe)\n" in server.out
     assert server.err == ""
 
 

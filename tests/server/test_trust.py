@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from archiver.packing import ArchiveError
 from archiver.store import sign
 from server.failures import Failure, UsageFailure
-from server.models import describe_trust, find_archives, read_archive, take_in
+from server.models import copy_checked, describe_trust, find_archives, read_archive
 from server.trust import DIGESTS, NAMESPACE, read_keys
 from tests.server.harness import ROOT, launched, list_digests, write_archive, write_members
 
@@ -240,17 +240,17 @@ def test_what_was_checked_is_what_is_used_whatever_happens_to_the_store(key: Pat
     path = write_archive(tmp_path / "store", "own")
     sign(path, key)
     found = find_archives(path.parent, signers=public(key)).archives
-    assert take_in(found, tmp_path / "unused", None) == found
-    [taken] = take_in(found, tmp_path / "copies", public(key))
+    assert copy_checked(found, tmp_path / "unused", None) == found
+    [taken] = copy_checked(found, tmp_path / "copies", public(key))
     assert taken.path == tmp_path / "copies/own.mar"
     assert (taken.name, taken.has_digests) == ("own", True)
     assert taken.path.read_bytes() == path.read_bytes()
     write_archive(path.parent, "own", "evil = True\n")  # After it was found and before it is taken in.
     with pytest.raises(Failure, match=r"own\.mar: it is not what was signed"):
-        take_in(found, tmp_path / "copies", public(key))
+        copy_checked(found, tmp_path / "copies", public(key))
     path.unlink()
     with pytest.raises(Failure, match=r"own\.mar: it cannot be copied to .*: No such file"):
-        take_in(found, tmp_path / "copies", public(key))
+        copy_checked(found, tmp_path / "copies", public(key))
 
 
 @needs_openssh

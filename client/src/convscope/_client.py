@@ -303,7 +303,8 @@ class Client(BaseClient):
             request_id: Id of the request, as in `predict`.
 
         Returns:
-            Names and versions; of several versions of a model the newest first.
+            Names and versions; of several versions of a model the newest first. TorchServe lists those of its start: a
+            reload does not change the list.
 
         Raises:
             ProtocolError: The server does not list its models; see proto/README.md.

@@ -163,7 +163,7 @@ class ModelNotFound(ConvscopeError):
 
     Args:
         message: Human-readable message.
-        models: The models of the server; None if it does not say.
+        models: The models of the server, as `Client.models` lists them; None if it does not say.
     """
 
     code = "model_not_found"

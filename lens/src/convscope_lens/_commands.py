@@ -36,6 +36,7 @@ from convscope.commands import (
     at_least,
     ensure_missing,
     ensure_writable,
+    find_target,
     format_json,
     format_table,
     list_pictures,
@@ -88,7 +89,7 @@ def add_report(commands: SubParsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "report", help="scores, maps and heat map of pictures, as HTML files"
     )
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE|FOLDER", help="PNG, JPEG, WebP or .npy files")
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE|FOLDER|-", help=PICTURE_HELP)
     parser.add_argument("--model", required=True, type=parse_model_name)
     parser.add_argument(
         "--out",
@@ -106,9 +107,9 @@ def add_report(commands: SubParsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "--layer", type=parse_name, help="layer that grad_cam and cam use (default: the last one with several cells)"
     )
-    parser.add_argument("--target", type=int, metavar="INDEX", help="index of the class (default: the most probable)")
+    parser.add_argument("--target", metavar="CLASS", help="index or label of the class (default: the most probable)")
     parser.add_argument(
-        "--top-k", default=5, type=int, metavar="K", help="scores to show, 0 for all (default %(default)s)"
+        "--top-k", default=5, type=at_least(0), metavar="K", help="scores to show, 0 for all (default %(default)s)"
     )
     add_request_id(parser)
     parser.set_defaults(run=_report)
@@ -116,17 +117,19 @@ def add_report(commands: SubParsers) -> argparse.ArgumentParser:
 
 
 def _report(client: Client, options: argparse.Namespace) -> int:
-    from convscope_lens._page.report import Options, list_pictures, report
+    from convscope_lens._page.report import Options, report
 
     method = None if options.method == "none" else options.method
-    shared = Options(options.version, options.layers, method, options.layer, options.target, options.top_k)
+    target = find_target(client, options)
+    shared = Options(options.version, options.layers, method, options.layer, target, options.top_k)
     out = Path(options.out)
     [first, *others] = options.pictures
     if others or Path(first).is_dir() or out.is_dir():
         if options.request_id is not None:
-            raise ValueError("--request-id names one request: use it with one picture and a file as --out")
+            raise UsageError("--request-id names one request: use it with one picture and a file as --out")
         return _report_many(client, options, list_pictures(options.pictures), out, shared)
-    page = report(client, first, model=options.model, request_id=options.request_id, **shared._asdict()).encode()
+    picture = sys.stdin.buffer.read() if first == STANDARD_INPUT else first
+    page = report(client, picture, model=options.model, request_id=options.request_id, **shared._asdict()).encode()
     out.write_bytes(page)
     written = {"report": options.out, "bytes": len(page)}
     print(format_json(written) if options.json else printable(f"wrote {options.out}, {len(page):,} bytes"))
@@ -134,13 +137,13 @@ def _report(client: Client, options: argparse.Namespace) -> int:
 
 
 def _report_many(
-    client: Client, options: argparse.Namespace, pictures: list[Path], folder: Path, shared: Options
+    client: Client, options: argparse.Namespace, pictures: list[str], folder: Path, shared: Options
 ) -> int:
     """Write a page for each picture and an index; a picture that fails does not stop the others."""
     from convscope_lens._page.report import write_reports
 
     if folder.suffix == ".html":
-        raise ValueError(f"--out must be a folder for {len(pictures)} pictures, not {options.out}")
+        raise UsageError(f"--out must be a folder for {len(pictures)} pictures, not {options.out}")
     results = []
     for written in write_reports(client, pictures, folder, model=options.model, options=shared):
         results.append(written)
@@ -170,7 +173,7 @@ def _ui(client: Client, options: argparse.Namespace) -> int:
     from convscope_lens._page.server import PageServer
 
     if not 0 <= options.port < 1 << 16:
-        raise ValueError(f"port must be 0 to 65535, not {options.port}")
+        raise UsageError(f"--port must be 0 to 65535, not {options.port}")
     # Shells start background jobs with SIGINT ignored; install our handlers explicitly.
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, signal.default_int_handler)
@@ -417,31 +420,30 @@ def add_ablate(commands: SubParsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "ablate", help="which channels carry a class: the change of its logit as each channel is set to zero"
     )
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE|FOLDER", help="PNG, JPEG, WebP or .npy files")
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE|FOLDER|-", help=PICTURE_HELP)
     parser.add_argument("--model", required=True, type=parse_model_name)
     parser.add_argument("--layer", required=True, type=parse_name)
     parser.add_argument(
-        "--target", type=int, metavar="INDEX", help="index of the class (default: each picture's most probable)"
+        "--target", metavar="CLASS", help="index or label of the class (default: each picture's most probable)"
     )
     parser.add_argument(
         "--slopes",
         action="store_true",
         help="measure gradient × activation too, and its rank correlation (twice the forward passes)",
     )
-    parser.add_argument("-n", default=20, type=int, help="channels to print (default %(default)s)")
+    parser.add_argument("-n", default=20, type=at_least(1), help="channels to print (default %(default)s)")
     parser.add_argument("--save", metavar="DIR", help="write ablate-<model>-<layer>.png and .json to DIR")
     parser.set_defaults(run=_ablate)
     return parser
 
 
 def _ablate(client: Client, options: argparse.Namespace) -> int:
-    if options.n < 1:
-        raise ValueError("-n must be at least 1")
     from convscope_lens.interventions import ablate
-    from convscope_lens.probes._images import list_pictures
 
-    paths = [str(path) for path in list_pictures(options.pictures, limit=None, seed=0)]
-    pictures = read_picture_files(paths)
+    if options.save is not None:
+        ensure_writable(Path(options.save))
+    target = find_target(client, options)
+    pictures = list(read_picture_files(options.pictures))
     failed = [(name, file) for name, file in pictures if isinstance(file, PictureFailure)]
     readable = [(name, file) for name, file in pictures if isinstance(file, bytes)]
 
@@ -455,7 +457,7 @@ def _ablate(client: Client, options: argparse.Namespace) -> int:
             [file for _, file in readable],
             model=options.model,
             layer=options.layer,
-            target=options.target,
+            target=target,
             slopes=options.slopes,
             version=options.version,
             on_error=on_error,
@@ -487,10 +489,14 @@ def add_patch(commands: SubParsers) -> argparse.ArgumentParser:
         "--layers", default=["all"], type=parse_names, metavar="A,B|all", help="layers to trace (default all)"
     )
     parser.add_argument(
-        "--target", type=int, metavar="INDEX", help="index of the class (default: CLEAN's most probable)"
+        "--target", metavar="CLASS", help="index or label of the class (default: CLEAN's most probable)"
     )
     parser.add_argument(
-        "--grid", default=8, type=int, metavar="N", help="rows and columns of regions per map (default %(default)s)"
+        "--grid",
+        default=8,
+        type=at_least(1),
+        metavar="N",
+        help="rows and columns of regions per map (default %(default)s)",
     )
     parser.add_argument("--save", metavar="DIR", help="write patch-<model>.png and .json to DIR")
     parser.set_defaults(run=_patch)
@@ -500,13 +506,15 @@ def add_patch(commands: SubParsers) -> argparse.ArgumentParser:
 def _patch(client: Client, options: argparse.Namespace) -> int:
     from convscope_lens.interventions import trace
 
+    if options.save is not None:
+        ensure_writable(Path(options.save))
     result = trace(
         client,
         options.clean,
         options.corrupt,
         model=options.model,
         layers=options.layers,
-        target=options.target,
+        target=find_target(client, options),
         grid=options.grid,
         version=options.version,
     )

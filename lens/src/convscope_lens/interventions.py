@@ -262,6 +262,9 @@ def ablate(
         deadline_s: Deadline of each request, in seconds; None for the client's.
         on_error: Called with the index and the error of a failed picture; None to raise the error.
 
+    Returns:
+        The change of the score by picture and channel, (N, C), and the slopes if measured.
+
     Raises:
         ConvscopeError: A picture or a request failed, there is no such layer (`UnknownLayer`), or the service has no
             edits.
@@ -332,6 +335,9 @@ def trace(
         grid: Rows and columns of regions per map at most; a map with fewer cells has a region for each.
         version: Version of the model; None for the server's default.
         deadline_s: Deadline of each request, in seconds; None for the client's.
+
+    Returns:
+        The share of the score restored, by layer: for each region (rows, columns), and for the whole map.
 
     Raises:
         ConvscopeError: A picture or a request failed, there is no such layer (`UnknownLayer`), or the service has no

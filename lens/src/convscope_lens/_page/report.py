@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from convscope import ConvscopeError
+from convscope.commands import STANDARD_INPUT
 
 from convscope_lens._page.html import page_html
 from convscope_lens._page.page_data import encode_one_picture, fetch_page_data, thumbnail
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from convscope.typing import Method, Picture
 
 MAX_MAP_VALUES = 1_200_000  # All maps together; as base64 they are 1.6 MB of the file.
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".npy")
 
 
 def report(
@@ -113,24 +114,6 @@ def file_name(path: str | os.PathLike[str]) -> str:
     return os.fsencode(Path(path).name).decode("utf-8", "replace")
 
 
-def list_pictures(paths: Sequence[str]) -> list[Path]:
-    """Return files as they are, and the PNG, JPEG, WebP and .npy files in folders, sorted by path.
-
-    Raises:
-        ValueError: A folder holds none.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if not path.is_dir():
-            found.append(path)
-            continue
-        pictures = sorted(one for one in path.rglob("*") if one.suffix.lower() in _SUFFIXES and one.is_file())
-        if not pictures:
-            raise ValueError(f"there are no {', '.join(_SUFFIXES)} files in {path}")
-        found += pictures
-    return found
-
-
 class Written(NamedTuple):
     """A report that was written, or why it was not.
 
@@ -140,13 +123,13 @@ class Written(NamedTuple):
         error: What went wrong; None if nothing did.
     """
 
-    picture: Path
+    picture: str
     page: str | None
     error: str | None
 
 
 def write_reports(
-    client: Client, pictures: Sequence[Path], folder: Path, *, model: str, options: Options
+    client: Client, pictures: Sequence[str], folder: Path, *, model: str, options: Options
 ) -> Iterator[Written]:
     """Write a report for each picture, and `index.html`, which lists them with their scores.
 
@@ -154,7 +137,7 @@ def write_reports(
 
     Args:
         client: An open client.
-        pictures: Paths.
+        pictures: Paths, and `-` for standard input.
         folder: Created if missing; files of an earlier run are replaced.
         model: Name of the model.
         options: Of every report.
@@ -171,10 +154,11 @@ def write_reports(
     entries: list[dict[str, Any]] = []
     digits = len(str(len(pictures)))
     for number, path in enumerate(pictures, 1):
-        title = file_name(path)
+        is_piped = path == STANDARD_INPUT
+        title = "standard input" if is_piped else file_name(path)
         entry: dict[str, Any] = {"title": title, "page": None, "thumbnail": None, "scores": [], "error": None}
         try:
-            file = encode_one_picture(path)
+            file = encode_one_picture(sys.stdin.buffer.read() if is_piped else path)
             entry["thumbnail"] = thumbnail(file)
             page, data = _page(client, file, card, model, title, options)
         except (ConvscopeError, OSError, ValueError) as error:
