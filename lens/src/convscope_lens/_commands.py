@@ -438,10 +438,8 @@ def _ablate(client: Client, options: argparse.Namespace) -> int:
     if options.n < 1:
         raise ValueError("-n must be at least 1")
     from convscope_lens.interventions import ablate
-    from convscope_lens.probes._images import list_pictures
 
-    paths = [str(path) for path in list_pictures(options.pictures, limit=None, seed=0)]
-    pictures = read_picture_files(paths)
+    pictures = list(read_picture_files(options.pictures))
     failed = [(name, file) for name, file in pictures if isinstance(file, PictureFailure)]
     readable = [(name, file) for name, file in pictures if isinstance(file, bytes)]
 
