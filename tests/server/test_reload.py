@@ -75,6 +75,16 @@ def test_a_version_whose_file_cannot_be_read_stays_while_another_joins(tmp_path)
     assert changes(tmp_path, served) == [(["1.1"], [], ["1.1", "1.0"])]
 
 
+def test_a_version_whose_file_cannot_be_read_stays_where_models_are_named_too(tmp_path):
+    write_archive(tmp_path, "cifar")
+    served = find_archives(tmp_path, ["cifar"]).archives
+    (tmp_path / "cifar.mar").write_bytes(b"not a zip")
+    write_archive(tmp_path, "cifar", version="2.0", file="cifar-2")
+    [change], _ = find_changes(served, find_archives(tmp_path, ["cifar"], least=0))
+    assert [archive.version for archive in change.new] == ["2.0"]
+    assert change.gone == []
+
+
 def test_the_same_version_with_other_contents_is_a_conflict_and_with_the_same_ones_is_not(tmp_path):
     write_archive(tmp_path, "cifar")
     served = find_archives(tmp_path).archives
