@@ -146,9 +146,12 @@ def _is_named_after(stem: str, model: str) -> bool:
 
 
 def look(store: Path) -> Files:
-    """Return what tells the archives of a store from others, without reading them: by name, time, size and number."""
+    """Return what tells the archives of a store from others, without reading them: by name, time, size and number.
+
+    Signatures too: one that comes after its archive makes it one to take in.
+    """
     seen = {}
-    for path in store.glob("*.mar"):
+    for path in (*store.glob("*.mar"), *store.glob("*.mar.sig")):
         with contextlib.suppress(OSError):  # It has just gone.
             status = path.stat()
             seen[path.name] = (status.st_mtime_ns, status.st_size, status.st_ino)

@@ -249,6 +249,12 @@ def test_a_watched_store_is_taken_in_once_it_has_settled(monkeypatch, request, w
     assert host.did.count("take in b/2.0") == 1
 
 
+def test_a_signature_that_comes_after_its_archive_is_a_change(store):
+    before = look(store)
+    (store / "a.mar.sig").write_text("one")
+    assert look(store) != before
+
+
 def test_without_a_server_or_with_several_it_says_so(unwatched, work, store, host, tmp_path, capsys):
     (work / "convscope-left").mkdir()
     (work / "convscope-left/control.sock").touch()
