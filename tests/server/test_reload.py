@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -247,6 +248,21 @@ def test_a_watched_store_is_taken_in_once_it_has_settled(monkeypatch, request, w
     write_archive(store, "b", version="2.0")
     poll(lambda: "retire b/1.0" in host.did)
     assert host.did.count("take in b/2.0") == 1
+
+
+def test_a_watched_store_that_changes_during_a_reload_is_looked_at_after_it(monkeypatch, request, work, store, host):
+    monkeypatch.setattr(control, "LOOK_S", 0.05)
+    request.getfixturevalue("listening")
+    host.hold.clear()
+    write_archive(store, "b", version="2.0")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(reload.main, ["--work-dir", str(work)])
+        time.sleep(0.5)  # One of the two reloads has seen the store, and is at b.
+        write_archive(store, "a", version="2.0")
+        time.sleep(0.5)  # Several looks.
+        host.hold.set()
+        first.result()
+        poll(lambda: "retire a/1.0" in host.did)
 
 
 def test_a_signature_that_comes_after_its_archive_is_a_change(store):
