@@ -25,7 +25,18 @@ from server.arguments import Settings
 from server.configuration import PrivateDirectory
 from server.failures import Failure, UsageFailure
 from server.host import MEBIBYTE, read_disk, read_free_memory, read_memory, read_process_memory
-from server.models import Archive, Change, Files, Found, find_archives, find_changes, look, take_fingerprint, take_in
+from server.models import (
+    Archive,
+    Change,
+    Files,
+    Found,
+    find_archives,
+    find_changes,
+    is_named_after,
+    look,
+    take_fingerprint,
+    take_in,
+)
 from server.reporting import Reporter
 
 LOOK_S = 2.0  # From one look at the store to the next.
@@ -133,7 +144,8 @@ class Reloader:
         problems = {
             stem: why
             for stem, why in (found.rejected | conflicts).items()
-            if not names or known.get(stem, stem) in names
+            if not names
+            or (known[stem] in names if stem in known else any(is_named_after(stem, name) for name in names))
         }
         for stem, why in problems.items():
             self._reject(stem, why, say)

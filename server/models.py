@@ -128,7 +128,7 @@ def find_archives(store: Path, wanted: Sequence[str] = (), signers: Path | None 
     rejected = {
         stem: why
         for stem, why in broken.items()
-        if unknown or not wanted or any(_is_named_after(stem, model) for model in models)
+        if unknown or not wanted or any(is_named_after(stem, model) for model in models)
     }
     missing = {name.partition("/")[0]: f"no archive of {name} in {store} can be read" for name in unknown}
     chosen = [archive for archive in archives if not wanted or {archive.name, archive.full_name} & set(wanted)]
@@ -140,7 +140,7 @@ def find_archives(store: Path, wanted: Sequence[str] = (), signers: Path | None 
     return Found(sorted(chosen, key=lambda archive: archive.name), rejected, seen)
 
 
-def _is_named_after(stem: str, model: str) -> bool:
+def is_named_after(stem: str, model: str) -> bool:
     """Tell whether a file's name begins with a model's, as `cifar-1.1` does with `cifar`, and `cifar10` does not."""
     return stem.startswith(model) and not stem[len(model) :][:1].isalnum()
 

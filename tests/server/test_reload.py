@@ -223,6 +223,14 @@ def test_only_the_models_that_are_named_are_looked_at(unwatched, listening, work
     assert "no model cat is served or in" in capsys.readouterr().err
 
 
+def test_a_broken_version_of_a_model_that_is_named_is_said(unwatched, listening, work, store, host, capsys):
+    for name in ("b-2.0", "c"):
+        (store / f"{name}.mar").write_bytes(b"not a zip")
+    assert reload.main(["--work-dir", str(work), "b"]) == 1
+    assert "archive b-2.0.mar: it is damaged" in capsys.readouterr().err
+    assert list(host.rejected) == ["b-2.0"]
+
+
 def test_one_reload_at_a_time(unwatched, listening, work, store, host, capsys):
     write_archive(store, "b", version="2.0")
     host.hold.clear()
