@@ -33,6 +33,7 @@ from server.models import (
     copy_checked,
     find_archives,
     find_changes,
+    is_named_after,
     look,
     take_fingerprint,
 )
@@ -103,6 +104,15 @@ class Reloader:
         if not self._lock.acquire(blocking=False):
             say("a reload is under way: try again when it is done", "error")
             return 1
+        return self._locked(names, say)
+
+    def reload_when_free(self) -> None:
+        """Take in what the store holds once no reload is under way: the one before may not have seen all of it."""
+        self._lock.acquire()
+        self._locked((), lambda sentence, level: None)
+
+    def _locked(self, names: Sequence[str], say: Say) -> int:
+        """Reload, and release the lock, which is held."""
         try:
             return self._reload(names, say)
         except Failure as failure:
@@ -134,7 +144,8 @@ class Reloader:
         problems = {
             stem: why
             for stem, why in (found.rejected | conflicts).items()
-            if not names or known.get(stem, stem) in names
+            if not names
+            or (known[stem] in names if stem in known else any(is_named_after(stem, name) for name in names))
         }
         for stem, why in problems.items():
             self._reject(stem, why, say)
@@ -224,7 +235,7 @@ class Control:
         while not self._closed.wait(LOOK_S):
             now = look(store)
             if now == before and now != taken:
-                self._reloader.reload((), lambda sentence, level: None)
+                self._reloader.reload_when_free()
                 taken = now
             before = now
 

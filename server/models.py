@@ -123,8 +123,13 @@ def find_archives(store: Path, wanted: Sequence[str] = (), signers: Path | None 
     if least and unknown and not broken:
         there = ", ".join(sorted({archive.name for archive in archives}))
         raise UsageFailure(f"no model {', '.join(unknown)} in {store}; there are: {there}")
-    # A broken archive might be the one that was asked for; where all that were named are good, it does not matter.
-    rejected = broken if unknown or not wanted else {}
+    # A broken archive might be the one that was asked for. Where all that were named are there, it might be a version.
+    models = {name.partition("/")[0] for name in wanted}
+    rejected = {
+        stem: why
+        for stem, why in broken.items()
+        if unknown or not wanted or any(is_named_after(stem, model) for model in models)
+    }
     missing = {name.partition("/")[0]: f"no archive of {name} in {store} can be read" for name in unknown}
     chosen = [archive for archive in archives if not wanted or {archive.name, archive.full_name} & set(wanted)]
     rejected = missing | rejected | _find_twins(chosen)
@@ -135,10 +140,18 @@ def find_archives(store: Path, wanted: Sequence[str] = (), signers: Path | None 
     return Found(sorted(chosen, key=lambda archive: archive.name), rejected, seen)
 
 
+def is_named_after(stem: str, model: str) -> bool:
+    """Tell whether a file's name begins with a model's, as `cifar-1.1` does with `cifar`, and `cifar10` does not."""
+    return stem.startswith(model) and not stem[len(model) :][:1].isalnum()
+
+
 def look(store: Path) -> Files:
-    """Return what tells the archives of a store from others, without reading them: by name, time, size and number."""
+    """Return what tells the archives of a store from others, without reading them: by name, time, size and number.
+
+    Signatures too: one that comes after its archive makes it one to take in.
+    """
     seen = {}
-    for path in store.glob("*.mar"):
+    for path in (*store.glob("*.mar"), *store.glob("*.mar.sig")):
         with contextlib.suppress(OSError):  # It has just gone.
             status = path.stat()
             seen[path.name] = (status.st_mtime_ns, status.st_size, status.st_ino)

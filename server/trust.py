@@ -35,6 +35,11 @@ MOST_BYTES, MOST_RATIO = 1 << 30, 100
 _PREAMBLE = b"SSHSIG"
 _ARMOUR = re.compile(rb"-----BEGIN SSH SIGNATURE-----\n(.*)\n-----END SSH SIGNATURE-----", re.DOTALL)
 _LONGEST_SIGNATURE = 16384
+# What restricts a key in a file of authorized_keys or allowed signers, where it stands in the place of the names.
+_OPTIONS = re.compile(
+    rb'(?i).*="|(.*,)?(cert-authority|restrict|verify-required|'
+    rb"(no-)?(pty|user-rc|touch-required|(agent|port|x11)-forwarding))(,|$)"
+)
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 Keys = Mapping[bytes, "Ed25519PublicKey"]
@@ -66,6 +71,8 @@ def read_keys(path: Path) -> Keys:
             continue
         try:
             _, text = words[words[:2].index(KIND) :][:2]
+            if _OPTIONS.match(words[0]):
+                raise ValueError("it has options")
             key = load_ssh_public_key(KIND + b" " + text)
             assert isinstance(key, Ed25519PublicKey)  # noqa: S101  # By its kind.
             keys[base64.b64decode(text)] = key

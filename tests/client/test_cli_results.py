@@ -54,6 +54,17 @@ def test_more_pictures_than_the_model_accepts_are_sent_in_several_requests_in_or
     assert result == [int(fetch_maps(name.encode(), (10,)).argmax()) for name in many if name != "gone.png"]
 
 
+def test_of_a_folder_files_alone_are_pictures(
+    capsys: pytest.CaptureFixture[str], stand_in: StandIn, folder: Path
+) -> None:
+    (folder / "pictures/page.png").mkdir(parents=True)
+    (folder / "cat.png").rename(folder / "pictures/page.png/cat.png")
+    (folder / "pictures/empty.png").mkdir()
+    assert main(["predict", "pictures", "--model", "cifar", "--url", stand_in.rest_url, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert [row["picture"] for row in rows] == ["pictures/page.png/cat.png"]
+
+
 def test_large_files_are_sent_in_requests_that_the_server_takes(
     stand_in: StandIn, many: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

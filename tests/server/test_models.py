@@ -133,6 +133,15 @@ def test_a_damaged_archive_that_was_named_does_not_keep_the_others_away(tmp_path
     assert rejected["other"] == f"no archive of other/2.0 in {tmp_path} can be read"
 
 
+def test_a_broken_version_of_a_model_that_was_named_is_rejected_beside_a_good_one(tmp_path):
+    write_archive(tmp_path, "cifar")
+    for name in ("cifar-1.1", "cifar10", "other"):
+        (tmp_path / f"{name}.mar").write_bytes(b"not a zip")
+    archives, rejected, _ = find_archives(tmp_path, ["cifar"])
+    assert [archive.full_name for archive in archives] == ["cifar/1.0"]
+    assert list(rejected) == ["cifar-1.1"]
+
+
 def test_two_archives_with_the_same_model_and_version_are_both_rejected(tmp_path):
     write_archive(tmp_path, "cifar", file="one")
     write_archive(tmp_path, "cifar", file="two")

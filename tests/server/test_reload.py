@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -73,6 +74,16 @@ def test_a_version_whose_file_cannot_be_read_stays_while_another_joins(tmp_path)
     path.write_bytes(b"not a zip")
     write_archive(tmp_path, "cifar", version="1.1", file="other")
     assert changes(tmp_path, served) == [(["1.1"], [], ["1.1", "1.0"])]
+
+
+def test_a_version_whose_file_cannot_be_read_stays_where_models_are_named_too(tmp_path):
+    write_archive(tmp_path, "cifar")
+    served = find_archives(tmp_path, ["cifar"]).archives
+    (tmp_path / "cifar.mar").write_bytes(b"not a zip")
+    write_archive(tmp_path, "cifar", version="2.0", file="cifar-2")
+    [change], _ = find_changes(served, find_archives(tmp_path, ["cifar"], least=0))
+    assert [archive.version for archive in change.new] == ["2.0"]
+    assert change.gone == []
 
 
 def test_the_same_version_with_other_contents_is_a_conflict_and_with_the_same_ones_is_not(tmp_path):
@@ -212,6 +223,14 @@ def test_only_the_models_that_are_named_are_looked_at(unwatched, listening, work
     assert "no model cat is served or in" in capsys.readouterr().err
 
 
+def test_a_broken_version_of_a_model_that_is_named_is_said(unwatched, listening, work, store, host, capsys):
+    for name in ("b-2.0", "c"):
+        (store / f"{name}.mar").write_bytes(b"not a zip")
+    assert reload.main(["--work-dir", str(work), "b"]) == 1
+    assert "archive b-2.0.mar: it is damaged" in capsys.readouterr().err
+    assert list(host.rejected) == ["b-2.0"]
+
+
 def test_one_reload_at_a_time(unwatched, listening, work, store, host, capsys):
     write_archive(store, "b", version="2.0")
     host.hold.clear()
@@ -237,6 +256,27 @@ def test_a_watched_store_is_taken_in_once_it_has_settled(monkeypatch, request, w
     write_archive(store, "b", version="2.0")
     poll(lambda: "retire b/1.0" in host.did)
     assert host.did.count("take in b/2.0") == 1
+
+
+def test_a_watched_store_that_changes_during_a_reload_is_looked_at_after_it(monkeypatch, request, work, store, host):
+    monkeypatch.setattr(control, "LOOK_S", 0.05)
+    request.getfixturevalue("listening")
+    host.hold.clear()
+    write_archive(store, "b", version="2.0")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(reload.main, ["--work-dir", str(work)])
+        time.sleep(0.5)  # One of the two reloads has seen the store, and is at b.
+        write_archive(store, "a", version="2.0")
+        time.sleep(0.5)  # Several looks.
+        host.hold.set()
+        first.result()
+        poll(lambda: "retire a/1.0" in host.did)
+
+
+def test_a_signature_that_comes_after_its_archive_is_a_change(store):
+    before = look(store)
+    (store / "a.mar.sig").write_text("one")
+    assert look(store) != before
 
 
 def test_without_a_server_or_with_several_it_says_so(unwatched, work, store, host, tmp_path, capsys):

@@ -224,12 +224,17 @@ def test_a_file_of_keys_that_holds_anything_else_is_a_wrong_command_line(tmp_pat
         ("# none yet\n", "holds no public key"),
         (f"{made}\nssh-rsa AAAA me\n", "line 2 of .* is no public key"),
         (f'me namespaces="git" {made}', "line 1 of .*options before the key are not supported"),
+        (f'expiry-time="20200101" {made}', "line 1 of .*options before the key are not supported"),
+        (f"cert-authority {made}", "line 1 of .*options before the key are not supported"),
+        (f"no-pty,restrict {made}", "line 1 of .*options before the key are not supported"),
         ("ssh-ed25519 AAAA me", "line 1 of .* is no public key"),
         (made[:-9], "line 1 of .* is no public key"),
     ):
         signers.write_text(text)
         with pytest.raises(UsageFailure, match=words):
             find_archives(tmp_path, signers=signers)
+    signers.write_text(f"no-reply@example.com,b+a=c@example.com {made} what was said")
+    assert len(read_keys(signers)) == 1
 
 
 # ---------------------------------------------------------------- what is served

@@ -337,9 +337,13 @@ def _numbers(name: str, values: Any, check: Callable[[str, Any], Number]) -> lis
 def _checked_number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, not {value!r}")
-    if not math.isfinite(value):
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is too large for a float") from None
+    if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, not {value!r}")
-    return float(value)
+    return number
 
 
 def _checked_int(name: str, value: int, *, minimum: int) -> int:

@@ -359,7 +359,7 @@ def list_pictures(paths: Iterable[str], *, without: Path | None = None) -> list[
         if path == STANDARD_INPUT or not Path(path).is_dir():
             pictures.append(path)
             continue
-        files = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in _SUFFIXES)
+        files = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
         found = [str(file) for file in files if without is None or without not in file.parents]
         if not found:
             raise UsageError(f"no picture found in {path} ({', '.join(sorted(_SUFFIXES))})")

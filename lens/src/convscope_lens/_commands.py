@@ -128,12 +128,18 @@ def _report(client: Client, options: argparse.Namespace) -> int:
         if options.request_id is not None:
             raise UsageError("--request-id names one request: use it with one picture and a file as --out")
         return _report_many(client, options, list_pictures(options.pictures), out, shared)
-    picture = sys.stdin.buffer.read() if first == STANDARD_INPUT else first
-    page = report(client, picture, model=options.model, request_id=options.request_id, **shared._asdict()).encode()
+    page = report(
+        client, _picture(first), model=options.model, request_id=options.request_id, **shared._asdict()
+    ).encode()
     out.write_bytes(page)
     written = {"report": options.out, "bytes": len(page)}
     print(format_json(written) if options.json else printable(f"wrote {options.out}, {len(page):,} bytes"))
     return 0
+
+
+def _picture(path: str) -> str | bytes:
+    """Return a path as it is, and for `-` what standard input holds."""
+    return sys.stdin.buffer.read() if path == STANDARD_INPUT else path
 
 
 def _report_many(
@@ -508,10 +514,12 @@ def _patch(client: Client, options: argparse.Namespace) -> int:
 
     if options.save is not None:
         ensure_writable(Path(options.save))
+    if options.clean == options.corrupt == STANDARD_INPUT:
+        raise UsageError("- can be given once: standard input is one picture")
     result = trace(
         client,
-        options.clean,
-        options.corrupt,
+        _picture(options.clean),
+        _picture(options.corrupt),
         model=options.model,
         layers=options.layers,
         target=find_target(client, options),
