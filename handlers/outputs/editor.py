@@ -251,6 +251,9 @@ class Editor:
             return BadRequest("the scores are not finite after these edits; send smaller values")
         count = options.top_k or len(found)
         wanted = {name: maps[name][row : row + 1] for name in job.layers}
+        for name, cells in wanted.items():  # Arrays, or tensors on their device.
+            if not math.isfinite(float(cells.max())) or not math.isfinite(float(cells.min())):
+                return BadRequest(f"the map of {name} is not finite after these edits; send smaller values")
         [result] = self._predictor.results(options, wanted, [found[:count]])
         if before is None or isinstance(result, RequestError):
             return result

@@ -627,6 +627,15 @@ class TestRefusals:
         assert "not finite after these edits" in broken.error.message
         assert fine.top
 
+    def test_maps_that_are_no_numbers_any_more(self, edges: Pipeline) -> None:
+        scale = {"layer": "conv1", "operation": "scale", "value": 3e38}
+        edits = [{"layer": "conv1", "operation": "add", "value": 3e38, "picture": 0}, {**scale, "picture": 0}]
+        files = [npy(colours(seed, 6, 6)[..., 0]) for seed in (0, 1)]
+        broken, fine = ask(edges, edits, files, layers=["conv1"]).results
+        assert broken.error.code == "bad_request"
+        assert "the map of conv1 is not finite after these edits" in broken.error.message
+        assert fine.maps
+
     def test_the_picture_may_come_with_edits(self) -> None:
         _, service = make(Residual)
         [result] = ask(service, [ZERO], explain="picture").results
