@@ -5,11 +5,14 @@ There is no schema of KServe's resources without a cluster; `kserve.models` is m
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import kserve.models
 import kubernetes.client
 import pytest
 import yaml
@@ -21,35 +24,49 @@ KSERVE = ROOT / "deploy/kubernetes/overlays/kserve"
 PLAIN = {"str": str, "int": int, "bool": bool, "float": float, "object": object}
 
 
+@pytest.fixture(scope="module")
+def models() -> Any:
+    """KServe's types without the rest of it, which claims the same names in protobuf as tritonclient."""
+    spec = importlib.util.find_spec("kserve")
+    assert spec is not None
+    package = ModuleType("kserve")
+    package.__path__ = list(spec.submodule_search_locations or ())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "kserve", package)
+        yield importlib.import_module("kserve.models")
+
+
 def read(name: str) -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load((KSERVE / f"{name}.yaml").read_text())
     return found
 
 
-def build(value: Any, kind: str, place: str = "") -> Any:
+def build(models: Any, value: Any, kind: str, place: str = "") -> Any:
     """Build one of the generated types; raises AssertionError for a field that it lacks, or of another type."""
     if kind.lower().startswith("list["):
-        return [build(one, kind[5:-1], f"{place}[]") for one in value]
+        return [build(models, one, kind[5:-1], f"{place}[]") for one in value]
     if kind.lower().startswith(("dict(", "dict[")):
-        return {key: build(one, kind[5:-1].split(", ")[1], f"{place}.{key}") for key, one in value.items()}
+        return {key: build(models, one, kind[5:-1].split(", ")[1], f"{place}.{key}") for key, one in value.items()}
     if kind in PLAIN:
         assert isinstance(value, PLAIN[kind]), f"{place} is no {kind}"
         return value
-    found = getattr(kserve.models, kind, None) or getattr(kubernetes.client, kind)
+    found = getattr(models, kind, None) or getattr(kubernetes.client, kind)
     names = {theirs: ours for ours, theirs in found.attribute_map.items()}
     assert value.keys() <= names.keys(), f"{place}: {kind} has no {value.keys() - names.keys()}"
-    fields = {names[key]: build(one, found.openapi_types[names[key]], f"{place}.{key}") for key, one in value.items()}
+    fields = {
+        names[key]: build(models, one, found.openapi_types[names[key]], f"{place}.{key}") for key, one in value.items()
+    }
     return found(**fields)  # Raises ValueError where one is missing.
 
 
-def test_kserve_has_every_field_with_values_of_that_type() -> None:
-    runtime = build(read("runtime"), "V1alpha1ClusterServingRuntime")
-    service = build(read("service"), "V1beta1InferenceService")
+def test_kserve_has_every_field_with_values_of_that_type(models: Any) -> None:
+    runtime = build(models, read("runtime"), "V1alpha1ClusterServingRuntime")
+    service = build(models, read("service"), "V1beta1InferenceService")
     assert (runtime.api_version, service.api_version) == ("serving.kserve.io/v1alpha1", "serving.kserve.io/v1beta1")
     wrong = read("service")
     wrong["spec"]["predictor"]["model"]["storageURI"] = "pvc://archives"
     with pytest.raises(AssertionError, match=r"V1beta1ModelSpec has no .*storageURI"):
-        build(wrong, "V1beta1InferenceService")
+        build(models, wrong, "V1beta1InferenceService")
 
 
 def test_the_server_takes_the_runtimes_options_and_listens_where_it_says() -> None:

@@ -10,8 +10,8 @@ import grpc
 import httpx
 import pytest
 from convscope import Client
-from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
-from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb_grpc
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc as pb_grpc
 
 from handlers.wire import convscope_pb2 as wire
 from server.kserve.wire import inference_pb2
