@@ -58,7 +58,7 @@ def test_a_version_is_replaced_twice_under_load_and_no_request_is_lost(own: Host
         metrics = httpx.get(f"http://{own.http}/metrics").text
         assert f'convscope_workers{{model="edges",state="ready",version="{after}"}} 1.0' in metrics
         assert f'convscope_workers{{model="edges",state="ready",version="{before}"' not in metrics
-    assert len([pid for pid in processes(str(work)) if "worker" in Path(f"/proc/{pid}/cmdline").read_text()]) == 2
+    assert len([pid for pid in processes(str(work)) if "worker.py" in Path(f"/proc/{pid}/cmdline").read_text()]) == 2
 
 
 def test_requests_in_flight_and_in_the_queue_of_the_old_version_are_answered(
