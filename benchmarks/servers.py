@@ -155,6 +155,7 @@ _ALL_CORES = {"OMP_NUM_THREADS": str(CORES)}  # What torch takes by itself, as i
 SERVERS = (
     _ours("convscope"),
     _ours("convscope, one worker", workers=1, environment=_ONE_THREAD, only="scores*c=8"),
+    _ours("convscope, one thread a worker", environment=_ONE_THREAD),
     _ours("convscope, one worker on all cores", workers=1),
     _ours("convscope, scaled decoding", "--scaled-decoding", scaled=True, only="scores*MP, c=8"),
     Server("convscope on KServe", "ours", _start_kserve, ask_ours, read_ours, probe=card),

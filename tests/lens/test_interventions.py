@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +15,7 @@ import pytest
 import torch
 from convscope import BadImage, BadRequest, Client, UnknownLayer
 from convscope._reply import parse_reply
+from convscope.commands import UsageError
 from convscope_lens import _commands, interventions
 from torch import Tensor, nn
 
@@ -256,6 +259,55 @@ class TestCommands:
         values = json.loads(printed)
         assert (status, len(values["changes"])) == (1, 2)
         assert [failure["error"]["code"] for failure in values["failed"]] == ["bad_image"]
+
+    def test_a_class_by_its_label_and_a_picture_from_standard_input(
+        self, run: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "clean.png").write_bytes(red(right=True))
+        ablate = ("ablate", "--model", "m", "--layer", "conv", "--json")
+        patch = ("patch", str(tmp_path / "clean.png"), "--model", "m", "--grid", "2", "--layers", "deep", "--json")
+
+        def pipe(*arguments: str, right: bool) -> dict[str, Any]:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(red(right=right))))
+            status, printed = run(*arguments)
+            assert status == 0
+            values: dict[str, Any] = json.loads(printed)
+            return values
+
+        by_file = json.loads(run(*ablate, str(tmp_path / "clean.png"), "--target", "0")[1])
+        assert pipe(*ablate, "-", "--target", "LEFT", right=True) == {**by_file, "failed": []}
+        assert by_file["targets"] == [{"index": 0, "label": "left"}]
+        right = pipe(*patch, "-", "--target", "right", right=False)
+        assert right == pipe(*patch, "-", "--target", "1", right=False)
+        assert (right["target"], right["label"]) == (1, "right")
+        with pytest.raises(UsageError, match="standard input is one picture"):
+            run("patch", "-", "-", "--model", "m")
+
+    @pytest.mark.parametrize(
+        "arguments", [("ablate", "a.png", "--layer", "conv", "-n", "0"), ("patch", "a.png", "b.png", "--grid", "0")]
+    )
+    def test_a_number_below_one_is_a_wrong_command(
+        self, arguments: tuple[str, ...], run: Callable[..., tuple[int, str]]
+    ) -> None:
+        with pytest.raises(SystemExit) as ended:
+            run(*arguments, "--model", "m")
+        assert ended.value.code == 2
+
+    @pytest.mark.parametrize("command", [("ablate", "--layer", "conv"), ("patch", "{}", "--layers", "deep")])
+    def test_a_folder_that_cannot_be_written_is_said_before_the_first_request(
+        self,
+        command: tuple[str, ...],
+        run: Callable[..., tuple[int, str]],
+        planted: tuple[Client, InProcess],
+        tmp_path: Path,
+    ) -> None:
+        picture = tmp_path / "clean.png"
+        picture.write_bytes(red(right=True))
+        before = len(planted[1].requests)
+        words = [word.format(picture) for word in (*command, "{}")]
+        with pytest.raises(OSError, match="cannot write to"):
+            run(*words, "--model", "m", "--save", str(picture / "out"))
+        assert len(planted[1].requests) == before
 
     def test_patch(self, run: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
         files = [tmp_path / "clean.png", tmp_path / "corrupt.png"]

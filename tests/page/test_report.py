@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -340,6 +341,30 @@ def test_a_file_whose_name_is_no_text_has_a_report(stand_in: StandIn, tmp_path: 
     assert main(["report", str(picture), "--model", "cifar", "--out", str(page), "--url", stand_in.rest_url]) == 0
     assert "caf?.html" in capsys.readouterr().out
     assert page_data_of(page.read_text("utf-8"))["title"] == "caf\N{REPLACEMENT CHARACTER}.png"
+
+
+def test_standard_input_is_a_picture_and_a_class_is_named_by_its_label(
+    stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "cat.png").write_bytes(make_picture())
+    shared = ["--model", "cifar", "--url", stand_in.rest_url]
+    for number, pictures in enumerate((["-"], ["-", str(tmp_path / "cat.png")])):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(make_picture())))
+        out = tmp_path / f"out{number}"
+        arguments = [
+            *pictures,
+            *shared,
+            "--out",
+            str(out / "index.html" if number == 0 else out),
+            "--target",
+            "Class 7",
+        ]
+        out.mkdir()
+        assert main(["report", *arguments]) == 0
+    entries = page_data_of((tmp_path / "out1/index.html").read_text("utf-8"))["index"]
+    assert [entry["title"] for entry in entries] == ["standard input", "cat.png"]
+    data = page_data_of((tmp_path / "out0/index.html").read_text("utf-8"))
+    assert (data["heat"]["target"], data["heat"]["label"]) == (7, "class 7")
 
 
 def test_what_the_service_rejects_is_raised_and_nothing_written(stand_in: StandIn, tmp_path: Path):

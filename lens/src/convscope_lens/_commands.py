@@ -535,7 +535,6 @@ def _patch(client: Client, options: argparse.Namespace) -> int:
 def _save_result(result: Ablation | Trace, stem: str, options: argparse.Namespace) -> None:
     """Write the figure and the JSON of a result; those of an earlier run are replaced."""
     folder = Path(options.save)
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{stem}.json").write_text(format_json(result.to_dict()) + "\n", "utf-8")
     result.figure().savefig(folder / f"{stem}.png", dpi=110)
     if not options.json:
