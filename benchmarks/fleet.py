@@ -33,6 +33,7 @@ from urllib.request import urlopen
 
 import yaml
 
+from benchmarks.report import table
 from benchmarks.rivals.torchserve_waiting import BATCH_S, REQUEST_S
 from benchmarks.simulation import CHECK_S, ROOT, Autoscaler, Costs, Fleet, Outcome, percentile, simulate
 
@@ -345,7 +346,7 @@ def check(network: str, envoy: Path, seconds: float, rounds: int, seed: int) -> 
     print(f"\n{network}, three replicas, {rounds} rounds of {seconds:g} s, load {os.getloadavg()[0]:.0f}:\n")
     names = ("answered/s", "p50, ms", "p99, ms", "rejected, %")
     head = ["load", "sent/s", *(f"{name}: {whose}" for name in names for whose in ("real", "simulated"))]
-    print_table([*head, "others, %"], rows)
+    print(*table([*head, "others, %"], rows), sep="\n")
 
 
 def _side_by_side(real: Sequence[dict[str, float]], simulated: Sequence[dict[str, float]]) -> Iterator[str]:
@@ -430,7 +431,7 @@ def sizes(network: str, requests: int, seed: int, assumed: dict[str, Any]) -> No
             )
     print(f"\n{network}, {requests:,} requests a row, seed {seed}:\n")
     head = ["requests/s", "load", "replicas", "gateways", "max_requests", "p50, ms", "p99, ms", "rejected"]
-    print_table([*head, *(f"$ a million on {kind['name']}" for kind in kinds)], rows)
+    print(*table([*head, *(f"$ a million on {kind['name']}" for kind in kinds)], rows), sep="\n")
 
 
 def price(fleet: Fleet, rate: float, kind: dict[str, Any], assumed: dict[str, Any]) -> float:
@@ -453,7 +454,7 @@ def gateways(network: str, requests: int, seed: int, assumed: dict[str, Any]) ->
             [str(replicas), str(count), *(f"{outcome.latency(share) * 1e3:.2f}" for share in (0.5, 0.99, 0.999))]
         )
     print(f"\n{network}, load 70 %, gateways with cores enough, {requests:,} requests a row, seed {seed}:\n")
-    print_table(["replicas", "gateways", "p50, ms", "p99, ms", "p99.9, ms"], rows)
+    print(*table(["replicas", "gateways", "p50, ms", "p99, ms", "p99.9, ms"], rows), sep="\n")
 
 
 def limits(network: str, requests: int, seed: int, assumed: dict[str, Any]) -> None:
@@ -518,10 +519,11 @@ def limits(network: str, requests: int, seed: int, assumed: dict[str, Any]) -> N
         ),
     ]
     print(f"\n{network}:\n")
-    print_table(
+    lines = table(
         ["limit", "reached at requests/s", "how"],
         [[name, f"{rate:,.0f}", how] for name, rate, how in sorted(found, key=lambda one: one[1])],
     )
+    print(*lines, sep="\n")
 
 
 def crowd(network: str, seed: int, assumed: dict[str, Any]) -> None:
@@ -544,13 +546,7 @@ def crowd(network: str, seed: int, assumed: dict[str, Any]) -> None:
         row = [f"{since - before_s:+.0f} to {until - before_s:+.0f}", f"{(answered + refused) / step:,.0f}", str(ready)]
         rows.append([*row, *latencies, f"{refused / (answered + refused):.1%}"])
     print(f"\n{network}, {rate:,.0f} requests a second, then three times as many; pods take {scaler.start_s:.0f} s:\n")
-    print_table(["s", "requests/s", "replicas ready at the end", "p50, ms", "p99, ms", "rejected"], rows)
-
-
-def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table in Markdown."""
-    for row in (head, ["---"] * len(head), *rows):
-        print(f"| {' | '.join(row)} |")
+    print(*table(["s", "requests/s", "replicas ready at the end", "p50, ms", "p99, ms", "rejected"], rows), sep="\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

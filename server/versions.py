@@ -157,9 +157,9 @@ class Versions:
                     for counter in (REQUESTS, WAITED)
                 }
                 self._watch.note_default(before[name], counts)
-        states, files = self._watch.states(), {archive.path for archive in archives}
+        states, files = self._watch.states(), {archive.path.name for archive in archives}
         unproven = [archive for archive in self._archives if states.get(archive.full_name) == "rejected"]
-        kept = [archive for archive in unproven if archive.path not in files]
+        kept = [archive for archive in unproven if archive.path.name not in files]
         self._archives = [*archives, *kept]
         self._watch.serve(self._archives)
         for archive in unproven:
