@@ -185,7 +185,7 @@ def test_the_rest_of_the_channels_comes_on_demand(open_report: Open):
     page.get_by_role("button", name="Show all 12 channels of conv1").focus()
     page.keyboard.press("Enter")
     assert tiles.count() == 12
-    page.wait_for_function("document.activeElement.classList.contains('tile')")
+    page.locator(".tile:focus").wait_for()  # The page's policy forbids Playwright's `wait_for_function`.
     tiles.nth(11).click()
     assert tiles.nth(11).get_attribute("aria-pressed") == "true"
     assert page.locator('.tile[aria-pressed="true"]').count() == 1
