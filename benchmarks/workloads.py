@@ -95,7 +95,7 @@ STANDARD = (
         "resnet50",
         "resnet50",
         (*_alone([8], "0.3 MP", "3 MP", "12 MP"), closed("pool", 4, 32, "0.3 MP")),
-        f"{PHOTOGRAPHS}|convscope, one worker|convscope, one worker on all cores|convscope, scaled decoding",
+        f"{PHOTOGRAPHS}|convscope, one worker|convscope, scaled decoding",
     ),
     Part(
         "mobilenet_v3_small",
