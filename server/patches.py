@@ -1,4 +1,4 @@
-"""Patches nine classes of TorchServe 0.12, a few bytes each; upstream is archived and will not fix them.
+"""Patches ten classes of TorchServe 0.12, a few bytes each; upstream is archived and will not fix them.
 
 **safety**: one caller must not stop a worker. TorchServe answers a batch from the worker's own thread, and an exception
 from answering one caller ends that thread. Where other callers of the batch were answered already, a second exception
@@ -12,6 +12,10 @@ ready.
 * `StreamPredictions` and `StreamPredictions2` are such exceptions whenever a handler does not stream. Patched,
   TorchServe's two methods have names that nothing calls, so that grpc-java's own take their place, which answer
   UNIMPLEMENTED.
+* A REST request on a connection whose last one is just being answered may get no id: answering sets the id that
+  TorchServe keeps for a connection to null. The batch with it can then not be written, and the model answers nobody for
+  120 s (responseTimeout). Patched, the id stays until the next request has its own. TorchServe does not keep the order
+  of the replies to such requests, if there are several workers; HTTP clients wait for a reply, and so does the gateway.
 * A form that netty cannot read, since a part has no name for instance, is never given back: each takes as much of
   Java's memory outside the heap as it has bytes, until there is none for anybody. Patched, netty retains nothing of
   a form while it reads it: TorchServe holds the whole request until it has copied the parts.
@@ -126,8 +130,8 @@ def _build_pauses(seconds: Sequence[int]) -> bytes:
 _ALWAYS = (
     Patch(
         "safety",
-        "a gRPC call that is cancelled, or to a streaming method, can stop a worker, and forms that cannot be read use "
-        "up Java's memory",
+        "a gRPC call that is cancelled, or to a streaming method, and a REST request sent before the reply to the last "
+        "can stop a worker, and forms that cannot be read use up Java's memory",
         (
             # The methods' names; and in the three cancellation handlers (Ping, StreamPredictions2, and all others)
             # responseObserver.onError(Status.CANCELLED.withDescription(...).asRuntimeException()): aload_0, getstatic,
@@ -156,6 +160,13 @@ _ALWAYS = (
                         bytes.fromhex("03 0000 000000 990004 b1 1908 b600ce"),
                     ),
                 ),
+            ),
+            # In NettyUtils.sendHttpResponse, attribute.getAndSet(null) becomes attribute.get(): aconst_null,
+            # invokeinterface, checkcast; invokeinterface, nop, checkcast.
+            Change(
+                "org/pytorch/serve/util/NettyUtils.class",
+                "705f3daad4559394afa0152e71fc358fc14baab42133c2cc09e3726e11c52933",
+                (Swap(bytes.fromhex("01 b900b10200 c00019"), bytes.fromhex("b900130100 00 c00019")),),
             ),
             # In offer(content), content.retainedSlice() becomes Unpooled.unreleasableBuffer(content): aload_2,
             # invokevirtual, goto; aload_2, invokestatic, goto. Where the constructor throws, nobody has the decoder to

@@ -116,14 +116,16 @@ class Call:
     send: Callable[[], str]
 
 
-def foreign(rng: random.Random, target: Target, *, rest: bool = True, grpc: bool = True) -> Iterator[Call]:
-    """Yield calls without end, of both transports in turns unless one is left out."""
-    makers = [maker for maker, wanted in ((rest_call, rest), (grpc_call, grpc)) if wanted]
+def foreign(
+    rng: random.Random, target: Target, *, rest: bool = True, grpc: bool = True, pipelined: bool = True
+) -> Iterator[Call]:
+    """Yield calls without end, of both transports in turns unless one is left out, some sent before the last reply."""
+    makers = [maker for maker, wanted in ((partial(rest_call, pipelined=pipelined), rest), (grpc_call, grpc)) if wanted]
     for maker in itertools.cycle(makers):
         yield maker(rng, target)
 
 
-def rest_call(rng: random.Random, target: Target) -> Call:
+def rest_call(rng: random.Random, target: Target, *, pipelined: bool = True) -> Call:
     """Make a call over REST: a path, a method, headers, a body, and a way to send them."""
     method = rng.choice(METHODS)
     path = rng.choice(PATHS).format(m=target.model, v=target.version)
@@ -131,7 +133,7 @@ def rest_call(rng: random.Random, target: Target) -> Call:
     headers = rng.sample(HEADERS, rng.choice((0, 0, 1, 3)))
     if content_type:
         headers.append(("Content-Type", content_type))
-    manner = rng.choice(("plain", "plain", "plain", "chunked", "old", "pipelined", "half", "reset"))
+    manner = rng.choice(("plain", "plain", "plain", "chunked", "old", "half", "reset", *["pipelined"] * pipelined))
     name = f"{method} {path[:80]} {[header[:40] for header in map(': '.join, headers)]} {len(body)} bytes {manner}"
     return Call(name, partial(_send_rest, target, method, path, headers, body, manner, rng.random()))
 
@@ -210,29 +212,29 @@ def _send_rest(
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 return HUNG_UP
             connection.sendall(message * times)
-            return " ".join(_read_responses(connection, method, times))
+            with connection.makefile("rb") as stream:
+                return " ".join(read_responses(stream, method, times))
         except TimeoutError as error:
             raise AssertionError("no answer") from error
         except ConnectionError:
             return "connection closed"  # After an error of its own TorchServe does not read what else comes.
 
 
-def _read_responses(connection: socket.socket, method: str, times: int) -> Iterator[str]:
+def read_responses(stream: io.BufferedReader, method: str, times: int) -> Iterator[str]:
     """Yield the status of each response, as far as they come: after a status from 400 on TorchServe closes."""
-    with connection.makefile("rb") as stream:
-        for number in range(times):
-            try:
-                response = http.client.HTTPResponse(_Stream(stream), method=method)  # type: ignore[arg-type]
-                response.begin()
-                response.read()
-            except http.client.HTTPException as error:
-                if number and isinstance(error, http.client.RemoteDisconnected):
-                    return
-                yield f"{type(error).__name__}"
+    for number in range(times):
+        try:
+            response = http.client.HTTPResponse(_Stream(stream), method=method)  # type: ignore[arg-type]
+            response.begin()
+            response.read()
+        except http.client.HTTPException as error:
+            if number and isinstance(error, http.client.RemoteDisconnected):
                 return
-            yield str(response.status)
-            if response.status >= 400:
-                return
+            yield f"{type(error).__name__}"
+            return
+        yield str(response.status)
+        if response.status >= 400:
+            return
 
 
 class _Stream:
