@@ -26,12 +26,15 @@ def test_every_cell_holds_what_it_says(
 ) -> None:
     monkeypatch.setenv("CONVSCOPE_URL", f"http://127.0.0.1:{server.port('REST')}")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # Threads of a kernel beside other tests wait for each other.
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(PATH.parent)}}).execute()
     code = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
     said = [output for outputs in code.values() for output in outputs if output.output_type == "stream"]
     assert [output.text for output in said if output.name == "stderr"] == []
-    pictured = {name for name, outputs in code.items() if any("image/png" in output.get("data", {}) for output in outputs)}
+    pictured = {
+        name for name, outputs in code.items() if any("image/png" in output.get("data", {}) for output in outputs)
+    }
     assert code.keys() - pictured == {"edits-add"}
 
 
