@@ -138,9 +138,10 @@ def say_next(rest_port: int, grpc_port: int) -> None:
   curl -T samples/cat.png {rest}
   curl -F data=@samples/cat.png -F layers=conv1,conv2 {rest}
   curl -T samples/cat.png -H 'X-Convscope-Layers: conv1' -H 'Accept: image/png' -o maps.png {rest}
-  .venv/bin/convscope predict samples/*.png --model cifar --layers all --url http://localhost:{rest_port}
+  .venv/bin/convscope predict samples/cat.png samples/truck.png --model cifar --layers all --url http://localhost:{rest_port}
   .venv/bin/convscope card cifar --url grpc://localhost:{grpc_port}
-  .venv/bin/convscope report samples/cat.png --model cifar --out out/cat.html --url http://localhost:{rest_port}""")
+  .venv/bin/convscope report samples/cat.png --model cifar --out out/cat.html --url http://localhost:{rest_port}
+  .venv/bin/convscope ui --model cifar,deep,digits --url http://localhost:{rest_port}""")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ from convscope._exceptions import ConvscopeError
 from convscope._options import MAX_DEADLINE_S, MapDtype
 from convscope._version import __version__
 from convscope.commands import (
+    METHOD_HELP,
     METHODS,
+    MODEL_HELP,
     PICTURE_HELP,
     SubParsers,
     UsageError,
@@ -242,7 +244,7 @@ def _add_models(commands: SubParsers) -> argparse.ArgumentParser:
 def _add_pictures(parser: argparse.ArgumentParser, saved: str) -> None:
     """Add the arguments of the commands that send pictures."""
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help=PICTURE_HELP)
-    parser.add_argument("--model", required=True, type=parse_model_name)
+    parser.add_argument("--model", required=True, type=parse_model_name, help=MODEL_HELP)
     parser.add_argument("--save", metavar="DIR", help=f"write {saved} of each picture to DIR/<picture name>")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--skip-existing", action="store_true", help="do not send pictures whose result is in DIR")
@@ -274,7 +276,7 @@ def _add_explain(commands: SubParsers) -> argparse.ArgumentParser:
         "explain", help="heat map of what contributes to a class score"
     )
     _add_pictures(parser, "heat and overlay")
-    parser.add_argument("--method", default="grad_cam", choices=METHODS, help="method (default %(default)s)")
+    parser.add_argument("--method", default="grad_cam", choices=METHODS, help=METHOD_HELP)
     parser.add_argument(
         "--layer",
         help="layer to use (grad_cam, cam; default: the last one with more than one row and column; in a transformer, "
@@ -300,14 +302,14 @@ def _add_card(commands: SubParsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "card", help="show the model card: input, classes, layers, limits"
     )
-    parser.add_argument("model", type=parse_model_name)
+    parser.add_argument("model", type=parse_model_name, help=MODEL_HELP)
     parser.set_defaults(run=_card)
     return parser
 
 
 def _add_ready(commands: SubParsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser("ready", help="check whether a model is ready")
-    parser.add_argument("model", type=parse_model_name)
+    parser.add_argument("model", type=parse_model_name, help=MODEL_HELP)
     parser.set_defaults(run=_ready)
     return parser
 

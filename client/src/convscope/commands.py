@@ -32,6 +32,8 @@ from convscope._options import Method
 __all__ = [
     "LAYER_HEADINGS",
     "METHODS",
+    "METHOD_HELP",
+    "MODEL_HELP",
     "PICTURE_HELP",
     "STAGES",
     "STANDARD_INPUT",
@@ -63,6 +65,8 @@ SubParsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 METHODS = tuple(method for method in get_args(Method) if method != "picture")  # Methods that explain a score.
 STANDARD_INPUT = "-"  # As a picture.
+MODEL_HELP = "name of the model; `convscope models` lists them"
+METHOD_HELP = "what the heat map shows; grad_cam has only what speaks for the class (default %(default)s)"
 PICTURE_HELP = "PNG, JPEG, WebP or .npy files, folders of them, or - for standard input; with Pillow GIF, BMP and TIFF"
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".npy", ".gif", ".bmp", ".tif", ".tiff"})
 _UNLIMITED = 10**6  # Columns where standard output is no terminal.

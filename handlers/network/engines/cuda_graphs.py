@@ -2,7 +2,7 @@
 
 Eager torch launches every kernel from Python, which takes longer than a small kernel runs. A CUDA graph launches all of
 them at once, but for one shape and at fixed addresses: pictures are copied into its input, outputs out of its memory.
-What cannot be recorded runs as eager torch does. No GPU was at hand: `record_on_gpu` was never run.
+What cannot be recorded runs as eager torch does. `record_on_gpu` has not been run on a GPU.
 Axes: `N` batch, `C` channels, `H, W` picture pixels.
 """
 

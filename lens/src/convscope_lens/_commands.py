@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from convscope.commands import (
+    METHOD_HELP,
     METHODS,
+    MODEL_HELP,
     PICTURE_HELP,
     STANDARD_INPUT,
     PictureFailure,
@@ -90,7 +92,7 @@ def add_report(commands: SubParsers) -> argparse.ArgumentParser:
         "report", help="scores, maps and heat map of pictures, as HTML files"
     )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE|FOLDER|-", help=PICTURE_HELP)
-    parser.add_argument("--model", required=True, type=parse_model_name)
+    parser.add_argument("--model", required=True, type=parse_model_name, help=MODEL_HELP)
     parser.add_argument(
         "--out",
         required=True,
@@ -101,9 +103,7 @@ def add_report(commands: SubParsers) -> argparse.ArgumentParser:
         "--layers", default="all", type=parse_names, metavar="A,B|all", help="layers to show (default %(default)s)"
     )
     methods = (*METHODS, "none")
-    parser.add_argument(
-        "--method", default="grad_cam", choices=methods, help="method of the heat map (default %(default)s)"
-    )
+    parser.add_argument("--method", default="grad_cam", choices=methods, help=METHOD_HELP)
     parser.add_argument(
         "--layer", type=parse_name, help="layer that grad_cam and cam use (default: the last one with several cells)"
     )
@@ -168,7 +168,13 @@ def _report_many(
 def add_ui(commands: SubParsers) -> argparse.ArgumentParser:
     """Add `convscope ui`."""
     parser: argparse.ArgumentParser = commands.add_parser("ui", help="local web page: drop or draw a picture")
-    parser.add_argument("--model", required=True, type=parse_model_names, metavar="A,B", help="models to choose from")
+    parser.add_argument(
+        "--model",
+        required=True,
+        type=parse_model_names,
+        metavar="A,B",
+        help="models to choose from, the first one to begin with",
+    )
     parser.add_argument("--port", default=0, type=int, help="port on 127.0.0.1 (default: a free port)")
     parser.set_defaults(run=_ui)
     return parser
@@ -273,7 +279,7 @@ def add_filters(commands: SubParsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "filters", help="filters of a convolution: weights and peak frequency"
     )
-    parser.add_argument("model", type=parse_model_name)
+    parser.add_argument("model", type=parse_model_name, help=MODEL_HELP)
     parser.add_argument("--layer", metavar="NAME", help="the layer (default: the model's first layer)")
     parser.add_argument("--save", metavar="DIR", help="write <model>-<layer>-filters.png and -spectra.png to DIR")
     add_request_id(parser)
@@ -314,7 +320,7 @@ def add_strongest(commands: SubParsers) -> argparse.ArgumentParser:
         "strongest", help="the patches of pictures that activate a channel most"
     )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help=PICTURE_HELP)
-    parser.add_argument("--model", required=True, type=parse_model_name)
+    parser.add_argument("--model", required=True, type=parse_model_name, help=MODEL_HELP)
     parser.add_argument("--layer", required=True, type=parse_name)
     parser.add_argument("--channel", required=True, type=at_least(0), metavar="C")
     parser.add_argument("-n", default=9, type=at_least(1), metavar="N", help="number of patches (default %(default)s)")
@@ -427,7 +433,7 @@ def add_ablate(commands: SubParsers) -> argparse.ArgumentParser:
         "ablate", help="which channels carry a class: the change of its logit as each channel is set to zero"
     )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE|FOLDER|-", help=PICTURE_HELP)
-    parser.add_argument("--model", required=True, type=parse_model_name)
+    parser.add_argument("--model", required=True, type=parse_model_name, help=MODEL_HELP)
     parser.add_argument("--layer", required=True, type=parse_name)
     parser.add_argument(
         "--target", metavar="CLASS", help="index or label of the class (default: each picture's most probable)"
@@ -490,7 +496,7 @@ def add_patch(commands: SubParsers) -> argparse.ArgumentParser:
     )
     parser.add_argument("clean", metavar="CLEAN", help=f"whose answer is to be restored: {_PICTURE}")
     parser.add_argument("corrupt", metavar="CORRUPT", help="whose maps are replaced, region by region")
-    parser.add_argument("--model", required=True, type=parse_model_name)
+    parser.add_argument("--model", required=True, type=parse_model_name, help=MODEL_HELP)
     parser.add_argument(
         "--layers", default=["all"], type=parse_names, metavar="A,B|all", help="layers to trace (default all)"
     )
