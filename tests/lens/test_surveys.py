@@ -157,7 +157,7 @@ class TestStrongest:
         result = survey(make_client()[0], str(folder), model="net", layers="conv", k=1)
         assert result.pictures == 5
         [cell] = result.layers[0].strongest[FOLLOWER]
-        assert (cell.picture, cell.index) == (f"{folder}/several.npy[2]", 2)
+        assert (cell.picture, cell.place) == (f"{folder}/several.npy[2]", 2)
 
 
 class TestClasses:

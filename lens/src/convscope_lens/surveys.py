@@ -47,21 +47,21 @@ class StrongCell(NamedTuple):
     Attributes:
         value: Value of the cell.
         file: Path of the picture's file.
-        index: Place of the picture in a .npy file of several; None for other files.
+        place: Place of the picture in a .npy file of several; None for other files.
         cell: (row, column) in the map; (0, 0) in a layer without rows and columns.
         label: Class of the picture; empty without classes.
     """
 
     value: float
     file: str
-    index: int | None
+    place: int | None
     cell: tuple[int, int]
     label: str
 
     @property
     def picture(self) -> str:
         """Path of the picture, with its place in a .npy file of several."""
-        return self.file if self.index is None else f"{self.file}[{self.index}]"
+        return self.file if self.place is None else f"{self.file}[{self.place}]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -494,7 +494,7 @@ def _surveyed_layers(
                     StrongCell(
                         value=value,
                         file=files.paths[number >> _FILE_SHIFT],
-                        index=number % (1 << _FILE_SHIFT) if number >> _FILE_SHIFT in files.several else None,
+                        place=number % (1 << _FILE_SHIFT) if number >> _FILE_SHIFT in files.several else None,
                         cell=(row, column),
                         label=labels[label] if labels else "",
                     )

@@ -94,13 +94,13 @@ def _fetch_tiles(
     uses: dict[tuple[str, int | None], list[tuple[str, int, int, tuple[int, int]]]] = defaultdict(list)
     for layer in result.layers:
         for channel in shown[layer.name]:
-            for rank, cell in enumerate(layer.strongest[channel]):
-                uses[cell.file, cell.index].append((layer.name, channel, rank, cell.cell))
+            for rank, strong in enumerate(layer.strongest[channel]):
+                uses[strong.file, strong.place].append((layer.name, channel, rank, strong.cell))
     pictures = list(uses)
 
     def files() -> Iterator[tuple[int, bytes]]:
-        for number, (path, index) in enumerate(pictures):
-            for _, file in islice(read_picture_files([path]), index or 0, (index or 0) + 1):
+        for number, (path, place) in enumerate(pictures):
+            for _, file in islice(read_picture_files([path]), place or 0, (place or 0) + 1):
                 if isinstance(file, bytes):
                     yield number, file
 
@@ -172,7 +172,7 @@ def _overview(result: Survey, card: ModelCard) -> str:
             " In the last column, blue above the line are the channels by their selectivity, orange below it the same"
             " with the classes shuffled; each half has its own scale, and grey lines are 0.25, 0.5 and 0.75."
         )
-    return _section("overview", "Layers", _table(header, rows, "Table of layers", hint=hint, texts=(1,)))
+    return _section("overview", "Layers", _table(header, rows, "Table of layers", hint=hint, texts=(1, 11)))
 
 
 def _strip(layer: SurveyedLayer) -> str:
