@@ -133,7 +133,7 @@ def test_the_lens_declares_what_it_imports() -> None:
 
     project = tomllib.loads((ROOT / "lens/pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {item.partition(">")[0] for item in project["dependencies"]}
-    assert declared == {"convscope", "matplotlib", "numpy", "pillow", "starlette", "uvicorn"}
+    assert declared == {"convscope[progress]", "matplotlib", "numpy", "pillow", "scipy", "starlette", "uvicorn"}
 
 
 def test_lock_files_pin_with_hashes_and_name_no_host() -> None:

@@ -7,7 +7,7 @@ from convscope._cli import main
 
 from tests.client.test_surface import HEAVY, modules_after
 
-COMMANDS = ("report", "ui", "probe", "filters", "strongest", "ablate", "patch")
+COMMANDS = ("report", "ui", "probe", "filters", "strongest", "ablate", "patch", "survey")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

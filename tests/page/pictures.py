@@ -1,6 +1,7 @@
 """Take the pictures of docs/pictures/page that show the report and the live page, of a running service.
 
 python -m tests.page.pictures --url http://localhost:8080
+python -m tests.page.pictures --portrait portrait.html
 """
 
 from __future__ import annotations
@@ -59,8 +60,15 @@ def main() -> None:
     """Take them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://localhost:8080", help="a service with cifar, deep and digits")
-    url = parser.parse_args().url
+    parser.add_argument("--portrait", metavar="FILE", help="take only that of a page of `convscope survey`")
+    options = parser.parse_args()
+    url = options.url
     PICTURES.mkdir(parents=True, exist_ok=True)
+    if options.portrait is not None:
+        with chromium() as browser:
+            watched = Watched(browser, viewport={"width": 1280, "height": 2150})
+            keep(watched.open(Path(options.portrait).resolve().as_uri()), "portrait", whole=False)
+        return
     with Client(url) as client, tempfile.TemporaryDirectory() as folder, chromium() as browser:
 
         def opened(address: str, width: int, **options: Any) -> Page:

@@ -1,4 +1,4 @@
-"""Analysis tools for CNNs served by convscope: reports, an interactive page, probes, filters, patches, interventions.
+"""Analysis tools for CNNs served by convscope: reports, a page, probes, filters, patches, interventions, surveys.
 
     from convscope import Client
     from convscope_lens import report
@@ -16,30 +16,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convscope_lens import filters, interventions, probes
+    from convscope_lens._page.portrait import portrait
     from convscope_lens._page.report import report
     from convscope_lens._page.server import PageServer
     from convscope_lens.patches import Patch, cut_patch, strongest_patches
+    from convscope_lens.surveys import Survey, survey
 
 __version__ = "0.1.0"
 
 __all__ = [
     "PageServer",
     "Patch",
+    "Survey",
     "__version__",
     "cut_patch",
     "filters",
     "interventions",
+    "portrait",
     "probes",
     "report",
     "strongest_patches",
+    "survey",
 ]
 
 _LAZY = {
     "PageServer": "_page.server",
     "Patch": "patches",
+    "Survey": "surveys",
     "cut_patch": "patches",
+    "portrait": "_page.portrait",
     "report": "_page.report",
     "strongest_patches": "patches",
+    "survey": "surveys",
 }
 _MODULES = ("filters", "interventions", "probes")
 

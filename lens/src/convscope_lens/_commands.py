@@ -8,6 +8,7 @@
     convscope strongest samples/*.png --model cifar --layer conv2 --channel 3 --save patches
     convscope ablate samples/cat.png --model cifar --layer conv2 --save ablations
     convscope patch cat.png dog.png --model cifar --save traces
+    convscope survey pictures/ --model deep --out portrait.html
 
 `convscope` finds them through the entry points in pyproject.toml. numpy and matplotlib are imported on first use.
 """
@@ -545,3 +546,71 @@ def _save_result(result: Ablation | Trace, stem: str, options: argparse.Namespac
     result.figure().savefig(folder / f"{stem}.png", dpi=110)
     if not options.json:
         print("\n" + printable(f"saved {folder / stem}.png and .json"))
+
+
+def add_survey(commands: SubParsers) -> argparse.ArgumentParser:
+    """Add `convscope survey`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "survey", help="a data set's portrait: what each channel does over all pictures of a folder"
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="pictures; the classes are its subfolders, if there are any")
+    parser.add_argument("--model", required=True, type=parse_model_name)
+    parser.add_argument(
+        "--layers", default=["all"], type=parse_names, metavar="A,B|all", help="layers to measure (default all)"
+    )
+    parser.add_argument(
+        "--k", default=9, type=at_least(1), help="strongest cells of each channel (default %(default)s)"
+    )
+    parser.add_argument(
+        "--shuffles",
+        default=20,
+        type=at_least(1),
+        metavar="N",
+        help="how often the classes are shuffled, for the selectivity that chance gives (default %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", default=0, type=at_least(0), metavar="N", help="seed of all random choices (default %(default)s)"
+    )
+    parser.add_argument(
+        "--map-dtype",
+        default="float16",
+        choices=("float16", "float32"),
+        help="dtype of maps on the wire (default %(default)s)",
+    )
+    parser.add_argument("--out", metavar="FILE", help="write the HTML page to FILE")
+    parser.add_argument("--save-json", metavar="FILE", help="write what --json prints to FILE")
+    parser.set_defaults(run=_survey)
+    return parser
+
+
+def _survey(client: Client, options: argparse.Namespace) -> int:
+    from convscope_lens._page.portrait import portrait
+    from convscope_lens.surveys import survey
+
+    for file in filter(None, (options.out, options.save_json)):
+        ensure_writable(Path(file).parent)
+    result = survey(
+        client,
+        options.folder,
+        model=options.model,
+        layers=options.layers,
+        k=options.k,
+        shuffles=options.shuffles,
+        seed=options.seed,
+        map_dtype=options.map_dtype,
+        version=options.version,
+        progress=sys.stderr is not None and sys.stderr.isatty(),
+    )
+    written = []
+    if options.save_json is not None:
+        Path(options.save_json).write_text(format_json(result.to_dict(), indent=None) + "\n", "utf-8")
+        written.append(options.save_json)
+    if options.out is not None:
+        Path(options.out).write_text(portrait(client, result), "utf-8")
+        written.append(options.out)
+    if options.json:
+        print(format_json(result.to_dict(), indent=None))
+    else:
+        lines = [f"wrote {file}, {Path(file).stat().st_size:,} bytes" for file in written]
+        print("\n".join([result.format_table(), "", *_failure_lines(list(result.failed)), *map(printable, lines)]))
+    return 1 if result.failed else 0

@@ -14,7 +14,7 @@ from convscope import encode_pictures
 from convscope.pixels import html_image, to_display_pixels
 
 if TYPE_CHECKING:
-    from convscope import Client, ConvscopeError, Explanation, Layer
+    from convscope import Client, ConvscopeError, Explanation, Layer, ModelCard
     from convscope.typing import Picture
     from numpy.typing import NDArray
 
@@ -177,18 +177,7 @@ def strongest_patches(
                     heapq.heapreplace(heap, entry)
         used = {-negative_index for _, negative_index, _, _ in heap}
         kept = {index: file for index, file in [*kept.items(), *batch] if index in used}
-    inputs: dict[int, Explanation] = {}
-    input_bytes = 4 * card.input.channels * (card.input.height or 1) * (card.input.width or 1)
-    for batch in _batched(iter(kept.items()), card.pictures_per_request(input_bytes)):
-        explanations = client.explain(
-            [file for _, file in batch],
-            model=model,
-            version=version,
-            method="picture",
-            top_k=1,
-            deadline_s=deadline_s,
-        )
-        inputs |= {index: explanation for (index, _), explanation in zip(batch, explanations, strict=True)}
+    inputs = dict(fetch_inputs(client, card, kept.items(), model=model, version=version, deadline_s=deadline_s))
     return [
         cut_patch(
             inputs[-index].picture,
@@ -201,6 +190,44 @@ def strongest_patches(
         )
         for value, index, _, cell in sorted(heap, reverse=True)
     ]
+
+
+def fetch_inputs(
+    client: Client,
+    card: ModelCard,
+    files: Iterable[tuple[int, bytes]],
+    *,
+    model: str,
+    version: str | None = None,
+    deadline_s: float | None = None,
+) -> Iterator[tuple[int, Explanation]]:
+    """Fetch the network's input for pictures, many in a request.
+
+    Args:
+        client: An open client.
+        card: The model card.
+        files: Number and file of each picture.
+        model: Name of the model.
+        version: Version of the model; None for the server's default.
+        deadline_s: Deadline of each request, in seconds; None for the client's.
+
+    Yields:
+        The number of each picture, and an explanation with its input and region.
+
+    Raises:
+        ConvscopeError: A request failed.
+    """
+    input_bytes = 4 * card.input.channels * (card.input.height or 1) * (card.input.width or 1)
+    for batch in _batched(iter(files), card.pictures_per_request(input_bytes)):
+        explanations = client.explain(
+            [file for _, file in batch],
+            model=model,
+            version=version,
+            method="picture",
+            top_k=1,
+            deadline_s=deadline_s,
+        )
+        yield from zip((number for number, _ in batch), explanations, strict=True)
 
 
 def _numbered_files(pictures: Iterable[Picture]) -> Iterator[tuple[int, bytes]]:

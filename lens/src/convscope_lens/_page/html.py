@@ -1,4 +1,4 @@
-"""Assembles the page: one HTML document that holds its script, its style and its data."""
+"""Assembles the pages: each is one HTML document that holds its style, its data and, of the report, its script."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ _DOCUMENT = """<!doctype html>
 <style>{{style}}</style>
 </head>
 <body>
-<noscript><p>This page needs JavaScript.</p></noscript>
-<div id="page"></div>
-<script type="application/json" id="data">{{data}}</script>
-<script type="application/json" id="settings">{{settings}}</script>
-<script>{{script}}</script>
+{{body}}
 </body>
 </html>
 """
+
+_REPORT = """<noscript><p>This page needs JavaScript.</p></noscript>
+<div id="page"></div>
+<script type="application/json" id="data">{{data}}</script>
+<script type="application/json" id="settings">{{settings}}</script>
+<script>{{script}}</script>"""
 
 
 def page_html(title: str, data: dict[str, Any] | None, *, settings: dict[str, Any] | None = None) -> str:
@@ -46,15 +48,39 @@ def page_html(title: str, data: dict[str, Any] | None, *, settings: dict[str, An
         A self-contained HTML document. Its content security policy allows only the script and the style of this
         package.
     """
-    parts = {
-        "policy": content_security_policy(connect=settings is not None),
-        "title": html.escape(title),
-        "style": _read("page.css"),
-        "script": _read("page.js"),
-        "data": _escaped_json(data),
-        "settings": _escaped_json(settings),
+    parts = {"script": _read("page.js"), "data": _escaped_json(data), "settings": _escaped_json(settings)}
+    policy = content_security_policy(connect=settings is not None)
+    return _document(title, policy, _read("page.css"), _fill(_REPORT, parts))
+
+
+def static_html(title: str, style: str, body: str) -> str:
+    """Assemble a page without a script.
+
+    Args:
+        title: Title of the document; any text.
+        style: File of this package that is added to the report's style sheet.
+        body: HTML; what is text in it is escaped already.
+
+    Returns:
+        A self-contained HTML document. Its content security policy allows its style and pictures that it holds.
+    """
+    styles = _read("page.css") + _read(style)
+    rules = {
+        "default-src": "'none'",
+        "style-src": _sha256(styles),
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _DOCUMENT)
+    return _document(title, _policy(rules), styles, body)
+
+
+def _document(title: str, policy: str, style: str, body: str) -> str:
+    return _fill(_DOCUMENT, {"policy": policy, "title": html.escape(title), "style": style, "body": body})
+
+
+def _fill(document: str, parts: dict[str, str]) -> str:
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], document)
 
 
 def content_security_policy(*, connect: bool) -> str:
@@ -68,12 +94,20 @@ def content_security_policy(*, connect: bool) -> str:
         "base-uri": "'none'",
         "form-action": "'none'",
     }
+    return _policy(rules)
+
+
+def _policy(rules: dict[str, str]) -> str:
     return "; ".join(f"{name} {value}" for name, value in rules.items())
 
 
 @functools.cache
 def _digest(name: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(_read(name).encode()).digest()).decode()}'"
+    return _sha256(_read(name))
+
+
+def _sha256(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _escaped_json(value: Any) -> str:
