@@ -144,8 +144,9 @@ def export(
     out = Path(out)
     if out.suffix not in FORMATS:
         raise ValueError(f"out must end in .parquet or .zarr, or in no suffix for .npy shards, not in {out.suffix}")
-    if rows_per_part is not None and rows_per_part < 1:
-        raise ValueError(f"rows_per_part must be at least 1, not {rows_per_part}")
+    for name, number in (("rows_per_part", rows_per_part), ("batch", batch), ("concurrency", concurrency)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, not {number}")
     for package in filter(None, (PACKAGES.get(out.suffix), "tqdm" if progress else None)):
         _import(package)
     store_type = FORMATS[out.suffix]
