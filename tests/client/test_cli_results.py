@@ -65,6 +65,17 @@ def test_of_a_folder_files_alone_are_pictures(
     assert [row["picture"] for row in rows] == ["pictures/page.png/cat.png"]
 
 
+def test_the_results_in_a_folder_of_pictures_are_left_out_however_it_is_spelled(
+    capsys: pytest.CaptureFixture[str], stand_in: StandIn, folder: Path
+) -> None:
+    arguments = ["predict", ".", "--model", "cifar", "--layers", "all", "--url", stand_in.rest_url, "--json"]
+    arguments += ["--save", str(folder / "results"), "--overwrite"]
+    for _ in range(2):
+        assert main(arguments) == 0
+        rows = json.loads(capsys.readouterr().out)["results"]
+        assert [row["picture"] for row in rows] == ["cat.png", "ship.png"]
+
+
 def test_large_files_are_sent_in_requests_that_the_server_takes(
     stand_in: StandIn, many: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

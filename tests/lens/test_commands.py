@@ -7,7 +7,7 @@ from convscope._cli import main
 
 from tests.client.test_surface import HEAVY, modules_after
 
-COMMANDS = ("report", "ui", "probe", "filters", "strongest", "ablate", "patch", "survey")
+COMMANDS = ("report", "ui", "probe", "filters", "strongest", "survey", "export", "ablate", "patch")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -41,6 +41,9 @@ def test_the_help_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
         ["filters"],
         ["probe", "shift", "--model", "cifar"],
         ["strongest", "cat.png", "--model", "cifar", "--layer", "conv1", "--channel", "0", "--request-id", "ticket-7"],
+        ["export", "cat.png", "--model", "cifar"],
+        ["export", "cat.png", "--model", "cifar", "--out", "a.parquet", "--map-dtype", "uint8"],
+        ["export", "cat.png", "--model", "cifar", "--out", "a.parquet", "--overwrite", "--skip-existing"],
         ["ablate", "cat.png", "--model", "cifar"],
         ["patch", "cat.png", "--model", "cifar"],
     ],
@@ -54,4 +57,5 @@ def test_a_command_that_is_not_understood_ends_with_2(arguments: list[str], caps
 
 
 def test_importing_the_commands_imports_neither_numpy_nor_matplotlib() -> None:
-    assert modules_after("import convscope_lens._commands").isdisjoint({*HEAVY, "numpy", "httpcore", "httpx", "grpc"})
+    loaded = modules_after("import convscope_lens._commands, convscope_lens._export.command")
+    assert loaded.isdisjoint({*HEAVY, "numpy", "pyarrow", "httpcore", "httpx", "grpc"})

@@ -56,7 +56,7 @@ URL_VARIABLE = "CONVSCOPE_URL"
 DEFAULT_URL = "http://localhost:8080"
 API_KEY_VARIABLE = "CONVSCOPE_API_KEY"
 BUILTIN_COMMANDS = ("models", "predict", "explain", "card", "ready")
-LENS_COMMANDS = ("report", "ui", "probe", "filters", "strongest", "ablate", "patch", "survey")
+LENS_COMMANDS = ("report", "ui", "probe", "filters", "strongest", "survey", "export", "ablate", "patch")
 _ASCII = {"×": "x", "–": "-", "°": "deg"}  # Instead of what a terminal cannot show; of anything else `?`.
 
 

@@ -145,7 +145,7 @@ def process_pictures(
         UsageError: An option is wrong.
     """
     sources: list[tuple[str, bytes | PictureFailure | None]] = []  # Name and file; None for one to be read when needed.
-    for path in list_pictures(paths, without=None if folders is None else folders.parent):
+    for path in list_pictures(paths, without=[] if folders is None else [folders.parent]):
         several = path == STANDARD_INPUT or path.endswith(".npy")  # Perhaps: how many is known when it has been read.
         sources += read_picture_files([path]) if several else [(path, None)]
     results: list[PictureResult[Result] | None] = [None] * len(sources)

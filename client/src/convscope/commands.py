@@ -35,6 +35,7 @@ __all__ = [
     "METHOD_HELP",
     "MODEL_HELP",
     "PICTURE_HELP",
+    "PICTURE_SUFFIXES",
     "STAGES",
     "STANDARD_INPUT",
     "PictureFailure",
@@ -68,7 +69,7 @@ STANDARD_INPUT = "-"  # As a picture.
 MODEL_HELP = "name of the model; `convscope models` lists them"
 METHOD_HELP = "what the heat map shows; grad_cam has only what speaks for the class (default %(default)s)"
 PICTURE_HELP = "PNG, JPEG, WebP or .npy files, folders of them, or - for standard input; with Pillow GIF, BMP and TIFF"
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".npy", ".gif", ".bmp", ".tif", ".tiff"})
+PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".npy", ".gif", ".bmp", ".tif", ".tiff"})
 _UNLIMITED = 10**6  # Columns where standard output is no terminal.
 _NARROWEST = 8  # Columns of a text, however narrow the terminal is.
 _SUGGESTIONS = 5  # Labels named where none fits.
@@ -346,12 +347,15 @@ class PictureFailure(NamedTuple):
         return f"{self.code}: {self.message}"
 
 
-def list_pictures(paths: Iterable[str], *, without: Path | None = None) -> list[str]:
+def list_pictures(
+    paths: Iterable[str], *, without: Iterable[Path] = (), suffixes: Collection[str] = PICTURE_SUFFIXES
+) -> list[str]:
     """List picture files: a folder stands for those in it and its sub-folders, sorted by name.
 
     Args:
         paths: Files, folders, or `-` for standard input.
-        without: A folder whose files are left out: that of the results, which are pictures too.
+        without: Folders whose files are left out: those of the results, which are pictures too.
+        suffixes: Of the files that a folder stands for, in lower case.
 
     Raises:
         UsageError: A folder contains no picture, or standard input is named more than once.
@@ -363,10 +367,13 @@ def list_pictures(paths: Iterable[str], *, without: Path | None = None) -> list[
         if path == STANDARD_INPUT or not Path(path).is_dir():
             pictures.append(path)
             continue
-        files = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
-        found = [str(file) for file in files if without is None or without not in file.parents]
+        folder, resolved = Path(path), Path(path).resolve()
+        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+        inside = [one.resolve() for one in without if one.resolve().is_relative_to(resolved)]
+        left_out = {folder / one.relative_to(resolved) for one in inside}  # Spelled as `rglob` does.
+        found = [str(file) for file in files if left_out.isdisjoint(file.parents)]
         if not found:
-            raise UsageError(f"no picture found in {path} ({', '.join(sorted(_SUFFIXES))})")
+            raise UsageError(f"no picture found in {path} ({', '.join(sorted(suffixes))})")
         pictures += found
     return pictures
 

@@ -1,4 +1,4 @@
-"""Analysis tools for CNNs served by convscope: reports, a page, probes, filters, patches, interventions, surveys.
+"""Analysis tools for CNNs served by convscope: reports, a page, probes, filters, patches, interventions, data sets.
 
     from convscope import Client
     from convscope_lens import report
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convscope_lens import filters, interventions, probes
+    from convscope_lens._export.export import Exported, export
     from convscope_lens._page.portrait import portrait
     from convscope_lens._page.report import report
     from convscope_lens._page.server import PageServer
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Exported",
     "PageServer",
     "Patch",
     "Survey",
     "__version__",
     "cut_patch",
+    "export",
     "filters",
     "interventions",
     "portrait",
@@ -40,10 +43,12 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Exported": "_export.export",
     "PageServer": "_page.server",
     "Patch": "patches",
     "Survey": "surveys",
     "cut_patch": "patches",
+    "export": "_export.export",
     "portrait": "_page.portrait",
     "report": "_page.report",
     "strongest_patches": "patches",

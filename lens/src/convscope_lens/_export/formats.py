@@ -1,0 +1,288 @@
+"""The formats of an export: Parquet, .npy shards with an index, and Zarr.
+
+A store is given the rows in parts. It writes each part into a folder that holds nothing else, on disk before `write`
+returns, and makes the result of them at the end. A part may be written again, which replaces it; so a part of which a
+killed process wrote a half does no harm. Which parts are complete is not the stores' business.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+INDEX_TYPES: dict[str, type] = {  # Columns of one value a row; a row may lack it.
+    "path": str,
+    "key": str,
+    "label": str,
+    "class_index": int,
+    "probability": float,
+    "error_code": str,
+    "error_message": str,
+}
+RECORD = "convscope"  # Where Parquet and Zarr keep what an export is made of.
+
+
+class Column(NamedTuple):
+    """A column of arrays.
+
+    Attributes:
+        shape: Of a row.
+        dtype: `float32` or `float16`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive rows.
+
+    Attributes:
+        index: The columns of `INDEX_TYPES` that there are, one value a row; None where a row has none.
+        arrays: The other columns, (rows, *shape); NaN in the rows of errors.
+    """
+
+    index: Mapping[str, list[Any]]
+    arrays: Mapping[str, NDArray[Any]]
+
+    @property
+    def is_error(self) -> NDArray[np.bool_]:
+        """Whether each row is an error, (rows,)."""
+        return np.array([code is not None for code in self.index["error_code"]], bool)
+
+
+class Store(ABC):
+    """Writes parts.
+
+    Args:
+        folder: For the store alone. It exists.
+        index: Names of the columns of one value, of `INDEX_TYPES`.
+        columns: The columns of arrays, by name.
+        rows_per_part: Rows of each part but the last one.
+
+    Raises:
+        ImportError: A package is missing.
+    """
+
+    def __init__(self, folder: Path, index: Sequence[str], columns: Mapping[str, Column], rows_per_part: int) -> None:
+        self._folder = folder
+        self._index = index
+        self._columns = columns
+        self._rows_per_part = rows_per_part
+
+    @abstractmethod
+    def write(self, number: int, part: Part) -> None:
+        """Write a part; when this returns, it is on disk."""
+
+    @abstractmethod
+    def finish(self, parts: int, record: Mapping[str, Any]) -> Path:
+        """Return the complete result, a file or folder within the store's.
+
+        Args:
+            parts: Number of parts. What there may be of further ones is left out.
+            record: JSON types to keep in the result.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def read_record(path: Path) -> Any:
+        """Return the record of a complete result. Raises OSError, KeyError or ValueError if the path is none."""
+
+
+class ParquetStore(Store):
+    """A Parquet file for each part; at the end one file, with a row group for each part."""
+
+    def __init__(self, folder: Path, index: Sequence[str], columns: Mapping[str, Column], rows_per_part: int) -> None:
+        super().__init__(folder, index, columns, rows_per_part)
+        import pyarrow
+
+        types = {str: pyarrow.string(), int: pyarrow.int32(), float: pyarrow.float32()}
+        fields = {name: types[INDEX_TYPES[name]] for name in index}
+        for name, column in columns.items():
+            element = pyarrow.from_numpy_dtype(column.dtype)
+            fields[name] = pyarrow.list_(element, int(np.prod(column.shape)))
+        self._schema = pyarrow.schema(fields)
+
+    def write(self, number: int, part: Part) -> None:
+        """Write a part as a file."""
+        import pyarrow
+        from pyarrow import parquet
+
+        arrays = [pyarrow.array(part.index[name], self._schema.field(name).type) for name in self._index]
+        mask = pyarrow.array(part.is_error)
+        for name, values in part.arrays.items():
+            flat = pyarrow.array(values.reshape(-1))
+            arrays.append(pyarrow.FixedSizeListArray.from_arrays(flat, type=self._schema.field(name).type, mask=mask))
+        table = pyarrow.table(arrays, schema=self._schema)
+        with complete_file(self._part(number)) as file:
+            parquet.write_table(table, file, use_dictionary=["label", "error_code"])
+
+    def finish(self, parts: int, record: Mapping[str, Any]) -> Path:
+        """Write all parts into one file, one after the other."""
+        from pyarrow import parquet
+
+        path = self._folder / "_complete"
+        schema = self._schema.with_metadata({RECORD: json.dumps(record)})
+        with (
+            complete_file(path) as file,
+            parquet.ParquetWriter(file, schema, use_dictionary=["label", "error_code"]) as writer,
+        ):
+            for number in range(parts):
+                writer.write_table(
+                    parquet.ParquetFile(self._part(number)).read().replace_schema_metadata(schema.metadata)
+                )
+        return path
+
+    def _part(self, number: int) -> Path:
+        return self._folder / f"{number:06}.parquet"
+
+    @staticmethod
+    def read_record(path: Path) -> Any:
+        """Return what the schema's metadata holds."""
+        from pyarrow import parquet
+
+        return json.loads((parquet.read_schema(path).metadata or {})[RECORD.encode()])
+
+
+class NpyStore(Store):
+    """A `.npy` file for each part and column, and `index.csv`, which says which row of which shard is whose."""
+
+    def __init__(self, folder: Path, index: Sequence[str], columns: Mapping[str, Column], rows_per_part: int) -> None:
+        super().__init__(folder, index, columns, rows_per_part)
+        self._shards, self._indexes = folder / "shards", folder / "indexes"
+        self._shards.mkdir(exist_ok=True)
+        self._indexes.mkdir(exist_ok=True)
+        safe = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # As of the files that `Prediction.save` writes.
+        self._stems = {
+            name: name if safe.fullmatch(name) else f"{place}-" + re.sub(r"[^A-Za-z0-9_]", "_", name)[:100]
+            for place, name in enumerate(columns)
+        }
+
+    def write(self, number: int, part: Part) -> None:
+        """Write the shards of a part, and its lines of the index."""
+        for name, values in part.arrays.items():
+            with complete_file(self._shards / f"{number:06}-{self._stems[name]}.npy") as file:
+                np.save(file, values, allow_pickle=False)
+        rows = zip(*part.index.values(), strict=True)
+        lines = [[number, row, *values] for row, values in enumerate(rows)]
+        with complete_file(self._indexes / f"{number:06}.csv") as file:
+            file.write(_csv_lines(lines))
+
+    def finish(self, parts: int, record: Mapping[str, Any]) -> Path:
+        """Write the index and the record; the shards are there."""
+        with complete_file(self._shards / "index.csv") as file:
+            file.write(_csv_lines([["shard", "row", *self._index]]))
+            for number in range(parts):
+                with (self._indexes / f"{number:06}.csv").open("rb") as lines:
+                    shutil.copyfileobj(lines, file)
+        arrays = {name: {"file": f"{{shard:06}}-{stem}.npy"} for name, stem in self._stems.items()}
+        write_json(self._shards / "export.json", {**record, "arrays": arrays})
+        return self._shards
+
+    @staticmethod
+    def read_record(path: Path) -> Any:
+        """Return what export.json holds."""
+        return json.loads((path / "export.json").read_bytes())
+
+
+def _csv_lines(rows: Sequence[Sequence[Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
+
+
+class ZarrStore(Store):
+    """A Zarr group with an array for each column, whose chunks are the parts."""
+
+    def __init__(self, folder: Path, index: Sequence[str], columns: Mapping[str, Column], rows_per_part: int) -> None:
+        super().__init__(folder, index, columns, rows_per_part)
+        import zarr
+
+        self._path = folder / "group"
+        self._group = zarr.open_group(self._path, mode="a")
+        for left in self._path.rglob("*.partial"):  # Files that a killed process was about to write.
+            left.unlink()
+        types = {str: (str, ""), int: ("int32", -1), float: ("float32", np.nan)}
+        self._missing = {name: types[INDEX_TYPES[name]][1] for name in index}
+        arrays: dict[str, tuple[tuple[int, ...], Any, Any]] = {name: ((), *types[INDEX_TYPES[name]]) for name in index}
+        arrays |= {name: (column.shape, column.dtype, np.nan) for name, column in columns.items()}
+        for name, (shape, dtype, missing) in arrays.items():
+            if name not in self._group:
+                self._group.create_array(
+                    name, shape=(0, *shape), chunks=(rows_per_part, *shape), dtype=dtype, fill_value=missing
+                )
+
+    def write(self, number: int, part: Part) -> None:
+        """Write a part as a chunk of each array."""
+        start = number * self._rows_per_part
+        columns: dict[str, Any] = dict(part.arrays)
+        for name, values in part.index.items():
+            filled = [self._missing[name] if value is None else value for value in values]
+            columns[name] = np.array(filled, object if INDEX_TYPES[name] is str else None)
+        for name, values in columns.items():
+            array: Any = self._group[name]
+            array.resize((start + len(values), *array.shape[1:]))
+            array[start:] = values
+            chunk = self._path / name / "c" / str(number)  # A file, or a folder if there are more axes.
+            written = [chunk.parents[1], chunk.parents[1] / "zarr.json", chunk.parent, chunk, *chunk.rglob("*")]
+            for path in written:
+                if path.exists():  # A chunk that holds nothing is none.
+                    sync(path)
+
+    def finish(self, parts: int, record: Mapping[str, Any]) -> Path:
+        """Add the record to the group's attributes."""
+        self._group.attrs[RECORD] = dict(record)
+        return self._path
+
+    @staticmethod
+    def read_record(path: Path) -> Any:
+        """Return what the group's attributes hold."""
+        import zarr
+
+        return zarr.open_group(path, mode="r").attrs[RECORD]
+
+
+FORMATS: dict[str, type[Store]] = {".parquet": ParquetStore, ".zarr": ZarrStore, "": NpyStore}  # By suffix.
+
+
+@contextmanager
+def complete_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that gets its name when it is complete and on disk; an existing one is replaced."""
+    incomplete = path.with_name(f"_{path.name}.incomplete")  # Readers of Parquet folders pass over a leading `_`.
+    with incomplete.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    incomplete.replace(path)
+    sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file as `complete_file` does."""
+    with complete_file(path) as file:
+        file.write(json.dumps(value, indent=2).encode() + b"\n")
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,158 @@
+"""Finds the pictures of an export: files, folders, .npy files of several, tar files, and CSV files of paths."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from convscope import encode_pictures
+from convscope.commands import PICTURE_SUFFIXES, STANDARD_INPUT, list_pictures
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SUFFIXES = PICTURE_SUFFIXES | {".tar"}  # Of the files that a folder stands for.
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A picture, which is not read yet; the client takes it as an open file.
+
+    Attributes:
+        path: As typed or found; `many.npy[3]` for a picture of a .npy file, `shard.tar/0007.jpg` for one of a tar file.
+        key: Of a picture in a tar file its key, as WebDataset forms it: the name up to the first dot of its last part.
+        read: Returns the picture file. Raises OSError or ValueError if it cannot be read.
+    """
+
+    path: str
+    key: str | None
+    read: Callable[[], bytes]
+
+
+class Pictures:
+    """The pictures of an export, in order. They can be gone through more than once, and are not kept in memory.
+
+    Args:
+        sources: Picture files, folders, `.npy` files of several pictures, `.tar` files, `.csv` files of paths, and `-`
+            for standard input, which is read at once.
+        without: Folders whose files are left out: those of the results.
+
+    Raises:
+        UsageError: A folder contains no picture, or standard input is named more than once.
+    """
+
+    def __init__(self, sources: Iterable[str], *, without: Iterable[Path]) -> None:
+        self._paths = list_pictures(sources, without=without, suffixes=SUFFIXES)
+        self._standard_input = sys.stdin.buffer.read() if STANDARD_INPUT in self._paths else b""
+
+    def __iter__(self) -> Iterator[Entry]:
+        for path in self._paths:
+            if path == STANDARD_INPUT:
+                yield from _entries_of_bytes(path, self._standard_input)
+            elif path.lower().endswith(".csv"):
+                for listed in _read_csv(path):
+                    yield from _entries_of_file(listed)
+            else:
+                yield from _entries_of_file(path)
+
+
+def _entries_of_file(path: str) -> Iterator[Entry]:
+    suffix = path.lower().rpartition(".")[2]
+    if suffix == "tar":
+        return _entries_of_tar(path)
+    pictures = _open_npy(path) if suffix == "npy" else None
+    if pictures is None or len(pictures) == 1:
+        return iter([Entry(path, None, lambda: _one_file(Path(path).read_bytes()))])
+    return (Entry(f"{path}[{index}]", None, partial(_npy_file, pictures, index)) for index in range(len(pictures)))
+
+
+def _entries_of_bytes(path: str, data: bytes) -> Iterator[Entry]:
+    """Yield the pictures of standard input: one, or those of a .npy file."""
+    try:
+        files = encode_pictures(data).files
+    except ValueError:  # Raised again when it is read.
+        files = [data]
+    if len(files) == 1:
+        yield Entry(path, None, lambda: _one_file(data))
+    else:
+        for index, file in enumerate(files):
+            yield Entry(f"{path}[{index}]", None, partial(bytes, file))
+
+
+def _one_file(data: bytes) -> bytes:
+    """Return the picture file of a file's content; GIF, BMP and TIFF as PNG."""
+    if not data:
+        raise ValueError("the file is empty")
+    [file, *others] = encode_pictures(data).files
+    if others:
+        raise ValueError("it contains several pictures; name it .npy")
+    return file
+
+
+def _open_npy(path: str) -> NDArray[Any] | None:
+    """Map a .npy file of several pictures into memory, (N, H, W, C); None if it is none."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):  # The row of the file will say why.
+        return None
+    is_several = array.ndim == 4 and array.size and array.dtype.newbyteorder("=") in (np.uint8, np.float32)
+    return array if is_several else None
+
+
+def _npy_file(pictures: NDArray[Any], index: int) -> bytes:
+    """Return a picture of (N, H, W, C) as a .npy file."""
+    file = io.BytesIO()
+    np.save(file, np.ascontiguousarray(pictures[index], pictures.dtype.newbyteorder("<")), allow_pickle=False)
+    return file.getvalue()
+
+
+def _entries_of_tar(path: str) -> Iterator[Entry]:
+    """Yield the pictures of an uncompressed tar file. Where the file is damaged, an entry of its own path follows."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]  # It would keep a record of each.
+                if member.isfile() and PurePosixPath(member.name).suffix.lower() in PICTURE_SUFFIXES:
+                    folder, slash, name = member.name.rpartition("/")
+                    key = folder + slash + name.partition(".")[0]
+                    read = partial(_read_member, path, member.offset_data, member.size)
+                    yield Entry(f"{path}/{member.name}", key, read)
+    except (OSError, tarfile.TarError) as error:
+        yield Entry(path, None, partial(_raise, ValueError(getattr(error, "strerror", None) or str(error))))
+
+
+def _read_member(path: str, offset: int, size: int) -> bytes:
+    with Path(path).open("rb") as file:
+        file.seek(offset)
+        data = file.read(size)
+    if len(data) < size:
+        raise ValueError("the tar file ends within the picture")
+    return _one_file(data)
+
+
+def _raise(error: Exception) -> bytes:
+    raise error
+
+
+def _read_csv(path: str) -> Iterator[str]:
+    """Yield the column `path` of a CSV file; the first column of one without such a heading."""
+    with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = csv.reader(file)
+        try:
+            first = next(rows, [])
+            column = first.index("path") if "path" in first else 0
+            if first and "path" not in first:
+                yield first[0]
+            for row in rows:
+                if len(row) > column and row[column]:
+                    yield row[column]
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
