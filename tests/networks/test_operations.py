@@ -167,7 +167,7 @@ class Blocks(nn.Module):
         self.grouped = nn.Conv2d(12, 12, 3, padding=1, groups=3)
         self.projection = nn.Conv2d(8, 12, 1, stride=2, bias=False)
         self.twice = nn.Conv2d(12, 12, 3, padding=1)
-        self.half = nn.Conv2d(6, 6, 3, padding=1)
+        self.last = nn.Conv2d(6, 6, 3, padding=1)
         self.head = nn.Linear(12, 5)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -175,7 +175,7 @@ class Blocks(nn.Module):
         maps = self.grouped(self.pointwise(self.depthwise(maps)).relu()) + self.projection(maps)
         maps = maps + self.twice(self.twice(maps).relu())
         kept, changed = (maps * self.grouped.weight.mean()).chunk(2, dim=1)
-        maps = torch.cat([kept, self.half(changed)], dim=1)
+        maps = torch.cat([kept, self.last(changed)], dim=1)
         return self.head(maps.mean((2, 3)))
 
 
@@ -220,8 +220,9 @@ def test_the_stages_of_a_residual_network_count_what_hooks_on_its_convolutions_d
             module.register_forward_hook(lambda module, _, output, stage=stage: count(stage, module, output))
     with torch.no_grad():
         network(images)
+    by_hooks = dict(work)
     found = layer_geometry(network, {"stem": "relu", **layers}, (3, 64, 64))
-    for stage, expected in work.items():
+    for stage, expected in by_hooks.items():
         convolutions = [part for part in getattr(network, stage).modules() if isinstance(part, nn.Conv2d)]
         assert found[stage].multiply_adds == expected
         assert found[stage].parameters == sum(part.weight.numel() for part in convolutions)
