@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from archiver.feeding import Sources, find_sources
 from archiver.geometry import LayerGeometry, blank, layer_geometry
-from archiver.operations import Operation, count_multiply_adds
+from archiver.operations import count_multiply_adds
 from archiver.trial import noise
 from handlers.api.options import CAM, GRAD_CAM, METHODS, OF_GRADIENTS, PICTURE
 from handlers.images.preprocessing import ANY_SIZE, Preprocessing
@@ -123,7 +123,7 @@ def _layer(name: str, layer: LayerGeometry, names: _Names, sources: Sources) -> 
         "receptive_field": list(layer.receptive_field or ()),
         "receptive_field_start": list(layer.receptive_field_start or ()),
         "parameters": layer.parameters,
-        **_operation(layer.operation, kind),
+        **_operation(layer, kind),
         **({"layout": kind} if kind else {}),
         **({"sources": _sources(sources)} if sources else {}),
     }
@@ -133,8 +133,9 @@ def _layer(name: str, layer: LayerGeometry, names: _Names, sources: Sources) -> 
     return found
 
 
-def _operation(operation: Operation | None, kind: str) -> dict[str, Any]:
+def _operation(layer: LayerGeometry, kind: str) -> dict[str, Any]:
     """Return the fields of the operation that makes a map; none where no operation with weights does."""
+    operation = layer.operation
     if operation is None:
         return {}
     taken = operation.input_shape
@@ -148,7 +149,7 @@ def _operation(operation: Operation | None, kind: str) -> dict[str, Any]:
         "padding": list(operation.padding),
         "dilation": list(operation.dilation),
         "groups": operation.groups,
-        "multiply_adds": operation.multiply_adds,
+        "multiply_adds": layer.multiply_adds,
         "dense_parameters": operation.dense_parameters,
     }
 

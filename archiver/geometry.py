@@ -7,9 +7,9 @@ Axes: `N` batch, `C` channels, `H, W` picture pixels, `h, w` map cells.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from handlers.network.engines.eager import trace
 from handlers.network.layouts import CHANNELS_FIRST, CHANNELS_LAST, map_shape, parse
 from handlers.network.modules import watchable, watching
 from handlers.network.outputs import OUTPUT, node_of, select
+
+_NUMBERS = (int, float, torch.Size, torch.dtype, torch.device)  # What a network says of tensors, and no tensor.
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class LayerGeometry:
             one of the branch with the most of them; None if there is none.
         axes: Where the rows and columns lie in the network's own tensor (N, ...); None where that is not known.
         layout: Of the network's own tensor.
+        operations: All that were computed on the way from the layers that feed this one, or from the picture: in a
+            residual block those of its branches, and of its shortcut. At least `operation`; of a network that cannot be
+            traced that alone.
     """
 
     shape: tuple[int, ...]
@@ -45,11 +50,17 @@ class LayerGeometry:
     operation: Operation | None
     axes: tuple[int, int] | None = None
     layout: str = CHANNELS_FIRST
+    operations: tuple[Operation, ...] = ()
 
     @property
     def parameters(self) -> int:
-        """Of the operation that makes the map."""
-        return self.operation.parameters if self.operation else 0
+        """Of the operations; those of weights that work several times count once."""
+        return sum({id(one.weight): one.parameters for one in self.operations}.values())
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of the operations, for one picture."""
+        return sum(one.multiply_adds for one in self.operations)
 
 
 def layer_geometry(
@@ -84,10 +95,11 @@ def layer_geometry(
         else:
             layers = {name: _resolve(node, graph, names) for name, node in layers.items()}
             _check(layers, names.values())
+            published = {node for node, path in names.items() if path in layers.values()}
             with watched(model) as operations:
-                walk = _Walk(graph, operations)
+                walk = _Walk(graph, operations, published)
                 walk.run(images)
-            found = {names[node]: step for node, step in walk.steps.items() if node in names}
+            found = {names[node]: walk.step(node) for node in walk.steps if node in names}
     _check(layers, found)
     order = list(found)
     by_position = sorted(layers.items(), key=lambda item: order.index(item[1]))
@@ -114,7 +126,7 @@ class _Step:
     """One operation's result: its shape, its field, and the operation with weights behind it.
 
     `depth` counts nodes with such operations, one after the other. A constant, such as a weight, has the number of
-    learned cells.
+    learned cells. `operations` are those since the published layers before it.
     """
 
     shape: tuple[int, ...]
@@ -122,6 +134,7 @@ class _Step:
     operation: Operation | None
     depth: int = 0
     learned: int = 0
+    operations: tuple[Operation, ...] = ()
 
 
 def _describe(step: _Step, layout: str) -> LayerGeometry:
@@ -139,16 +152,24 @@ def _describe(step: _Step, layout: str) -> LayerGeometry:
         operation=step.operation,
         axes=axes,
         layout=layout,
+        operations=step.operations or tuple(filter(None, [step.operation])),
     )
 
 
 class _Walk(fx.Interpreter):
     """Runs a traced network and keeps a step for every node, by name."""
 
-    def __init__(self, module: fx.GraphModule, operations: list[Operation]) -> None:
+    def __init__(self, module: fx.GraphModule, operations: list[Operation], published: Container[str]) -> None:
         super().__init__(module)
-        self._operations = operations  # Those of modules, as they run.
+        self._operations = operations  # Those of modules, as they run; those of functions are added.
+        self._published = published
+        self._since: dict[str, frozenset[int]] = {}  # By node, the operations since the published layers before it.
         self.steps: dict[str, _Step] = {}
+
+    def step(self, node: str) -> _Step:
+        """Return a node's step with all of its operations."""
+        operations = tuple(self._operations[index] for index in sorted(self._since[node]))
+        return replace(self.steps[node], operations=operations)
 
     def run_node(self, node: fx.Node) -> Any:
         before = len(self._operations)
@@ -156,9 +177,9 @@ class _Walk(fx.Interpreter):
         if isinstance(result, Tensor) and node.op != "output":
             shape, field = tuple(result.shape[1:]), self._field(node, result)
             inputs = self._inputs(node)
-            ran = self._operations[before:]  # Several, where tracing does not look into the module.
             called = self._function(node, result)
-            ran += [called] if called else []
+            self._operations += [called] if called else []
+            ran = self._operations[before:]  # Several, where tracing does not look into the module.
             depth = max((step.depth for step in inputs), default=0) + bool(ran)
             # A gate, a number a channel that is spread over a map, did not make it, however deep it lies.
             alike = [step for step in inputs if step.shape == shape]
@@ -168,6 +189,10 @@ class _Walk(fx.Interpreter):
             if ran and (fitting or not alike):
                 operation = (fitting or ran)[-1]
             self.steps[node.name] = _Step(shape, field, operation, depth, self._learned(node))
+        if not isinstance(result, _NUMBERS):
+            passed = [source.name for source in node.all_input_nodes if source.name not in self._published]
+            own = frozenset(range(before, len(self._operations)))
+            self._since[node.name] = own.union(*(self._since.get(name, ()) for name in passed))
         return result
 
     def _inputs(self, node: fx.Node) -> list[_Step]:
@@ -188,7 +213,7 @@ class _Walk(fx.Interpreter):
         return None if moved else field
 
     def _is_number(self, source: fx.Node) -> bool:
-        return isinstance(self.env[source], int | float | torch.Size | torch.dtype | torch.device)
+        return isinstance(self.env[source], _NUMBERS)
 
     @staticmethod
     def _aligned(node: fx.Node, inputs: list[_Step]) -> bool:

@@ -70,7 +70,8 @@ def table(proposals: Iterable[Proposal]) -> str:
     for one in proposals:
         mark = "* " if one.chosen else "  "
         shape, stride, sees = map(_product, (one.geometry.shape, one.geometry.stride, one.geometry.receptive_field))
-        rows.append((mark + one.name, one.node, shape, stride, sees, f"{one.geometry.parameters:,}"))
+        parameters = one.geometry.operation.parameters if one.geometry.operation else 0
+        rows.append((mark + one.name, one.node, shape, stride, sees, f"{parameters:,}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
     return "\n".join("  ".join(row).rstrip() for row in padded)

@@ -19,7 +19,7 @@ from handlers.api.errors import BadRequest, Draining, Internal, RequestError, To
 from handlers.api.job import Job, Parameters
 from handlers.api.limits import Limits, estimate_maps
 from handlers.api.request import accepted_type, check_count, parse, request_headers
-from handlers.images.decoding import Budget, Encoded, open_file
+from handlers.images.decoding import Budget, Encoded, Notes, open_file
 from handlers.images.preprocessing import ANY_SIZE, Picture
 from handlers.network.archive import Archive
 from handlers.network.predictor import Predictor
@@ -27,7 +27,7 @@ from handlers.ops.telemetry import Telemetry
 from handlers.outputs import filters, formats, png
 from handlers.outputs.editor import Editor
 from handlers.outputs.explainer import Explainer
-from handlers.outputs.response import Identity, Response, error_of
+from handlers.outputs.response import Identity, Response, Result, error_of
 
 _READING = "the request could not be read; the server's log has the reason"
 _ENCODING = "the reply could not be encoded; the server's log says why"
@@ -43,12 +43,14 @@ class _Decoded(NamedTuple):
     Attributes:
         pictures: Those of the file, ready for the network, or its error.
         sizes: (H, W) of each as it was sent; (0, 0) of an error.
+        notes: What was done to each that changes what is seen.
         began: When decoding began, by `perf_counter`.
         ended: When it ended.
     """
 
     pictures: Sequence[Picture | RequestError]
     sizes: list[tuple[int, int]]
+    notes: list[Notes]
     began: float
     ended: float
 
@@ -216,9 +218,10 @@ class Pipeline:
         for job in jobs:
             decoded = [next(results) for _ in job.encoded]
             job.encoded = []
-            for pictures, sizes, _, _ in decoded:
+            for pictures, sizes, notes, _, _ in decoded:
                 job.pictures += pictures
                 job.sizes += sizes
+                job.notes += notes
             if decoded:  # Threads take the files in order, so a job's first one begins before its others.
                 ended = max(one.ended for one in decoded)
                 job.add("decode", ended - decoded[0].began, ended)
@@ -238,6 +241,12 @@ class Pipeline:
         """Encode the results."""
         job.resume()
         results = [result for result in job.results if result is not None]
+        if any(job.notes):
+            results = [
+                replace(result, notes=notes) if isinstance(result, Result) else result
+                for result, notes in zip(job.results, job.notes, strict=True)
+                if result is not None
+            ]
         error = error_of(results)
         response = formats.encode(
             replace(self._identity, engine=job.engine) if job.engine else self._identity,
@@ -320,17 +329,17 @@ def _decode(encoded: Encoded | RequestError) -> _Decoded:
     """Decode one file, in any thread."""
     began = perf_counter()
     pictures: Sequence[Picture | RequestError]
-    sizes = [(0, 0)]
+    sizes, notes = [(0, 0)], list[Notes]([()])
     try:
         if isinstance(encoded, RequestError):
             pictures = [encoded]
         else:
-            pictures, sizes = encoded.decode(), encoded.sizes
+            pictures, sizes, notes = encoded.decode(), encoded.sizes, encoded.notes
     except RequestError as error:
         pictures = [error]
     except Exception as cause:
         pictures = [Internal(_PICTURE, unexpected=cause)]
-    return _Decoded(pictures, sizes, began, perf_counter())
+    return _Decoded(pictures, sizes, notes, began, perf_counter())
 
 
 def _without_png(job: Job) -> str:

@@ -145,6 +145,11 @@ class PrivateDirectory:
         return self.path / "watch.json"
 
     @property
+    def models_file(self) -> Path:
+        """What "Model not found" says of the models that are served, for TorchServe (`server.patches`, names)."""
+        return self.path / "models.txt"
+
+    @property
     def copies(self) -> Path:
         """Folder of the archives that are served, where signatures are required."""
         return self.path / "copies"

@@ -78,6 +78,10 @@ class Host(Protocol):
         """Take an archive away that `serve` has left out: it gets no more requests and finishes those it has."""
         ...
 
+    def forget(self, found: Found) -> None:
+        """Try no more to serve what was rejected and is no longer in the store, which holds what was found."""
+        ...
+
 
 class Reloader:
     """Makes a host serve what the store holds.
@@ -140,6 +144,7 @@ class Reloader:
         if unknown := [name for name in names if name not in names_there]:
             there = ", ".join(sorted(names_there))
             raise UsageFailure(f"no model {', '.join(unknown)} is served or in {store}; there are: {there}")
+        host.forget(found)
         changes, conflicts = find_changes(served, found)
         problems = {
             stem: why

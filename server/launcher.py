@@ -92,6 +92,7 @@ class Launcher:
         for sentence in describe_trust(self._archives, signers):
             self._say(sentence)
         self._unproven: list[Archive] = []  # Not answered yet; TorchServe goes on trying.
+        self._given_up: list[Archive] = []  # TorchServe has them, without workers, until the server is ready.
         for name, why in rejected.items():
             self._reject(name, why)
         home, java = find_torchserve(), find_java()
@@ -140,10 +141,10 @@ class Launcher:
         )
         own = dict(os.environ)
         environment = configuration.worker_environment(directory, settings, workers, self._cores, own)
-        wanted = patches.build(describe_models(self._archives))
-        self._patches = patches.apply(home, directory.classes, wanted) if settings.patch else []
+        self._patches = patches.apply(home, directory.classes, patches.PATCHES) if settings.patch else []
+        directory.models_file.write_text(describe_models(self._archives))  # The watch keeps it up to date.
         why = "TorchServe is another than the patch was written for" if settings.patch else "--no-patches"
-        for patch in (patch for patch in wanted if patch not in self._patches):
+        for patch in (patch for patch in patches.PATCHES if patch not in self._patches):
             self._say(f"TorchServe runs without the {patch.name} patch ({why}): {patch.without}", level="warning")
         file = configuration.write_configuration(
             directory,
@@ -191,6 +192,7 @@ class Launcher:
             )
             self._health.watch = watch
             versions = self._manage(process, watch)
+            versions.forget_all(self._given_up)
             reloader = Reloader(versions, self._asked, self._reporter)
             control = Control(reloader, self._directory, self._asked, self._files)
             try:
@@ -306,6 +308,7 @@ class Launcher:
             self._unproven.append(archive)
         else:
             management.scale(archive, 0)
+            self._given_up.append(archive)
         for other in self._archives:  # Or callers who name no version would be given this one.
             if other.name == archive.name:
                 Management(self._directory.management_socket).set_default(other)

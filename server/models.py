@@ -161,9 +161,11 @@ def look(store: Path) -> Files:
 def describe_models(archives: Sequence[Archive]) -> str:
     """Return what "Model not found" says of the models there are: ` (models: cifar/1.0, digits/1.0)`.
 
-    Empty where it would be too long for a gRPC status, whose message is a header.
+    Models are sorted by name, the versions of a model stay in their order. Empty where it would be too long for a gRPC
+    status, whose message is a header.
     """
-    text = f" (models: {', '.join(archive.full_name for archive in archives)})"
+    names = [archive.full_name for archive in sorted(archives, key=lambda archive: archive.name)]
+    text = f" (models: {', '.join(names)})"
     return text if len(text) <= LONGEST_LIST and text.isascii() else ""
 
 

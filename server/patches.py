@@ -1,4 +1,4 @@
-"""Patches ten classes of TorchServe 0.12, a few bytes each; upstream is archived and will not fix them.
+"""Patches ten classes of TorchServe 0.12, a few bytes each, and adds one; upstream is archived and will not fix them.
 
 **safety**: one caller must not stop a worker. TorchServe answers a batch from the worker's own thread, and an exception
 from answering one caller ends that thread. Where other callers of the batch were answered already, a second exception
@@ -45,8 +45,8 @@ while a REST request is read is answered with 400; a worker's own failures do no
   management API, which any program of this machine can reach. Without this patch it is off for all.
 
 **names**: "Model not found" names the models there are. TorchServe lists its models in its management API alone, which
-stays private, so this message is the list for callers (proto/README.md). It is the list of the start: a reload does not
-change it.
+stays private, so this message is the list for callers (proto/README.md). A class of ours puts it in: it reads a file
+that the launcher writes anew whenever it serves other models (`server.watch`).
 
 Patched classes lie in the private directory and go before the jar on the class path. Each of the patches is
 applied whole or not at all: only if every class that it changes is exactly the one it was written for. `--no-patches`
@@ -60,11 +60,12 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 JAR = Path("ts/frontend/model-server.jar")
+MODELS_PROPERTY = "convscope.models"  # Of Java: the file with what "Model not found" says of the models there are.
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,13 @@ class Patch:
         name: What the log calls it.
         without: What happens where it is not applied.
         changes: To a class each.
+        added: Classes of ours that the changed ones call, by the place of the class file.
     """
 
     name: str
     without: str
     changes: tuple[Change, ...]
+    added: Mapping[str, bytes] = field(default_factory=dict, hash=False)
 
 
 def _build_pauses(seconds: Sequence[int]) -> bytes:
@@ -127,7 +130,120 @@ def _build_pauses(seconds: Sequence[int]) -> bytes:
     return code
 
 
-_ALWAYS = (
+class _Constants:
+    """Constants of a class, written one after the other.
+
+    Args:
+        first: Number of the first one, from 1.
+
+    Attributes:
+        written: Their bytes.
+        next: Number of the next one.
+    """
+
+    def __init__(self, first: int) -> None:
+        self.written, self.next = b"", first
+
+    def text(self, text: str) -> int:
+        """Add text, and return its number, as the methods below do with what they add."""
+        return self._add(_constant(text))
+
+    def string(self, text: str) -> int:
+        """Add a string, which code can load."""
+        return self._add(b"\x08" + self.text(text).to_bytes(2))
+
+    def type(self, name: str) -> int:
+        """Add a class."""
+        return self._add(b"\x07" + self.text(name).to_bytes(2))
+
+    def method(self, owner: int, name: str, signature: str) -> int:
+        """Add a method of a class."""
+        pair = self.text(name).to_bytes(2) + self.text(signature).to_bytes(2)
+        return self._add(b"\x0a" + owner.to_bytes(2) + self._add(b"\x0c" + pair).to_bytes(2))
+
+    def _add(self, constant: bytes) -> int:
+        self.written += constant
+        self.next += 1
+        return self.next - 1
+
+
+def _constant(text: str) -> bytes:
+    """Return text as it stands among the constants of a class."""
+    return b"\x01" + len(text).to_bytes(2) + text.encode("ascii")
+
+
+_LIST = "convscope/Models"
+_APPEND = "(Ljava/lang/StringBuilder;Ljava/lang/String;)Ljava/lang/StringBuilder;"
+
+
+def _build_list() -> bytes:
+    """Return a class of Java 8 with one method, which puts the list of models in the place of `%s`.
+
+    static StringBuilder append(StringBuilder message, String text) throws IOException {
+        return message.append(text.replace("%s", Files.readString(Paths.get(System.getProperty("convscope.models")))));
+    }
+    """
+    pool = _Constants(1)
+    own, base, string = pool.type(_LIST), pool.type("java/lang/Object"), pool.type("java/lang/String")
+    name, signature, code = pool.text("append"), pool.text(_APPEND), pool.text("Code")
+    place, key = pool.string("%s"), pool.string(MODELS_PROPERTY)
+    read_property, find_file, read_file, replace, append = (
+        pool.method(pool.type(owner), method, takes + gives).to_bytes(2)
+        for owner, method, takes, gives in (
+            ("java/lang/System", "getProperty", "(Ljava/lang/String;)", "Ljava/lang/String;"),
+            ("java/nio/file/Paths", "get", "(Ljava/lang/String;[Ljava/lang/String;)", "Ljava/nio/file/Path;"),
+            ("java/nio/file/Files", "readString", "(Ljava/nio/file/Path;)", "Ljava/lang/String;"),
+            (
+                "java/lang/String",
+                "replace",
+                "(Ljava/lang/CharSequence;Ljava/lang/CharSequence;)",
+                "Ljava/lang/String;",
+            ),
+            ("java/lang/StringBuilder", "append", "(Ljava/lang/String;)", "Ljava/lang/StringBuilder;"),
+        )
+    )
+    # aload_0, aload_1, ldc, ldc, invokestatic; iconst_0, anewarray, invokestatic, invokestatic; invokevirtual twice,
+    # areturn.
+    body = b"\x2a\x2b\x12" + place.to_bytes(1) + b"\x12" + key.to_bytes(1) + b"\xb8" + read_property
+    body += b"\x03\xbd" + string.to_bytes(2) + b"\xb8" + find_file + b"\xb8" + read_file
+    body += b"\xb6" + replace + b"\xb6" + append + b"\xb0"
+    # At most 5 values on the stack and 2 variables, the code, no exceptions caught, no attributes.
+    method = bytes.fromhex("0005 0002") + len(body).to_bytes(4) + body + bytes.fromhex("0000 0000")
+    method = code.to_bytes(2) + len(method).to_bytes(4) + method
+    return b"".join(
+        (
+            bytes.fromhex("cafebabe 0000 0034") + pool.next.to_bytes(2) + pool.written,
+            bytes.fromhex("0021") + own.to_bytes(2) + base.to_bytes(2),  # Public.
+            bytes.fromhex("0000 0000 0001"),  # No interfaces, no fields, one method: public and static, with its code.
+            bytes.fromhex("0009") + name.to_bytes(2) + signature.to_bytes(2) + bytes.fromhex("0001") + method,
+            bytes.fromhex("0000"),
+        )
+    )
+
+
+def _naming(count: int, end: bytes, text: str, call: bytes, times: int = 1) -> tuple[Swap, ...]:
+    """Return what makes a class append its text by `_build_list`'s method.
+
+    Args:
+        count: Of its constants, as its head has it.
+        end: Its last constant, and the flags of the class.
+        text: What it appends, a constant; with `%s` where the list goes.
+        call: The code: what loads the text, 0xb6 and the number of StringBuilder.append, and what comes next.
+        times: How often it does so.
+    """
+    pool = _Constants(count)
+    method = pool.method(pool.type(_LIST), "append", _APPEND).to_bytes(2)
+    load, _, rest = call.partition(b"\xb6")
+    head = bytes.fromhex("cafebabe 0000 0034")
+    return (
+        Swap(head + count.to_bytes(2), head + pool.next.to_bytes(2)),
+        Swap(end, end[:-2] + pool.written + end[-2:]),
+        Swap(_constant(text.replace("%s", "")), _constant(text)),
+        Swap(call, load + b"\xb8" + method + rest[2:], times),
+    )
+
+
+PATCHES = (
     Patch(
         "safety",
         "a gRPC call that is cancelled, or to a streaming method, and a REST request sent before the reply to the last "
@@ -291,40 +407,39 @@ _ALWAYS = (
             ),
         ),
     ),
+    Patch(
+        "names",
+        "'Model not found' does not name the models there are",
+        (
+            # new StringBuilder().append("Model not found: ").append(name): the first append is ours. ldc,
+            # invokevirtual, aload 4; the number of InferenceImpl's constants is that of the class as it was.
+            Change(
+                "org/pytorch/serve/http/api/rest/InferenceRequestHandler.class",
+                "915ac25d1f8a2360181528aa8eabd3c769ebd807d54798f0bce9bc934213eb93",
+                _naming(590, b"\x01\x00\x06Lookup\x00\x21", "Model not found%s: ", bytes.fromhex("12e1 b600e3 1904")),
+            ),
+            Change(
+                "org/pytorch/serve/grpcimpl/InferenceImpl.class",
+                "8b85e06f700eeb9dc6e595307bcaf38c67209883a08dcd09039f72f1462e36cc",
+                _naming(599, b"\x01\x00\x06Lookup\x00\x21", "Model not found%s: ", bytes.fromhex("12e8 b600ea 1904")),
+            ),
+            # "Model version: " + version + " does not exist for model: " + name, in two methods: ldc_w, invokevirtual,
+            # aload_1.
+            Change(
+                "org/pytorch/serve/wlm/ModelManager.class",
+                "c32ec7d1b524cc3992b068659874274c0611c2472dfe94eaadcabdc14a5c51bf",
+                _naming(
+                    900,
+                    b"\x01\x00\x05Entry\x00\x31",
+                    "%s does not exist for model: ",
+                    bytes.fromhex("130279 b6012d 2b"),
+                    times=2,
+                ),
+            ),
+        ),
+        added={f"{_LIST}.class": _build_list()},
+    ),
 )
-
-
-def build(models: str) -> tuple[Patch, ...]:
-    """Return the patches.
-
-    Args:
-        models: What "Model not found" says of the models there are, in ASCII: see `server.models.describe_models`.
-    """
-    not_found = Swap(_constant("Model not found: "), _constant(f"Model not found{models}: "))
-    no_version = " does not exist for model: "
-    changes = (
-        Change(
-            "org/pytorch/serve/http/api/rest/InferenceRequestHandler.class",
-            "915ac25d1f8a2360181528aa8eabd3c769ebd807d54798f0bce9bc934213eb93",
-            (not_found,),
-        ),
-        Change(
-            "org/pytorch/serve/grpcimpl/InferenceImpl.class",
-            "8b85e06f700eeb9dc6e595307bcaf38c67209883a08dcd09039f72f1462e36cc",
-            (not_found,),
-        ),
-        Change(
-            "org/pytorch/serve/wlm/ModelManager.class",
-            "c32ec7d1b524cc3992b068659874274c0611c2472dfe94eaadcabdc14a5c51bf",
-            (Swap(_constant(no_version), _constant(models + no_version)),),
-        ),
-    )
-    return (*_ALWAYS, Patch("names", "'Model not found' does not name the models there are", changes))
-
-
-def _constant(text: str) -> bytes:
-    """Return a string among the constants of a class."""
-    return b"\x01" + len(text).to_bytes(2) + text.encode("ascii")
 
 
 def apply(home: Path, folder: Path, patches: Sequence[Patch]) -> list[Patch]:
@@ -333,7 +448,7 @@ def apply(home: Path, folder: Path, patches: Sequence[Patch]) -> list[Patch]:
     Args:
         home: Where TorchServe is installed.
         folder: Where to write, made if need be.
-        patches: From `build`.
+        patches: Of `PATCHES`.
 
     Returns:
         The patches that were applied; the others are for another TorchServe than this one.
@@ -347,6 +462,7 @@ def apply(home: Path, folder: Path, patches: Sequence[Patch]) -> list[Patch]:
     patched: dict[str, bytes] = {}  # Two patches may change the same class.
     for change in (change for patch in applied for change in patch.changes):
         patched[change.member] = change.make(patched.get(change.member, found[change]))
+    patched |= {member: content for patch in applied for member, content in patch.added.items()}
     for member, content in patched.items():
         path = folder / member
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -356,7 +472,3 @@ def apply(home: Path, folder: Path, patches: Sequence[Patch]) -> list[Patch]:
 
 def _known(change: Change, original: bytes | None) -> bool:
     return original is not None and hashlib.sha256(original).hexdigest() == change.sha256
-
-
-PATCHES = build("")
-"""All patches; the one named names names no models here."""

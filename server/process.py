@@ -16,6 +16,7 @@ from server.arguments import Settings
 from server.configuration import LOGGING, PrivateDirectory
 from server.failures import Failure
 from server.java import Java
+from server.patches import MODELS_PROPERTY
 
 
 def find_torchserve() -> Path:
@@ -54,6 +55,7 @@ def build_command(
         f"-Dmodel_server_home={home}",
         f"-Djava.io.tmpdir={directory.path}",
         f"-Dconvscope.logs={directory.logs}",
+        f"-D{MODELS_PROPERTY}={directory.models_file}",
         f"-Dlog4j.configurationFile={LOGGING.as_uri()}",
         "-cp",
         os.pathsep.join([str(directory.classes), f"{home}/ts/frontend/*"]),

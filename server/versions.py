@@ -18,7 +18,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from server import configuration
@@ -30,7 +30,7 @@ from server.diagnosis import Death, Diagnosis
 from server.draining import Traffic
 from server.failures import Failure
 from server.management import Management, ModelState
-from server.models import Archive
+from server.models import Archive, Found
 from server.server_metrics import REQUESTS, WAITED, count_unnamed, read_counters
 from server.startup import Readiness
 from server.watch import Watch
@@ -107,6 +107,9 @@ class Versions:
         for path in self._leftovers:  # Metrics of those that went the last time: by now they have been scraped.
             path.unlink(missing_ok=True)
         self._leftovers = []
+        for other in self._unproven():
+            if other.full_name == archive.full_name:
+                self._give_up(other)
         if self._management.describe(archive.name, archive.version) is not None:
             self._forget(archive)  # TorchServe has it, but it was never served.
         workers = configuration.count_workers(archive, self._settings, self._default_workers)
@@ -157,14 +160,8 @@ class Versions:
                     for counter in (REQUESTS, WAITED)
                 }
                 self._watch.note_default(before[name], counts)
-        states, files = self._watch.states(), {archive.path.name for archive in archives}
-        unproven = [archive for archive in self._archives if states.get(archive.full_name) == "rejected"]
-        kept = [archive for archive in unproven if archive.path.name not in files]
-        self._archives = [*archives, *kept]
+        self._archives = [*archives, *self._unproven()]
         self._watch.serve(self._archives)
-        for archive in unproven:
-            if archive not in self._archives:  # Its file holds another version now.
-                self._forget(archive)
 
     def retire(self, archive: Archive) -> None:
         """Have TorchServe forget a version, wait until its workers have nothing to do, and end them.
@@ -185,6 +182,35 @@ class Versions:
             idle = idle + 1 if self._traffic.is_idle(archive.label) else 0
         if not self.stopping.is_set():  # Else the launcher waits for them with all others.
             self._end(state)
+
+    def forget(self, found: Found) -> None:
+        """Try no more to serve what was rejected at the start and is no longer in the store.
+
+        Args:
+            found: What the store holds; a file that cannot be read may still be what it was.
+        """
+        held = {(archive.path.name, archive.full_name, archive.fingerprint) for archive in found.archives}
+        for archive in self._unproven():
+            is_held = (archive.path.name, archive.full_name, archive.fingerprint) in held
+            if not is_held and archive.path.stem not in found.rejected:
+                self._give_up(archive)
+
+    def forget_all(self, archives: Iterable[Archive]) -> None:
+        """Have TorchServe forget archives that it has in vain, if it can: callers then get 404 instead of 503."""
+        if self.why_not is None:
+            for archive in archives:
+                self._forget(archive)
+
+    def _unproven(self) -> list[Archive]:
+        """Return what was rejected at the start, and TorchServe goes on trying to load."""
+        states = self._watch.states()
+        return [archive for archive in self._archives if states.get(archive.full_name) == "rejected"]
+
+    def _give_up(self, archive: Archive) -> None:
+        """Have nobody try any longer to serve an archive that never was."""
+        self._archives = [other for other in self._archives if other != archive]
+        self._watch.serve(self._archives)
+        self._forget(archive)
 
     def _await_card(self, archive: Archive, workers: int) -> None:
         """Wait until the card is answered and all workers have loaded the archive.

@@ -38,7 +38,8 @@ responseTimeout.
 Java itself is asked for /ping once a second: five seconds of silence, or its process stopped, and nothing is ready. One
 model that is not ready takes the whole replica out, since a replica cannot know what others serve.
 
-What is known is published in a file of the private directory, for the exporter: `read_published`.
+What is known is published in a file of the private directory, for the exporter: `read_published`; and which models are
+served in another, for "Model not found" (`server.patches`, names).
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ from server.diagnosis import CAUSES, Death
 from server.fetching import fetch
 from server.host import describe_host, read_memory
 from server.management import Management, ModelState
-from server.models import Archive
+from server.models import Archive, describe_models
 from server.ports import reachable
 
 REASONS = {
@@ -114,7 +115,7 @@ class Watch:
         self._directory = directory
         self._rejected = rejected
         self._lock = threading.Lock()
-        self._published: str | None = None
+        self._published: dict[Path, str] = {}
         self._stopped = threading.Event()
         self._news: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self._java = _Java(listeners, java, self._stopped, self)
@@ -233,7 +234,7 @@ class Watch:
         return describe_host(self._directory.path, read_memory())
 
     def publish(self) -> None:
-        """Write what is known to the file, at once or not at all, if it has changed since it was last written."""
+        """Write what is known, and which models are served, to their files, each as a whole, if it has changed."""
         with self._lock:
             known = {
                 "ready": self.why_not_ready is None,
@@ -242,14 +243,18 @@ class Watch:
                 "rejected": self._rejected,
                 "defaults": self._defaults,
             }
-            text = json.dumps(known)
-            if text == self._published:
-                return
-            draft = self._directory.watch_file.with_suffix(".draft")
-            with contextlib.suppress(OSError):  # A full disk: serving goes on, and the next second tries again.
-                draft.write_text(text)
-                draft.replace(self._directory.watch_file)
-                self._published = text
+            served = [model.archive for model in self._models if model.state != "rejected"]
+            self._write(self._directory.watch_file, json.dumps(known))
+            self._write(self._directory.models_file, describe_models(served))
+
+    def _write(self, file: Path, text: str) -> None:
+        if text == self._published.get(file):
+            return
+        draft = file.with_suffix(".draft")
+        with contextlib.suppress(OSError):  # A full disk: serving goes on, and the next second tries again.
+            draft.write_text(text)
+            draft.replace(file)
+            self._published[file] = text
 
 
 def read_published(file: Path) -> dict[str, Any]:

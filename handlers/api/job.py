@@ -15,7 +15,7 @@ from typing import Any
 from handlers.api.errors import RequestError
 from handlers.api.media import GRPC_DEFAULT, REST_DEFAULT
 from handlers.api.options import Options
-from handlers.images.decoding import Encoded
+from handlers.images.decoding import Encoded, Notes
 from handlers.images.preprocessing import Picture
 from handlers.outputs.response import Response, Result, Timing
 
@@ -52,6 +52,7 @@ class Job:
         layers: Published layers asked for, in order.
         pictures: Each picture decoded, resized and cropped, or its error.
         sizes: (H, W) of each as it was sent, upright; (0, 0) of one that has an error.
+        notes: What was done to each that changes what is seen.
         results: Each picture's result or error, in order; None before the forward pass.
         error: Why the request as a whole failed; None if at least one picture has a result.
         engine: What computed the results, where that is not what predicts; empty otherwise.
@@ -84,6 +85,7 @@ class Job:
         self.layers: tuple[str, ...] = ()
         self.pictures: list[Picture | RequestError] = []
         self.sizes: list[tuple[int, int]] = []
+        self.notes: list[Notes] = []
         self.results: list[Result | RequestError | None] = []
         self.error: RequestError | None = None
         self.engine = ""

@@ -1,9 +1,9 @@
 """Containers: finds the parts of a PNG, JPEG or WebP file that decide its pixels.
 
 Each reader walks a file once, part by part (a chunk or a segment), in time linear in its size, and keeps the parts that
-decide pixels and the EXIF orientation. Everything else is skipped: text, profiles, thumbnails, later frames. Pillow's
-own readers interpret those too, some in quadratic time or with a log line for each part. A file that ends early is
-rejected here. Decoding is done elsewhere. Sizes are (H, W) in pixels.
+decide pixels and the EXIF orientation. Everything else is skipped: text, profiles, thumbnails, later frames; that there
+are colour profiles and frames is noted. Pillow's own readers interpret those too, some in quadratic time or with a log
+line for each part. A file that ends early is rejected here. Decoding is done elsewhere. Sizes are (H, W) in pixels.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ _CHUNK = struct.Struct(">I4s")
 _CRC = struct.Struct(">I")
 _HEADER = struct.Struct(">IIBBBBB")
 _DECIDING = (b"IDAT", b"IHDR", b"IEND", b"PLTE", b"tRNS", b"eXIf")
+_FRAMES_OF_PNG = struct.Struct(">I")
 
 # As libjpeg finds the next marker: whatever precedes it is skipped, and restart markers have no content.
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-_END, _SCAN, _EXIF, _ADOBE = 0xD9, 0xDA, 0xE1, 0xEE
+_END, _SCAN, _EXIF, _PROFILE, _ADOBE = 0xD9, 0xDA, 0xE1, 0xE2, 0xEE
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _HUFFMAN = (BASELINE, EXTENDED, 0xC2, LOSSLESS)  # And progressive.
 _SEGMENTS = frozenset(range(0xC0, 0xFF)) - set(range(0xD0, 0xDA))  # Markers that a length follows.
@@ -44,10 +45,13 @@ _FRAME = struct.Struct(">BHHB")
 
 _LITTLE = struct.Struct("<I")
 _LITTLE_CHUNK = struct.Struct("<4sI")
-_ANIMATED, _WITH_EXIF, _ALPHA = 0x02, 0x08, 0x10  # Flags of VP8X.
+_ANIMATED, _WITH_EXIF, _ALPHA, _WITH_PROFILE = 0x02, 0x08, 0x10, 0x20  # Flags of VP8X.
 
 _ORIENTATION = 0x0112
 _INTEGERS = {1: "B", 3: "H", 4: "I"}  # By EXIF's number of the type.
+
+_SRGB = (b"sRGB", "sRGB".encode("utf-16-be"))  # As profiles of version 2 and 4 write it.
+_MOST_OF_PROFILE = 4096  # Bytes that are looked at: the description comes early.
 
 
 class Png(NamedTuple):
@@ -62,6 +66,8 @@ class Png(NamedTuple):
         transparency: Content of tRNS; empty if there is none.
         pixels: The zlib stream of rows.
         orientation: EXIF's, 1 to 8.
+        has_profile: Whether there is a colour profile, other than of sRGB.
+        is_animated: Whether there are several frames.
     """
 
     size: tuple[int, int]
@@ -72,6 +78,8 @@ class Png(NamedTuple):
     transparency: bytes
     pixels: bytes
     orientation: int
+    has_profile: bool
+    is_animated: bool
 
 
 class Jpeg(NamedTuple):
@@ -86,6 +94,7 @@ class Jpeg(NamedTuple):
         orientation: EXIF's, 1 to 8.
         file: The whole file.
         end: Where the marker of its end is.
+        has_profile: Whether there is a colour profile, other than of sRGB.
     """
 
     size: tuple[int, int]
@@ -96,6 +105,7 @@ class Jpeg(NamedTuple):
     orientation: int
     file: Bytes
     end: int
+    has_profile: bool
 
 
 class Webp(NamedTuple):
@@ -105,11 +115,15 @@ class Webp(NamedTuple):
         size: (H, W).
         orientation: EXIF's, 1 to 8.
         file: A WebP file of the picture alone, or of an animation's first frame.
+        has_profile: Whether there is a colour profile, other than of sRGB.
+        is_animated: Whether there are several frames.
     """
 
     size: tuple[int, int]
     orientation: int
     file: bytes
+    has_profile: bool = False
+    is_animated: bool = False
 
 
 def read(data: Bytes) -> Png | Jpeg | Webp:
@@ -150,6 +164,7 @@ def _read_png(data: Bytes) -> Png:
     at, previous, palette, transparency = 8, b"", b"", b""
     exif: Bytes | None = None
     pixels: list[memoryview] = []
+    has_profile, frames = False, 1
     for _ in range(MOST_PARTS):
         length, kind = _CHUNK.unpack_from(data, at)
         end = at + 8 + length
@@ -173,6 +188,10 @@ def _read_png(data: Bytes) -> Png:
                 palette = bytes(content)
             elif kind == b"tRNS" and not pixels:
                 transparency = bytes(content)
+        elif kind == b"iCCP" and not pixels:
+            has_profile = _is_foreign(_inflate_profile(bytes(view[at + 8 : min(end, at + 8 + _MOST_OF_PROFILE)])))
+        elif kind == b"acTL" and not pixels and length >= _FRAMES_OF_PNG.size:
+            [frames] = _FRAMES_OF_PNG.unpack_from(data, at + 8)
         at, previous = end + 4, kind
     else:
         raise _too_many("PNG", "chunks", MOST_PARTS)
@@ -180,7 +199,18 @@ def _read_png(data: Bytes) -> Png:
     if compression or filtering or interlace > 1 or not width * height:
         raise damaged("PNG")
     stream, orientation = b"".join(pixels), _read_orientation(exif)
-    return Png((height, width), depth, colour, interlace == 1, palette, transparency, stream, orientation)
+    return Png(
+        (height, width),
+        depth,
+        colour,
+        interlace == 1,
+        palette,
+        transparency,
+        stream,
+        orientation,
+        has_profile,
+        frames > 1,
+    )
 
 
 def _read_jpeg(data: Bytes) -> Jpeg:
@@ -189,6 +219,7 @@ def _read_jpeg(data: Bytes) -> Jpeg:
     missing = set[int]()  # Channels that no scan has come for.
     transform: int | None = None
     exif: Bytes | None = None
+    has_profile = False
     for _ in range(MOST_PARTS):
         kind = data[at + 1] if data[at] == 0xFF else 0
         at += 2
@@ -219,6 +250,9 @@ def _read_jpeg(data: Bytes) -> Jpeg:
         elif kind == _EXIF:
             if exif is None and not scans and data[at + 2 : at + 8] == b"Exif\0\0":
                 exif = data[at + 8 : at + length]
+        elif kind == _PROFILE:
+            if not scans and data[at + 2 : at + 15] == b"ICC_PROFILE\0\x01":  # The first piece.
+                has_profile = _is_foreign(bytes(data[at + 16 : at + min(length, _MOST_OF_PROFILE)]))
         elif kind == _ADOBE:
             if length >= 14 and data[at + 2 : at + 7] == b"Adobe":
                 transform = data[at + 13]
@@ -229,7 +263,8 @@ def _read_jpeg(data: Bytes) -> Jpeg:
         raise _too_many("JPEG", "segments", MOST_PARTS)
     if missing or not frame or not width * height:
         raise damaged("JPEG")
-    return Jpeg((height, width), channels, frame, scans, transform, _read_orientation(exif), data, at - 2)
+    orientation = _read_orientation(exif)
+    return Jpeg((height, width), channels, frame, scans, transform, orientation, data, at - 2, has_profile)
 
 
 def _read_webp(data: Bytes) -> Webp:
@@ -242,6 +277,7 @@ def _read_webp(data: Bytes) -> Webp:
         raise damaged("WEBP")
     wanted: set[bytes] = set()
     kept: list[bytes] = []
+    has_profile, frames = False, 0
     for number in range(MOST_PARTS + 1):
         if at + 8 > limit:
             break
@@ -251,6 +287,7 @@ def _read_webp(data: Bytes) -> Webp:
         if at > limit:
             raise damaged("WEBP")
         at += length & 1
+        frames += kind == b"ANMF"
         if number == 0:
             size = _read_canvas(kind, content)
             if kind != b"VP8X":
@@ -263,9 +300,12 @@ def _read_webp(data: Bytes) -> Webp:
             wanted = wanted - {kind} if kind in (b"ANIM", b"ALPH") else set()
         elif kind == b"EXIF" and flags & _WITH_EXIF:
             exif = content if exif is None else exif
+        elif kind == b"ICCP" and flags & _WITH_PROFILE:
+            has_profile = _is_foreign(bytes(content[:_MOST_OF_PROFILE]))
     else:
         raise _too_many("WEBP", "chunks", MOST_PARTS)
-    return Webp(size, _read_orientation(exif), _write_webp(kept))
+    is_animated = frames > 1 and bool(flags & _ANIMATED)
+    return Webp(size, _read_orientation(exif), _write_webp(kept), has_profile, is_animated)
 
 
 def _read_canvas(kind: bytes, content: Bytes) -> tuple[int, int]:
@@ -311,6 +351,20 @@ def _read_orientation(record: Bytes | None) -> int:
     except struct.error:
         pass
     return 1
+
+
+def _inflate_profile(content: bytes) -> bytes:
+    """Return the beginning of a PNG's profile, with its name; a byte says how it is compressed."""
+    name, _, compressed = content.partition(b"\0")
+    try:
+        return name + zlib.decompressobj().decompress(compressed[1:], _MOST_OF_PROFILE)
+    except zlib.error:
+        return name
+
+
+def _is_foreign(profile: bytes) -> bool:
+    """Tell whether a colour profile is of another space than sRGB, going by what it is called."""
+    return not any(name in profile for name in _SRGB)
 
 
 def _too_many(name: str, parts: str, most: int) -> BadImage:

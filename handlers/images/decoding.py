@@ -96,6 +96,14 @@ _JPEG_MODES = {1: ("L", "L"), 3: ("RGB", "RGB"), 4: ("CMYK", "CMYK;I")}  # Four 
 _ONES = b"\xff\x00" * 8
 
 
+FIRST_FRAME, NO_PROFILE, FEWER_BITS = "first frame only", "colour profile ignored", "16 bits to 8"
+OVER_WHITE, TURNED = "transparency to white", "turned upright"
+_GREY, _RGB, _CMYK = "grey", "RGB", "CMYK"  # Parts of a note: `grey to RGB`.
+
+Notes = tuple[str, ...]
+"""What was done to a picture that changes what is seen, in words of proto/README.md, in this order."""
+
+
 class Budget:
     """The pixels that may still be decoded for one request; decoding costs time in proportion to them.
 
@@ -132,12 +140,14 @@ class Encoded:
     Attributes:
         sizes: (H, W) of each picture as sent, upright.
         pixels: To decode; 0 of an array.
+        notes: Of each picture, once they are decoded.
     """
 
     def __init__(
         self, content: Png | Jpeg | Webp | list[Picture], preprocessing: Preprocessing, scale: int = 1
     ) -> None:
         self._content, self._preprocessing, self._scale = content, preprocessing, scale
+        self.notes: list[Notes] = []
         if isinstance(content, list):
             self.pixels, self.sizes = 0, [(picture.shape[0], picture.shape[1]) for picture in content]
         else:
@@ -153,10 +163,15 @@ class Encoded:
             BadImage: The file is damaged or incomplete, or resizing leaves nothing of the picture's shorter side.
             ImageTooLarge: It cannot be resized in bounded memory.
         """
+        place = self._preprocessing.describe_placement
         if isinstance(self._content, list):
-            return [self._fit(picture, size) for picture, size in zip(self._content, self.sizes, strict=True)]
-        image = _decode_file(self._content, self._preprocessing.channels, self._scale)
+            pictures = list(zip(self._content, self.sizes, strict=True))
+            self.notes = [place(size, is_prepared=picture.dtype == np.float32) for picture, size in pictures]
+            return [self._fit(picture, size) for picture, size in pictures]
+        notes: list[str] = []
+        image = _decode_file(self._content, self._preprocessing.channels, self._scale, notes)
         [size] = self.sizes
+        self.notes = [(*notes, *place(size))]
         if self._scale == 1:
             return [self._fit(image, size)]
         return [self._fit(image, size, Scaled(size, _box(image, self._content, self._scale)))]
@@ -296,22 +311,45 @@ def _box(image: Image.Image, file: Png | Jpeg | Webp, scale: int) -> Box:
     return left, top, left + width, top + height
 
 
-def _decode_file(file: Png | Jpeg | Webp, channels: int, scale: int = 1) -> Image.Image:
+def _decode_file(file: Png | Jpeg | Webp, channels: int, scale: int, notes: list[str]) -> Image.Image:
     """Decode a file to an upright image of mode L or RGB, by 1 or 3 channels.
+
+    Args:
+        file: The file.
+        channels: 1 or 3.
+        scale: Of a JPEG, as of `Encoded`.
+        notes: Get what is done to the picture that changes what is seen.
 
     Raises:
         BadImage: The file is damaged or incomplete.
     """
     try:
-        image = _decode_jpeg(file, scale) if isinstance(file, Jpeg) else _DECODERS[type(file)](file)
+        if not isinstance(file, Jpeg) and file.is_animated:
+            notes.append(FIRST_FRAME)
+        if file.has_profile:
+            notes.append(NO_PROFILE)
+        image = _decode_jpeg(file, scale) if isinstance(file, Jpeg) else _DECODERS[type(file)](file, notes)
         mode = "L" if channels == 1 else "RGB"
         if image.mode != mode:
             image = image.convert(mode)
-        return image if file.orientation == 1 else image.transpose(_TURNS[file.orientation])
+        colours, wanted = _colours(file), _GREY if channels == 1 else _RGB
+        if colours != wanted:
+            notes.append(f"{colours} to {wanted}")
+        if file.orientation == 1:
+            return image
+        notes.append(TURNED)
+        return image.transpose(_TURNS[file.orientation])
     except (RequestError, MemoryError):
         raise
     except Exception as err:  # Pillow raises nearly anything on a damaged file, and its messages hold addresses.
         raise damaged(type(file).__name__.upper()) from err
+
+
+def _colours(file: Png | Jpeg | Webp) -> str:
+    """Return what the colours of a file are, before they are converted."""
+    if isinstance(file, Jpeg):
+        return {1: _GREY, 4: _CMYK}.get(file.channels, _RGB)
+    return _GREY if isinstance(file, Png) and file.colour in (0, 4) else _RGB
 
 
 def _decode_jpeg(file: Jpeg, scale: int = 1) -> Image.Image:
@@ -324,26 +362,28 @@ def _decode_jpeg(file: Jpeg, scale: int = 1) -> Image.Image:
     return Image.frombytes(mode, (width, height), data, "jpeg", raw, "", scale, 0)
 
 
-def _decode_webp(file: Webp) -> Image.Image:
+def _decode_webp(file: Webp, notes: list[str]) -> Image.Image:
     """Decode a WebP to mode RGB, over white where it is transparent."""
     with Image.open(io.BytesIO(file.file), formats=["WEBP"]) as image:
         image.load()
-        return _over_white(image) if image.mode == "RGBA" else image
+        return _over_white(image, notes) if image.mode == "RGBA" else image
 
 
-def _decode_png(file: Png) -> Image.Image:
+def _decode_png(file: Png, notes: list[str]) -> Image.Image:
     """Decode a PNG to mode 1, L, P or RGB, over white where it is transparent."""
     height, width = file.size
     mode, raw, channels = _PNG_MODES[file.colour, file.depth]
     image = Image.frombytes(mode, (width, height), file.pixels, "zip", raw, int(file.interlaced))
     if not _has_all_rows(file, channels * file.depth, image):
         raise BadImage("the PNG file has fewer rows than its header says")
+    if file.depth == 16:
+        notes.append(FEWER_BITS)
     if file.colour == 3:
-        image.putpalette(_read_palette(file))
+        image.putpalette(_read_palette(file, notes))
     elif mode in ("LA", "RGBA"):
-        return _over_white(image)
+        return _over_white(image, notes)
     elif mode == "I;16" or file.transparency:
-        return _read_samples(file, image)
+        return _read_samples(file, image, notes)
     return image
 
 
@@ -374,7 +414,7 @@ def _has_all_rows(file: Png, bits: int, image: Image.Image) -> bool:
     return found >= expected
 
 
-def _read_palette(file: Png) -> bytes:
+def _read_palette(file: Png, notes: list[str]) -> bytes:
     """Return a PNG's palette, three bytes a colour, over white where it is transparent."""
     colours = np.frombuffer(file.palette, np.uint8).reshape(1, -1, 3)
     if not colours.size:
@@ -385,10 +425,10 @@ def _read_palette(file: Png) -> bytes:
     table = np.full((1, colours.shape[1], 4), 255, np.uint8)
     table[..., :3] = colours
     table[0, : len(alpha), 3] = alpha
-    return _over_white(Image.fromarray(table)).tobytes()
+    return _over_white(Image.fromarray(table), notes).tobytes()
 
 
-def _read_samples(file: Png, image: Image.Image) -> Image.Image:
+def _read_samples(file: Png, image: Image.Image, notes: list[str]) -> Image.Image:
     """Return a PNG of grey or RGB in mode L or RGB, white where it has the transparent colour.
 
     That colour is one of the file's samples, of up to 16 bits, and not of the bytes that they become.
@@ -414,12 +454,16 @@ def _read_samples(file: Png, image: Image.Image) -> Image.Image:
             for channel in range(channels):
                 clear *= cells[..., channel] == value[channel]
         levels |= clear[..., np.newaxis]  # 255 where every sample is the colour's, else 0.
+        if clear.any():
+            notes.append(OVER_WHITE)
     return Image.fromarray(levels[..., 0] if channels == 1 else levels)
 
 
-def _over_white(image: Image.Image) -> Image.Image:
+def _over_white(image: Image.Image, notes: list[str]) -> Image.Image:
     """Lay a picture with alpha over white; the result is of mode RGB."""
     rgba = image.convert("RGBA")
+    if rgba.getchannel("A").getextrema() != (255, 255):
+        notes.append(OVER_WHITE)
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
@@ -470,4 +514,4 @@ def _read_npy(data: Bytes) -> Picture:
     return picture
 
 
-_DECODERS: dict[type, Callable[[Any], Image.Image]] = {Png: _decode_png, Webp: _decode_webp}
+_DECODERS: dict[type, Callable[[Any, list[str]], Image.Image]] = {Png: _decode_png, Webp: _decode_webp}

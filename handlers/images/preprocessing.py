@@ -194,6 +194,19 @@ class Preprocessing:
         )
         return Placement(resized, (top, left), size)
 
+    def describe_placement(self, original: tuple[int, int], *, is_prepared: bool = False) -> tuple[str, ...]:
+        """Return what resizing and cropping change of what is seen, in words of proto/README.md; see `place`."""
+        if not self.resize and self.size in (None, original):
+            return ()
+        resized, _, size = self.place(original, is_prepared=is_prepared)
+        is_squashed = not self.resize or (len(self.resize) == 2 and not self.fit)
+        found = {
+            "aspect ratio changed": is_squashed and original[0] * resized[1] != original[1] * resized[0],
+            "cropped": any(whole > part for whole, part in zip(resized, size, strict=True)),
+            "padded": any(whole < part for whole, part in zip(resized, size, strict=True)),
+        }
+        return tuple(note for note, is_done in found.items() if is_done)
+
     def normalise(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Subtract `mean` and divide by `std`, in place.
 

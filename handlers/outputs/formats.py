@@ -139,6 +139,7 @@ def _to_values(
             **_scores_and_maps(result, tensor),
             **({} if result.explanation is None else {"explanation": _explanation_values(result.explanation, tensor)}),
             **({} if result.change is None else {"change": _scores_and_maps(result.change, tensor)}),
+            **({"notes": result.notes} if result.notes else {}),
         }
         for result in results
     ]

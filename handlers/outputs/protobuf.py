@@ -57,6 +57,8 @@ def encode_results(results: Iterable[Result | RequestError]) -> list[Piece]:
                 inner += _frame(_EXPLANATION, _explanation(result.explanation))
             if result.change is not None:
                 inner += _frame(_CHANGE, _scores_and_maps(result.change))
+            if result.notes:
+                inner.append(wire.Result(notes=result.notes).SerializeToString())
         pieces += _frame(_RESULTS, inner)
     return pieces
 

@@ -74,12 +74,16 @@ class Change:
 
 @dataclass(frozen=True)
 class Result:
-    """One picture's result: its most probable classes or numbers, its maps, its explanation, and what edits changed."""
+    """One picture's result: its most probable classes or numbers, its maps, its explanation, and what edits changed.
+
+    `notes` say what was done to the picture before the network saw it; see `handlers.images.decoding.Notes`.
+    """
 
     top: tuple[ClassScore, ...] = ()
     maps: tuple[FeatureMap, ...] = ()
     explanation: Explanation | None = None
     change: Change | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

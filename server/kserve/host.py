@@ -170,6 +170,9 @@ class Versions:
         """End the workers of an archive once they have responded to all that was asked of them."""
         self._run(self._models.retire(archive))
 
+    def forget(self, found: Found) -> None:
+        """Do nothing: what was rejected is not tried again."""
+
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         running = asyncio.run_coroutine_threadsafe(work, self._loop)
         while True:

@@ -156,6 +156,8 @@ def respond(ask: Ask, body: bytes, status: int) -> InferResponse:
     parameters: dict[str, Any] = {name: getattr(reply, name) for name in ("engine", "device", "scores")}
     if reply.edits:
         parameters["edits"] = reply.edits
+    if notes := [f"{number}: {', '.join(result.notes)}" for number, result in enumerate(reply.results) if result.notes]:
+        parameters["notes"] = "; ".join(notes)
     if reply.HasField("timing"):
         times = ((field.name, value) for field, value in reply.timing.ListFields())
         parameters["timing"] = ", ".join(f"{name}={value:g}" for name, value in times)

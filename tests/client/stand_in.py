@@ -103,7 +103,7 @@ def encode_tensor(cells: np.ndarray[Any, Any], dtype: int) -> wire.Tensor:
 def answer_picture(picture: bytes, request: wire.PredictRequest) -> wire.Result:
     if picture.startswith(b"bad"):
         return wire.Result(error=wire.Error(code="bad_image", message=f"not a picture: {picture!r}"))
-    result = wire.Result()
+    result = wire.Result(notes=["grey to RGB", "cropped"] if picture.startswith(b"grey") else [])
     logits = fetch_maps(picture, (len(CLASSES),))
     probabilities = np.exp(logits) / np.exp(logits).sum()
     for index in np.argsort(-logits)[: (request.top_k or None) if request.HasField("top_k") else 5]:

@@ -56,6 +56,21 @@ def test_scores_are_shown_as_a_table(capsys, url: str, pictures: Path):
     assert len({len(line) for line in lines[2:]}) == 1
 
 
+def test_how_pictures_were_converted_is_a_line(capsys, url: str, pictures: Path):
+    names = [f"grey{number}.png" for number in range(5)]
+    for name in names:
+        Path(name).write_bytes(name.encode())
+    options = ["--model", "cifar", "--top-k", "1", "--url", url]
+    _, out, _ = run(capsys, "predict", "cat.png", *names[:2], *options)
+    assert out.splitlines()[-1] == "converted (grey to RGB, cropped): grey0.png, grey1.png"
+    _, out, _ = run(capsys, "predict", *names, *options)
+    assert out.splitlines()[-1] == "converted (grey to RGB, cropped): 5 pictures"
+    _, out, _ = run(capsys, "predict", "cat.png", names[0], "--json", *options)
+    assert [result.get("notes") for result in json.loads(out)["results"]] == [None, ["grey to RGB", "cropped"]]
+    _, out, _ = run(capsys, "predict", "cat.png", *options)
+    assert "converted" not in out
+
+
 def test_maps_are_summed_up(capsys, url: str, pictures: Path):
     options = ["--model", "cifar", "--layers", "conv1, conv2", "--channels", "2,1", "--url", url]
     status, out, _ = run(capsys, "predict", "cat.png", *options)

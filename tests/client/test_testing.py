@@ -52,6 +52,14 @@ def ask(request: pytest.FixtureRequest) -> Callable[..., Any]:
     return call
 
 
+def test_notes_come_with_predictions_and_explanations(ask: Callable[..., Any]):
+    noted = prediction({"cat": 1.0}, notes=("grey to RGB",))
+    assert ask(FakeTransport(noted), "predict", b"picture", model="cifar").notes == ("grey to RGB",)
+    assert ask(FakeTransport(CAT), "predict", b"picture", model="cifar").notes == ()
+    explained = Explanation(noted, method="cam", label="cat", target=0, heat=np.zeros((1, 2, 2), np.float32))
+    assert ask(FakeTransport(explained), "explain", b"picture", model="cifar").notes == ("grey to RGB",)
+
+
 def test_one_prediction_is_the_response_to_every_picture(ask: Callable[..., Any]):
     transport = FakeTransport(CAT)
     result = ask(transport, "predict", b"picture", model="cifar")

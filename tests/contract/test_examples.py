@@ -46,6 +46,7 @@ REPLY: Any = {
                 ),
                 FeatureMap("conv3", np.array([1.5, -2], np.float16)),
             ),
+            notes=("grey to RGB", "cropped"),
         ),
         BadImage("the JPEG file is truncated or damaged"),
     ),
@@ -139,6 +140,7 @@ def test_the_client_reads_the_golden_reply() -> None:
     assert seen.maps["conv2"].tolist() == [[[-1, 126.5]], [[35, 3]]]
     assert seen.maps["conv3"].tolist() == [1.5, -2]
     assert seen.channels["conv2"] == (7, 2)
+    assert (seen.notes, failed.notes) == (("grey to RGB", "cropped"), ())
     assert (seen.model, seen.version, seen.engine, seen.device) == ("cifar", "1.0", "torch-2.15.0", "cpu")
     assert isinstance(failed.error, ClientBadImage)
 

@@ -66,6 +66,7 @@ def test_a_version_is_replaced_twice_under_load_and_no_request_is_lost(service: 
         for url in service.urls.values():
             with Client(url, retries=0) as client:
                 assert client.model_card(MODEL).version == after
+                assert client.models() == [(MODEL, after)]
                 with pytest.raises(ModelNotFound):
                     client.predict(PICTURE, model=MODEL, version=before)
         assert len(poll(lambda: [pid for pid in service.workers() if is_alive(pid)])) == 1  # type: ignore[arg-type]

@@ -411,6 +411,15 @@ def test_nothing_loads_or_unloads_a_model(host: Host, stub: Any, http: Any) -> N
     assert http.is_model_ready("cifar")
 
 
+def test_how_pictures_were_converted_is_a_parameter(triton: Any) -> None:
+    response = triton(files(*PICTURES, png(colours()[:, :, 0]))).get_response()
+    said = response["parameters"] if isinstance(response, dict) else response.parameters
+    notes = said["notes"] if isinstance(response, dict) else said["notes"].string_param
+    assert notes == "1: aspect ratio changed; 2: grey to RGB"
+    response = triton(files(PICTURES[0])).get_response()
+    assert "notes" not in (response["parameters"] if isinstance(response, dict) else response.parameters)
+
+
 def test_edits_and_what_they_change_are_outputs_too(triton: Any, handler: Ask) -> None:
     edits = '[{"layer": "conv1", "channels": [0, 1], "operation": "scale", "value": 3}]'
     options = {"edits": edits, "compare": "true", "layers": "conv2", "top_k": "0"}

@@ -85,7 +85,7 @@ def box(pixels):
 
 
 def plain(geometry):
-    """Return what a geometry says of its map, and its operation's parameters."""
+    """Return what a geometry says of its map, and the parameters of its operations."""
     field = (geometry.stride, geometry.receptive_field, geometry.receptive_field_start)
     return geometry.shape, *field, geometry.parameters
 
@@ -213,11 +213,11 @@ def test_convnext_states_exactly_the_pixels_with_a_gradient():
             {
                 "block1": ((32, 32, 32), (1, 1), (3, 3), (-1, -1), 864),
                 "block2": ((64, 32, 32), (1, 1), (5, 5), (-2, -2), 18_432),
-                "block3": ((64, 16, 16), (2, 2), (14, 14), (-6, -6), 36_864),
+                "block3": ((64, 16, 16), (2, 2), (14, 14), (-6, -6), 2 * 36_864),
                 "block4": ((192, 16, 16), (2, 2), (18, 18), (-8, -8), 110_592),
-                "block5": ((192, 8, 8), (4, 4), (36, 36), (-16, -16), 331_776),
+                "block5": ((192, 8, 8), (4, 4), (36, 36), (-16, -16), 2 * 331_776),
                 "block6": ((256, 8, 8), (4, 4), (44, 44), (-20, -20), 442_368),
-                "block7": ((256, 4, 4), (8, 8), (80, 80), (-36, -36), 589_824),
+                "block7": ((256, 4, 4), (8, 8), (80, 80), (-36, -36), 2 * 589_824),
             },
         ),
     ],
@@ -232,7 +232,7 @@ def test_added_branches_answer_to_the_larger_and_global_stages_to_no_patch():
     layers = {"last": "last", "sum": "add", "scores": "head", "pooled": "adaptive_avg_pool2d", "half": "avg_pool2d"}
     found = layer_geometry(model, layers, (3, 20, 20))
     assert list(found) == ["sum", "half", "last", "pooled", "scores"]
-    assert plain(found["sum"]) == ((4, 20, 20), (1, 1), (5, 5), (-2, -2), 3 * 4 * 9 + 4)
+    assert plain(found["sum"]) == ((4, 20, 20), (1, 1), (5, 5), (-2, -2), 3 * 4 * (9 + 25) + 8)
     assert found["half"].receptive_field == (6, 6)
     assert plain(found["last"]) == ((4, 4, 4), (4, 4), (10, 10), (-2, -2), 4 * 4 * 9)
     assert plain(found["pooled"]) == ((4, 1, 1), None, None, None, 4 * 4 * 9)

@@ -156,6 +156,79 @@ def test_functions_on_bare_parameters_are_operations_too() -> None:
     assert count_multiply_adds(Bare(), torch.zeros(1, 3, 9, 9)) == total
 
 
+class Blocks(nn.Module):
+    """A block with a projection in its shortcut, one that uses a convolution twice, and one of half of the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.depthwise = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8, bias=False)
+        self.pointwise = nn.Conv2d(8, 12, 1)
+        self.grouped = nn.Conv2d(12, 12, 3, padding=1, groups=3)
+        self.projection = nn.Conv2d(8, 12, 1, stride=2, bias=False)
+        self.twice = nn.Conv2d(12, 12, 3, padding=1)
+        self.last = nn.Conv2d(6, 6, 3, padding=1)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.stem(images).relu()
+        maps = self.grouped(self.pointwise(self.depthwise(maps)).relu()) + self.projection(maps)
+        maps = maps + self.twice(self.twice(maps).relu())
+        kept, changed = (maps * self.grouped.weight.mean()).chunk(2, dim=1)
+        maps = torch.cat([kept, self.last(changed)], dim=1)
+        return self.head(maps.mean((2, 3)))
+
+
+def test_a_block_counts_the_operations_of_all_its_branches_by_hand() -> None:
+    layers = {"stem": "relu", "block": "add", "again": "add_1", "split": "cat", "scores": "head"}
+    found = layer_geometry(Blocks(), layers, (3, 8, 8))
+    assert {name: (geometry.parameters, geometry.multiply_adds) for name, geometry in found.items()} == {
+        "stem": (3 * 8 * 9 + 8, 64 * 8 * 3 * 9),
+        "block": (
+            8 * 9 + (8 * 12 + 12) + (12 * 4 * 9 + 12) + 8 * 12,
+            16 * (8 * 9 + 12 * 8 + 12 * 4 * 9 + 12 * 8),
+        ),
+        "again": (12 * 12 * 9 + 12, 2 * 16 * 12 * 12 * 9),
+        "split": (6 * 6 * 9 + 6, 16 * 6 * 6 * 9),
+        "scores": (12 * 5 + 5, 12 * 5),
+    }
+    assert found["block"].operation == Operation(
+        "Conv2d", (12, 4, 4), (12, 4, 4), 444, (3, 3), (1, 1), (1, 1), (1, 1), 3
+    )
+    total = sum(geometry.multiply_adds for geometry in found.values())
+    assert count_multiply_adds(Blocks(), torch.zeros(1, 3, 8, 8)) == total
+    only = layer_geometry(Blocks(), {"split": "cat"}, (3, 8, 8))["split"]
+    of_the_head = 12 * 5 + 5
+    assert only.parameters == sum(parameter.numel() for parameter in Blocks().parameters()) - of_the_head
+    assert only.multiply_adds == total - 12 * 5
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_the_stages_of_a_residual_network_count_what_hooks_on_its_convolutions_do(name: str) -> None:
+    network = torchvision.models.get_model(name, weights=None).eval()
+    images = torch.zeros(1, 3, 64, 64)
+    ends = {"resnet18": "1.relu_1 1.relu_1 1.relu_1 1.relu_1", "resnet50": "2.relu_2 3.relu_2 5.relu_2 2.relu_2"}[name]
+    layers = {f"layer{number}": f"layer{number}.{end}" for number, end in enumerate(ends.split(), 1)}
+    work = dict.fromkeys(layers, 0)
+
+    def count(stage: str, module: nn.Conv2d, output: torch.Tensor) -> None:
+        work[stage] += output.numel() * module.weight[0].numel()
+
+    for path, module in network.named_modules():
+        stage = path.partition(".")[0]
+        if stage in layers and isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda module, _, output, stage=stage: count(stage, module, output))
+    with torch.no_grad():
+        network(images)
+    by_hooks = dict(work)
+    found = layer_geometry(network, {"stem": "relu", **layers}, (3, 64, 64))
+    for stage, expected in by_hooks.items():
+        convolutions = [part for part in getattr(network, stage).modules() if isinstance(part, nn.Conv2d)]
+        assert found[stage].multiply_adds == expected
+        assert found[stage].parameters == sum(part.weight.numel() for part in convolutions)
+    assert found["stem"].parameters == 64 * 3 * 49
+
+
 def test_a_map_without_an_operation_behind_it_has_none() -> None:
     geometry = geometry_of(nn.AvgPool2d(2), shape=(3, 8, 8))
     assert (geometry.operation, geometry.parameters) == (None, 0)

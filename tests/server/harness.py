@@ -241,10 +241,10 @@ class Launched:
         finally:
             connection.close()
 
-    def grpc(self, model: str, order: str = "") -> bytes:
-        """Ask over gRPC, with the messages written by hand: PredictionsRequest{1: name, 3: {"data": order}}."""
+    def grpc(self, model: str, order: str = "", *, version: str = "") -> bytes:
+        """Ask over gRPC, with the message written by hand: PredictionsRequest{1: name, 2: version, 3: data}."""
         entry = _field(1, b"data") + _field(2, order.encode())
-        request = _field(1, model.encode()) + _field(3, entry)
+        request = _field(1, model.encode()) + _field(2, version.encode()) + _field(3, entry)
         with grpc.insecure_channel(f"127.0.0.1:{self.port('gRPC')}") as channel:
             call = channel.unary_unary("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions")
             reply: bytes = call(request, timeout=60)

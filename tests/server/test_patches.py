@@ -6,10 +6,9 @@ from collections import defaultdict
 import pytest
 
 from server import patches
-from server.patches import JAR
+from server.patches import JAR, PATCHES
 from server.process import find_torchserve
 
-PATCHES = patches.build(" (models: cifar/1.0, cifar/2.0)")
 CHANGES = [change for patch in PATCHES for change in patch.changes]
 EDITS = defaultdict(list)
 for _change in CHANGES:

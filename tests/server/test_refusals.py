@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -115,7 +116,8 @@ def test_beside_a_good_archive_those_that_cannot_be_served_are_rejected_and_the_
         for name in (*tried_again, *given_up, "damaged"):
             assert f"archive {name}.mar: " in server.err
         assert "good.mar" not in server.err
-        assert [server.ask("GET", f"/predictions/{name}")[0] for name in given_up] == [503, 503]
+        assert [server.ask("GET", f"/predictions/{name}")[0] for name in given_up] == [404, 404]
+        assert listed(server) == ["good/1.0"]
         assert server.ask("GET", "/predictions/damaged")[0] == 404
 
         def metrics() -> str:
@@ -128,6 +130,12 @@ def test_beside_a_good_archive_those_that_cannot_be_served_are_rejected_and_the_
         for name in (*tried_again, *given_up, "damaged"):
             assert f'convscope_archive_rejected{{model="{name}"}} 1.0' in lines
             assert (f'convscope_workers_wanted{{model="{name}",version="1.0"}} 1.0' in lines) is (name in tried_again)
+
+
+def listed(server):
+    """Return the models that "Model not found" names."""
+    message = json.loads(server.ask("GET", "/predictions/-")[1])["message"]
+    return re.search(r"\(models: ([^)]*)\)", message)[1].split(", ")
 
 
 def test_a_model_that_never_answers_is_told_when_the_time_is_up(tmp_path, work):

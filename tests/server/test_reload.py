@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,9 +23,9 @@ from server.configuration import PrivateDirectory
 from server.control import Control, Reloader, check_room
 from server.failures import Failure
 from server.host import Memory, read_free_memory, read_process_memory
-from server.models import Archive, find_archives, find_changes, look, read_archive
+from server.models import Archive, Found, find_archives, find_changes, look, read_archive
 from server.reporting import Reporter
-from tests.server.harness import OBEDIENT, ROOT, launched, poll, processes, write_archive
+from tests.server.harness import OBEDIENT, ROOT, Launched, launched, poll, processes, write_archive
 
 BROKEN = "import nothing_of_that_name\n"
 
@@ -155,6 +157,9 @@ class Pretend:
 
     def retire(self, archive: Archive) -> None:
         self.did.append(f"retire {archive.full_name}")
+
+    def forget(self, found: Found) -> None:
+        assert found.archives
 
 
 @pytest.fixture
@@ -350,6 +355,17 @@ def test_requests_in_flight_and_in_the_queue_of_the_old_version_are_answered(wor
         assert server.end() == 0
 
 
+def listed(server: Launched) -> list[str]:
+    """Return the models that "Model not found" names, the same for a model and for a version over REST and gRPC."""
+    messages = [json.loads(server.ask("GET", f"/predictions/{name}")[1])["message"] for name in ("-", "alpha/9")]
+    for name, version in (("-", ""), ("alpha", "9")):
+        with pytest.raises(grpc.RpcError) as raised:
+            server.grpc(name, version=version)
+        messages.append(raised.value.details())
+    [names] = {re.search(r"\(models: ([^)]*)\)", message)[1] for message in messages}
+    return names.split(", ")
+
+
 def test_a_version_that_was_rejected_at_the_start_is_taken_in_once_it_is_mended(work):
     store = work / "store"
     write_archive(store, "alpha", version="1.0")
@@ -357,6 +373,8 @@ def test_a_version_that_was_rejected_at_the_start_is_taken_in_once_it_is_mended(
     with launched(store, work) as server:
         server.await_ready()
         assert server.rest("alpha") == b"alpha 1.0"  # Not the newest, which TorchServe got first.
+        assert server.ask("GET", "/predictions/alpha/2.0")[0] == 404
+        assert listed(server) == ["alpha/1.0"]
         answer = run(work)
         assert answer.returncode == 1
         assert "archive newer.mar: needs the Python package nothing_of_that_name" in answer.stderr
@@ -365,6 +383,31 @@ def test_a_version_that_was_rejected_at_the_start_is_taken_in_once_it_is_mended(
         assert run(work).returncode == 0
         assert server.rest("alpha") == b"alpha 2.0"
         assert server.rest("alpha/1.0") == b"alpha 1.0"
+        assert listed(server) == ["alpha/2.0", "alpha/1.0"]
+        write_archive(store, "beta", version="1.0", file="newer")
+        assert run(work).returncode == 0
+        assert listed(server) == ["alpha/1.0", "beta/1.0"]
+
+
+def test_what_was_rejected_at_the_start_and_has_left_the_store_is_not_found(work):
+    """TorchServe goes on trying to load what died without a word, until a reload no longer finds it."""
+    store, sudden_death = work / "store", "import os; os._exit(3)\n"
+    write_archive(store, "alpha", version="1.0")
+    for name in ("removed", "replaced", "newer", "moved"):
+        write_archive(store, name, sudden_death)
+    with launched(store, work) as server:
+        server.await_ready()
+        assert listed(server) == ["alpha/1.0"]
+        (store / "removed.mar").unlink()
+        write_archive(store, "beta", file="replaced")
+        write_archive(store, "newer", BROKEN, version="2.0")
+        (store / "moved.mar").unlink()
+        write_archive(store, "moved", file="elsewhere")
+        assert run(work).returncode == 1  # For newer/2.0.
+        assert listed(server) == ["alpha/1.0", "beta/1.0", "moved/1.0"]
+        assert server.rest("moved/1.0") == b"moved 1.0"
+        for name in ("removed", "replaced", "newer"):
+            assert server.ask("GET", f"/predictions/{name}/1.0")[0] == 404
 
 
 def test_without_the_patch_it_is_refused_since_requests_would_be_lost(work):

@@ -108,7 +108,7 @@ class TorchServe:
         directory = stack.enter_context(PrivateDirectory(self._work, None))
         stack.enter_context(serving(directory.management_socket, self._manage))
         port = stack.enter_context(serving(("127.0.0.1", 0), self._answer))
-        self.file = directory.watch_file
+        self.file, self.models_file = directory.watch_file, directory.models_file
         listeners = Listeners("127.0.0.1", port, 0, 0, 0, 0, 0)
         served, unproven = ([self.archive], []) if proven else ([], [self.archive])
         watching = Watch(listeners, served, directory, interval_s, self.java, self.rejected, unproven)
@@ -498,10 +498,12 @@ class TestReady:
         with stack:
             poll(lambda: torchserve.asked > 3)
             assert self.ask(watching) == (200, "rejected")
+            assert torchserve.models_file.read_text() == " (models: )"
             torchserve.card = GOOD
             poll(lambda: self.ask(watching) == (200, "ready"))
             assert torchserve.rejected == {}
             poll(lambda: read_published(torchserve.file)["rejected"] == {})
+            poll(lambda: torchserve.models_file.read_text() == " (models: alpha/1.0)")
 
 
 @pytest.mark.usefixtures("hurried")

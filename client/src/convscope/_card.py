@@ -154,7 +154,13 @@ class Layer:
             "plane" or "vector".
         sources: What feeds it; empty if the network cannot be traced, or if the service is too old to report it.
 
-    The operation that computes it (the last one with weights):
+    All convolutions and linear layers that compute it from its sources, in a residual block those of all branches:
+
+    Attributes:
+        parameters: Number of weights and biases; those that are used several times count once.
+        multiply_adds: For one picture; one multiply-add counts as one.
+
+    The last one of them:
 
     Attributes:
         operation: `Conv2d`, `Linear`, ...; empty if there is none.
@@ -164,8 +170,6 @@ class Layer:
         padding: Cells added before the first one, (y, x).
         dilation: Distance between the kernel's elements, in cells of its input, (y, x).
         groups: Groups of channels; 0 for a linear layer.
-        parameters: Number of weights and biases.
-        multiply_adds: For one picture; one multiply-add counts as one.
         dense_parameters: Weights and biases of a fully connected layer between the same shapes.
     """
 
@@ -344,8 +348,8 @@ def format_card(card: ModelCard) -> str:
     """Format a model card as text, as wide as the terminal, at most 120 columns unless a name is very long.
 
     The first table lists the operation behind each map, and the receptive field of its cells: size, stride and first
-    pixel. The second lists parameters, multiply-adds, the parameters of an equivalent dense layer, and the bytes of the
-    map.
+    pixel. The second lists parameters and multiply-adds of all operations since the layer before, the parameters of a
+    dense layer in place of the last one, and the bytes of the map.
     """
     fields = [
         ("model", f"{card.model} {card.version}"),

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 REQUEST_BYTES = 32 * 2**20  # Of the pictures of a request, if there are several: half of the server's default limit.
 _MISSING = "–"
+_MOST_NAMED = 3  # Pictures that were converted alike.
 
 Result = TypeVar("Result", "Prediction", "Explanation")
 
@@ -221,8 +222,8 @@ def format_predictions(results: Sequence[PictureResult[Prediction]]) -> str:
         results: One per picture.
 
     Returns:
-        A table of scores, one of maps and one of the first request's timing; the folders; the ids of the requests in
-        which a picture failed.
+        A table of scores; a line for each way in which pictures were converted; a table of maps and one of the first
+        request's timing; the folders; the ids of the requests in which a picture failed.
     """
     scores: list[list[str]] = []
     maps: list[list[str]] = []
@@ -248,6 +249,7 @@ def format_predictions(results: Sequence[PictureResult[Prediction]]) -> str:
         parts.append(printable(f"{first.model} {first.version} ({first.engine}, {first.device})"))
     headings = ("probability", "logit") if first is None else score_headings(first)
     parts.append(format_table(["picture", "class", "index", *headings], scores, right_aligned=(2, 3, 4)))
+    parts += _format_notes(results)
     if maps:
         header = ["picture", "layer", "shape", "channels", "min", "mean", "max"]
         parts.append(format_table(header, maps, right_aligned=(3, 4, 5, 6)))
@@ -291,6 +293,7 @@ def _prediction_json(row: PictureResult[Prediction]) -> dict[str, Any]:
             name: {"shape": list(feature_map.shape), "channels": list(channels[name]), **_range(feature_map)}
             for name, feature_map in row.result.maps.items()
         },
+        **({"notes": list(row.result.notes)} if row.result.notes else {}),
         "saved": row.saved and str(row.saved),
     }
 
@@ -338,7 +341,8 @@ def format_explanations(results: Sequence[PictureResult[Explanation]]) -> str:
         texts = (summary["label"], summary["target"], summary["method"], summary["layer"] or "", position)
         rows.append([row.picture, *map(str, texts), f"{summary['min']:.4g}", f"{summary['max']:.4g}"])
     header = ["picture", "class", "index", "method", "layer", "strongest at", "min", "max"]
-    return "\n\n".join([format_table(header, rows, right_aligned=(2, 6, 7)), *_format_saved(results)])
+    parts = [format_table(header, rows, right_aligned=(2, 6, 7)), *_format_notes(results), *_format_saved(results)]
+    return "\n\n".join(parts)
 
 
 def explanations_json(results: Sequence[PictureResult[Explanation]]) -> dict[str, Any]:
@@ -347,7 +351,12 @@ def explanations_json(results: Sequence[PictureResult[Explanation]]) -> dict[str
         "results": [
             _without_result_json(row)
             if row.result is None or row.error is not None
-            else {"picture": row.picture, **_summary(row.result), "saved": row.saved and str(row.saved)}
+            else {
+                "picture": row.picture,
+                **_summary(row.result),
+                **({"notes": list(row.result.notes)} if row.result.notes else {}),
+                "saved": row.saved and str(row.saved),
+            }
             for row in results
         ]
     }
@@ -369,6 +378,19 @@ def _summary(explanation: Explanation) -> dict[str, Any]:
         "original_size": explanation.original_size,
         "region": explanation.region,
     }
+
+
+def _format_notes(results: Sequence[PictureResult[Any]]) -> list[str]:
+    """Return a line for each way in which pictures were converted, if there are any; many pictures are counted."""
+    pictures: dict[tuple[str, ...], list[str]] = {}
+    for row in results:
+        if row.result is not None and row.result.notes:
+            pictures.setdefault(row.result.notes, []).append(row.picture)
+    lines = []
+    for notes, names in pictures.items():
+        which = ", ".join(names) if len(names) <= _MOST_NAMED else f"{len(names)} pictures"
+        lines.append(printable(f"converted ({', '.join(notes)}): {which}"))
+    return ["\n".join(lines)] if lines else []
 
 
 def _format_saved(results: Sequence[PictureResult[Any]]) -> list[str]:

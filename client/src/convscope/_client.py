@@ -303,8 +303,8 @@ class Client(BaseClient):
             request_id: Id of the request, as in `predict`.
 
         Returns:
-            Names and versions; of several versions of a model the newest first. TorchServe lists those of its start: a
-            reload does not change the list.
+            Names and versions, sorted by name; of several versions of a model first the one that requests get that name
+            none.
 
         Raises:
             ProtocolError: The server does not list its models; see proto/README.md.

@@ -93,6 +93,11 @@ class Explanation:
         return self.prediction.timing
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """How the service converted the picture where that changes what is seen; see `Prediction.notes`."""
+        return self.prediction.notes
+
+    @property
     def top(self) -> list[ClassScore]:
         """The classes, most probable first.
 

@@ -117,7 +117,7 @@ class Prediction:
     """The result of one picture.
 
     If the picture failed, `error` is set, and reading `top`, `maps`, `channels` or `change` raises it. Equality ignores
-    `request_id` and `timing`.
+    `request_id`, `timing` and `notes`.
 
     Attributes:
         model: Name of the model.
@@ -128,6 +128,8 @@ class Prediction:
             outputs; "none". Empty if the service is too old to report it.
         request_id: Id of the request in the service's log; all pictures of a request share it.
         timing: Timing of the request; None if it was not requested, or if the service is too old to report it.
+        notes: How the service converted the picture where that changes what is seen, such as `grey to RGB` or
+            `cropped`; empty if it did not, or if the service is too old to report it.
         error: The picture's error; None if it has a result.
     """
 
@@ -145,6 +147,7 @@ class Prediction:
         request_id: str = "",
         timing: Timing | None = None,
         change: Change | None = None,
+        notes: Sequence[str] = (),
         error: ConvscopeError | None = None,
     ) -> None:
         self.model = model
@@ -154,6 +157,7 @@ class Prediction:
         self.scores = scores
         self.request_id = request_id
         self.timing = timing
+        self.notes = tuple(notes)
         self.error = error
         self._top = list(top)
         self._maps = _ByLayer(maps or {})
@@ -281,6 +285,8 @@ class Prediction:
         if self.error is not None:
             return f"<div>{heading}<br>{escape(self.error.code)}: {escape(str(self.error))}</div>"
         parts = [heading]
+        if self.notes:
+            parts.append(f"<p>converted: {escape(', '.join(self.notes))}</p>")
         if self._top:
             rows = "".join(
                 f"<tr><td>{score.index}</td><td>{escape(score.label)}</td>"
@@ -353,6 +359,7 @@ def manifest_fields(prediction: Prediction, source: str | None) -> dict[str, Any
         "device": prediction.device,
         "request_id": prediction.request_id,
         "scores": [score.as_values() for score in prediction.top],
+        **({"notes": list(prediction.notes)} if prediction.notes else {}),
     }
 
 

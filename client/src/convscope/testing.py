@@ -135,6 +135,7 @@ def prediction(
     values: Mapping[str, float] | None = None,
     maps: Mapping[str, NDArray[Any]] | None = None,
     change: Change | None = None,
+    notes: Sequence[str] = (),
     error: ConvscopeError | None = None,
 ) -> Prediction:
     """Create a prediction.
@@ -145,6 +146,7 @@ def prediction(
         values: Instead of them, regression outputs by label.
         maps: Maps by layer, (C, h, w) or (C,), any range; converted to float32.
         change: What edits changed.
+        notes: How the service converted the picture, such as `grey to RGB`.
         error: The picture's own error, instead of a result.
 
     Returns:
@@ -168,6 +170,7 @@ def prediction(
         maps=arrays,
         scores="value" if values is not None else "softmax" if top else "",
         change=change,
+        notes=notes,
         error=error,
     )
 
@@ -318,7 +321,7 @@ def _result(result: Prediction | Explanation, prediction_: Prediction) -> wire.R
     """Convert the result of one picture."""
     if prediction_.error is not None:
         return wire.Result(error=wire.Error(code=prediction_.error.code, message=prediction_.error.message))
-    message = wire.Result(top=[score.as_values() for score in prediction_.top])
+    message = wire.Result(top=[score.as_values() for score in prediction_.top], notes=prediction_.notes)
     for layer, feature_map in prediction_.maps.items():
         message.maps.add(layer=layer, tensor=_tensor(feature_map), channels=prediction_.channels.get(layer, ()))
     if prediction_.change is not None:

@@ -11,6 +11,7 @@ filters.draw_spectra(weights, title="conv1").savefig("spectra.png")
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -35,7 +36,8 @@ __all__ = [
 ]
 
 SPECTRUM_SIZE = 32  # Filters are zero-padded to 32×32 before the Fourier transform; larger ones keep their size.
-_CHUNK_VALUES = 2**22  # Of spectra in memory at a time.
+_CHUNK_VALUES = 2**18  # Of spectra at a time: 2 MiB, which a core's cache holds.
+_EQUAL = 1e-12  # How much less than the largest square counts as equal: rounding differs between equal values.
 _MAX_TILES = 256
 _MIN_CHANNELS = 16  # Of each filter at least, where not all kernels fit.
 _COLUMNS = 8
@@ -97,13 +99,22 @@ def _magnitudes(
     Kernels are small: the sum as it is defined, as one product of matrices, takes a tenth of the time of a Fourier
     transform of 32×32 values for each.
     """
+    squares = _squares(filters, vertical, horizontal)
+    return np.sqrt(squares, out=squares)
+
+
+def _squares(
+    filters: NDArray[np.float32], vertical: NDArray[np.float64], horizontal: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the squares of the magnitudes."""
     height, width = filters.shape[2:]
     y, x = np.outer(np.arange(height), vertical), np.outer(np.arange(width), horizontal)
     phases = 2 * np.pi * (y[:, None, :, None] + x[None, :, None, :]).reshape(height * width, -1)
     weights = filters.reshape(-1, height * width).astype(np.float64)
-    magnitudes = np.square(weights @ np.cos(phases))
-    magnitudes += np.square(weights @ np.sin(phases))
-    return np.sqrt(magnitudes, out=magnitudes).reshape(*filters.shape[:2], len(vertical), len(horizontal))
+    squares, sines = weights @ np.cos(phases), weights @ np.sin(phases)
+    np.square(squares, out=squares)
+    squares += np.square(sines, out=sines)
+    return squares.reshape(*filters.shape[:2], len(vertical), len(horizontal))
 
 
 def peaks(filters: NDArray[np.float32]) -> list[Peak]:
@@ -121,13 +132,14 @@ def peaks(filters: NDArray[np.float32]) -> list[Peak]:
     result: list[Peak] = []
     step = max(1, _CHUNK_VALUES // (filters.shape[1] * len(vertical) * len(axis)))
     for start in range(0, len(filters), step):
-        for spectrum in _magnitudes(filters[start : start + step], vertical, axis):
-            # Along v = 0 and v = -0.5 values occur twice. Rounding makes the two equal, and argmax returns the first.
-            channel, row, column = np.unravel_index(np.argmax(np.round(spectrum, 9)), spectrum.shape)
+        for squares in _squares(filters[start : start + step], vertical, axis):
+            # Along v = 0 and v = -0.5 values occur twice, differently rounded: the first of the largest is taken.
+            first = np.argmax(squares >= squares.max() * (1 - _EQUAL))
+            channel, row, column = np.unravel_index(first, squares.shape)
             v, u = vertical[row], axis[column]
             frequency = float(np.hypot(v, u))
             orientation = float(np.rad2deg(np.arctan2(-v, u)) % 180) if frequency else None
-            gain, dc_gain = float(spectrum[channel, row, column]), float(spectrum[channel, zero, zero])
+            gain, dc_gain = (math.sqrt(squares[channel, y, x]) for y, x in ((row, column), (zero, zero)))
             result.append(Peak(len(result), frequency, orientation, gain, dc_gain, int(channel)))
     return result
 

@@ -16,6 +16,8 @@ import numpy as np
 from convscope import ProtocolError, RequestRejected, encode_pictures
 from convscope.commands import LAYER_HEADINGS, STAGES
 
+from convscope_lens._arrays import load_npy
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -30,7 +32,6 @@ THUMBNAIL_SIDE = 96
 NUMBERS_SHOWN = 1024  # Of a layer without rows and columns, the largest.
 KERNEL_VALUES = 40_000  # Of a layer whose kernels are stored in a report.
 _DEFAULTS: dict[str, Any] = {"dilation": (1, 1), "groups": 1}
-_NPY_MAGIC = b"\x93NUMPY"
 
 
 def encode_one_picture(picture: Picture) -> bytes:
@@ -246,8 +247,9 @@ def thumbnail(file: bytes, side: int = THUMBNAIL_SIDE) -> str | None:
     from PIL import Image, ImageOps
 
     try:
-        if file.startswith(_NPY_MAGIC):
-            image = Image.fromarray(_array_pixels(file))
+        array = load_npy(file)
+        if array is not None:
+            image = Image.fromarray(_array_pixels(array))
         else:
             image = Image.open(io.BytesIO(file), formats=("PNG", "JPEG", "WEBP"))
             image.draft(None, (side, side))
@@ -279,9 +281,8 @@ def _data_url(image: Any, *, lossy: bool) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def _array_pixels(file: bytes) -> NDArray[np.uint8]:
-    """Return the pixels of a .npy file: (H, W) or (H, W, 3), uint8."""
-    array = np.load(io.BytesIO(file), allow_pickle=False)
+def _array_pixels(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return the pixels of an array: (H, W) or (H, W, 3), uint8."""
     if array.ndim == 3 and array.shape[2] != 3:
         array = array[:, :, 0]
     return array if array.dtype == np.uint8 else _to_levels(array)
@@ -317,7 +318,7 @@ def _maps(prediction: Prediction, card: ModelCard, client: Client | None, versio
             continue
         packed = pack_map(feature_map, prediction.channels[name])
         kernels = None
-        if client is not None and layer.operation == "Conv2d" and layer.parameters <= KERNEL_VALUES:
+        if client is not None and layer.operation == "Conv2d" and _count_weights(layer) <= KERNEL_VALUES:
             kernels = _kernels(client, card.model, name, version, packed["channels"])
         maps.append(
             {
@@ -392,11 +393,16 @@ def _sizes_of_map(layer: Layer, feature_map: NDArray[np.float32] | None) -> dict
     if feature_map is None or feature_map.ndim != 3:
         return unknown | {"shape": (layer.shape[0], 0, 0), "multiply_adds": 0, "bytes": 0}
     shape = (layer.shape[0], *feature_map.shape[1:])
-    # A convolution takes the same number for each cell that it makes.
+    # A convolution takes the same number for each cell that it makes; of several, each has cells of its own.
     per_cell = layer.multiply_adds / max(1, math.prod(layer.shape[1:]))
-    exact = layer.operation == "Conv2d"
+    exact = layer.operation == "Conv2d" and layer.parameters <= _count_weights(layer) + layer.shape[0]
     adds = round(per_cell * math.prod(shape[1:])) if exact else 0
     return unknown | {"shape": shape, "multiply_adds": adds, "bytes": 4 * math.prod(shape)}
+
+
+def _count_weights(layer: Layer) -> int:
+    """Return the number of weights of the convolution that makes a layer's map."""
+    return layer.shape[0] * layer.input_shape[0] // max(1, layer.groups) * math.prod(layer.kernel)
 
 
 def _text(key: str, value: Any) -> str:
@@ -592,15 +598,16 @@ def pack_file(file: bytes, input_spec: Input) -> dict[str, Any] | None:
     if input_spec.resize:
         return None
     try:
-        if file.startswith(_NPY_MAGIC):
-            image = Image.fromarray(_array_pixels(file))
+        array = load_npy(file)
+        if array is not None:
+            image = Image.fromarray(_array_pixels(array))
         else:
             image = ImageOps.exif_transpose(Image.open(io.BytesIO(file), formats=("PNG", "JPEG", "WEBP")))
             image = _on_white(image)
     except Exception:  # Pillow raises many kinds for broken files; the service says what is wrong with them.
         return None
     size = (input_spec.width or image.width, input_spec.height or image.height)
-    if file.startswith(_NPY_MAGIC) and image.size != size:
+    if array is not None and image.size != size:
         return None
     image = image.convert("L" if input_spec.channels == 1 else "RGB").resize(size, Image.Resampling.BILINEAR)
     pixels = np.asarray(image, np.float32) / 255

@@ -5,7 +5,6 @@ Written with numpy: scipy.ndimage has the same operations, but is a large depend
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from convscope import commands
 from numpy.typing import NDArray
+
+from convscope_lens._arrays import load_npy
 
 if TYPE_CHECKING:
     from convscope import Input
@@ -73,8 +74,9 @@ def load_network_inputs(
         ValueError: An array does not fit the network.
     """
     for source in sources:
-        if isinstance(source, bytes) and source.startswith(b"\x93NUMPY"):
-            source = np.load(io.BytesIO(source), allow_pickle=False)
+        if isinstance(source, bytes):
+            array = load_npy(source)
+            source = source if array is None else array
         elif isinstance(source, str | os.PathLike) and Path(source).suffix.lower() == ".npy":
             source = np.load(source, allow_pickle=False)
         if not isinstance(source, np.ndarray):
