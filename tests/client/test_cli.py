@@ -22,7 +22,7 @@ from convscope._wire import convscope_pb2 as wire
 from convscope.commands import format_table
 from convscope.testing import model_card
 
-from tests.client.stand_in import LAYERS, StandIn, fetch_maps
+from tests.client.stand_in import LAYERS, StandIn, fetch_maps, run_network
 
 
 @pytest.fixture
@@ -117,17 +117,19 @@ def test_edits_reach_the_server_and_what_they_change_is_shown(
     request = stand_in.requests[-1][2]
     scale = wire.Edit(layer="conv1", operation="scale", value=[0.5], channels=[3], region=[0, 0, 2, 2])
     assert (list(request.edits), request.compare) == ([scale], True)
-    tables = [re.split(" {2,}", line) for line in out.splitlines()[2:]]
-    logits = fetch_maps(b"cat", (10,))
-    assert tables[0][3:] == ["probability", "logit", "probability change", "logit change"]
-    assert tables[1][-1] == f"{logits.max():+.3f}"  # The stand-in's differences are the numbers themselves.
-    cells = fetch_maps(b"cat", LAYERS["conv1"])
-    assert tables[3][-1] == "largest change"
-    assert tables[4][-1] == f"{cells.flat[np.abs(cells).argmax()]:+.4g}"
+    (logits, maps), (before, maps_before) = run_network(b"cat", [scale]), run_network(b"cat")
+    first, change = int(logits.argmax()), maps["conv1"] - maps_before["conv1"]
+    largest = change.flat[np.abs(change).argmax()]
+    scores, _, table = out.split("\n\n", 1)[1].partition("\n\n")
+    heading, row, *_ = (re.split(" {2,}", line) for line in scores.splitlines())
+    assert heading[3:] == ["probability", "logit", "probability change", "logit change"]
+    assert [row[2], row[-1]] == [str(first), f"{logits[first] - before[first]:+.3f}"]
+    heading, row = (re.split(" {2,}", line) for line in table.splitlines())
+    assert [heading[-1], row[-1]] == ["largest change", f"{largest:+.4g}"]
     _, out, _ = run(capsys, "predict", "cat.png", "--model", "cifar", *edits, "--json", "--url", url)
     [result] = json.loads(out)["results"]
-    assert result["change"]["top"] == result["top"]
-    assert result["change"]["maps"]["conv1"]["largest"] == cells.flat[np.abs(cells).argmax()]
+    assert result["change"]["top"][0]["index"] == first
+    assert result["change"]["maps"] == {"conv1": {"largest": pytest.approx(largest)}}
 
 
 @pytest.mark.parametrize(
