@@ -334,7 +334,7 @@ def parse_edits(text: str) -> list[dict[str, Any]]:
     try:
         edits = json.loads(Path(text[1:]).read_bytes() if where else text)
         if not isinstance(edits, list) or not edits:
-            raise ValueError("must be a list of at least one operation")  # noqa: TRY004  # Of JSON, not of Python.
+            raise ValueError("must be a list of at least one operation")
         build_options(edits=edits)
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{where}{error.strerror}") from error
