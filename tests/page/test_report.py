@@ -110,6 +110,22 @@ def test_numbers_without_places_keep_their_values(shape: tuple[int, ...]):
     assert (packed["cells"], packed["count"]) == ((1, 1), 3)
 
 
+def test_a_map_without_negative_values_had_none_before_edits_either():
+    def quantised(cells: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        low, high = cells.min(axis=(1, 2), keepdims=True), cells.max(axis=(1, 2), keepdims=True)
+        step = (high - low) / 255
+        return (low + step * np.rint((cells - low) / step)).astype(np.float32)
+
+    before = np.maximum(np.random.default_rng(0).normal(size=(4, 9, 9)), 0).astype(np.float32)
+    after = np.maximum(before - 0.3, 0)
+    packed = pack_map(quantised(after), range(4), quantised(after - before))
+    assert (quantised(after) - quantised(after - before)).min() < 0
+    assert [low for low, _ in packed["before"]] == [0] * 4
+    assert [high for _, high in packed["before"]] == pytest.approx(
+        before.max(axis=(1, 2))[packed["channels"]].tolist(), abs=0.02
+    )
+
+
 def test_heat_keeps_its_sign():
     packed = pack_heat(np.array([[[-2.0, 0.0, 1.0]], [[0.0, 0.0, 0.0]]], np.float32))
     assert list(base64.b64decode(packed["values"])) == [1, 128, 192]

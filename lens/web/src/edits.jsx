@@ -108,7 +108,7 @@ export function EditList({ settings, editing, model, title }) {
     try {
       await navigator.clipboard.writeText(content);
     } catch {
-      said = `The browser does not allow copying. The ${what}:`;
+      said = "The browser does not allow copying. It is here:";
     }
     setCopied({ said, content, of: text });
   };

@@ -526,11 +526,18 @@ def pack_map(
     }
     if change is not None:
         packed["change"] = [_largest(change[position]) for position in order]
-        packed["before"] = [
-            [round_to_6_digits(float(end)) for end in (before[position].min(), before[position].max())]
-            for position in order
-        ]
+        packed["before"] = [_ends_before(before[position], change[position]) for position in order]
     return packed
+
+
+def _ends_before(before: NDArray[np.float32], change: NDArray[np.float32]) -> list[float | None]:
+    """Return the least and the largest value of a channel before edits, which is known but for steps of uint8.
+
+    A least value within them is 0: a map without negative values has other colours than one with them.
+    """
+    least, largest = float(before.min()), float(before.max())
+    step = float(np.ptp(before + change) + np.ptp(change)) / 255
+    return [0.0 if abs(least) <= step else round_to_6_digits(least), round_to_6_digits(largest)]
 
 
 def _largest(change: NDArray[np.float32]) -> float | None:
