@@ -38,7 +38,12 @@ THREE = (
 def keep(page: Page, name: str, *, whole: bool = True) -> None:
     """Write what the page shows as a small WebP file."""
     page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
-    image = Image.open(io.BytesIO(page.screenshot(full_page=whole)))
+    write(page.screenshot(full_page=whole), name)
+
+
+def write(screenshot: bytes, name: str) -> None:
+    """Write a screenshot as a small WebP file."""
+    image = Image.open(io.BytesIO(screenshot))
     image.thumbnail((1280, image.height))
     image.convert("RGB").save(PICTURES / f"{name}.webp", quality=55, method=6)
 
@@ -118,7 +123,8 @@ def _live(opened: Callable[[int], Page]) -> None:
     page.mouse.up()
     expect(page.locator("#model-info")).to_contain_text("After 2 edits.", timeout=60_000)
     expect(page.locator("main .stale")).to_have_count(0)
-    keep(page, "ui-edits")
+    page.mouse.move(2, 2)
+    write(page.locator(".drawer").screenshot(), "ui-edits")
 
 
 if __name__ == "__main__":
