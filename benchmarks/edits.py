@@ -3,8 +3,8 @@
 Type: OMP_NUM_THREADS=1 python -m benchmarks.edits [--model cifar] [--requests 200]
 
 The archive's handler answers in this process, one request of one picture at a time; the kinds of request take turns, so
-that what else the machine does meets all of them alike. Requests without edits run on the engine that predicts, edits in
-torch: the difference holds both. The last two kinds are what the page of `convscope ui` asks for.
+that what else the machine does meets all of them alike. Requests without edits run on the engine that predicts, edits
+in torch: the difference holds both. The last two kinds are what the page of `convscope ui` asks for.
 """
 
 from __future__ import annotations
