@@ -22,7 +22,7 @@ import numpy as np
 
 from handlers import optional_torch
 from handlers.api.edits import ADD, CLAMP, MEAN, OPERATIONS, SCALE, ZERO, Edit
-from handlers.api.errors import BadRequest, ImageTooLarge, Internal, RequestError, UnknownLayer
+from handlers.api.errors import BadImage, BadRequest, ImageTooLarge, Internal, RequestError, UnknownLayer
 from handlers.api.job import Job
 from handlers.api.options import PICTURE, Options
 from handlers.images.preprocessing import Picture, to_input_on
@@ -255,7 +255,9 @@ class Editor:
             if not math.isfinite(float(cells.max())) or not math.isfinite(float(cells.min())):
                 return BadRequest(f"the map of {name} is not finite after these edits; send smaller values")
         [result] = self._predictor.results(options, wanted, [found[:count]])
-        if before is None or isinstance(result, RequestError):
+        if isinstance(result, RequestError):
+            return _not_carried(result)
+        if before is None:
             return result
         unedited = self._predictor.top(scores[before], len(scores[before])) if scores else ()
         if isinstance(unedited, RequestError):
@@ -265,7 +267,7 @@ class Editor:
             difference = wanted[item.layer] - maps[item.layer][before : before + 1]
             [one] = prepare(item.layer, difference, replace(options, channels=item.channels))
             if isinstance(one, RequestError):
-                return one
+                return _not_carried(one, "in the comparison, ")
             changed.append(one)
         return replace(result, change=Change(_change(unedited, found, count), tuple(changed)))
 
@@ -303,6 +305,11 @@ class Editor:
                 f"{'×'.join(map(str, facts['stride']))} pixels of the network's input; give a larger box"
             )
         return place[0], place[1]
+
+
+def _not_carried(error: RequestError, where: str = "") -> RequestError:
+    """Return the error for a map whose values the asked-for dtype cannot carry: it is not the picture that is wrong."""
+    return BadRequest(f"after these edits, {where}{error}") if isinstance(error, BadImage) else error
 
 
 def _needed(options: Options, index: int) -> list[int]:

@@ -12,7 +12,7 @@ import json
 import ssl
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,6 +32,7 @@ FULL = 'Model "full" Version 1.0 has no worker to serve inference request. Pleas
 
 STAGES_S = {"read_s": 0.001, "decode_s": 0.002, "preprocess_s": 0.003, "forward_s": 0.004, "encode_s": 0.005}
 HANDLER_S = 0.016
+RELOADED = "7.0"  # Of `StandIn.newest`, a version with another card.
 NARROW = 3  # Pictures in a request to the model `slow-narrow`.
 
 # Model name: HTTP status, TorchServe's type and message on REST; status and details on gRPC.
@@ -100,16 +101,38 @@ def encode_tensor(cells: np.ndarray[Any, Any], dtype: int) -> wire.Tensor:
     return wire.Tensor(dtype=wire.FLOAT32, shape=cells.shape, data=cells.tobytes())
 
 
+def run_network(picture: bytes, edits: Iterable[wire.Edit] = ()) -> tuple[Any, dict[str, Any]]:
+    """The logits and maps of a picture; edits (zero and scale) change what they name, and all that comes after it."""
+    maps = {layer: fetch_maps(picture, shape) for layer, shape in LAYERS.items()}
+    moved = np.float32(0)
+    for layer, cells in maps.items():
+        cells += moved
+        before = cells.mean()
+        for edit in edits:
+            if edit.layer == layer:
+                top, left, bottom, right = edit.region or (0, 0, *cells.shape[1:])
+                place = (list(edit.channels) or slice(None), slice(top, bottom), slice(left, right))
+                cells[place] *= edit.value[0] if edit.operation == "scale" else 0
+        moved += cells.mean() - before
+    return fetch_maps(picture, (len(CLASSES),)) + moved * np.arange(1, 11, dtype=np.float32), maps
+
+
 def answer_picture(picture: bytes, request: wire.PredictRequest) -> wire.Result:
     if picture.startswith(b"bad"):
         return wire.Result(error=wire.Error(code="bad_image", message=f"not a picture: {picture!r}"))
     result = wire.Result(notes=["grey to RGB", "cropped"] if picture.startswith(b"grey") else [])
-    logits = fetch_maps(picture, (len(CLASSES),))
-    probabilities = np.exp(logits) / np.exp(logits).sum()
-    for index in np.argsort(-logits)[: (request.top_k or None) if request.HasField("top_k") else 5]:
+    logits, maps = run_network(picture, request.edits)
+    unedited, unedited_maps = run_network(picture)
+    probabilities, before = (np.exp(one) / np.exp(one).sum() for one in (logits, unedited))
+    count = (request.top_k or None) if request.HasField("top_k") else 5
+    for index in np.argsort(-logits)[:count]:
         result.top.add(index=index, label=CLASSES[index], probability=probabilities[index], logit=logits[index])
+    if request.compare:
+        for index in dict.fromkeys([*np.argsort(-logits)[:count].tolist(), *np.argsort(-unedited)[:count].tolist()]):
+            difference = {"probability": probabilities[index] - before[index], "logit": logits[index] - unedited[index]}
+            result.change.top.add(index=index, label=CLASSES[index], **difference)
     for layer in LAYERS if list(request.layers) == ["all"] else request.layers:
-        cells = fetch_maps(picture, LAYERS[layer])
+        cells = maps[layer]
         selected: list[int] = []
         if request.HasField("channels"):
             strongest = np.argsort(-cells.mean(axis=(1, 2)))[: request.channels.strongest]
@@ -119,9 +142,10 @@ def answer_picture(picture: bytes, request: wire.PredictRequest) -> wire.Result:
             cells = cells.mean(axis=(1, 2)) if request.pool == 1 else cells[:, : request.pool, : request.pool]
         tensor = encode_tensor(np.ascontiguousarray(cells), request.map_dtype)
         result.maps.add(layer=layer, tensor=tensor, channels=selected)
-    if request.compare:
-        result.change.top.extend(result.top)
-        result.change.maps.extend(result.maps)
+        if request.compare:
+            change = (maps[layer] - unedited_maps[layer])[selected or slice(None)]
+            tensor = encode_tensor(np.ascontiguousarray(change), request.map_dtype)
+            result.change.maps.add(layer=layer, tensor=tensor, channels=selected)
     if request.HasField("explain"):
         result.explanation.CopyFrom(answer_explain(picture, request, result.top[0].index))
     return result
@@ -152,7 +176,7 @@ def describe(model: str, version: str) -> wire.ModelCard:
     return wire.ModelCard(
         model=model,
         version=version,
-        description="stands in",
+        description="stands in, reloaded" if version == RELOADED else "stands in",
         architecture="somewhere:Network",
         engine="stand-in-1",
         device="cpu",
@@ -186,12 +210,12 @@ def describe(model: str, version: str) -> wire.ModelCard:
         ),
         limits=wire.Limits(max_images=64, max_image_bytes=1000, max_image_pixels=2000, max_reply_bytes=3000000),
         multiply_adds=12345,
+        edits=["zero", "scale"],
     )
 
 
 def answer(model: str, version: str, request: wire.PredictRequest) -> wire.PredictReply:
     """What the handler would answer."""
-    version = version or "1.0"
     reply = wire.PredictReply(
         model=model, version=version, engine="stand-in-1", device="cpu", request_id=request.request_id
     )
@@ -203,9 +227,11 @@ def answer(model: str, version: str, request: wire.PredictRequest) -> wire.Predi
         reply.timing.CopyFrom(wire.Timing(**STAGES_S, handler_s=HANDLER_S, batch_requests=2))
     if model == "older":
         request.ClearField("explain")
+        request.ClearField("edits")
     else:
         reply.edits = len(request.edits)
     unknown = set(request.layers) - set(LAYERS) - {"all"}
+    astray = [number for number, edit in enumerate(request.edits) if edit.layer not in LAYERS]
     if model.startswith("error-"):
         reply.error.CopyFrom(wire.Error(code=model.removeprefix("error-"), message="as asked for"))
     elif model == "slow-narrow" and len(request.pictures) > NARROW:
@@ -219,6 +245,9 @@ def answer(model: str, version: str, request: wire.PredictRequest) -> wire.Predi
         reply.filters.CopyFrom(encode_tensor(cells, wire.FLOAT32))
     elif unknown:
         message = f"no layer {unknown.pop()!r}; there are: conv1, conv2"
+        reply.error.CopyFrom(wire.Error(code="unknown_layer", message=message))
+    elif astray:
+        message = f"edits[{astray[0]}]: no layer {request.edits[astray[0]].layer!r}; there are: conv1, conv2"
         reply.error.CopyFrom(wire.Error(code="unknown_layer", message=message))
     else:
         reply.results.extend(answer_picture(picture, request) for picture in request.pictures)
@@ -239,6 +268,7 @@ class StandIn:
         self.traces: list[tuple[str | None, str | None]] = []  # traceparent and tracestate, of headers.
         self.connections: set[tuple[str, int]] = set()
         self.release = threading.Event()
+        self.newest = "1.0"  # The version that answers where none is named; or `RELOADED`.
         self.mishaps: list[
             str
         ] = []  # What befalls the next requests: "full [s]", "pushback ms", "died", "reset", "cut".
@@ -251,7 +281,7 @@ class StandIn:
         self.keys.append(key)
         if model.startswith("slow"):
             self.release.wait(30)
-        return answer(model, version, request)
+        return answer(model, version or self.newest, request)
 
 
 def make_http_handler(stand_in: StandIn) -> type[BaseHTTPRequestHandler]:

@@ -38,6 +38,7 @@ def test_a_card_has_all_fields_of_the_reply(client: Client):
         training=convscope.Training("pictures", 50, 10, 5, None, 0.75, 1.5, "m", {}),
         limits=convscope.Limits(64, 1000, 2000, 3_000_000),
         multiply_adds=12345,
+        edits=("zero", "scale"),
     )
 
 

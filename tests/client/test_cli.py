@@ -22,7 +22,7 @@ from convscope._wire import convscope_pb2 as wire
 from convscope.commands import format_table
 from convscope.testing import model_card
 
-from tests.client.stand_in import LAYERS, StandIn, fetch_maps
+from tests.client.stand_in import LAYERS, StandIn, fetch_maps, run_network
 
 
 @pytest.fixture
@@ -116,6 +116,63 @@ def test_every_option_reaches_the_server(capsys, stand_in: StandIn, pictures: Pa
         stand_in.grpc_url,
     )
     assert list(stand_in.requests[-1][2].channels.indexes) == [2]
+
+
+EDITS = '[{"layer": "conv1", "operation": "scale", "value": 0.5, "channels": [3], "region": [0, 0, 2, 2]}]'
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_edits_reach_the_server_and_what_they_change_is_shown(
+    capsys, url: str, stand_in: StandIn, pictures: Path, as_file: bool
+):
+    (pictures / "edits.json").write_text(EDITS)
+    edits = ["--edits", "@edits.json" if as_file else EDITS, "--layers", "conv1", "--top-k", "1", "--compare"]
+    status, out, err = run(capsys, "predict", "cat.png", "--model", "cifar", *edits, "--url", url)
+    assert (status, err) == (0, "")
+    request = stand_in.requests[-1][2]
+    scale = wire.Edit(layer="conv1", operation="scale", value=[0.5], channels=[3], region=[0, 0, 2, 2])
+    assert (list(request.edits), request.compare) == ([scale], True)
+    (logits, maps), (before, maps_before) = run_network(b"cat", [scale]), run_network(b"cat")
+    first, change = int(logits.argmax()), maps["conv1"] - maps_before["conv1"]
+    largest = change.flat[np.abs(change).argmax()]
+    scores, _, table = out.split("\n\n", 1)[1].partition("\n\n")
+    heading, row, *_ = (re.split(" {2,}", line) for line in scores.splitlines())
+    assert heading[3:] == ["probability", "logit", "probability change", "logit change"]
+    assert [row[2], row[-1]] == [str(first), f"{logits[first] - before[first]:+.3f}"]
+    heading, row = (re.split(" {2,}", line) for line in table.splitlines())
+    assert [heading[-1], row[-1]] == ["largest change", f"{largest:+.4g}"]
+    _, out, _ = run(capsys, "predict", "cat.png", "--model", "cifar", *edits, "--json", "--url", url)
+    [result] = json.loads(out)["results"]
+    assert result["change"]["top"][0]["index"] == first
+    assert result["change"]["maps"] == {"conv1": {"largest": pytest.approx(largest)}}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("zero", "not JSON: Expecting value"),
+        ("{}", "must be a list of at least one operation"),
+        ("[]", "must be a list of at least one operation"),
+        ("[" * 100_000, "nested too deeply"),
+        ('[{"layer": "a"}]', "edits[0]: layer and operation are required"),
+        ('[{"layer": "a", "operation": "zero", "channels": [-1]}]', "edits[0].channels must be at least 0"),
+        ('[{"layer": "a", "operation": "scale", "value": NaN}]', "edits[0].value must be finite"),
+        ('[{"layer": "a", "operation": "zero", "picture": 0}]', "cannot name a picture"),
+        ('[{"layer": "a", "operation": "patch", "value": 1}]', "cannot name a picture"),
+        ("@gone.json", "gone.json: No such file"),
+        ("@cat.png", "cat.png: not JSON"),
+    ],
+)
+def test_edits_that_are_none_are_rejected_by_the_name_of_the_option(
+    capsys, url: str, stand_in: StandIn, pictures: Path, value: str, words: str
+):
+    with pytest.raises(SystemExit) as caught:
+        main(["predict", "cat.png", "--model", "cifar", "--edits", value, "--url", url])
+    assert caught.value.code == 2
+    complaint = capsys.readouterr().err
+    assert "argument --edits: " in complaint
+    assert words in complaint
+    assert stand_in.requests == []
 
 
 def test_a_picture_that_fails_shows_its_error_and_the_others_their_scores(capsys, url: str, pictures: Path):
@@ -250,6 +307,7 @@ def test_a_server_that_is_not_there_is_one_line(capsys, pictures: Path):
         ["predict", "cat.png", "--model", "cifar", "--map-dtype", "float64"],
         ["predict", "cat.png", "--model", "cifar", "--channels", "strong"],
         ["predict", "cat.png", "--model", "cifar", "--api-key", "secret"],
+        ["predict", "cat.png", "--model", "cifar", "--compare"],
         ["predict", "cat.png", "--model", "cifar", "--channels", ","],
         ["predict", "cat.png", "--model", "cifar", "--layers", ","],
         ["predict", "cat.png", "--model", "cifar", "--request-id", "two words"],

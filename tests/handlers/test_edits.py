@@ -636,6 +636,22 @@ class TestRefusals:
         assert "the map of conv1 is not finite after these edits" in broken.error.message
         assert fine.maps
 
+    def test_a_map_that_float16_cannot_carry_is_not_the_pictures_fault(self) -> None:
+        _, service = make(Residual)
+        add = {"layer": "inner", "channels": [4], "operation": "add", "value": 7e4, "picture": 0}
+        broken, fine = ask(service, [add], FILES[:2], layers=["inner"], map_dtype="float16").results
+        assert (broken.error.code, fine.error.code) == ("bad_request", "")
+        words = "the map of inner holds values beyond float16's ±65504; ask for float32"
+        assert broken.error.message == f"after these edits, {words}"
+        turn = {"layer": "image", "operation": "scale", "value": -1}
+        large = npy(np.full((8, 8, 3), 6e4, np.float32))
+        fine, broken = (
+            ask(service, [turn], [large], layers=["image"], map_dtype="float16", compare=compare).results[0]
+            for compare in (False, True)
+        )
+        assert (fine.error.code, broken.error.code) == ("", "bad_request")
+        assert broken.error.message == f"after these edits, in the comparison, {words.replace('inner', 'image')}"
+
     def test_the_picture_may_come_with_edits(self) -> None:
         _, service = make(Residual)
         [result] = ask(service, [ZERO], explain="picture").results

@@ -39,7 +39,12 @@ THREE = (
 def keep(page: Page, name: str, *, whole: bool = True) -> None:
     """Write what the page shows as a small WebP file."""
     page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
-    image = Image.open(io.BytesIO(page.screenshot(full_page=whole)))
+    write(page.screenshot(full_page=whole), name)
+
+
+def write(screenshot: bytes, name: str) -> None:
+    """Write a screenshot as a small WebP file."""
+    image = Image.open(io.BytesIO(screenshot))
     image.thumbnail((1280, image.height))
     image.convert("RGB").save(PICTURES / f"{name}.webp", quality=55, method=6)
 
@@ -112,6 +117,22 @@ def _live(opened: Callable[[int], Page]) -> None:
     page.get_by_role("region", name="Scores").first.get_by_role("button").nth(1).click()
     expect(page.locator("main .stale")).to_have_count(0)
     keep(page, "ui-compare")
+    page = opened(1280)
+    page.get_by_role("button", name="cat.png").click()
+    page.get_by_label("Network", exact=True).select_option("deep")
+    page.get_by_role("button", name="block2, channel").nth(1).click()
+    page.locator("#factor").fill("0.25")
+    page.get_by_role("button", name="Brush out a region").click()
+    cells = page.locator("#map").bounding_box()
+    assert cells
+    page.mouse.move(cells["x"] + 0.3 * cells["width"], cells["y"] + 0.2 * cells["height"])
+    page.mouse.down()
+    page.mouse.move(cells["x"] + 0.6 * cells["width"], cells["y"] + 0.5 * cells["height"], steps=4)
+    page.mouse.up()
+    expect(page.locator("#model-info")).to_contain_text("After 2 edits.", timeout=60_000)
+    expect(page.locator("main .stale")).to_have_count(0)
+    page.mouse.move(2, 2)
+    write(page.locator(".drawer").screenshot(), "ui-edits")
 
 
 if __name__ == "__main__":

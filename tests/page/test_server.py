@@ -18,9 +18,11 @@ import httpx
 import numpy as np
 import pytest
 from convscope import AuthenticationFailed, Client, ModelNotFound
+from convscope_lens._page import server as page_server
+from convscope_lens._page.page_data import fetch_page_data
 from convscope_lens._page.server import MAX_BODY_BYTES, PageServer, accepted_hosts, http_status
 
-from tests.client.stand_in import StandIn, fetch_maps, serve
+from tests.client.stand_in import RELOADED, StandIn, fetch_maps, run_network, serve
 from tests.page.service import make_picture
 
 API_KEY = "very-secret-key"
@@ -240,3 +242,85 @@ def test_samples_can_be_asked_about(http: httpx.Client):
     samples = json.loads(settings)["samples"]
     assert [sample["title"] for sample in samples][:2] == ["cat.png", "frog.png"]
     assert ask(http, samples[0]["id"]).json()["title"] == "cat.png"
+
+
+OFF = {"layer": "conv1", "channels": [2], "operation": "zero"}
+
+
+def test_edits_come_with_what_they_change(stand_in: StandIn, http: httpx.Client):
+    picture = add(http)
+    data = ask(http, picture, edits=json.dumps([OFF]), method="grad_cam", target=3, top_k=2).json()
+    [edit] = stand_in.requests[-1][2].edits
+    (logits, maps), (before, maps_before) = run_network(make_picture(), [edit]), run_network(make_picture())
+    assert data["edits"] == 1
+    assert (data["heat"], "without edits" in data["heat_note"]) == (None, True)
+    for score in data["scores"]:
+        index = score["index"]
+        assert score["change"]["logit"] == pytest.approx(logits[index] - before[index], abs=1e-4)
+    assert {score["index"] for score in (*data["scores"], *data["gone"])} >= {*np.argsort(-before)[:2].tolist()}
+    conv1, conv2 = data["layers"]
+    assert conv1["channels"] == np.argsort(-maps_before["conv1"].mean(axis=(1, 2))).tolist()  # As without edits.
+    changed = dict(zip(conv1["channels"], conv1["change"], strict=True))
+    assert [channel for channel, change in changed.items() if change] == [2]
+    strongest = np.abs(maps_before["conv1"][2]).argmax()
+    assert changed[2] == pytest.approx(-maps_before["conv1"][2].flat[strongest], abs=0.01)
+    assert conv1["before"][conv1["channels"].index(2)] == pytest.approx(
+        [maps_before["conv1"][2].min(), maps_before["conv1"][2].max()], abs=0.02
+    )
+    assert conv2["change"] == pytest.approx([float((maps["conv2"] - maps_before["conv2"]).flat[0])] * 3, abs=1e-4)
+    exact = np.load(io.BytesIO(ask(http, picture, path="map", layer="conv1", edits=json.dumps([OFF])).content))
+    assert np.array_equal(exact, maps["conv1"])
+    assert "change" not in ask(http, picture).json()["scores"][0]
+
+
+@pytest.mark.parametrize(
+    ("edits", "code_", "words"),
+    [
+        ("zero", "bad_request", "edits is not JSON"),
+        ("{}", "bad_request", "edits must be a list of operations"),
+        ("[1]", "bad_request", "edits[0] must be an Edit or a dict"),
+        ('[{"layer": "conv1", "operation": "scale", "value": "x"}]', "bad_request", "edits[0].value must be"),
+        ('[{"layer": "nose", "operation": "zero"}]', "unknown_layer", "edits[0]: no layer 'nose'; there are: conv1"),
+    ],
+)
+def test_edits_that_are_none_are_rejected(http: httpx.Client, edits: str, code_: str, words: str):
+    for path in ("predict", "map"):
+        response = ask(http, add(http), path=path, layer="conv1", method="grad_cam", edits=edits)
+        assert code(response) == (400, code_)
+        assert words in response.json()["error"]["message"]
+
+
+def test_an_edited_channel_is_shown_even_if_it_is_not_among_the_strongest_any_more(stand_in: StandIn):
+    with Client(stand_in.rest_url) as client:
+        card = client.model_card("cifar")
+        options: dict[str, Any] = {"model": "cifar", "title": "", "max_values": 90, "method": None}
+        plain = fetch_page_data(client, make_picture(), card, **options)
+        strongest, *others = plain["layers"][0]["channels"]
+        assert len(others) < 3
+        turn = {"layer": "conv1", "channels": [strongest], "operation": "scale", "value": -9}
+        edited = fetch_page_data(client, make_picture(), card, **options, edits=[turn])["layers"][0]
+    assert edited["channels"][0] == strongest
+    assert edited["min"][0] == pytest.approx(-9 * plain["layers"][0]["max"][0], rel=1e-4)
+    assert len(edited["channels"]) == len(others) + 2
+
+
+def test_after_a_reload_the_card_is_the_new_ones(
+    stand_in: StandIn, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+):
+    def described() -> str:
+        [card] = [one for one in http.get("/models").json() if one["name"] == "cifar"]
+        return str(card["description"])
+
+    picture = add(http)
+    assert (ask(http, picture).json()["model"]["description"], described()) == ("stands in", "stands in")
+    monkeypatch.setattr(page_server, "CARD_S", 1e6)  # Nothing but the version that answers tells of the reload.
+    stand_in.newest = RELOADED
+    try:
+        data = ask(http, picture).json()
+        assert (data["model"]["version"], data["model"]["description"]) == (RELOADED, "stands in, reloaded")
+        assert described() == "stands in, reloaded"
+        stand_in.newest = "1.0"
+        monkeypatch.setattr(page_server, "CARD_S", 0)  # The page asks for cards before it asks about a picture.
+        assert described() == "stands in"
+    finally:
+        stand_in.newest = "1.0"

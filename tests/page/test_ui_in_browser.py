@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -13,12 +14,13 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from convscope import Client
+from convscope._wire import convscope_pb2 as wire
 from convscope.pixels import encode_png
 from convscope_lens import PageServer
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.client.stand_in import StandIn, fetch_maps, serve
+from tests.client.stand_in import RELOADED, StandIn, fetch_maps, run_network, serve
 from tests.page.conftest import Open
 from tests.page.service import make_picture
 
@@ -79,6 +81,35 @@ def drop(page: Any, *files: tuple[str, bytes]) -> None:
         }""",
         [[name, list(content)] for name, content in files],
     )
+
+
+def await_edits(page: Any, count: int) -> None:
+    """Wait for the answer after so many edits."""
+    info = page.locator("#model-info")
+    if count:
+        expect(info).to_contain_text(f"After {count} edit{'s' * (count > 1)}.", timeout=60_000)
+    else:
+        expect(info).not_to_contain_text("After", timeout=60_000)
+    expect(page.locator("main .stale")).to_have_count(0)
+
+
+def last_edits(stand_in: StandIn) -> list[wire.Edit]:
+    """Return the edits of the last request with a picture."""
+    return [list(request.edits) for _, _, request in stand_in.requests if request.pictures][-1]
+
+
+def brush(page: Any, first: tuple[int, int], last: tuple[int, int], rows: int = 6, columns: int = 5) -> None:
+    """Drag over the map of the drawer, from one cell to another."""
+    page.locator("#map").scroll_into_view_if_needed()
+    box = page.locator("#map").bounding_box()
+    spots = [
+        (box["x"] + (column + 0.5) * box["width"] / columns, box["y"] + (row + 0.5) * box["height"] / rows)
+        for row, column in (first, last)
+    ]
+    page.mouse.move(*spots[0])
+    page.mouse.down()
+    page.mouse.move(*spots[1], steps=4)
+    page.mouse.up()
 
 
 def last_picture(stand_in: StandIn) -> Any:
@@ -294,7 +325,7 @@ def test_everything_that_was_asked_is_in_the_address_and_a_link_shows_the_same(
     assert "conv2, channel 2, row 0, column 0:" in other.inner_text("#cell-description")
     assert other.get_by_role("region", name="Scores").get_by_role("listitem").count() == 3
     assert other.get_by_role("group", name="Your pictures").get_by_role("button").count() == 1
-    asked = stand_in.requests[-2:]
+    asked = [request for request in stand_in.requests if request[2].pictures][-2:]
     assert {request.explain.method for _, _, request in asked} == {"occlusion", ""}
     assert "token" not in link.partition("#")[0]
 
@@ -378,6 +409,201 @@ def test_a_camera_that_cannot_be_used_says_so(watch: Open, server: PageServer):
     expect(page.locator(".camera")).to_contain_text("The camera cannot be used: ")
 
 
+def test_a_channel_is_switched_off_and_on_again(watch: Open, server: PageServer, stand_in: StandIn, picture: Path):
+    page = watch().open(server.url)
+    page.set_input_files("#file", picture)
+    await_title(page, "dog.png – digits")
+    page.get_by_role("button", name="conv1, channel 2: enlarge").click()
+    tiles = page.get_by_role("region", name="conv1", exact=True).locator(".tile canvas + .name")
+    order = tiles.all_inner_texts()
+    page.get_by_label("Switch it off").check()
+    await_edits(page, 1)
+    off = wire.Edit(layer="conv1", operation="zero", channels=[2])
+    assert last_edits(stand_in) == [off]
+    logits, before = run_network(make_picture(), [off])[0], run_network(make_picture())[0]
+    first = int(logits.argmax())
+    points = 100 * (np.exp(logits) / np.exp(logits).sum() - np.exp(before) / np.exp(before).sum())[first]
+    change = f"{points:+.2f} points".replace("-", "−")
+    row = page.get_by_role("region", name="Scores").get_by_role("listitem").first
+    assert [row.locator(".label").inner_text(), row.locator(".delta").inner_text()] == [f"class {first}", change]
+    assert page.inner_text("#state").endswith(f"{change} by the edits")
+    assert tiles.all_inner_texts() == [f"{name} Δ" if name == "2" else name for name in order]
+    assert page.get_by_role("button", name="conv1, channel 2, changed: enlarge").get_attribute("aria-pressed") == "true"
+    assert "1 of 4 changed" in page.get_by_role("region", name="conv1", exact=True).inner_text()
+    assert "all 3 changed" in page.get_by_role("region", name="conv2", exact=True).inner_text()
+    assert page.get_by_label("Scale", exact=True).is_disabled()
+    page.get_by_role("button", name="Load exact values").click()
+    expect(page.locator(".save")).to_contain_text("Every cell, float32.")
+    assert last_edits(stand_in) == [off]
+    page.locator(".drawer").get_by_role("button", name="Undo").click()
+    await_edits(page, 0)
+    assert not page.get_by_label("Switch it off").is_checked()
+    assert page.locator(".delta, .changed").count() == 0
+    expect(page.get_by_role("region", name="Heat map")).to_have_count(1)
+
+
+def test_a_slider_scales_a_channel_and_one_undo_takes_all_its_moves_back(
+    watch: Open, server: PageServer, stand_in: StandIn, picture: Path
+):
+    page = watch().open(server.url)
+    page.set_input_files("#file", picture)
+    await_title(page, "dog.png – digits")
+    page.get_by_role("button", name="conv1, channel 1: enlarge").click()
+    page.get_by_label("Scale", exact=True).focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowLeft")
+    await_edits(page, 1)
+    expect(page.get_by_role("region", name="Edits").get_by_role("listitem")).to_contain_text("scaled by 0.8")
+    [scale] = last_edits(stand_in)
+    assert (scale.layer, scale.operation, list(scale.channels)) == ("conv1", "scale", [1])
+    assert list(scale.value) == pytest.approx([0.8])
+    assert page.evaluate("document.activeElement.id") == "factor"  # It keeps the focus while answers come.
+    page.get_by_role("region", name="Edits").get_by_role("button", name="Undo").click()
+    await_edits(page, 0)
+    assert page.locator("#factor").input_value() == "1"
+    page.locator("#factor").fill("0.5")
+    await_edits(page, 1)
+    page.locator("#factor").fill("1")
+    await_edits(page, 0)
+
+
+def test_regions_are_brushed_out_by_pointer_and_by_keys(
+    watch: Open, server: PageServer, stand_in: StandIn, picture: Path
+):
+    page = watch().open(server.url)
+    page.set_input_files("#file", picture)
+    await_title(page, "dog.png – digits")
+    page.get_by_role("button", name="conv1, channel 0: enlarge").click()
+    brush(page, (1, 1), (3, 2))  # Without the brush a cell is marked, and nothing edited.
+    page.get_by_role("button", name="Brush out a region").click()
+    brush(page, (4, 3), (1, 2))
+    await_edits(page, 1)
+    first = wire.Edit(layer="conv1", operation="zero", channels=[0], region=[1, 2, 5, 4])
+    assert last_edits(stand_in) == [first]
+    expect(page.locator(".box.brushed")).to_have_count(1)
+    page.locator("#map").focus()
+    for key in ("Control+Home", "Space", "ArrowDown", "ArrowRight"):
+        page.keyboard.press(key)
+    expect(page.locator(".edit [role=status]")).to_contain_text("A region begins at row 0, column 0.")
+    page.keyboard.press("Escape")
+    expect(page.locator(".box.brushing")).to_have_count(0)
+    assert page.evaluate("document.activeElement.id") == "map"
+    for key in ("Control+Home", "Space", "ArrowDown", "ArrowRight", "ArrowRight", "Space"):
+        page.keyboard.press(key)
+    await_edits(page, 2)
+    second = wire.Edit(layer="conv1", operation="zero", channels=[0], region=[0, 0, 2, 3])
+    assert last_edits(stand_in) == [first, second]
+    assert page.evaluate("document.activeElement.id") == "map"
+    remove = page.get_by_role("button", name="Remove: conv1, channel 0, rows 1 to 4, columns 2 to 3: set to zero")
+    remove.focus()
+    page.keyboard.press("Enter")
+    await_edits(page, 1)
+    assert last_edits(stand_in) == [second]
+    assert "rows 0 to 1" in page.evaluate("document.activeElement.getAttribute('aria-label')")
+
+
+def test_edits_stand_in_the_address_and_can_be_copied(
+    watch: Open, server: PageServer, stand_in: StandIn, picture: Path, monkeypatch: pytest.MonkeyPatch
+):
+    watched = watch(permissions=["clipboard-read", "clipboard-write"])
+    page = watched.open(server.url)
+    page.set_input_files("#file", picture)
+    await_title(page, "dog.png – digits")
+    page.get_by_role("button", name="conv1, channel 2: enlarge").click()
+    page.locator("#factor").fill("0.5")
+    page.locator("#map").focus()
+    for key in ("Control+Home", "Space", "Space"):
+        page.keyboard.press(key)
+    await_edits(page, 2)
+    sent = last_edits(stand_in)
+    other = watch().open(page.evaluate("location.href"))
+    await_title(other, "dog.png – digits")
+    await_edits(other, 2)
+    assert last_edits(stand_in) == sent
+    assert other.locator("#factor").input_value() == "0.5"
+    texts = [one.get_by_role("region", name="Scores").inner_text() for one in (page, other)]
+    assert texts[0] == texts[1]
+    other.get_by_role("button", name="Reset").click()
+    await_edits(other, 0)
+    assert "edits" not in other.evaluate("location.href")
+    other.get_by_role("region", name="Edits").get_by_role("button", name="Undo").click()
+    await_edits(other, 2)
+
+    def copied(what: str) -> str:
+        page.get_by_role("button", name=f"Copy as {what}").click()
+        expect(page.get_by_role("region", name="Edits").get_by_role("status")).to_have_text(f"{what} is copied.")
+        return str(page.evaluate("navigator.clipboard.readText()"))
+
+    region = {"layer": "conv1", "channels": [2], "region": [0, 0, 1, 1], "operation": "zero"}
+    scale = {"layer": "conv1", "channels": [2], "operation": "scale", "value": 0.5}
+    assert json.loads(copied("JSON")) == [scale, region]
+    monkeypatch.chdir(picture.parent)
+    exec(compile(copied("Python"), "copied", "exec"), {})
+    model, _, request = stand_in.requests[-1]
+    assert (model, list(request.edits), request.compare) == ("digits", sent, True)
+    assert list(request.pictures) == [make_picture()]
+
+
+def test_an_edit_that_does_not_fit_is_rejected_in_the_services_words(watch: Open, server: PageServer, picture: Path):
+    watched = watch()
+    page = watched.open(server.url)
+    page.set_input_files("#file", picture)
+    await_title(page, "dog.png – digits")
+    page.evaluate("""location.hash += "&edits=" + encodeURIComponent('[{"layer": "nose", "operation": "zero"}]')""")
+    expect(page.locator("#error")).to_contain_text("unknown_layer: edits[0]: no layer 'nose'; there are: conv1, conv2")
+    expect(page.locator("main .stale-note")).to_have_text("Old: the result of dog.png, digits.")
+    page.get_by_role("button", name="Reset").click()
+    expect(page.locator("main .stale")).to_have_count(0)
+    assert page.inner_text("#error") == ""
+    page.evaluate("location.hash += '&edits=nonsense'")
+    expect(page.locator("#error")).to_have_text("bad_request: edits is not JSON")
+    page.get_by_role("button", name="Reset").click()
+    expect(page.locator("main .stale")).to_have_count(0)
+    watched.wrong.clear()
+
+
+def test_while_an_edit_is_awaited_the_old_result_is_dimmed_and_another_network_has_none(
+    watch: Open, stand_in: StandIn, picture: Path
+):
+    with Client(stand_in.rest_url) as client:
+        stand_in.release.set()
+        server = PageServer(client, ["slow", "cifar"])
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with server:
+            page = watch().open(server.url)
+            page.set_input_files("#file", picture)
+            await_title(page, "dog.png – slow")
+            stand_in.release.clear()
+            page.get_by_label("Switch it off").check()
+            expect(page.locator("#state")).to_have_text("Predicting…")
+            note = page.locator("main .stale-note")
+            expect(note).to_have_text("Old: the result of dog.png, slow, until the new one is here.")
+            stand_in.release.set()
+            await_edits(page, 1)
+            page.get_by_label("Network", exact=True).select_option("cifar")
+            await_title(page, "dog.png – cifar")
+            assert page.get_by_role("region", name="Edits").count() == 0
+            assert not last_edits(stand_in)
+            server.shutdown()
+
+
+def test_after_a_reload_the_page_asks_for_the_new_card(
+    watch: Open, server: PageServer, stand_in: StandIn, picture: Path
+):
+    watched = watch()
+    page = watched.page
+    with page.expect_response("**/models?*"):
+        watched.open(server.url)
+    page.set_input_files("#file", picture)
+    await_title(page, "dog.png – digits")
+    stand_in.newest = RELOADED
+    with page.expect_response("**/models?*") as response:
+        page.locator("#top_k").fill("3")
+        page.keyboard.press("Enter")
+    expect(page.locator("#model-info")).to_contain_text(f"stands in, reloaded. Version {RELOADED}")
+    assert {one["name"]: one["version"] for one in response.value.json()}["digits"] == RELOADED
+
+
 @pytest.mark.parametrize("width", [320, 768, 2560])
 def test_it_fits_every_window(width: int, watch: Open, server: PageServer, picture: Path):
     page = watch(viewport={"width": width, "height": 800}).open(server.url)
@@ -385,6 +611,11 @@ def test_it_fits_every_window(width: int, watch: Open, server: PageServer, pictu
     await_title(page, "dog.png – digits")
     page.get_by_label("Compare with").select_option("cifar")
     expect(page.get_by_role("region", name="conv2, compared", exact=True)).to_have_count(1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.locator("#off").check()
+    await_edits(page, 1)
+    page.get_by_role("button", name="Copy as Python").click()
+    expect(page.locator(".edits pre")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
@@ -398,3 +629,10 @@ def test_axe_finds_no_fault(scheme: str, watch: Open, server: PageServer, pictur
         expect(page.get_by_role("region", name="conv2")).to_have_count(2 if compared else 1)
         result = Axe().run(page)
         assert result.violations_count == 0, result.generate_report()
+    page.get_by_role("button", name="Brush out a region").click()
+    brush(page, (0, 0), (1, 1))
+    await_edits(page, 1)
+    page.get_by_role("button", name="Copy as JSON").click()
+    expect(page.locator(".edits pre")).to_be_visible()
+    result = Axe().run(page)
+    assert result.violations_count == 0, result.generate_report()

@@ -19,6 +19,7 @@ import argparse
 import codecs
 import dataclasses
 import io
+import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -266,6 +267,14 @@ def _add_predict(commands: SubParsers) -> argparse.ArgumentParser:
         metavar="N|A,B",
         help="N strongest channels, or a list (a single one: '3,')",
     )
+    parser.add_argument(
+        "--edits",
+        type=parse_edits,
+        metavar="JSON|@FILE",
+        help="operations on maps while the network runs: "
+        """'[{"layer": "conv1", "operation": "zero", "channels": [3]}]'""",
+    )
+    parser.add_argument("--compare", action="store_true", help="show what the edits changed, too")
     parser.add_argument("--timing", action="store_true", help="print timing by stage")
     parser.set_defaults(run=_predict)
     return parser
@@ -319,6 +328,32 @@ def parse_channels(text: str) -> int | list[int]:
     return [at_least(0)(item) for item in parse_names(text)] if "," in text else at_least(1)(text)
 
 
+def parse_edits(text: str) -> list[dict[str, Any]]:
+    """Type for argparse: a JSON list of edits, or `@` and a file of it. The service checks layers and cells."""
+    from convscope._request import build_options  # Imported here to keep --help fast.
+
+    where = f"{text[1:]}: " if text.startswith("@") else ""
+    try:
+        edits = json.loads(Path(text[1:]).read_bytes() if where else text)
+        if not isinstance(edits, list) or not edits:
+            raise ValueError("must be a list of at least one operation")
+        build_options(edits=edits)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{where}{error.strerror}") from error
+    except RecursionError as error:
+        raise argparse.ArgumentTypeError(f"{where}the JSON is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{where}not JSON: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{where}{error}") from error
+    if any(edit.get("picture") is not None or edit["operation"] == "patch" for edit in edits):
+        raise argparse.ArgumentTypeError(
+            f"{where}the command makes the requests, so an operation cannot name a picture of one (picture, patch); the"
+            " client's predict() can"
+        )
+    return list(edits)
+
+
 def _models(client: Client, options: argparse.Namespace) -> int:
     from convscope._cli_results import format_models, models_json
 
@@ -338,14 +373,19 @@ def _predict(client: Client, options: argparse.Namespace) -> int:
 
     if options.layers is None:
         reject_unused(options, ["map_dtype", "pool", "channels"], "without --layers")
+    if options.edits is None:
+        reject_unused(options, ["compare"], "without --edits")
     options.layers, options.map_dtype = options.layers or [], options.map_dtype or "float32"
-    selected = _select_options(options, "model version layers top_k map_dtype pool channels timing request_id")
+    options.edits = options.edits or []
+    selected = _select_options(
+        options, "model version layers top_k map_dtype pool channels edits compare timing request_id"
+    )
 
     def pictures_per_request() -> int:
         card = client.model_card(options.model, options.version)
         names = {layer.name for layer in card.layers} if "all" in options.layers else set(options.layers)
         reply_bytes = sum(layer.bytes.get(options.map_dtype, 0) for layer in card.layers if layer.name in names)
-        return card.pictures_per_request(reply_bytes)
+        return card.pictures_per_request(reply_bytes * (2 if options.compare else 1))
 
     results = process_pictures(
         options.pictures,

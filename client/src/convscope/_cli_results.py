@@ -231,15 +231,8 @@ def format_predictions(results: Sequence[PictureResult[Prediction]]) -> str:
         if row.result is None or row.error is not None:
             scores.append([row.picture, row.why])
             continue
-        for position, score in enumerate(row.result.top):
-            scores.append(
-                [
-                    row.picture if position == 0 else "",
-                    score.label,
-                    str(score.index),
-                    *score_texts(score),
-                ]
-            )
+        for position, texts in enumerate(_score_rows(row.result)):
+            scores.append([row.picture if position == 0 else "", *texts])
         if not row.result.top:
             scores.append([row.picture, "no classes"])
         maps += [[row.picture, *texts] for texts in _map_rows(row.result)]
@@ -248,11 +241,14 @@ def format_predictions(results: Sequence[PictureResult[Prediction]]) -> str:
     if first is not None:
         parts.append(printable(f"{first.model} {first.version} ({first.engine}, {first.device})"))
     headings = ("probability", "logit") if first is None else score_headings(first)
-    parts.append(format_table(["picture", "class", "index", *headings], scores, right_aligned=(2, 3, 4)))
+    compared = any(row.result is not None and row.error is None and row.result.change is not None for row in results)
+    changes = [f"{heading} change" for heading in headings if compared]
+    header = ["picture", "class", "index", *headings, *changes]
+    parts.append(format_table(header, scores, right_aligned=range(2, len(header))))
     parts += _format_notes(results)
     if maps:
-        header = ["picture", "layer", "shape", "channels", "min", "mean", "max"]
-        parts.append(format_table(header, maps, right_aligned=(3, 4, 5, 6)))
+        header = ["picture", "layer", "shape", "channels", "min", "mean", "max", *["largest change"] * compared]
+        parts.append(format_table(header, maps, right_aligned=range(3, len(header))))
     if first is not None and first.timing is not None:
         parts.append(format_timing(first.timing))
     parts += _format_saved(results)
@@ -294,7 +290,39 @@ def _prediction_json(row: PictureResult[Prediction]) -> dict[str, Any]:
             for name, feature_map in row.result.maps.items()
         },
         **({"notes": list(row.result.notes)} if row.result.notes else {}),
+        **_change_json(row.result),
         "saved": row.saved and str(row.saved),
+    }
+
+
+def _score_rows(prediction: Prediction) -> list[list[str]]:
+    """Return a table row for each score; with what edits changed, and then a row for each class that they removed."""
+    change = prediction.change
+    rows = [[score.label, str(score.index), *score_texts(score)] for score in prediction.top]
+    if change is None:
+        return rows
+    rows += [
+        [score.label, str(score.index), *(_MISSING for _ in score_texts(score))]
+        for score in change.top[len(prediction.top) :]
+    ]
+    return [[*row, *score_texts(score, signed=True)] for row, score in zip(rows, change.top, strict=True)]
+
+
+def _largest_change(difference: NDArray[np.float32]) -> float | None:
+    """Return the difference that is farthest from 0, with its sign; None for an empty map."""
+    return float(difference.flat[np.abs(difference).argmax()]) if difference.size else None
+
+
+def _change_json(prediction: Prediction) -> dict[str, Any]:
+    """Return what edits changed: the differences of scores, and of each map the largest; nothing if not compared."""
+    change = prediction.change
+    if change is None:
+        return {}
+    return {
+        "change": {
+            "top": [score.as_values() for score in change.top],
+            "maps": {name: {"largest": _largest_change(difference)} for name, difference in change.maps.items()},
+        }
     }
 
 
@@ -311,12 +339,14 @@ def _first_result(results: Sequence[PictureResult[Prediction]]) -> Prediction | 
 
 def _map_rows(prediction: Prediction) -> list[list[str]]:
     """Return a table row for each map. The arrays themselves are written by `--save`."""
+    change = prediction.change
     return [
         [
             name,
             "×".join(map(str, feature_map.shape)),
             str(len(prediction.channels[name])),
             *(_MISSING if value is None else f"{value:.4g}" for value in _range(feature_map).values()),
+            *([] if change is None else [f"{_largest_change(change.maps[name]) or 0:+.4g}"]),
         ]
         for name, feature_map in prediction.maps.items()
     ]

@@ -330,16 +330,18 @@ def score_headings(prediction: Prediction) -> tuple[str, ...]:
     return ("value",) if prediction.scores == "value" else ("probability", "logit")
 
 
-def score_texts(score: ClassScore, digits: int = 4) -> tuple[str, ...]:
+def score_texts(score: ClassScore, digits: int = 4, *, signed: bool = False) -> tuple[str, ...]:
     """Return probability and logit as text, or the value of a regression output.
 
     Args:
         score: The score.
         digits: Of the probability, behind the point.
+        signed: Whether positive numbers get a plus sign, as differences do.
     """
+    sign = "+" if signed else ""
     if score.value is not None:
-        return (f"{score.value:.6g}",)
-    return f"{score.probability:.{digits}f}", f"{score.logit:.3f}"
+        return (f"{score.value:{sign}.6g}",)
+    return f"{score.probability:{sign}.{digits}f}", f"{score.logit:{sign}.3f}"
 
 
 def format_timing(timing: Timing) -> str:

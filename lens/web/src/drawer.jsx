@@ -1,7 +1,8 @@
-// The drawer of a channel: its map in large, the receptive field in the picture, the colour scale, the strongest cells,
-// the kernels, and what can be saved.
+// The drawer of a channel: its map in large, the receptive field in the picture, what can be edited, the colour scale, the
+// strongest cells, the kernels, and what can be saved.
 import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { gradient } from "./colours.js";
+import { ChannelEdits, regionsOf, withRegion } from "./edits.jsx";
 import { clamp, formatInteger, formatNumber, formatSize } from "./format.js";
 import { cellUnder, ExactMap, hasMoved, Kernels, readNpy, toOriginal, writeNpy } from "./maps.js";
 import { Bars, boxStyle, Canvas, Picture } from "./parts.jsx";
@@ -9,12 +10,16 @@ import { Bars, boxStyle, Canvas, Picture } from "./parts.jsx";
 const STRONGEST_SHOWN = 5, KERNELS_SHOWN = 12, LARGEST_ZOOM = 16;
 const POSITIVE = "rgb(214, 13, 13)", NEGATIVE = "rgb(13, 64, 214)";
 
-export function Drawer({ result, prefix, ask, selection, shown, select, opacity, wholeLayer, toTile }) {
+export function Drawer({ result, prefix, ask, editing, selection, shown, select, opacity, wholeLayer, toTile }) {
   const { data, picture, original } = result, { map, position } = selection;
-  const exact = useExact(ask, map, position);
+  const exact = useExact(ask, map, position), brush = useBrush(editing, map, position, edit);
   if (map.numbers) return <AllNumbers {...{ map, prefix, toTile }} />;
   const drawn = exact.map ?? map; // With every cell, once it is loaded.
   const cell = shown.map === map && shown.position === position ? shown : selection;
+  function edit(edits, name) {
+    select(map, position, { row: selection.row, column: selection.column }); // The strongest cell may move.
+    editing.edit(edits, name);
+  }
   const step = (by) => select(map, clamp(position + by, 0, map.channels.length - 1), { row: selection.row, column: selection.column });
   return (
     <section class="drawer" aria-label={`${map.title(position)}${prefix && ", compared"}`}>
@@ -25,13 +30,14 @@ export function Drawer({ result, prefix, ask, selection, shown, select, opacity,
           <button type="button" disabled={position === map.channels.length - 1} onClick={() => step(1)}>weaker channel ›</button>
         </p>}
       </header>
-      <LargeMap {...{ map: drawn, base: map, position: drawn === map ? position : 0, selection, select, step, prefix, opacity, wholeLayer, toTile, whole: position }} />
+      <LargeMap {...{ map: drawn, base: map, position: drawn === map ? position : 0, brush, selection, select, step, prefix, opacity, wholeLayer, toTile, whole: position }} />
       <div class="seen-in">
         {picture && <Picture {...{ picture, shown, hidden: true }} id={`${prefix}seen-in`}
           caption={map.isHeat && !map.ofPixels ? "Solid: what the cell is drawn over; yellow: what it sees." : "The yellow box is what the marked cell sees."} />}
         <p id={`${prefix}cell-description`} class="cell-description" role="status" aria-live="polite">{describe(shown, shown.map === map && shown.position === position ? drawn : shown.map, picture, original)}</p>
       </div>
       <div class="facts">
+        {brush && <ChannelEdits {...{ map, position, prefix, editing, edit, brush }} />}
         <Scale map={map} position={position} wholeLayer={wholeLayer} />
         <Strongest map={map} position={position} select={select} cell={cell} />
         <KernelList {...{ data, ask, map, position }} />
@@ -67,7 +73,26 @@ function useExact(ask, map, position) {
   return { ...current, load };
 }
 
-function LargeMap({ map, base, position, whole, selection, select, step, prefix, opacity, wholeLayer, toTile }) {
+// The brush of a channel: whether the pointer brushes, and from which cell; null where nothing can be edited.
+function useBrush(editing, map, position, edit) {
+  const channel = map.channels[position], key = `${map.name} ${channel}`;
+  const [state, setState] = useState({ key, on: false, from: null });
+  const { on, from } = state.key === key ? state : { on: false, from: null };
+  if (!editing || map.isHeat || map.numbers) return null;
+  return {
+    on, from,
+    regions: regionsOf(editing.edits, map, channel),
+    toggle: () => setState({ key, on: !on, from: null }),
+    begin: (cell) => setState({ key, on, from: cell }),
+    giveUp: () => setState({ key, on, from: null }),
+    end: (cell) => {
+      setState({ key, on, from: null });
+      edit(withRegion(editing.edits, map, channel, map.region(from, cell)));
+    },
+  };
+}
+
+function LargeMap({ map, base, position, whole, brush, selection, select, step, prefix, opacity, wholeLayer, toTile }) {
   const [zoom, setZoom] = useState(1), frame = useRef(null), marker = useRef(null);
   const row = Math.min(selection.row, base.rows - 1), column = Math.min(selection.column, base.columns - 1);
   const move = (to) => select(base, whole, { row: clamp(to.row, 0, base.rows - 1), column: clamp(to.column, 0, base.columns - 1) });
@@ -76,6 +101,13 @@ function LargeMap({ map, base, position, whole, selection, select, step, prefix,
     const cell = cellUnder(event, event.currentTarget, base);
     if (cell.row !== row || cell.column !== column) move(cell);
   };
+  const press = (event) => {
+    follow(event);
+    if (!brush?.on || event.button !== 0) return;
+    event.currentTarget.setPointerCapture(event.pointerId);
+    brush.begin(cellUnder(event, event.currentTarget, base));
+  };
+  const release = (event) => brush?.on && brush.from && brush.end(cellUnder(event, event.currentTarget, base));
   const changeZoom = (factor) => setZoom(clamp(zoom * factor, 1, LARGEST_ZOOM));
   useLayoutEffect(() => { // Keep the marked cell in sight.
     const { current: box } = marker, { current: view } = frame;
@@ -96,7 +128,8 @@ function LargeMap({ map, base, position, whole, selection, select, step, prefix,
       PageDown: () => step(1),
       "+": () => changeZoom(2),
       "-": () => changeZoom(0.5),
-      Escape: toTile,
+      Escape: brush?.from ? brush.giveUp : toTile,
+      ...(brush && { " ": () => (brush.from ? brush.end : brush.begin)({ row, column }) }),
     };
     if (!actions[event.key] || event.altKey || event.metaKey) return;
     event.preventDefault();
@@ -105,11 +138,13 @@ function LargeMap({ map, base, position, whole, selection, select, step, prefix,
   return (
     <figure class="large">
       <div class="frame zoomed" ref={frame}>
-        <div class="map" id={`${prefix}map`} role="application" tabIndex={0} aria-roledescription="feature map"
+        <div class={brush?.on ? "map brush" : "map"} id={`${prefix}map`} role="application" tabIndex={0} aria-roledescription="feature map"
           aria-describedby={`${prefix}help`} aria-label={`${map.title(position)}, ${base.rows} rows of ${base.columns} cells`}
-          style={{ width: `${100 * zoom}%` }} onPointerMove={follow} onPointerDown={follow} onKeyDown={keys}>
+          style={{ width: `${100 * zoom}%` }} onPointerMove={follow} onPointerDown={press} onPointerUp={release} onPointerCancel={() => brush?.giveUp()} onKeyDown={keys}>
           <Canvas paint={(canvas) => (map.isHeat ? map.paintOver(canvas, opacity / 100) : map.paint(canvas, position, wholeLayer))}
             on={[map, position, opacity, wholeLayer]} />
+          {brush?.regions.map((edges, index) => <div key={index} class="box brushed" style={inBlocks(edges, base)} />)}
+          {brush?.from && <div class="box brushing" style={inBlocks(base.region(brush.from, { row, column }), base)} />}
           <div class="box" ref={marker} id={`${prefix}cell`} style={boxStyle({ top: row, left: column, bottom: row + 1, right: column + 1 }, base.rows, base.columns)} />
         </div>
       </div>
@@ -119,9 +154,14 @@ function LargeMap({ map, base, position, whole, selection, select, step, prefix,
         <button type="button" aria-label="Zoom in" disabled={zoom === LARGEST_ZOOM} onClick={() => changeZoom(2)}>+</button>
       </figcaption>
       <p id={`${prefix}help`} class="hint help">Point at a cell, or use the arrow keys. Home/End: ends of the row; Page Up/Down: previous/next channel;
-        Shift: 8 cells; +/−: zoom; Escape: back to the list.</p>
+        Shift: 8 cells; +/−: zoom; {brush && "Space: begin and end a region to brush out; "}Escape: back to the list.</p>
     </figure>
   );
+}
+
+// Where a region of cells is on a map that is drawn in blocks, as CSS.
+function inBlocks([top, left, bottom, right], { block, rows, columns }) {
+  return boxStyle({ top: top / block, left: left / block, bottom: bottom / block, right: right / block }, rows, columns);
 }
 
 // What the colours mean.
@@ -136,7 +176,7 @@ function Scale({ map, position, wholeLayer }) {
       <h4>Colour scale</h4>
       <div class="ramp" aria-hidden="true" style={{ background }} />
       <p class="ends"><span>{formatNumber(low)}</span><span>{formatNumber(middle)}</span><span>{formatNumber(high)}</span></p>
-      {!heat && <p class="hint">{wholeLayer ? "Of the whole layer." : "Of this channel alone."} Its cells: {formatNumber(map.min[position])} to {formatNumber(map.max[position])}.</p>}
+      {!heat && <p class="hint">{wholeLayer ? "Of the whole layer" : "Of this channel alone"}{map.before && ", before the edits"}. Its cells: {formatNumber(map.min[position])} to {formatNumber(map.max[position])}.</p>}
     </div>
   );
 }

@@ -7,3 +7,8 @@ export const formatSize = (height, width) => `${height}×${width}`;
 export const formatShare = (probability, digits = 2) => `${(100 * probability).toFixed(digits)} %`;
 export const scoreText = (score, digits) => (score.value === undefined ? formatShare(score.probability, digits) : formatNumber(score.value));
 export const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
+// Differences, with their sign.
+const signed = (text) => (Number(text) === 0 ? `±${text.replace("-", "")}` : text.startsWith("-") ? text.replace("-", "−") : `+${text}`);
+export const formatSigned = (value) => (value === null ? "not a number" : signed(String(Number(value.toPrecision(4)))));
+export const changeText = (change) => (change.value === undefined ? `${signed((100 * change.probability).toFixed(2))} points` : formatSigned(change.value));

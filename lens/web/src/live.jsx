@@ -1,15 +1,17 @@
 // The live page: sends pictures to the local server, asks about them, and shows what it answers.
 import { useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
-import { scoreText } from "./format.js";
+import { EditList, parseEdits, writeEdits } from "./edits.jsx";
+import { changeText, scoreText } from "./format.js";
 import { Heading, Network, Skeleton, Tables, unpack } from "./network.jsx";
 import { centre, invert, PAD_PX } from "./pad.js";
 
 const DEBOUNCE_MS = 200; // After a stroke, before sending.
+const EDIT_MS = 100; // After an edit, likewise: a slider moves many times.
 const PEN_PX = 22, STEP_PX = 10;
 const DRAWING = "drawing";
 const METHOD_NAMES = { grad_cam: "Grad-CAM", cam: "CAM", occlusion: "occlusion", input_gradient: "input gradient", integrated_gradients: "integrated gradients" };
 const OF_LAYERS = ["grad_cam", "cam"]; // Methods that work on a layer's map.
-const DEFAULTS = { model: "", picture: "", method: "", layer: "", target: "", top_k: "5", opacity: "75", scale: "", compare: "", at: "", at2: "" };
+const DEFAULTS = { model: "", picture: "", method: "", layer: "", target: "", top_k: "5", opacity: "75", scale: "", compare: "", edits: "", at: "", at2: "" };
 
 // The address is #TOKEN&name=value...: it is never sent to a server.
 function readAddress() {
@@ -45,16 +47,48 @@ function useResult(token, query) {
       return undefined;
     }
     const controller = new AbortController();
-    send(token, "predict", query, { signal: controller.signal })
+    const ask = () => send(token, "predict", query, { signal: controller.signal })
       .then((response) => response.json()).then(unpack)
       .then((result) => controller.signal.aborted || setAnswer({ result, error: "", key, query }))
       .catch((error) => controller.signal.aborted || setAnswer((old) => ({ ...old, error: error.message, key })));
-    return () => controller.abort();
+    const timer = setTimeout(ask, query.edits ? EDIT_MS : 0);
+    return () => {
+      clearTimeout(timer);
+      controller.abort();
+    };
   }, [key, token]);
   return { ...answer, waiting: answer.key !== key };
 }
 
-export function Live({ settings }) {
+// The edits of the address, and how they change; undo goes back until the network is another one.
+function useEditing(state, change) {
+  const edits = useMemo(() => parseEdits(state.edits), [state.edits]);
+  const [past, setPast] = useState([]), latest = useRef(""); // The name of the latest change, as of a slider's moves.
+  useEffect(() => {
+    setPast([]);
+    latest.current = "";
+  }, [state.model]);
+  return {
+    edits,
+    text: state.edits,
+    canUndo: past.length > 0,
+    edit: (next, name = "") => {
+      const text = writeEdits(next);
+      if (text === state.edits) return;
+      if (!name || name !== latest.current) setPast([...past, state.edits]);
+      latest.current = name;
+      change({ edits: text });
+    },
+    undo: () => {
+      latest.current = "";
+      change({ edits: past.at(-1) });
+      setPast(past.slice(0, -1));
+    },
+  };
+}
+
+export function Live({ settings: given }) {
+  const [models, setModels] = useState(given.models), settings = { ...given, models };
   const [{ token, state }, setAddress] = useState(() => {
     const { token, state } = readAddress(), known = settings.models.some(({ name }) => name === state.model);
     return { token, state: { ...state, model: known ? state.model : settings.models[0].name } };
@@ -74,7 +108,7 @@ export function Live({ settings }) {
     return () => removeEventListener("hashchange", follow);
   }, []);
 
-  const model = settings.models.find(({ name }) => name === state.model);
+  const model = settings.models.find(({ name }) => name === state.model), editing = useEditing(state, change);
   const add = useCallback(async (files) => {
     setProblem("");
     const problems = [];
@@ -99,15 +133,19 @@ export function Live({ settings }) {
 
   const all = [...settings.samples, ...pictures];
   const base = state.picture && { picture: state.picture, top_k: state.top_k, ...(state.method && { method: state.method }) };
-  const asked = base && { ...base, model: state.model, ...questions(state, model, model) };
+  const asked = base && { ...base, model: state.model, ...questions(state, model, model), ...(state.edits && { edits: state.edits }) };
   const [kind, other] = [state.compare.slice(0, state.compare.indexOf(":")), state.compare.slice(state.compare.indexOf(":") + 1)];
   const otherModel = kind === "network" ? settings.models.find(({ name }) => name === other) : model;
   const compared = base && kind && otherModel && (kind === "network"
     ? { ...base, model: other, ...questions(state, model, otherModel) }
     : { ...asked, picture: other });
   const one = useResult(token, asked || null), two = useResult(token, compared || null);
+  const loadModels = () => send(token, "models").then((response) => response.json()).then(setModels).catch(() => {}); // The next answer says what is wrong.
+  const version = one.result?.data.model.name === model.name && one.result.data.model.version;
+  useEffect(() => { if (token) loadModels(); }, []);
+  useEffect(() => { if (version && version !== model.version) loadModels(); }, [version]); // The service has taken in another archive.
   const error = problem || (one.waiting ? "" : one.error), best = one.result?.data.scores[0];
-  const status = one.waiting && asked ? "Predicting…" : error || !asked ? "" : best ? `${best.label}, ${scoreText(best, 1)}` : "Feature maps below.";
+  const status = one.waiting && asked ? "Predicting…" : error || !asked ? "" : best ? `${best.label}, ${scoreText(best, 1)}${best.change ? `, ${changeText(best.change)} by the edits` : ""}` : "Feature maps below.";
   return (
     <>
       <a class="skip" href="#main" onClick={(event) => { event.preventDefault(); document.getElementById("main")?.focus(); }}>Skip to the network</a>
@@ -118,10 +156,11 @@ export function Live({ settings }) {
       <Questions {...{ settings, model, state, change, all }} />
       <p id="state" role="status">{status}</p>
       <p id="error" role="alert" class="error">{error}</p>
+      <EditList {...{ settings, editing, model }} title={all.find(({ id }) => id === state.picture)?.title ?? "picture.png"} />
       {!one.result && <Skeleton key={model.name} model={model} />}
       <div class={compared ? "pair" : ""}>
         <main id="main" tabIndex={-1} hidden={!one.result}>
-          {one.result && <Answer answer={one} failed={!!one.error} {...{ token, state, change }} at={state.at} onAt={(at) => change({ at })} />}
+          {one.result && <Answer answer={one} failed={!!one.error} {...{ token, state, change }} editing={model.edits.length > 0 ? editing : null} at={state.at} onAt={(at) => change({ at })} />}
         </main>
         {compared && <section class="other" aria-label="Compared with">
           {two.result && <Heading data={two.result.data} level={2} prefix="b-" />}
@@ -141,18 +180,19 @@ function questions(state, model, other) {
   return { ...(layer && { layer }), ...(target >= 0 && { target }) };
 }
 
-function Answer({ answer: { result, waiting, query }, failed, prefix = "", token, state, change, at, onAt }) {
+function Answer({ answer: { result, waiting, query }, failed, prefix = "", token, state, change, editing, at, onAt }) {
   const stale = waiting || failed, { data } = result;
+  const kernels = useCallback(async (layer, channel) => (await send(token, "filters", { model: query.model, layer, channel })).json(), [token, query.model]);
   const ask = useMemo(() => ({
-    target: (index) => change({ target: String(index) === state.target ? "" : String(index) }),
-    map: async (layer, channel) => (await send(token, "map", { model: query.model, picture: query.picture, layer, ...(channel === null ? {} : { channel }) })).arrayBuffer(),
-    kernels: async (layer, channel) => (await send(token, "filters", { model: query.model, layer, channel })).json(),
-  }), [token, query, state.target]);
+    target: prefix || query.edits ? null : (index) => change({ target: String(index) === state.target ? "" : String(index) }),
+    map: async (layer, channel) => (await send(token, "map", { model: query.model, picture: query.picture, layer, ...(channel === null ? {} : { channel }), ...(query.edits && { edits: query.edits }) })).arrayBuffer(),
+    kernels,
+  }), [token, query, kernels, state.target]);
   return (
     <div class={stale ? "result stale" : "result"} aria-busy={String(waiting)}>
       <p class="stale-note">{stale ? `Old: the result of ${data.title}, ${data.model.name}${waiting ? ", until the new one is here." : "."}` : ""}</p>
       {!prefix && <h2>Feature maps by layer</h2>}
-      <Network {...{ result, prefix, ask: prefix ? { ...ask, target: null } : ask, at, onAt }} opacity={Number(state.opacity)} wholeLayer={state.scale === "layer"} />
+      <Network {...{ result, prefix, ask, editing, at, onAt }} opacity={Number(state.opacity)} wholeLayer={state.scale === "layer"} />
       <Tables data={data} prefix={prefix} />
       <p class="hint">convscope, request {data.model.request}</p>
     </div>
@@ -325,7 +365,7 @@ function Questions({ settings, model, state, change, all }) {
   const { methods } = model;
   const ofLayers = OF_LAYERS.includes(state.method || "grad_cam");
   const select = (name) => ({ id: name, value: state[name], onChange: (event) => change({ [name]: event.currentTarget.value || DEFAULTS[name] }) });
-  const chooseModel = (event) => change({ model: event.currentTarget.value, layer: "", target: "", compare: "" });
+  const chooseModel = (event) => change({ model: event.currentTarget.value, layer: "", target: "", compare: "", edits: "" });
   const target = state.target === "" ? null : model.classes[Number(state.target)] ?? `class ${state.target}`;
   return (
     <form id="controls" aria-label="Questions" onSubmit={(event) => event.preventDefault()}>

@@ -21,10 +21,15 @@ export class FeatureMap {
     Object.assign(this, packed);
     this.values = packed.values && decodeBytes(packed.values);
     this.area = this.rows * this.columns;
-    this.signed = !this.numbers && this.min.some((value) => value < 0);
+    // The ends of each channel's colours: after edits those that it had before, so that a weaker map looks weaker.
+    this.ends = this.numbers ? [] : this.min.map((minimum, position) => {
+      const before = this.before?.[position];
+      return before && before[1] > before[0] ? before : [minimum, this.max[position]];
+    });
+    this.signed = !this.numbers && [...this.min, ...this.ends.map(([low]) => low)].some((value) => value < 0);
     const finite = (values) => values.filter((value) => value !== null);
-    this.largest = this.numbers ? 0 : finite(this.max).reduce((a, b) => Math.max(a, b), 0);
-    this.smallest = this.numbers ? 0 : finite(this.min).reduce((a, b) => Math.min(a, b), Infinity);
+    this.largest = this.numbers ? 0 : finite(this.ends.map(([, high]) => high)).reduce((a, b) => Math.max(a, b), 0);
+    this.smallest = this.numbers ? 0 : finite(this.ends.map(([low]) => low)).reduce((a, b) => Math.min(a, b), Infinity);
   }
 
   byte(position, row, column) {
@@ -44,6 +49,13 @@ export class FeatureMap {
   cellsOf(row, column) {
     const [height, width] = this.cells, top = row * this.block, left = column * this.block;
     return { top, left, bottom: Math.min(top + this.block, height) - 1, right: Math.min(left + this.block, width) - 1 };
+  }
+
+  // The cells from one drawn cell to another, as edits name them: [top, left, bottom, right], bottom and right exclusive.
+  region(one, other) {
+    const first = this.cellsOf(Math.min(one.row, other.row), Math.min(one.column, other.column));
+    const last = this.cellsOf(Math.max(one.row, other.row), Math.max(one.column, other.column));
+    return [first.top, first.left, last.bottom + 1, last.right + 1];
   }
 
   place(row, column) {
@@ -92,7 +104,7 @@ export class FeatureMap {
 
   // The ends of the colour scale: of the channel, or of the whole layer; about zero where the layer has negative values.
   limits(position, wholeLayer) {
-    const minimum = wholeLayer ? this.smallest : this.min[position], maximum = wholeLayer ? this.largest : this.max[position];
+    const [minimum, maximum] = wholeLayer ? [this.smallest, this.largest] : this.ends[position];
     if (!this.signed) return [minimum, maximum];
     const end = Math.max(Math.abs(minimum), Math.abs(maximum));
     return [-end, end];
@@ -127,7 +139,8 @@ export class FeatureMap {
 // One channel with every cell and its exact values, as the live page loads it.
 export class ExactMap extends FeatureMap {
   constructor(map, position, { shape: [rows, columns], values }) {
-    super({ ...map, values: "", channels: [map.channels[position]], min: [map.min[position]], max: [map.max[position]], rows, columns, block: 1 });
+    const one = (values) => values && [values[position]];
+    super({ ...map, values: "", channels: one(map.channels), min: one(map.min), max: one(map.max), before: one(map.before), change: one(map.change), rows, columns, block: 1 });
     this.exact = values;
     Object.assign(this, { signed: map.signed, smallest: map.smallest, largest: map.largest });
     const low = map.min[position], length = map.max[position] - low;

@@ -4,7 +4,7 @@ import { Component } from "preact";
 import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { Drawer } from "./drawer.jsx";
 import { Bars, Canvas, Picture, Table } from "./parts.jsx";
-import { clamp, formatNumber, formatShare, formatSize, plural } from "./format.js";
+import { changeText, clamp, formatNumber, formatShare, formatSize, plural } from "./format.js";
 import { routes } from "./lines.js";
 import { cellUnder, FeatureMap, hasMoved, HeatMap, loadImage, loadPicture } from "./maps.js";
 
@@ -47,7 +47,7 @@ function choose(at, { maps, heat }) {
 export const atText = ({ map, position, row, column }) =>
   [encodeURIComponent(map.name), ...(map.numbers ? [] : [map.channels[position], row, column])].join(",");
 
-export function Network({ result, prefix = "", ask, at, onAt, opacity = 75, wholeLayer = false }) {
+export function Network({ result, prefix = "", ask, editing, at, onAt, opacity = 75, wholeLayer = false }) {
   const { data, maps, heat, picture, original } = result;
   const [hover, setHover] = useState(null);
   const [expanded, setExpanded] = useState(() => new Set());
@@ -67,7 +67,7 @@ export function Network({ result, prefix = "", ask, at, onAt, opacity = 75, whol
   });
   const expand = (name) => setExpanded(new Set([...expanded, name]));
   const drawer = (map) => selection?.map === map &&
-    <Drawer key="drawer" {...{ result, prefix, ask, selection, shown, select, opacity, wholeLayer }}
+    <Drawer key="drawer" {...{ result, prefix, ask, editing, selection, shown, select, opacity, wholeLayer }}
       toTile={() => grid.current.querySelector('.tile[aria-pressed="true"]')?.focus()} />;
   const named = (name) => (prefix ? `${name}, compared` : name); // Two networks on a page have landmarks of different names.
   const tileActions = { select, setHover, wholeLayer, opacity };
@@ -168,6 +168,7 @@ class Tile extends Component {
   }
 
   render({ map, position, pressed, name, wholeLayer, opacity }) {
+    const changed = !!map.change?.[position];
     const point = (event) => hasMoved(event) && this.props.setHover({ map, position, ...cellUnder(event, event.currentTarget.querySelector("canvas"), map) });
     const press = (event) => {
       const byKeyboard = event.detail === 0; // Activated by keyboard: the focus goes on to the cells.
@@ -175,11 +176,11 @@ class Tile extends Component {
       this.props.select(map, position, cell, byKeyboard ? "map" : "");
     };
     return (
-      <button type="button" class="tile" aria-pressed={String(!!pressed)} aria-label={`${map.title(position)}: enlarge`}
+      <button type="button" class={changed ? "tile changed" : "tile"} aria-pressed={String(!!pressed)} aria-label={`${map.title(position)}${changed ? ", changed" : ""}: enlarge`}
         onPointerMove={point} onPointerLeave={() => this.props.setHover(null)} onClick={press}>
         <Canvas paint={(canvas) => (map.isHeat ? map.paintOver(canvas, opacity / 100) : map.paint(canvas, position, wholeLayer))}
           on={[map, position, wholeLayer, opacity]} />
-        <span class="name">{name ?? map.channels[position]}</span>
+        <span class="name">{name ?? map.channels[position]}{changed && " Δ"}</span>
       </button>
     );
   }
@@ -195,11 +196,12 @@ function LayerCard({ map, label, sources, pressed, expanded, expand, ...actions 
   const channels = map.numbers
     ? some ? `the largest ${count} of ${map.count} numbers` : plural(count, "number")
     : `${some ? `the ${count} strongest of ${map.channel_count} channels` : plural(count, "channel")} of ${formatSize(...map.cells)} cells`;
-  const shown = expanded ? count : Math.min(TILES_SHOWN, count);
+  const shown = expanded ? count : Math.min(TILES_SHOWN, count), changed = map.change?.filter((change) => change !== 0).length;
   return (
     <section class="card layer" data-card={cardOf(map.name)} aria-label={label}>
       <h3>{map.name}</h3>
-      <p class="hint">{channels}{map.operation && <><br />{map.operation}</>}{sources && <><br />{sources}</>}</p>
+      <p class="hint">{channels}{map.operation && <><br />{map.operation}</>}{sources && <><br />{sources}</>}
+        {changed > 0 && <><br /><strong class="changes">{changed === count ? `all ${count}` : `${changed} of ${count}`} changed</strong></>}</p>
       {map.numbers
         ? <Numbers map={map} pressed={pressed} {...actions} />
         : <div class="tiles" ref={list}>
@@ -234,11 +236,13 @@ function Scores({ data, label, prefix, ask, sources }) {
       {data.known_sources && sources.length > 0 && <p class="hint">from {sources.map(({ layer }) => sourceName(layer)).join(" and ")}</p>}
       <div id={`${prefix}scores`}>{data.scores.length > 0 ? <ol>
         {data.scores.map((score) => {
-          const share = score.value === undefined ? score.probability : Math.abs(score.value) / (top || 1);
+          const { change } = score, length = (number) => (score.value === undefined ? number : clamp(Math.abs(number) / (top || 1), 0, 1));
+          const number = score.value === undefined ? score.probability : score.value, before = change && number - (change.value === undefined ? change.probability : change.value);
           const content = <>
             <span class="label">{score.label}</span>
             <span class="number">{score.value === undefined ? formatShare(score.probability) : formatNumber(score.value)}</span>
-            <span class="track" aria-hidden="true"><span class="fill" style={{ width: `${100 * share}%` }} /></span>
+            {change && <span class="delta">{changeText(change)}</span>}
+            <span class="track" aria-hidden="true"><span class="fill" style={{ width: `${100 * length(number)}%` }} />{change && <span class="before" style={{ left: `${100 * length(before)}%` }} />}</span>
           </>;
           const title = score.logit === undefined || score.logit === null ? undefined : `logit ${formatNumber(score.logit)}`;
           return (
@@ -250,6 +254,7 @@ function Scores({ data, label, prefix, ask, sources }) {
           );
         })}
       </ol> : <p>This network has no classes.</p>}</div>
+      {data.gone?.length > 0 && <p class="hint">No longer among them: {data.gone.map((change) => `${change.label} (${changeText(change)})`).join(", ")}.</p>}
       {some && <p class="hint">{data.scores.length} of {data.class_count} classes.</p>}
       {ask?.target && data.scores.length > 0 && <p class="hint">Press a score to see what speaks for and against it.</p>}
     </section>
@@ -309,7 +314,7 @@ export function Heading({ data, level = 1, prefix = "" }) {
     <>
       <Title id={`${prefix}title`}>{title} – {model.name}</Title>
       <p class="hint" id={`${prefix}model-info`}>{model.description && `${model.description.replace(/\.?$/, ".")} `}
-        Version {model.version}, {model.parameters.toLocaleString("en")} parameters, {model.engine} on {model.device}.</p>
+        Version {model.version}, {model.parameters.toLocaleString("en")} parameters, {model.engine} on {model.device}.{data.edits > 0 && ` After ${plural(data.edits, "edit")}.`}</p>
     </>
   );
 }

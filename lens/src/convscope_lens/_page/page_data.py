@@ -10,7 +10,7 @@ import base64
 import dataclasses
 import io
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from convscope import ProtocolError, RequestRejected, encode_pictures
@@ -19,7 +19,7 @@ from convscope.commands import LAYER_HEADINGS, STAGES
 from convscope_lens._arrays import load_npy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from convscope import ClassScore, Client, Explanation, Input, Layer, ModelCard, Prediction, Source, Timing
     from convscope.typing import Method, Picture
@@ -64,6 +64,7 @@ def fetch_page_data(
     top_k: int = 5,
     by_default: bool = False,
     kernels: bool = False,
+    edits: Sequence[Mapping[str, Any]] = (),
     request_id: str | None = None,
 ) -> dict[str, Any]:
     """Predict and explain a picture, and return the data of the page.
@@ -85,27 +86,35 @@ def fetch_page_data(
         by_default: Whether nobody asked for `method`: if it does not suit the network there is no heat map, and
             `heat_note` says why.
         kernels: Whether to include the kernels of layers with few weights.
+        edits: As in `Client.predict`. With them there is no heat map, since explanations are of the unedited network;
+            scores and maps come with what the edits changed.
         request_id: Id of the request for the maps.
 
     Returns:
-        A dict of `title`, `model`, `picture`, `original`, `scores`, `layers`, `heat`, `heat_note`, `geometry` and
-        `timing`. `picture` is None if it cannot be shown, `heat` if there is none.
+        A dict of `title`, `model`, `picture`, `original`, `scores`, `layers`, `heat`, `heat_note`, `geometry`, `timing`
+        and `edits`, their number; with edits also `gone`, the scores that they removed. `picture` is None if it cannot
+        be shown, `heat` if there is none.
 
     Raises:
         ConvscopeError: A request failed.
+        TypeError: An edit has a field of the wrong type.
         ValueError: An option is out of range, or the explanation would be a single cell.
     """
     names = {layers} if isinstance(layers, str) else set(layers)
     requested = [one for one in card.layers if "all" in names or one.name in names]
+    if edits:
+        method = layer = None
     _check_explained_layer(card, method, layer)
     explanation, note = _explain(
         client, file, card, model=model, version=version, method=method, layer=layer, target=target,
         by_default=by_default,
     )  # fmt: skip
+    note = "There is no heat map: explanations are of the network without edits." if edits else note
     size = explanation.picture.shape[1:] if explanation is not None else None
     shapes = [_shape_for(one, card.input, size) for one in requested]
+    reply_values = card.limits.max_reply_bytes * 9 // 10 // (2 if edits else 1)  # The changes come along.
     fitting = [
-        channels_that_fit(shapes, card.limits.max_reply_bytes * 9 // 10 or max_values),
+        channels_that_fit(shapes, reply_values or max_values),
         channels_that_fit([(shape[0], *_reduced(shape[1:])) for shape in shapes if len(shape) == 3], max_values),
     ]
     prediction = client.predict(
@@ -118,8 +127,17 @@ def fetch_page_data(
         top_k=top_k,
         timing=True,
         request_id=request_id,
+        edits=edits,
+        compare=bool(edits),
     )
-    shown = set(prediction.maps)
+    maps = _maps_of(prediction)
+    for name, missing in _missing_channels(maps, edits, card).items():
+        more = client.predict(
+            file, model=model, version=version, layers=[name], map_dtype="uint8", channels=missing, top_k=1,
+            edits=edits, compare=True,
+        )  # fmt: skip
+        maps[name] = maps[name].joined(_maps_of(more)[name])
+    shown = set(maps)
     heat = None
     if explanation is not None and explanation.has_heat:
         heat = _heat(explanation, card)
@@ -136,15 +154,16 @@ def fetch_page_data(
         },
         "picture": pack_file(file, card.input) if explanation is None else pack_picture(explanation.picture),
         "original": None if explanation is None or not card.input.resize else _pack_original(file, explanation),
-        "scores": [_score(score) for score in prediction.top],
+        **_scores(prediction),
         "class_count": len(card.classes),
         "known_sources": any(one.sources for one in card.layers),
         "score_sources": _sources(card.sources, card, shown),
-        "layers": _maps(prediction, card, client if kernels else None, version),
+        "layers": _pack_maps(maps, card, client if kernels else None, version),
         "heat": heat,
         "heat_note": note,
         "geometry": _layer_table(card, prediction),
         "timing": None if prediction.timing is None else _timing(prediction.timing),
+        "edits": len(edits),
     }
 
 
@@ -294,6 +313,18 @@ def _to_levels(values: NDArray[Any]) -> NDArray[np.uint8]:
     return levels
 
 
+def _scores(prediction: Prediction) -> dict[str, Any]:
+    """Return `scores`; after edits each with its `change`, and `gone`: label and change of those that edits removed."""
+    scores = [_score(score) for score in prediction.top]
+    if prediction.change is None:
+        return {"scores": scores}
+    changes = [_score(score) for score in prediction.change.top]
+    return {
+        "scores": [score | {"change": change} for score, change in zip(scores, changes, strict=False)],
+        "gone": changes[len(scores) :],
+    }
+
+
 def _score(score: ClassScore) -> dict[str, Any]:
     """Convert a class's score, or a number that is none, to JSON types."""
     values: dict[str, Any] = score.as_values()
@@ -308,31 +339,70 @@ def _geometry(layer: Layer) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in _GEOMETRY}
 
 
-def _maps(prediction: Prediction, card: ModelCard, client: Client | None, version: str | None) -> list[dict[str, Any]]:
+class _Map(NamedTuple):
+    """A layer's map: (C, h, w), or numbers without rows and columns; the channels' indexes; and what edits changed."""
+
+    cells: NDArray[np.float32]
+    channels: tuple[int, ...]
+    change: NDArray[np.float32] | None
+
+    def joined(self, other: _Map) -> _Map:
+        """Return the map with the channels of another of the same layer; both have changes."""
+        change = [one.change for one in (self, other) if one.change is not None]
+        cells = np.concatenate([self.cells, other.cells])
+        return _Map(cells, self.channels + other.channels, np.concatenate(change))
+
+
+def _maps_of(prediction: Prediction) -> dict[str, _Map]:
+    change = prediction.change
+    return {
+        name: _Map(cells, prediction.channels[name], None if change is None else change.maps[name])
+        for name, cells in prediction.maps.items()
+    }
+
+
+def _missing_channels(
+    maps: Mapping[str, _Map], edits: Sequence[Mapping[str, Any]], card: ModelCard
+) -> dict[str, list[int]]:
+    """Return the edited channels that were left out, by layer: one that is switched off is not among the strongest."""
+    missing: dict[str, list[int]] = {}
+    for edit in edits:
+        name, channels = edit["layer"], edit.get("channels")
+        if name in maps and isinstance(channels, list) and len(maps[name].channels) < card.layer(name).shape[0]:
+            known = {*maps[name].channels, *missing.get(name, [])}
+            new = [channel for channel in dict.fromkeys(channels) if channel not in known]
+            if new:
+                missing.setdefault(name, []).extend(new)
+    return missing
+
+
+def _pack_maps(
+    maps: Mapping[str, _Map], card: ModelCard, client: Client | None, version: str | None
+) -> list[dict[str, Any]]:
     """Pack the maps in the order of the forward pass; with a client, the kernels of layers with few weights too."""
     layers = {layer.name: layer for layer in card.layers}
-    maps = []
-    for name in sorted(prediction.maps, key=list(layers).index):
-        layer, feature_map = layers[name], prediction.maps[name]
+    packed_maps = []
+    for name in sorted(maps, key=list(layers).index):
+        layer, feature_map = layers[name], maps[name].cells
         if not feature_map.size:
             continue
-        packed = pack_map(feature_map, prediction.channels[name])
+        packed = pack_map(feature_map, maps[name].channels, maps[name].change)
         kernels = None
         if client is not None and layer.operation == "Conv2d" and _count_weights(layer) <= KERNEL_VALUES:
             kernels = _kernels(client, card.model, name, version, packed["channels"])
-        maps.append(
+        packed_maps.append(
             {
                 "name": name,
                 "channel_count": layer.shape[0] if layer.shape else 1,
                 "operation": describe_operation(layer),
-                "sources": _sources(layer.sources, card, set(prediction.maps)),
+                "sources": _sources(layer.sources, card, set(maps)),
                 "has_kernels": layer.operation == "Conv2d",
                 "kernels": kernels,
                 **_geometry(layer),
                 **packed,
             }
         )
-    return maps
+    return packed_maps
 
 
 def _sources(sources: Sequence[Source], card: ModelCard, shown: set[str]) -> list[dict[str, Any]]:
@@ -419,22 +489,27 @@ def _timing(timing: Timing) -> list[list[Any]]:
     return [[label, round_to_6_digits(1000 * getattr(timing, name))] for name, label in STAGES.items()]
 
 
-def pack_map(feature_map: NDArray[np.float32], channels: Sequence[int]) -> dict[str, Any]:
-    """Pack a map, the channels with the largest mean first.
+def pack_map(
+    feature_map: NDArray[np.float32], channels: Sequence[int], change: NDArray[np.float32] | None = None
+) -> dict[str, Any]:
+    """Pack a map, the channels with the largest mean first; after edits in the order that they had before.
 
     Args:
         feature_map: (C, h, w), or numbers without rows and columns; float32, any range.
         channels: The index of each channel.
+        change: What edits changed, as `feature_map`; None without edits.
 
     Returns:
         `channels`, and `cells`, [h, w]. Of a map: `block`, the side of the blocks of cells that a value is the mean of;
         `rows` and `columns` of such blocks; `values`, base64 of uint8 in C order; and for each channel the `min` and
         `max` of its cells, which are 0 and 255 in `values`; None for a channel without a finite value. Of numbers,
-        which maps of one cell are too: `numbers`, the largest, which are those of `channels`.
+        which maps of one cell are too: `numbers`, the largest, which are those of `channels`. With `change`, for each
+        channel `change`, the difference that is farthest from 0, and of a map `before`, [min, max] before the edits.
     """
     if feature_map.ndim != 3 or feature_map.shape[1:] == (1, 1):
-        return _pack_numbers(feature_map, channels if feature_map.ndim == 3 else range(feature_map.size))
-    means = np.where(np.isfinite(feature_map), feature_map, -np.inf).mean(axis=(1, 2), dtype=np.float64)
+        return _pack_numbers(feature_map, channels if feature_map.ndim == 3 else range(feature_map.size), change)
+    before = feature_map if change is None else feature_map - change
+    means = np.where(np.isfinite(before), before, -np.inf).mean(axis=(1, 2), dtype=np.float64)
     order = np.argsort(-means, kind="stable")
     cells = feature_map.shape[1:]
     feature_map = feature_map[order]
@@ -445,7 +520,7 @@ def pack_map(feature_map: NDArray[np.float32], channels: Sequence[int]) -> dict[
     with np.errstate(invalid="ignore"):
         span = np.where(maximum > minimum, maximum - minimum, 1)
         scaled = np.nan_to_num((values - minimum[:, None, None]) / span[:, None, None])
-    return {
+    packed = {
         "channels": [channels[position] for position in order],
         "cells": cells,
         "block": block,
@@ -455,18 +530,42 @@ def pack_map(feature_map: NDArray[np.float32], channels: Sequence[int]) -> dict[
         "min": [round_to_6_digits(float(value)) for value in minimum],
         "max": [round_to_6_digits(float(value)) for value in maximum],
     }
+    if change is not None:
+        packed["change"] = [_largest(change[position]) for position in order]
+        packed["before"] = [_ends_before(before[position], change[position]) for position in order]
+    return packed
 
 
-def _pack_numbers(values: NDArray[np.float32], channels: Sequence[int]) -> dict[str, Any]:
+def _ends_before(before: NDArray[np.float32], change: NDArray[np.float32]) -> list[float | None]:
+    """Return the least and the largest value of a channel before edits, which is known but for steps of uint8.
+
+    A least value within them is 0: a map without negative values has other colours than one with them.
+    """
+    least, largest = float(before.min()), float(before.max())
+    step = float(np.ptp(before + change) + np.ptp(change)) / 255
+    return [0.0 if abs(least) <= step else round_to_6_digits(least), round_to_6_digits(largest)]
+
+
+def _largest(change: NDArray[np.float32]) -> float | None:
+    """Return the difference that is farthest from 0, with its sign."""
+    return round_to_6_digits(float(change.flat[np.abs(change).argmax()]))
+
+
+def _pack_numbers(
+    values: NDArray[np.float32], channels: Sequence[int], change: NDArray[np.float32] | None
+) -> dict[str, Any]:
     """Pack numbers without rows and columns, the largest first."""
     flat = values.ravel()
     order = np.argsort(-np.where(np.isfinite(flat), flat, -np.inf), kind="stable")[:NUMBERS_SHOWN]
-    return {
+    packed = {
         "channels": [channels[position] for position in order],
         "cells": (1, 1),
         "count": flat.size,
         "numbers": [round_to_6_digits(float(flat[position])) for position in order],
     }
+    if change is not None:
+        packed["change"] = [_largest(change.ravel()[position]) for position in order]
+    return packed
 
 
 def _reduced(cells: tuple[int, ...]) -> tuple[int, ...]:

@@ -12,9 +12,11 @@ import functools
 import hashlib
 import hmac
 import io
+import json
 import secrets
 import socket
 import threading
+import time
 from http import HTTPStatus
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -48,6 +50,7 @@ MAX_BODY_BYTES = 64 << 20
 KEPT_BYTES = 512 << 20  # Of pictures; the oldest are forgotten.
 MAX_MAP_VALUES = 1 << 20  # All maps together: the page draws them again at every stroke.
 HTTP_PORT = 80
+CARD_S = 2  # A card is asked for again when it is older and needed, since a running service takes in new archives.
 IDLE_TIMEOUT_S = 60  # Of a connection.
 SHUTDOWN_S = 1  # For requests that are being answered when the server ends.
 SAMPLES = ("cat.png", "frog.png", "ship.png", "digit-3.png", "digit-7.png")
@@ -79,8 +82,8 @@ class PageServer:
         application = Starlette(
             routes=site.routes(),
             middleware=[Middleware(_Guard, token=self._token, port=self._port)],
-            exception_handlers=dict.fromkeys(
-                (ConvscopeError, ValueError, HTTPException, ClientDisconnect), _reply_to_error
+            exception_handlers=dict.fromkeys(  # The client raises TypeError for edits.
+                (ConvscopeError, TypeError, ValueError, HTTPException, ClientDisconnect), _reply_to_error
             ),
         )
         self._server = uvicorn.Server(
@@ -269,20 +272,21 @@ class _Site:
 
     def __init__(self, client: Client, cards: dict[str, ModelCard], version: str | None) -> None:
         self._client = client
-        self._cards = cards
+        self._cards = {model: (card, time.monotonic()) for model, card in cards.items()}  # With when it was asked for.
         self._version = version
         self._pictures = _Pictures()
         self._samples = _Pictures()
         for name in SAMPLES:
             self._samples.add(name, files("convscope_lens._page").joinpath("samples", name).read_bytes())
-        self._filters: Callable[[str, str], NDArray[np.float32]] = functools.lru_cache(maxsize=8)(
-            lambda model, layer: client.filters(model, layer, version)
+        self._filters: Callable[[str, str, str], NDArray[np.float32]] = functools.lru_cache(maxsize=8)(
+            lambda model, layer, _: client.filters(model, layer, version)
         )
 
     def routes(self) -> list[Route]:
         """Return the routes; those that ask the service run in threads."""
         return [
             Route("/", self._page),
+            Route("/models", self._models),
             Route("/pictures", self._list),
             Route("/pictures", self._add, methods=["POST"]),
             Route("/predict", self._predict),
@@ -292,11 +296,16 @@ class _Site:
 
     def _page(self, request: Request) -> Response:
         settings = {
-            "models": [_describe(model, card) for model, card in self._cards.items()],
+            "models": [_describe(model, card) for model, (card, _) in self._cards.items()],
             "max_bytes": MAX_BODY_BYTES,
             "samples": self._samples.describe(),
+            "url": self._client.url,  # For the program that the page writes.
+            "version": self._version,
         }
         return Response(page_html("convscope", None, settings=settings), media_type="text/html")
+
+    def _models(self, request: Request) -> Response:
+        return JSONResponse([_describe(model, self._card(model)) for model in self._cards])
 
     def _list(self, request: Request) -> Response:
         return JSONResponse(self._pictures.describe())
@@ -309,11 +318,17 @@ class _Site:
         return JSONResponse({"id": picture_id, "title": title, "thumbnail": self._pictures.get(picture_id).thumbnail})
 
     def _predict(self, request: Request) -> Response:
-        query = request.query_params
-        model, card = self._model(request)
-        picture = self._picture(request)
+        model = self._model(request)
+        card = self._card(model)
+        data = self._page_data(request, model, card)
+        if data["model"]["version"] != card.version:  # The service has taken in another one since.
+            data = self._page_data(request, model, self._card(model, renew=True))
+        return JSONResponse(data)
+
+    def _page_data(self, request: Request, model: str, card: ModelCard) -> dict[str, Any]:
+        query, picture = request.query_params, self._picture(request)
         method, top_k = query.get("method", "grad_cam"), _integer(request, "top_k")
-        data = fetch_page_data(
+        return fetch_page_data(
             self._client,
             picture.file,
             card,
@@ -326,13 +341,13 @@ class _Site:
             target=_integer(request, "target"),
             top_k=5 if top_k is None else top_k,
             by_default="method" not in query,
+            edits=_edits(request),
         )
-        return JSONResponse(data)
 
     def _map(self, request: Request) -> Response:
         """Send a layer's map of a picture as a .npy file, float32: one channel (h, w), or all of them."""
-        model, card = self._model(request)
-        layer = card.layer(request.query_params.get("layer", ""))
+        model = self._model(request)
+        layer = self._card(model).layer(request.query_params.get("layer", ""))
         channel = _integer(request, "channel")
         prediction = self._client.predict(
             self._picture(request).file,
@@ -341,6 +356,7 @@ class _Site:
             layers=[layer.name],
             channels=None if channel is None else [channel],
             top_k=1,
+            edits=_edits(request),
         )
         values = prediction.maps[layer.name]
         content = io.BytesIO()
@@ -348,20 +364,29 @@ class _Site:
         return Response(content.getvalue(), media_type="application/octet-stream")
 
     def _kernels(self, request: Request) -> Response:
-        model, card = self._model(request)
+        model = self._model(request)
+        card = self._card(model)
         layer = card.layer(request.query_params.get("layer", ""))
         channel = _integer(request, "channel") or 0
-        filters = self._filters(model, layer.name)
+        filters = self._filters(model, layer.name, card.version)
         if not 0 <= channel < len(filters):
             raise ValueError(f"channel must be 0 to {len(filters) - 1}, not {channel}")
         return JSONResponse(pack_kernels(filters[channel : channel + 1], [channel]))
 
-    def _model(self, request: Request) -> tuple[str, ModelCard]:
+    def _model(self, request: Request) -> str:
         model = request.query_params.get("model", "")
         if model not in self._cards:
             message = f"unknown network; this page was started with {', '.join(self._cards)}"
             raise _Rejected(HTTPStatus.NOT_FOUND, "model_not_found", message)
-        return model, self._cards[model]
+        return model
+
+    def _card(self, model: str, *, renew: bool = False) -> ModelCard:
+        """Return a model's card, asked for again when it is old or is to be renewed."""
+        card, asked_s = self._cards[model]
+        if renew or time.monotonic() - asked_s > CARD_S:
+            card = self._client.model_card(model, self._version)
+            self._cards[model] = card, time.monotonic()
+        return card
 
     def _picture(self, request: Request) -> _Picture:
         picture_id = request.query_params.get("picture", "")
@@ -376,6 +401,7 @@ def _describe(model: str, card: ModelCard) -> dict[str, Any]:
     size = card.input
     return {
         "name": model,
+        "version": card.version,
         "description": card.description,
         "input": [size.channels, size.height, size.width],
         "layers": [
@@ -385,7 +411,20 @@ def _describe(model: str, card: ModelCard) -> dict[str, Any]:
         "score_sources": [dataclasses.asdict(one) for one in card.sources],
         "methods": [method for method in card.explanations or METHODS if method != "picture"],
         "classes": card.classes,
+        "edits": card.edits,
     }
+
+
+def _edits(request: Request) -> list[dict[str, Any]]:
+    """Return the edits of the address, JSON as in a request to the service; the client and the service check them."""
+    text = request.query_params.get("edits") or "[]"
+    try:
+        edits = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError("edits is not JSON") from None
+    if not isinstance(edits, list):
+        raise ValueError("edits must be a list of operations")
+    return edits
 
 
 def _integer(request: Request, name: str) -> int | None:
