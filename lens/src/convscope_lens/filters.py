@@ -52,10 +52,11 @@ class Peak:
         frequency: Cycles per pixel, 0..0.71: 0 for a uniform area, 0.5 for stripes one pixel wide along an axis.
         orientation: Direction in which the brightness changes, in degrees, 0..180, counter-clockwise from the x axis:
             0 for vertical stripes, 90 for horizontal ones. None at frequency 0, which has no direction.
-        gain: Magnitude at that frequency; at most the sum of |weights|.
-        dc_gain: Magnitude at frequency 0 of the same input channel: the response to a uniform area. 0 for a pure edge
-            detector.
-        channel: Input channel with the largest magnitude.
+        gain: Response at that frequency over all input channels, √(Σ over input channels of magnitude²): what the
+            filter answers to a wave in the colour that suits it best.
+        dc_gain: The same at frequency 0: the response to a uniform area in the colour that suits it best. 0 for a pure
+            edge detector.
+        channel: Input channel with the largest magnitude at that frequency.
     """
 
     filter: int
@@ -113,7 +114,7 @@ def peaks(filters: NDArray[np.float32]) -> list[Peak]:
         filters: (C_out, C_in, kernel height, kernel width), float32, any range.
 
     Returns:
-        One per filter, of the input channel whose spectrum has the largest value.
+        One per filter, over all of its input channels.
     """
     axis = _frequency_axis(filters)
     zero = len(axis) // 2
@@ -123,12 +124,14 @@ def peaks(filters: NDArray[np.float32]) -> list[Peak]:
     for start in range(0, len(filters), step):
         for spectrum in _magnitudes(filters[start : start + step], vertical, axis):
             # Along v = 0 and v = -0.5 values occur twice. Rounding makes the two equal, and argmax returns the first.
-            channel, row, column = np.unravel_index(np.argmax(np.round(spectrum, 9)), spectrum.shape)
+            response = np.sqrt(np.square(spectrum).sum(axis=0))
+            row, column = np.unravel_index(np.argmax(np.round(response, 9)), response.shape)
+            channel = int(np.argmax(np.round(spectrum[:, row, column], 9)))
             v, u = vertical[row], axis[column]
             frequency = float(np.hypot(v, u))
             orientation = float(np.rad2deg(np.arctan2(-v, u)) % 180) if frequency else None
-            gain, dc_gain = float(spectrum[channel, row, column]), float(spectrum[channel, zero, zero])
-            result.append(Peak(len(result), frequency, orientation, gain, dc_gain, int(channel)))
+            gain, dc_gain = float(response[row, column]), float(response[zero, zero])
+            result.append(Peak(len(result), frequency, orientation, gain, dc_gain, channel))
     return result
 
 
