@@ -199,7 +199,7 @@ def add_probe(commands: SubParsers) -> argparse.ArgumentParser:
         "probe",
         help="measure how scores and maps change when pictures are shifted, rotated, scaled, blurred or shuffled",
         description="\n".join(f"{kind}: {probe.help}" for kind, probe in PROBES.items())
-        + "\n\nEach figure is followed by half of its 95 % interval over the pictures and, in parentheses, its baseline.",
+        + "\n\nBeside a figure stand half of its 95 % interval over the pictures and, in parentheses, its baseline.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("kind", choices=PROBES, metavar="|".join(PROBES))

@@ -275,11 +275,11 @@ def make_result(
         chance = dict(scores.chance())
         for control, control_scores in (controls or {}).items():
             control_sums, control_chance = control_scores.sums(), control_scores.chance()
-            for name in ("agreement", "accuracy"):
-                if name in control_sums:
-                    sums[f"{control}_{name}"] = control_sums[name]
-                    chance[f"{control}_{name}"] = control_chance[name]
-        kinds[SCORES] = Figures(sums, False, CHANCE, {name: chance[name] for name in sums if name in chance})
+            for score in ("agreement", "accuracy"):
+                if score in control_sums:
+                    sums[f"{control}_{score}"] = control_sums[score]
+                    chance[f"{control}_{score}"] = control_chance[score]
+        kinds[SCORES] = Figures(sums, False, CHANCE, {score: chance[score] for score in sums if score in chance})
         if (unchanged := scores.unchanged_sums()) is not None:
             single["unchanged"] = Figures({"accuracy_unchanged": unchanged[:, :1]}, False)
     kinds |= {kind: figures for kind, figures in measures.items() if figures.sums}

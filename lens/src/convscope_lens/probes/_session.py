@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope_lens.probes._images import Grid, MapArray, PictureArray, Source, list_pictures, load_network_inputs
+from convscope_lens.probes._images import File, Grid, MapArray, PictureArray, Source, list_pictures, load_network_inputs
 from convscope_lens.probes._statistics import Curve, Sums
 
 if TYPE_CHECKING:
@@ -81,11 +81,11 @@ class ProbeSession:
         """Whether the model has classes."""
         return bool(self.card.classes)
 
-    def _convert(self, file: str | os.PathLike[str] | bytes) -> NDArray[np.float32]:
-        """Return the network's input for a picture file, (C, H, W), float32, 0..1."""
-        explanation = self._client.explain(file, model=self.model, version=self._version, method="picture", top_k=1)
-        levels: NDArray[np.float32] = np.rint(explanation.picture * 255)
-        return levels / np.float32(255)  # As bytes become numbers in the service, to the last bit.
+    def _convert(self, files: list[File]) -> list[NDArray[np.float32]]:
+        """Return the network's inputs for picture files, each (C, H, W), float32, 0..1."""
+        explanations = self._client.explain(files, model=self.model, version=self._version, method="picture", top_k=1)
+        # As bytes become numbers in the service, to the last bit.
+        return [(np.rint(each.picture * 255) / np.float32(255)).astype(np.float32) for each in explanations]
 
     def predict_copies(
         self, make_copies: Callable[[PictureArray], list[PictureArray]], *, maps: bool = True
