@@ -8,8 +8,8 @@
 
 They ask http://localhost:8080, where the store of `prepare` is served, and read CIFAR-10's pictures in pictures/. A
 block of `sh` or `python` that a block of `text` follows is run from the repository's root; trainings stand alone and
-are not. Commands about a network that is not served are skipped. The paragraphs around the blocks quote figures too: read them
-again after `run`.
+are not. Commands about a network that is not served are skipped. The paragraphs around the blocks quote figures too:
+read them again after `run`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TOLERANCE = 0.011  # Or 2 %: another processor rounds otherwise, and a picture b
 TWINS = {  # Name → network and run; None for the first weights of seed 0.
     "deep-untrained": ("Deep", None),
     "cifar-untrained": ("Cifar", None),
-    "cifar-plain": ("Cifar", "runs/cifar-plain/checkpoint.pt"),
+    "cifar-plain": ("Cifar", "runs/cifar-plain/checkpoint.pt"),  # Lesson 4 has the commands that train these two.
     "cifar-turned": ("Cifar", "runs/cifar-turned/checkpoint.pt"),
 }
 

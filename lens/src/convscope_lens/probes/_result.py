@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from convscope_lens.probes._session import ProbeSession, ScoreSums
 
-SCORES, TOTALS = "scores", "totals"
+SCORES, TOTALS, PICTURE = "scores", "totals", "picture"
 CHANCE, ANOTHER = "chance", "another picture"
 _AXIS_LABELS = {
     SCORES: "share",
@@ -120,7 +120,7 @@ class ProbeResult:
         intervals: dict[str, dict[str, NDArray[np.float64]]] = {}
         for kind, figures in self.sums.items():
             sums, others = figures.sums, other.sums[kind].sums if kind in other.sums else {}
-            for name in (name for name in sums if name in others):
+            for name in (name for name in sums if name in others and name != PICTURE):
                 difference = ratio(sums[name], root=figures.root) - ratio(others[name], root=figures.root)
                 values.setdefault(kind, {})[name] = difference
                 ends = interval(sums[name], root=figures.root, minus=others[name])
