@@ -372,7 +372,7 @@ class ChannelMix:
         if self._solved is None:
             size = len(self._gram)
             ridge = np.eye(size) * (_RIDGE * np.trace(self._gram) / size or 1.0)
-            self._solved = np.linalg.solve(self._gram + ridge, self._cross)
+            self._solved = np.asarray(np.linalg.solve(self._gram + ridge, self._cross), np.float64)
         return np.asarray(found.astype(np.float64) @ self._solved)
 
 
