@@ -456,7 +456,7 @@ def test_a_result_shows_its_tables_in_a_notebook():
     curve = np.array([1.0, 2.0, 3.0])
     result = probes.ProbeResult("blur", "<m>", "1", 1, "px", np.arange(3.0), {}, {"energy": {"conv1": curve}})
     html = result._repr_html_()
-    assert html.startswith("<pre>blur: &lt;m&gt; 1, 1 picture\n\nenergy\npx   conv1\n")
+    assert html.startswith("<pre>blur: &lt;m&gt; 1, 1 picture\n\nenergy\npx  conv1\n")
     assert html.endswith("</pre>")
 
 
