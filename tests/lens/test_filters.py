@@ -47,6 +47,18 @@ def test_a_blur_peaks_at_zero_and_has_no_orientation():
     assert peak.gain == peak.dc_gain == pytest.approx(1)
 
 
+def test_a_filter_is_judged_over_all_its_input_channels():
+    weights = np.zeros((1, 3, 3, 3), np.float32)
+    weights[0, 0, 0], weights[0, 0, 2] = -1, 1  # An edge in red, which lets no even area through,
+    weights[0, 1], weights[0, 2] = 1, -1  # and a contrast of green with blue, which does.
+    [peak] = peaks(weights)
+    assert peak.frequency == 0
+    assert peak.dc_gain == peak.gain == pytest.approx(np.hypot(9, 9))
+    weights[0, 1:] = weights[0, 0]
+    [peak] = peaks(weights)
+    assert (peak.gain, peak.dc_gain) == (pytest.approx(6 * np.sqrt(3)), pytest.approx(0, abs=1e-6))
+
+
 def test_spectra_are_the_fourier_sum_by_hand():
     weights = np.random.default_rng(0).normal(size=(2, 3, 3, 3)).astype(np.float32)
     result, steps = spectra(weights), frequencies(32)
@@ -114,7 +126,7 @@ def test_peaks_do_not_depend_on_how_many_filters_are_computed_together():
     weights = np.random.default_rng(0).normal(size=(40, 300, 3, 3)).astype(np.float32)
     together = peaks(weights)
     assert together == [dataclasses.replace(peaks(weights[[index]])[0], filter=index) for index in range(40)]
-    assert together[7].gain == pytest.approx(spectra(weights[[7]]).max())
+    assert together[7].gain == pytest.approx(np.sqrt(np.square(spectra(weights[[7]])).sum(axis=1)).max())
 
 
 @pytest.mark.parametrize("address", ["rest"], indirect=True)

@@ -1,4 +1,8 @@
-"""The commands of docs/lessons.md run as they stand, on networks that have learned nothing and on few pictures."""
+"""The commands of docs/lessons.md run as they stand, on networks that have learned nothing and on few pictures.
+
+What they print on the committed archives is tested in tests/e2e/test_lessons.py where that needs no more than the
+repository, and by `python docs/lessons.py check` for all of them.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import torch
 from convscope._cli import main
 from PIL import Image
 
+from docs import lessons
 from handlers.images.preprocessing import Preprocessing
 from handlers.networks import NETWORKS
 from tests.client.served import serving
@@ -30,18 +35,24 @@ def blocks(language: str) -> list[str]:
 
 
 LINES = [line for block in blocks("sh") for line in block.splitlines()]
-COMMANDS = [line for line in LINES if line.startswith(".venv/bin/convscope ")]
+BLOCKS = [block for block in lessons.blocks() if block.needs_pictures]
+COMMANDS = [block.code for block in BLOCKS if block.language == "sh"]
 TRAININGS = [line for line in LINES if line.startswith(".venv/bin/python -m training.shuffled ")]
 TWINS = [line for line in LINES if line.startswith(".venv/bin/python -m training.train ")]
-PYTHON = blocks("python")
+PYTHON = [block.code for block in BLOCKS if block.language == "python"]
+TWIN_NETWORKS = {"Deep": NETWORKS["deep"], "Cifar": NETWORKS["cifar"]}
 
 
 @pytest.fixture(scope="module")
 def networks() -> Iterator[StandIn]:
     torch.manual_seed(0)
     takes = {"edges": (Preprocessing(1, None, None), ()), "digits": (Preprocessing(1, 28, 28), DIGITS)}
+    made = {**NETWORKS, **{name: TWIN_NETWORKS[network] for name, (network, _) in lessons.TWINS.items()}}
     with serving(
-        {name: make_service(made(), *takes.get(name, (CIFAR_INPUT, CIFAR_CLASSES))) for name, made in NETWORKS.items()}
+        {
+            name: make_service(network(), *takes.get(name, (CIFAR_INPUT, CIFAR_CLASSES)))
+            for name, network in made.items()
+        }
     ) as stand_in:
         yield stand_in
 
@@ -54,17 +65,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for label in COLOUR:
             (tmp_path / "pictures" / split / label).mkdir(parents=True)
             Image.open(ROOT / f"samples/{label}.png").save(tmp_path / f"pictures/{split}/{label}/0000.jpg")
+    for digit in "37":
+        (tmp_path / "pictures" / "digits" / digit).mkdir(parents=True)
+        (tmp_path / f"pictures/digits/{digit}/0000.png").symlink_to(ROOT / f"samples/digit-{digit}.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_every_line_is_one_that_is_run_here_or_starts_the_server() -> None:
-    others = set(LINES) - {*COMMANDS, *TRAININGS, *TWINS}
+def test_every_line_prints_what_stands_below_it_or_trains_or_serves() -> None:
+    checked = {line for block in lessons.blocks() for line in block.code.splitlines()}
+    others = set(LINES) - {*checked, *TRAININGS, *TWINS}
     assert {line.partition(" --")[0] for line in others} == {
         ".venv/bin/python -m server",
-        ".venv/bin/python -m archiver",
+        ".venv/bin/python docs/lessons.py prepare",
     }
-    assert len(COMMANDS) >= 15
+    assert set(blocks("python")) <= {block.code for block in lessons.blocks()}
+    assert len(COMMANDS) >= 12
     assert len(TRAININGS) == 2
 
 
@@ -72,15 +88,19 @@ def test_every_line_is_one_that_is_run_here_or_starts_the_server() -> None:
 def test_a_twins_training_is_one_that_can_be_requested(line: str) -> None:
     options = train.parser().parse_args(shlex.split(line)[3:])
     checkpoint = options.out / train.CHECKPOINT
-    assert f".venv/bin/python -m archiver --checkpoint {checkpoint} --store out/twins" in "\n".join(LINES)
+    assert str(checkpoint) in {run for _, run in lessons.TWINS.values()}
 
 
 def test_every_claim_has_a_command_and_what_it_printed() -> None:
     sections = re.split(r"^## (?=\d)", LESSONS, flags=re.MULTILINE)[1:]
-    assert [section[0] for section in sections] == list("12345678")
+    assert [section[0] for section in sections] == list("123456789")
     for section in sections:
-        assert re.search(r"```(sh|python)\n[^`]*```\n\n```text\n[^`]+```", section), section[:40]
-    assert "```text\n```" not in LESSONS
+        assert lessons.PAIR.search(section), section[:40]
+        assert section.splitlines()[2].startswith("**Predict.** "), section[:40]
+        assert "**Exercise.** " in section
+        assert "weaker than it sounds.** " in section
+        assert re.search(r"\(pictures/lessons/[\w-]+\.png\)", section) or section[0] == "2"
+    assert all(block.printed.strip(" …\n") for block in lessons.blocks())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -106,6 +126,21 @@ def test_a_training_reads_its_options_and_pictures(command: str, monkeypatch: py
     monkeypatch.setattr(shuffled, "compare", compare)
     assert shuffled.main(shlex.split(command)[3:]) == 0
     assert received == [(shlex.split(command)[4], 5)]
+
+
+def test_outputs_differ_where_more_than_a_rounding_does() -> None:
+    text = "blur: cifar 1.0, 300 pictures\nruns on  cpu\nsigma  agreement\n  1  0.520 ±0.057 (0.121)\n"
+    assert not lessons.differences(
+        text, text.replace("cpu", "cuda").replace("0.520", "0.523").replace("  1 ", "  1   ")
+    )
+    for changed in (
+        text.replace("0.520", "0.540"),
+        text.replace("0.520", "–"),
+        text.replace("300", "200"),
+        text.replace("cifar", "deep"),
+        text + "more\n",
+    ):
+        assert lessons.differences(text, changed)
 
 
 def test_what_is_stated_of_convolutions_holds() -> None:

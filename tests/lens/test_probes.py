@@ -57,6 +57,21 @@ class Wide(nn.Module):
         return self.only(images).mean((2, 3))
 
 
+class Turning(nn.Module):
+    """One kernel in its four quarter turns: what a channel finds upright, its neighbour finds in the turned picture."""
+
+    layers: ClassVar = {"only": "only"}
+
+    def __init__(self):
+        super().__init__()
+        self.only = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        kernel = torch.rand(3, 3, 3) - 0.5
+        self.only.weight.data = torch.stack([torch.rot90(kernel, turns, (1, 2)) for turns in range(4)])
+
+    def forward(self, images):
+        return self.only(images).mean((2, 3))
+
+
 class Strided(nn.Module):
     """A strided convolution without padding and one behind it."""
 
@@ -79,6 +94,7 @@ def networks() -> Iterator[StandIn]:
     services["edges"] = make_service(Edges(), Preprocessing(1, None, None), ())
     services["round"] = make_service(Round(), CIFAR_INPUT, CIFAR_CLASSES[:4])
     services["strided"] = make_service(Strided(), CIFAR_INPUT, CIFAR_CLASSES[:5])
+    services["turning"] = make_service(Turning(), CIFAR_INPUT, CIFAR_CLASSES[:4])
     services["wide"] = make_service(Wide(), CIFAR_INPUT, CIFAR_CLASSES[:2])
     services["narrow"] = make_service(Cifar(), CIFAR_INPUT, CIFAR_CLASSES, limits=Limits(max_images=5))
     with serving(services) as stand_in:
@@ -175,6 +191,112 @@ def test_a_round_kernel_turns_with_its_picture_and_another_does_not(client):
     assert other[1:].min() > 0.1
 
 
+def test_a_map_that_turns_with_other_channels_follows_once_they_are_mixed(client):
+    pictures = noise(8)
+    result = probes.rotate(client, pictures, model="turning", angles=[0, 90])
+    assert result.measures["distance"]["only"][1] > 0.5  # Channel by channel it fails, as a perfect network would.
+    assert result.measures["mixed"]["only"].max() < 0.01
+    assert result.baselines["mixed"]["only"].min() > 0.3  # The same fit does not make unrelated pictures alike.
+    assert result.totals["fitted_pictures"] == 4
+    other = probes.rotate(client, pictures, model="cifar", angles=[90], layers="conv1")
+    assert 0.1 < other.measures["mixed"]["conv1"][0] < other.measures["distance"]["conv1"][0]
+    assert np.isnan(probes.rotate(client, pictures[0], model="cifar", angles=[90]).measures["mixed"]["conv1"]).all()
+
+
+def test_a_distance_stands_beside_that_of_another_picture(client):
+    pictures = noise(2)
+    result = probes.shift(client, pictures, model="cifar", shifts=[2], layers="conv1", pairs=0)
+    maps = [prediction.maps["conv1"] for prediction in client.predict(pictures, model="cifar", layers="conv1")]
+    by_hand = []
+    for picture, other in zip(pictures, maps[::-1], strict=True):
+        moved = [_images.shift_picture(picture, 2, 0), _images.shift_picture(picture, 0, 2)]
+        down, right = (each.maps["conv1"] for each in client.predict(moved, model="cifar", layers="conv1"))
+        wrong = np.square(down[:, 2:] - other[:, :-2]).sum() + np.square(right[:, :, 2:] - other[:, :, :-2]).sum()
+        by_hand.append(np.sqrt(wrong / (np.square(other[:, :-2]).sum() + np.square(other[:, :, :-2]).sum())))
+    [baseline] = result.baselines["whole"]["conv1"]  # Of the second against the first, in an order drawn at random.
+    assert min(abs(baseline - each) for each in by_hand) < 1e-5
+    assert result.baseline_names["whole"] == "another picture"
+    alone = probes.shift(client, pictures[0], model="cifar", shifts=[2], layers="conv1", pairs=0)
+    assert np.isnan(alone.baselines["whole"]["conv1"]).all()
+    assert np.isnan(alone.intervals["whole"]["conv1"]).all()
+
+
+def test_intervals_are_those_of_another_sample_of_pictures(client):
+    result = probes.blur(client, noise(40), model="cifar", sigmas=[0.6], layers="none")
+    assert result.measures == {}
+    share, count = result.scores["agreement"][0], result.picture_count
+    [[low, high]] = result.intervals["scores"]["agreement"]
+    assert 0 < share < 1
+    assert low < share < high
+    assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(share * (1 - share) / count), rel=0.25)
+    assert f"{share:.3f} ±" in result.format_table()
+
+
+def test_chance_is_what_answers_dealt_out_at_random_would_agree(client):
+    pictures = noise(6)
+    result = probes.rotate(client, pictures, model="flat", angles=[90], layers="none")
+    before = [each.top[0].index for each in client.predict(pictures, model="flat")]
+    turned = client.predict([np.rot90(picture).copy() for picture in pictures], model="flat", top_k=0)
+    after = [each.top[0].index for each in turned]
+    dealt = np.mean([[one == other for other in after] for one in before])
+    assert result.baselines["scores"]["agreement"] == pytest.approx([dealt])
+    probabilities = [{score.index: score.probability for score in each.top} for each in turned]
+    dealt = np.mean([[other[one] for other in probabilities] for one in before])
+    assert result.baselines["scores"]["probability"] == pytest.approx([dealt])
+
+
+def test_folders_named_as_classes_give_an_accuracy_and_its_paired_change(client, tmp_path):
+    labels = [CIFAR_CLASSES[number % 3] for number in range(9)]
+    pixels = [(255 * image).astype(np.uint8) for image in noise(9)]
+    for number, (label, image) in enumerate(zip(labels, pixels, strict=True)):
+        (tmp_path / label).mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / label / f"{number}.png")
+    result = probes.rotate(client, tmp_path, model="flat", angles=[180], layers="none")
+    before = client.predict(pixels, model="flat")
+    after = client.predict([np.rot90(image, 2).copy() for image in pixels], model="flat")
+    correct = [
+        np.mean([one.top[0].label == label for one, label in zip(answers, labels, strict=True)])
+        for answers in (before, after)
+    ]
+    assert result.totals["accuracy_unchanged"] == pytest.approx(correct[0])
+    assert result.scores["accuracy"] == pytest.approx([correct[1]])
+    assert result.scores["accuracy_change"] == pytest.approx([correct[1] - correct[0]])
+    (tmp_path / "unnamed.png").write_bytes((tmp_path / labels[0] / "0.png").read_bytes())
+    assert "accuracy" not in probes.rotate(client, tmp_path, model="flat", angles=[180], layers="none").scores
+
+
+def test_two_models_are_compared_picture_by_picture(client):
+    options = {"sigmas": [0.6], "layers": "none"}
+    cifar, flat = (probes.blur(client, noise(40), model=model, **options) for model in ("cifar", "flat"))
+    difference = cifar.minus(flat)
+    assert difference.model == "cifar 1.0 − flat"
+    assert difference.scores["agreement"] == pytest.approx(cifar.scores["agreement"] - flat.scores["agreement"])
+    [[low, high]] = difference.intervals["scores"]["agreement"]
+    assert low < difference.scores["agreement"][0] < high
+    same = cifar.minus(cifar)  # Were both resampled apart, the interval would be wide.
+    assert not np.any(same.intervals["scores"]["agreement"])
+    with pytest.raises(ValueError, match="the same pictures and steps"):
+        cifar.minus(probes.blur(client, noise(40), model="flat", sigmas=[1], layers="none"))
+
+
+def test_pooled_maps_are_compared_in_place(client):
+    pictures = noise(3)
+    result = probes.pool(client, pictures, model="cifar", layers="conv1", windows=[1, 4, 64])
+    before = client.predict(pictures, model="cifar", layers="conv1")
+    moved = [_images.shift_picture(picture, 0, 1) for picture in pictures]
+    after = client.predict(moved, model="cifar", layers="conv1")
+    for measure, reduced in (("maximum", np.max), ("average", np.mean)):
+        was, now = (
+            np.stack([reduced(each.maps["conv1"].reshape(16, 8, 4, 8, 4), axis=(2, 4)) for each in answers])
+            for answers in (before, after)
+        )
+        by_hand = np.sqrt(np.square(now - was).sum() / np.square(was).sum())
+        assert result.measures[measure]["conv1"][1] == pytest.approx(by_hand, rel=1e-5)
+        assert result.measures[measure]["conv1"][1] < result.baselines[measure]["conv1"][1]
+        assert np.isnan(result.measures[measure]["conv1"][2])  # The map has 32×32 cells.
+    assert result.scores == {}
+
+
 def test_a_scaled_map_is_compared_where_its_place_is_still_in_the_picture(client):
     smooth = _images.blur_picture(noise(1)[0], 4)
     result = probes.scale(client, smooth, model="round", factors=[1, 1.2]).measures["distance"]
@@ -198,6 +320,20 @@ def test_without_padding_there_is_no_border(client):
     assert np.nanmax(result.measures["constant"]["first"]) < ROUNDING
     assert np.nanmax(result.measures["shifted"]["first"]) < ROUNDING
     assert set(result.totals) == {"agreement", "probability"}
+
+
+def test_an_object_on_its_own_background_is_the_picture_itself_in_the_centre(client, tmp_path):
+    for number, image in enumerate(noise(4)):
+        image[:4], image[-4:], image[:, :4], image[:, -4:] = 0, 0, 0, 0
+        (tmp_path / "cat").mkdir(exist_ok=True)
+        Image.fromarray((image * 255).astype(np.uint8)).save(tmp_path / "cat" / f"{number}.png")
+    totals = probes.border(client, tmp_path, model="flat", margin=4, background=0).totals
+    assert totals["accuracy_unchanged"] == totals["accuracy_centre"]
+    assert totals["accuracy_change"] == pytest.approx(totals["accuracy_corner"] - totals["accuracy_centre"])
+    cut = probes.border(client, noise(4), model="flat").totals
+    assert "accuracy_centre" not in cut
+    with pytest.raises(ValueError, match="leaves nothing of a picture"):
+        probes.border(client, noise(1), model="flat", margin=16)
 
 
 def test_a_map_that_is_small_against_the_move_is_compared_as_far_as_it_goes(client):
@@ -225,6 +361,30 @@ def test_cells_that_see_one_block_only_cannot_know_of_the_others(client):
     assert result.measures["interior_share"]["conv1"] == pytest.approx([(2 / 4) ** 2, (14 / 16) ** 2])
     assert result.measures["interior_share"]["conv2"] == pytest.approx([0, (4 / 8) ** 2])
     assert min(curve.min() for curve in result.measures["whole"].values()) > 0.01  # The others do.
+
+
+def test_no_block_stays_where_it_was():
+    rng = np.random.default_rng(0)
+    for block in (4, 8, 16):
+        home = np.stack(np.divmod(np.arange((32 // block) ** 2), 32 // block), axis=-1).reshape(32 // block, -1, 2)
+        for _ in range(50):
+            order = _detail.BlockPermutation.random(block, (32, 32, 3), rng)
+            assert not (order.sources == home).all(axis=-1).any()
+
+
+def test_seams_have_a_grid_as_their_control(client):
+    [picture] = noise(1)
+    lined = _detail.draw_grid(picture, 8)
+    assert np.array_equal(lined[9:16, 9:16], picture[9:16, 9:16])
+    assert np.allclose(lined[8], picture.mean((0, 1)))
+    assert np.allclose(lined[:, 24], picture.mean((0, 1)))
+    pictures = noise(10)
+    scores = probes.shuffle(client, pictures, model="flat", blocks=[1, 8, 32], layers="none").scores
+    before = [each.top[0].index for each in client.predict(pictures, model="flat")]
+    gridded = client.predict([_detail.draw_grid(each, 8) for each in pictures], model="flat")
+    agreed = np.mean([one == other.top[0].index for one, other in zip(before, gridded, strict=True)])
+    assert scores["grid_agreement"].tolist() == pytest.approx([np.nan, agreed, 1], nan_ok=True)
+    assert scores["grid_shuffled_agreement"][2] == 1  # One block: neither seams nor another order.
 
 
 def test_a_picture_of_one_block_stays_as_it_was(client):
@@ -274,6 +434,11 @@ def test_json_says_all_and_null_where_nothing_is_defined(client):
     values = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert values["measures"]["interior"]["fc1"] == [None, None]
     assert values["measures"]["whole"]["fc1"] == result.measures["whole"]["fc1"].tolist()
+    assert values["intervals"]["whole"]["fc1"] == result.intervals["whole"]["fc1"].tolist()
+    assert values["baselines"]["scores"]["agreement"] == result.baselines["scores"]["agreement"].tolist()
+    assert values["baseline_names"] == dict.fromkeys(("interior", "whole"), "another picture") | dict.fromkeys(
+        ("scores", "totals"), "chance"
+    )
     assert (values["probe"], values["model"], values["picture_count"], values["steps"]) == ("shift", "flat", 2, [1, 2])
 
 
@@ -291,7 +456,7 @@ def test_a_result_shows_its_tables_in_a_notebook():
     curve = np.array([1.0, 2.0, 3.0])
     result = probes.ProbeResult("blur", "<m>", "1", 1, "px", np.arange(3.0), {}, {"energy": {"conv1": curve}})
     html = result._repr_html_()
-    assert html.startswith("<pre>blur: &lt;m&gt; 1, 1 picture\n\nenergy\npx   conv1\n")
+    assert html.startswith("<pre>blur: &lt;m&gt; 1, 1 picture\n\nenergy\npx  conv1\n")
     assert html.endswith("</pre>")
 
 
@@ -299,13 +464,15 @@ def test_a_result_shows_its_tables_in_a_notebook():
 @pytest.mark.parametrize("kind", probes.__all__[1:])
 def test_every_probe_has_a_table_with_a_row_a_step_and_a_figure(client, kind, tmp_path):
     result = getattr(probes, kind)(client, noise(1), model="cifar")
-    header, *rows = result.format_table().split("\n\n")[-1 if kind not in ("shift", "border") else -2].splitlines()[1:]
+    header, *rows = result.format_table().split("\n\n")[-2 if result.totals else -1].splitlines()[1:]
     assert header.split()[-1] == "conv2"
     assert len(rows) == len(result.steps)
     figure = result.figure()
     assert len(figure.axes) == len(result.measures) + bool(result.scores)
     figure.savefig(tmp_path / "probe.png")
     assert all(axes.lines for axes in figure.axes)
+    joined = {line.get_linestyle() for axes in figure.axes for line in axes.lines if line.get_marker() in "osD^vP*X"}
+    assert joined == ({"-"} if kind in ("rotate", "scale", "blur") else {"None"})  # Nothing is between two whole steps.
 
 
 def test_what_cannot_be_used_is_said_before_anything_is_measured(client, tmp_path):
@@ -326,6 +493,9 @@ def test_what_cannot_be_used_is_said_before_anything_is_measured(client, tmp_pat
         lambda: probes.border(client, noise(), model="cifar", rings=0),
         lambda: probes.blur(client, noise(), model="cifar", sigmas=[-1]),
         lambda: probes.shuffle(client, noise(), model="cifar", blocks=[0]),
+        lambda: probes.pool(client, noise(), model="cifar", windows=[0]),
+        lambda: probes.pool(client, noise(), model="cifar", layers="none"),
+        lambda: probes.border(client, noise(), model="cifar", background=2),
     ):
         with pytest.raises(ValueError):
             call()
@@ -393,6 +563,26 @@ def test_the_command_prints_a_table_and_saves_figure_and_numbers(capsys, network
     assert list(values["measures"]["interior"]) == ["conv2"]
 
 
+def test_the_command_compares_two_models(capsys, networks, folder):
+    arguments = ["probe", "blur", str(folder), "--model", "cifar", "--against", "flat", "--layers", "none"]
+    assert main([*arguments, "--steps", "1", "--url", networks.grpc_url]) == 0
+    printed = capsys.readouterr().out
+    positions = [
+        printed.index(f"blur: {model}, 2 pictures") for model in ("cifar 1.0", "flat 1.0", "cifar 1.0 − flat 1.0")
+    ]
+    assert positions == sorted(positions)
+    assert main([*arguments, "--steps", "1", "--json", "--url", networks.grpc_url]) == 0
+    values = json.loads(capsys.readouterr().out)
+    agreement = [each["scores"]["agreement"][0] for each in (values, values["against"], values["difference"])]
+    assert agreement[0] - agreement[1] == pytest.approx(agreement[2])
+
+
+def test_the_border_takes_a_margin_and_a_background(capsys, networks, folder):
+    arguments = ["probe", "border", str(folder), "--model", "cifar", "--margin", "4", "--background", "0"]
+    assert main([*arguments, "--url", networks.rest_url]) == 0
+    assert "on a background of 0, in the centre and in the corner" in capsys.readouterr().out
+
+
 def test_a_probe_reads_standard_input_and_checks_that_it_can_save(capsys, networks, folder, monkeypatch):
     command = ["probe", "blur", "--model", "cifar", "--steps", "0,1", "--json", "--url", networks.rest_url]
     [name] = [path for path in folder.iterdir() if path.name.startswith("0")]
@@ -426,7 +616,9 @@ def test_a_command_that_cannot_be_run_says_why_and_ends_with_one(capsys, network
     [
         (["shift", "cat.png", "--steps", "0.5"], "--steps of shift must be whole pixels"),
         (["border", "cat.png", "--steps", "1"], "--steps does nothing with border"),
-        (["blur", "cat.png", "--seed", "1"], "--seed does nothing with blur and without --limit"),
+        (["blur", "cat.png", "--margin", "4"], "--margin does nothing with blur"),
+        (["pool", "cat.png", "--steps", "0.5"], "--steps of pool must be whole cells"),
+        (["border", "cat.png", "--background", "2"], "expected a number from 0 to 1, not '2'"),
         (["blur", "cat.png", "--limit", "0"], "argument --limit: must be a whole number of at least 1, not '0'"),
         (["blur", "-", "-"], "- can be given once"),
         (["wobble", "cat.png"], "invalid choice: 'wobble'"),

@@ -80,10 +80,10 @@ PROBES = {
     "rotate": ProbeCommand("angles", "measure scores and maps of rotated pictures; steps are degrees"),
     "scale": ProbeCommand("factors", "measure scores and maps of scaled pictures; steps are factors"),
     "border": ProbeCommand(None, "measure how padding changes maps near the border; has no steps"),
+    "pool": ProbeCommand("windows", "measure pooled maps of pictures shifted by a pixel; steps are cells", True),
     "blur": ProbeCommand("sigmas", "measure scores and maps of blurred pictures; steps are pixels (sigma)"),
     "shuffle": ProbeCommand("blocks", "measure scores and maps of block-shuffled pictures; steps are pixels", True),
 }
-RANDOM_PROBES = ("shift", "shuffle")  # Those that choose more than a sample at random.
 _PICTURE = "a PNG, JPEG, WebP or .npy file"
 
 
@@ -205,20 +205,39 @@ def add_probe(commands: SubParsers) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "probe",
         help="measure how scores and maps change when pictures are shifted, rotated, scaled, blurred or shuffled",
-        description="\n".join(f"{kind}: {probe.help}" for kind, probe in PROBES.items()),
+        description="\n".join(f"{kind}: {probe.help}" for kind, probe in PROBES.items())
+        + "\n\nBeside a figure stand half of its 95 % interval over the pictures and, in parentheses, its baseline.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("kind", choices=PROBES, metavar="|".join(PROBES))
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help=PICTURE_HELP)
     parser.add_argument("--model", required=True, type=parse_model_name)
     parser.add_argument(
-        "--layers", default="all", type=parse_names, metavar="A,B|all", help="layers to use (default %(default)s)"
+        "--layers",
+        default="all",
+        type=parse_names,
+        metavar="A,B|all|none",
+        help="layers to use, none for scores alone (default %(default)s)",
+    )
+    parser.add_argument(
+        "--against",
+        type=parse_model_name,
+        metavar="MODEL",
+        help="probe another model with the same pictures too, and print the paired difference",
     )
     parser.add_argument(
         "--steps", type=parse_numbers, metavar="A,B,...", help="shifts, angles, factors, ... as A,B,..."
     )
     parser.add_argument("--limit", type=at_least(1), metavar="N", help="use a random sample of N pictures")
-    parser.add_argument("--seed", type=at_least(0), metavar="N", help="seed of all random choices (default 0)")
+    parser.add_argument(
+        "--seed", default=0, type=at_least(0), metavar="N", help="seed of all random choices (default %(default)s)"
+    )
+    parser.add_argument(
+        "--margin", type=at_least(1), metavar="PX", help="border: pixels to leave out at each edge (default a quarter)"
+    )
+    parser.add_argument(
+        "--background", type=parse_share, metavar="X", help="border: value around what is left, 0 to 1 (default 0.5)"
+    )
     parser.add_argument("--save", metavar="DIR", help="write <kind>-<model>.png and .json to DIR")
     parser.set_defaults(run=_probe)
     return parser
@@ -235,16 +254,27 @@ def parse_numbers(text: str) -> list[float]:
     return numbers
 
 
+def parse_share(text: str) -> float:
+    """Type for argparse: a number from 0 to 1."""
+    [number, *others] = parse_numbers(text)
+    if others or not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, not {text!r}")
+    return number
+
+
 def _probe(client: Client, options: argparse.Namespace) -> int:
     arguments: dict[str, Any] = {}
     name, _, integer_steps = PROBES[options.kind]
     if name is None:
         reject_unused(options, ["steps"], f"with {options.kind}")
-    if options.limit is None and options.kind not in RANDOM_PROBES:
-        reject_unused(options, ["seed"], f"with {options.kind} and without --limit")
+    if options.kind != "border":
+        reject_unused(options, ["margin", "background"], f"with {options.kind}")
+    arguments |= {key: value for key in ("margin", "background") if (value := getattr(options, key)) is not None}
     if name is not None and options.steps is not None:
         if integer_steps and any(step != int(step) for step in options.steps):
-            raise UsageError(f"--steps of {options.kind} must be whole pixels")
+            raise UsageError(
+                f"--steps of {options.kind} must be whole {'cells' if options.kind == 'pool' else 'pixels'}"
+            )
         arguments[name] = [int(step) for step in options.steps] if integer_steps else options.steps
     if options.save is not None:
         ensure_writable(Path(options.save))
@@ -253,18 +283,28 @@ def _probe(client: Client, options: argparse.Namespace) -> int:
     ]
     from convscope_lens import probes
 
-    result: probes.ProbeResult = getattr(probes, options.kind)(
-        client,
-        pictures,
-        model=options.model,
-        version=options.version,
-        layers=options.layers,
-        limit=options.limit,
-        seed=options.seed or 0,
-        **arguments,
-    )
-    text = format_json(result.to_dict())
-    print(text if options.json else result.format_table())
+    def run(model: str, version: str | None) -> probes.ProbeResult:
+        result: probes.ProbeResult = getattr(probes, options.kind)(
+            client,
+            pictures,
+            model=model,
+            version=version,
+            layers=options.layers,
+            limit=options.limit,
+            seed=options.seed,
+            **arguments,
+        )
+        return result
+
+    result = run(options.model, options.version)
+    values, tables = result.to_dict(), [result.format_table()]
+    if options.against is not None:
+        other = run(options.against, None)
+        difference = result.minus(other)
+        values |= {"against": other.to_dict(), "difference": difference.to_dict()}
+        tables += [other.format_table(), difference.format_table()]
+    text = format_json(values)
+    print(text if options.json else "\n\n".join(tables))
     if options.save is not None:
         folder = Path(options.save)
         stem = f"{result.name}-{Path(result.model).name}"

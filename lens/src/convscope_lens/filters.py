@@ -54,10 +54,11 @@ class Peak:
         frequency: Cycles per pixel, 0..0.71: 0 for a uniform area, 0.5 for stripes one pixel wide along an axis.
         orientation: Direction in which the brightness changes, in degrees, 0..180, counter-clockwise from the x axis:
             0 for vertical stripes, 90 for horizontal ones. None at frequency 0, which has no direction.
-        gain: Magnitude at that frequency; at most the sum of |weights|.
-        dc_gain: Magnitude at frequency 0 of the same input channel: the response to a uniform area. 0 for a pure edge
-            detector.
-        channel: Input channel with the largest magnitude.
+        gain: Response at that frequency over all input channels, √(Σ over input channels of magnitude²): what the
+            filter answers to a wave in the colour that suits it best.
+        dc_gain: The same at frequency 0: the response to a uniform area in the colour that suits it best. 0 for a pure
+            edge detector.
+        channel: Input channel with the largest magnitude at that frequency.
     """
 
     filter: int
@@ -124,7 +125,7 @@ def peaks(filters: NDArray[np.float32]) -> list[Peak]:
         filters: (C_out, C_in, kernel height, kernel width), float32, any range.
 
     Returns:
-        One per filter, of the input channel whose spectrum has the largest value.
+        One per filter, over all of its input channels.
     """
     axis = _frequency_axis(filters)
     zero = len(axis) // 2
@@ -134,13 +135,15 @@ def peaks(filters: NDArray[np.float32]) -> list[Peak]:
     for start in range(0, len(filters), step):
         for squares in _squares(filters[start : start + step], vertical, axis):
             # Along v = 0 and v = -0.5 values occur twice, differently rounded: the first of the largest is taken.
-            first = np.argmax(squares >= squares.max() * (1 - _EQUAL))
-            channel, row, column = np.unravel_index(first, squares.shape)
+            total = squares.sum(axis=0)
+            row, column = np.unravel_index(np.argmax(total >= total.max() * (1 - _EQUAL)), total.shape)
+            own = squares[:, row, column]
+            channel = int(np.argmax(own >= own.max() * (1 - _EQUAL)))
             v, u = vertical[row], axis[column]
             frequency = float(np.hypot(v, u))
             orientation = float(np.rad2deg(np.arctan2(-v, u)) % 180) if frequency else None
-            gain, dc_gain = (math.sqrt(squares[channel, y, x]) for y, x in ((row, column), (zero, zero)))
-            result.append(Peak(len(result), frequency, orientation, gain, dc_gain, int(channel)))
+            gain, dc_gain = math.sqrt(total[row, column]), math.sqrt(total[zero, zero])
+            result.append(Peak(len(result), frequency, orientation, gain, dc_gain, channel))
     return result
 
 

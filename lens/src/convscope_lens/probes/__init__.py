@@ -9,15 +9,16 @@
         result.figure().savefig("shift.png")
 
 Each probe sends transformed copies of each picture, in the largest batches the model allows, and aggregates over all
-pictures.
+pictures. Beside a figure stand its 95 % interval over the pictures and its baseline: chance, or another picture.
+`result.minus(other)` is the paired difference between two models, such as a network and its untrained twin.
 """
 
 from __future__ import annotations
 
 from convscope_lens.probes._detail import blur, shuffle
-from convscope_lens.probes._position import border, rotate, scale, shift
+from convscope_lens.probes._position import border, pool, rotate, scale, shift
 from convscope_lens.probes._result import ProbeResult
 
-__all__ = ["ProbeResult", "blur", "border", "rotate", "scale", "shift", "shuffle"]
+__all__ = ["ProbeResult", "blur", "border", "pool", "rotate", "scale", "shift", "shuffle"]
 
 ProbeResult.__module__ = __name__

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope_lens.probes._images import blur_picture
-from convscope_lens.probes._result import ProbeResult
-from convscope_lens.probes._session import ProbeSession, RelativeDistance, ScoreCurves, map_array
+from convscope_lens.probes._result import Figures, ProbeResult, distances, make_result
+from convscope_lens.probes._session import AnotherPicture, PictureSums, ProbeSession, ScoreSums, map_array
 
 if TYPE_CHECKING:
     from convscope import Client, Layer
@@ -57,30 +57,30 @@ def blur(
     if not sigmas or min(sigmas) < 0:
         raise ValueError("sigmas must be a non-empty list of numbers >= 0")
     session = ProbeSession(client, pictures, model=model, version=version, layers=layers, limit=limit, seed=seed)
-    energies = {name: np.zeros(1 + len(sigmas)) for name in ("picture", *(layer.name for layer in session.layers))}
-    scores = ScoreCurves(len(sigmas))
+    names = ["picture", *(layer.name for layer in session.layers)] if session.layers else []
+    energies = PictureSums(names, len(sigmas))
+    scores = ScoreSums(session, len(sigmas))
 
     def blurred(picture: PictureArray) -> list[PictureArray]:
         return [picture, *(blur_picture(picture, sigma) for sigma in sigmas)]
 
-    for picture, predictions in session.predict_copies(blurred):
-        for index, (copy, prediction) in enumerate(zip(blurred(picture), predictions, strict=True)):
-            energies["picture"][index] += _energy(copy)
-            for layer in session.layers:
-                energies[layer.name][index] += _energy(map_array(prediction, layer.name))
-            if index:
-                scores.add(index - 1, predictions[0], prediction)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shares = {name: energy[1:] / energy[0] for name, energy in energies.items()}
-    return ProbeResult(
+    for picture, (before, *predictions) in session.predict_copies(blurred):
+        scores.next_picture(before)
+        energies.next_picture()
+        original_energies = {name: _energy(picture if name == "picture" else map_array(before, name)) for name in names}
+        for index, (sigma, prediction) in enumerate(zip(sigmas, predictions, strict=True)):
+            scores.add(index, prediction)
+            for name in names:
+                values = blur_picture(picture, sigma) if name == "picture" else map_array(prediction, name)
+                energies.add(name, index, _energy(values), original_energies[name])
+    return make_result(
         "blur",
-        session.model,
-        session.card.version,
-        session.picture_count,
+        session,
         "sigma (px)",
         np.array(sigmas, float),
-        scores.curves(),
-        {"energy": shares},
+        scores=scores,
+        measures={"energy": Figures(energies.sums(), root=False)},
+        note="pictures blurred with a Gaussian; edges continue mirrored",
     )
 
 
@@ -103,14 +103,22 @@ def shuffle(
 ) -> ProbeResult:
     """Measure how maps and scores change when blocks of the picture are shuffled.
 
-    Each picture is cut into square blocks, which are permuted at random; the remainder at the right and at the bottom
-    is unchanged. A cell whose receptive field is inside one block has the same input as before, at another position.
-    Per layer:
+    Each picture is cut into square blocks, which are permuted at random so that none stays where it was; the remainder
+    at the right and at the bottom is unchanged. A cell whose receptive field is inside one block has the same input as
+    before, at another position. Per layer:
 
     * `interior_share`: the share of cells whose receptive field is inside one block of the picture.
     * `interior`: these cells compared with the map shuffled the same way, √(Σ (found - expected)² / Σ expected²). It is
       0: they do not depend on the other blocks.
     * `whole`: the same over all cells. A layer without a stride is compared with its own unshuffled map.
+
+    The baseline of both is the distance from another picture's map, shuffled likewise.
+
+    Shuffling also makes seams: edges where blocks meet that did not meet before. The control is a grid, lines of one
+    pixel along the edges of the blocks in the picture's mean colour. Scores of `grid` are of pictures that are not
+    shuffled and have this grid: what the lines alone do. Those of `grid_shuffled` have the same grid after the blocks
+    have changed places: here seams are alike, and the difference is the order of the blocks. Neither is defined for
+    blocks of one pixel.
 
     `interior` and `whole` are undefined unless the side of the block is a multiple of the layer's stride.
 
@@ -125,7 +133,8 @@ def shuffle(
         seed: Seed of the sample, and of the permutations.
 
     Returns:
-        Measures: `interior_share`, `interior` and `whole`. Scores: of the shuffled pictures.
+        Measures: `interior_share`, `interior` and `whole`. Scores: of the shuffled pictures; and by name of the
+        control, as in `grid_agreement` and, with labels, `grid_accuracy`.
 
     Raises:
         ConvscopeError: A request failed.
@@ -136,45 +145,92 @@ def shuffle(
         raise ValueError("blocks must be a non-empty list of integers >= 1")
     session = ProbeSession(client, pictures, model=model, version=version, layers=layers, limit=limit, seed=seed)
     names = [layer.name for layer in session.layers]
-    interior, whole = RelativeDistance(names, len(blocks)), RelativeDistance(names, len(blocks))
-    cell_counts = {name: np.zeros((2, len(blocks))) for name in names}
-    scores = ScoreCurves(len(blocks))
+    interior, whole, interior_another, whole_another, shares = (PictureSums(names, len(blocks)) for _ in range(5))
+    scores, another = ScoreSums(session, len(blocks)), AnotherPicture()
     rng = np.random.default_rng(seed)
-    pending: list[list[BlockPermutation]] = []  # Of the pictures whose predictions have not been received.
+    orders: list[list[BlockPermutation]] = []  # Of each picture, in the order of the pictures.
 
     def shuffled(picture: PictureArray) -> list[PictureArray]:
-        permutations = [BlockPermutation.random(block, picture.shape, rng) for block in blocks]
-        pending.append(permutations)
-        return [picture, *(permutation.apply(picture) for permutation in permutations)]
+        orders.append([BlockPermutation.random(block, picture.shape, rng) for block in blocks])
+        return [picture, *(order.apply(picture) for order in orders[-1])]
 
-    for picture, (before, *predictions) in session.predict_copies(shuffled):
-        for step_index, (permutation, prediction) in enumerate(zip(pending.pop(0), predictions, strict=True)):
-            scores.add(step_index, before, prediction)
-            for layer in session.layers:
-                shuffled_map, original_map = map_array(prediction, layer.name), map_array(before, layer.name)
-                inside = permutation.cells_within_blocks(layer, shuffled_map, picture)
-                cell_counts[layer.name][:, step_index] += inside.sum(), inside.size
+    for number, (picture, (before, *predictions)) in enumerate(session.predict_copies(shuffled)):
+        scores.next_picture(before)
+        for sums in (interior, whole, interior_another, whole_another, shares):
+            sums.next_picture()
+        for step_index, prediction in enumerate(predictions):
+            scores.add(step_index, prediction)
+        for layer in session.layers:
+            original_map = map_array(before, layer.name)
+            other_map = another.swap(layer.name, original_map)
+            for step_index, (order, prediction) in enumerate(zip(orders[number], predictions, strict=True)):
+                shuffled_map = map_array(prediction, layer.name)
+                inside = order.cells_within_blocks(layer, shuffled_map, picture)
+                shares.add(layer.name, step_index, float(inside.sum()), float(inside.size))
                 if layer.stride is None:
-                    whole.add(layer.name, step_index, shuffled_map, original_map)
-                elif all(permutation.block % stride == 0 for stride in layer.stride):
-                    expected, defined = permutation.expected_map(layer, original_map)
-                    whole.add(layer.name, step_index, shuffled_map[defined], expected[defined])
-                    inside &= defined
-                    interior.add(layer.name, step_index, shuffled_map[inside], expected[inside])
-    return ProbeResult(
+                    whole.add_distance(layer.name, step_index, shuffled_map, original_map)
+                    if other_map is not None:
+                        whole_another.add_distance(layer.name, step_index, shuffled_map, other_map)
+                elif all(order.block % stride == 0 for stride in layer.stride):
+                    for against, over_all, over_inside in (
+                        (original_map, whole, interior),
+                        (other_map, whole_another, interior_another),
+                    ):
+                        if against is None:
+                            continue
+                        expected, defined = order.expected_map(layer, against)
+                        within = inside & defined
+                        over_all.add_distance(layer.name, step_index, shuffled_map[defined], expected[defined])
+                        over_inside.add_distance(layer.name, step_index, shuffled_map[within], expected[within])
+    return make_result(
         "shuffle",
-        session.model,
-        session.card.version,
-        session.picture_count,
+        session,
         "block (px)",
         np.array(blocks, float),
-        scores.curves(),
-        {
-            "interior_share": {name: counts[0] / counts[1] for name, counts in cell_counts.items()},
-            "interior": interior.curves(),
-            "whole": whole.curves(),
+        scores=scores,
+        controls=_grid_scores(session, blocks, orders),
+        measures={
+            "interior_share": Figures(shares.sums(), root=False, varies=False),
+            "interior": distances(interior.sums(), interior_another.sums()),
+            "whole": distances(whole.sums(), whole_another.sums()),
         },
+        note="no block stays where it was; the grid's lines of one pixel are the control for seams",
     )
+
+
+def _grid_scores(
+    session: ProbeSession, blocks: Sequence[int], orders: Sequence[Sequence[BlockPermutation]]
+) -> dict[str, ScoreSums]:
+    """Return the scores of pictures with a grid along the edges of the blocks, in order and shuffled."""
+    controls = {name: ScoreSums(session, len(blocks)) for name in ("grid", "grid_shuffled")}
+    given = iter(orders)
+
+    def with_grids(picture: PictureArray) -> list[PictureArray]:
+        copies = [picture]
+        for order in next(given):
+            copies += [draw_grid(picture, order.block), draw_grid(order.apply(picture), order.block)]
+        return copies
+
+    for _, (before, *predictions) in session.predict_copies(with_grids, maps=False):
+        for offset, scores in enumerate(controls.values()):
+            scores.next_picture(before)
+            for step_index, block in enumerate(blocks):
+                if block > 1:
+                    scores.add(step_index, predictions[2 * step_index + offset])
+    return controls
+
+
+def draw_grid(picture: PictureArray, block: int) -> PictureArray:
+    """Return a picture with lines of one pixel, in its mean colour, along the upper and left edges of its blocks.
+
+    Args:
+        picture: (H, W, C), float32, 0..1.
+        block: Side of a block in pixels.
+    """
+    lined, colour = picture.copy(), picture.mean(axis=(0, 1))
+    lined[block::block] = colour
+    lined[:, block::block] = colour
+    return lined
 
 
 class BlockPermutation(NamedTuple):
@@ -190,10 +246,16 @@ class BlockPermutation(NamedTuple):
 
     @classmethod
     def random(cls, block: int, shape: tuple[int, ...], rng: np.random.Generator) -> BlockPermutation:
-        """Return a random permutation for a picture of shape (H, W, ...)."""
+        """Return a random permutation for a picture of shape (H, W, ...), in which no block stays where it was.
+
+        One block alone stays.
+        """
         rows, columns = shape[0] // block, shape[1] // block
-        sources = np.stack(np.divmod(rng.permutation(rows * columns), max(columns, 1)), axis=-1)
-        return cls(block, sources.reshape(rows, columns, 2))
+        home = np.arange(rows * columns)
+        order = rng.permutation(home)
+        while len(home) > 1 and (order == home).any():  # Each try succeeds with a probability of about 1/e.
+            order = rng.permutation(home)
+        return cls(block, np.stack(np.divmod(order, max(columns, 1)), axis=-1).reshape(rows, columns, 2))
 
     def apply(self, picture: PictureArray) -> PictureArray:
         """Return the picture, (H, W, C), float32, 0..1, with its blocks permuted."""

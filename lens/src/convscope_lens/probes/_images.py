@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 PictureArray: TypeAlias = NDArray[np.float32]  # (H, W, C), 0..1.
 MapArray: TypeAlias = NDArray[np.float32]  # (h, w, C), any range: a map, or a picture, whose cells are its pixels.
+File: TypeAlias = str | os.PathLike[str] | bytes
 Source: TypeAlias = str | os.PathLike[str] | bytes | NDArray[Any]
+_MAX_FILES, _MAX_FILE_BYTES = 16, 4_000_000  # Converted by one request.
 Points: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]  # y and x.
 
 
@@ -56,14 +58,14 @@ def list_pictures(sources: Source | Iterable[Source], *, limit: int | None, seed
 def load_network_inputs(
     sources: Iterable[Source],
     input_spec: Input,
-    convert: Callable[[str | os.PathLike[str] | bytes], NDArray[np.float32]],
+    convert: Callable[[list[File]], list[NDArray[np.float32]]],
 ) -> Iterator[PictureArray]:
     """Load pictures as the network's input.
 
     Args:
         sources: Paths, or arrays (H, W) or (H, W, C) of the network's size, uint8 0..255 or float32 0..1.
         input_spec: The network's input.
-        convert: Returns the network's input for a picture file, (C, H, W), float32, 0..1.
+        convert: Returns the network's inputs for picture files, each (C, H, W), float32, 0..1.
 
     Yields:
         (H, W, C), float32, 0..1.
@@ -73,6 +75,7 @@ def load_network_inputs(
         OSError: A file cannot be read.
         ValueError: An array does not fit the network.
     """
+    files: list[File] = []  # Not yet converted: a request for each would cost more than the probe itself.
     for source in sources:
         if isinstance(source, bytes):
             array = load_npy(source)
@@ -80,8 +83,11 @@ def load_network_inputs(
         elif isinstance(source, str | os.PathLike) and Path(source).suffix.lower() == ".npy":
             source = np.load(source, allow_pickle=False)
         if not isinstance(source, np.ndarray):
-            yield convert(source).transpose(1, 2, 0)
+            files.append(source)
+            if len(files) == _MAX_FILES or sum(map(_file_bytes, files)) > _MAX_FILE_BYTES:
+                yield from _converted(files, convert)
             continue
+        yield from _converted(files, convert)
         picture = _from_array(source)
         height, width, channels = picture.shape
         expected = f"{input_spec.height}×{input_spec.width}"
@@ -95,6 +101,18 @@ def load_network_inputs(
                 f" with {channels} (arrays are not resized)"
             )
         yield picture
+    yield from _converted(files, convert)
+
+
+def _converted(files: list[File], convert: Callable[[list[File]], list[NDArray[np.float32]]]) -> Iterator[PictureArray]:
+    """Yield the converted files and empty the list."""
+    if files:
+        yield from (picture.transpose(1, 2, 0) for picture in convert(files))
+        files.clear()
+
+
+def _file_bytes(file: File) -> int:
+    return len(file) if isinstance(file, bytes) else Path(file).stat().st_size
 
 
 def _from_array(array: NDArray[Any]) -> PictureArray:

@@ -1,23 +1,26 @@
-"""Probes with shifted, rotated and scaled pictures, and border effects."""
+"""Probes with shifted, rotated and scaled pictures, with pooled maps, and of border effects."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convscope_lens.probes._images import Grid, interpolate, shift_picture, transform_points
-from convscope_lens.probes._result import ProbeResult
-from convscope_lens.probes._session import ProbeSession, RelativeDistance, ScoreCurves, map_array, map_grid
+from convscope_lens.probes._result import CHANCE, Figures, ProbeResult, distances, make_result
+from convscope_lens.probes._session import AnotherPicture, PictureSums, ProbeSession, ScoreSums, map_array, map_grid
 
 if TYPE_CHECKING:
     from convscope import Client, Layer
 
     from convscope_lens.probes._images import MapArray, PictureArray, Source
+    from convscope_lens.probes._statistics import Sums
 
-_GREY = np.float32(0.5)
+MIXED_CHANNELS = 256  # Of a layer at most, for the mix of channels of `rotate` and `scale`: it is a matrix per step.
+_MIRRORED = "what comes in at the edges is the picture's own, mirrored"
+_RIDGE = 1e-3  # As a share of the mean square of a channel.
 _DIRECTIONS = ((1, 0), (0, 1))  # Down and right.
 
 
@@ -45,6 +48,8 @@ def shift(
       multiples of the stride, since convolution and pooling are the same everywhere. Undefined for a layer whose cells
       all reach the border.
     * `whole`: all cells that have a counterpart. A layer without a stride is compared with its own unshifted map.
+
+    The baseline of both is the distance from another picture's map, shifted likewise.
 
     The total `shift_consistency` is the share of pairs of random shifts of one picture with the same predicted class,
 
@@ -79,8 +84,8 @@ def shift(
         raise ValueError("shifts must be a non-empty list of integers >= 1, max_shift >= 1 and pairs >= 0")
     session = ProbeSession(client, pictures, model=model, version=version, layers=layers, limit=limit, seed=seed)
     names = [layer.name for layer in session.layers]
-    interior, whole = RelativeDistance(names, len(shifts)), RelativeDistance(names, len(shifts))
-    scores = ScoreCurves(len(shifts))
+    interior, whole, interior_another, whole_another = (PictureSums(names, len(shifts)) for _ in range(4))
+    scores, another = ScoreSums(session, len(shifts)), AnotherPicture()
     offsets = [
         (step_index, pixels * down, pixels * right)
         for step_index, pixels in enumerate(shifts)
@@ -92,24 +97,38 @@ def shift(
         return [picture, *(shift_picture(picture, down, right) for _, down, right in offsets)]
 
     for picture, (unshifted, *predictions) in session.predict_copies(shifted):
-        for (step_index, down, right), prediction in zip(offsets, predictions, strict=True):
-            scores.add(step_index, unshifted, prediction)
-            for layer in session.layers:
-                shifted_map, original_map = map_array(prediction, layer.name), map_array(unshifted, layer.name)
+        scores.next_picture(unshifted)
+        for sums in (interior, whole, interior_another, whole_another):
+            sums.next_picture()
+        for (step_index, _, _), prediction in zip(offsets, predictions, strict=True):
+            scores.add(step_index, prediction)
+        for layer in session.layers:
+            original_map = map_array(unshifted, layer.name)
+            other_map = another.swap(layer.name, original_map)
+            for (step_index, down, right), prediction in zip(offsets, predictions, strict=True):
+                shifted_map = map_array(prediction, layer.name)
                 expected, defined = _expected_after_shift(layer, original_map, down, right)
-                whole.add(layer.name, step_index, shifted_map[defined], expected[defined])
                 inside = defined & _unaffected_cells(layer, shifted_map, picture, down, right)
-                interior.add(layer.name, step_index, shifted_map[inside], expected[inside])
-    return ProbeResult(
+                whole.add_distance(layer.name, step_index, shifted_map[defined], expected[defined])
+                interior.add_distance(layer.name, step_index, shifted_map[inside], expected[inside])
+                if other_map is not None:
+                    expected, _ = _expected_after_shift(layer, other_map, down, right)
+                    whole_another.add_distance(layer.name, step_index, shifted_map[defined], expected[defined])
+                    interior_another.add_distance(layer.name, step_index, shifted_map[inside], expected[inside])
+    consistency, counts = _shift_consistency(session, pairs, max_shift, seed)
+    return make_result(
         "shift",
-        session.model,
-        session.card.version,
-        session.picture_count,
+        session,
         "shift (px)",
         np.array(shifts, float),
-        scores.curves(),
-        {"interior": interior.curves(), "whole": whole.curves()},
-        _shift_consistency(session, pairs, max_shift, seed),
+        scores=scores,
+        measures={
+            "interior": distances(interior.sums(), interior_another.sums()),
+            "whole": distances(whole.sums(), whole_another.sums()),
+        },
+        totals=consistency,
+        counts=counts,
+        note=f"pictures shifted down and right; {_MIRRORED}",
     )
 
 
@@ -146,10 +165,12 @@ def _unaffected_cells(
     return np.asarray(axis_masks[0][:, np.newaxis] & axis_masks[1])
 
 
-def _shift_consistency(session: ProbeSession, pairs: int, max_shift: int | None, seed: int) -> dict[str, float]:
-    """Return the shift consistency of `shift`."""
+def _shift_consistency(
+    session: ProbeSession, pairs: int, max_shift: int | None, seed: int
+) -> tuple[Mapping[str, Figures], Mapping[str, int]]:
+    """Return the shift consistency of `shift`, and the counts that belong to it."""
     if not session.has_scores or not pairs:
-        return {}
+        return {}, {}
     rng = np.random.default_rng(seed)
     limit = 0
 
@@ -159,12 +180,17 @@ def _shift_consistency(session: ProbeSession, pairs: int, max_shift: int | None,
         _check_shift(picture, limit)
         return [shift_picture(picture, *offset) for offset in rng.integers(-limit, limit + 1, (2 * pairs, 2)).tolist()]
 
-    agreed = total = 0
+    agreed = PictureSums(["shift_consistency"], 1)
+    answers = np.zeros(len(session.card.classes))
     for _, predictions in session.predict_copies(shifted, maps=False):
+        agreed.next_picture()
         classes = [prediction.top[0].index for prediction in predictions]
-        agreed += sum(first == second for first, second in zip(classes[::2], classes[1::2], strict=True))
-        total += pairs
-    return {"shift_consistency": agreed / total, "pairs": total, "max_shift_px": limit}
+        for first, second in zip(classes[::2], classes[1::2], strict=True):
+            agreed.add("shift_consistency", 0, first == second, 1)
+        answers += np.bincount(classes, minlength=len(answers))
+    chance = np.array([np.square(answers / answers.sum()).sum()])
+    figures = Figures(agreed.sums(), False, CHANCE, {"shift_consistency": chance})
+    return {"consistency": figures}, {"pairs": pairs * session.picture_count, "max_shift_px": limit}
 
 
 def rotate(
@@ -181,9 +207,17 @@ def rotate(
     """Measure how scores and maps change when pictures are rotated about their centre.
 
     The measure `distance` of a layer compares the map of the rotated picture, rotated back, with the map of the
-    original: √(Σ (found - expected)² / Σ expected²) over all cells that are still inside the picture. It is 0 for a map
-    that rotates with its picture. Interpolation adds to it, except for quarter turns of square maps: the row `picture`
-    is the same measure of the pictures themselves, rotated and rotated back.
+    original, channel by channel: √(Σ (found - expected)² / Σ expected²) over all cells that are still inside the
+    picture. It is 0 for a map that rotates with its picture. Interpolation adds to it, except for quarter turns of
+    square maps: the row `picture` is the same measure of the pictures themselves, rotated and rotated back. Its
+    baseline is the distance from another picture's map.
+
+    A network may follow a rotation with other channels: what one channel finds upright, another finds in the rotated
+    picture. `mixed` allows for that. For each layer and angle one matrix of channels × channels is fitted by least
+    squares on the first half of the pictures, so that the rotated map, rotated back and mixed by it, is the original;
+    `mixed` is the distance on the other half. It is 0 for a map that rotates up to a fixed mix of its channels, as in a
+    rotation-equivariant network. Its baseline is the same fit and distance between the maps of unrelated pictures:
+    what the mix gains by knowing the mean of the maps alone. Layers with more than 256 channels have no `mixed`.
 
     Args:
         client: An open client.
@@ -196,7 +230,8 @@ def rotate(
         seed: Seed of the sample.
 
     Returns:
-        Measures: `distance`. Scores: of the rotated pictures.
+        Measures: `distance` and `mixed`. Scores: of the rotated pictures. Totals: `fitted_pictures`, on how many of
+        them the mix was fitted.
 
     Raises:
         ConvscopeError: A request failed.
@@ -222,7 +257,7 @@ def scale(
 ) -> ProbeResult:
     """Measure how scores and maps change when pictures are scaled about their centre.
 
-    The measure `distance` is that of `rotate`, with the map scaled back instead of rotated back.
+    The measures `distance` and `mixed` are those of `rotate`, with the map scaled back instead of rotated back.
 
     Args:
         client: An open client.
@@ -235,7 +270,7 @@ def scale(
         seed: Seed of the sample.
 
     Returns:
-        Measures: `distance`. Scores: of the scaled pictures.
+        Measures: `distance` and `mixed`. Scores: of the scaled pictures. Totals: `fitted_pictures`.
 
     Raises:
         ConvscopeError: A request failed.
@@ -249,38 +284,96 @@ def scale(
 
 
 def _transform(
-    name: str, session: ProbeSession, step_label: str, changes: Sequence[tuple[float, float, float]]
+    name_of_probe: str, session: ProbeSession, step_label: str, changes: Sequence[tuple[float, float, float]]
 ) -> ProbeResult:
     """Probe with changes (step, degrees, factor)."""
-    distance = RelativeDistance(["picture", *(layer.name for layer in session.layers)], len(changes))
-    scores = ScoreCurves(len(changes))
+    names = [layer.name for layer in session.layers]
+    shown = ["picture", *names] if names else []
+    mixed_names = [name for name in names if session.card.layer(name).shape[0] <= MIXED_CHANNELS]
+    fitted_pictures = session.picture_count // 2
+    distance, distance_another = (PictureSums(shown, len(changes)) for _ in range(2))
+    mixed, mixed_another = (PictureSums(mixed_names, len(changes)) for _ in range(2))
+    mixes: dict[tuple[str, int], ChannelMix] = {}
+    scores, another = ScoreSums(session, len(changes)), AnotherPicture()
 
     def changed(picture: PictureArray) -> list[PictureArray]:
         return [picture, *(_transform_picture(picture, degrees, factor) for _, degrees, factor in changes)]
 
-    for picture, (before, *predictions) in session.predict_copies(changed):
+    for number, (picture, (before, *predictions)) in enumerate(session.predict_copies(changed)):
+        scores.next_picture(before)
+        for step_index, prediction in enumerate(predictions):
+            scores.add(step_index, prediction)
+        for sums in (distance, distance_another, *([mixed, mixed_another] if number >= fitted_pictures else [])):
+            sums.next_picture()
         pixels = _pixel_grid(picture)
-        for step_index, ((_, degrees, factor), prediction) in enumerate(zip(changes, predictions, strict=True)):
-            scores.add(step_index, before, prediction)
-            maps = {"picture": (picture, _transform_picture(picture, degrees, factor), pixels)}
-            for layer in session.layers:
-                original_map, changed_map = map_array(before, layer.name), map_array(prediction, layer.name)
-                maps[layer.name] = original_map, changed_map, map_grid(layer, original_map.shape, picture)
-            for layer_name, (original_map, changed_map, grid) in maps.items():
+        for name in shown:
+            if name == "picture":
+                original_map, grid = picture, pixels
+            else:
+                original_map = map_array(before, name)
+                grid = map_grid(session.card.layer(name), original_map.shape, picture)
+            other_map = another.swap(name, original_map)
+            for step_index, ((_, degrees, factor), prediction) in enumerate(zip(changes, predictions, strict=True)):
+                changed_map = (
+                    _transform_picture(picture, degrees, factor) if name == "picture" else map_array(prediction, name)
+                )
                 y, x = transform_points(grid.points(), _centre(pixels), degrees, factor)
                 inside = (y > -0.5) & (y < pixels.shape[0] - 0.5) & (x > -0.5) & (x < pixels.shape[1] - 0.5)
-                transformed_back = interpolate(changed_map, grid.to_cells((y, x)))
-                distance.add(layer_name, step_index, transformed_back[inside], original_map[inside])
-    return ProbeResult(
-        name,
-        session.model,
-        session.card.version,
-        session.picture_count,
+                found, expected = interpolate(changed_map, grid.to_cells((y, x)))[inside], original_map[inside]
+                distance.add_distance(name, step_index, found, expected)
+                if other_map is None:
+                    continue
+                distance_another.add_distance(name, step_index, found, other_map[inside])
+                if name not in mixed_names:
+                    continue
+                if number < fitted_pictures:
+                    mix = mixes.setdefault((name, step_index), ChannelMix(found.shape[1]))
+                    mix.fit(found, expected, other_map[inside])
+                elif (name, step_index) in mixes:
+                    own, unrelated = mixes[name, step_index].apply(found)
+                    mixed.add_distance(name, step_index, own, expected)
+                    mixed_another.add_distance(name, step_index, unrelated, other_map[inside])
+    mixed_distances = distances(mixed.sums(), mixed_another.sums())
+    return make_result(
+        name_of_probe,
+        session,
         step_label,
         np.array([step for step, _, _ in changes], float),
-        scores.curves(),
-        {"distance": distance.curves()},
+        scores=scores,
+        measures={
+            "distance": distances(distance.sums(), distance_another.sums()),
+            "mixed": mixed_distances._replace(baseline="the same fit between unrelated pictures"),
+        },
+        counts={"fitted_pictures": fitted_pictures} if mixed_names else {},
+        note=f"pictures changed about their centre; {_MIRRORED}",
     )
+
+
+class ChannelMix:
+    """A fixed mix of channels that turns one map into another, fitted by least squares on many cells.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self._gram = np.zeros((channels, channels))
+        self._cross = np.zeros((2, channels, channels))
+        self._solved: NDArray[np.float64] | None = None
+
+    def fit(self, found: MapArray, expected: MapArray, unrelated: MapArray) -> None:
+        """Add cells (P, C) of a map, those it should become, and those of an unrelated picture."""
+        cells = found.astype(np.float64)
+        self._gram += cells.T @ cells
+        self._cross += cells.T @ expected, cells.T @ unrelated
+
+    def apply(self, found: MapArray) -> NDArray[np.float64]:
+        """Return cells (P, C) mixed by the two fits, (2, P, C), float64."""
+        if self._solved is None:
+            size = len(self._gram)
+            ridge = np.eye(size) * (_RIDGE * np.trace(self._gram) / size or 1.0)
+            self._solved = np.asarray(np.linalg.solve(self._gram + ridge, self._cross), np.float64)
+        return np.asarray(found.astype(np.float64) @ self._solved)
 
 
 def _transform_picture(picture: PictureArray, degrees: float, factor: float) -> PictureArray:
@@ -305,6 +398,8 @@ def border(
     version: str | None = None,
     layers: str | Iterable[str] = "all",
     rings: int = 9,
+    margin: int | None = None,
+    background: float = 0.5,
     limit: int | None = None,
     seed: int = 0,
 ) -> ProbeResult:
@@ -313,13 +408,17 @@ def border(
     Ring 0 is the outermost row and column of cells, ring 1 the next. Without an effect of padding, both measures are 0
     everywhere; they are 0 in rings whose receptive fields are inside the picture.
 
-    * `constant`: for a uniformly grey (0.5) picture, the distance of the ring's cells from the map's centre cell:
+    * `constant`: for a picture of the background alone, the distance of the ring's cells from the map's centre cell:
       √(mean over the ring of (cell - centre)² / mean over the map of cell²).
-    * `shifted`: the centre of each picture, half its height and width, on grey, once in the centre and once in the
-      upper left corner. The second map is compared with the first one shifted the same way,
-      √(Σ (found - expected)² / Σ expected²) over the ring's cells in the upper left quarter of the map. The shift is
-      the largest multiple of the layer's stride up to a quarter of the picture's shorter side, so it differs between
-      strides; undefined for a layer without a stride, or with a larger one.
+    * `shifted`: each picture without its margin, on the background, once in the centre and once in the upper left
+      corner. The second map is compared with the first one shifted the same way, √(Σ (found - expected)² /
+      Σ expected²) over the ring's cells in the upper left quarter of the map. The shift is the largest multiple of the
+      layer's stride up to the margin, so it differs between strides; undefined for a layer without a stride, or with a
+      larger one. Its baseline is the distance from another picture's map, shifted likewise.
+
+    Choose margin and background so that the object is whole and looks as in training, or the scores say nothing: a
+    handwritten digit has a margin of 4 pixels, and its background is 0. `accuracy_centre` against
+    `accuracy_unchanged` tells.
 
     Args:
         client: An open client.
@@ -328,88 +427,209 @@ def border(
         version: Version of the model; None for the server's default.
         layers: Names, one name, or `"all"`.
         rings: Number of rings, at least 1.
+        margin: Pixels to leave out at each edge, and to shift by; None for a quarter of the shorter side.
+        background: Around what is left, 0..1.
         limit: Use a random sample of this size; None for all.
         seed: Seed of the sample.
 
     Returns:
         Measures: `constant` and `shifted`, NaN where a map has no such ring. Totals: `agreement` and `probability` of
-        the predicted class of the centre when it is in the corner; none for a model without classes.
+        the predicted class of the centre when it is in the corner, and with labels `accuracy_unchanged`,
+        `accuracy_centre`, `accuracy_corner` and `accuracy_change`, corner less centre; none for a model without
+        classes.
 
     Raises:
         ConvscopeError: A request failed.
         OSError: A picture cannot be read.
         ValueError: An argument is out of range.
     """
-    if rings < 1:
-        raise ValueError("rings must be at least 1")
+    if rings < 1 or (margin is not None and margin < 1) or not 0 <= background <= 1:
+        raise ValueError("rings and margin must be at least 1, background 0 to 1")
     session = ProbeSession(client, pictures, model=model, version=version, layers=layers, limit=limit, seed=seed)
     strides = sorted({layer.stride for layer in session.layers if layer.stride is not None} | {(1, 1)})
     names = [layer.name for layer in session.layers]
-    constant = {name: np.zeros((2, rings)) for name in names}
-    shifted, scores = RelativeDistance(names, rings), ScoreCurves(1)
+    constant, shifted, shifted_another = (PictureSums(names, rings) for _ in range(3))
+    whole, corner, another = ScoreSums(session, 1), ScoreSums(session, 1), AnotherPicture()
 
     def copies(picture: PictureArray) -> list[PictureArray]:
-        grey = np.full_like(picture, _GREY)
-        corners = (_centre_on_grey(picture, _shift_to_corner(picture, stride)) for stride in strides)
-        return [grey, _centre_on_grey(picture, (0, 0)), *corners]
+        edge = _margin(picture, margin)
+        moves = ((0, 0), *((edge // stride[0] * stride[0], edge // stride[1] * stride[1]) for stride in strides))
+        placed = (_without_margin(picture, edge, background, shift) for shift in moves)
+        return [picture, np.full_like(picture, background), *placed]
 
-    for picture, (grey, centred, *predictions) in session.predict_copies(copies):
+    for picture, (unchanged, plain, centred, *predictions) in session.predict_copies(copies):
         by_stride = dict(zip(strides, predictions, strict=True))
-        scores.add(0, centred, by_stride[1, 1])
+        whole.next_picture(unchanged)
+        whole.add(0, centred)
+        corner.next_picture(centred)
+        corner.add(0, by_stride[1, 1])
+        for sums in (constant, shifted, shifted_another):
+            sums.next_picture()
+        edge = _margin(picture, margin)
         for layer in session.layers:
-            constant[layer.name] += _ring_deviation(map_array(grey, layer.name), rings)
+            for index, (numerator, denominator) in enumerate(_ring_deviation(map_array(plain, layer.name), rings)):
+                constant.add(layer.name, index, numerator, denominator)
             if layer.stride is None:
                 continue
-            shift = _shift_to_corner(picture, layer.stride)
-            down, right = (pixels // stride for pixels, stride in zip(shift, layer.stride, strict=True))
+            down, right = (edge // stride for stride in layer.stride)
             if not down or not right:
                 continue
             shifted_map, centred_map = map_array(by_stride[layer.stride], layer.name), map_array(centred, layer.name)
             # The lower and right half is affected by the opposite border.
             rows, columns = (size - size // 2 for size in shifted_map.shape[:2])
-            expected = centred_map[down : down + rows, right : right + columns]  # Smaller at the end of the map.
+            part = slice(down, down + rows), slice(right, right + columns)  # Smaller at the end of the map.
+            expected, other_map = centred_map[part], another.swap(layer.name, centred_map)
             shifted_map = shifted_map[: expected.shape[0], : expected.shape[1]]
             ring = np.minimum.outer(np.arange(shifted_map.shape[0]), np.arange(shifted_map.shape[1]))
             for index in range(rings):
-                shifted.add(layer.name, index, shifted_map[ring == index], expected[ring == index])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        deviation = {name: np.sqrt(sums[0] / sums[1]) for name, sums in constant.items()}
-    return ProbeResult(
+                found = shifted_map[ring == index]
+                shifted.add_distance(layer.name, index, found, expected[ring == index])
+                if other_map is not None:
+                    shifted_another.add_distance(layer.name, index, found, other_map[part][ring == index])
+    return make_result(
         "border",
-        session.model,
-        session.card.version,
-        session.picture_count,
+        session,
         "ring (cells)",
         np.arange(rings, dtype=float),
-        {},
-        {"constant": deviation, "shifted": shifted.curves()},
-        {name: float(curve[0]) for name, curve in scores.curves().items()},
+        measures={
+            "constant": Figures(constant.sums(), varies=False),
+            "shifted": distances(shifted.sums(), shifted_another.sums()),
+        },
+        totals=_border_totals(whole, corner),
+        note=f"pictures without their margin on a background of {background:g}, in the centre and in the corner",
     )
 
 
-def _shift_to_corner(picture: PictureArray, stride: tuple[int, ...]) -> tuple[int, int]:
-    """Return the shift of the centre, up and left: a multiple of the stride, up to a quarter of the shorter side."""
-    quarter = min(picture.shape[:2]) // 4
-    return quarter // stride[0] * stride[0], quarter // stride[1] * stride[1]
+def _border_totals(whole: ScoreSums, corner: ScoreSums) -> dict[str, Figures]:
+    """Return the scores of the centred and of the shifted picture as totals."""
+    sums, chance = corner.sums(), corner.chance()
+    if not sums:
+        return {}
+    totals: dict[str, Sums] = {name: sums[name] for name in ("agreement", "probability")}
+    baselines = {name: chance[name] for name in totals}
+    if (unchanged := whole.unchanged_sums()) is not None:
+        totals["accuracy_unchanged"] = unchanged
+        totals["accuracy_centre"] = whole.sums()["accuracy"]
+        totals["accuracy_corner"] = sums["accuracy"]
+        totals["accuracy_change"] = sums["accuracy_change"]
+        baselines["accuracy_centre"] = whole.chance()["accuracy"]
+        baselines["accuracy_corner"] = chance["accuracy"]
+    return {"scores": Figures(totals, False, CHANCE, baselines)}
 
 
-def _centre_on_grey(picture: PictureArray, shift: tuple[int, int]) -> PictureArray:
-    """Return the centre of a picture on grey, shifted up and left by `shift` pixels."""
-    (height, width), shifted = picture.shape[:2], np.full_like(picture, _GREY)
-    top, left, rows, columns = height // 4, width // 4, height // 2, width // 2
-    centre = picture[top : top + rows, left : left + columns]
-    shifted[top - shift[0] : top - shift[0] + rows, left - shift[1] : left - shift[1] + columns] = centre
-    return shifted
+def _margin(picture: PictureArray, margin: int | None) -> int:
+    shorter = min(picture.shape[:2])
+    if margin is not None and 2 * margin >= shorter:
+        raise ValueError(f"a margin of {margin} leaves nothing of a picture whose shorter side is {shorter}")
+    return shorter // 4 if margin is None else margin
+
+
+def _without_margin(picture: PictureArray, margin: int, background: float, shift: tuple[int, int]) -> PictureArray:
+    """Return a picture without its margin on the background, shifted up and left by `shift` pixels."""
+    (height, width), placed = picture.shape[:2], np.full_like(picture, background)
+    (top, left), (down, right) = (margin - shift[0], margin - shift[1]), (height - 2 * margin, width - 2 * margin)
+    placed[top : top + down, left : left + right] = picture[margin : height - margin, margin : width - margin]
+    return placed
 
 
 def _ring_deviation(feature_map: MapArray, rings: int) -> NDArray[np.float64]:
-    """Return the mean of (cell - centre)² of each ring, and the map's mean of cell²; NaN for missing rings."""
+    """Return the mean of (cell - centre)² of each ring, and the map's mean of cell², (rings, 2); NaN if missing."""
     values = feature_map.astype(np.float64)
     height, width = values.shape[:2]
     centre = values[height // 2, width // 2]
     rows, columns = (np.minimum(np.arange(size), size - 1 - np.arange(size)) for size in (height, width))
     ring = np.minimum.outer(rows, columns)
-    sums = np.full((2, rings), np.nan)
+    sums = np.full((rings, 2), np.nan)
     for index in range(min(rings, int(ring.max()) + 1)):
-        sums[:, index] = np.square(values[ring == index] - centre).mean(), max(np.square(values).mean(), 1e-30)
+        sums[index] = np.square(values[ring == index] - centre).mean(), max(np.square(values).mean(), 1e-30)
     return sums
+
+
+def pool(
+    client: Client,
+    pictures: Source | Iterable[Source],
+    *,
+    model: str,
+    version: str | None = None,
+    layers: str | Iterable[str] = "all",
+    windows: Sequence[int] = (1, 2, 4, 8, 16, 32),
+    pixels: int = 1,
+    limit: int | None = None,
+    seed: int = 0,
+) -> ProbeResult:
+    """Measure how far pooling makes maps stay as they were when the picture is shifted.
+
+    Each picture is shifted right, and the map of the shifted picture is compared with that of the original in place,
+    both pooled by windows of w × w cells: √(Σ (found - expected)² / Σ expected²) over all pooled cells and pictures.
+    It is 0 for a map that does not change (invariance), where `shift` is 0 for a map that moves along (equivariance).
+
+    * `maximum`: the largest cell of each window.
+    * `average`: the mean of each window.
+
+    Pooled maps of *different* pictures are closer to each other too, the more so the larger the window: the baseline is
+    the distance from another picture's pooled map, and what counts is the share of it that is left.
+
+    Args:
+        client: An open client.
+        pictures: Paths, folders, or arrays (H, W) or (H, W, C) of the network's size, uint8 0..255 or float32 0..1.
+        model: Name of the model.
+        version: Version of the model; None for the server's default.
+        layers: Names, one name, or `"all"`.
+        windows: Sides of the windows in cells, at least 1. Rows and columns beyond the last whole window are left out;
+            a window larger than the map is undefined.
+        pixels: How far pictures are shifted, at least 1.
+        limit: Use a random sample of this size; None for all.
+        seed: Seed of the sample.
+
+    Returns:
+        Measures: `maximum` and `average`. No scores.
+
+    Raises:
+        ConvscopeError: A request failed.
+        OSError: A picture cannot be read.
+        ValueError: An argument is out of range.
+    """
+    if not windows or min(windows) < 1 or pixels < 1:
+        raise ValueError("windows must be a non-empty list of integers >= 1, and pixels >= 1")
+    session = ProbeSession(client, pictures, model=model, version=version, layers=layers, limit=limit, seed=seed)
+    if not session.layers:
+        raise ValueError("pool measures maps: it needs layers")
+    names = [layer.name for layer in session.layers]
+    kinds = ("maximum", "average")
+    own, others = ({kind: PictureSums(names, len(windows)) for kind in kinds} for _ in range(2))
+    another = AnotherPicture()
+
+    def copies(picture: PictureArray) -> list[PictureArray]:
+        _check_shift(picture, pixels)
+        return [picture, shift_picture(picture, 0, pixels)]
+
+    for _, (before, after) in session.predict_copies(copies):
+        for sums in (*own.values(), *others.values()):
+            sums.next_picture()
+        for layer in session.layers:
+            original_map, shifted_map = map_array(before, layer.name), map_array(after, layer.name)
+            other_map = another.swap(layer.name, original_map)
+            for step_index, window in enumerate(windows):
+                if window > min(original_map.shape[:2]):
+                    continue
+                for kind, found in _pooled(shifted_map, window).items():
+                    expected = _pooled(original_map, window)[kind]
+                    own[kind].add_distance(layer.name, step_index, found, expected)
+                    if other_map is not None:
+                        unrelated = _pooled(other_map, window)[kind]
+                        others[kind].add_distance(layer.name, step_index, found, unrelated)
+    return make_result(
+        "pool",
+        session,
+        "window (cells)",
+        np.array(windows, float),
+        measures={kind: distances(own[kind].sums(), others[kind].sums()) for kind in kinds},
+        note=f"pictures shifted right by {pixels} px; {_MIRRORED}",
+    )
+
+
+def _pooled(feature_map: MapArray, window: int) -> dict[str, MapArray]:
+    """Return the largest and the mean value of each window of a map (h, w, C)."""
+    rows, columns = (size // window for size in feature_map.shape[:2])
+    whole = feature_map[: rows * window, : columns * window].reshape(rows, window, columns, window, -1)
+    return {"maximum": whole.max(axis=(1, 3)), "average": whole.mean(axis=(1, 3))}

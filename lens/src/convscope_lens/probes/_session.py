@@ -5,34 +5,43 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convscope_lens.probes._images import Grid, MapArray, PictureArray, Source, list_pictures, load_network_inputs
+from convscope_lens.probes._images import File, Grid, MapArray, PictureArray, Source, list_pictures, load_network_inputs
+from convscope_lens.probes._statistics import Curve, Sums
 
 if TYPE_CHECKING:
     from convscope import Client, Layer, ModelCard, Prediction
 
+NO_LAYERS = "none"
+
 
 class ProbeSession:
     """A model, the pictures it is probed with, and the layers that are measured.
+
+    Pictures are sent in a random order, so that the picture before another one, its baseline, is seldom of the same
+    class though folders are sorted.
 
     Args:
         client: An open client.
         sources: Pictures and folders, as in `list_pictures`.
         model: Name of the model.
         version: Version of the model; None for the server's default.
-        layers: Names, one name, or `"all"`.
+        layers: Names, one name, `"all"`, or `"none"` to measure scores alone.
         limit: Use a random sample of this size; None for all.
-        seed: Seed of the sample.
+        seed: Seed of the sample and of the order.
 
     Attributes:
         model: Name of the model.
         card: The model card.
         layers: The measured layers, in the order of the forward pass.
         picture_count: Number of pictures.
+        labels: Index of each picture's class, in the order of the pictures: that of its folder's name, None where the
+            folder is not named as a class.
 
     Raises:
         ConvscopeError: The card could not be fetched, or there is no such layer (`UnknownLayer`).
@@ -51,24 +60,32 @@ class ProbeSession:
         seed: int,
     ) -> None:
         self._client = client
-        self.model, self._version = model, version
-        self._sources = list_pictures(sources, limit=limit, seed=seed)
-        self.picture_count = len(self._sources)
+        self.model, self._version, self.seed = model, version, seed
+        pictures = list_pictures(sources, limit=limit, seed=seed)
+        self._sources = [pictures[index] for index in np.random.default_rng(seed).permutation(len(pictures))]
+        self.picture_count = len(pictures)
         self.card: ModelCard = client.model_card(model, version)
         names = [layers] if isinstance(layers, str) else list(layers)
+        if names == [NO_LAYERS]:
+            names = []
         selected = {self.card.layer(name).name for name in names if name != "all"}
         self.layers: list[Layer] = [layer for layer in self.card.layers if "all" in names or layer.name in selected]
+        index = {label: position for position, label in enumerate(self.card.classes)}
+        self.labels = [
+            index.get(Path(source).parent.name) if isinstance(source, str | os.PathLike) else None
+            for source in self._sources
+        ]
 
     @property
     def has_scores(self) -> bool:
         """Whether the model has classes."""
         return bool(self.card.classes)
 
-    def _convert(self, file: str | os.PathLike[str] | bytes) -> NDArray[np.float32]:
-        """Return the network's input for a picture file, (C, H, W), float32, 0..1."""
-        explanation = self._client.explain(file, model=self.model, version=self._version, method="picture", top_k=1)
-        levels: NDArray[np.float32] = np.rint(explanation.picture * 255)
-        return levels / np.float32(255)  # As bytes become numbers in the service, to the last bit.
+    def _convert(self, files: list[File]) -> list[NDArray[np.float32]]:
+        """Return the network's inputs for picture files, each (C, H, W), float32, 0..1."""
+        explanations = self._client.explain(files, model=self.model, version=self._version, method="picture", top_k=1)
+        # As bytes become numbers in the service, to the last bit.
+        return [(np.rint(each.picture * 255) / np.float32(255)).astype(np.float32) for each in explanations]
 
     def predict_copies(
         self, make_copies: Callable[[PictureArray], list[PictureArray]], *, maps: bool = True
@@ -111,55 +128,128 @@ class ProbeSession:
             yield picture, [first, *itertools.islice(predictions, count - 1)]
 
 
-class RelativeDistance:
-    """The relative distance √(Σ (found - expected)² / Σ expected²) by layer and step, over many maps.
+class PictureSums:
+    """The numerator and the denominator of ratios, by name, picture and step.
 
     Args:
-        layers: Names of the layers.
+        names: Names of the layers.
         steps: Number of steps.
     """
 
-    def __init__(self, layers: Iterable[str], steps: int) -> None:
-        self._sums: dict[str, NDArray[np.float64]] = {name: np.zeros((2, steps)) for name in layers}
+    def __init__(self, names: Iterable[str], steps: int) -> None:
+        self._steps = steps
+        self._rows: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
 
-    def add(self, layer: str, step_index: int, found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
-        """Add the found and the expected values of the same cells: float32, any range, of equal shape."""
+    def next_picture(self) -> None:
+        """Begin with the next picture."""
+        for rows in self._rows.values():
+            rows.append(np.zeros((self._steps, 2)))
+
+    def add(self, name: str, step_index: int, numerator: float, denominator: float) -> None:
+        """Add to the sums of this picture."""
+        self._rows[name][-1][step_index] += numerator, denominator
+
+    def add_distance(
+        self, name: str, step_index: int, found: NDArray[np.floating], expected: NDArray[np.floating]
+    ) -> None:
+        """Add Σ (found - expected)² and Σ expected² of the same cells: any range, of equal shape.
+
+        The root of their ratio is the relative distance.
+        """
         reference = expected.astype(np.float64)
-        self._sums[layer][:, step_index] += np.square(found - reference).sum(), np.square(reference).sum()
+        self.add(name, step_index, float(np.square(found - reference).sum()), float(np.square(reference).sum()))
 
-    def curves(self) -> dict[str, NDArray[np.float64]]:
-        """Return the distance by layer, (S,), float64; NaN where nothing was added."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return {name: np.sqrt(sums[0] / sums[1]) for name, sums in self._sums.items()}
+    def sums(self) -> dict[str, Sums]:
+        """Return the sums by name, each (N, S, 2), float64."""
+        return {name: np.reshape(rows, (-1, self._steps, 2)) for name, rows in self._rows.items()}
 
 
-class ScoreCurves:
-    """Agreement of changed copies with the most probable class of the unchanged picture, by step.
+class ScoreSums:
+    """Scores of changed copies of pictures, by step, beside those of the unchanged pictures.
 
     Args:
+        session: The session.
         steps: Number of steps.
     """
 
-    def __init__(self, steps: int) -> None:
-        self._sums = np.zeros((2, steps))
-        self._counts = np.zeros(steps)
+    def __init__(self, session: ProbeSession, steps: int) -> None:
+        self._labels = [label for label in session.labels if label is not None]
+        self._has_labels = len(self._labels) == session.picture_count
+        self._classes = np.zeros((2, len(session.card.classes)))  # Of the unchanged pictures: predicted, true.
+        self._answers = np.zeros((2, steps, len(session.card.classes)))  # Of the copies: predicted; probabilities.
+        self._sums = PictureSums(("agreement", "probability", "accuracy", "accuracy_change", "unchanged"), steps)
+        self._picture, self._predicted, self._correct = -1, -1, False
 
-    def add(self, step_index: int, unchanged: Prediction, changed: Prediction) -> None:
-        """Add the scores of a copy; does nothing for a model without classes, or whose outputs are no scores."""
-        if not unchanged.top or unchanged.scores == "value":
+    def next_picture(self, unchanged: Prediction) -> None:
+        """Begin with the next picture; does nothing for a model without classes, or whose outputs are no scores."""
+        self._picture += 1
+        self._predicted = unchanged.top[0].index if unchanged.top and unchanged.scores != "value" else -1
+        if self._predicted < 0:
             return
-        predicted = unchanged.top[0].index
-        probability = next(score.probability for score in changed.top if score.index == predicted)
-        self._sums[:, step_index] += changed.top[0].index == predicted, probability
-        self._counts[step_index] += 1
+        self._sums.next_picture()
+        self._classes[0, self._predicted] += 1
+        if self._has_labels:
+            self._classes[1, self._labels[self._picture]] += 1
+            self._correct = self._predicted == self._labels[self._picture]
 
-    def curves(self) -> dict[str, NDArray[np.float64]]:
-        """Return `agreement` and `probability`, each (S,), float64, 0..1; an empty dict for a model without classes."""
-        if not self._counts.any():
+    def add(self, step_index: int, changed: Prediction) -> None:
+        """Add the scores of a copy of this picture."""
+        if self._predicted < 0:
+            return
+        answer = changed.top[0].index
+        for score in changed.top:
+            self._answers[1, step_index, score.index] += score.probability
+            if score.index == self._predicted:
+                self._sums.add("probability", step_index, score.probability, 1)
+        self._answers[0, step_index, answer] += 1
+        self._sums.add("agreement", step_index, answer == self._predicted, 1)
+        if self._has_labels:
+            correct = answer == self._labels[self._picture]
+            self._sums.add("accuracy", step_index, correct, 1)
+            self._sums.add("accuracy_change", step_index, int(correct) - int(self._correct), 1)
+            self._sums.add("unchanged", step_index, self._correct, 1)
+
+    def sums(self) -> dict[str, Sums]:
+        """Return the sums of `agreement` and `probability`, and of `accuracy` and `accuracy_change` with labels.
+
+        Empty for a model without classes.
+        """
+        if not self._answers.any():
             return {}
+        names = ["agreement", "probability", *(["accuracy", "accuracy_change"] if self._has_labels else [])]
+        return {name: sums for name, sums in self._sums.sums().items() if name in names}
+
+    def unchanged_sums(self) -> Sums | None:
+        """Return the sums of the accuracy on the unchanged pictures, (N, S, 2); None without labels."""
+        return self._sums.sums()["unchanged"] if self._has_labels and self._answers.any() else None
+
+    def chance(self) -> dict[str, Curve]:
+        """Return what each score would be if the answers to the copies were dealt out to the pictures at random.
+
+        Σ over classes of the class's share of the pictures times its share of the copies' answers (of `probability`:
+        times its mean probability), (S,), float64. For `agreement` and `probability` a picture's class is the predicted
+        one, for `accuracy` the true one.
+        """
         with np.errstate(invalid="ignore"):
-            agreement, probability = self._sums / self._counts
-        return {"agreement": agreement, "probability": probability}
+            pictures = self._classes / self._classes.sum(axis=1, keepdims=True)
+            answers = self._answers / self._answers[0].sum(axis=1, keepdims=True)
+        return {
+            "agreement": answers[0] @ pictures[0],
+            "probability": answers[1] @ pictures[0],
+            "accuracy": answers[0] @ pictures[1],
+        }
+
+
+class AnotherPicture:
+    """The baseline of distances: the maps of the picture before."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, MapArray] = {}
+
+    def swap(self, name: str, feature_map: MapArray) -> MapArray | None:
+        """Keep a map for the next picture, and return that of the picture before; None if its shape is another."""
+        before, self._before[name] = self._before.get(name), feature_map
+        return before if before is not None and before.shape == feature_map.shape else None
 
 
 def map_array(prediction: Prediction, layer: str) -> MapArray:
