@@ -45,13 +45,13 @@ class Attention(nn.Module):
 
 
 class Everywhere(nn.Module):
-    """A 3×3 convolution, self-attention, one hidden layer in each cell; the mean of each channel decides."""
+    """A 3×3 convolution, self-attention, one hidden layer in each cell; the sum of each channel decides."""
 
     def __init__(self, channels: int = 16, side: int = SIDE) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(1, channels, 3, padding=1, padding_mode="circular")
+        self.conv = nn.Conv2d(1, channels, 3, padding=1, padding_mode="circular", bias=False)
         self.attention = Attention(channels, side)
-        self.hidden = nn.Linear(channels, channels)
+        self.hidden = nn.Linear(channels, channels, bias=False)
         self.norm = nn.BatchNorm1d(channels)
         self.fc = nn.Linear(channels, 2)
 
@@ -59,7 +59,7 @@ class Everywhere(nn.Module):
         """Return logits (N, 2) of pictures (N, 1, side, side)."""
         cells = self.conv(images).flatten(2).transpose(1, 2)  # (N, side², C)
         cells = self.hidden(cells + self.attention(cells)).relu()
-        logits: Tensor = self.fc(self.norm(cells.mean(1)))
+        logits: Tensor = self.fc(self.norm(cells.sum(1)))
         return logits
 
 
@@ -73,9 +73,9 @@ def run(setting: Setting) -> Result:
                 torch.manual_seed(seed)
                 model = Window(PLAIN) if name == "convolutions" else Everywhere()
                 steps = setting.size(300, 20)
-                values.append(round(learn(model, distance, seed, steps, SIDE, setting.size(2000, 200)), 4))
+                values.append(round(learn(model, distance, seed, steps, SIDE, setting.size(500, 100)), 4))
         tasks.append({"distance": distance, **found})
-    figures: Figures = {"tasks": tasks, "tested": setting.size(2000, 200), "layers": _layers()}
+    figures: Figures = {"tasks": tasks, "tested": setting.size(500, 100), "layers": _layers()}
     return Result(figures)
 
 

