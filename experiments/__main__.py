@@ -40,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says, and return the exit status: 0 done, 1 a verdict is wrong, 2 no pictures."""
     options = argparse.ArgumentParser(prog="python -m experiments", description="Run experiments.")
     options.add_argument("names", nargs="+", choices=[*EXPERIMENTS, "all", "page", "claims"], metavar="NAME")
-    options.add_argument("--pictures", type=Path, default=Path("pictures"), help="folder of CIFAR-10 (default: pictures)")
+    options.add_argument(
+        "--pictures", type=Path, default=Path("pictures"), help="folder of CIFAR-10 (default: pictures)"
+    )
     options.add_argument("--url", default="", help="a running server; by default this process")
     options.add_argument("--out", type=Path, default=FOUND, help="where to write (default: docs/experiments)")
     options.add_argument("--small", action="store_true", help="as small as possible: shows that it works")

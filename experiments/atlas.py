@@ -56,9 +56,7 @@ def run(setting: Setting) -> Result:
     with setting.client("cifar", untrained=["cifar"]) as client:
         for model in ("cifar", "cifar-untrained"):
             strongest = _strongest(client, model, images, ["conv1", "conv2"])
-            figures[model] = {
-                layer: interval(purities(values, labels)[0]) for layer, (values, _) in strongest.items()
-            }
+            figures[model] = {layer: interval(purities(values, labels)[0]) for layer, (values, _) in strongest.items()}
     figures["chance"] = chance(labels, figures["top"])
     return Result(figures, _drawn(shown_tiles))
 

@@ -30,7 +30,9 @@ def run(setting: Setting) -> Result:
     asked["stripe"][:, 2] = 255  # Vertical: brightness changes along rows, which this kernel does not compare.
     with setting.client("edges") as client:
         kernel = client.filters("edges", "conv1")[0, 0].astype(np.float64)
-        maps = {name: client.predict(one, model="edges", layers="conv1").maps["conv1"][0] for name, one in asked.items()}
+        maps = {
+            name: client.predict(one, model="edges", layers="conv1").maps["conv1"][0] for name, one in asked.items()
+        }
     row, column = CELL
     window = np.pad(square / 255, 1)[row : row + 3, column : column + 3]
     figures: Figures = {
@@ -64,5 +66,7 @@ def _drawn(square: NDArray[np.uint8], kernel: NDArray[np.float64], made: NDArray
         tile.imshow(cells, cmap=colours, vmin=0 if colours == "gray" else -largest, vmax=largest)
         tile.set_title(title, fontsize=9)
         for (row, column), value in np.ndenumerate(cells):
-            tile.text(column, row, f"{value:.0f}", ha="center", va="center", color="0.45", fontsize=9)
+            is_dark = value < 0.5 if colours == "gray" else abs(value) > largest / 2
+            ink = "white" if is_dark else "black"
+            tile.text(column, row, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=9)
     return picture

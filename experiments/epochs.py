@@ -60,7 +60,7 @@ def run(setting: Setting) -> Result:
     """Train `simple` and keep what it is after every epoch."""
     corpus = colour(setting.pictures, setting.size(500, 2), setting.size(100, 2))
     runs = []
-    for seed in range(setting.size(3, 1)):
+    for seed in range(setting.size(2, 1)):
         torch.manual_seed(seed)
         model = Simple()
         learner = Learner(model, corpus, recipe_of(setting.size(5, 1), 0.001, 64), seed)
@@ -68,9 +68,7 @@ def run(setting: Setting) -> Result:
         states = [deepcopy(model).eval()]
         losses: list[float | None] = [None]
 
-        def after(
-            _epoch: int, found: Any, model: Simple = model, states: Any = states, losses: Any = losses
-        ) -> None:
+        def after(_epoch: int, found: Any, model: Simple = model, states: Any = states, losses: Any = losses) -> None:
             states.append(deepcopy(model).eval())
             losses.append(round(found.loss, 3))
 

@@ -47,12 +47,12 @@ def cost(model: Digits, kind: str) -> Figures:
 
 def run(setting: Setting) -> Result:
     """Train the twins, and move the test pictures."""
-    corpus = digits(setting.size(2000, 100), setting.size(1000, 100))
+    corpus = digits(setting.size(1000, 100), setting.size(500, 100))
     twins = []
     kept: dict[str, dict[int, np.ndarray]] = {}
     for kind in setting.size(KINDS, ("largest", "none")):
         right, steady = [], {by: [] for by in MOVES}
-        for seed in range(setting.size(3, 1)):
+        for seed in range(setting.size(2, 1)):
             torch.manual_seed(seed)
             model = twin(kind)
             learner = Learner(model, corpus, recipe_of(setting.size(5, 1), 0.003), seed)

@@ -92,7 +92,7 @@ def _bars(setting: Setting) -> list[Figures]:
             model = Bars(is_shared)
             generator = torch.Generator().manual_seed(seed)
             optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-            for _ in range(setting.size(300, 60)):
+            for _ in range(setting.size(200, 60)):
                 images, labels = draw(64, "left", generator)
                 loss = cross_entropy(model(images), labels)
                 optimizer.zero_grad()
@@ -120,10 +120,10 @@ def _digits(setting: Setting) -> list[Figures]:
     found = []
     for count in setting.size((50, 200, 1000), (50,)):
         corpus = digits(count, setting.size(1000, 200))
-        steps = setting.size(300, 20)
+        steps = setting.size(200, 20)
         right: dict[bool, list[np.ndarray]] = {True: [], False: []}
         for is_shared, values in right.items():
-            for seed in range(setting.size(3, 1)):
+            for seed in range(setting.size(2, 1)):
                 torch.manual_seed(seed)
                 recipe = recipe_of(max(1, steps * 32 // count), 0.003)
                 learner = Learner(network(is_shared), corpus, recipe, seed)

@@ -50,7 +50,13 @@ def run(setting: Setting) -> Result:
     """Run every line."""
     del setting  # There is one size.
     rows = [
-        {"asked": asked, "code": code, "input": "×".join(map(str, size)), "document": said, "found": outcome(code, size)}
+        {
+            "asked": asked,
+            "code": code,
+            "input": "×".join(map(str, size)),
+            "document": said,
+            "found": outcome(code, size),
+        }
         for asked, code, size, said in LINES
     ]
     return Result({"lines": rows})
@@ -58,7 +64,5 @@ def run(setting: Setting) -> Result:
 
 def table(figures: Figures) -> str:
     """Return the table."""
-    rows = [
-        (one["asked"], f"`{one['code']}`", one["input"], one["document"], one["found"]) for one in figures["lines"]
-    ]
+    rows = [(one["asked"], f"`{one['code']}`", one["input"], one["document"], one["found"]) for one in figures["lines"]]
     return markdown(("asked", "code", "picture", "the document", "found"), rows)

@@ -1,4 +1,4 @@
-"""Every stage of the documents' networks: the shapes on a picture's way, and `simple`'s maps as they are drawn there."""
+"""Every stage of the documents' networks: the shapes on a picture's way, and `simple`'s maps as drawn there."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ def run(setting: Setting) -> Result:
         figures[name] = {"input": _size(image), "stages": _stages(model, image), "stated": STATED[name]}
     cat = pixels(SAMPLES / PICTURES["simple"])
     with setting.client("simple", untrained=["simple"]) as client:
-        seen = {
-            model: client.predict(cat, model=model, layers="all").maps for model in ("simple", "simple-untrained")
-        }
+        seen = {model: client.predict(cat, model=model, layers="all").maps for model in ("simple", "simple-untrained")}
     return Result(figures, _drawn(cat, seen))
 
 

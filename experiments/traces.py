@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from matplotlib.figure import Figure
 
-from experiments.experiment import Result, Setting, markdown, plot
 from experiments.experiment import Figures as Found
+from experiments.experiment import Result, Setting, markdown, plot
 from experiments.learning import Learner, colour, digits
 from handlers.networks import NETWORKS
 from training.loop import Figures
@@ -29,7 +29,7 @@ def run(setting: Setting) -> Result:
         if name == "digits":
             corpus = digits(setting.size(4000, 200), setting.size(1000, 100))
         else:
-            corpus = colour(setting.pictures, 1000, 100)
+            corpus = colour(setting.pictures, 500, 100)
         torch.manual_seed(0)
         recipe = replace(RECIPES[name].unaugmented(), epochs=setting.size(5, 2), decay=False)
         learner = Learner(NETWORKS[name](**{"classes": 10}), corpus, recipe, 0)

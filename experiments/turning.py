@@ -92,7 +92,7 @@ class Plain(nn.Module):
 
 def run(setting: Setting) -> Result:
     """Train both on upright digits, the plain one also on turned digits, and turn the test pictures."""
-    corpus = digits(setting.size(2000, 60), setting.size(1000, 100))
+    corpus = digits(setting.size(1000, 60), setting.size(500, 100))
     count = len(corpus.train) // 4
     parts = [corpus.train.images[turn * count : (turn + 1) * count].rot90(turn, (2, 3)) for turn in TURNS]
     labels = corpus.train.labels[: 4 * count]

@@ -68,8 +68,10 @@ HANDLERS_USED = {
     "archiver": ("handlers.network.", "handlers.images.", "handlers.api.options."),
     "training": ("handlers.networks.", "handlers.images.", "handlers.api.errors."),
     # An archive is served in the experiment's own process, as a worker does it.
-    "experiments": ("handlers.networks.", "handlers.images.", "handlers.network.", "handlers.outputs.response.")
-    + ("handlers.loading.", "handlers.pipeline.", "handlers.api.limits.", "handlers.wire."),
+    "experiments": (
+        *("handlers.networks.", "handlers.images.", "handlers.network.", "handlers.outputs.response."),
+        *("handlers.loading.", "handlers.pipeline.", "handlers.api.limits.", "handlers.wire."),
+    ),
     # The contract; the handlers that run are those of each archive, in processes of their own.
     "server/kserve": ("handlers.wire.", "handlers.api.options.", "handlers.api.strict_json"),
 }

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import attention, atlas, cause, epochs, pooling, reach, relu, sharing, transfer, turning
+from experiments import atlas, attention, cause, epochs, pooling, reach, relu, sharing, transfer, turning
 from experiments.__main__ import EXPERIMENTS, main
 from experiments.experiment import interval
 from experiments.learning import CLASSES, moved
