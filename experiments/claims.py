@@ -181,12 +181,6 @@ def purity(evidence: Evidence, layer: str, model: str) -> float:
     return float(next(one for one in rows if one["layer"] == layer)[model]["mean"])
 
 
-def last_epoch(evidence: Evidence, model: str) -> dict[str, float]:
-    """Return the last epoch of a trace."""
-    values: dict[str, float] = evidence.found("traces")[model]["epochs"][-1]
-    return values
-
-
 ERROR = "RuntimeError, when it meets the picture"
 CLAIMS: tuple[Claim, ...] = (
     Claim(
@@ -243,8 +237,8 @@ CLAIMS: tuple[Claim, ...] = (
         "[traces](experiments.md#traces)",
         PARTLY,
         lambda e: (
-            last_epoch(e, "digits")["accuracy"] >= 0.94,
-            abs(e.found("traces")["digits"]["epochs"][0]["accuracy"] - 0.55) < 0.1,
+            e.found("traces")["epochs"][-1]["accuracy"] >= 0.94,
+            abs(e.found("traces")["epochs"][0]["accuracy"] - 0.55) < 0.1,
         ),
         "the end is reached; the first epoch is far better than stated",
     ),
@@ -711,12 +705,11 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "`cifar`: loss 0.50 and accuracy 0.83 after 5 epochs",
         "S4",
-        "[traces](experiments.md#traces); card `cifar`",
+        "card `cifar`",
         FAILS,
         lambda e: (
-            last_epoch(e, "cifar")["test_accuracy"] > 0.8,
             e.accuracy("cifar", "train") > 0.8,
-            last_epoch(e, "cifar")["loss"] < 0.55,
+            e.accuracy("cifar") > 0.8,
         ),
         "0.663 after 20 epochs of all pictures (n = 8,000)",
     ),

@@ -214,8 +214,8 @@ def _drawn(figures: Figures) -> Figure:
         if not tasks:
             continue
         label = f"receptive field {tasks[0]['field']}"
-        means = [sum(task["accuracy"]) / len(task["accuracy"]) for task in tasks]
-        axes.plot([task["distance"] for task in tasks], means, "o-", color=colour, label=label)
+        points = [(task["distance"], value) for task in tasks for value in task["accuracy"]]
+        axes.plot(*zip(*points, strict=True), "o", color=colour, label=label, alpha=0.6)
         axes.axvline(tasks[0]["field"] - 0.5, color=colour, linestyle=":")
     axes.axhline(0.5, color="0.5", linewidth=1)
     axes.set_xlabel("distance of the two marks (pixels)")

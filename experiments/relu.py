@@ -83,7 +83,7 @@ def _distance(found: Tensor, expected: Tensor) -> float:
 
 
 def _twins(setting: Setting) -> list[Figures]:
-    corpus = colour(setting.pictures, setting.size(200, 2), setting.size(100, 2))
+    corpus = colour(setting.pictures, setting.size(100, 2), setting.size(100, 2))
     found = []
     right: dict[str, np.ndarray] = {}
     for name, (activation, pool) in TWINS.items():

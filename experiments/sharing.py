@@ -118,7 +118,7 @@ def network(is_shared: bool) -> nn.Module:
 
 def _digits(setting: Setting) -> list[Figures]:
     found = []
-    for count in setting.size((50, 200, 1000), (50,)):
+    for count in setting.size((50, 500), (50,)):
         corpus = digits(count, setting.size(1000, 200))
         steps = setting.size(200, 20)
         right: dict[bool, list[np.ndarray]] = {True: [], False: []}
@@ -170,7 +170,7 @@ def _drawn(figures: Figures) -> Figure:
     for name, colour in (("shared", "#1f5fa8"), ("unshared", "#d1642f")):
         means = [one[name]["mean"] for one in figures["digits"]]
         ends = [[abs(one[name]["mean"] - one[name][end]) for one in figures["digits"]] for end in ("low", "high")]
-        axes.errorbar(counts, means, ends, fmt="o-", color=colour, label=name, capsize=3, markersize=4)
+        axes.errorbar(counts, means, ends, fmt="o", color=colour, label=name, capsize=3, markersize=4)
     axes.set_xscale("log")
     axes.set_xticks(counts, [f"{count:,}" for count in counts])
     axes.set_xlabel("training pictures (digits)")

@@ -143,8 +143,8 @@ def test_the_edge_share_knows_edges() -> None:
 
 
 def test_a_trace_has_the_documents_figures_beside_it(found: Any) -> None:
-    digits = found("traces")["digits"]
-    assert digits["documents"]["accuracy"][-1] == 0.95
+    digits = found("traces")
+    assert digits["document"]["accuracy"][-1] == 0.95
     assert [row["epoch"] for row in digits["epochs"]] == [1, 2]
     assert digits["epochs"][1]["accuracy"] > digits["epochs"][0]["accuracy"]
 
