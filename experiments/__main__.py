@@ -12,6 +12,7 @@ of one core. `--small` runs everything in seconds, to see that it works: give it
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
 import sys
@@ -21,6 +22,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from experiments import claims
 from experiments.experiment import Setting
@@ -81,7 +83,10 @@ def conduct(name: str, setting: Setting, out: Path) -> None:
     }
     (out / f"{name}.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", "utf-8")
     if result.picture is not None:
-        result.picture.savefig(out / f"{name}.png", dpi=110)
+        drawn = io.BytesIO()
+        result.picture.savefig(drawn, dpi=110)
+        # 128 colours: a third of the bytes, and the eye sees no difference.
+        Image.open(drawn).convert("RGB").quantize(128).save(out / f"{name}.png", optimize=True)
     print(f"{name}: {kept['seconds']} s\n\n{experiment.table(result.figures)}\n", flush=True)
 
 
