@@ -120,12 +120,12 @@ def _drawn(corpus: Corpus, learner: Learner, states: list[Any]) -> Figure:
     image = corpus.test.images[len(corpus.test) * 3 // 10 : len(corpus.test) * 3 // 10 + 1]  # A cat.
     picture, tiles = grid(len(states), 13)
     for epoch, model in enumerate(states):
-        tiles[epoch, 0].imshow(image[0].permute(1, 2, 0))
+        tiles[epoch, 0].imshow(image[0].permute(1, 2, 0).numpy())
         tiles[epoch, 0].set_ylabel(f"epoch {epoch}", fontsize=7)
         kernels = model.conv1.weight.detach()
         maps = maps_of(model, normalise(image, learner.preprocessing))[0][0]
         for place in range(6):
             kernel = kernels[place].permute(1, 2, 0)
-            tiles[epoch, place + 1].imshow((kernel / (2 * kernel.abs().max()) + 0.5).clamp(0, 1))
-            tiles[epoch, place + 7].imshow(maps[place], cmap="gray")
+            tiles[epoch, place + 1].imshow((kernel / (2 * kernel.abs().max()) + 0.5).clamp(0, 1).numpy())
+            tiles[epoch, place + 7].imshow(maps[place].numpy(), cmap="gray")
     return picture

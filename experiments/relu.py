@@ -72,7 +72,7 @@ def run(setting: Setting) -> Result:
         for kind, model in twins.items():
             maps = model.conv1(normal)
             before[name, kind] = maps
-            figures["below_0"][f"{name}, {kind}"] = interval((maps < 0).double().mean((1, 2, 3)))
+            figures["below_0"][f"{name}, {kind}"] = interval((maps < 0).double().mean((1, 2, 3)).numpy())
     with torch.enable_grad():
         figures["twins"] = _twins(setting)
     return Result(figures, _drawn(images[0], before["cifar", "trained"][0]))
@@ -118,10 +118,10 @@ def table(figures: Figures) -> str:
 def _drawn(image: Tensor, before: Tensor) -> Figure:
     picture, tiles = grid(2, 9, height=0.75)
     for row, maps in enumerate((before, before.relu())):
-        tiles[row, 0].imshow(image.permute(1, 2, 0))
+        tiles[row, 0].imshow(image.permute(1, 2, 0).numpy())
         for place in range(8):
             largest = float(before[place].abs().max())
-            tiles[row, place + 1].imshow(maps[place], cmap="RdBu_r", vmin=-largest, vmax=largest)
+            tiles[row, place + 1].imshow(maps[place].numpy(), cmap="RdBu_r", vmin=-largest, vmax=largest)
     tiles[0, 0].set_ylabel("before", fontsize=8)
     tiles[1, 0].set_ylabel("after", fontsize=8)
     return picture

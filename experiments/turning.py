@@ -182,9 +182,9 @@ def _drawn(image: Tensor) -> Figure:
     lift = Lift(1, 8)
     picture, tiles = grid(2, 5, width=1.0, height=1.0)
     for row, one in enumerate((image, image.rot90(1, (2, 3)))):
-        tiles[row, 0].imshow(one[0, 0], cmap="gray")
+        tiles[row, 0].imshow(one[0, 0].numpy(), cmap="gray")
         for turn in TURNS:
-            tiles[row, turn + 1].imshow(lift(one)[0, 1, turn], cmap="RdBu_r")
+            tiles[row, turn + 1].imshow(lift(one)[0, 1, turn].numpy(), cmap="RdBu_r")
             if not row:
                 tiles[row, turn + 1].set_title(f"kernel at {90 * turn}°", fontsize=7)
     return picture
