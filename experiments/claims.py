@@ -201,9 +201,9 @@ CLAIMS: tuple[Claim, ...] = (
         "the maps highlight edges and corners of the digit",
         "S0 stage 2",
         "weights of `digits`",
-        PARTLY,
+        FAILS,
         lambda e: (edge_share(digit_kernels(e)) > CHANCE + 0.05, False),
-        "edges: more of its kernels' weight lies in edge kernels than by chance; corners were not measured",
+        "its kernels are no more like edge kernels than random ones (edge share at most 0.05 above 2/9); no measure of corners",
     ),
     Claim(
         "max pool: 26 → 13",
