@@ -13,11 +13,10 @@ import math
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, unfold
 
-from experiments.experiment import Figures, Result, Setting, interval, markdown, plot, shown
+from experiments.experiment import Figures, Result, Setting, interval, markdown, shown
 from experiments.learning import Learner, digits, recipe_of
 from handlers.networks import Digits
 
@@ -80,7 +79,7 @@ def draw(count: int, half: str, generator: torch.Generator) -> tuple[Tensor, Ten
 def run(setting: Setting) -> Result:
     """Train shared and unshared twins on both tasks."""
     figures: Figures = {"bars": _bars(setting), "digits": _digits(setting)}
-    return Result(figures, _drawn(figures))
+    return Result(figures)
 
 
 def _bars(setting: Setting) -> list[Figures]:
@@ -162,18 +161,3 @@ def table(figures: Figures) -> str:
             markdown(("digits: training pictures", "shared", "own weights at each place", "difference"), numbers),
         ]
     )
-
-
-def _drawn(figures: Figures) -> Figure:
-    picture, [axes] = plot(5, 3)
-    counts = [one["train_pictures"] for one in figures["digits"]]
-    for name, colour in (("shared", "#1f5fa8"), ("unshared", "#d1642f")):
-        means = [one[name]["mean"] for one in figures["digits"]]
-        ends = [[abs(one[name]["mean"] - one[name][end]) for one in figures["digits"]] for end in ("low", "high")]
-        axes.errorbar(counts, means, ends, fmt="o", color=colour, label=name, capsize=3, markersize=4)
-    axes.set_xscale("log")
-    axes.set_xticks(counts, [f"{count:,}" for count in counts])
-    axes.set_xlabel("training pictures (digits)")
-    axes.set_ylabel("accuracy")
-    axes.legend()
-    return picture
