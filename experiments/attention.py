@@ -8,6 +8,7 @@ pictures: d is at most 8 there.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ class Attention(nn.Module):
         channels: Of the maps.
         side: Of the maps; 0 for no positions at all.
     """
+
+    which: Tensor
 
     def __init__(self, channels: int, side: int) -> None:
         super().__init__()
@@ -86,9 +89,13 @@ def _layers() -> list[Figures]:
     conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def convolved(maps: Tensor) -> Tensor:
-        return conv(maps.transpose(1, 2).unflatten(2, (SIDE, SIDE))).flatten(2).transpose(1, 2)
+        made: Tensor = conv(torch.unflatten(maps.transpose(1, 2), 2, (SIDE, SIDE)))
+        return made.flatten(2).transpose(1, 2)
 
-    layers = {"3×3 convolution": convolved, "attention, no positions": Attention(channels, 0)}
+    layers: dict[str, Callable[[Tensor], Tensor]] = {
+        "3×3 convolution": convolved,
+        "attention, no positions": Attention(channels, 0),
+    }
     maps = torch.randn(1, cells, channels, requires_grad=True)
     order = torch.randperm(cells)
     found = []

@@ -86,7 +86,7 @@ def selective(embeddings: NDArray[np.float64], of_class: NDArray[np.bool_]) -> l
     """
     spread = embeddings.std(0) + 1e-12
     ratio = (embeddings[of_class].mean(0) - embeddings[~of_class].mean(0)) / spread
-    return np.argsort(-ratio, kind="stable").tolist()
+    return [int(channel) for channel in np.argsort(-ratio, kind="stable")]
 
 
 def _embeddings(client: Client, paths: Sequence[Any], layers: Sequence[str]) -> dict[str, NDArray[np.float64]]:

@@ -66,7 +66,7 @@ class Evidence:
     def shapes_hold(self, model: str) -> bool:
         """Return whether a picture goes through the stages that the documents state."""
         found = self.found("stages")[model]
-        return [one["shape"] for one in found["stages"]] == found["stated"]
+        return bool([one["shape"] for one in found["stages"]] == found["stated"])
 
     def reach(self, field: int, distance: int) -> float:
         """Return the best accuracy of any seed at a distance: what the network can learn."""
@@ -148,7 +148,8 @@ def side(size: int, kernel: int, stride: int = 1, padding: int = 0) -> int:
 def field(dilations: Sequence[int], stride: int = 1) -> int:
     """Return the receptive field of 3×3 convolutions in a row, as cards have it."""
     layers = nn.Sequential(*(nn.Conv2d(1, 1, 3, stride, padding=one, dilation=one) for one in dilations))
-    return int(layer_geometry(layers, {"last": str(len(dilations) - 1)}, (1, 64, 64))["last"].receptive_field[0])
+    found = layer_geometry(layers, {"last": str(len(dilations) - 1)}, (1, 64, 64))["last"].receptive_field
+    return found[0] if found else 0
 
 
 def follows(by: int, is_pooled: bool) -> bool:
@@ -755,7 +756,8 @@ CLAIMS: tuple[Claim, ...] = (
 
 def digit_kernels(evidence: Evidence) -> Tensor:
     """Return the kernels of the served `digits`, (16, 1, 3, 3)."""
-    weights: Tensor = service.trained(evidence.root / "model_store", "digits").conv1.weight.detach()
+    network: Any = service.trained(evidence.root / "model_store", "digits")
+    weights: Tensor = network.conv1.weight.detach()
     return weights
 
 

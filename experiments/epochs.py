@@ -80,8 +80,13 @@ def run(setting: Setting) -> Result:
     for epoch in range(len(runs[0][2])):
         found = [_state(learner, images, states[epoch], states[0]) for learner, images, states, _, _ in runs]
         losses = [run[3][epoch] for run in runs]
-        mean_loss = None if losses[0] is None else round(float(np.mean(losses)), 3)
-        rows.append({"epoch": epoch, "train_loss": mean_loss} | _mean(found))
+        known = [loss for loss in losses if loss is not None]
+        row: dict[str, float | None] = {
+            "epoch": epoch,
+            "train_loss": round(float(np.mean(known)), 3) if known else None,
+        }
+        row.update(_mean(found))
+        rows.append(row)
     figures["epochs"] = rows
     figures["one_batch_of_four"] = _mean([_state(one[0], one[1], one[4], one[2][0]) for one in runs])
     learner, images, states, _, _ = runs[0]

@@ -122,7 +122,7 @@ class Learner:
     def answers(self, images: Tensor) -> Tensor:
         """Return the most probable class of each picture, (N,), of (N, C, H, W), uint8."""
         self.model.eval()
-        parts = [self.model(normalise(some, self.preprocessing)).argmax(1) for some in images.split(500)]
+        parts = [self.model(normalise(some, self.preprocessing)).argmax(1) for some in torch.split(images, 500)]
         return torch.cat(parts)
 
 

@@ -51,7 +51,8 @@ def run(setting: Setting) -> Result:
     twins = []
     kept: dict[str, dict[int, np.ndarray]] = {}
     for kind in setting.size(KINDS, ("largest", "none")):
-        right, steady = [], {by: [] for by in MOVES}
+        right: list[np.ndarray] = []
+        steady: dict[int, list[np.ndarray]] = {by: [] for by in MOVES}
         for seed in range(setting.size(2, 1)):
             torch.manual_seed(seed)
             model = twin(kind)

@@ -26,7 +26,7 @@ BATCH = 8  # Places say nothing, so there are four kinds of pictures only.
 RATE = 0.01
 LEARNED = 0.995  # On 100 pictures that are neither learned from nor counted: training ends early.
 PLAIN, DILATED = (1, 1, 1), (1, 2, 4)
-DISTANCES = {PLAIN: (2, 4, 6, 7, 8), DILATED: (6, 8, 14, 15, 16)}
+DISTANCES: dict[tuple[int, int, int], tuple[int, ...]] = {PLAIN: (2, 4, 6, 7, 8), DILATED: (6, 8, 14, 15, 16)}
 
 
 class Window(nn.Module):
@@ -107,7 +107,7 @@ def learn(model: nn.Module, distance: int, seed: int, steps: int, side: int = SI
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Return the share of right answers, 0..1."""
     model.eval()
-    answers = torch.cat([model(some).argmax(1) for some in images.split(250)])
+    answers = torch.cat([model(some).argmax(1) for some in torch.split(images, 250)])
     return float((answers == labels).double().mean())
 
 
@@ -144,7 +144,8 @@ def effective(model: nn.Module, module: str, cell: tuple[int, int], box: Sequenc
 def run(setting: Setting) -> Result:
     """Train both networks at every distance, and measure the effective field of a served one."""
     tasks = []
-    for dilations, distances in setting.size(DISTANCES, {PLAIN: (6, 8)}).items():
+    small: dict[tuple[int, int, int], tuple[int, ...]] = {PLAIN: (6, 8)}
+    for dilations, distances in setting.size(DISTANCES, small).items():
         for distance in distances:
             found = []
             for seed in range(setting.size(3, 1)):

@@ -33,7 +33,7 @@ class Lift(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Filter pictures."""
         kernels = torch.stack([self.weight.rot90(turn, (2, 3)) for turn in TURNS], 1)  # (filters, 4, C, 3, 3)
-        return conv2d(images, kernels.flatten(0, 1)).unflatten(1, (-1, 4))
+        return torch.unflatten(conv2d(images, kernels.flatten(0, 1)), 1, (-1, 4))
 
 
 class Turning(nn.Module):
@@ -51,7 +51,7 @@ class Turning(nn.Module):
         """Filter maps."""
         turned = [self.weight.rot90(turn, (3, 4)).roll(turn, 2) for turn in TURNS]
         kernels = torch.stack(turned, 1).flatten(2, 3).flatten(0, 1)  # (filters·4, C·4, 3, 3)
-        return conv2d(maps.flatten(1, 2), kernels).unflatten(1, (-1, 4))
+        return torch.unflatten(conv2d(maps.flatten(1, 2), kernels), 1, (-1, 4))
 
 
 class Turned(nn.Module):
