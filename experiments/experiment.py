@@ -1,0 +1,122 @@
+"""What all experiments share: the setting they run in, what they return, intervals, pictures to look at.
+
+An experiment is a module of this package with `run(setting) -> Result` and `table(figures) -> str`. It knows nothing of
+files; `experiments.__main__` keeps what it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from convscope import Client
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from experiments import service
+
+Figures = dict[str, Any]
+"""What an experiment found, in the types of JSON."""
+
+T = TypeVar("T")
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an experiment returns.
+
+    Attributes:
+        figures: What was found.
+        picture: What is drawn of it; None if a table says it all.
+    """
+
+    figures: Figures
+    picture: Figure | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an experiment runs with.
+
+    Attributes:
+        pictures: Folder with `train/<class>/*` and `test/<class>/*`: CIFAR-10 as JPEG files.
+        store: Folder of the archives.
+        url: Where the models are served; empty to run the archives' handlers in this process, as is done where an
+            untrained twin stands beside them.
+        small: Run in about a second: enough to see that the experiment works, not what it shows.
+    """
+
+    pictures: Path = Path("pictures")
+    store: Path = Path("model_store")
+    url: str = ""
+    small: bool = False
+
+    def size(self, full: T, small: T) -> T:
+        """Return one of two sizes."""
+        return small if self.small else full
+
+    @contextmanager
+    def client(self, *models: str, untrained: Sequence[str] = ()) -> Iterator[Client]:
+        """Open a client.
+
+        Args:
+            *models: Names of archives.
+            untrained: Networks to serve with their first weights too, as `NAME-untrained`; then everything is served in
+                this process.
+        """
+        with service.client(self.store, models, untrained, self.url) as client:
+            yield client
+
+
+def interval(values: ArrayLike) -> dict[str, float]:
+    """Return the mean of some values with its 95 % bootstrap interval (percentiles of 2,000 resamples), and n.
+
+    The difference of two things that were measured on the same pictures is paired: pass the differences.
+    """
+    found = np.asarray(values, np.float64)
+    low = high = float(found.mean())
+    if np.ptp(found):
+        bootstrapped = stats.bootstrap(
+            (found,), np.mean, n_resamples=_RESAMPLES, batch=100, method="percentile", rng=np.random.default_rng(0)
+        ).confidence_interval
+        low, high = bootstrapped.low, bootstrapped.high
+    return {"mean": round(float(found.mean()), 4), "low": round(low, 4), "high": round(high, 4), "n": len(found)}
+
+
+def shown(values: Mapping[str, float], digits: int = 2) -> str:
+    """Return an interval as text: `0.93 (0.91 to 0.95)`."""
+    mean, low, high = (f"{values[name] + 0.0:.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def grid(rows: int, columns: int, *, width: float = 0.62, height: float = 0.62) -> tuple[Figure, NDArray[Any]]:
+    """Return a figure of tiles without axes, and the axes (rows, columns)."""
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    tiles = figure.subplots(rows, columns, squeeze=False)
+    for tile in tiles.flat:
+        tile.set_xticks([])
+        tile.set_yticks([])
+        for spine in tile.spines.values():
+            spine.set_visible(False)
+    return figure, tiles
+
+
+def plot(width: float = 6.5, height: float = 3.2, columns: int = 1) -> tuple[Figure, NDArray[Any]]:
+    """Return a figure with plots side by side, and their axes."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for one in axes:
+        one.grid(alpha=0.3)
+    return figure, axes

@@ -1,0 +1,104 @@
+"""The client's service for experiments: a running server, or the archives' own handlers in this process.
+
+In this process a request takes the same way as in a worker (parse, decode, predict, edit, encode), without a network in
+between. The engine is torch, so that the untrained twin of a network is served exactly like the network.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import torch
+from convscope import Client
+from torch import nn
+
+from handlers.api.limits import Limits
+from handlers.loading import assemble
+from handlers.network import archive as archives
+from handlers.network.archive import Archive, eager_arguments
+from handlers.network.engines.eager import Eager
+from handlers.networks import NETWORKS
+from handlers.outputs.response import Identity
+from handlers.pipeline import Pipeline
+from handlers.wire import convscope_pb2 as wire
+
+UNTRAINED = "-untrained"
+_LIMITS = Limits(max_reply_bytes=2**28)
+_DEADLINE_S = 600.0  # On a busy machine a request with many pictures and edits takes a while.
+
+
+class InProcess:
+    """A transport of the client that hands each request to the pipeline of its model.
+
+    Args:
+        pipelines: By the name of the model.
+    """
+
+    def __init__(self, pipelines: Mapping[str, Pipeline]) -> None:
+        self._pipelines = pipelines
+
+    def send(self, request: Any, *, model: str, version: str | None, deadline_s: float) -> Any:
+        """Return the reply to a serialized `convscope.v1.PredictRequest`."""
+        message = {"request": bytearray(request.SerializeToString())}
+        [response] = self._pipelines[model].respond([message], [{}], [request.request_id or "experiment"])
+        return wire.PredictReply.FromString(bytes(response.body))
+
+    def close(self) -> None:
+        """Do nothing: there is no connection."""
+
+
+@contextmanager
+def client(store: Path, models: Sequence[str], untrained: Sequence[str] = (), url: str = "") -> Iterator[Client]:
+    """Open a client on a running server, or on archives in this process.
+
+    Args:
+        store: Folder of the archives.
+        models: Archives to serve in this process.
+        untrained: Networks to serve in this process with first weights (seed 0), as `NAME-untrained`.
+        url: Of the server, for archives alone; empty for this process.
+    """
+    if url and not untrained:
+        with Client(url, deadline_s=_DEADLINE_S) as served:
+            yield served
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        pipelines = {}
+        for name in (*models, *untrained):
+            archive = unpacked(store / f"{name}.mar", Path(folder) / name)
+            if name in models:
+                pipelines[name] = _pipeline(archive, archive.module, name)
+            if name in untrained:
+                pipelines[name + UNTRAINED] = _pipeline(archive, first_weights(name), name + UNTRAINED)
+        with Client("http://in-this-process", transport=InProcess(pipelines), deadline_s=_DEADLINE_S) as served:
+            yield served
+
+
+def unpacked(path: Path, folder: Path) -> Archive:
+    """Unpack an archive into a folder and read it."""
+    with ZipFile(path) as file:
+        file.extractall(folder)
+    return archives.load(folder)
+
+
+def trained(store: Path, name: str) -> nn.Module:
+    """Return the network of an archive with its weights, in evaluation mode."""
+    with tempfile.TemporaryDirectory() as folder:
+        return unpacked(store / f"{name}.mar", Path(folder)).module
+
+
+def first_weights(name: str, seed: int = 0) -> nn.Module:
+    """Return a network as its training begins, in evaluation mode: what its architecture alone gives."""
+    torch.manual_seed(seed)
+    network = NETWORKS[name]
+    return (network() if name == "edges" else network(**{"classes": 10})).eval()
+
+
+def _pipeline(archive: Archive, module: nn.Module, name: str) -> Pipeline:
+    eager = Eager(module, device="cpu", **eager_arguments(archive.card))
+    identity = Identity(name, "1.0", f"torch-{torch.__version__}", "cpu")
+    return assemble(archive, identity, _LIMITS, lambda: eager, eager)
