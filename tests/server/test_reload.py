@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -350,48 +351,39 @@ def test_requests_in_flight_and_in_the_queue_of_the_old_version_are_answered(wor
         assert server.end() == 0
 
 
-def test_a_version_that_was_rejected_at_the_start_is_taken_in_once_it_is_mended(work):
-    store = work / "store"
-    write_archive(store, "alpha", version="1.0")
-    write_archive(store, "alpha", BROKEN, version="2.0", file="newer")
-    with launched(store, work) as server:
-        server.await_ready()
-        assert server.rest("alpha") == b"alpha 1.0"  # Not the newest, which TorchServe got first.
-        answer = run(work)
-        assert answer.returncode == 1
-        assert "archive newer.mar: needs the Python package nothing_of_that_name" in answer.stderr
-        assert server.rest("alpha") == b"alpha 1.0"
-        write_archive(store, "alpha", version="2.0", file="newer")
-        assert run(work).returncode == 0
-        assert server.rest("alpha") == b"alpha 2.0"
-        assert server.rest("alpha/1.0") == b"alpha 1.0"
+@pytest.fixture(scope="module")
+def rejecting():
+    """A server that has rejected the newer version of its model."""
+    work = Path(tempfile.mkdtemp(prefix="srv-"))
+    write_archive(work / "store", "alpha", version="1.0")
+    write_archive(work / "store", "alpha", BROKEN, version="2.0", file="newer")
+    with launched(work / "store", work) as server:
+        yield server.await_ready()
+    shutil.rmtree(work)
 
 
-def test_without_the_patch_it_is_refused_since_requests_would_be_lost(work):
-    store = work / "store"
-    write_archive(store, "alpha", version="1.0")
-    with launched(store, work, "--no-patches") as server:
-        server.await_ready()
-        write_archive(store, "alpha", version="2.0")
-        answer = run(work)
-        assert answer.returncode == 1
-        assert "without the patch `reload`" in answer.stderr
-        assert server.rest("alpha") == b"alpha 1.0"
-
-
-def test_no_program_of_the_machine_can_load_or_unload_models_over_grpc(work):
+def test_no_program_of_the_machine_can_load_or_unload_models_over_grpc(rejecting):
     """The twin listens on loopback, where any user can connect."""
-    store = work / "store"
-    write_archive(store, "alpha", version="1.0")
-    with launched(store, work) as server:
-        server.await_ready()
-        text = next(work.glob("convscope-*/config.properties")).read_text()
-        port = next(line.partition("=")[2] for line in text.splitlines() if line.startswith("grpc_management_port"))
-        assert "enable_model_api=true" in text
-        for method, message in (("RegisterModel", b"\x52\x01x"), ("UnregisterModel", b"\x0a\x05alpha")):
-            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-                call = channel.unary_unary(f"/org.pytorch.serve.grpc.management.ManagementAPIsService/{method}")
-                with pytest.raises(grpc.RpcError) as raised:
-                    call(message, timeout=10)
-            assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED
-        assert server.rest("alpha") == b"alpha 1.0"
+    text = next(rejecting.work.glob("convscope-*/config.properties")).read_text()
+    port = next(line.partition("=")[2] for line in text.splitlines() if line.startswith("grpc_management_port"))
+    assert "enable_model_api=true" in text
+    for method, message in (("RegisterModel", b"\x52\x01x"), ("UnregisterModel", b"\x0a\x05alpha")):
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary(f"/org.pytorch.serve.grpc.management.ManagementAPIsService/{method}")
+            with pytest.raises(grpc.RpcError) as raised:
+                call(message, timeout=10)
+        assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert rejecting.rest("alpha") == b"alpha 1.0"
+
+
+def test_a_version_that_was_rejected_at_the_start_is_taken_in_once_it_is_mended(rejecting):
+    work = rejecting.work
+    assert rejecting.rest("alpha") == b"alpha 1.0"  # Not the newest, which TorchServe got first.
+    answer = run(work)
+    assert answer.returncode == 1
+    assert "archive newer.mar: needs the Python package nothing_of_that_name" in answer.stderr
+    assert rejecting.rest("alpha") == b"alpha 1.0"
+    write_archive(work / "store", "alpha", version="2.0", file="newer")
+    assert run(work).returncode == 0
+    assert rejecting.rest("alpha") == b"alpha 2.0"
+    assert rejecting.rest("alpha/1.0") == b"alpha 1.0"
