@@ -11,7 +11,7 @@ need_python = @test -n "$(PYTHON)" || { echo "convscope needs Python 3.11 to 3.1
 PORT ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo stop serve check test prometheus chromium page page-tools kubectl lint style mypy pyright format test-client test-kserve kserve test-gpu test-docker test-kubernetes drill campaign secrets key revoke keys certificate check-config replicas restart update bench bench-full archives proto lock clean
+.PHONY: help install demo stop serve check test parts thorough prometheus chromium page page-tools kubectl lint style mypy pyright format test-client test-kserve kserve test-gpu test-docker test-kubernetes drill campaign secrets key revoke keys certificate check-config replicas restart update bench bench-full archives proto lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,17 +48,40 @@ stop: ## Stop the service that `make demo` left running
 serve: .venv/installed stop ## Serve every archive of model_store/ until Ctrl-C
 	$(BIN)/python -m server --rest-port $(PORT)
 
-# One process more than there are cores, since tests wait for servers; JOBS=0 runs one test after the other in one process.
+# Tests run in parts, a process each, which imports what its rooms need alone. JOBS of them run at a time, the longest first:
+# one more than there are cores, since tests wait for servers.
 JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 1) + 1)
-PARALLEL := -n $(JOBS) --dist loadscope --no-loadscope-reorder
+MARKS := not docker and not gpu and not kubernetes
+OWN_SERVERS := $(patsubst %,tests/e2e/test_%.py,demo engines reload traces)
+PACKAGED := $(patsubst %,tests/archiver/test_%.py,packages recipes stock_torchserve survey your_own_network)
+WATCHED := $(patsubst %,tests/server/test_%.py,life refusals watched)
+of-archiver := tests/archiver $(PACKAGED:%=--ignore=%)
+of-client := tests/client
+of-e2e := tests/e2e $(OWN_SERVERS:%=--ignore=%)
+of-handlers := tests/handlers
+of-own-servers := $(OWN_SERVERS)
+of-packaged := $(PACKAGED)
+of-server := tests/server $(WATCHED:%=--ignore=%)
+of-watched := $(WATCHED)
+of-watching := tests/watching tests/page
+of-rest := tests $(patsubst %,--ignore=tests/%,archiver client e2e handlers kserve page server watching)
+# KServe's model server has no release for Python 3.14.
+PARTS := $(if $(wildcard .venv/lib/python3.14),,test-kserve) $(patsubst %,part-%,watched handlers archiver rest packaged own-servers e2e watching server client) lint
+in_parts = @$(MAKE) --no-print-directory --keep-going --jobs=$(JOBS) --output-sync=target
 
-check: lint ## Lint, type-check, and run the tests that start no process: about a minute
-	$(BIN)/pytest -q $(PARALLEL) -m "not slow and not docker and not gpu"
+check: .venv/installed ## Lint, type-check, and run the tests that start no process: about a minute
+	$(in_parts) MARKS="not slow and not docker and not gpu" lint part-handlers part-rest part-server part-client
 
-test: install prometheus chromium page-tools kubectl lint ## Set up, lint, type-check, and run every test that needs no Docker, no GPU and no cluster
-	$(BIN)/pytest $(PARALLEL) -m "not docker and not gpu and not kubernetes"
-	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 14))'; then $(MAKE) test-kserve; \
-	  else echo "KServe's model server has no release for Python 3.14: its tests are left out"; fi
+test: install prometheus chromium page-tools kubectl ## Set up, lint, type-check, and run every test that needs no Docker, no GPU and no cluster
+	$(in_parts) parts
+
+parts: $(PARTS)
+
+part-%:
+	$(BIN)/pytest -q -m "$(MARKS)" $(of-$*)
+
+thorough: ## make test with as many generated cases as the tests were written with: twice to four times as many
+	CONVSCOPE_THOROUGH=1 $(MAKE) test
 
 prometheus: ## Fetch Debian's Prometheus into .tools/ for the tests of rules and dashboards, if there is none
 	tests/watching/fetch.sh
@@ -128,7 +151,7 @@ kserve: .venv-kserve/installed ## Serve every archive of model_store/ in KServe'
 	.venv-kserve/bin/python -m server.kserve
 
 test-kserve: .venv-kserve/installed ## Run the tests of KServe's model server
-	.venv-kserve/bin/python -m pytest tests/kserve
+	.venv-kserve/bin/python -m pytest -q tests/kserve
 
 bench: .venv-bench/installed ## Measure our service beside its rivals: the standard set (36 minutes when last run)
 	.venv-bench/bin/python -m benchmarks

@@ -10,12 +10,15 @@ from __future__ import annotations
 import builtins
 import importlib
 import importlib.util
+import shutil
 import sys
 import sysconfig
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -54,25 +57,32 @@ class Architecture:
         if not self.sources:
             yield
             return
+        folder = self._unpacked
         packed = {name.split("/")[0].removesuffix(".py") for name in self.sources}
         hidden = {name: module for name, module in sys.modules.items() if name.split(".")[0] in packed}
         for name in hidden:
             del sys.modules[name]
-        with tempfile.TemporaryDirectory(prefix=UNPACKED) as folder:
-            for name, content in self.sources.items():
-                path = Path(folder, name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-            sys.path.insert(0, folder)
-            importlib.invalidate_caches()
-            try:
-                with _imports_of_the_serving_image(packed):
-                    yield
-            finally:
-                sys.path.remove(folder)
-                for name in [name for name in sys.modules if name.split(".")[0] in packed]:
-                    del sys.modules[name]
-                sys.modules.update(hidden)
+        sys.path.insert(0, folder)
+        importlib.invalidate_caches()
+        try:
+            with _imports_of_the_serving_image(packed):
+                yield
+        finally:
+            sys.path.remove(folder)
+            for name in [name for name in sys.modules if name.split(".")[0] in packed]:
+                del sys.modules[name]
+            sys.modules.update(hidden)
+
+    @cached_property
+    def _unpacked(self) -> str:
+        """The folder of the sources, as long as this object lives: Python keeps there what it has compiled of them."""
+        folder = tempfile.mkdtemp(prefix=UNPACKED)
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        for name, content in self.sources.items():
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return folder
 
     def build(self, arguments: Mapping[str, Any]) -> nn.Module:
         """Call the constructor; to be used inside `importable`.

@@ -15,7 +15,7 @@ MEGABYTE = 1024 * 1024
 LARGEST_MB = 2047  # TorchServe keeps message sizes in a signed 32-bit integer of bytes.
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What the server was asked to do.
 
@@ -55,8 +55,8 @@ class Settings:
     rest_port: int
     grpc_port: int
     metrics_port: int
-    ready_port: int | None
-    workers: int | None
+    ready_port: int | None = None
+    workers: int | None = None
     device: str
     startup_timeout_s: float
     warm_up_s: float
@@ -66,15 +66,15 @@ class Settings:
     max_request_mb: int
     max_reply_mb: int
     heap_mb: int
-    work_dir: Path | None
-    log_dir: Path | None
+    work_dir: Path | None = None
+    log_dir: Path | None = None
     engine: str
     precision: str
-    scaled_decoding: bool
-    patch: bool
+    scaled_decoding: bool = False
+    patch: bool = True
     log_requests_s: float
     log_format: str
-    require_signature: Path | None
+    require_signature: Path | None = None
     watch_store: bool = False
 
 
@@ -121,7 +121,13 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     """Add the options that mean the same whichever host serves: here, and in `server.kserve`."""
     add = parser.add_argument
     add("--model-store", type=Path, default=Path("model_store"), metavar="DIR", help="folder with the .mar archives")
-    add("--models", default="", metavar="A,B", help="models to serve, name or name/version; none named: all there are")
+    add(
+        "--models",
+        type=_names,
+        default="",
+        metavar="A,B",
+        help="models to serve, name or name/version; none named: all there are",
+    )
     add(
         "--watch-store",
         action="store_true",
@@ -202,35 +208,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     ports = list(filter(None, asked))
     if len(set(ports)) < len(ports):
         parser.error("--rest-port, --grpc-port, --metrics-port and --ready-port must differ")
-    return Settings(
-        model_store=given.model_store,
-        models=tuple(name.strip() for name in given.models.split(",") if name.strip()),
-        host=given.host,
-        rest_port=given.rest_port,
-        grpc_port=given.grpc_port,
-        metrics_port=given.metrics_port,
-        ready_port=getattr(given, "ready_port", None),
-        workers=getattr(given, "workers", None),
-        device=given.device,
-        startup_timeout_s=given.startup_timeout_s,
-        warm_up_s=given.warm_up_s,
-        drain_s=given.drain_s,
-        unready_s=given.unready_s,
-        watch_s=given.watch_s,
-        max_request_mb=given.max_request_mb,
-        max_reply_mb=given.max_reply_mb,
-        heap_mb=given.heap_mb,
-        work_dir=getattr(given, "work_dir", None),
-        log_dir=getattr(given, "log_dir", None),
-        engine=given.engine,
-        precision=given.precision,
-        scaled_decoding=getattr(given, "scaled_decoding", False),
-        patch=getattr(given, "patch", True),
-        log_requests_s=given.log_requests_s,
-        log_format=given.log_format,
-        require_signature=getattr(given, "require_signature", None),
-        watch_store=getattr(given, "watch_store", False),
-    )
+    return Settings(**vars(given))
 
 
 def _integer(text: str, least: int, most: int) -> int:
@@ -246,6 +224,10 @@ def port(text: str) -> int:
 
 def _count(text: str) -> int:
     return _integer(text, 1, 1024)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _file(text: str) -> Path | None:

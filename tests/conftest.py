@@ -1,12 +1,17 @@
-"""Marks that tests get by where they are and what they start, so that no file has to name them."""
+"""Marks that tests get by where they are and what they start, so that no file has to name them; and a quick worker."""
 
 from __future__ import annotations
 
-import re
+import os
+import sysconfig
+import venv
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+# As a worker has it with more workers than cores. With more threads, those of one test wait for those of another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 HERE = Path(__file__).parent
 # Rooms whose tests start a TorchServe, a browser, a Prometheus, kubectl or a training run; and what starts a process in
@@ -19,51 +24,14 @@ STARTING_FIXTURES = frozenset({"stand_in"})
 EXHAUSTIVE = frozenset(
     f"test_{subject}.py" for subject in ("captured", "carriers", "explanations", "geometry", "gpu", "hostile")
 )
-# What takes longest is handed out first, or one process would still run it when the others are done. The rest keeps the
-# order of the folders.
-LONGEST = (
-    *("e2e patched", "server/test_watch.py", "archiver exporting", "e2e unpatched", "server/test_life.py"),
-    *("server/test_refusals.py", "watching/test_live.py", "archiver/test_packages.py", "training/test_train.py"),
-    *("archiver/test_your_own_network.py", "watching/test_rules.py", "archiver/test_stock_torchserve.py"),
-    *("e2e/test_engines.py", "e2e/test_demo.py", "server/test_serving.py", "client/test_install.py"),
-)
-# The first export for ONNX Runtime in a process takes six seconds longer than the next.
-EXPORTING = frozenset(f"archiver/test_{subject}.py" for subject in ("any_network", "graph", "layouts", "outputs"))
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what `make check` leaves out."""
     for item in items:
         room, *_ = item.path.relative_to(HERE).parts
         if room in STARTING_ROOMS or starts_server(item) or tries_many_cases(item):
             item.add_marker(pytest.mark.slow)
-    if hasattr(config, "workerinput"):  # In a process of pytest-xdist.
-        order = {name: place for place, name in enumerate(LONGEST)}
-        items.sort(key=lambda item: order.get(group(item.nodeid), len(order)))
-
-
-@pytest.hookimpl(optionalhook=True)  # Of pytest-xdist.
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Hand out tests by the group. Marks (`xdist_group`) do not work with pytest 9.2 and pytest-xdist 3.8."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Scheduling(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return group(nodeid)
-
-    return Scheduling(config, log)
-
-
-def group(nodeid: str) -> str:
-    """Return which tests run in the same process: those of a file, or those that share what is slow to start."""
-    path = nodeid.partition("::")[0].removeprefix("tests/")
-    if path.startswith("docker/"):
-        return "docker"
-    if path in EXPORTING:
-        return "archiver exporting"
-    if path.startswith("e2e/") and (server := re.search(r"[\[-]((?:un)?patched)[\]-]", nodeid)):
-        return f"e2e {server[1]}"
-    return path
 
 
 def starts_server(item: pytest.Item) -> bool:
@@ -75,3 +43,37 @@ def starts_server(item: pytest.Item) -> bool:
 def tries_many_cases(item: pytest.Item) -> bool:
     """Tell whether a test generates its cases (Hypothesis) or goes through a large product of them."""
     return item.path.name in EXHAUSTIVE or item.get_closest_marker("hypothesis") is not None
+
+
+@pytest.fixture(scope="session")
+def quick_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment that has what this one has, and a TorchServe whose worker does not import torch.
+
+    It imports torch, four processor seconds each time, to tell a tensor among the values of a response. Ours are bytes.
+    """
+    folder = tmp_path_factory.mktemp("python")
+    venv.create(folder, symlinks=True)
+    installed = Path(sysconfig.get_path("purelib"))
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    (site / "ours.pth").write_text(f"import site; site.addsitedir({str(installed)!r})\n")
+    changed = Path("ts/protocol/otf_message_handler.py")
+    for parent in (Path("ts"), changed.parent):
+        (site / parent).mkdir()
+        for entry in (installed / parent).iterdir():
+            place = parent / entry.name
+            if place not in (changed, changed.parent) and entry.name != "__pycache__":
+                (site / place).symlink_to(entry)
+    text = (installed / changed).read_text()
+    assert text.count("\nimport torch\n") == 1
+    (site / changed).write_text(text.replace("\nimport torch\n", "\nclass torch:\n    class Tensor:\n        pass\n"))
+    return folder / "bin/python"
+
+
+@pytest.fixture(scope="module")
+def quick_starts(quick_python: Path) -> Iterator[None]:
+    """Start the module's servers with the Python whose workers do not import torch until a request needs it."""
+    from tests.server.harness import Launched
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Launched, "python", str(quick_python))
+        yield

@@ -53,5 +53,4 @@ def parse(given: Sequence[str] | None = None) -> Asked:
     http_port, timeout_s = values.pop("http_port"), values.pop("timeout_s")
     if http_port and http_port == values["grpc_port"]:
         parser.error("--http-port and --grpc-port must differ")
-    values["models"] = tuple(name.strip() for name in values["models"].split(",") if name.strip())
     return Asked(replace(shared.parse([]), **values, rest_port=http_port, patch=False), timeout_s)

@@ -9,6 +9,7 @@ import torch
 from archiver import graph
 from handlers.images.preprocessing import Preprocessing
 from handlers.networks import NETWORKS, architecture
+from tests.archiver import stock
 
 NET = """
 import torch
@@ -31,6 +32,12 @@ class Net(nn.Module):
 def _no_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Build archives without a graph, as where its packages are missing: exporting takes seconds."""
     monkeypatch.setattr(graph, "missing_packages", lambda: ["onnx"])
+
+
+@pytest.fixture(scope="session")
+def stock_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment that has the public packages alone."""
+    return stock.environment(tmp_path_factory.mktemp("stock") / "venv")
 
 
 @pytest.fixture

@@ -1,11 +1,8 @@
 """Archives of checkpoints: what is in them, that they are the same each time, and that stale ones are found."""
 
-import hashlib
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +16,6 @@ from archiver.contents import from_checkpoint
 from archiver.packing import ArchiveError
 from archiver.store import STORE, build, check, refreshed, sign
 
-ROOT = packing.HANDLERS.parent
 Checkpoint = Callable[..., Path]
 
 
@@ -86,26 +82,6 @@ def test_the_batch_size_is_chosen_from_the_maps(
 ) -> None:
     files = packing.unpack(build(from_checkpoint(checkpoint(model), "1.0"), tmp_path))
     assert yaml.safe_load(files["model-config.yaml"])["batchSize"] == expected
-
-
-def test_two_checkouts_processes_folders_and_umasks_give_the_same_bytes(
-    checkpoint: Checkpoint, archive: Path, tmp_path: Path
-) -> None:
-    """A copy of the checkout with other times, run elsewhere, against the archive made in this process."""
-    copy = tmp_path / "checkout"
-    for room in ("handlers", "archiver"):
-        shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in copy.rglob("*"):
-        os.utime(path, (1_000_000_000, 1_000_000_000))
-        path.chmod(0o700)
-    source = checkpoint("simple")
-    elsewhere = shutil.copy(source, tmp_path / "renamed.pt")
-    command = f"umask 077; exec '{sys.executable}' -m archiver --checkpoint {elsewhere} --engine torch --store here"
-    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
-    (tmp_path / "cwd").mkdir()
-    subprocess.run(["sh", "-c", command], cwd=tmp_path / "cwd", env=environment, check=True, capture_output=True)
-    made = tmp_path / "cwd" / "here" / "simple.mar"
-    assert hashlib.sha256(made.read_bytes()).digest() == hashlib.sha256(archive.read_bytes()).digest()
 
 
 def test_an_up_to_date_store_passes_the_check(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from archiver.trial import noise
 from handlers.network.archive import CARD, GRAPH, WEIGHTS
 from tests.archiver.conftest import NET
 
+ROOT = packing.HANDLERS.parent
 Checkpoint = Callable[..., Path]
 
 
@@ -71,16 +73,28 @@ def test_leaving_the_graph_out_leaves_no_trace(checkpoint: Checkpoint) -> None:
 
 @pytest.mark.usefixtures("_exporter")
 class TestExporting:
-    def test_other_processes_and_folders_give_the_same_bytes(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    def test_other_checkouts_processes_folders_and_umasks_give_the_same_bytes(
+        self, checkpoint: Checkpoint, tmp_path: Path
+    ) -> None:
+        """A copy of the checkout with other times, run elsewhere, against the archive made in this process."""
         source = checkpoint("simple")
         assert main(["--checkpoint", str(source), "--engine", "onnx", "--store", str(tmp_path / "here")]) == 0
-        command = [sys.executable, "-m", "archiver", "--checkpoint", str(source), "--engine", "onnx"]
-        environment = os.environ | {"PYTHONPATH": str(packing.HANDLERS.parent), "PYTHONHASHSEED": "7"}
-        subprocess.run([*command, "--store", "there"], cwd=tmp_path, env=environment, check=True, capture_output=True)
-        digests = {
-            hashlib.sha256((tmp_path / where / "simple.mar").read_bytes()).digest() for where in ("here", "there")
-        }
-        assert len(digests) == 1
+        copy = tmp_path / "checkout"
+        for room in ("handlers", "archiver"):
+            shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
+        for path in copy.rglob("*"):
+            os.utime(path, (1_000_000_000, 1_000_000_000))
+            path.chmod(0o700)
+        elsewhere = shutil.copy(source, tmp_path / "renamed.pt")
+        command = f"umask 077; exec '{sys.executable}' -m archiver --checkpoint {elsewhere} --engine onnx --store there"
+        environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
+        (tmp_path / "cwd").mkdir()
+        subprocess.run(["sh", "-c", command], cwd=tmp_path / "cwd", env=environment, check=True, capture_output=True)
+        made = tmp_path / "cwd/there/simple.mar"
+        assert (
+            hashlib.sha256(made.read_bytes()).digest()
+            == hashlib.sha256((tmp_path / "here/simple.mar").read_bytes()).digest()
+        )
 
     def test_nothing_of_this_machine_is_in_it(self, checkpoint: Checkpoint) -> None:
         contents, said = with_engine(from_checkpoint(checkpoint("digits"), "1.0"), "onnx")

@@ -95,17 +95,16 @@ def archive(capsys: pytest.CaptureFixture[str], store: Path, arch: str, *more: s
 
 
 @pytest.fixture(scope="module")
-def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Tensor]:
+def elsewhere(stock_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Tensor]:
     """A function that loads an archive in an environment of public packages, without timm, and runs ten pictures."""
-    python = stock.environment(tmp_path_factory.mktemp("stock") / "venv")
-    assert stock.importable(python, ["timm", "toy_nets", "torch"]) == {"torch"}
+    assert stock.importable(stock_python, ["timm", "toy_nets", "torch"]) == {"torch"}
 
     def run(path: Path) -> Tensor:
         folder = tmp_path_factory.mktemp("archive")
         for name, content in packing.unpack(path).items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-        subprocess.run([python, "-I", "-c", LOAD, folder], check=True, cwd=folder)
+        subprocess.run([stock_python, "-I", "-c", LOAD, folder], check=True, cwd=folder)
         return torch.load(folder / "scores.pt", weights_only=True)
 
     return run

@@ -15,11 +15,13 @@ import yaml
 from benchmarks import simulation
 from benchmarks.fleet import deployed_most, fit, price, sized
 from benchmarks.simulation import Autoscaler, Costs, Fleet, simulate
+from tests.thorough import tries
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 S = 0.001  # Mean time of service.
 QUEUE = Fleet(replicas=1, workers=1, cores=1, gateways=1, queue=10**9, max_requests=10**9)
 EXPONENTIAL = tuple(-math.log(1 - (i + 0.5) / 5000) for i in range(5000))
+REQUESTS = tries(800, 2000)
 CIFAR = Costs(gateway_s=0.0002, front_s=0.0001, handover_s=0.0001, batch_s=0.0002, request_s=0.0001, delay_s=0.0001)
 SMALL = Fleet(replicas=3, workers=1, gateways=2, batch=8)
 SCALER = Autoscaler.deployed(start_s=20.0)
@@ -59,11 +61,11 @@ def test_a_request_takes_as_long_as_queueing_theory_says(
     rate = busy * fleet.workers / S
     means = []
     for seed in range(10):
-        outcome = simulate(fleet, costs, rate, 2000 / rate, seed=seed, warm_up_s=200 * S)
+        outcome = simulate(fleet, costs, rate, REQUESTS / rate, seed=seed, warm_up_s=200 * S)
         assert outcome.ends == {"answered": outcome.sent}
         means.append(statistics.fmean(took for _, took in outcome.answers))
     error = statistics.stdev(means) / math.sqrt(len(means))
-    assert error < 0.06 * expected_s
+    assert error < 0.06 * math.sqrt(2000 / REQUESTS) * expected_s
     assert abs(statistics.fmean(means) - expected_s) < 3.25 * error  # Student's t of nine degrees, 99 %
 
 

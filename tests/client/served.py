@@ -41,7 +41,7 @@ def networks(cifar: Cifar) -> Iterator[StandIn]:
     services = {
         "cifar": make_service(cifar, CIFAR_INPUT, CIFAR_CLASSES),
         "flat": make_service(Flat(), CIFAR_INPUT, CIFAR_CLASSES),
-        "edges": make_service(Edges(), Preprocessing(1, None, None), ()),
+        "edges": make_service(Edges, Preprocessing(1, None, None), ()),
     }
     with serving(services) as stand_in:
         yield stand_in

@@ -35,6 +35,7 @@ from tests.contract.requests import (
     write,
 )
 from tests.handlers.support import CIFAR_CLASSES, REQUEST_ID, make_service
+from tests.thorough import tries
 
 PICTURE = picture_files()[0]
 JSON = {"accept": media.JSON}
@@ -154,7 +155,7 @@ def test_a_format_is_the_same_in_every_carrier(service: Pipeline) -> None:
         assert len(set(found.values())) == 1, value
 
 
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=tries(30, 75), deadline=None)
 @given(seed=st.integers(0, 2**32))
 @example(seed=7138)  # An empty header is no option, also where the path asks for an explanation.
 def test_a_question_means_the_same_in_every_carrier(service: Pipeline, seed: int) -> None:
@@ -166,7 +167,7 @@ def test_a_question_means_the_same_in_every_carrier(service: Pipeline, seed: int
     check(service, Ask(asked.pictures, fields, asked.path))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=tries(50, 150), deadline=None)
 @given(seed=st.integers(0, 2**32), carrier=st.sampled_from(sorted(CARRIERS)))
 def test_a_damaged_request_is_answered_or_refused_and_never_our_fault(
     service: Pipeline, seed: int, carrier: str

@@ -24,6 +24,7 @@ from tests.client.conftest import clean_environment
 from tests.client.served import serving
 from tests.handlers.support import CIFAR_CLASSES, make_service
 from tests.pictures import photograph, png
+from tests.thorough import tries
 
 __all__ = ["clean_environment"]
 
@@ -33,7 +34,7 @@ RECIPE = Preprocessing(3, 32, 32, resize=(36,), interpolation="bicubic", bgr=Tru
 @contextmanager
 def asked(recipe: Preprocessing) -> Iterator[Client]:
     with (
-        serving({"net": make_service(Cifar(), recipe, CIFAR_CLASSES)}) as stand_in,
+        serving({"net": make_service(Cifar, recipe, CIFAR_CLASSES)}) as stand_in,
         Client(stand_in.rest_url) as client,
     ):
         yield client
@@ -64,7 +65,7 @@ recipes = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=tries(100, 300), deadline=None)
 @given(recipe=recipes, size=st.tuples(side, side))
 def test_client_and_service_agree_where_the_input_lies(recipe: Preprocessing, size: tuple[int, int]) -> None:
     placement, input_spec = recipe.place(size), read_input(recipe)

@@ -130,7 +130,7 @@ def test_a_right_answer_over_tls_is_a_success(certified: Path, transport: str) -
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_network_without_classes_need_not_answer_any(tmp_path: Path, transport: str) -> None:
-    services = {"edges": make_service(Edges(), Preprocessing(1, None, None), ())}
+    services = {"edges": make_service(Edges, Preprocessing(1, None, None), ())}
     with serving(services) as stand_in:
         assert Probed(tmp_path, port(stand_in, transport), model="edges").result(transport) == "ok"
 

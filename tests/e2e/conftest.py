@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from convscope import Client
 
-from tests.server.harness import ROOT, Launched, launched
+from tests.server.harness import ROOT, Launched
 
 STORE = ROOT / "model_store"
 # The contract holds, but for what the patches are for, in a TorchServe without them too (`server.patches`).
@@ -45,10 +46,15 @@ def patches(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def server(patches: str) -> Iterator[Launched]:
+def server(patches: str, quick_python: Path) -> Iterator[Launched]:
+    """Workers of the patched one import torch when a request needs it, those of the unpatched one as they start."""
     work = Path(tempfile.mkdtemp(prefix="e2e-"))
     options = ["--no-patches", "--models", ",".join(UNPATCHED)] if patches == "unpatched" else []
-    with launched(STORE, work, "--workers", "1", *options) as running:
+    with pytest.MonkeyPatch.context() as patch:
+        if patches == "patched":
+            patch.setattr(Launched, "python", str(quick_python))
+        running = Launched(STORE, work, "--workers", "1", *options)
+    with contextlib.closing(running):
         yield running.await_ready()
     shutil.rmtree(work)
 

@@ -25,8 +25,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "samples/demo.py", *options]
+def demo(folder: Path, *options: str, python: Path | str = sys.executable) -> subprocess.CompletedProcess[str]:
+    command = [python, "samples/demo.py", *options]
     environment = os.environ | {"_JAVA_OPTIONS": Launched.java_options}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -43,11 +43,12 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.mark.timeout(900)
-def test_the_demonstration_draws_maps_and_leaves_a_service_that_stop_ends(folder: Path) -> None:
+def test_the_demonstration_draws_maps_and_leaves_a_service_that_stop_ends(folder: Path, quick_python: Path) -> None:
     (folder / "server").symlink_to(ROOT / "server")
     rest, grpc, metrics = free_ports(3)
     try:
-        done = demo(folder, "--rest-port", f"{rest}", "--grpc-port", f"{grpc}", "--metrics-port", f"{metrics}")
+        ports = ("--rest-port", f"{rest}", "--grpc-port", f"{grpc}", "--metrics-port", f"{metrics}")
+        done = demo(folder, *ports, python=quick_python)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("Starting the service; its own words go to out/demo/server.log.\nServing cifar, ")
         assert "cifar    cat        cat " in done.stdout

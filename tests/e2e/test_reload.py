@@ -36,8 +36,11 @@ class Service(NamedTuple):
         return self.server.ask("GET", "/metrics", what="metrics")[1].decode()
 
 
+pytestmark = pytest.mark.usefixtures("quick_starts")  # ONNX Runtime runs `edges`, which needs no torch.
+
+
 @pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
+def service(quick_starts: None) -> Iterator[Service]:
     work = Path(tempfile.mkdtemp(prefix="rld-"))
     store = work / "store"
     put(store, "1.0")

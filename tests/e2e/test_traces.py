@@ -18,7 +18,7 @@ from tests.tracing import CHECKS, PATIENT, Asked, ask
 
 
 @pytest.fixture(scope="module")
-def asked() -> Iterator[Asked]:
+def asked(quick_starts: None) -> Iterator[Asked]:
     work = Path(tempfile.mkdtemp(prefix="e2e-"))
     with collecting() as collector:
         own = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint}

@@ -30,4 +30,4 @@ def service(network: Cifar) -> Pipeline:
 
 @pytest.fixture(scope="session")
 def edges() -> Pipeline:
-    return make_service(Edges().eval(), Preprocessing(1, None, None), ())
+    return make_service(Edges, Preprocessing(1, None, None), ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +65,35 @@ def make_archive(
 
 
 def make_service(
-    module: torch.nn.Module, preprocessing: Preprocessing, classes: tuple[str, ...], **kwargs: Any
+    module: torch.nn.Module | type[torch.nn.Module],
+    preprocessing: Preprocessing,
+    classes: tuple[str, ...],
+    **kwargs: Any,
 ) -> Pipeline:
-    """Return a service of a network, in torch; the arguments are those of `make_archive` and of `assemble`."""
+    """Return a service of a network, in torch; the arguments are those of `make_archive` and of `assemble`.
+
+    Of a class, one network with random weights serves whoever asks: to draw up its card takes longer than a test.
+    """
     own = {name: kwargs.pop(name) for name in ("layers", "layouts", "output", "has_gradients") if name in kwargs}
-    archive = make_archive(module, preprocessing, classes, **own)
     limits = kwargs.pop("limits", Limits(max_reply_bytes=50_000_000))
     device = kwargs.pop("device", "cpu")
-    eager = Eager(module, **eager_arguments(archive.card), device=device)
+    if isinstance(module, type):
+        archive, eager = _made(module, preprocessing, classes, frozenset(own.items()))
+    else:
+        archive = make_archive(module, preprocessing, classes, **own)
+        eager = Eager(module, **eager_arguments(archive.card), device=device)
     return assemble(archive, Identity("cifar", "1.0", "torch-test", device), limits, lambda: eager, eager, **kwargs)
+
+
+@cache
+def _made(
+    kind: type[torch.nn.Module], preprocessing: Preprocessing, classes: tuple[str, ...], own: frozenset[tuple[str, Any]]
+) -> tuple[Archive, Eager]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = kind().eval()
+    archive = make_archive(module, preprocessing, classes, **dict(own))
+    return archive, Eager(module, **eager_arguments(archive.card))
 
 
 def ask_message(service: Pipeline, message: wire.PredictRequest) -> wire.PredictReply:

@@ -42,7 +42,7 @@ def header(shape: object, dtype: str = "|u1") -> bytes:
 
 
 def limited(limits: Limits) -> Pipeline:
-    return make_service(Cifar(), CIFAR_INPUT, CIFAR_CLASSES, limits=limits)
+    return make_service(Cifar, CIFAR_INPUT, CIFAR_CLASSES, limits=limits)
 
 
 def own_size(data: bytes, channels: int, **limits: Any) -> np.ndarray[Any, Any]:
@@ -172,7 +172,7 @@ class TestWhatIsForeseen:
         assert ask_message(service, message).error.code == "bad_request"
 
     def test_pooling_a_large_picture_where_any_size_is_taken(self) -> None:
-        small = make_service(Edges(), Preprocessing(1, None, None), (), limits=Limits(max_reply_bytes=100_000))
+        small = make_service(Edges, Preprocessing(1, None, None), (), limits=Limits(max_reply_bytes=100_000))
         picture = png(np.zeros((1000, 1000), np.uint8))
         assert not ask_message(small, wire.PredictRequest(pictures=[picture], layers=["conv1"], pool=100)).error.code
         whole = ask_message(small, wire.PredictRequest(pictures=[picture], layers=["conv1"]))
@@ -186,7 +186,7 @@ class TestWhatIsForeseen:
         assert (answer.status, json.loads(answer.body)["error"]["code"]) == (400, "bad_request")
 
     def test_the_pictures_that_come_along_where_any_size_is_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        small = make_service(Edges(), Preprocessing(1, None, None), (), limits=Limits(max_reply_bytes=100_000))
+        small = make_service(Edges, Preprocessing(1, None, None), (), limits=Limits(max_reply_bytes=100_000))
         monkeypatch.setattr(small.predictor, "run", lambda jobs: pytest.fail("it was run") if jobs else None)
         message = wire.PredictRequest(pictures=[png(np.zeros((400, 400), np.uint8))])
         message.explain.method = "picture"

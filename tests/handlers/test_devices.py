@@ -55,15 +55,13 @@ def test_a_networks_card_is_drawn_up_where_the_network_is(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "order"),
+    ("name", "dtype", "order"),
     [
-        (torch.float32, torch.contiguous_format),
-        (torch.float32, torch.channels_last),
-        (torch.float16, torch.channels_last),
+        *((name, torch.float16, torch.channels_last) for name in NETWORKS),
+        *((name, torch.float32, order) for name in ("cifar", "edges")
+          for order in (torch.contiguous_format, torch.channels_last)),
     ],
-    ids=["float32", "channels-last", "float16"],
-)
-@pytest.mark.parametrize("name", NETWORKS)
+)  # fmt: skip
 def test_a_pass_stays_on_the_gpu_and_waits_for_nothing(
     name: str, dtype: torch.dtype, order: torch.memory_format
 ) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -120,6 +121,7 @@ class Untraceable(Residual):
         return scores, images * 2
 
 
+@cache  # Drawing up a card takes longer than most tests here; requests leave a service as it was.
 def make(network: type[Any], **more: Any) -> tuple[Any, Pipeline]:
     """Return a network as its author wrote it, in-place activations and all, and a service of a copy."""
     torch.manual_seed(0)
@@ -659,7 +661,7 @@ class TestRefusals:
 
     def test_without_torch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(optional_torch, "is_installed", lambda: False)
-        _, service = make(Residual)
+        _, service = make.__wrapped__(Residual)
         reply = ask(service, [ZERO])
         assert reply.error.code == "bad_request"
         assert "this server has no torch" in reply.error.message

@@ -77,6 +77,12 @@ def deep(deep_network: Deep) -> Pipeline:
     return make_service(deep_network, CIFAR_INPUT, CIFAR_CLASSES)
 
 
+@pytest.fixture(scope="module")
+def other_weights() -> Pipeline:
+    torch.manual_seed(2)
+    return make_service(Deep().eval(), CIFAR_INPUT, CIFAR_CLASSES)
+
+
 def explain(service: Pipeline, file: bytes = GOOD, **asked: Any) -> wire.Explanation:
     message = wire.PredictRequest(pictures=[file], explain=wire.Explain(**asked))
     reply = ask_message(service, message)
@@ -183,12 +189,10 @@ def test_grad_cam_keeps_what_cam_says_for_the_class(deep: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("method", EXPLAINING)
-def test_other_weights_give_another_answer(deep: Pipeline, method: str) -> None:
-    torch.manual_seed(2)
-    other = make_service(Deep().eval(), CIFAR_INPUT, CIFAR_CLASSES)
+def test_other_weights_give_another_answer(deep: Pipeline, other_weights: Pipeline, method: str) -> None:
     layer = "block3" if method == "grad_cam" else ""  # At the last map nothing may speak for a class.
     asked = {"method": method, "layer": layer, "target": 3}
-    one, two = (array(explain(service, **asked).heat).ravel() for service in (deep, other))
+    one, two = (array(explain(service, **asked).heat).ravel() for service in (deep, other_weights))
     assert np.abs(one).max() > 0
     assert abs(np.corrcoef(one, two)[0, 1]) < 0.7
 
@@ -202,12 +206,10 @@ def test_other_classes_give_another_answer(deep: Pipeline, method: str) -> None:
 @pytest.mark.parametrize("kind", [InPlace, Untraceable])
 @pytest.mark.parametrize("method", EXPLAINING)
 def test_networks_that_overwrite_or_cannot_be_traced_are_explained_all_the_same(kind: type, method: str) -> None:
-    torch.manual_seed(0)
-    network = kind().eval()
+    service = make_service(kind, CIFAR_INPUT, CIFAR_CLASSES)
+    torch.manual_seed(0)  # As that has.
     copy = kind().eval()
-    copy.load_state_dict(network.state_dict())
     copy.relu.inplace = False
-    service = make_service(network, CIFAR_INPUT, CIFAR_CLASSES)
     if method == "cam" and kind is Untraceable:
         assert refusal(service, method=method)[0] == "bad_request"
         return
@@ -292,19 +294,15 @@ class TestWithoutGradients:
     @pytest.mark.parametrize("kind", [UnderNoGrad, UnderInferenceMode, StoppedHalfway])
     @pytest.mark.parametrize("method", OF_GRADIENTS)
     def test_a_traced_network_gives_the_gradients_of_what_it_computes(self, kind: type, method: str) -> None:
-        found = []
-        for which in (kind, InPlace):
-            torch.manual_seed(0)
-            service = make_service(which(), CIFAR_INPUT, CIFAR_CLASSES)
-            found.append(array(explain(service, method=method, target=2).heat))
+        services = (make_service(which, CIFAR_INPUT, CIFAR_CLASSES) for which in (kind, InPlace))
+        found = [array(explain(service, method=method, target=2).heat) for service in services]
         assert np.allclose(*found, **CLOSE)
         assert np.abs(found[0]).max() > 0
 
     @pytest.mark.parametrize("has_gradients", [True, False], ids=["not said in the archive", "said"])
     @pytest.mark.parametrize("kind", [UntraceableUnderNoGrad, Detached, OfIntegers, Scripted])
     def test_any_other_is_not_explained_by_them_and_says_why(self, kind: type, has_gradients: bool) -> None:
-        torch.manual_seed(0)
-        service = make_service(kind(), CIFAR_INPUT, CIFAR_CLASSES, has_gradients=has_gradients)
+        service = make_service(kind, CIFAR_INPUT, CIFAR_CLASSES, has_gradients=has_gradients)
         for method in OF_GRADIENTS:
             code, message = refusal(service, method=method)
             assert (code, "gives no gradients" in message, "occlusion" in message) == ("bad_request", True, True)
@@ -342,7 +340,7 @@ class TestTheCard:
     def test_lists_the_methods_that_suit_the_network(
         self, kind: type, options: dict[str, Any], expected: set[str]
     ) -> None:
-        service = make_service(kind(), CIFAR_INPUT, CIFAR_CLASSES, **options)
+        service = make_service(kind, CIFAR_INPUT, CIFAR_CLASSES, **options)
         listed = ask_json(service, {"body": bytearray()})["explanations"]
         assert set(listed) == expected
         assert list(ask_message(service, wire.PredictRequest(describe=True)).card.explanations) == listed
@@ -436,12 +434,12 @@ class TestRefused:
         assert "do not depend" in message
 
     def test_a_large_picture_where_any_size_is_taken(self) -> None:
-        service = make_service(InPlace().eval(), Preprocessing(3, None, None), CIFAR_CLASSES)
+        service = make_service(InPlace, Preprocessing(3, None, None), CIFAR_CLASSES)
         assert refusal(service, (png(colours(0, 600, 600)),))[0] == "image_too_large"
         assert array(explain(service, png(colours(0, 40, 50)), method="input_gradient").heat).shape == (3, 40, 50)
 
     def test_a_large_picture_with_a_small_one_whose_squares_can_be_covered(self) -> None:
-        service = make_service(InPlace().eval(), Preprocessing(3, None, None), CIFAR_CLASSES)
+        service = make_service(InPlace, Preprocessing(3, None, None), CIFAR_CLASSES)
         asked = wire.Explain(method="occlusion", window=8, step=8)
         pictures = [png(colours(0, 600, 600)), png(colours(0, 40, 50))]
         reply = ask_message(service, wire.PredictRequest(pictures=pictures, explain=asked))

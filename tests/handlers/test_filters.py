@@ -180,5 +180,5 @@ def test_a_fully_connected_layer_has_no_filters():
 
 
 def test_filters_that_torchserve_could_not_send_are_refused():
-    small = make_service(Cifar(), CIFAR_INPUT, CIFAR_CLASSES, limits=Limits(max_reply_bytes=1000))
+    small = make_service(Cifar, CIFAR_INPUT, CIFAR_CLASSES, limits=Limits(max_reply_bytes=1000))
     assert ask_message(small, wire.PredictRequest(filters="conv2")).error.code == "reply_too_large"

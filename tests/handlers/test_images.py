@@ -20,6 +20,7 @@ from handlers.images.preprocessing import Preprocessing, normalise, to_input, to
 from tests.containers import chunk, npy_header, png_header
 from tests.handlers.support import CIFAR_INPUT
 from tests.pictures import colours, npy, png, saved
+from tests.thorough import tries
 
 ANY_COLOUR = Preprocessing(3, None, None)
 ANY_GREY = Preprocessing(1, None, None)
@@ -277,7 +278,7 @@ def test_a_network_of_two_channels_takes_arrays_only() -> None:
         decode(png(colours()), two)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=tries(100, 300), deadline=None)
 @given(data=st.data())
 def test_damage_anywhere_is_a_picture_or_a_clear_error(data: st.DataObject) -> None:
     whole = bytearray(data.draw(st.sampled_from(_SEEDS)))

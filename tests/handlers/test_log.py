@@ -57,7 +57,7 @@ def lines(output: io.StringIO) -> list[dict[str, Any]]:
 def test_what_is_asked_to_warm_the_server_up_is_not_logged(tmp_path: Path, output: io.StringIO) -> None:
     flag = tmp_path / "starting"
     flag.touch()
-    service = make_service(Cifar(), CIFAR_INPUT, CIFAR_CLASSES, starting_file=flag)
+    service = make_service(Cifar, CIFAR_INPUT, CIFAR_CLASSES, starting_file=flag)
     ask_json(service, {"body": bytearray(b"text")})
     ask_json(service, {"body": bytearray()})
     warm_up(service, CIFAR_INPUT, ("conv1",), 64)
@@ -190,7 +190,7 @@ def test_one_answered_request_is_logged_now_and_then_with_what_it_took(
     now = [100.0]
     monkeypatch.setattr(log, "monotonic", lambda: now[0])
     telemetry = Telemetry(samples=Samples(2.0))
-    service = make_service(Cifar(), CIFAR_INPUT, CIFAR_CLASSES, telemetry=telemetry)
+    service = make_service(Cifar, CIFAR_INPUT, CIFAR_CLASSES, telemetry=telemetry)
     logged = []
     for seconds in (0.0, 1.0, 0.5, 1.0):  # At 100.0, 101.0, 101.5 and 102.5 s.
         now[0] += seconds
@@ -206,7 +206,7 @@ def test_one_answered_request_is_logged_now_and_then_with_what_it_took(
 
 
 def test_neither_a_card_nor_a_failed_request_takes_the_place_of_an_answered_one(output: io.StringIO) -> None:
-    service = make_service(Cifar(), CIFAR_INPUT, CIFAR_CLASSES, telemetry=Telemetry(samples=Samples(3600)))
+    service = make_service(Cifar, CIFAR_INPUT, CIFAR_CLASSES, telemetry=Telemetry(samples=Samples(3600)))
     ask_json(service, {"body": bytearray()})
     ask_json(service, {"body": bytearray(b"text")})
     assert [entry["level"] for entry in lines(output)] == ["warning"]
@@ -215,6 +215,6 @@ def test_neither_a_card_nor_a_failed_request_takes_the_place_of_an_answered_one(
 
 
 def test_without_being_asked_to_answered_requests_are_not_logged(output: io.StringIO) -> None:
-    service = make_service(Cifar(), CIFAR_INPUT, CIFAR_CLASSES)
+    service = make_service(Cifar, CIFAR_INPUT, CIFAR_CLASSES)
     ask_json(service, {"body": bytearray(GOOD)})
     assert lines(output) == []

@@ -138,7 +138,7 @@ def test_edges_gives_exactly_the_documents_map(edges: Pipeline) -> None:
 
 def test_a_reply_too_large_is_foreseen_where_any_size_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = Limits(max_reply_bytes=1_000_000)
-    service = make_service(Edges().eval(), Preprocessing(1, None, None), (), limits=limits)
+    service = make_service(Edges, Preprocessing(1, None, None), (), limits=limits)
     monkeypatch.setattr(service.predictor, "run", lambda jobs: pytest.fail("it ran") if jobs else None)
     picture = npy(np.zeros((600, 600), np.uint8))
     reply = ask_message(service, wire.PredictRequest(pictures=[picture], layers=["conv1"]))
@@ -295,7 +295,7 @@ def test_unknown_layer_says_which_there_are(service: Pipeline) -> None:
 
 @pytest.fixture(scope="module")
 def small() -> Pipeline:
-    return make_service(Cifar(), CIFAR_INPUT, CIFAR_CLASSES, limits=Limits(max_reply_bytes=100_000))
+    return make_service(Cifar, CIFAR_INPUT, CIFAR_CLASSES, limits=Limits(max_reply_bytes=100_000))
 
 
 class TestReplySize:
@@ -390,7 +390,7 @@ class TestModelCard:
 
     def test_while_draining_readiness_says_no_and_predictions_go_on(self, tmp_path: Path) -> None:
         flag = tmp_path / "draining"
-        service = make_service(Cifar(), CIFAR_INPUT, CIFAR_CLASSES, drain_file=flag)
+        service = make_service(Cifar, CIFAR_INPUT, CIFAR_CLASSES, drain_file=flag)
         assert ask_rest(service, {"body": bytearray()}).status == 200
         flag.touch()
         answer = ask_rest(service, {"body": bytearray()})
@@ -401,7 +401,7 @@ class TestModelCard:
     def test_until_the_server_is_warm_readiness_says_no_and_predictions_go_on(self, tmp_path: Path) -> None:
         flag = tmp_path / "starting"
         flag.touch()
-        service = make_service(Cifar(), CIFAR_INPUT, CIFAR_CLASSES, starting_file=flag)
+        service = make_service(Cifar, CIFAR_INPUT, CIFAR_CLASSES, starting_file=flag)
         answer = ask_rest(service, {"body": bytearray()})
         assert answer.status == 503
         assert json.loads(answer.body)["error"]["code"] == "draining"

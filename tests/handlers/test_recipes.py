@@ -32,8 +32,13 @@ def one(data: bytes, preprocessing: Preprocessing) -> np.ndarray[Any, Any]:
 
 
 class TestLongPictures:
-    @pytest.mark.parametrize("interpolation", FILTERS)
-    @pytest.mark.parametrize("size", [(6, 1500), (2000, 7), (20_000, 70)])
+    @pytest.mark.parametrize(
+        ("size", "interpolation"),
+        [
+            *(((6, 1500), interpolation) for interpolation in FILTERS),
+            *((size, interpolation) for size in ((2000, 7), (20_000, 70)) for interpolation in ("bilinear", "lanczos")),
+        ],
+    )
     def test_they_are_cropped_before_they_are_resized(self, size: tuple[int, int], interpolation: str) -> None:
         """Resized they would have 16 million pixels and more; what is kept is a part of Pillow's whole picture."""
         picture = photograph(*size)
@@ -165,7 +170,7 @@ class TestExplanations:
     def ask(self, picture: bytes, recipe: Preprocessing) -> wire.Explanation:
         request = wire.PredictRequest(pictures=[picture])
         request.explain.method, request.explain.picture = "picture", True
-        return ask_message(make_service(Cifar(), recipe, CIFAR_CLASSES), request).results[0].explanation
+        return ask_message(make_service(Cifar, recipe, CIFAR_CLASSES), request).results[0].explanation
 
     def test_they_show_what_the_network_saw_and_say_where_it_lies(self) -> None:
         picture = photograph(72, 108)
@@ -189,7 +194,7 @@ class TestExplanations:
         assert list(self.ask(picture, recipe).region) == region
 
     def test_json_says_it_too(self) -> None:
-        service = make_service(Edges(), Preprocessing(1, None, None), ())
+        service = make_service(Edges, Preprocessing(1, None, None), ())
         body = ask_json(service, {"data": bytearray(png(photograph(5, 9))), "explain": b"picture"})
         found = body["results"][0]["explanation"]
         assert (found["original_size"], found["region"]) == ([5, 9], [0, 0, 5, 9])

@@ -21,14 +21,14 @@ def responses(service: Pipeline, preprocessing: Preprocessing = CIFAR_INPUT) -> 
 
 def test_every_format_is_asked_for_and_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warm_up, "LONGEST_S", 60.0)
-    given = responses(make_service(Cifar(), CIFAR_INPUT, CIFAR_CLASSES))
+    given = responses(make_service(Cifar, CIFAR_INPUT, CIFAR_CLASSES))
     assert {answer.media_type for answer in given} == set(FORMATS)
     assert [answer.body for answer in given if answer.status != 200] == []
 
 
 def test_nothing_is_begun_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warm_up, "LONGEST_S", 0.0)
-    assert responses(make_service(Cifar(), CIFAR_INPUT, CIFAR_CLASSES)) == []
+    assert responses(make_service(Cifar, CIFAR_INPUT, CIFAR_CLASSES)) == []
 
 
 @pytest.mark.parametrize(("channels", "height", "width"), [(3, None, None), (3, 32, 32), (1, 28, 20)])

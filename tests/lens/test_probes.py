@@ -91,12 +91,12 @@ def networks() -> Iterator[StandIn]:
     torch.manual_seed(0)
     made = {"cifar": Cifar(), "simple": Simple(), "flat": Flat()}
     services = {name: make_service(network, CIFAR_INPUT, CIFAR_CLASSES) for name, network in made.items()}
-    services["edges"] = make_service(Edges(), Preprocessing(1, None, None), ())
+    services["edges"] = make_service(Edges, Preprocessing(1, None, None), ())
     services["round"] = make_service(Round(), CIFAR_INPUT, CIFAR_CLASSES[:4])
     services["strided"] = make_service(Strided(), CIFAR_INPUT, CIFAR_CLASSES[:5])
     services["turning"] = make_service(Turning(), CIFAR_INPUT, CIFAR_CLASSES[:4])
     services["wide"] = make_service(Wide(), CIFAR_INPUT, CIFAR_CLASSES[:2])
-    services["narrow"] = make_service(Cifar(), CIFAR_INPUT, CIFAR_CLASSES, limits=Limits(max_images=5))
+    services["narrow"] = make_service(Cifar, CIFAR_INPUT, CIFAR_CLASSES, limits=Limits(max_images=5))
     with serving(services) as stand_in:
         yield stand_in
 

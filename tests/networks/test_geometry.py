@@ -61,10 +61,23 @@ STACKS = {
 
 def reached(model, node, shape, cell, dtype=torch.float64):
     """Return which pixels (H, W) have a part in a cell: those with a gradient."""
+    return reached_by(model, {node: cell}, shape, dtype)[node]
+
+
+def reached_by(model, cells, shape, dtype=torch.float64):
+    """Return the same of a cell of each of several nodes, from one pass."""
     images = torch.rand(1, *shape, dtype=dtype, requires_grad=True)
-    maps = create_feature_extractor(model.to(dtype).eval(), {node: "map"})(images)["map"]
-    maps[0, :, cell[0], cell[1]].abs().sum().backward()
-    return images.grad[0].abs().sum(0) > 0
+    maps = create_feature_extractor(model.to(dtype).eval(), {node: node for node in cells})(images)
+    found = {}
+    for node, (row, column) in cells.items():
+        [gradient] = torch.autograd.grad(maps[node][0, :, row, column].abs().sum(), images, retain_graph=True)
+        found[node] = gradient[0].abs().sum(0) > 0
+    return found
+
+
+def middle(geometry):
+    """Return a cell in the middle of a map."""
+    return geometry.shape[1] // 2, geometry.shape[2] // 2
 
 
 def stated(geometry, cell, size):
@@ -132,14 +145,14 @@ def test_the_served_networks_state_exactly_the_pixels_with_a_gradient(name):
     shape = tuple(size or 9 for size in network.pictures)
     if name == "deep":
         shape = (3, 104, 104)  # Its late cells answer to more than 32×32: let them lie inside the picture.
-    for public, node in network.layers.items():
-        model = network() if name == "edges" else positive(network())
-        geometry = layer_geometry(model, network.layers, shape)[public]
-        cell = (geometry.shape[1] // 2, geometry.shape[2] // 2)
-        found = reached(averaging(model), node, shape, cell)
-        if name == "edges":
-            found = box(found)  # The middle row of its kernel is zero.
-        assert torch.equal(found, stated(geometry, cell, shape[1:]))
+    model = network() if name == "edges" else positive(network())
+    geometries = layer_geometry(model, network.layers, shape)
+    cells = {network.layers[public]: middle(geometry) for public, geometry in geometries.items()}
+    all_found = reached_by(averaging(model), cells, shape)
+    for public, geometry in geometries.items():
+        node = network.layers[public]
+        found = box(all_found[node]) if name == "edges" else all_found[node]  # The middle row of its kernel is zero.
+        assert torch.equal(found, stated(geometry, cells[node], shape[1:])), public
         assert found.sum() == geometry.receptive_field[0] * geometry.receptive_field[1], "some of it lies outside"
 
 
@@ -158,24 +171,27 @@ def shrunk(model):
     return model
 
 
-@pytest.mark.parametrize("name", RESNET18)
-def test_resnet18_states_exactly_the_pixels_with_a_gradient(name):
+def test_resnet18_states_exactly_the_pixels_with_a_gradient():
     model = shrunk(torchvision.models.resnet18(weights=None))
-    geometry = layer_geometry(model, RESNET18, (3, 480, 480))[name]
-    cell = (geometry.shape[1] // 2, geometry.shape[2] // 2)
-    found = reached(averaging(model), RESNET18[name], (3, 480, 480), cell, torch.float32)
-    assert torch.equal(found, stated(geometry, cell, (480, 480)))
-    assert found.sum() == geometry.receptive_field[0] ** 2, "some of it lies outside"
+    geometries = layer_geometry(model, RESNET18, (3, 480, 480))
+    assert geometries.keys() == RESNET18.keys()
+    cells = {RESNET18[name]: middle(geometry) for name, geometry in geometries.items()}
+    all_found = reached_by(averaging(model), cells, (3, 480, 480), torch.float32)
+    for name, geometry in geometries.items():
+        found = all_found[RESNET18[name]]
+        assert torch.equal(found, stated(geometry, cells[RESNET18[name]], (480, 480))), name
+        assert found.sum() == geometry.receptive_field[0] ** 2, "some of it lies outside"
 
 
 def test_convnext_states_exactly_the_pixels_with_a_gradient():
     """Its blocks turn their maps' axes, normalise each cell's channels and mix them with linear layers."""
     model = shrunk(torchvision.models.convnext_tiny(weights=None, stochastic_depth_prob=0.0))
     layers = {"conv1": "features.0", "block1": "features.1.0.add", "block4": "features.3.0.add"}
-    for name, geometry in layer_geometry(model, layers, (3, 200, 200)).items():
-        cell = (geometry.shape[1] // 2, geometry.shape[2] // 2)
-        found = reached(model, layers[name], (3, 200, 200), cell)
-        assert torch.equal(found, stated(geometry, cell, (200, 200)))
+    geometries = layer_geometry(model, layers, (3, 200, 200))
+    cells = {layers[name]: middle(geometry) for name, geometry in geometries.items()}
+    all_found = reached_by(model, cells, (3, 200, 200))
+    for name, geometry in geometries.items():
+        assert torch.equal(all_found[layers[name]], stated(geometry, cells[layers[name]], (200, 200))), name
 
 
 @pytest.mark.parametrize(

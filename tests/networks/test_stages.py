@@ -8,6 +8,7 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from handlers.networks import NETWORKS, Cifar, Deep, Digits, Edges, Flat, Simple, architecture
+from tests.thorough import tries
 
 STAGES = {
     "digits": {"conv1": (16, 26, 26), "pool1": (16, 13, 13), "flatten": (2704,), "fc": (10,)},
@@ -186,7 +187,7 @@ def test_the_documents_sizes(conv, size, expected):
     assert maps.shape == (1, conv.out_channels, expected, expected)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=tries(25, 60))
 @given(
     size=st.integers(1, 40),
     kernel=st.integers(1, 7),

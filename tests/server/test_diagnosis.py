@@ -15,6 +15,13 @@ from tests.server.harness import poll
 CIFAR = Archive(Path("cifar.mar"), "cifar", "1.0", None, frozenset({"entry", "handlers"}))
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    """All logs are written before they are read, so nothing has to be waited for."""
+    for name in ("LAST_WORDS_S", "SILENCE_S"):
+        monkeypatch.setattr(f"server.diagnosis.{name}", 0.1)
+
+
 def traceback(*causes: str) -> list[str]:
     lines = ["Torch worker started.", "Backend worker process died."]
     for cause in causes:

@@ -108,7 +108,7 @@ def test_beside_a_good_archive_those_that_cannot_be_served_are_rejected_and_the_
     damaged = write_archive(tmp_path / "store", "damaged")
     damaged.write_bytes(damaged.read_bytes()[:-30])
     # Time enough for the good one to answer on a busy machine.
-    options = ("--ready-port", "0", "--warm-up-s", "0", "--startup-timeout-s", "20", "--watch-s", "1")
+    options = ("--ready-port", "0", "--warm-up-s", "0", "--startup-timeout-s", "15", "--watch-s", "1")
     with launched(tmp_path / "store", work, *options) as server:
         server.await_ready()
         assert server.rest("good") == b"good 1.0"

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -366,29 +367,6 @@ def listed(server: Launched) -> list[str]:
     return names.split(", ")
 
 
-def test_a_version_that_was_rejected_at_the_start_is_taken_in_once_it_is_mended(work):
-    store = work / "store"
-    write_archive(store, "alpha", version="1.0")
-    write_archive(store, "alpha", BROKEN, version="2.0", file="newer")
-    with launched(store, work) as server:
-        server.await_ready()
-        assert server.rest("alpha") == b"alpha 1.0"  # Not the newest, which TorchServe got first.
-        assert server.ask("GET", "/predictions/alpha/2.0")[0] == 404
-        assert listed(server) == ["alpha/1.0"]
-        answer = run(work)
-        assert answer.returncode == 1
-        assert "archive newer.mar: needs the Python package nothing_of_that_name" in answer.stderr
-        assert server.rest("alpha") == b"alpha 1.0"
-        write_archive(store, "alpha", version="2.0", file="newer")
-        assert run(work).returncode == 0
-        assert server.rest("alpha") == b"alpha 2.0"
-        assert server.rest("alpha/1.0") == b"alpha 1.0"
-        assert listed(server) == ["alpha/2.0", "alpha/1.0"]
-        write_archive(store, "beta", version="1.0", file="newer")
-        assert run(work).returncode == 0
-        assert listed(server) == ["alpha/1.0", "beta/1.0"]
-
-
 def test_what_was_rejected_at_the_start_and_has_left_the_store_is_not_found(work):
     """TorchServe goes on trying to load what died without a word, until a reload no longer finds it."""
     store, sudden_death = work / "store", "import os; os._exit(3)\n"
@@ -410,31 +388,45 @@ def test_what_was_rejected_at_the_start_and_has_left_the_store_is_not_found(work
             assert server.ask("GET", f"/predictions/{name}/1.0")[0] == 404
 
 
-def test_without_the_patch_it_is_refused_since_requests_would_be_lost(work):
-    store = work / "store"
-    write_archive(store, "alpha", version="1.0")
-    with launched(store, work, "--no-patches") as server:
-        server.await_ready()
-        write_archive(store, "alpha", version="2.0")
-        answer = run(work)
-        assert answer.returncode == 1
-        assert "without the patch `reload`" in answer.stderr
-        assert server.rest("alpha") == b"alpha 1.0"
+@pytest.fixture(scope="module")
+def rejecting():
+    """A server that has rejected the newer version of its model."""
+    work = Path(tempfile.mkdtemp(prefix="srv-"))
+    write_archive(work / "store", "alpha", version="1.0")
+    write_archive(work / "store", "alpha", BROKEN, version="2.0", file="newer")
+    with launched(work / "store", work) as server:
+        yield server.await_ready()
+    shutil.rmtree(work)
 
 
-def test_no_program_of_the_machine_can_load_or_unload_models_over_grpc(work):
+def test_no_program_of_the_machine_can_load_or_unload_models_over_grpc(rejecting):
     """The twin listens on loopback, where any user can connect."""
-    store = work / "store"
-    write_archive(store, "alpha", version="1.0")
-    with launched(store, work) as server:
-        server.await_ready()
-        text = next(work.glob("convscope-*/config.properties")).read_text()
-        port = next(line.partition("=")[2] for line in text.splitlines() if line.startswith("grpc_management_port"))
-        assert "enable_model_api=true" in text
-        for method, message in (("RegisterModel", b"\x52\x01x"), ("UnregisterModel", b"\x0a\x05alpha")):
-            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-                call = channel.unary_unary(f"/org.pytorch.serve.grpc.management.ManagementAPIsService/{method}")
-                with pytest.raises(grpc.RpcError) as raised:
-                    call(message, timeout=10)
-            assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED
-        assert server.rest("alpha") == b"alpha 1.0"
+    text = next(rejecting.work.glob("convscope-*/config.properties")).read_text()
+    port = next(line.partition("=")[2] for line in text.splitlines() if line.startswith("grpc_management_port"))
+    assert "enable_model_api=true" in text
+    for method, message in (("RegisterModel", b"\x52\x01x"), ("UnregisterModel", b"\x0a\x05alpha")):
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary(f"/org.pytorch.serve.grpc.management.ManagementAPIsService/{method}")
+            with pytest.raises(grpc.RpcError) as raised:
+                call(message, timeout=10)
+        assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert rejecting.rest("alpha") == b"alpha 1.0"
+
+
+def test_a_version_that_was_rejected_at_the_start_is_taken_in_once_it_is_mended(rejecting):
+    work = rejecting.work
+    assert rejecting.rest("alpha") == b"alpha 1.0"  # Not the newest, which TorchServe got first.
+    assert rejecting.ask("GET", "/predictions/alpha/2.0")[0] == 404
+    assert listed(rejecting) == ["alpha/1.0"]
+    answer = run(work)
+    assert answer.returncode == 1
+    assert "archive newer.mar: needs the Python package nothing_of_that_name" in answer.stderr
+    assert rejecting.rest("alpha") == b"alpha 1.0"
+    write_archive(work / "store", "alpha", version="2.0", file="newer")
+    assert run(work).returncode == 0
+    assert rejecting.rest("alpha") == b"alpha 2.0"
+    assert rejecting.rest("alpha/1.0") == b"alpha 1.0"
+    assert listed(rejecting) == ["alpha/2.0", "alpha/1.0"]
+    write_archive(work / "store", "beta", version="1.0", file="newer")
+    assert run(work).returncode == 0
+    assert listed(rejecting) == ["alpha/1.0", "beta/1.0"]

@@ -10,35 +10,7 @@ from server.arguments import parse
 from server.configuration import Listeners
 from server.models import find_archives
 from server.warming import SIDE_PX, WarmUp, _field, _picture
-from tests.server.harness import launched, poll, write_archive
-
-CAREFUL = """
-import json, os, pathlib
-
-class Handler:
-    def initialize(self, context):
-        self.starting = pathlib.Path(os.environ["CONVSCOPE_STARTING_FILE"])
-        self.seen = []
-
-    def handle(self, rows, context):
-        answers = []
-        for index, row in enumerate(rows):
-            starting = self.starting.exists()
-            order = bytes(row.get("body") or b"")
-            if order == b"seen":
-                answers.append(json.dumps(self.seen).encode())
-                continue
-            if not order and "data" not in row and starting:
-                context.set_response_status(503, "Service Unavailable", index)
-                answers.append(json.dumps({"error": {"code": "draining", "message": "warming up"}}).encode())
-                continue
-            headers = context.get_all_request_header(index)
-            transport = "REST" if "host" in map(str.lower, headers) else "gRPC"
-            kind = "card" if not order and "data" not in row else transport
-            self.seen.append([kind, starting])
-            answers.append(b"ok")
-        return answers
-"""
+from tests.server.harness import CAREFUL, launched, poll, write_archive
 
 
 def test_both_transports_are_asked_before_the_card_is_answered_and_not_after(tmp_path, work):
@@ -48,13 +20,6 @@ def test_both_transports_are_asked_before_the_card_is_answered_and_not_after(tmp
         seen = json.loads(server.rest("alpha", "seen"))
         assert {kind for kind, starting in seen if starting} == {"REST", "gRPC"}
         assert [kind for kind, starting in seen if not starting] == ["card"]
-
-
-def test_without_a_warm_up_nothing_is_asked(tmp_path, work):
-    write_archive(tmp_path / "store", "alpha", CAREFUL)
-    with launched(tmp_path / "store", work, "--warm-up-s", "0") as server:
-        server.await_ready()
-        assert json.loads(server.rest("alpha", "seen")) == [["card", False]]
 
 
 def test_it_ends_where_nobody_answers(tmp_path):

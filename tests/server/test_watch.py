@@ -1,25 +1,19 @@
-"""The watch: what it takes for a model that needs a restart, with a TorchServe made up for it and with a real one."""
+"""The watch: what it takes for a model that needs a restart, with a TorchServe made up for it."""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import grpc
 import pytest
 
 from server import watch
@@ -28,10 +22,8 @@ from server.configuration import Listeners, PrivateDirectory
 from server.diagnosis import CAUSES, Death
 from server.health import Health
 from server.models import Archive
-from server.patches import PATCHES
 from server.watch import Watch, read_published
-from tests.foreign import INFERENCE, predictions_request
-from tests.server.harness import Launched, launched, poll, write_archive
+from tests.server.harness import poll, seen
 from tests.server.standins import Answer, saying, serving
 
 NAME = "alpha/1.0"
@@ -143,25 +135,6 @@ class TorchServe:
         return saying(json.dumps([{**model, "jobQueueStatus": {"pendingRequests": self.pending}}]))
 
 
-@contextlib.contextmanager
-def seen(observe: Callable[[], object]) -> Iterator[list[object]]:
-    """Observe again and again in another thread, so that no passing state is missed, and collect what was seen."""
-    done, found = threading.Event(), []
-
-    def observe_until_done() -> None:
-        found.append(observe())
-        while not done.wait(0.01):  # States last for longer, and what is tested needs a processor too.
-            found.append(observe())
-
-    with ThreadPoolExecutor(1) as pool:
-        observing = pool.submit(observe_until_done)
-        try:
-            yield found
-        finally:
-            done.set()
-        observing.result()
-
-
 def restarted(torchserve: TorchServe, reason: str) -> bool:
     return torchserve.known()["restarts"][reason] > 0
 
@@ -258,7 +231,7 @@ class TestRestart:
 class TestNoRestart:
     """Each holds for many times as long as a restart would have taken."""
 
-    def hold(self, torchserve: TorchServe, seconds: float = 3.0, interval_s: float = 0.05) -> Watch:
+    def hold(self, torchserve: TorchServe, seconds: float = 1.5, interval_s: float = 0.05) -> Watch:
         stack, watching = torchserve.watched(interval_s)
         with stack:
             deadline = time.monotonic() + seconds
@@ -284,9 +257,9 @@ class TestNoRestart:
         torchserve.pending = 100
         release = threading.Event()
         torchserve.card = lambda *_: release.wait()
-        timer = threading.Timer(6, release.set)
+        timer = threading.Timer(4, release.set)
         timer.start()
-        self.hold(torchserve, 5.0, interval_s=1.0)  # In two of them a busy machine gives it some time.
+        self.hold(torchserve, 3.0, interval_s=0.5)  # In two of them a busy machine gives it some time.
         release.set()
         assert torchserve.asked == 1, "the card is asked for once, however long it takes"
         timer.cancel()
@@ -307,18 +280,18 @@ class TestNoRestart:
         self.hold(torchserve)
 
     def test_of_a_worker_that_ends_after_a_long_time_and_is_started_again_by_torchserve(self, work, idle, monkeypatch):
-        monkeypatch.setattr(watch, "GONE_S", 2.0)
-        monkeypatch.setattr(watch, "GIVEN_UP_S", 2.0)
+        monkeypatch.setattr(watch, "GONE_S", 1.0)
+        monkeypatch.setattr(watch, "GIVEN_UP_S", 1.0)
         torchserve = TorchServe(work)
         torchserve.workers = [{"pid": idle.pid, "status": "READY"}]
         stack, watching = torchserve.watched()
         with stack:
             poll(lambda: torchserve.asked > 2)
-            time.sleep(2.5)  # It has been well for longer than it may be gone.
+            time.sleep(1.2)  # It has been well for longer than it may be gone.
             idle.kill()
             idle.wait()
             poll(lambda: watching.states()[NAME] == "dead")
-            time.sleep(1.0)  # For so long TorchServe has not noticed.
+            time.sleep(0.5)  # For so long TorchServe has not noticed.
             torchserve.workers = [{"pid": os.getpid(), "status": "READY"}]
             poll(lambda: watching.states()[NAME] == "ready")
             assert torchserve.scaled == []
@@ -426,12 +399,12 @@ class TestReady:
         torchserve = TorchServe(work)
         torchserve.workers = [{"pid": computing, "status": "READY"}]
         release = threading.Event()
-        stack, watching = torchserve.watched(interval_s=1.0)  # In two of them a busy machine gives it some time.
+        stack, watching = torchserve.watched(interval_s=0.5)  # In two of them a busy machine gives it some time.
         with stack:
             poll(lambda: torchserve.asked)
             torchserve.card = lambda *_: release.wait()
             poll(lambda: self.ask(watching) == (200, "busy"))
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + 2.5
             while time.monotonic() < deadline:
                 assert self.ask(watching) == (200, "busy")
                 time.sleep(0.05)
@@ -582,217 +555,3 @@ def test_a_process_that_is_stopped_ended_or_unknown_is_not_alive(gone):
         poll(lambda: not is_alive(process.pid))
         process.kill()
         poll(lambda: not is_alive(process.pid))  # A zombie.
-
-
-# With a real TorchServe.
-
-HANGING = """
-import os, threading
-
-class Handler:
-    def initialize(self, context):
-        pass
-
-    def handle(self, rows, context):
-        if any(bytes(row.get("body") or b"") == b"hang" for row in rows):
-            threading.Event().wait()
-        return [str(os.getpid()).encode() for row in rows]
-"""
-
-
-FAILING = """
-import os, pathlib
-
-class Handler:
-    def initialize(self, context):
-        if pathlib.Path(os.environ["BROKEN"]).exists():
-            raise ValueError("broken")
-
-    def handle(self, rows, context):
-        return [str(os.getpid()).encode() for row in rows]
-"""
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    path = tmp_path_factory.mktemp("store")
-    write_archive(path, "alpha")
-    write_archive(path, "beta")
-    write_archive(path, "hanging", HANGING, config="responseTimeout: 4\n")
-    write_archive(path, "failing", FAILING, config="maxRetryTimeoutInSec: 1\n")
-    return path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def watching(store: Path, work: Path, *options: str, broken: Path = Path("/nonexistent")):
-    options = ("--warm-up-s", "0", "--watch-s", "0.5", "--ready-port", str(free_port()), *options)
-    with launched(store, work, *options, environment={"BROKEN": str(broken)}) as server:
-        yield server.await_ready()
-
-
-@pytest.fixture(scope="module")
-def broken(tmp_path_factory):
-    """What keeps `failing` from being loaded, once it is there."""
-    return tmp_path_factory.mktemp("broken") / "broken"
-
-
-@pytest.fixture(scope="module")
-def server(store, broken):
-    """A server of all the archives, whose models fare ill one after the other."""
-    work = Path(tempfile.mkdtemp(prefix="srv-"))
-    with watching(store, work, broken=broken) as server:
-        yield server
-    shutil.rmtree(work)
-
-
-def scrape(server: Launched, *wanted: str) -> list[float]:
-    """Return some series' values; they are left out of a scrape where TorchServe takes too long to answer."""
-
-    def values() -> list[float]:
-        status, body = server.ask("GET", "/metrics", what="metrics")
-        assert status == 200
-        pairs = (line.rpartition(" ") for line in body.decode().splitlines())
-        found = {name: value for name, _, value in pairs}
-        return [float(found[name]) for name in wanted if name in found]
-
-    found = poll(lambda: len(found := values()) == len(wanted) and found, 60, pause_s=0.1)
-    assert isinstance(found, list)
-    return found
-
-
-def series(name: str, **labels: str) -> str:
-    return f"convscope_{name}{{" + ",".join(f'{label}="{value}"' for label, value in sorted(labels.items())) + "}"
-
-
-def metric(server: Launched, name: str, **labels: str) -> float:
-    [value] = scrape(server, series(name, **labels))
-    return value
-
-
-def restarts(server: Launched, model: str) -> float:
-    reasons = ("worker_gone", "given_up", "card_fails", "no_answer")
-    return sum(
-        scrape(
-            server, *(series("model_restarts_total", model=model, reason=reason, version="1.0") for reason in reasons)
-        )
-    )
-
-
-def ready_workers(server: Launched, model: str) -> float:
-    return metric(server, "workers", model=model, state="ready", version="1.0")
-
-
-def look(server: Launched) -> tuple[int, dict]:
-    """Ask /ready."""
-    arguments = server.process.args
-    connection = http.client.HTTPConnection(
-        "127.0.0.1", int(arguments[arguments.index("--ready-port") + 1]), timeout=60
-    )
-    with contextlib.closing(connection):
-        connection.request("GET", "/ready")
-        response = connection.getresponse()
-        return response.status, json.loads(response.read())
-
-
-def test_a_model_whose_thread_in_torchserve_has_ended_is_brought_back(store, work):
-    """Unpatched, the sequence leaves TorchServe without a thread for the worker, which it calls ready for good."""
-    with watching(store, work, "--no-patches", "--models", "alpha") as server:
-        assert "  patches  none (of TorchServe)\n" in server.out
-        for patch in PATCHES:
-            assert f"server: TorchServe runs without the {patch.name} patch (--no-patches): " in server.err
-        sequence = predictions_request("alpha", {b"data": b""}, sequence_id="1")
-        with grpc.insecure_channel(f"127.0.0.1:{server.port('gRPC')}") as channel:
-            call = channel.stream_stream(f"/{INFERENCE}.InferenceAPIsService/StreamPredictions2")
-
-            (log,) = work.glob("convscope-*/logs/torchserve.log")
-            deadline = time.monotonic() + 120
-            while "IllegalStateException error" not in log.read_text():
-                assert time.monotonic() < deadline
-                with pytest.raises(grpc.RpcError):
-                    list(call(iter([sequence]), timeout=60))
-                time.sleep(2)  # Whether it ends the thread depends on which of two is first. What waits ends the next.
-        poll(lambda: restarts(server, "alpha") >= 1, 120, pause_s=0.1)
-        poll(lambda: ready_workers(server, "alpha") == 1, 240, pause_s=0.1)
-        assert server.rest("alpha") == b"alpha 1.0"
-        assert "TorchServe's own thread for its worker ended: java.lang.IllegalStateException" in server.err
-
-
-def test_a_busy_model_is_left_alone(store, work):
-    # Four seconds without computing make a model silent: a busy machine does not keep a worker waiting so long.
-    with watching(store, work, "--models", "alpha", "--watch-s", "2") as server:
-        worker = server.rest("alpha", "pid:")
-        threads = [threading.Thread(target=server.rest, args=("alpha", "compute:4")) for _ in range(3)]
-        with seen(partial(look, server)) as verdicts:
-            for thread in threads:
-                thread.start()
-            poll(lambda: metric(server, "card_answered", model="alpha", version="1.0") == 0, pause_s=0.1)
-            for thread in threads:
-                thread.join(120)
-        assert {(status, said["models"][NAME]) for status, said in verdicts} == {(200, "ready"), (200, "busy")}
-        poll(lambda: metric(server, "card_answered", model="alpha", version="1.0") == 1, pause_s=0.1)
-        assert restarts(server, "alpha") == 0
-        assert server.rest("alpha", "pid:") == worker
-        assert server.err == ""
-
-
-def test_a_worker_that_is_stopped_is_replaced_and_the_other_models_go_on(server):
-    stopped, others = int(server.rest("alpha", "pid:")), server.rest("beta", "pid:")
-    assert ready_workers(server, "alpha") == 1
-    assert look(server)[0] == 200
-    silent = partial(metric, server, "workers", model="alpha", state="silent", version="1.0")
-    with seen(partial(look, server)) as verdicts, seen(lambda: time.sleep(0.1) or silent()) as counts:
-        os.kill(stopped, signal.SIGSTOP)
-
-        def restarted() -> bool:
-            assert server.rest("beta", "pid:") == others
-            return restarts(server, "alpha") == 1 and ready_workers(server, "alpha") == 1
-
-        poll(restarted, 120, pause_s=0.1)
-    assert {(status, said["models"][NAME]) for status, said in verdicts} >= {(503, "dead"), (503, "restarting")}
-    assert (200, "dead") not in {(status, said["models"][NAME]) for status, said in verdicts}
-    assert {said["models"]["beta/1.0"] for _, said in verdicts} <= {"ready", "busy"}
-    assert 1 in counts
-    assert int(server.rest("alpha", "pid:")) != stopped
-    assert look(server)[0] == 200
-    assert metric(server, "card_answered", model="alpha", version="1.0") == 1
-    assert restarts(server, "beta") == 0
-    assert f"server: {NAME}: TorchServe calls a worker ready whose process has ended or is stopped" in server.err
-    assert f"server: {NAME} answers its card again\n" in server.err
-
-
-def test_a_model_that_torchserve_has_given_up_is_started_again(server, broken):
-    broken.touch()
-    os.kill(int(server.rest("failing", "pid")), signal.SIGKILL)
-    (log,) = server.work.glob("convscope-*/logs/models.log")
-    poll(lambda: "ValueError: broken" in log.read_text(), 120)
-    poll(lambda: restarts(server, "failing") == 1, 120, pause_s=0.1)
-    broken.unlink()
-    poll(lambda: ready_workers(server, "failing") == 1, 240, pause_s=0.1)
-    assert metric(server, "model_restarts_total", model="failing", reason="given_up", version="1.0") >= 1
-
-
-def test_a_handler_that_hangs_is_not_ready_until_torchserve_has_ended_it(server):
-    hung = server.rest("hanging", "pid")
-
-    def hang() -> None:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            server.ask("POST", "/predictions/hanging", "hang")
-
-    thread = threading.Thread(target=hang)
-    with seen(partial(look, server)) as verdicts:
-        thread.start()
-        poll(lambda: ready_workers(server, "hanging") == 0, pause_s=0.1)
-        poll(lambda: ready_workers(server, "hanging") == 1, 120, pause_s=0.1)
-    states = [said["models"]["hanging/1.0"] for _, said in verdicts]
-    assert states.index("silent") < states.index("dead"), "before TorchServe ended it"
-    assert {status for status, said in verdicts if said["models"]["hanging/1.0"] in ("silent", "dead")} == {503}
-    assert server.rest("hanging", "pid") != hung
-    assert restarts(server, "hanging") == 0
-    assert "its worker did not answer within 4 s (responseTimeout)" in server.err
-    thread.join(60)

@@ -28,7 +28,6 @@ from tests.watching.tools import promtool
 
 PROVISIONING = ROOT / "deploy/grafana/provisioning"
 PANELS = list(panels())
-IDS = [f"{dashboard}-{panel['title']}" for dashboard, panel in PANELS]
 
 
 def test_the_json_is_what_the_description_makes() -> None:
@@ -43,27 +42,31 @@ def test_the_json_is_what_the_description_makes() -> None:
         assert path.read_text(encoding="utf-8") == text, "python deploy/grafana/dashboards.py"
 
 
-@pytest.mark.parametrize("panel", [panel for _, panel in PANELS], ids=IDS)
-def test_a_panel_has_a_unit_a_description_and_legends(panel: dict[str, Any]) -> None:
-    assert panel["fieldConfig"]["defaults"]["unit"]
-    assert len(panel["description"]) > 20
-    assert panel["targets"]
-    for target in panel["targets"]:
-        assert target["legendFormat"] or panel["type"] == "table"
+def test_every_panel_has_a_unit_a_description_and_legends() -> None:
+    for dashboard, panel in PANELS:
+        where = (dashboard, panel["title"])
+        assert panel["fieldConfig"]["defaults"]["unit"], where
+        assert len(panel["description"]) > 20, where
+        assert panel["targets"], where
+        for target in panel["targets"]:
+            assert target["legendFormat"] or panel["type"] == "table", where
 
 
-@pytest.mark.parametrize("panel", [panel for _, panel in PANELS], ids=IDS)
-def test_operations_explain_every_panel(panel: dict[str, Any]) -> None:
+def test_operations_explain_every_panel() -> None:
     tables = OPERATIONS.read_text().partition("## Alerts")[0]
-    title, *details = panel["title"].split(", ")
     cells = [cell for row in re.findall(r"^\| (.+?) \|", tables, re.MULTILINE) for cell in row.split("; ")]
-    assert any(panel["title"] == cell or (cell.startswith(title) and all(d in cell for d in details)) for cell in cells)
+    for dashboard, panel in PANELS:
+        title, *details = panel["title"].split(", ")
+        assert any(
+            panel["title"] == cell or (cell.startswith(title) and all(detail in cell for detail in details))
+            for cell in cells
+        ), (dashboard, panel["title"])
 
 
-@pytest.mark.parametrize("query", panel_queries(), ids=str)
-def test_a_panel_reads_only_metrics_that_there_are(query: Any) -> None:
+def test_panels_read_only_metrics_that_there_are() -> None:
     known = {series for metric in documented().values() for series in metric.series} | OF_PROMETHEUS | set(recorded())
-    assert names(query.text) <= known
+    for query in panel_queries():
+        assert names(query.text) <= known, query
 
 
 @pytest.mark.usefixtures("prometheus_installed")
@@ -74,12 +77,12 @@ def test_every_query_is_promql(tmp_path: Path) -> None:
     assert f"{len(written)} rules found" in promtool("check", "rules", path)
 
 
-@pytest.mark.parametrize("query", panel_queries() + rule_queries(), ids=str)
-def test_what_has_no_traffic_gives_no_row_of_nan(query: Any) -> None:
-    if "histogram_quantile" in query.text:
-        assert query.text.endswith(">= 0")
-    for divisor in re.findall(r"/ (?:(?:on|ignoring) [^/]*)?(sum[^/]*rate\(.*)", query.text):
-        assert "> 0" in divisor, "a share of nothing is NaN"
+def test_what_has_no_traffic_gives_no_row_of_nan() -> None:
+    for query in panel_queries() + rule_queries():
+        if "histogram_quantile" in query.text:
+            assert query.text.endswith(">= 0"), query
+        for divisor in re.findall(r"/ (?:(?:on|ignoring) [^/]*)?(sum[^/]*rate\(.*)", query.text):
+            assert "> 0" in divisor, f"{query}: a share of nothing is NaN"
 
 
 def test_every_documented_metric_is_shown_or_watched() -> None:

@@ -53,7 +53,7 @@ def here(query: Query) -> bool:
 
 
 @pytest.fixture(scope="module")
-def watched(prometheus_installed: None) -> Iterator[Watched]:
+def watched(prometheus_installed: None, quick_starts: None) -> Iterator[Watched]:
     work = Path(tempfile.mkdtemp(prefix="watching-"))
     (work / "store").mkdir()
     for model in ("cifar", "digits"):
