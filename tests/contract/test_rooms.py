@@ -55,7 +55,7 @@ MAY_IMPORT = {
         "tqdm",
         "prometheus_client",
     },
-    "convscope_lens": {"convscope", "numpy", "matplotlib", "PIL", "starlette", "uvicorn"},
+    "convscope_lens": {"convscope", "numpy", "matplotlib", "PIL", "scipy", "starlette", "uvicorn"},
 }
 # An archive is tested with the engines that will serve it; decoding raises errors of the API.
 HANDLERS_USED = {
@@ -133,7 +133,7 @@ def test_the_lens_declares_what_it_imports() -> None:
 
     project = tomllib.loads((ROOT / "lens/pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {item.partition(">")[0] for item in project["dependencies"]}
-    assert declared == {"convscope", "matplotlib", "numpy", "pillow", "starlette", "uvicorn"}
+    assert declared == {"convscope", "matplotlib", "numpy", "pillow", "scipy", "starlette", "uvicorn"}
 
 
 def test_lock_files_pin_with_hashes_and_name_no_host() -> None:
