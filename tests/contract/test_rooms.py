@@ -61,7 +61,7 @@ MAY_IMPORT = {
         "tqdm",
         "prometheus_client",
     },
-    "convscope_lens": {"convscope", "numpy", "matplotlib", "PIL", "starlette", "uvicorn"}
+    "convscope_lens": {"convscope", "numpy", "matplotlib", "PIL", "scipy", "starlette", "uvicorn"}
     | {"pyarrow", "zarr"},  # Its extra `export`.
 }
 # An archive is tested with the engines that will serve it; decoding raises errors of the API.
