@@ -32,8 +32,8 @@ def make_picture() -> bytes:
 
 def make_layer(name: str, shape: tuple[int, ...], **known: Any) -> Layer:
     """Return a layer of padded 3×3 cells, one pixel apart."""
-    values = {"stride": (1, 1), "receptive_field": (3, 3), "receptive_field_start": (-1, -1)} | known
-    return Layer(name=name, module=name, shape=shape, parameters=448, bytes={"float32": 4}, **values)
+    values = {"stride": (1, 1), "receptive_field": (3, 3), "receptive_field_start": (-1, -1), "parameters": 448} | known
+    return Layer(name=name, module=name, shape=shape, bytes={"float32": 4}, **values)
 
 
 CARD = ModelCard(

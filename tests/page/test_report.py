@@ -218,9 +218,8 @@ def test_a_small_report_is_small():
 
 def test_a_network_of_any_size_and_a_picture_of_12_megapixels_have_a_small_report_with_true_sizes():
     rows, columns = 3000, 4000
-    layer = make_layer(
-        "conv1", (2, 32, 32), operation="Conv2d", kernel=(3, 3), input_shape=(1, 32, 32), multiply_adds=18432
-    )
+    costs = {"parameters": 20, "multiply_adds": 18432}
+    layer = make_layer("conv1", (2, 32, 32), operation="Conv2d", kernel=(3, 3), input_shape=(1, 32, 32), **costs)
     limits = replace(CARD.limits, max_reply_bytes=1 << 28)
     card = replace(
         CARD, classes=(), input=replace(CARD.input, height=None, width=None, channels=1), layers=(layer,), limits=limits

@@ -471,7 +471,9 @@ def _sizes_of_map(layer: Layer, feature_map: NDArray[np.float32] | None) -> dict
 
 
 def _count_weights(layer: Layer) -> int:
-    """Return the number of weights of the convolution that makes a layer's map."""
+    """Return the number of weights of the convolution that makes a layer's map, at most."""
+    if not layer.input_shape:
+        return layer.parameters  # Those of all that is computed since the sources.
     return layer.shape[0] * layer.input_shape[0] // max(1, layer.groups) * math.prod(layer.kernel)
 
 
