@@ -89,8 +89,8 @@ def send_everything(sender: Sender) -> None:
 
 
 def counted(prometheus: Prometheus, metric: str, labels: tuple[str, ...]) -> Counter[tuple[str, ...]]:
-    """Return a counter's values by some of its labels; those at 0 are left out."""
-    samples = prometheus.query(f"sum by ({', '.join(labels)}) ({metric}) > 0")
+    """Return a counter's values by some of its labels, also after a scrape that failed; those at 0 are left out."""
+    samples = prometheus.query(f"sum by ({', '.join(labels)}) (last_over_time({metric}[1m])) > 0")
     return Counter({tuple(found[label] for label in labels): int(value) for found, value in samples})
 
 
