@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     Tile = tuple[str, NDArray[np.floating]]
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # Started as a script, Python looks for modules beside this file alone.
 LESSONS, PICTURES = ROOT / "docs/lessons.md", ROOT / "docs/pictures/lessons"
 DRAWN, STORE, DATA = (Path(path) for path in ("out/lessons", "out/store", "pictures"))
 DEFAULT = "http://localhost:8080"
