@@ -256,7 +256,7 @@ function Scores({ data, label, prefix, ask, sources }) {
       </ol> : <p>This network has no classes.</p>}</div>
       {data.gone?.length > 0 && <p class="hint">No longer among them: {data.gone.map((change) => `${change.label} (${changeText(change)})`).join(", ")}.</p>}
       {some && <p class="hint">{data.scores.length} of {data.class_count} classes.</p>}
-      {ask?.target && data.scores.length > 0 && <p class="hint">Press a score to see what speaks for and against it.</p>}
+      {ask?.target && data.scores.length > 0 && <p class="hint">Press a score to see where in the picture it comes from.</p>}
     </section>
   );
 }
