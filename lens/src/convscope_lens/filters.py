@@ -128,22 +128,26 @@ def peaks(filters: NDArray[np.float32]) -> list[Peak]:
         One per filter, over all of its input channels.
     """
     axis = _frequency_axis(filters)
-    zero = len(axis) // 2
-    vertical = axis[: zero + 1]  # A spectrum is the same at f and -f.
+    vertical = axis[: len(axis) // 2 + 1]  # A spectrum is the same at f and -f.
+    count, _, height, width = filters.shape
+    # With W = QR, W and R have the same response, summed over rows: of many input channels R keeps as many as cells.
+    factors = np.linalg.qr(filters.reshape(count, -1, height * width).astype(np.float64), mode="r")
+    factors = factors.reshape(count, -1, height, width)
     result: list[Peak] = []
-    step = max(1, _CHUNK_VALUES // (filters.shape[1] * len(vertical) * len(axis)))
-    for start in range(0, len(filters), step):
-        for squares in _squares(filters[start : start + step], vertical, axis):
+    step = max(1, _CHUNK_VALUES // (factors.shape[1] * len(vertical) * len(axis)))
+    for start in range(0, count, step):
+        for squares in _squares(factors[start : start + step], vertical, axis):
             # Along v = 0 and v = -0.5 values occur twice, differently rounded: the first of the largest is taken.
             total = squares.sum(axis=0)
             row, column = np.unravel_index(np.argmax(total >= total.max() * (1 - _EQUAL)), total.shape)
-            own = squares[:, row, column]
-            channel = int(np.argmax(own >= own.max() * (1 - _EQUAL)))
             v, u = vertical[row], axis[column]
+            kernels = filters[len(result)]
+            own = _squares(kernels[None], vertical[row : row + 1], axis[column : column + 1])[0, :, 0, 0]
+            channel = int(np.argmax(own >= own.max() * (1 - _EQUAL)))
             frequency = float(np.hypot(v, u))
             orientation = float(np.rad2deg(np.arctan2(-v, u)) % 180) if frequency else None
-            gain, dc_gain = math.sqrt(total[row, column]), math.sqrt(total[zero, zero])
-            result.append(Peak(len(result), frequency, orientation, gain, dc_gain, channel))
+            dc_gain = float(np.linalg.norm(kernels.sum(axis=(1, 2), dtype=np.float64)))
+            result.append(Peak(len(result), frequency, orientation, math.sqrt(own.sum()), dc_gain, channel))
     return result
 
 
