@@ -596,7 +596,9 @@ class TestCommand:
         arguments += ["--url", stand_in.rest_url, "--batch", "1", "--concurrency", "1", "--retries", "0"]
         stand_in.mishaps += [*[""] * 8, *["reset"] * 20]
         assert main(arguments) == 1
-        assert "features.zarr.parts keeps the rows so far; the same command resumes the export" in capsys.readouterr().err
+        assert (
+            "features.zarr.parts keeps the rows so far; the same command resumes the export" in capsys.readouterr().err
+        )
         stand_in.mishaps.clear()
         assert main(arguments) == 1
         assert "of them from an earlier run" in capsys.readouterr().out
