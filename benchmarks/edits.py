@@ -2,9 +2,9 @@
 
 Type: OMP_NUM_THREADS=1 python -m benchmarks.edits [--model cifar] [--requests 200]
 
-The archive's handler answers in this process, one request of one picture at a time; the kinds of request take turns, so
-that what else the machine does meets all of them alike. Requests without edits run on the engine that predicts, edits
-in torch: the difference holds both. The last two kinds are what the page of `convscope ui` asks for.
+The archive's handler answers in this process, one request of one picture at a time. The kinds of request take turns, so
+that other load on the machine affects all of them alike. Requests without edits run on the engine that predicts, those
+with edits in torch: the difference includes both. The last two kinds are the requests of the page of `convscope ui`.
 """
 
 from __future__ import annotations

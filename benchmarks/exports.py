@@ -2,9 +2,9 @@
 
 Type: python -m benchmarks.exports FOLDER [--url http://localhost:8080] [--model cifar] [--layers conv1,conv2]
 
-The service runs elsewhere. Each round goes through the pictures once with `predict_many`, which keeps nothing, and once
-with each format, in an order that moves on by one a round. The time of an export is that of the whole call: listing,
-requests, parts, and the result that is made of them.
+It needs a running service. In each round the pictures are sent once with `predict_many`, which writes nothing, and once
+with each format; each round begins with the next of these. The time of an export is that of the whole call: listing,
+requests, parts, and the final result.
 """
 
 from __future__ import annotations

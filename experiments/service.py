@@ -1,7 +1,7 @@
 """The client's service for experiments: a running server, or the archives' own handlers in this process.
 
-In this process a request takes the same way as in a worker (parse, decode, predict, edit, encode), without a network in
-between. The engine is torch, so that the untrained twin of a network is served exactly like the network.
+In this process a request goes through the steps of a worker (parse, decode, predict, edit, encode), without HTTP and
+gRPC. The engine is torch, so an untrained twin is computed exactly like the trained network.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def client(store: Path, models: Sequence[str], untrained: Sequence[str] = (), ur
         store: Folder of the archives.
         models: Archives to serve in this process.
         untrained: Networks to serve in this process with first weights (seed 0), as `NAME-untrained`.
-        url: Of the server, for archives alone; empty for this process.
+        url: Of the server; ignored if there are untrained networks. Empty for this process.
     """
     if url and not untrained:
         with Client(url, deadline_s=_DEADLINE_S) as served:
@@ -92,7 +92,7 @@ def trained(store: Path, name: str) -> nn.Module:
 
 
 def first_weights(name: str, seed: int = 0) -> nn.Module:
-    """Return a network as its training begins, in evaluation mode: what its architecture alone gives."""
+    """Return a network with the weights that its training begins with, in evaluation mode."""
     torch.manual_seed(seed)
     network = NETWORKS[name]
     return (network() if name == "edges" else network(**{"classes": 10})).eval()

@@ -79,7 +79,7 @@ class Host(Protocol):
         ...
 
     def forget(self, found: Found) -> None:
-        """Try no more to serve what was rejected and is no longer in the store, which holds what was found."""
+        """Give up archives that were rejected and are no longer in the store, whose content is `found`."""
         ...
 
 

@@ -161,7 +161,7 @@ def look(store: Path) -> Files:
 def describe_models(archives: Sequence[Archive]) -> str:
     """Return what "Model not found" says of the models there are: ` (models: cifar/1.0, digits/1.0)`.
 
-    Models are sorted by name, the versions of a model stay in their order. Empty where it would be too long for a gRPC
+    Models are sorted by name; the versions of a model keep their order. Empty if the text would be too long for a gRPC
     status, whose message is a header.
     """
     names = [archive.full_name for archive in sorted(archives, key=lambda archive: archive.name)]

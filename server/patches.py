@@ -1,59 +1,58 @@
-"""Patches ten classes of TorchServe 0.12, a few bytes each, and adds one; upstream is archived and will not fix them.
+"""Patches eleven classes of TorchServe 0.12, a few bytes each, and adds one. Upstream is archived and fixes nothing.
 
 **safety**: one caller must not stop a worker. TorchServe answers a batch from the worker's own thread, and an exception
-from answering one caller ends that thread. Where other callers of the batch were answered already, a second exception
-follows while it cleans up, and the worker is neither stopped nor started again, while TorchServe goes on calling it
-ready.
+while it answers one caller ends that thread. If it has answered other callers of the batch already, a second exception
+follows in the clean-up: the worker is neither stopped nor started again, and TorchServe goes on reporting it as ready.
 
 * A gRPC call that is cancelled, or whose deadline passes, just before its reply is such an exception, since TorchServe
   closes the call itself when it hears of the cancellation: 30 s of cancelled calls left a model without an answer for
   good. Patched, it leaves the call to grpc-java, which drops such a reply without an exception; and it finishes a reply
   that it has begun, or the reply's memory would never be freed.
-* `StreamPredictions` and `StreamPredictions2` are such exceptions whenever a handler does not stream. Patched,
-  TorchServe's two methods have names that nothing calls, so that grpc-java's own take their place, which answer
+* `StreamPredictions` and `StreamPredictions2` raise such an exception if the handler does not stream. Patched,
+  TorchServe's two methods have names that nothing calls, so grpc-java's own methods take their place and answer
   UNIMPLEMENTED.
-* A REST request on a connection whose last one is just being answered may get no id: answering sets the id that
-  TorchServe keeps for a connection to null. The batch with it can then not be written, and the model answers nobody for
-  120 s (responseTimeout). Patched, the id stays until the next request has its own. TorchServe does not keep the order
-  of the replies to such requests, if there are several workers; HTTP clients wait for a reply, and so does the gateway.
-* A form that netty cannot read, since a part has no name for instance, is never given back: each takes as much of
-  Java's memory outside the heap as it has bytes, until there is none for anybody. Patched, netty retains nothing of
+* TorchServe keeps a request id for each REST connection, and sets it to null when it answers. A request that arrives on
+  the connection just before that may have no id. Its batch cannot be written then, and the model answers nobody for
+  120 s (responseTimeout). Patched, the id stays until the next request has its own. With several workers TorchServe
+  may answer such requests in another order; HTTP clients and the gateway wait for a reply, so they send none.
+* The memory of a form that netty cannot read, for instance because a part has no name, is never released: each form
+  takes as much of Java's memory outside the heap as it has bytes, until none is left. Patched, netty retains nothing of
   a form while it reads it: TorchServe holds the whole request until it has copied the parts.
 
 **latency**: four things make requests wait.
 
-* The first request of a batch waits all of maxBatchDelay for others, a millisecond at least, also where nobody else
-  asks: twice what a small network takes. Patched, a worker takes what waits, up to batchSize, and waits for nothing.
-* A batch's reply is read from the worker in pieces of 64 KB at most and parsed from its beginning again at each.
-  Patched, a piece holds what is there: as much as the worker's socket buffer takes (`handlers.entry`).
+* The first request of a batch waits all of maxBatchDelay for others, at least a millisecond, even if there are none:
+  twice the time that a small network takes. Patched, a worker takes the requests that wait, up to batchSize, at once.
+* A batch's reply is read from the worker in pieces of at most 64 KB, and parsed from its beginning again with each.
+  Patched, a piece holds all that has arrived: as much as the worker's socket buffer takes (`handlers.entry`).
 * A batch is handed to the worker's connection by a task of the JVM's common pool, which waits until it is written; with
   one or two cores the JVM has no such pool and starts a thread for each batch. Patched, the thread that has the batch
-  hands it over and goes on. `docs/decisions/0004-batches.md` says what these three bring.
-* Between attempts to start a worker TorchServe pauses for 1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, ... s, so a model comes
-  back a minute after what kept it from starting is over, a full disk for instance. Patched, no pause is above 13 s.
+  hands it over and goes on. `docs/decisions/0004-batches.md` has the gain of these three.
+* Between attempts to start a worker TorchServe pauses for 1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, ... s, so a model may
+  come back only a minute after the obstacle, such as a full disk, is gone. Patched, no pause is above 13 s.
 
-**blame**: a form that TorchServe cannot read (it breaks off, or a part has no name) is the caller's mistake, and got
-500, which a gateway sends again and counts against the service, with a traceback in the log. Patched, any exception
-while a REST request is read is answered with 400; a worker's own failures do not pass this place.
+**blame**: a form that TorchServe cannot read (it breaks off, or a part has no name) is the caller's mistake. TorchServe
+answers 500 with a traceback in the log; a gateway retries that, and counts it against the service. Patched, TorchServe
+answers any exception while it reads a REST request with 400. Failures of a worker do not pass this place.
 
 **reload**: a version is replaced without losing a request (`server.versions`).
 
-* Unregistered, a version's workers are killed, and the requests that they had or that waited are never answered.
-  Patched, TorchServe forgets the version and leaves the workers, their queue and their files alone, and does not start
-  a worker again of which none is wanted any more: the launcher ends them when they have nothing to do.
-* Loading and unloading models can be switched off only for all. Patched, it stays off for the gRPC twin of the
-  management API, which any program of this machine can reach. Without this patch it is off for all.
+* When a version is unregistered, TorchServe kills its workers, and never answers the requests that they had or that
+  waited. Patched, TorchServe forgets the version, leaves its workers, queue and files alone, and does not restart its
+  workers: the launcher ends them when they have nothing to do.
+* Loading and unloading models can be switched off only for REST and gRPC together. Patched, it stays off for the gRPC
+  management API, which any program of this machine can reach. Without this patch it is off for both.
 
 **names**: "Model not found" names the models there are. TorchServe lists its models in its management API alone, which
 stays private, so this message is the list for callers (proto/README.md). A class of ours puts it in: it reads a file
 that the launcher writes anew whenever it serves other models (`server.watch`).
 
-Patched classes lie in the private directory and go before the jar on the class path. Each of the patches is
-applied whole or not at all: only if every class that it changes is exactly the one it was written for. `--no-patches`
-applies none. The launcher says which are active; `server.watch` restarts what hangs without them.
+Patched classes lie in the private directory and go before the jar on the class path. Each patch is applied whole or not
+at all: only if every class that it changes is exactly the one it was written for. `--no-patches` applies none. The
+launcher says which are active; `server.watch` restarts a model that hangs without them.
 
-A patch that keeps any exception from ending a worker's thread would need new code in a class, with tables for the
-verifier: more than a few bytes. What remains is Java running out of memory while it answers.
+A patch that keeps every exception from ending a worker's thread would need new code in a class, with tables for the
+verifier: more than a few bytes. So Java can still lose a worker's thread if it runs out of memory while it answers.
 """
 
 from __future__ import annotations
@@ -73,9 +72,9 @@ class Swap:
     """Bytes to replace.
 
     Attributes:
-        before: What stands in the class.
-        after: What to put there instead: as many bytes, unless it is constants or a method, with lengths of their own.
-        times: How often `before` occurs; all of them are replaced.
+        before: The bytes in the class.
+        after: The bytes to put there instead: as many, unless they are constants or a method, which state their length.
+        times: How often `before` occurs; every occurrence is replaced.
     """
 
     before: bytes
@@ -89,7 +88,7 @@ class Change:
 
     Attributes:
         member: The class file in the jar.
-        sha256: Of the class that is known.
+        sha256: Digest of the class that the change was written for.
         edits: What to replace.
     """
 
@@ -168,7 +167,7 @@ class _Constants:
 
 
 def _constant(text: str) -> bytes:
-    """Return text as it stands among the constants of a class."""
+    """Return text as a constant of a class."""
     return b"\x01" + len(text).to_bytes(2) + text.encode("ascii")
 
 
@@ -222,7 +221,7 @@ def _build_list() -> bytes:
 
 
 def _naming(count: int, end: bytes, text: str, call: bytes, times: int = 1) -> tuple[Swap, ...]:
-    """Return what makes a class append its text by `_build_list`'s method.
+    """Return the replacements that make a class append its text with the method of `_build_list`.
 
     Args:
         count: Of its constants, as its head has it.
@@ -246,8 +245,8 @@ def _naming(count: int, end: bytes, text: str, call: bytes, times: int = 1) -> t
 PATCHES = (
     Patch(
         "safety",
-        "a gRPC call that is cancelled, or to a streaming method, and a REST request sent before the reply to the last "
-        "can stop a worker, and forms that cannot be read use up Java's memory",
+        "a cancelled gRPC call, a call to a streaming method, or a REST request sent before the reply to the previous "
+        "one can stop a worker, and forms that cannot be read use up Java's memory",
         (
             # The methods' names; and in the three cancellation handlers (Ping, StreamPredictions2, and all others)
             # responseObserver.onError(Status.CANCELLED.withDescription(...).asRuntimeException()): aload_0, getstatic,
@@ -333,7 +332,7 @@ PATCHES = (
     Patch(
         "latency",
         "a request waits a millisecond for others, large replies are parsed again and again, and a model whose workers "
-        "fail to start is tried ever more seldom",
+        "fail to start is retried after ever longer pauses",
         (
             # In Model.pollBatch, where a batch's second and later requests are taken, jobsQueue.poll(maxDelay,
             # MILLISECONDS) becomes poll(0, MILLISECONDS): aload 5, lload 6, getstatic; aload 5, lconst_0, nop,

@@ -184,10 +184,10 @@ class Versions:
             self._end(state)
 
     def forget(self, found: Found) -> None:
-        """Try no more to serve what was rejected at the start and is no longer in the store.
+        """Give up archives that were rejected at the start and are no longer in the store.
 
         Args:
-            found: What the store holds; a file that cannot be read may still be what it was.
+            found: Content of the store. An archive whose file cannot be read now is kept.
         """
         held = {(archive.path.name, archive.full_name, archive.fingerprint) for archive in found.archives}
         for archive in self._unproven():
@@ -196,18 +196,18 @@ class Versions:
                 self._give_up(archive)
 
     def forget_all(self, archives: Iterable[Archive]) -> None:
-        """Have TorchServe forget archives that it has in vain, if it can: callers then get 404 instead of 503."""
+        """Make TorchServe forget archives that it cannot load, if it is able to: callers then get 404, not 503."""
         if self.why_not is None:
             for archive in archives:
                 self._forget(archive)
 
     def _unproven(self) -> list[Archive]:
-        """Return what was rejected at the start, and TorchServe goes on trying to load."""
+        """Return the archives that were rejected at the start and that TorchServe goes on trying to load."""
         states = self._watch.states()
         return [archive for archive in self._archives if states.get(archive.full_name) == "rejected"]
 
     def _give_up(self, archive: Archive) -> None:
-        """Have nobody try any longer to serve an archive that never was."""
+        """Stop trying to serve an archive that was never ready."""
         self._archives = [other for other in self._archives if other != archive]
         self._watch.serve(self._archives)
         self._forget(archive)

@@ -38,8 +38,8 @@ responseTimeout.
 Java itself is asked for /ping once a second: five seconds of silence, or its process stopped, and nothing is ready. One
 model that is not ready takes the whole replica out, since a replica cannot know what others serve.
 
-What is known is published in a file of the private directory, for the exporter: `read_published`; and which models are
-served in another, for "Model not found" (`server.patches`, names).
+It publishes the states of the models in a file of the private directory, for the exporter (`read_published`), and the
+models that are served in another, for "Model not found" (`server.patches`, names).
 """
 
 from __future__ import annotations

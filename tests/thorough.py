@@ -1,4 +1,4 @@
-"""How many cases a test generates: few each time, as many as it was written with when asked (make thorough)."""
+"""How many cases a test generates: few by default, all with `make thorough`."""
 
 from __future__ import annotations
 

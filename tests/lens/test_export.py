@@ -505,11 +505,11 @@ class TestResume:
     def test_what_is_no_export_is_never_touched(self, service: Service, folder: Path, out: str, existing: str) -> None:
         (folder / out).mkdir()
         (folder / out / "thesis.txt").touch()
-        with pytest.raises(FileExistsError, match="is no export"):
+        with pytest.raises(FileExistsError, match="is not an export"):
             run(service, out, existing=existing)
         (folder / f"new{out}.parts/data").mkdir(parents=True)
         (folder / f"new{out}.parts/data/thesis.txt").touch()
-        with pytest.raises(FileExistsError, match="is of no export"):
+        with pytest.raises(FileExistsError, match="does not belong to an export"):
             run(service, f"new{out}", existing=existing)
         assert sorted(path.name for path in folder.rglob("thesis.txt")) == ["thesis.txt"] * 2
 
@@ -596,10 +596,12 @@ class TestCommand:
         arguments += ["--url", stand_in.rest_url, "--batch", "1", "--concurrency", "1", "--retries", "0"]
         stand_in.mishaps += [*[""] * 8, *["reset"] * 20]
         assert main(arguments) == 1
-        assert "features.zarr.parts keeps the rows so far; the same command goes on" in capsys.readouterr().err
+        assert (
+            "features.zarr.parts keeps the rows so far; the same command resumes the export" in capsys.readouterr().err
+        )
         stand_in.mishaps.clear()
         assert main(arguments) == 1
-        assert "of them from before" in capsys.readouterr().out
+        assert "of them from an earlier run" in capsys.readouterr().out
         assert main([*arguments, "--skip-existing"]) == 1
 
     @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ class BaseClient:
         trace = [rest.pop(name, None) for name in ("traceparent", "tracestate")]
         template = set_trace_context(build_options(**rest), *trace)
         if many and any(edit.HasField("picture") or edit.operation == "patch" for edit in template.edits):
-            raise ValueError("predict_many() makes the requests, so edits cannot name a picture of one: use predict()")
+            raise ValueError("predict_many() groups the pictures itself, so edits cannot name one: use predict()")
         call = self._new_call(model, **named, timing=template.timing)
         template.timing = template.timing or self._metrics is not None
         return call, template

@@ -274,7 +274,7 @@ def _add_predict(commands: SubParsers) -> argparse.ArgumentParser:
         help="operations on maps while the network runs: "
         """'[{"layer": "conv1", "operation": "zero", "channels": [3]}]'""",
     )
-    parser.add_argument("--compare", action="store_true", help="show what the edits changed, too")
+    parser.add_argument("--compare", action="store_true", help="also show what the edits changed")
     parser.add_argument("--timing", action="store_true", help="print timing by stage")
     parser.set_defaults(run=_predict)
     return parser
@@ -329,7 +329,7 @@ def parse_channels(text: str) -> int | list[int]:
 
 
 def parse_edits(text: str) -> list[dict[str, Any]]:
-    """Type for argparse: a JSON list of edits, or `@` and a file of it. The service checks layers and cells."""
+    """Type for argparse: a JSON list of edits, or `@` and a file with one. The service checks layers and cells."""
     from convscope._request import build_options  # Imported here to keep --help fast.
 
     where = f"{text[1:]}: " if text.startswith("@") else ""
@@ -348,8 +348,8 @@ def parse_edits(text: str) -> list[dict[str, Any]]:
         raise argparse.ArgumentTypeError(f"{where}{error}") from error
     if any(edit.get("picture") is not None or edit["operation"] == "patch" for edit in edits):
         raise argparse.ArgumentTypeError(
-            f"{where}the command makes the requests, so an operation cannot name a picture of one (picture, patch); the"
-            " client's predict() can"
+            f"{where}the command decides which pictures share a request, so an edit cannot name a picture of one"
+            " (picture, patch); use the client's predict()"
         )
     return list(edits)
 

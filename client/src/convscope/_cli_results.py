@@ -188,7 +188,7 @@ def process_pictures(
             if file is None:
                 [(_, file), *others] = read_picture_files([name])
                 if others:
-                    file = PictureFailure("unreadable", "it contains several pictures; name it .npy")
+                    file = PictureFailure("unreadable", "it contains several pictures; its name must end in .npy")
             if not isinstance(file, bytes):
                 results[index] = PictureResult(name, None, file)
                 continue

@@ -303,8 +303,7 @@ class Client(BaseClient):
             request_id: Id of the request, as in `predict`.
 
         Returns:
-            Names and versions, sorted by name; of several versions of a model first the one that requests get that name
-            none.
+            Names and versions, sorted by name; of several versions of a model the default comes first.
 
         Raises:
             ProtocolError: The server does not list its models; see proto/README.md.

@@ -206,12 +206,12 @@ def add_probe(commands: SubParsers) -> argparse.ArgumentParser:
         "probe",
         help="measure how scores and maps change when pictures are shifted, rotated, scaled, blurred or shuffled",
         description="\n".join(f"{kind}: {probe.help}" for kind, probe in PROBES.items())
-        + "\n\nBeside a figure stand half of its 95 % interval over the pictures and, in parentheses, its baseline.",
+        + "\n\nA figure is printed with half of its 95 % interval over the pictures and, in parentheses, its baseline.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("kind", choices=PROBES, metavar="|".join(PROBES))
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help=PICTURE_HELP)
-    parser.add_argument("--model", required=True, type=parse_model_name)
+    parser.add_argument("--model", required=True, type=parse_model_name, help=MODEL_HELP)
     parser.add_argument(
         "--layers",
         default="all",
@@ -226,17 +226,17 @@ def add_probe(commands: SubParsers) -> argparse.ArgumentParser:
         help="probe another model with the same pictures too, and print the paired difference",
     )
     parser.add_argument(
-        "--steps", type=parse_numbers, metavar="A,B,...", help="shifts, angles, factors, ... as A,B,..."
+        "--steps", type=parse_numbers, metavar="A,B,...", help="shifts, angles, factors, ... (units above)"
     )
     parser.add_argument("--limit", type=at_least(1), metavar="N", help="use a random sample of N pictures")
     parser.add_argument(
         "--seed", default=0, type=at_least(0), metavar="N", help="seed of all random choices (default %(default)s)"
     )
     parser.add_argument(
-        "--margin", type=at_least(1), metavar="PX", help="border: pixels to leave out at each edge (default a quarter)"
+        "--margin", type=at_least(1), metavar="PX", help="border: pixels to cut off at each edge (default: a quarter)"
     )
     parser.add_argument(
-        "--background", type=parse_share, metavar="X", help="border: value around what is left, 0 to 1 (default 0.5)"
+        "--background", type=parse_share, metavar="X", help="border: value of the background, 0 to 1 (default 0.5)"
     )
     parser.add_argument("--save", metavar="DIR", help="write <kind>-<model>.png and .json to DIR")
     parser.set_defaults(run=_probe)
@@ -594,7 +594,7 @@ def add_survey(commands: SubParsers) -> argparse.ArgumentParser:
         "survey", help="a data set's portrait: what each channel does over all pictures of a folder"
     )
     parser.add_argument("folder", metavar="FOLDER", help="pictures; the classes are its subfolders, if there are any")
-    parser.add_argument("--model", required=True, type=parse_model_name)
+    parser.add_argument("--model", required=True, type=parse_model_name, help=MODEL_HELP)
     parser.add_argument(
         "--layers", default=["all"], type=parse_names, metavar="A,B|all", help="layers to measure (default all)"
     )
@@ -606,7 +606,7 @@ def add_survey(commands: SubParsers) -> argparse.ArgumentParser:
         default=20,
         type=at_least(1),
         metavar="N",
-        help="how often the classes are shuffled, for the selectivity that chance gives (default %(default)s)",
+        help="shuffles of the classes, which give the selectivity by chance (default %(default)s)",
     )
     parser.add_argument(
         "--seed", default=0, type=at_least(0), metavar="N", help="seed of all random choices (default %(default)s)"

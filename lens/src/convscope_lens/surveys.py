@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StrongCell", "Survey", "SurveyedClass", "SurveyedLayer", "survey"]
 
-REPLY_BYTES = 16 * 2**20  # Of the maps of one request: four are on their way or waiting at a time.
+REPLY_BYTES = 16 * 2**20  # Of the maps of one request; at most four replies are in memory at a time.
 REQUEST_BYTES = 32 * 2**20  # Of the pictures of one request: half of the server's default limit.
 CONCURRENCY = 2  # Requests: the service computes one while the maps of the other are reduced.
 SHUFFLE_BLOCK = 256  # Pictures whose classes are shuffled among each other.
@@ -66,7 +66,7 @@ class StrongCell(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SurveyedLayer:
-    """What the channels of a layer do over all pictures. Arrays are (C,), float64, unless stated otherwise.
+    """Statistics of the channels of a layer over all pictures. Arrays are (C,), float64, unless stated otherwise.
 
     Attributes:
         name: Name of the layer.
@@ -227,7 +227,7 @@ def survey(
     (ICLR 2018): (μ_max - μ_rest) / (μ_max + μ_rest), with μ_max the largest class mean of the activity and μ_rest the
     mean of the other class means. 0: equal for all classes; 1: active for one class only. It is undefined where a class
     mean is negative, where all are 0, and with fewer than two classes. A maximum over classes is above the rest by
-    chance too, more so for few pictures and sparse channels: the index is also measured with the classes shuffled.
+    chance too, more so for few pictures and sparse channels. So the index is also measured with shuffled classes.
 
     Pictures are taken in a random order, and classes are shuffled within blocks of 256 to 511 of them, which keeps the
     size of each class. A picture keeps its own class in at most every 256th case, so a shuffled index is very slightly
@@ -254,7 +254,8 @@ def survey(
         ConvscopeError: The card could not be fetched, there is no such layer (`UnknownLayer`), or all pictures failed.
         ImportError: tqdm is not installed.
         UsageError: The folder contains no picture.
-        ValueError: `folder` is none, or `k` or `shuffles` is below 1.
+        ValueError: `folder` is not a folder, `k` or `shuffles` is below 1, the model publishes no layers, or no picture
+            could be read.
     """
     if k < 1 or shuffles < 1:
         raise ValueError("k and shuffles must be at least 1")
@@ -326,7 +327,7 @@ def nan_mean(values: NDArray[np.float64]) -> float:
 
 
 class _Files:
-    """The picture files of a folder in a random order, and what became of them.
+    """The picture files of a folder in a random order, and which are in progress or failed.
 
     Attributes:
         paths: Of all files, in order.
@@ -334,7 +335,7 @@ class _Files:
         largest_bytes: Size of the largest file.
         sent: Name, number and class (an index of `labels`) of each picture without a prediction so far.
         failed: Name of each picture that failed, and why.
-        several: Places of the .npy files of several pictures.
+        several: Indexes in `paths` of the .npy files of several pictures.
     """
 
     def __init__(self, folder: str, seed: int) -> None:
@@ -380,7 +381,7 @@ class _Statistics:
         self.places = np.zeros((4, channels, k), np.int64)  # Their picture's number and class, row and column.
 
     def add(self, number: int, label: int, feature_map: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Take in the map of a picture, (C, h, w) or (C,); return the mean of each channel, (C,)."""
+        """Add the map of a picture, (C, h, w) or (C,); return the mean of each channel, (C,)."""
         columns = feature_map.shape[2] if feature_map.ndim == 3 else 1
         cells = feature_map.reshape(len(self.mean), -1).astype(np.float64)
         count = cells.shape[1]
@@ -421,7 +422,7 @@ class _Classes:
 
     Attributes:
         counts: Pictures of each class, (K,).
-        recognised: Of these, those whose most probable class it is, (K,).
+        recognised: Number of these whose most probable class is their own, (K,).
     """
 
     def __init__(self, classes: int, channels: int, shuffles: int, seed: int) -> None:
@@ -432,7 +433,7 @@ class _Classes:
         self._random = np.random.default_rng(seed)
 
     def add(self, label: int, is_recognised: bool, activities: NDArray[np.float64]) -> None:
-        """Take in the activities of a picture, (C,)."""
+        """Add the activities of a picture, (C,)."""
         self.counts[label] += 1
         self.recognised[label] += is_recognised
         self._pending.append((label, activities))
@@ -440,7 +441,7 @@ class _Classes:
             self._sum(SHUFFLE_BLOCK)
 
     def finish(self) -> None:
-        """Take in what is left; it is a whole block if there is one."""
+        """Add the remaining pictures, with the classes shuffled among them."""
         if self._pending:
             self._sum(len(self._pending))
 

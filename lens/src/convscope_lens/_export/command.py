@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convscope.commands import (
+    MODEL_HELP,
     PICTURE_HELP,
     SubParsers,
     UsageError,
@@ -40,9 +41,14 @@ def add_export(commands: SubParsers) -> argparse.ArgumentParser:
         metavar="PICTURE|FOLDER|TAR|CSV|-",
         help=f"{PICTURE_HELP}; .tar files of pictures; .csv files with a column `path`",
     )
-    parser.add_argument("--model", required=True, type=parse_model_name)
+    parser.add_argument("--model", required=True, type=parse_model_name, help=MODEL_HELP)
     parser.add_argument(
-        "--layer", "--layers", dest="layers", type=parse_names, metavar="A,B|all", help="layers, a column for each"
+        "--layer",
+        "--layers",
+        dest="layers",
+        type=parse_names,
+        metavar="A,B|all",
+        help="layers whose maps to write, a column for each (default: none)",
     )
     parser.add_argument("--pool", type=at_least(1), metavar="P", help="average maps down to P x P cells")
     parser.add_argument(
@@ -98,12 +104,12 @@ def _export(client: Client, options: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     except BaseException:
         if (parts / "progress.json").exists():
-            print(printable(f"{parts} keeps the rows so far; the same command goes on there"), file=sys.stderr)
+            print(printable(f"{parts} keeps the rows so far; the same command resumes the export"), file=sys.stderr)
         raise
     if options.json:
         print(format_json({**result._asdict(), "out": str(result.out)}))
     else:
-        resumed = f", {result.resumed:,} of them from before" if result.resumed else ""
+        resumed = f", {result.resumed:,} of them from an earlier run" if result.resumed else ""
         failed = f"; {result.failed:,} are errors, see the column error_code" if result.failed else ""
         print(printable(f"wrote {result.out}: {result.rows:,} rows{resumed}{failed}"))
     return 1 if result.failed else 0

@@ -1,14 +1,14 @@
-"""Exports features and scores of any number of pictures, and goes on where a killed process ended.
+"""Exports features and scores of any number of pictures, and resumes an export that was killed.
 
 Until the result is complete there is a folder `<out>.parts` beside it:
 
-    settings.json   what the rows are made of; an export goes on only with the same
+    settings.json   the settings of the rows; an export resumes only with the same
     progress.json   the number of complete parts, written after each of them
     data/           the parts, each of `rows_per_part` rows; see `formats`
     lock            held by the process that writes
 
-A part is on disk before progress.json counts it. A process that goes on skips the pictures of the parts that are
-counted, and makes the next part again. At the end the result is moved to its name, and then the folder is removed.
+A part is on disk before progress.json counts it. A process that resumes skips the pictures of the counted parts, and
+makes the next part again. At the end the result is moved to its name, and then the folder is removed.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ PART_BYTES = 16 * 2**20  # Of the arrays of a part.
 BATCH = 8  # Pictures per request: large files must fit into memory, and into a request.
 ANY_SIZE = 224  # Height and width of the reference picture for a network that takes any.
 TOLERANCE = 1e-3  # Of the reference, as a share of its largest value; engines differ by less in float32.
-# Errors that a picture may owe to the others of its request, or to the moment.
+# Errors that may be due to the other pictures of the request, or be temporary.
 SHARED = (ServerError, DeadlineExceeded, ReplyTooLarge, TooManyImages, ImageTooLarge)
-# Errors that are no picture's: the export ends, and can go on later.
+# Errors that are not due to a picture: the export ends, and can be resumed.
 FATAL = (TransportError, Overloaded, ModelNotFound, AuthenticationFailed, UnknownLayer)
 
 
@@ -70,7 +70,7 @@ class Exported(NamedTuple):
         out: The file or folder.
         rows: Number of rows, one for each picture.
         failed: How many of them are errors.
-        resumed: How many of them an earlier process had written.
+        resumed: How many of them an earlier run had written.
     """
 
     out: Path
@@ -106,8 +106,8 @@ def export(
 ) -> Exported:
     """Write features and scores of pictures into a data set, a row for each picture, in their order.
 
-    An export that was interrupted goes on when it is called again with the same arguments. Pictures are read as they
-    are sent; memory does not grow with their number, but for the names of the files in folders.
+    Called again with the same arguments, an interrupted export resumes. Pictures are read when they are sent; memory
+    does not grow with their number, except for the names of the files in folders.
 
     Args:
         client: An open client.
@@ -125,7 +125,7 @@ def export(
         concurrency: Number of concurrent requests.
         batch: Pictures per request; None for 8, or fewer if their maps do not fit into a reply.
         rows_per_part: Rows that are written at a time: a row group, a shard, or a chunk. None for 1,024, or as many as
-            fit into 16 MiB. A killed process loses two parts at most.
+            fit into 16 MiB. After a kill, at most two parts are computed again.
         existing: What to do if `out` is complete: `error`, `skip`, or `overwrite` to make it again, which also begins
             an interrupted export again. Only what an export has written is replaced.
         progress: Whether to show a progress bar, with tqdm.
@@ -159,7 +159,7 @@ def export(
     digest = hashlib.sha256()
     total = sum(1 for _ in _hashed(found, digest))
     if not total:
-        raise UsageError("there is no picture to export")
+        raise UsageError("there are no pictures to export")
     plan = _plan(client, model, version, layers, pool, map_dtype, all_scores, deadline_s)
     size = rows_per_part or max(1, min(PART_ROWS, PART_BYTES // max(plan.row_bytes, 1)))
     pictures_text = f"{total}, whose names have the SHA-256 {digest.hexdigest()}"
@@ -193,15 +193,15 @@ def export(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is asked of the service, and the columns that come of it.
+    """The requests to the service, and the columns of the result.
 
     Attributes:
-        options: Of `predict` and `predict_many`.
-        index: Names of the columns of one value.
-        columns: The columns of arrays.
+        options: Arguments of `predict` and `predict_many`.
+        index: Names of the columns with one value a row.
+        columns: The columns with an array a row.
         reference: The network's answer to a picture of noise.
         batch: Pictures per request.
-        settings: What the rows are made of, as JSON types.
+        settings: The settings of the rows, as JSON types.
     """
 
     options: dict[str, Any]
@@ -332,7 +332,7 @@ class _Reference:
         """Raise ValueError if the network has changed; ConvscopeError if the service fails."""
         [prediction] = self._client.predict([self._picture], **self._options)
         if not self.equals(self._summary(prediction)):
-            raise ValueError(f"{self._options['model']} is another network than before; see --overwrite")
+            raise ValueError(f"{self._options['model']} answers as another network than before; see --overwrite")
 
 
 def _rows(
@@ -396,7 +396,7 @@ def _row(entry: Entry, prediction: Prediction, plan: _Plan) -> Row:
 
 
 def _text(name: str) -> str:
-    """Return a file name as text, with escapes for bytes that are none."""
+    """Return a file name as text, with escapes for bytes that are not UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -416,15 +416,15 @@ def _write_parts(
     """Write rows in parts, each while the rows of the next are received.
 
     Args:
-        store: Where to.
-        folder: Of progress.json.
-        plan: What the rows are of.
-        rows: The rows behind those that are written.
+        store: Writes the parts.
+        folder: Folder of progress.json.
+        plan: The plan of the export.
+        rows: The rows after those of the counted parts.
         size: Rows per part.
-        counted: What progress.json holds: the number of parts, and that of errors in them.
+        counted: Content of progress.json: the number of parts, and of errors in them.
 
     Returns:
-        What it holds at the end.
+        The content of progress.json at the end.
     """
 
     def write(group: list[Row], before: Mapping[str, int]) -> dict[str, int]:
@@ -454,7 +454,7 @@ def _begin(folder: Path, settings: Mapping[str, Any], reference: _Reference) -> 
         found = json.loads((folder / "settings.json").read_bytes())
     except FileNotFoundError:
         if {path.name for path in folder.iterdir()} - {"lock", "_settings.json.incomplete"}:
-            raise FileExistsError(f"{folder} already exists, and is of no export") from None
+            raise FileExistsError(f"{folder} already exists, and does not belong to an export") from None
         write_json(folder / "settings.json", settings)
     else:
         _check_settings(folder, found, settings, reference)
@@ -484,7 +484,7 @@ def _read_record(store_type: type[Store], path: Path) -> Any:
     try:
         return store_type.read_record(path)
     except Exception as error:  # The libraries raise almost anything.
-        raise FileExistsError(f"{path} already exists, and is no export") from error
+        raise FileExistsError(f"{path} already exists, and is not an export") from error
 
 
 def _hashed(pictures: Iterable[Entry], digest: hashlib._Hash) -> Iterator[Entry]:

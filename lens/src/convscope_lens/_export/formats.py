@@ -1,8 +1,8 @@
 """The formats of an export: Parquet, .npy shards with an index, and Zarr.
 
-A store is given the rows in parts. It writes each part into a folder that holds nothing else, on disk before `write`
-returns, and makes the result of them at the end. A part may be written again, which replaces it; so a part of which a
-killed process wrote a half does no harm. Which parts are complete is not the stores' business.
+A store gets the rows in parts. It writes each part into a folder of its own, on disk before `write` returns, and makes
+the result of the parts at the end. A part may be written again, which replaces it, so a part that a killed process left
+incomplete does no harm. The caller keeps count of the complete parts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ INDEX_TYPES: dict[str, type] = {  # Columns of one value a row; a row may lack i
     "error_code": str,
     "error_message": str,
 }
-RECORD = "convscope"  # Where Parquet and Zarr keep what an export is made of.
+RECORD = "convscope"  # Key of the export's settings in the metadata of Parquet and Zarr.
 
 
 class Column(NamedTuple):
@@ -95,14 +95,14 @@ class Store(ABC):
         """Return the complete result, a file or folder within the store's.
 
         Args:
-            parts: Number of parts. What there may be of further ones is left out.
-            record: JSON types to keep in the result.
+            parts: Number of parts. Later ones, which a killed process may have left, are not read.
+            record: Settings to keep in the result, as JSON types.
         """
 
     @staticmethod
     @abstractmethod
     def read_record(path: Path) -> Any:
-        """Return the record of a complete result. Raises OSError, KeyError or ValueError if the path is none."""
+        """Return the record of a complete result. Raises OSError, KeyError or ValueError if it is not one."""
 
 
 class ParquetStore(Store):
@@ -161,7 +161,7 @@ class ParquetStore(Store):
 
 
 class NpyStore(Store):
-    """A `.npy` file for each part and column, and `index.csv`, which says which row of which shard is whose."""
+    """A `.npy` file for each part and column, and `index.csv`, with the shard and row of each picture."""
 
     def __init__(self, folder: Path, index: Sequence[str], columns: Mapping[str, Column], rows_per_part: int) -> None:
         super().__init__(folder, index, columns, rows_per_part)
@@ -242,7 +242,7 @@ class ZarrStore(Store):
             chunk = self._path / name / "c" / str(number)  # A file, or a folder if there are more axes.
             written = [chunk.parents[1], chunk.parents[1] / "zarr.json", chunk.parent, chunk, *chunk.rglob("*")]
             for path in written:
-                if path.exists():  # A chunk that holds nothing is none.
+                if path.exists():  # Zarr writes no chunk that holds only missing values.
                     sync(path)
 
     def finish(self, parts: int, record: Mapping[str, Any]) -> Path:

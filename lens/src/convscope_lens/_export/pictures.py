@@ -24,7 +24,7 @@ SUFFIXES = PICTURE_SUFFIXES | {".tar"}  # Of the files that a folder stands for.
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture, which is not read yet; the client takes it as an open file.
+    """A picture that has not been read yet; the client takes it like an open file.
 
     Attributes:
         path: As typed or found; `many.npy[3]` for a picture of a .npy file, `shard.tar/0007.jpg` for one of a tar file.
@@ -93,12 +93,12 @@ def _one_file(data: bytes) -> bytes:
         raise ValueError("the file is empty")
     [file, *others] = encode_pictures(data).files
     if others:
-        raise ValueError("it contains several pictures; name it .npy")
+        raise ValueError("it contains several pictures; its name must end in .npy")
     return file
 
 
 def _open_npy(path: str) -> NDArray[Any] | None:
-    """Map a .npy file of several pictures into memory, (N, H, W, C); None if it is none."""
+    """Map a .npy file of several pictures into memory, (N, H, W, C); None if the file is not one."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):  # The row of the file will say why.
