@@ -31,17 +31,16 @@ def main() -> int:
     parser.add_argument("--layers", default="conv1,conv2")
     parser.add_argument("--pool", type=int, default=1, help="0 for whole maps")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
     options = parser.parse_args()
     pictures = sorted(path for path in options.folder.rglob("*") if path.is_file())
     asked = {"model": options.model, "layers": options.layers.split(","), "pool": options.pool or None}
-    rates: dict[str, list[float]] = {way: [] for way in options.ways}
+    rates: dict[str, list[float]] = {way: [] for way in WAYS}
     with Client(options.url) as client, tempfile.TemporaryDirectory() as folder:
-        for way in options.ways[1:]:  # Imports its package.
+        for way in WAYS[1:]:  # Imports its package.
             export(client, pictures[0], Path(folder) / way, **asked)
         for number in range(options.rounds):
-            for step in range(len(options.ways)):
-                way = options.ways[(number + step) % len(options.ways)]
+            for step in range(len(WAYS)):
+                way = WAYS[(number + step) % len(WAYS)]
                 began = time.perf_counter()
                 if way == "predict_many":
                     many = client.predict_many(pictures, concurrency=4, batch=8, top_k=1, **asked)
