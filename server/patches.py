@@ -15,7 +15,8 @@ ready.
 * A REST request on a connection whose last one is just being answered may get no id: answering sets the id that
   TorchServe keeps for a connection to null. The batch with it can then not be written, and the model answers nobody for
   120 s (responseTimeout). Patched, the id stays until the next request has its own. TorchServe does not keep the order
-  of the replies to such requests, if there are several workers; HTTP clients wait for a reply, and so does the gateway.
+  of the replies to such requests, if they are for several workers or models, and an error closes the connection before
+  the others are answered; HTTP clients wait for a reply, and so does the gateway.
 * A form that netty cannot read, since a part has no name for instance, is never given back: each takes as much of
   Java's memory outside the heap as it has bytes, until there is none for anybody. Patched, netty retains nothing of
   a form while it reads it: TorchServe holds the whole request until it has copied the parts.

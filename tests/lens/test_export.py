@@ -355,6 +355,9 @@ class TestPictures:
         assert run(service, str(folder / "many/features"), concurrency=1).rows == 7
         assert run(service, "many/features", existing="skip").rows == 7
 
+    def test_of_a_part_that_could_hold_more_take_no_memory_for_them(self, service: Service, folder: Path) -> None:
+        assert run(service, "features.zarr", rows_per_part=10**9, pool=None).rows == 7
+
     def test_that_are_not_there_are_an_error(self, service: Service, folder: Path) -> None:
         (folder / "a.csv").write_text("path\n")
         with pytest.raises(UsageError, match="no picture"):

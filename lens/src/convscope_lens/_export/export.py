@@ -164,6 +164,7 @@ def export(
         raise UsageError("there is no picture to export")
     plan = _plan(client, model, version, layers, pool, map_dtype, all_scores, deadline_s)
     size = rows_per_part or max(1, min(PART_ROWS, PART_BYTES // max(plan.row_bytes, 1)))
+    size = min(size, total)  # Zarr fills the last chunk up.
     pictures_text = f"{total}, whose names have the SHA-256 {digest.hexdigest()}"
     settings = {**plan.settings, "rows_per_part": size, "pictures": pictures_text}
     if complete is not None and existing != "overwrite":
