@@ -23,6 +23,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
+from convscope import ConvscopeError
 from PIL import Image
 
 from experiments import claims
@@ -40,7 +41,7 @@ MARKED = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command, and return the exit status: 0 done, 1 a verdict differs from the evidence, 2 no pictures."""
+    """Run the command, and return the exit status: 0 done, 1 a verdict differs from the evidence, 2 not possible."""
     options = argparse.ArgumentParser(
         prog="python -m experiments", description="Run experiments, and keep their figures."
     )
@@ -60,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--out", type=Path, default=FOUND, help="where to write (default: docs/experiments)")
     options.add_argument("--small", action="store_true", help="as small as possible: shows that it works")
     chosen = options.parse_args(arguments)
+    if "all" in chosen.names and len(chosen.names) > 1:
+        options.error("all stands alone: page and claims come after it")
+    if chosen.small and chosen.out.resolve() == FOUND:
+        options.error("--small needs an --out of its own: the pages' figures are in docs/experiments")
     torch.set_num_threads(1)
     setting = Setting(chosen.pictures, ROOT / "model_store", chosen.url, chosen.small)
     for name in EXPERIMENTS if "all" in chosen.names else chosen.names:
@@ -73,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             try:
                 conduct(name, setting, chosen.out)
-            except FileNotFoundError as err:
+            except (ConvscopeError, OSError) as err:
                 print(f"experiments: {err}", file=sys.stderr)
                 return 2
     return 0
@@ -82,9 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def conduct(name: str, setting: Setting, out: Path) -> None:
     """Run an experiment, write what it finds, and print its tables."""
     experiment = import_module(f"experiments.{name}")
+    out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     result = experiment.run(setting)
-    out.mkdir(parents=True, exist_ok=True)
     kept = {
         "experiment": name,
         "small": setting.small,

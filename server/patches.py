@@ -13,8 +13,9 @@ follows in the clean-up: the worker is neither stopped nor started again, and To
   UNIMPLEMENTED.
 * TorchServe keeps a request id for each REST connection, and sets it to null when it answers. A request that arrives on
   the connection just before that may have no id. Its batch cannot be written then, and the model answers nobody for
-  120 s (responseTimeout). Patched, the id stays until the next request has its own. With several workers TorchServe
-  may answer such requests in another order; HTTP clients and the gateway wait for a reply, so they send none.
+  120 s (responseTimeout). Patched, the id stays until the next request has its own. TorchServe does not keep the order
+  of the replies to such requests, if they are for several workers or models, and an error closes the
+  connection before the others are answered. HTTP clients and the gateway wait for a reply, so they send none.
 * The memory of a form that netty cannot read, for instance because a part has no name, is never released: each form
   takes as much of Java's memory outside the heap as it has bytes, until none is left. Patched, netty retains nothing of
   a form while it reads it: TorchServe holds the whole request until it has copied the parts.

@@ -12,6 +12,7 @@ what was served before still is), 2 for a wrong command line or if there is no s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import socket
 import sys
@@ -51,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"reload: {given.work_dir}: {why}", file=sys.stderr)
         return 2
     [(_, connection)] = servers
-    with connection, connection.makefile("rw", encoding="utf-8") as stream:
+    # It hangs up if it ends, or has not read all of the question.
+    with connection, contextlib.suppress(ConnectionError), connection.makefile("rw", encoding="utf-8") as stream:
         stream.write(json.dumps({"models": given.models}) + "\n")
         stream.flush()
         for line in stream:

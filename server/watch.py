@@ -234,7 +234,10 @@ class Watch:
         return describe_host(self._directory.path, read_memory())
 
     def publish(self) -> None:
-        """Write what is known, and which models are served, to their files, each as a whole, if it has changed."""
+        """Write what is known, and which models are served, to their files, each as a whole, if it has changed.
+
+        A file that is gone is written again: where old files are cleared out of /tmp, one that never changes goes.
+        """
         with self._lock:
             known = {
                 "ready": self.why_not_ready is None,
@@ -248,7 +251,7 @@ class Watch:
             self._write(self._directory.models_file, describe_models(served))
 
     def _write(self, file: Path, text: str) -> None:
-        if text == self._published.get(file):
+        if text == self._published.get(file) and file.exists():
             return
         draft = file.with_suffix(".draft")
         with contextlib.suppress(OSError):  # A full disk: serving goes on, and the next second tries again.

@@ -53,6 +53,17 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize(("path", "words"), [("", "path must not be empty"), ("-", "standard input is closed")])
+def test_a_picture_that_is_no_picture_is_a_wrong_value(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, pictures: Path, path: str, words: str
+):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(SystemExit) as caught:
+        main(["predict", path, "--model", "cifar"])
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", WRONG)
 def test_a_wrong_value_ends_with_2_and_names_the_option_as_it_is_typed(
     capsys: pytest.CaptureFixture[str], stand_in: StandIn, pictures: Path, command: str

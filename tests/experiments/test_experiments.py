@@ -231,3 +231,26 @@ def test_an_interval_holds_its_mean() -> None:
     assert one["low"] < one["mean"] < one["high"]
     assert one["high"] - one["low"] == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.2)
     assert interval([1.0, 1.0]) == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["all", "page"], "all stands alone"),
+        (["reach", "--small"], "--small needs an --out of its own"),
+        (["reach", "--small", "--out", "{file}"], "File exists"),
+        (["relu", "--small", "--out", "{folder}", "--pictures", "{folder}/none"], "no pictures in"),
+        (["edge", "--small", "--out", "{folder}", "--url", "http://127.0.0.1:9"], "refused"),
+    ],
+)
+def test_a_wrong_argument_is_said_in_a_line(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    places = {"file": tmp_path / "file", "folder": tmp_path}
+    try:
+        status: Any = main([argument.format(**places) for argument in arguments])
+    except SystemExit as ended:
+        status = ended.code
+    assert status == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]

@@ -14,6 +14,7 @@ import sys
 import tarfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from convscope_lens._export import formats
 
 from tests.client.stand_in import StandIn, fetch_maps
 
+HEADER = {"descr": "|u1", "fortran_order": False}  # Of a .npy file, without its shape.
 LAYERS = {"conv1": (4, 6, 5), "conv2": (3, 2, 2)}
 FORMATS = ("features.parquet", "features.zarr", "features")
 
@@ -260,6 +262,52 @@ class TestPictures:
             ("many/0.png", None, None),
         ]
 
+    def test_of_a_tar_that_is_damaged_in_the_middle_are_not_missed(self, service: Service, folder: Path) -> None:
+        self.tar("a.tar", {"01.png": b"one", "02.png": b"two", "03.png": b"three"})
+        data = bytearray((folder / "a.tar").read_bytes())
+        data[1024 + 150] ^= 1  # In the checksum of the second header.
+        (folder / "a.tar").write_bytes(data)
+        assert self.paths(service, "a.tar", "many/0.png") == [
+            ("a.tar/01.png", "01", None),
+            ("a.tar", None, "unreadable"),
+            ("many/0.png", None, None),
+        ]
+
+    def test_of_a_tar_that_are_links_are_errors(self, service: Service, folder: Path) -> None:
+        with tarfile.open("a.tar", "w") as archive:
+            archive.add("many/0.png", "01.png")
+            for name, kind in (("02.png", tarfile.LNKTYPE), ("03.png", tarfile.SYMTYPE), ("d.png", tarfile.DIRTYPE)):
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname = kind, "01.png"
+                archive.addfile(member)
+        assert self.paths(service, "a.tar") == [
+            ("a.tar/01.png", "01", None),
+            ("a.tar/02.png", "02", "unreadable"),
+            ("a.tar/03.png", "03", "unreadable"),
+        ]
+
+    def test_of_hostile_files_do_not_end_the_export(self, service: Service, folder: Path) -> None:
+        member = tarfile.TarInfo("01.png")
+        member.size = 2**62
+        (folder / "large.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+        member.pax_headers, member.size = {"GNU.sparse.size": "x"}, 0
+        (folder / "sparse.tar").write_bytes(member.tobuf(tarfile.PAX_FORMAT) + bytes(1024))
+        with zipfile.ZipFile("zip.npy", "w") as archive:
+            archive.writestr("a", "b")
+        np.lib.format.write_array_header_1_0(header := io.BytesIO(), {**HEADER, "shape": (2**64, 1, 1, 1)})
+        (folder / "long.npy").write_bytes(header.getvalue())
+        (folder / "list.csv").write_text("nul\0.tar\n")
+        rows = self.paths(service, "large.tar", "sparse.tar", "zip.npy", "long.npy", "list.csv", "many/0.png")
+        assert rows == [
+            ("large.tar/01.png", "01", "unreadable"),
+            ("large.tar", None, "unreadable"),
+            ("sparse.tar", None, "unreadable"),
+            ("zip.npy", None, None),  # The service says what is wrong with these two.
+            ("long.npy", None, None),
+            ("nul\0.tar", None, "unreadable"),
+            ("many/0.png", None, None),
+        ]
+
     def test_of_a_folder_include_its_tars_and_arrays(self, service: Service, folder: Path) -> None:
         self.tar("many/0a.tar", {"01.png": b"one"})
         pictures = np.arange(3 * 4 * 4 * 3, dtype=np.uint8).reshape(3, 4, 4, 3)
@@ -306,6 +354,9 @@ class TestPictures:
         service.failure = lambda request: None
         assert run(service, str(folder / "many/features"), concurrency=1).rows == 7
         assert run(service, "many/features", existing="skip").rows == 7
+
+    def test_of_a_part_that_could_hold_more_take_no_memory_for_them(self, service: Service, folder: Path) -> None:
+        assert run(service, "features.zarr", rows_per_part=10**9, pool=None).rows == 7
 
     def test_that_are_not_there_are_an_error(self, service: Service, folder: Path) -> None:
         (folder / "a.csv").write_text("path\n")
@@ -496,6 +547,29 @@ class TestResume:
         assert run(service, out, "many/1.png", existing="overwrite") == (Path(out), 1, 0, 0)
         assert [row["path"] for row in read(out)[0]] == ["many/1.png"]
 
+    def test_with_another_standard_input_is_rejected(
+        self, service: Service, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for data in (b"one", b"two"):
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+            if data == b"one":
+                run(service, "features.parquet", "-")
+            else:
+                with pytest.raises(ValueError, match="was made with pictures 1"):
+                    run(service, "features.parquet", "-", existing="skip")
+
+    @pytest.mark.parametrize("out", FORMATS)
+    def test_that_another_process_completes_meanwhile_is_left(self, service: Service, folder: Path, out: str) -> None:
+        def complete(request: Request) -> None:
+            service.failure = lambda request: None
+            run(service, out, "many/1.png")
+
+        service.failure = complete  # At the first request, of which comes what is to be written.
+        with pytest.raises(FileExistsError, match="another process has written"):
+            run(service, out)
+        assert [row["path"] for row in read(out)[0]] == ["many/1.png"]
+        assert not (folder / f"{out}.parts").exists()
+
     def test_overwrite_begins_an_interrupted_one_again(self, service: Service, folder: Path) -> None:
         self.interrupt(service)
         assert run(service, "features.parquet", pool=None, existing="overwrite").resumed == 0
@@ -599,6 +673,8 @@ class TestCommand:
         assert (
             "features.zarr.parts keeps the rows so far; the same command resumes the export" in capsys.readouterr().err
         )
+        assert main([*arguments, "--overwrite", "--out", "features.zarr/"]) == 1
+        assert "features.zarr.parts keeps the rows so far; the same command without" in capsys.readouterr().err
         stand_in.mishaps.clear()
         assert main(arguments) == 1
         assert "of them from an earlier run" in capsys.readouterr().out

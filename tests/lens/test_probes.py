@@ -612,6 +612,21 @@ def test_a_command_that_cannot_be_run_says_why_and_ends_with_one(capsys, network
 
 
 @pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "bad_image"),
+        (b"PK\x05\x06" + bytes(18), "bad_image"),  # An empty ZIP file, which numpy.load reads as .npz.
+        (b"\x93NUMPY\x01\x00\x04\x00(((\n", "damaged"),
+    ],
+)
+def test_a_npy_file_that_is_none_is_an_error_in_a_line(capsys, networks, tmp_path, content, words):
+    (tmp_path / "picture.npy").write_bytes(content)
+    arguments = [str(tmp_path / "picture.npy"), "--model", "cifar", "--url", networks.rest_url]
+    assert main(["probe", "blur", *arguments]) == 1
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["shift", "cat.png", "--steps", "0.5"], "--steps of shift must be whole pixels"),

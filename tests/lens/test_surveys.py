@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,18 @@ class TestCommand:
         assert (channel["selectivity"], channel["preferred"], channel["dead"]) == (1, "zebra", False)
         assert [cell["label"] for cell in channel["strongest"]] == ["zebra", "zebra"]
         assert saved["layers"][0]["channels"][DEAD]["selectivity"] is None
+
+    def test_writes_names_that_are_no_text_or_look_like_html(
+        self, run: Callable[..., tuple[int, str]], folder: Path, tmp_path: Path
+    ) -> None:
+        label = os.fsdecode(b"<i>\xff")
+        write_folder(folder, classes=(label, "zebra"))
+        page = tmp_path / "page.html"
+        assert run(str(folder), "--out", str(page), "--save-json", str(tmp_path / "survey.json"))[0] == 0
+        assert "&lt;i&gt;\\udcff" in page.read_text("utf-8")
+        assert "<i>" not in page.read_text("utf-8")
+        saved = json.loads((tmp_path / "survey.json").read_text("utf-8"))
+        assert saved["classes"][0]["label"] == label
 
     def test_says_which_pictures_failed(self, run: Callable[..., tuple[int, str]], folder: Path) -> None:
         write_folder(folder)

@@ -237,6 +237,12 @@ def test_a_broken_version_of_a_model_that_is_named_is_said(unwatched, listening,
     assert list(host.rejected) == ["b-2.0"]
 
 
+def test_a_server_that_hangs_up_is_said(listening, work, capsys):
+    names = [f"model-{number}" for number in range(control.MOST_BYTES // 8)]  # More than it reads.
+    assert reload.main(["--work-dir", str(work), *names]) == 1
+    assert capsys.readouterr().err == "reload: the server ended before it was done\n"
+
+
 def test_one_reload_at_a_time(unwatched, listening, work, store, host, capsys):
     write_archive(store, "b", version="2.0")
     host.hold.clear()

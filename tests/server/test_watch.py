@@ -480,6 +480,19 @@ class TestReady:
 
 
 @pytest.mark.usefixtures("hurried")
+def test_what_is_published_is_written_again_where_it_is_cleared_away(work):
+    torchserve = TorchServe(work)
+    stack, _ = torchserve.watched()
+    with stack:
+        for file in (torchserve.models_file, torchserve.file):
+            poll(file.exists)
+            text = file.read_text()
+            file.unlink()
+            poll(file.exists)
+            assert file.read_text() == text
+
+
+@pytest.mark.usefixtures("hurried")
 def test_a_death_is_counted_by_its_cause_from_zero(work):
     torchserve = TorchServe(work)
     stack, watching = torchserve.watched()

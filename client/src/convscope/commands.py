@@ -358,10 +358,14 @@ def list_pictures(
         suffixes: Of the files that a folder stands for, in lower case.
 
     Raises:
-        UsageError: A folder contains no picture, or standard input is named more than once.
+        UsageError: A folder contains no picture, a path is empty, or standard input is closed or named more than once.
     """
     pictures: list[str] = []
     for path in paths:
+        if not path:  # Of a shell variable that is not set; it would be the current folder.
+            raise UsageError("a picture's path must not be empty")
+        if path == STANDARD_INPUT and sys.stdin is None:
+            raise UsageError("standard input is closed")
         if path == STANDARD_INPUT and path in pictures:
             raise UsageError("- can be given once: standard input is one picture")
         if path == STANDARD_INPUT or not Path(path).is_dir():

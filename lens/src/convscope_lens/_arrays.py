@@ -24,5 +24,10 @@ def load_npy(file: bytes) -> NDArray[Any] | None:
     """
     if not file.startswith(_MAGIC):
         return None
-    array: NDArray[Any] = np.load(io.BytesIO(file), allow_pickle=False)
+    try:
+        array: NDArray[Any] = np.load(io.BytesIO(file), allow_pickle=False)
+    except (ValueError, MemoryError):
+        raise
+    except Exception as error:  # A malformed header can raise almost anything.
+        raise ValueError(f"the .npy file is damaged: {error}") from error
     return array

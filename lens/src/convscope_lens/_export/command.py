@@ -82,7 +82,7 @@ def _export(client: Client, options: argparse.Namespace) -> int:
 
     if options.layers is None:
         reject_unused(options, ["pool", "map_dtype"], "without --layer")
-    parts = Path(f"{options.out}.parts")
+    parts = Path(f"{Path(options.out)}.parts")
     try:
         result = export(
             client,
@@ -104,7 +104,8 @@ def _export(client: Client, options: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     except BaseException:
         if (parts / "progress.json").exists():
-            print(printable(f"{parts} keeps the rows so far; the same command resumes the export"), file=sys.stderr)
+            command = "the same command" + " without --overwrite" * options.overwrite
+            print(printable(f"{parts} keeps the rows so far; {command} resumes the export"), file=sys.stderr)
         raise
     if options.json:
         print(format_json({**result._asdict(), "out": str(result.out)}))

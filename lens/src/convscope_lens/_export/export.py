@@ -22,7 +22,7 @@ import shutil
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
@@ -142,6 +142,8 @@ def export(
             was made with other settings, or the served model or the list of pictures changed meanwhile.
     """
     out = Path(out)
+    if not out.name:
+        raise ValueError(f"out must have a name, unlike {str(out)!r}")
     if out.suffix not in FORMATS:
         raise ValueError(f"out must end in .parquet or .zarr, or in no suffix for .npy shards, not in {out.suffix}")
     for name, number in (("rows_per_part", rows_per_part), ("batch", batch), ("concurrency", concurrency)):
@@ -156,12 +158,13 @@ def export(
         raise FileExistsError(f"{out} already exists; see --skip-existing and --overwrite")
     sources = [pictures] if isinstance(pictures, str | os.PathLike) else pictures
     found = Pictures([os.fspath(source) for source in sources], without=[out, parts])
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(found.standard_input)  # It has no name that tells one picture from another.
     total = sum(1 for _ in _hashed(found, digest))
     if not total:
         raise UsageError("there are no pictures to export")
     plan = _plan(client, model, version, layers, pool, map_dtype, all_scores, deadline_s)
     size = rows_per_part or max(1, min(PART_ROWS, PART_BYTES // max(plan.row_bytes, 1)))
+    size = min(size, total)  # Zarr fills the last chunk up.
     pictures_text = f"{total}, whose names have the SHA-256 {digest.hexdigest()}"
     settings = {**plan.settings, "rows_per_part": size, "pictures": pictures_text}
     if complete is not None and existing != "overwrite":
@@ -171,6 +174,11 @@ def export(
 
     parts.mkdir(parents=True, exist_ok=True)
     with _locked(parts):
+        if complete is None and out.exists():
+            (parts / "lock").unlink()
+            with suppress(OSError):  # It may hold what is no export.
+                parts.rmdir()
+            raise FileExistsError(f"another process has written {out} meanwhile; see --skip-existing and --overwrite")
         if existing == "overwrite":
             _remove(out)
             if (parts / "settings.json").exists():
@@ -178,7 +186,7 @@ def export(
         counted = _begin(parts, settings, plan.reference)
         store = store_type(parts / "data", plan.index, plan.columns, size)
         resumed = min(counted["parts"] * size, total)
-        read_again = hashlib.sha256()
+        read_again = hashlib.sha256(found.standard_input)
         entries = islice(_hashed(found, read_again), resumed, None)
         rows = _rows(client, entries, plan, concurrency=concurrency, batch=plan.batch if batch is None else batch)
         with closing(rows), _progress_bar(total, resumed, progress) as bar:

@@ -45,18 +45,21 @@ class Pictures:
             for standard input, which is read at once.
         without: Folders whose files are left out: those of the results.
 
+    Attributes:
+        standard_input: What standard input held; empty if it is no source.
+
     Raises:
         UsageError: A folder contains no picture, or standard input is named more than once.
     """
 
     def __init__(self, sources: Iterable[str], *, without: Iterable[Path]) -> None:
         self._paths = list_pictures(sources, without=without, suffixes=SUFFIXES)
-        self._standard_input = sys.stdin.buffer.read() if STANDARD_INPUT in self._paths else b""
+        self.standard_input = sys.stdin.buffer.read() if STANDARD_INPUT in self._paths else b""
 
     def __iter__(self) -> Iterator[Entry]:
         for path in self._paths:
             if path == STANDARD_INPUT:
-                yield from _entries_of_bytes(path, self._standard_input)
+                yield from _entries_of_bytes(path, self.standard_input)
             elif path.lower().endswith(".csv"):
                 for listed in _read_csv(path):
                     yield from _entries_of_file(listed)
@@ -100,8 +103,8 @@ def _one_file(data: bytes) -> bytes:
 def _open_npy(path: str) -> NDArray[Any] | None:
     """Map a .npy file of several pictures into memory, (N, H, W, C); None if the file is not one."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # The row of the file will say why.
+        array = np.lib.format.open_memmap(path, mode="r")
+    except Exception:  # A malformed header can raise almost anything. The row of the file will say why.
         return None
     is_several = array.ndim == 4 and array.size and array.dtype.newbyteorder("=") in (np.uint8, np.float32)
     return array if is_several else None
@@ -120,22 +123,31 @@ def _entries_of_tar(path: str) -> Iterator[Entry]:
         with tarfile.open(path, "r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # It would keep a record of each.
-                if member.isfile() and PurePosixPath(member.name).suffix.lower() in PICTURE_SUFFIXES:
+                if not member.isdir() and PurePosixPath(member.name).suffix.lower() in PICTURE_SUFFIXES:
                     folder, slash, name = member.name.rpartition("/")
                     key = folder + slash + name.partition(".")[0]
                     read = partial(_read_member, path, member.offset_data, member.size)
+                    if not member.isfile() or member.issparse():
+                        read = partial(
+                            _raise, ValueError("it is a link or a sparse file in the tar file: add it whole")
+                        )
                     yield Entry(f"{path}/{member.name}", key, read)
-    except (OSError, tarfile.TarError) as error:
+            if _read_at(path, archive.offset, tarfile.BLOCKSIZE).strip(b"\0"):  # Zeros are its end.
+                raise tarfile.ReadError("a header is damaged, and the rest is not read")
+    except Exception as error:  # A malformed header can raise almost anything.
         yield Entry(path, None, partial(_raise, ValueError(getattr(error, "strerror", None) or str(error))))
 
 
 def _read_member(path: str, offset: int, size: int) -> bytes:
+    if not 0 <= size <= Path(path).stat().st_size - offset:
+        raise ValueError("the tar file ends within the picture")
+    return _one_file(_read_at(path, offset, size))
+
+
+def _read_at(path: str, offset: int, size: int) -> bytes:
     with Path(path).open("rb") as file:
         file.seek(offset)
-        data = file.read(size)
-    if len(data) < size:
-        raise ValueError("the tar file ends within the picture")
-    return _one_file(data)
+        return file.read(size)
 
 
 def _raise(error: Exception) -> bytes:

@@ -78,7 +78,8 @@ def portrait(client: Client, result: Survey, *, deadline_s: float | None = None)
         _method(result),
         "</main>",
     ]
-    return static_html(title, "portrait.css", "\n".join(filter(None, parts)))
+    page = static_html(title, "portrait.css", "\n".join(filter(None, parts)))
+    return page.encode("utf-8", "backslashreplace").decode()  # Names of files may hold bytes that are no text.
 
 
 def _ranking(layer: SurveyedLayer) -> list[int]:

@@ -77,11 +77,11 @@ def load_network_inputs(
     """
     files: list[File] = []  # Not yet converted: a request for each would cost more than the probe itself.
     for source in sources:
+        if isinstance(source, str | os.PathLike) and Path(source).suffix.lower() == ".npy":
+            source = Path(source).read_bytes()
         if isinstance(source, bytes):
             array = load_npy(source)
             source = source if array is None else array
-        elif isinstance(source, str | os.PathLike) and Path(source).suffix.lower() == ".npy":
-            source = np.load(source, allow_pickle=False)
         if not isinstance(source, np.ndarray):
             files.append(source)
             if len(files) == _MAX_FILES or sum(map(_file_bytes, files)) > _MAX_FILE_BYTES:
