@@ -566,7 +566,7 @@ def ask_for_traceparents(gateway: Gateway, given: str) -> list[str]:
 
 def envoys_command(gateway: Gateway) -> list[str]:
     words = "tr '\\0' '\\n' <$file 2>/dev/null"
-    script = f"for file in /proc/[0-9]*/cmdline; do {words} | grep -q '^envoy$' && {words}; done"
+    script = f"for file in /proc/[0-9]*/cmdline; do {words} | grep -q '^envoy$' && {words} && exit; done; exit 1"
     _, *arguments = gateway.compose("exec", "-T", "gateway", "bash", "-c", script).splitlines()
     return arguments
 
