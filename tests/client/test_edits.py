@@ -107,6 +107,8 @@ def test_a_service_too_old_for_edits_is_detected(client: Client) -> None:
         ([{"layer": "a", "operation": "scale", "value": float("nan")}], ValueError, "value must be finite"),
         ([{"layer": "a", "operation": "scale", "value": 10**400}], ValueError, "value is too large"),
         ([{"layer": "a", "operation": "zero", "region": 3}], TypeError, "region must be a sequence"),
+        ([{"layer": "a", "operation": "zero", "region": []}], ValueError, "region must be top, left, bottom and right"),
+        ([{"layer": "a", "operation": "zero", "box": (0, 1)}], ValueError, "box must be top, left, bottom and right"),
         ([{"layer": "a", "operation": "zero", "region": (0, 0, 1.5, 1)}], TypeError, "region must be an int"),
         ([{"layer": "a", "operation": "zero", "box": (0, 0, None, 1)}], TypeError, "box must be a number"),
         ([{"layer": "a", "operation": "zero", "picture": -1}], ValueError, "picture must be at least 0"),

@@ -280,8 +280,10 @@ class Launched:
         assert status == 200, body
         return body
 
-    def ask(self, method: str, path: str, body: str = "", what: str = "REST") -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port(what), timeout=60)
+    def ask(
+        self, method: str, path: str, body: str = "", what: str = "REST", *, timeout_s: float = 60.0
+    ) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port(what), timeout=timeout_s)
         try:
             connection.request(method, path, body.encode() or None, {"Content-Type": "application/octet-stream"})
             response = connection.getresponse()

@@ -317,14 +317,19 @@ def _edit(edit: Edit, name: str) -> wire.Edit:
             raise ValueError(f"{name}.channels must name at least one channel; 'all' means all")
         chosen.extend(indexes)
     if edit.region is not None:
-        message.region.extend(
-            _numbers(f"{name}.region", edit.region, lambda what, edge: _checked_int(what, edge, minimum=0))
-        )
+        edges = _numbers(f"{name}.region", edit.region, lambda what, edge: _checked_int(what, edge, minimum=0))
+        message.region.extend(_four(f"{name}.region", edges))
     if edit.box is not None:
-        message.box.extend(_numbers(f"{name}.box", edit.box, _checked_number))
+        message.box.extend(_four(f"{name}.box", _numbers(f"{name}.box", edit.box, _checked_number)))
     if edit.picture is not None:
         message.picture = _checked_int(f"{name}.picture", edit.picture, minimum=0)
     return message
+
+
+def _four(name: str, edges: list[Number]) -> list[Number]:
+    if len(edges) != 4:
+        raise ValueError(f"{name} must be top, left, bottom and right, not {len(edges)} numbers")
+    return edges
 
 
 def _numbers(name: str, values: Any, check: Callable[[str, Any], Number]) -> list[Number]:
