@@ -131,8 +131,8 @@ def peaks(filters: NDArray[np.float32]) -> list[Peak]:
     vertical = axis[: len(axis) // 2 + 1]  # A spectrum is the same at f and -f.
     count, _, height, width = filters.shape
     # With W = QR, W and R have the same response, summed over rows: of many input channels R keeps as many as cells.
-    factors = np.linalg.qr(filters.reshape(count, -1, height * width).astype(np.float64), mode="r")
-    factors = factors.reshape(count, -1, height, width)
+    weights = filters.reshape(count, -1, height * width).astype(np.float64)
+    factors = np.asarray(np.linalg.qr(weights, mode="r")).reshape(count, -1, height, width)
     result: list[Peak] = []
     step = max(1, _CHUNK_VALUES // (factors.shape[1] * len(vertical) * len(axis)))
     for start in range(0, count, step):
