@@ -161,7 +161,7 @@ def _configure(folder: Path, ports: dict[int, int], replicas: Sequence[Place]) -
         stdout=subprocess.DEVNULL,
         check=True,
     )
-    for file in (*ENVOY.glob("*.yaml"), *ENVOY.glob("*.lua")):
+    for file in (found for found in ENVOY.iterdir() if found.suffix in (".yaml", ".lua", ".json")):
         text = file.read_text().replace("/etc/envoy", str(folder))
         text = text.replace("/run/secrets/api_keys", f"{folder}/api-keys")
         for old, new in ports.items():
