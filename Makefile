@@ -153,7 +153,7 @@ kserve: .venv-kserve/installed ## Serve every archive of model_store/ in KServe'
 test-kserve: .venv-kserve/installed ## Run the tests of KServe's model server
 	.venv-kserve/bin/python -m pytest -q tests/kserve
 
-bench: .venv-bench/installed ## Measure our service beside its rivals: the standard set (36 minutes when last run)
+bench: .venv-bench/installed ## Measure our service beside its rivals: the standard set, half an hour
 	.venv-bench/bin/python -m benchmarks
 
 bench-full: .venv-bench/installed ## Measure every workload on every network: hours

@@ -106,6 +106,9 @@ def run(part: Part, workloads: list[Workload], options: argparse.Namespace) -> d
         for one in running:
             starts[one.server.name]["memory_mib"] = machine.memory_mib(one.process.pid)
         ours = next((one for one in running if one.server.name == "convscope" and "convscope" not in left_out), None)
+        of_stages, of_formats = (stages.measure(ours, workloads), stages.formats(ours)) if ours else ({}, {})
+        for one in running:
+            one.stop()
         return {
             "model": part.name,
             "circumstances": {
@@ -122,8 +125,8 @@ def run(part: Part, workloads: list[Workload], options: argparse.Namespace) -> d
             "servers": starts,
             "left_out": left_out,
             "takes": takes,
-            "stages": stages.measure(ours, workloads) if ours else {},
-            "formats": stages.formats(ours) if ours else {},
+            "stages": of_stages,
+            "formats": of_formats,
         }
 
 

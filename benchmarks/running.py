@@ -51,6 +51,7 @@ class Running:
         self.place = Place(model, work / f"run-{name}", workers, ports[0], ports[1], ports[2:], settings or {})
         self.first_answer_s = float("nan")
         self._sizes: dict[tuple[Asked, Wire], int] = {}
+        self._stopped: list[psutil.Process] = []
         self._slack = 64 if server.kind == "ours" else 0
 
     def __enter__(self) -> Running:
@@ -78,16 +79,22 @@ class Running:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            tree = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-            self.process.terminate()
-            _, alive = psutil.wait_procs(tree, timeout=15)
-            for process in alive:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+        self.stop()
+        for process in psutil.wait_procs(self._stopped, timeout=15)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self.process.wait()
         if error is None:
             clean(self.place)
+
+    def stop(self) -> None:
+        """Tell all its processes to stop, as some do not tell their own, and wait for none."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self.process.pid)
+            self._stopped = self._stopped or [root, *root.children(recursive=True)]
+        for process in self._stopped:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
 
     def can(self, workload: Workload) -> bool:
         """Tell whether it takes part in a workload."""

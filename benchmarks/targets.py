@@ -63,8 +63,8 @@ TARGETS = (
         for network, counts in (("mobilenet_v3_small", (1, 8, 32)), ("resnet50", (8,)), ("efficientnet_b0", (8,)))
         for callers in counts
     ),
-    Target(3, "resnet50", "pool, 0.3 MP, 32 pictures, c=4", FLOOR, 0.9),
-    Target(3, "mobilenet_v3_small", "pool, 3 MP, 32 pictures, c=4", FLOOR, 0.9),
+    Target(3, "resnet50", "pool, 0.3 MP, 32 pictures, c=3", FLOOR, 0.9),
+    Target(3, "mobilenet_v3_small", "pool, 3 MP, 32 pictures, c=3", FLOOR, 0.9),
     Target(4, "resnet50", "scores, 0.3 MP, c=8", "convscope, one worker", 1.7),
     *(Target(6, "cifar", name, "uvicorn, tuned", 0.9) for name in json.loads(YARDSTICK.read_text())["ratios"]),
 )

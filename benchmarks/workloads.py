@@ -94,13 +94,13 @@ STANDARD = (
     Part(
         "resnet50",
         "resnet50",
-        (*_alone([8], "0.3 MP", "3 MP", "12 MP"), closed("pool", 4, 32, "0.3 MP")),
+        (*_alone([8], "0.3 MP", "3 MP", "12 MP"), closed("pool", 3, 32, "0.3 MP")),
         f"{PHOTOGRAPHS}|convscope, one worker|convscope, scaled decoding",
     ),
     Part(
         "mobilenet_v3_small",
         "mobilenet_v3_small",
-        (*_alone([1, 8, 32], "0.3 MP"), *_alone([8], "3 MP", "12 MP"), closed("pool", 4, 32, "3 MP")),
+        (*_alone([1, 8, 32], "0.3 MP"), *_alone([8], "3 MP", "12 MP"), closed("pool", 3, 32, "3 MP")),
         f"{PHOTOGRAPHS}|convscope, scaled decoding",
     ),
     Part(
@@ -129,7 +129,7 @@ _EVERY_PHOTOGRAPH = (
         for want in ("pool", "float16")
         for count, size in ((1, "0.3 MP"), (1, "3 MP"), (1, "12 MP"), (8, "3 MP"))
     ),
-    *(closed(want, 4, 32, size) for want in ("scores", "pool", "float16") for size in ("0.3 MP", "3 MP")),
+    *(closed(want, 3, 32, size) for want in ("scores", "pool", "float16") for size in ("0.3 MP", "3 MP")),
 )
 
 FULL = (
