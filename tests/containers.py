@@ -97,6 +97,17 @@ def join_png(parts: Iterable[Part]) -> bytes:
     return PNG_MAGIC + b"".join(chunk(*part) for part in parts)
 
 
+def write_tiff(samples: NDArray[np.integer]) -> bytes:
+    """Write a TIFF of RGB, (H, W, 3), with 16 bits a sample."""
+    height, width, channels = samples.shape
+    pixels = samples.astype("<u2").tobytes()
+    bits = 8 + len(pixels)  # Where the bits of each sample stand.
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 2, 273: 8, 277: channels, 278: height, 279: len(pixels)}
+    entries = [struct.pack("<HHII", tag, *((3, 3) if tag == 258 else (4, 1)), value) for tag, value in tags.items()]
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return b"II*\0" + struct.pack("<I", bits + 6) + pixels + struct.pack("<3H", 16, 16, 16) + directory
+
+
 def segment(marker: int, content: bytes) -> bytes:
     """Return a JPEG's segment."""
     return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content

@@ -52,6 +52,10 @@ _INTEGERS = {1: "B", 3: "H", 4: "I"}  # By EXIF's number of the type.
 
 _SRGB = (b"sRGB", "sRGB".encode("utf-16-be"))  # As profiles of version 2 and 4 write it.
 _MOST_OF_PROFILE = 4096  # Bytes that are looked at: the description comes early.
+_SPACES = (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM")  # Chunks of a PNG that say what its numbers mean as colours.
+_GAMMA_OF_SRGB = (45455,)
+_PRIMARIES_OF_SRGB = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)  # And white: x and y of each.
+_CODES_OF_SRGB = b"\x01\x0d"  # Of H.273: primaries and transfer.
 
 
 class Png(NamedTuple):
@@ -66,7 +70,7 @@ class Png(NamedTuple):
         transparency: Content of tRNS; empty if there is none.
         pixels: The zlib stream of rows.
         orientation: EXIF's, 1 to 8.
-        has_profile: Whether there is a colour profile, other than of sRGB.
+        has_profile: Whether there is a colour profile, or another description of colours, other than of sRGB.
         is_animated: Whether there are several frames.
     """
 
@@ -164,7 +168,8 @@ def _read_png(data: Bytes) -> Png:
     at, previous, palette, transparency = 8, b"", b"", b""
     exif: Bytes | None = None
     pixels: list[memoryview] = []
-    has_profile, frames = False, 1
+    foreign: dict[bytes, bool] = {}
+    frames = 1
     for _ in range(MOST_PARTS):
         length, kind = _CHUNK.unpack_from(data, at)
         end = at + 8 + length
@@ -188,8 +193,8 @@ def _read_png(data: Bytes) -> Png:
                 palette = bytes(content)
             elif kind == b"tRNS" and not pixels:
                 transparency = bytes(content)
-        elif kind == b"iCCP" and not pixels:
-            has_profile = _is_foreign(_inflate_profile(bytes(view[at + 8 : min(end, at + 8 + _MOST_OF_PROFILE)])))
+        elif kind in _SPACES and not pixels:
+            foreign[kind] = _is_foreign_space(kind, bytes(view[at + 8 : min(end, at + 8 + _MOST_OF_PROFILE)]))
         elif kind == b"acTL" and not pixels and length >= _FRAMES_OF_PNG.size:
             [frames] = _FRAMES_OF_PNG.unpack_from(data, at + 8)
         at, previous = end + 4, kind
@@ -199,6 +204,8 @@ def _read_png(data: Bytes) -> Png:
     if compression or filtering or interlace > 1 or not width * height:
         raise damaged("PNG")
     stream, orientation = b"".join(pixels), _read_orientation(exif)
+    deciding = next((kind for kind in _SPACES[:3] if kind in foreign), None)  # Over what follows; the last two add up.
+    has_profile = any(foreign.values()) if deciding is None else foreign[deciding]
     return Png(
         (height, width),
         depth,
@@ -351,6 +358,19 @@ def _read_orientation(record: Bytes | None) -> int:
     except struct.error:
         pass
     return 1
+
+
+def _is_foreign_space(kind: bytes, content: bytes) -> bool:
+    """Tell whether a chunk of a PNG describes another colour space than sRGB."""
+    if kind == b"iCCP":
+        return _is_foreign(_inflate_profile(content))
+    if kind == b"cICP":
+        return content[:2] != _CODES_OF_SRGB
+    expected = {b"gAMA": _GAMMA_OF_SRGB, b"cHRM": _PRIMARIES_OF_SRGB}.get(kind, ())
+    if len(content) != 4 * len(expected):
+        return False
+    found = struct.unpack(f">{len(expected)}I", content)
+    return any(abs(one - own) > own / 20 for one, own in zip(found, expected, strict=True))
 
 
 def _inflate_profile(content: bytes) -> bytes:

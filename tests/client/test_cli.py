@@ -71,6 +71,19 @@ def test_how_pictures_were_converted_is_a_line(capsys, url: str, pictures: Path)
     assert "converted" not in out
 
 
+def test_what_the_client_converts_is_noted_too(capsys, url: str, pictures: Path):
+    image = pytest.importorskip("PIL.Image")
+    frames = [image.new("RGB", (4, 5), colour) for colour in ("red", "blue")]
+    frames[0].save("cat.gif", save_all=True, append_images=frames[1:])
+    options = ["cat.gif", "--model", "cifar", "--url", url]
+    for command in ("predict", "explain"):
+        _, out, _ = run(capsys, command, *options)
+        assert "converted (first frame only): cat.gif" in out.splitlines()
+        _, out, _ = run(capsys, command, *options, "--json")
+        [result] = json.loads(out)["results"]
+        assert result["notes"] == ["first frame only"]
+
+
 def test_maps_are_summed_up(capsys, url: str, pictures: Path):
     options = ["--model", "cifar", "--layers", "conv1, conv2", "--channels", "2,1", "--url", url]
     status, out, _ = run(capsys, "predict", "cat.png", *options)

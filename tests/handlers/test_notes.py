@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from handlers.images.decoding import open_file
 from handlers.images.preprocessing import CONTAIN, Preprocessing
 from handlers.pipeline import Pipeline
 from handlers.wire import convscope_pb2 as wire
+from tests.containers import write_png
 from tests.handlers.support import ask_json, ask_message, ask_rest
 from tests.pictures import colours, npy, png, saved
 
@@ -36,6 +38,8 @@ def palette(**options: Any) -> bytes:
 
 def conversions() -> Iterator[Any]:
     grey, sixteen = colours()[:, :, 0], colours()[:, :, 0].astype(np.uint16) * 257
+    wide, clear = np.random.default_rng(0).integers(0, 2**16, (32, 32, 4), np.uint16), RGB.copy()
+    clear.putalpha(100)
     frames = {"save_all": True, "append_images": [Image.fromarray(colours(1))], "duration": 10}
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -59,7 +63,18 @@ def conversions() -> Iterator[Any]:
         ("a JPEG", saved(RGB, "JPEG"), (), ("RGB to grey",)),
         ("a JPEG of CMYK", saved(RGB.convert("CMYK"), "JPEG"), ("CMYK to RGB",), ("CMYK to grey",)),
         ("a JPEG on its side", saved(RGB, "JPEG", exif=turned), ("turned upright",), ("RGB to grey", "turned upright")),
+        ("a PNG on its side", saved(RGB, "PNG", exif=turned), ("turned upright",), ("RGB to grey", "turned upright")),
+        ("a WebP on its side", saved(RGB, "WEBP", exif=turned), ("turned upright",), ("RGB to grey", "turned upright")),
+        ("RGB of 16 bits", write_png(wide[..., :3], 16, 2), ("16 bits to 8",), ("16 bits to 8", "RGB to grey")),
+        ("RGBA of 16 bits", write_png(wide, 16, 6), ("16 bits to 8", "transparency to white"), None),
+        (
+            "grey of 16 bits with alpha",
+            write_png(wide[..., :2], 16, 4),
+            ("16 bits to 8", "transparency to white", "grey to RGB"),
+            ("16 bits to 8", "transparency to white"),
+        ),
         ("a WebP", saved(RGB, "WEBP"), (), ("RGB to grey",)),
+        ("a WebP with alpha", saved(clear, "WEBP"), ("transparency to white",), None),
         ("an animated PNG", saved(RGB, "PNG", **frames), ("first frame only",), None),
         ("an animated WebP", saved(RGB, "WEBP", **frames), ("first frame only",), None),
     ):
@@ -97,6 +112,27 @@ def test_a_profile_of_a_png_that_cannot_be_inflated_is_one() -> None:
     data = png(colours(), icc_profile=OTHER)
     at = data.index(b"iCCP") + len(b"iCCPICC Profile\0\0")
     assert notes_of(data[:at] + b"\xff\xff" + data[at + 2 :], COLOUR) == [("colour profile ignored",)]
+
+
+SRGB_COLOURS = struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+ADOBE_COLOURS = struct.pack(">8I", 31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "is_noted"),
+    [
+        ({b"gAMA": struct.pack(">I", 45455), b"cHRM": SRGB_COLOURS}, False),
+        ({b"gAMA": struct.pack(">I", 100000)}, True),
+        ({b"cHRM": ADOBE_COLOURS, b"gAMA": struct.pack(">I", 45455)}, True),
+        ({b"gAMA": struct.pack(">I", 100000), b"sRGB": b"\0"}, False),
+        ({b"sRGB": b"\0", b"cICP": bytes([9, 16, 0, 1])}, True),
+        ({b"cICP": bytes([1, 13, 0, 1]), b"gAMA": struct.pack(">I", 100000)}, False),
+        ({b"gAMA": b"", b"cHRM": b"short"}, False),
+    ],
+)
+def test_a_png_may_describe_its_colours_by_numbers(chunks: dict[bytes, bytes], is_noted: bool) -> None:
+    data = write_png(colours(), 8, 2, before=[*chunks.items()])
+    assert notes_of(data, COLOUR) == [("colour profile ignored",) if is_noted else ()]
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,13 @@ def make_pixels(number: int, *, zebra: bool) -> NDArray[np.uint8]:
     return pixels
 
 
+def animate(folder: Path, count: int) -> None:
+    """Write animated GIF files of two frames."""
+    for number in range(count):
+        first, second = (Image.fromarray(make_pixels(seed, zebra=False)) for seed in (number, count + number))
+        first.save(folder / f"{number}.gif", save_all=True, append_images=[second])
+
+
 def write_folder(folder: Path, per_class: int = 8, classes: tuple[str, ...] = CLASSES) -> dict[str, NDArray[np.uint8]]:
     """Write pictures in a subfolder for each class; return the pixels by path, in the order of the paths."""
     written = {}

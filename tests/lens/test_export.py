@@ -31,6 +31,7 @@ from convscope.commands import UsageError
 from convscope.testing import FakeTransport, Request, model_card, prediction
 from convscope_lens import Exported, export
 from convscope_lens._export import formats
+from PIL import Image
 
 from tests.client.stand_in import StandIn, fetch_maps
 
@@ -62,12 +63,13 @@ class Service:
     def answer(self, picture: bytes, request: Request) -> Any:
         if picture.startswith(b"bad"):
             return prediction(error=BadImage("not a picture"))
+        notes = ("grey to RGB", "cropped") if picture.startswith(b"grey") else ()
         maps = {layer: self.weight * feature_map(picture, layer, request.pool) for layer in request.layers}
         if self.card.scores == "value":
             return prediction(values={"height": float(len(picture)), "width": 2.0}, maps=maps)
         share = len(picture) % 7 / 10
         scores = dict(zip(self.card.classes, (share, 1 - share), strict=True)) if self.card.classes else {}
-        return prediction(scores, maps=maps)
+        return prediction(scores, maps=maps, notes=notes)
 
 
 def feature_map(picture: bytes, layer: str, pool: int | None = None) -> np.ndarray[Any, Any]:
@@ -194,6 +196,15 @@ class TestFormats:
         ]
 
     @pytest.mark.parametrize("out", FORMATS)
+    def test_hold_how_pictures_were_converted(self, service: Service, folder: Path, out: str) -> None:
+        (folder / "grey.png").write_bytes(b"grey")
+        frames = [Image.new("RGB", (4, 5), colour) for colour in ("red", "blue")]
+        frames[0].save("cat.gif", save_all=True, append_images=frames[1:])
+        run(service, out, ["grey.png", "cat.gif", "many/0.png", "many/4.png"])
+        rows, _ = read(out)
+        assert [row["notes"] for row in rows] == ["grey to RGB, cropped", "first frame only", None, None]
+
+    @pytest.mark.parametrize("out", FORMATS)
     def test_hold_all_scores_if_asked_to(self, service: Service, folder: Path, out: str) -> None:
         run(service, out, "many/1.png", layers=(), pool=None, all_scores=True)
         _, arrays = read(out)
@@ -214,7 +225,7 @@ class TestFormats:
         run(service, "features.parquet", "many/0.png")
         rows, arrays = read("features.parquet")
         assert arrays.keys() == {"conv2"}
-        assert rows[0].keys() == {"path", "key", "error_code", "error_message"}
+        assert rows[0].keys() == {"path", "key", "notes", "error_code", "error_message"}
 
     def test_shards_of_a_layer_whose_name_is_no_file_name(self, service: Service, folder: Path) -> None:
         service.card = dataclasses.replace(

@@ -24,6 +24,7 @@ from tests.lens.surveyed import (
     DEAD,
     FOLLOWER,
     SIGNED,
+    animate,
     make_card,
     make_client,
     make_maps,
@@ -222,6 +223,23 @@ class TestRequests:
         with pytest.raises(UsageError, match="no picture found"):
             survey(client, str(folder.parent / "empty"), model="net")
         assert {request.method for request in transport.requests} == {"model_card"}
+
+
+class TestConversions:
+    def test_are_counted_by_kind(self, folder: Path) -> None:
+        write_folder(folder)
+        animate(folder / "bee", 3)
+        result = survey(make_client()[0], str(folder), model="net")
+        assert result.pictures == 27
+        assert result.converted == {("first frame only",): 3}
+        assert result.format_table().splitlines()[-2:] == ["", "converted (first frame only): 3 of 27 pictures"]
+        assert result.to_dict()["converted"] == [{"notes": ["first frame only"], "pictures": 3}]
+
+    def test_are_not_mentioned_where_there_are_none(self, folder: Path) -> None:
+        write_folder(folder)
+        result = survey(make_client()[0], str(folder), model="net")
+        assert result.converted == {}
+        assert "converted" not in result.format_table()
 
 
 class TestFailures:

@@ -122,6 +122,9 @@ def _live(opened: Callable[[int], Page]) -> None:
     page.get_by_label("Network", exact=True).select_option("deep")
     page.get_by_role("button", name="block2, channel").nth(1).click()
     page.locator("#factor").fill("0.25")
+    expect(page.locator("#model-info")).to_contain_text(
+        "After 1 edit.", timeout=60_000
+    )  # The list of edits moves the map.
     page.get_by_role("button", name="Brush out a region").click()
     cells = page.locator("#map").bounding_box()
     assert cells

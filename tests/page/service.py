@@ -80,6 +80,7 @@ class Service:
         top: Its scores.
         explains: The methods that it knows.
         asked: The options of the questions for maps.
+        notes: How it converts every picture.
         place: (H, W) of the picture that was sent, and the region of it that the network saw.
     """
 
@@ -87,6 +88,7 @@ class Service:
     top: tuple[ClassScore, ...] = (ClassScore(0, "cat", 0.75, 2.0), ClassScore(1, "dog", 0.25, 0.9))
     explains: tuple[str, ...] = ("grad_cam", "picture")
     asked: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
     place: tuple[tuple[int, int], tuple[float, float, float, float]] | tuple[None, None] = (None, None)
 
     def model_card(self, model: str, version: str | None = None, **_: Any) -> ModelCard:
@@ -105,7 +107,7 @@ class Service:
                 numbers[layer.name] = tuple(range(shape[0]))[:channels]
                 maps[layer.name] = cells[:channels] if cells.ndim == 3 else cells
         about = {"model": model, "version": "1.0", "engine": "torch-2", "device": "cpu", "request_id": "r-1"}
-        return Prediction(**about, top=self.top, maps=maps, channels=numbers, timing=TIMING)
+        return Prediction(**about, top=self.top, maps=maps, channels=numbers, notes=self.notes, timing=TIMING)
 
     def filters(self, model: str, layer: str, version: str | None = None) -> Any:
         [channels] = [each.shape[0] for each in self.card.layers if each.name == layer]

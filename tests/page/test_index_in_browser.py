@@ -9,6 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from convscope import ClassScore
 from convscope_lens._page.report import Options, write_reports
+from playwright.sync_api import expect
 
 from tests.page.conftest import Open
 from tests.page.service import HOSTILE, Service, make_picture
@@ -19,6 +20,7 @@ class Varying(Service):
 
     def predict(self, file: bytes, **options: Any) -> Any:
         share = 0.5 + (len(file) - len(make_picture())) / 100
+        self.notes = ("cropped",) if share > 0.65 else ()
         self.top = (ClassScore(0, HOSTILE, share, 2.0), ClassScore(1, "dog", 1 - share, 1.0))
         return super().predict(file, **options)
 
@@ -50,6 +52,14 @@ def test_a_press_on_a_heading_sorts_by_it(watch: Open, index: str):
     page.keyboard.press("Enter")
     assert titles(page) == ["missing.png", "pic10.png", "pic8.png", "pic9.png"]
     assert page.get_by_role("columnheader", name="score").get_attribute("aria-sort") == "ascending"
+
+
+def test_it_counts_pictures_that_failed_or_were_converted(watch: Open, index: str):
+    page = watch().open(index)
+    header = page.get_by_role("banner").inner_text()
+    assert "1 of the pictures failed. Pictures that were converted, as their pages say: 2." in header
+    page.get_by_role("link", name="pic9.png").click()
+    expect(page.get_by_role("region", name="Input")).to_contain_text("Converted: cropped")
 
 
 def test_a_picture_leads_to_its_page_and_a_failed_one_has_its_error(watch: Open, index: str):

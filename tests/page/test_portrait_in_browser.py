@@ -9,7 +9,7 @@ from axe_playwright_python.sync_playwright import Axe
 from convscope.pixels import encode_png
 from convscope_lens import portrait, survey
 
-from tests.lens.surveyed import FOLLOWER, make_client, make_pixels, write_folder
+from tests.lens.surveyed import FOLLOWER, animate, make_client, make_pixels, write_folder
 from tests.page.conftest import Open
 from tests.page.service import HOSTILE
 
@@ -18,13 +18,14 @@ STRANGE = HOSTILE.replace("/", "∕")  # As the name of a folder.
 
 @pytest.fixture
 def page_file(tmp_path: Path) -> Path:
-    """Write the portrait of 26 pictures of four classes, of which one has a hostile name, and of a broken file."""
+    """Write the portrait of 27 pictures of four classes, of which one has a hostile name, and of a broken file."""
     folder = tmp_path / "pictures"
     write_folder(folder)
     (folder / STRANGE).mkdir()
     for number in range(2):
         (folder / STRANGE / f"{number}.png").write_bytes(encode_png(make_pixels(number, zebra=False)))
     (folder / "bee/broken.png").write_bytes(b"text")
+    animate(folder / "ant", 1)
     client, _ = make_client()
     file = tmp_path / "portrait.html"
     file.write_text(portrait(client, survey(client, str(folder), model="net")), "utf-8")
@@ -45,6 +46,8 @@ def test_it_says_what_was_planted(watch: Open, page_file: Path):
     assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
     assert page.locator("#overview tbody tr").count() == 2
     assert "bee/broken.png" in page.locator("#failed").inner_text()
+    converted = page.get_by_role("region", name="Converted pictures").get_by_role("row", name="first frame only")
+    assert converted.get_by_role("cell").inner_text() == "1"
     row = page.get_by_role("region", name="Classes").nth(1).get_by_role("row", name="bee")
     assert row.locator("td").nth(1).inner_text() == "0 (0.0 %)"
     page.locator("#layer-0 summary").focus()

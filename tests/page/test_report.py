@@ -78,11 +78,12 @@ def test_only_the_pages_own_script_and_style_may_run():
 
 def test_no_text_of_others_gets_out_of_its_place():
     card = replace(CARD, description=HOSTILE, layers=(make_layer(HOSTILE, (2, 3, 3)),))
-    page = report(Service(card, (ClassScore(0, HOSTILE, 1.0, 1.0),)), make_picture(), model=HOSTILE, title=HOSTILE)
+    service = Service(card, (ClassScore(0, HOSTILE, 1.0, 1.0),), notes=(HOSTILE,))
+    page = report(service, make_picture(), model=HOSTILE, title=HOSTILE)
     plain = report(Service(), make_picture(), model="net")
     assert re.findall(r"<[a-z/!][^>]*>", page) == re.findall(r"<[a-z/!][^>]*>", plain)
     data = page_data_of(page)
-    assert data["title"] == data["model"]["name"] == data["scores"][0]["label"] == HOSTILE
+    assert data["title"] == data["model"]["name"] == data["scores"][0]["label"] == data["notes"][0] == HOSTILE
     assert data["layers"][0]["name"] == data["geometry"]["rows"][0][0] == HOSTILE
 
 

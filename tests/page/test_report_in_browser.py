@@ -78,11 +78,20 @@ def test_the_policy_holds_in_the_browser(open_report: Open):
 
 def test_no_text_of_others_becomes_markup(open_report: Open):
     card = replace(CARD, description=HOSTILE, classes=(HOSTILE,), layers=(make_layer(HOSTILE, (2, 3, 3)),))
-    page = open_report(Service(card, (ClassScore(0, HOSTILE, 1.0, 1.0),)), title=HOSTILE).page
+    service = Service(card, (ClassScore(0, HOSTILE, 1.0, 1.0),), notes=(HOSTILE,))
+    page = open_report(service, title=HOSTILE).page
     assert page.title() == f"{HOSTILE} – net"
     assert page.inner_text("h1") == f"{HOSTILE} – net"
     assert page.inner_text("#scores .label") == HOSTILE
+    assert page.inner_text(".converted") == f"Converted: {HOSTILE}"
     assert page.locator("img").count() == 0
+
+
+def test_how_the_picture_was_converted_stands_beside_it(open_report: Open):
+    page = open_report(Service(notes=("grey to RGB", "cropped"))).page
+    section = page.get_by_role("region", name="Input", exact=True)
+    assert section.get_by_role("paragraph").all_inner_texts() == ["Converted: grey to RGB, cropped"]
+    assert "Converted" not in open_report().page.inner_text("body")
 
 
 def test_scores_are_listed_with_their_shares(open_report: Open):
@@ -262,7 +271,9 @@ def test_it_prints_bars_and_every_column_and_nothing_to_press(open_report: Open)
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_fault(scheme: str, open_report: Open):
-    watched = open_report(color_scheme=scheme, bypass_csp=True)  # axe is a script that the page does not know.
+    watched = open_report(
+        Service(notes=("cropped",)), color_scheme=scheme, bypass_csp=True
+    )  # axe is a script that the page does not know.
     result = Axe().run(watched.page)
     assert result.violations_count == 0, result.generate_report()
     assert len(result.response["passes"]) > 20

@@ -21,6 +21,7 @@ from convscope import AuthenticationFailed, Client, ModelNotFound
 from convscope_lens._page import server as page_server
 from convscope_lens._page.page_data import fetch_page_data
 from convscope_lens._page.server import MAX_BODY_BYTES, PageServer, accepted_hosts, http_status
+from PIL import Image
 
 from tests.client.stand_in import RELOADED, StandIn, fetch_maps, run_network, serve
 from tests.page.service import make_picture
@@ -105,6 +106,14 @@ def test_a_picture_is_answered_with_page_data_and_the_service_gets_the_key(stand
     assert response.status_code == 200
     assert (response.json()["title"], response.json()["model"]["name"]) == ("a&b", "digits")
     assert set(stand_in.keys) == {API_KEY}
+
+
+def test_what_the_client_and_the_service_did_to_a_picture_is_in_the_page_data(http: httpx.Client):
+    frames, file = [Image.new("RGB", (4, 5), colour) for colour in ("red", "blue")], io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    pictures = (file.getvalue(), b"grey picture", make_picture())
+    notes = [ask(http, add(http, picture)).json()["notes"] for picture in pictures]
+    assert notes == [["first frame only"], ["grey to RGB", "cropped"], []]
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1", ""])

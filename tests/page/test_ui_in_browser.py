@@ -170,6 +170,19 @@ def test_every_dropped_picture_is_used(watch: Open, server: PageServer):
     assert film.nth(2).get_attribute("aria-pressed") == "true"
 
 
+def test_how_a_picture_was_converted_stands_beside_it(watch: Open, server: PageServer):
+    page = watch().open(server.url)
+    frames, file = [Image.new("RGB", (4, 5), colour) for colour in ("red", "blue")], io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    drop(page, ("cat.gif", file.getvalue()))
+    await_title(page, "cat.gif – digits")
+    section = page.get_by_role("region", name="Input", exact=True)
+    expect(section).to_contain_text("Converted: first frame only")
+    drop(page, ("dog.png", make_picture()))
+    await_title(page, "dog.png – digits")
+    expect(section).not_to_contain_text("Converted")
+
+
 def test_a_pasted_picture_is_answered(watch: Open, server: PageServer):
     page = watch().open(server.url)
     page.evaluate(

@@ -12,6 +12,7 @@ from convscope._base import (
     BaseClient,
     CallContext,
     Result,
+    add_notes,
     check_predict_many,
     encode_batch,
     failed_predictions,
@@ -241,7 +242,8 @@ class AsyncClient(BaseClient):
             result = await self._send_and_observe(request, call)
             check_edits(result.reply, len(template.edits))
             total_s = result.total_s if call.timing else None
-            return read(result.reply, len(files), request_id=call.request_id, total_s=total_s)
+            results = read(result.reply, len(files), request_id=call.request_id, total_s=total_s)
+            return add_notes(results, files)
 
     async def _send_and_observe(self, request: PredictRequest, call: CallContext) -> TimedReply:
         """Send a request as `_send` does, and record it in the metrics."""

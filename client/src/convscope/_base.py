@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from convscope._exceptions import BadImage, ConnectError, ConvscopeError, ModelNotFound, ProtocolError
 from convscope._explanation import Explanation
 from convscope._options import MAX_DEADLINE_S, ServedModel
-from convscope._pictures import Picture, encode_pictures, is_one_picture
+from convscope._pictures import ConvertedFile, Picture, encode_pictures, is_one_picture
 from convscope._prediction import Prediction
 from convscope._request import (
     NO_MODEL,
@@ -206,6 +206,23 @@ def only_result(results: list[Result]) -> Result:
     if result.error is not None:
         raise result.error
     return result
+
+
+def add_notes(results: list[Result], files: Iterable[bytes]) -> list[Result]:
+    """Add what the client did to the pictures to the notes of their results.
+
+    Args:
+        results: One per file; changed in place.
+        files: The files that were sent.
+
+    Returns:
+        The same results.
+    """
+    for result, file in zip(results, files, strict=True):
+        prediction = result.prediction if isinstance(result, Explanation) else result
+        if isinstance(file, ConvertedFile) and prediction.error is None:
+            prediction.notes = file.merge_notes(prediction.notes)
+    return results
 
 
 def check_predict_many(pictures: object, options: Mapping[str, Any], *, concurrency: int, batch: int) -> None:

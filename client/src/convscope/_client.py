@@ -11,6 +11,7 @@ from convscope._base import (
     BaseClient,
     CallContext,
     Result,
+    add_notes,
     check_predict_many,
     encode_batch,
     failed_predictions,
@@ -400,7 +401,8 @@ class Client(BaseClient):
             result = self._send_and_observe(request, call)
             check_edits(result.reply, len(template.edits))
             total_s = result.total_s if call.timing else None
-            return read(result.reply, len(files), request_id=call.request_id, total_s=total_s)
+            results = read(result.reply, len(files), request_id=call.request_id, total_s=total_s)
+            return add_notes(results, files)
 
     def _send_and_observe(self, request: PredictRequest, call: CallContext) -> TimedReply:
         """Send a request as `_send` does, and record it in the metrics."""

@@ -94,7 +94,7 @@ class Explanation:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """How the service converted the picture where that changes what is seen; see `Prediction.notes`."""
+        """How the picture was converted where that changes what is seen; see `Prediction.notes`."""
         return self.prediction.notes
 
     @property

@@ -12,6 +12,7 @@ import operator
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeGuard
 
@@ -27,6 +28,15 @@ _MODES_WITH_TRANSPARENT_COLOUR = ("1", "L", "P", "RGB", "I", "I;16", "I;16B", "I
 
 # First bytes of the formats that the service does not read.
 _CONVERTED = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF"}
+
+# Notes of what the client does to a picture; proto/README.md lists all. Those of the service are added to them.
+_FIRST_FRAME, _NO_PROFILE, _FEWER_BITS = "first frame only", "colour profile ignored", "16 bits to 8"
+_CMYK_TO_RGB, _TURNED = "CMYK to RGB", "turned upright"
+_ORDER = {_FIRST_FRAME: 0, _NO_PROFILE: 1, _FEWER_BITS: 2, "transparency to white": 3, _TURNED: 5}  # 4: colours.
+
+_BITS_PER_SAMPLE = 258  # TIFF's tag.
+_SRGB = (b"sRGB", "sRGB".encode("utf-16-be"))  # Names of sRGB in a colour profile, as the service looks for them.
+_PROFILE_BYTES = 4096  # In which it does.
 
 _LOWEST, _HIGHEST = -1.0, 2.0  # Of a float32 picture. Resizing and noise leave 0..1, but not by this much.
 
@@ -50,6 +60,24 @@ EncodablePicture: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memo
 Picture: TypeAlias = "EncodablePicture | NDArray[Any] | Tensor"
 
 
+class ConvertedFile(bytes):
+    """A PNG file that the client made of a picture in another form.
+
+    Attributes:
+        notes: What that changed of what is seen, in words of proto/README.md.
+    """
+
+    notes: tuple[str, ...] = ()
+
+    def merge_notes(self, received: Iterable[str]) -> tuple[str, ...]:
+        """Return these notes and the service's of this file, as the service would note them of the picture itself."""
+        notes = dict.fromkeys((*self.notes, *received))
+        if notes.keys() >= {_CMYK_TO_RGB, "RGB to grey"}:
+            del notes[_CMYK_TO_RGB], notes["RGB to grey"]
+            notes["CMYK to grey"] = None
+        return tuple(sorted(notes, key=lambda note: _ORDER.get(note, 4 if " to " in note else 6)))
+
+
 class EncodedPictures(NamedTuple):
     """Picture files in order, and whether the caller passed several pictures."""
 
@@ -66,7 +94,8 @@ def encode_pictures(pictures: Picture | Iterable[Picture]) -> EncodedPictures:
             (C, H, W). An array (N, H, W, C), a .npy file of one, or a tensor (N, C, H, W) is N pictures.
 
     Returns:
-        One file per picture, and whether `pictures` may be several.
+        One file per picture, and whether `pictures` may be several. A file that had to be converted keeps the notes of
+        that (`ConvertedFile`), also when it is sent later.
 
     Raises:
         OSError: A path cannot be read.
@@ -112,7 +141,7 @@ def _is_tensor(value: object) -> TypeGuard[Any]:
 def _encode(picture: Any) -> EncodedPictures:
     """Encode one argument, which may be an array of several pictures."""
     if isinstance(picture, bytes | bytearray | memoryview):
-        return _encode_file(bytes(picture))
+        return _encode_file(_as_bytes(picture))
     if isinstance(picture, np.ndarray):
         return _encode_array(_checked_range(picture))
     if isinstance(picture, str | os.PathLike):
@@ -138,7 +167,12 @@ def _read_open_file(file: BinaryFile) -> bytes:
         raise TypeError("the file must be open in binary mode: open(path, 'rb')")
     if not len(data):
         raise ValueError("the open file is at its end; call .seek(0) to read it again")
-    return bytes(data)
+    return _as_bytes(data)
+
+
+def _as_bytes(data: bytes | bytearray | memoryview) -> bytes:
+    """Return data as bytes; a `ConvertedFile` as it is."""
+    return data if isinstance(data, bytes) else bytes(data)
 
 
 def _tensor_array(tensor: Any) -> NDArray[Any]:
@@ -217,7 +251,7 @@ def _encode_file(data: bytes) -> EncodedPictures:
     return EncodedPictures([data], is_list=False)
 
 
-def _convert(data: bytes, name: str) -> bytes:
+def _convert(data: bytes, name: str) -> ConvertedFile:
     """Return the first picture of a GIF, BMP or TIFF file as PNG.
 
     Raises:
@@ -230,10 +264,16 @@ def _convert(data: bytes, name: str) -> bytes:
         raise ValueError(message) from error
     try:
         with Image.open(io.BytesIO(data), formats=[name]) as picture:
-            picture.load()
-            return _encode_pil(picture)
+            file = _encode_pil(picture)
+            bits = max(getattr(picture, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,)))  # Of a TIFF; Pillow keeps 8 of RGB.
+            is_animated = False
+            with suppress(Exception):  # The second frame may be damaged.
+                is_animated = getattr(picture, "is_animated", False)
+            done = {_FIRST_FRAME: is_animated, _FEWER_BITS: bits > 8 and not picture.mode.startswith("I")}
+            file.notes += _those_done(done)
+            return file
     except Exception as error:  # PIL raises almost anything.
-        raise ValueError(f"the {name} file cannot be read: {error}") from error
+        raise ValueError(f"the {name} file cannot be read: {error.__cause__ or error}") from error
 
 
 def _read_4d_npy(data: bytes) -> NDArray[Any] | None:
@@ -252,8 +292,14 @@ def _read_4d_npy(data: bytes) -> NDArray[Any] | None:
     return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
 
 
-def _encode_pil(picture: Image) -> bytes:
-    """Encode the pixels of a PIL image as PNG, rotated according to EXIF; other metadata is dropped.
+def _those_done(notes: Mapping[str, bool]) -> tuple[str, ...]:
+    return tuple(note for note, is_done in notes.items() if is_done)
+
+
+def _encode_pil(picture: Image) -> ConvertedFile:
+    """Encode the pixels of a PIL image, of its current frame, as PNG, rotated according to EXIF.
+
+    Other metadata is dropped.
 
     Raises:
         ValueError: PNG cannot hold its pixels.
@@ -269,7 +315,7 @@ def _encode_pil(picture: Image) -> bytes:
             f" {mode}: delete that entry, or send the file that the image was opened from"
         )
     try:
-        image: Any = _rotate_by_exif(picture)
+        image, is_turned = _rotate_by_exif(picture)
         if mode.startswith("I"):
             image = image.convert("I")  # Convert via I: other conversions from 16 bits clip to 8.
             lowest, highest = image.getextrema()
@@ -286,7 +332,11 @@ def _encode_pil(picture: Image) -> bytes:
         image.save(file, format="PNG", compress_level=1, **options)
     except Exception as error:  # PIL raises almost anything.
         raise ValueError(f"the PIL image of mode {mode} cannot be written as PNG: {error}") from error
-    return file.getvalue()
+    converted = ConvertedFile(file.getvalue())
+    profile = picture.info.get("icc_profile")
+    is_foreign = isinstance(profile, bytes) and not any(name in profile[:_PROFILE_BYTES] for name in _SRGB)
+    converted.notes = _those_done({_NO_PROFILE: is_foreign, _CMYK_TO_RGB: mode == "CMYK", _TURNED: is_turned})
+    return converted
 
 
 def _is_valid_transparency(value: Any, mode: str) -> bool:
@@ -302,11 +352,15 @@ def _is_valid_transparency(value: Any, mode: str) -> bool:
     return len(numbers) == (3 if mode == "RGB" else 1) and all(0 <= number <= maximum for number in numbers)
 
 
-def _rotate_by_exif(picture: Image) -> Image:
-    """Return a PIL image rotated according to its EXIF orientation; unchanged if its EXIF data cannot be read."""
-    from PIL import ImageOps
+def _rotate_by_exif(picture: Image) -> tuple[Any, bool]:
+    """Return a PIL image rotated according to its EXIF orientation, and whether that changed it.
+
+    It is returned unchanged if its EXIF data cannot be read.
+    """
+    from PIL import ExifTags, ImageOps
 
     try:
-        return ImageOps.exif_transpose(picture)
+        orientation = picture.getexif().get(ExifTags.Base.Orientation)  # Before it is loaded, which turns a TIFF.
+        return ImageOps.exif_transpose(picture), orientation in range(2, 9)
     except Exception:  # PIL raises almost anything for damaged EXIF data.
-        return picture
+        return picture, False

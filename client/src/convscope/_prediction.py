@@ -128,8 +128,9 @@ class Prediction:
             outputs; "none". Empty if the service is too old to report it.
         request_id: Id of the request in the service's log; all pictures of a request share it.
         timing: Timing of the request; None if it was not requested, or if the service is too old to report it.
-        notes: How the service converted the picture where that changes what is seen, such as `grey to RGB` or
-            `cropped`; empty if it did not, or if the service is too old to report it.
+        notes: How the picture was converted where that changes what is seen, such as `grey to RGB` or `cropped`: by
+            the service, and by this client if it had to; proto/README.md lists all notes. Empty if it was not, or if
+            the service is too old to report it.
         error: The picture's error; None if it has a result.
     """
 

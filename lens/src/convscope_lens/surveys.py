@@ -19,8 +19,8 @@ Axes: `C` channels, `K` classes, `h, w` map cells.
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -135,6 +135,7 @@ class Survey:
         layers: In the order of the forward pass.
         failed: Path of each picture that failed, and why.
         settings: The options `k`, `shuffles`, `seed` and `map_dtype`.
+        converted: Number of pictures that were converted in each way, by `Prediction.notes`; the largest first.
     """
 
     model: str
@@ -146,9 +147,10 @@ class Survey:
     layers: tuple[SurveyedLayer, ...]
     failed: tuple[tuple[str, PictureFailure], ...]
     settings: dict[str, Any] = field(default_factory=dict)
+    converted: Mapping[tuple[str, ...], int] = field(default_factory=dict)
 
     def format_table(self) -> str:
-        """Format the layers as text: means over their channels, and counts of channels."""
+        """Format the layers as text: means over their channels, counts of channels, and how pictures were converted."""
         header = ["layer", "channels", "mean", "deviation", "sparsity", "dead"]
         header += ["selectivity", "shuffled", "above every shuffle"] if self.classes else []
         rows = []
@@ -166,7 +168,12 @@ class Survey:
             "nothing": "no classes",
         }[self.classes_from]
         title = printable(f"{self.model} {self.version}, {self.folder}: {self.pictures:,} pictures, {classes}")
-        return f"{title}\n\n{format_table(header, rows, right_aligned=range(1, len(header)))}"
+        lines = [
+            printable(f"converted ({', '.join(notes)}): {count:,} of {self.pictures:,} pictures")
+            for notes, count in self.converted.items()
+        ]
+        table = format_table(header, rows, right_aligned=range(1, len(header)))
+        return "\n".join([title, "", table, *([""] if lines else []), *lines])
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serialisable dict; what is undefined is None."""
@@ -181,6 +188,7 @@ class Survey:
             "layers": [
                 {"name": layer.name, "cells": layer.cells, "channels": self._channels(layer)} for layer in self.layers
             ],
+            "converted": [{"notes": list(notes), "pictures": count} for notes, count in self.converted.items()],
             "failed": [{"picture": picture, "error": error._asdict()} for picture, error in self.failed],
         }
 
@@ -271,6 +279,7 @@ def survey(
     statistics = [_Statistics(_channels(layer), k) for layer in chosen]
     classes = _Classes(len(labels), sum(map(_channels, chosen)), shuffles, seed)
     pictures = 0
+    converted = Counter[tuple[str, ...]]()
     failure: ConvscopeError | None = None
     for prediction in client.predict_many(
         files,
@@ -291,6 +300,7 @@ def survey(
             failure = failure or prediction.error
             continue
         pictures += 1
+        converted[prediction.notes] += 1
         is_recognised = False
         if files.labels:
             is_recognised = bool(prediction.top) and prediction.top[0].label == labels[label]
@@ -316,6 +326,7 @@ def survey(
         ),
         layers=tuple(_surveyed_layers(chosen, statistics, classes, files, labels)),
         failed=tuple(sorted(files.failed)),
+        converted={notes: count for notes, count in converted.most_common() if notes},
         settings={"k": k, "shuffles": shuffles, "seed": seed, "map_dtype": map_dtype},
     )
 

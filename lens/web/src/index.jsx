@@ -17,13 +17,13 @@ export function Index({ data }) {
     const { key } = COLUMNS[order.column], compare = (a, b) => (typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b);
     entries.sort((a, b) => (order.falling ? -1 : 1) * compare(key(a), key(b)));
   }
-  const failed = entries.filter(({ error }) => error).length;
+  const failed = entries.filter(({ error }) => error).length, converted = entries.filter(({ notes }) => notes.length).length;
   const press = (column) => setOrder({ column, falling: order.column === column ? !order.falling : column === "score" || column === "lead" });
   return (
     <>
       <header class="top">
         <h1 id="title">{data.title}</h1>
-        <p class="hint">{data.model.description}{failed > 0 && ` ${failed} of the pictures failed.`}</p>
+        <p class="hint">{data.model.description}{failed > 0 && ` ${failed} of the pictures failed.`}{converted > 0 && ` Pictures that were converted, as their pages say: ${converted}.`}</p>
       </header>
       <main id="main">
         <div class="scroll" role="group" aria-labelledby="title" tabIndex={0}>

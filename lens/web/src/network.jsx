@@ -79,6 +79,7 @@ export function Network({ result, prefix = "", ask, editing, at, onAt, opacity =
         <h3>Input</h3>
         <Picture {...{ picture, shown }} id={`${prefix}picture`} caption={pictureCaption(data, picture)} />
         {original && <Original {...{ original, picture, shown, prefix }} />}
+        {data.notes.length > 0 && <p class="hint converted"><strong>Converted:</strong> {data.notes.join(", ")}</p>}
       </section>
       {maps.map((map) => [
         <LayerCard key={map.name} map={map} label={named(map.name)} sources={sourceText(data, map)} pressed={selection?.map === map ? selection.position : -1}

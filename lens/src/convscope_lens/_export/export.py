@@ -256,7 +256,7 @@ def _plan(
         options |= {"layers": chosen, "pool": pool, "map_dtype": map_dtype}
     reference = _Reference(client, card, options)
 
-    index = ["path", "key", "error_code", "error_message"]
+    index = ["path", "key", "notes", "error_code", "error_message"]
     columns: dict[str, Column] = {}
     if scores == "value":
         columns["values"] = Column((len(card.classes),), "float32")
@@ -274,6 +274,7 @@ def _plan(
         "pool": pool,
         "map_dtype": map_dtype,
         "all_scores": all_scores,
+        "index": index,
         "columns": {name: {"shape": list(shape), "dtype": dtype} for name, (shape, dtype) in columns.items()},
         "reference": reference.answer,
     }
@@ -391,6 +392,7 @@ def _row(entry: Entry, prediction: Prediction, plan: _Plan) -> Row:
         values["error_message"] = _text(getattr(cause, "strerror", None) or error.message)
         return Row(values, {})
     arrays: dict[str, NDArray[Any]] = dict(prediction.maps)
+    values["notes"] = ", ".join(prediction.notes) or None
     top = prediction.top
     if "label" in values and top:
         values |= {"label": top[0].label, "class_index": top[0].index, "probability": top[0].probability}

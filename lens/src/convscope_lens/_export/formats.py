@@ -31,6 +31,7 @@ INDEX_TYPES: dict[str, type] = {  # Columns of one value a row; a row may lack i
     "label": str,
     "class_index": int,
     "probability": float,
+    "notes": str,
     "error_code": str,
     "error_message": str,
 }
@@ -131,7 +132,7 @@ class ParquetStore(Store):
             arrays.append(pyarrow.FixedSizeListArray.from_arrays(flat, type=self._schema.field(name).type, mask=mask))
         table = pyarrow.table(arrays, schema=self._schema)
         with complete_file(self._part(number)) as file:
-            parquet.write_table(table, file, use_dictionary=["label", "error_code"])
+            parquet.write_table(table, file, use_dictionary=["label", "notes", "error_code"])
 
     def finish(self, parts: int, record: Mapping[str, Any]) -> Path:
         """Write all parts into one file, one after the other."""
@@ -141,7 +142,7 @@ class ParquetStore(Store):
         schema = self._schema.with_metadata({RECORD: json.dumps(record)})
         with (
             complete_file(path) as file,
-            parquet.ParquetWriter(file, schema, use_dictionary=["label", "error_code"]) as writer,
+            parquet.ParquetWriter(file, schema, use_dictionary=["label", "notes", "error_code"]) as writer,
         ):
             for number in range(parts):
                 writer.write_table(

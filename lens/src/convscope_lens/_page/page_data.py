@@ -91,9 +91,9 @@ def fetch_page_data(
         request_id: Id of the request for the maps.
 
     Returns:
-        A dict of `title`, `model`, `picture`, `original`, `scores`, `layers`, `heat`, `heat_note`, `geometry`, `timing`
-        and `edits`, their number; with edits also `gone`, the scores that they removed. `picture` is None if it cannot
-        be shown, `heat` if there is none.
+        A dict of `title`, `model`, `picture`, `original`, `notes`, how the picture was converted, `scores`, `layers`,
+        `heat`, `heat_note`, `geometry`, `timing` and `edits`, their number; with edits also `gone`, the scores that
+        they removed. `picture` is None if it cannot be shown, `heat` if there is none.
 
     Raises:
         ConvscopeError: A request failed.
@@ -154,6 +154,7 @@ def fetch_page_data(
         },
         "picture": pack_file(file, card.input) if explanation is None else pack_picture(explanation.picture),
         "original": None if explanation is None or not card.input.resize else _pack_original(file, explanation),
+        "notes": prediction.notes,
         **_scores(prediction),
         "class_count": len(card.classes),
         "known_sources": any(one.sources for one in card.layers),

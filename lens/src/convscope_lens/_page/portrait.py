@@ -74,6 +74,7 @@ def portrait(client: Client, result: Survey, *, deadline_s: float | None = None)
         f"<p>{_order(result)}</p>",
         *(_layer(result, layer, number, ranked, shown, tiles) for number, layer in enumerate(result.layers)),
         "</section>",
+        _conversions(result) if result.converted else "",
         _failures(result) if result.failed else "",
         _method(result),
         "</main>",
@@ -294,6 +295,13 @@ def _channel_table(result: Survey, layer: SurveyedLayer, channels: Sequence[int]
     title = f"All {len(rows):,} channels" if len(rows) == len(layer.mean) else f"{len(rows)} of {len(layer.mean):,}"
     table = _table(header, rows, f"Table of the channels of {layer.name}", texts=(6,))
     return f"<details><summary>{title}</summary>{table}</details>"
+
+
+def _conversions(result: Survey) -> str:
+    rows = [[escape(", ".join(notes)), f"{count:,}"] for notes, count in result.converted.items()]
+    hint = f"Converted before the network saw them: {sum(result.converted.values()):,} of {result.pictures:,} pictures."
+    table = _table(["how", "pictures"], rows, "Table of conversions", hint=hint)
+    return _section("converted", "Converted pictures", table)
 
 
 def _failures(result: Survey) -> str:

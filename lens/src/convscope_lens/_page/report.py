@@ -156,7 +156,8 @@ def write_reports(
     for number, path in enumerate(pictures, 1):
         is_piped = path == STANDARD_INPUT
         title = "standard input" if is_piped else file_name(path)
-        entry: dict[str, Any] = {"title": title, "page": None, "thumbnail": None, "scores": [], "error": None}
+        entry: dict[str, Any] = {"title": title, "page": None, "thumbnail": None, "scores": [], "notes": []}
+        entry["error"] = None
         try:
             file = encode_one_picture(sys.stdin.buffer.read() if is_piped else path)
             entry["thumbnail"] = thumbnail(file)
@@ -168,7 +169,7 @@ def write_reports(
         else:
             stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(title).stem).strip(".-") or "picture"
             entry["page"] = f"{number:0{digits}}-{stem}.html"
-            entry["scores"] = data["scores"]
+            entry["scores"], entry["notes"] = data["scores"], data["notes"]
             (folder / entry["page"]).write_text(page, "utf-8")
         entries.append(entry)
         yield Written(path, entry["page"], entry["error"])
