@@ -91,6 +91,28 @@ class Standing:
         used["others"] = sum(others.end(sum(used.values())))
         return found, used
 
+    def sample(self, callers: int, seconds: float, rate: float | None = None) -> tuple[Measured, dict[str, float]]:
+        """Ask as `load` does.
+
+        Returns:
+            What came of it, and what a request took that a worker answered: processor seconds by program, as
+            `java_s`; requests a `batch`; `requests`, how many; and `callers`, `others`, `median_s`.
+        """
+        from benchmarks.capacity import read
+
+        def count() -> tuple[float, float]:
+            counts = [read(replica.place.others[0])[1:] for replica in self.replicas]
+            return sum(requests for requests, _ in counts), sum(batches for _, batches in counts)
+
+        before = count()
+        outcome, used = self.load(callers, seconds, rate)
+        requests, batches = (now - then for now, then in zip(count(), before, strict=True))
+        assert requests >= len(outcome.latencies), "requests are missing"  # More: the gateway sent some again.
+        others = used.pop("others")
+        taken = {f"{name}_s": spent / requests for name, spent in used.items()}
+        taken |= {"callers": callers, "batch": requests / batches, "requests": requests, "others": others}
+        return outcome, taken | {"median_s": statistics.median(outcome.latencies)}
+
     def _cpu_s(self) -> dict[str, float]:
         from benchmarks import machine
 
@@ -206,24 +228,17 @@ def _await(standing: Standing, log: Path) -> None:
 def measure(network: str, envoy: Path, seconds: float, rounds: int) -> None:
     """Measure what a request to a network costs, and write it to `RESULTS`."""
     from benchmarks import machine
-    from benchmarks.capacity import read
 
     runs: list[dict[str, float]] = []
     with standing(network, envoy, 1) as found:
         [replica] = found.replicas
         for callers in CALLERS * rounds:
-            before = read(replica.place.others[0])
-            outcome, used = found.load(callers, seconds)
+            outcome, run = found.sample(callers, seconds)
             assert not outcome.errors, outcome.errors
-            now = read(replica.place.others[0])
-            _, requests, batches = (later - earlier for later, earlier in zip(now, before, strict=True))
-            assert requests >= len(outcome.latencies), "requests are missing"  # More: the gateway sent some again.
-            run = {f"{name}_s": spent / requests for name, spent in used.items() if name != "others"}
-            run |= {"callers": callers, "batch": requests / batches, "others": used["others"]}
-            runs.append(run | {"median_s": statistics.median(outcome.latencies)})
+            runs.append(run)
             print(" ".join(f"{name}={value:.5g}" for name, value in run.items()), flush=True)
         costs = fit(runs, batch_size(replica.place.model.archive))
-        size = outcome.body_bytes / requests
+        size = outcome.body_bytes / len(outcome.latencies)
         costs = dataclasses.replace(costs, request_bytes=len(found.message), reply_bytes=size)
         measured = {
             "date": time.strftime("%Y-%m-%d"),
