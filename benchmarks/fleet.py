@@ -96,8 +96,9 @@ class Standing:
         """Ask as `load` does.
 
         Returns:
-            What came of it, and what a request took that a worker answered: processor seconds by program, as
-            `java_s`; requests a `batch`; `requests`, how many; and `callers`, `others`, `median_s`.
+            What came of it, and what a request took: processor seconds by program, as `java_s`, of the gateway and
+            the caller for rejected requests too; requests a `batch`; `requests`, how many a worker had; and `callers`,
+            `others`, `median_s`.
         """
         from benchmarks.capacity import read
 
@@ -110,7 +111,8 @@ class Standing:
         requests, batches = (now - then for now, then in zip(count(), before, strict=True))
         assert requests >= len(outcome.latencies), "requests are missing"  # More: the gateway sent some again.
         others = used.pop("others")
-        taken = {f"{name}_s": spent / requests for name, spent in used.items()}
+        sent = {"gateway": requests + outcome.errors.total(), "caller": requests + outcome.errors.total()}
+        taken = {f"{name}_s": spent / sent.get(name, requests) for name, spent in used.items()}
         taken |= {"callers": callers, "batch": requests / batches, "requests": requests, "others": others}
         return outcome, taken | {"median_s": statistics.median(outcome.latencies)}
 
@@ -311,79 +313,117 @@ def _series(port: int) -> int:
 # --- check
 
 
-def check(network: str, envoy: Path, seconds: float, rounds: int, seed: int) -> None:
-    """Put the simulation beside three replicas that run, and print both.
+def check(network: str, envoy: Path, seconds: float, rounds: int, seed: int, *, real_time: bool) -> None:
+    """Put the simulation beside three replicas that run, and print both, and what a request took.
 
-    A network shares the processors of this machine with gateway, front ends, callers and whatever else runs, so the
-    simulated fleet shares as many as the others leave, and a request takes what it took here at these rates just before:
-    one that comes by itself finds every thread asleep and other programs' data in the caches, so it takes more than one
-    of a closed loop. The network `waiting` waits for a known time instead of computing: there the processors are far
-    from busy, and are left out.
+    A network shares the processors of this machine with gateway, front ends, callers and whatever else runs. The
+    simulated fleet shares as many as the others left, and a request takes what it took in the very seconds of which the
+    latencies are, split within a batch as `measure` found: one that comes by itself wakes every thread on its way and
+    finds caches cold, so it takes more than one of a closed loop. The network `waiting` waits for a known time instead
+    of computing: there the processors are far from busy, and are left out.
+
+    Args:
+        network: A network that was measured, or `waiting`.
+        envoy: The program.
+        seconds: Of each measurement.
+        rounds: How many.
+        seed: Of the simulations.
+        real_time: Give all that is measured real-time priority, so that others have what it leaves.
     """
+    from benchmarks import machine
+
     callers = deployed_most() - 3  # As many as the gateway takes, or fewer.
-    real: dict[float, list[dict[str, float]]] = {share: [] for share in SHARES}
-    simulated: dict[float, list[dict[str, float]]] = {share: [] for share in SHARES}
-    with standing(network, envoy, 3) as found:
-        fleet = Fleet(3, 1, gateways=1, batch=batch_size(found.replicas[0].place.model.archive))
+    found: dict[float, list[tuple[Measured, dict[str, float]]]] = {share: [] for share in SHARES}
+    delay_s = 0.0
+    with standing(network, envoy, 3) as there:
+        batch = batch_size(there.replicas[0].place.model.archive)
+        if real_time:
+            for process in (os.getpid(), there.gateway.pid, *(one.process.pid for one in there.replicas)):
+                machine.prefer(process)
+            there.load(callers, 2 * seconds)  # Others had the processors while it warmed up.
         if network == "waiting":
-            lone, _ = found.load(1, seconds)
+            lone, _ = there.load(1, seconds)
             delay_s = statistics.median(lone.latencies) - BATCH_S - REQUEST_S
-            costs = Costs(batch_s=BATCH_S, request_s=REQUEST_S, delay_s=delay_s)
-        most, _ = found.load(callers, seconds)
-        best = len(most.latencies) / most.wall_s
-        if network != "waiting":
-            runs = [found.sample(CONNECTIONS, seconds, share * best)[1] for share in SHARES]
-            costs = fit(runs, fleet.batch)
-        for number in range(rounds):
+        closed, _ = there.load(callers, seconds)
+        most, _ = there.load(CONNECTIONS, seconds, 1.3 * len(closed.latencies) / closed.wall_s)
+        capacity = len(most.latencies) / seconds
+        for _ in range(rounds):
             for share in SHARES:
-                outcome, used = found.load(CONNECTIONS, seconds, share * best)
-                if network != "waiting":
-                    fleet = dataclasses.replace(fleet, together=(os.cpu_count() or 1) * (1 - used["others"]))
-                refused = outcome.errors.pop("status 503", 0)
-                assert not outcome.errors, outcome.errors
-                answered = len(outcome.latencies)
-                real[share].append(
-                    {
-                        "sent": share * best,
-                        "answered": answered / seconds,
-                        "p50": percentile(outcome.latencies, 0.5) * 1e3,
-                        "p99": percentile(outcome.latencies, 0.99) * 1e3,
-                        "rejected": 100 * refused / (answered + refused),
-                        "others": 100 * used["others"],
-                    }
-                )
-                guess = simulate(fleet, costs, share * best, seconds, seed=seed + number)
-                simulated[share].append(
-                    {
-                        "answered": guess.ends["answered"] / seconds,
-                        "p50": guess.latency(0.5) * 1e3,
-                        "p99": guess.latency(0.99) * 1e3,
-                        "rejected": 100 * len(guess.refusals) / guess.sent,
-                    }
-                )
-    rows = [[f"{share:.0%}", *_side_by_side(real[share], simulated[share])] for share in SHARES]
+                outcome, taken = there.sample(CONNECTIONS, seconds, share * capacity)
+                found[share].append((outcome, taken | {"rate": share * capacity}))
+                print(f"{share:.0%}", *(f"{name}={value:.5g}" for name, value in taken.items()), flush=True)
+    cores = os.cpu_count() or 1
+    rows = []
+    for share, runs in found.items():
+        real, simulated = [], []
+        for number, (outcome, taken) in enumerate(runs):
+            if network == "waiting":
+                costs, together = Costs(batch_s=BATCH_S, request_s=REQUEST_S, delay_s=delay_s), None
+            else:
+                costs = scaled(load_costs(network)[1], taken)
+                together = cores * (1 if real_time else 1 - taken["others"])
+            model = Fleet(3, 1, gateways=1, batch=batch, together=together)
+            guess = simulate(model, costs, taken["rate"], seconds, seed=seed + number)
+            refused = outcome.errors.pop("status 503", 0)
+            assert not outcome.errors, outcome.errors
+            real.append(_summary(outcome.latencies, refused, seconds))
+            simulated.append(_summary([took for _, took in guess.answers], len(guess.refusals), seconds))
+        sent, others = (statistics.median(taken[name] for _, taken in runs) for name in ("rate", "others"))
+        rows.append([f"{share:.0%}", f"{sent:,.0f}", *_side_by_side(real, simulated), f"{100 * others:.0f}"])
     print(f"\n{network}, three replicas, {rounds} rounds of {seconds:g} s, load {os.getloadavg()[0]:.0f}:\n")
-    names = ("answered/s", "p50, ms", "p99, ms", "rejected, %")
-    head = ["load", "sent/s", *(f"{name}: {whose}" for name in names for whose in ("real", "simulated"))]
+    head = ["load", "sent/s", *(f"{name}: {whose}" for name in SUMMARY for whose in ("real", "simulated"))]
     print(*table([*head, "others, %"], rows), sep="\n")
+    print()
+    names = ("batch", "caller_s", "gateway_s", "java_s", "python_s")
+    rows = [
+        [
+            f"{share:.0%}",
+            *(
+                f"{statistics.median(taken[name] for _, taken in runs) * scale:.2f}"
+                for name, scale in zip(names, (1, *[1e3] * 4), strict=True)
+            ),
+        ]
+        for share, runs in found.items()
+    ]
+    print(
+        *table(["load", "requests a batch", "caller, ms", "gateway, ms", "front end, ms", "worker, ms"], rows), sep="\n"
+    )
 
 
-def _side_by_side(real: Sequence[dict[str, float]], simulated: Sequence[dict[str, float]]) -> Iterator[str]:
-    def median(of: Sequence[dict[str, float]], name: str) -> float:
-        return statistics.median(one[name] for one in of)
+def scaled(costs: Costs, taken: dict[str, float]) -> Costs:
+    """Return costs by which a request takes what it took in a sample, each program's split as before."""
+    java = taken["java_s"] / (costs.front_s + costs.handover_s / taken["batch"])
+    python = taken["python_s"] / (costs.request_s + costs.batch_s / taken["batch"])
+    return dataclasses.replace(
+        costs,
+        caller_s=taken["caller_s"],
+        gateway_s=taken["gateway_s"],
+        front_s=java * costs.front_s,
+        handover_s=java * costs.handover_s,
+        batch_s=python * costs.batch_s,
+        request_s=python * costs.request_s,
+    )
 
-    yield f"{median(real, 'sent'):,.0f}"
-    for name in ("answered", "p50", "p99", "rejected"):
-        values = [one[name] for one in real]
-        digits = ",.0f" if name == "answered" else ",.1f"
-        yield f"{median(real, name):{digits}} ({min(values):{digits}}–{max(values):{digits}})"
-        error = (
-            statistics.median(guess[name] / one[name] - 1 for guess, one in zip(simulated, real, strict=True))
-            if name != "rejected"
-            else 0
-        )
-        yield f"{median(simulated, name):{digits}}" + (f" ({error:+.0%})" if name != "rejected" else "")
-    yield f"{median(real, 'others'):.0f}"
+
+SUMMARY = ("answered/s", "p50, ms", "p99, ms", "rejected, %")
+
+
+def _summary(latencies: Sequence[float], refused: int, seconds: float) -> tuple[float, ...]:
+    """Return the values that `SUMMARY` names."""
+    p50, p99 = (1e3 * percentile(latencies, share) for share in (0.5, 0.99))
+    return len(latencies) / seconds, p50, p99, 100 * refused / (len(latencies) + refused)
+
+
+def _side_by_side(real: Sequence[tuple[float, ...]], simulated: Sequence[tuple[float, ...]]) -> Iterator[str]:
+    """Yield the cells of a row: medians, the least and the largest of what was measured, and the median error."""
+    for name, values, guesses in zip(SUMMARY, zip(*real, strict=True), zip(*simulated, strict=True), strict=True):
+        digits = ",.0f" if name == "answered/s" else ",.1f"
+        yield f"{statistics.median(values):{digits}} ({min(values):{digits}}–{max(values):{digits}})"
+        error = ""
+        if name != "rejected, %":
+            by = statistics.median(guess / one - 1 for guess, one in zip(guesses, values, strict=True))
+            error = f" ({by:+.0%})"
+        yield f"{statistics.median(guesses):{digits}}{error}"
 
 
 def deployed_most() -> int:
@@ -576,6 +616,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--envoy", type=Path, help="an Envoy program, for measure and check")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement (default: 4)")
     parser.add_argument("--rounds", type=int, default=3, help="of measure and check (default: 3)")
+    parser.add_argument(
+        "--real-time",
+        action="store_true",
+        help="check with real-time priority, on a machine that others use (needs root's rights)",
+    )
     parser.add_argument("--requests", type=int, default=100_000, help="in each simulation (default: 100000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--assumptions", type=Path, default=ASSUMPTIONS, help="prices and the like")
@@ -587,7 +632,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.what == "measure":
             measure(given.network, given.envoy, given.seconds, given.rounds)
         else:
-            check(given.network, given.envoy, given.seconds, given.rounds, given.seed)
+            check(given.network, given.envoy, given.seconds, given.rounds, given.seed, real_time=given.real_time)
     elif given.what == "crowd":
         crowd(given.network, given.seed, assumed)
     else:

@@ -182,7 +182,8 @@ def _build_list() -> bytes:
 
     static StringBuilder append(StringBuilder message, String text) {
         try {
-            return message.append(text.replace("%s", Files.readString(Paths.get(System.getProperty("convscope.models")))));
+            Path file = Paths.get(System.getProperty("convscope.models"));
+            return message.append(text.replace("%s", Files.readString(file)));
         } catch (Exception unreadable) {
             return message.append(text.replace("%s", ""));
         }

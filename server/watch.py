@@ -270,7 +270,7 @@ class Watch:
             draft.replace(file)
             self._published[file] = text
         except OSError as error:  # A full disk: serving goes on, and the next second tries again.
-            trouble = f"{file} cannot be written ({error.strerror}): metrics and \"Model not found\" are out of date"
+            trouble = f'{file} cannot be written ({error.strerror}): metrics and "Model not found" are out of date'
         if trouble and trouble != self._troubles.get(file):
             self.say(trouble)
             self._troubles[file] = trouble

@@ -72,7 +72,9 @@ def references(root: Path) -> dict[str, set[str]]:
     """Return the images that the files of a deployment name, ours apart, by file."""
     files = [root / "docker-compose.yml", *(path for path in (root / "deploy").rglob("*") if path.is_file())]
     found = {}
-    for path in (path for path in files if path.suffix in (".yml", ".yaml", ".Dockerfile") or path.name == "Dockerfile"):
+    for path in (
+        path for path in files if path.suffix in (".yml", ".yaml", ".Dockerfile") or path.name == "Dockerfile"
+    ):
         text = re.sub(r"^ *#.*", "", path.read_text(), flags=re.M)
         stages = re.findall(r"^FROM \S+ AS (\S+)", text, re.M)
         names = re.findall(r"^ARG DEBIAN=(\S+)|\b(?:image|newName|reference): \"?([^\s\"{}]+)", text, re.M)
