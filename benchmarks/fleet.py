@@ -330,64 +330,71 @@ def check(network: str, envoy: Path, seconds: float, rounds: int, seed: int, *, 
         seed: Of the simulations.
         real_time: Give all that is measured real-time priority, so that others have what it leaves.
     """
-    from benchmarks import machine
-
     callers = deployed_most() - 3  # As many as the gateway takes, or fewer.
     found: dict[float, list[tuple[Measured, dict[str, float]]]] = {share: [] for share in SHARES}
-    delay_s = 0.0
+    waiting = Costs(batch_s=BATCH_S, request_s=REQUEST_S)
     with standing(network, envoy, 3) as there:
-        batch = batch_size(there.replicas[0].place.model.archive)
-        if real_time:
-            for process in (os.getpid(), there.gateway.pid, *(one.process.pid for one in there.replicas)):
-                machine.prefer(process)
-            there.load(callers, 2 * seconds)  # Others had the processors while it warmed up.
-        if network == "waiting":
-            lone, _ = there.load(1, seconds)
-            delay_s = statistics.median(lone.latencies) - BATCH_S - REQUEST_S
-        closed, _ = there.load(callers, seconds)
-        most, _ = there.load(CONNECTIONS, seconds, 1.3 * len(closed.latencies) / closed.wall_s)
-        capacity = len(most.latencies) / seconds
-        for _ in range(rounds):
-            for share in SHARES:
-                outcome, taken = there.sample(CONNECTIONS, seconds, share * capacity)
-                found[share].append((outcome, taken | {"rate": share * capacity}))
-                print(f"{share:.0%}", *(f"{name}={value:.5g}" for name, value in taken.items()), flush=True)
-    cores = os.cpu_count() or 1
-    rows = []
+        model = Fleet(3, 1, gateways=1, batch=batch_size(there.replicas[0].place.model.archive))
+        with _preferred(there) if real_time else contextlib.nullcontext():
+            if real_time:
+                there.load(callers, 2 * seconds)  # Others had the processors while it warmed up.
+            if network == "waiting":
+                lone, _ = there.load(1, seconds)
+                waiting = dataclasses.replace(waiting, delay_s=statistics.median(lone.latencies) - BATCH_S - REQUEST_S)
+            ask = there.load if network == "waiting" else there.sample
+            closed, _ = there.load(callers, seconds)
+            most, _ = there.load(CONNECTIONS, seconds, 1.3 * len(closed.latencies) / closed.wall_s)
+            capacity = len(most.latencies) / seconds
+            for _ in range(rounds):
+                for share in SHARES:
+                    outcome, taken = ask(CONNECTIONS, seconds, share * capacity)
+                    found[share].append((outcome, taken | {"rate": share * capacity}))
+                    print(f"{share:.0%}", *(f"{name}={value:.5g}" for name, value in taken.items()), flush=True)
+    rows, costs = [], waiting
     for share, runs in found.items():
         real, simulated = [], []
         for number, (outcome, taken) in enumerate(runs):
-            if network == "waiting":
-                costs, together = Costs(batch_s=BATCH_S, request_s=REQUEST_S, delay_s=delay_s), None
-            else:
+            if network != "waiting":
                 costs = scaled(load_costs(network)[1], taken)
-                together = cores * (1 if real_time else 1 - taken["others"])
-            model = Fleet(3, 1, gateways=1, batch=batch, together=together)
+                cores = (os.cpu_count() or 1) * (1 if real_time else 1 - taken["others"])
+                model = dataclasses.replace(model, together=cores)
             guess = simulate(model, costs, taken["rate"], seconds, seed=seed + number)
             refused = outcome.errors.pop("status 503", 0)
             assert not outcome.errors, outcome.errors
             real.append(_summary(outcome.latencies, refused, seconds))
             simulated.append(_summary([took for _, took in guess.answers], len(guess.refusals), seconds))
-        sent, others = (statistics.median(taken[name] for _, taken in runs) for name in ("rate", "others"))
+        sent, others = (_median(runs, name) for name in ("rate", "others"))
         rows.append([f"{share:.0%}", f"{sent:,.0f}", *_side_by_side(real, simulated), f"{100 * others:.0f}"])
     print(f"\n{network}, three replicas, {rounds} rounds of {seconds:g} s, load {os.getloadavg()[0]:.0f}:\n")
     head = ["load", "sent/s", *(f"{name}: {whose}" for name in SUMMARY for whose in ("real", "simulated"))]
     print(*table([*head, "others, %"], rows), sep="\n")
-    print()
-    names = ("batch", "caller_s", "gateway_s", "java_s", "python_s")
-    rows = [
-        [
-            f"{share:.0%}",
-            *(
-                f"{statistics.median(taken[name] for _, taken in runs) * scale:.2f}"
-                for name, scale in zip(names, (1, *[1e3] * 4), strict=True)
-            ),
+    if network != "waiting":
+        programs = {"gateway": "gateway_s", "front end": "java_s", "worker": "python_s", "caller": "caller_s"}
+        rows = [
+            [
+                f"{share:.0%}",
+                f"{_median(runs, 'batch'):.1f}",
+                *(f"{1e3 * _median(runs, name):.2f}" for name in programs.values()),
+            ]
+            for share, runs in found.items()
         ]
-        for share, runs in found.items()
-    ]
-    print(
-        *table(["load", "requests a batch", "caller, ms", "gateway, ms", "front end, ms", "worker, ms"], rows), sep="\n"
-    )
+        print("\nWhat a request took, in ms of a processor:\n")
+        print(*table(["load", "requests a batch", *programs], rows), sep="\n")
+
+
+def _median(runs: Sequence[tuple[Measured, dict[str, float]]], name: str) -> float:
+    return statistics.median(taken[name] for _, taken in runs)
+
+
+@contextlib.contextmanager
+def _preferred(there: Standing) -> Iterator[None]:
+    """Give all that runs real-time priority, and meanwhile what this process starts."""
+    from benchmarks import machine
+
+    for process in (os.getpid(), there.gateway.pid, *(one.process.pid for one in there.replicas)):
+        machine.prefer(process)
+    yield
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def scaled(costs: Costs, taken: dict[str, float]) -> Costs:
