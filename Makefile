@@ -11,7 +11,7 @@ need_python = @test -n "$(PYTHON)" || { echo "convscope needs Python 3.11 to 3.1
 PORT ?= 8080
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo stop serve check test parts thorough prometheus chromium page page-tools kubectl lint style mypy pyright format test-client test-kserve kserve test-gpu test-docker test-kubernetes drill campaign secrets key revoke keys certificate check-config replicas restart update bench bench-full archives proto lock clean
+.PHONY: help install demo stop serve check test parts thorough prometheus chromium page page-tools kubectl lint style mypy pyright format test-client test-kserve kserve test-gpu test-docker test-kubernetes drill campaign secrets key revoke keys certificate check-config replicas restart update bench bench-full archives proto lock pin clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -233,6 +233,9 @@ lock: ## Pin requirements/*.txt anew (needs uv)
 	uv pip compile requirements/openvino.in -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-header -q --no-emit-package openvino-telemetry --no-emit-package numpy -o requirements/openvino.txt
 	uv pip compile requirements/tracing.in -c requirements/dev.txt --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements/tracing.txt
 	grep -oE '^(numpy|onnx[a-z-]*|pillow)==[^ ]+' requirements/dev.txt | uv pip compile benchmarks/requirements.in -c /dev/stdin --universal --python-version 3.11 --generate-hashes --no-header -q -o benchmarks/requirements.txt
+
+pin: ## Pin the images of others by digest, where their registries can be reached (needs Docker with buildx)
+	python3 deploy/pin.py
 
 clean: ## Remove the environments, tools and results that the other targets made; keeps secrets/ and logs/
 	rm -rf .venv .venv-client .venv-proto .venv-bench .venv-kserve .tools lens/web/node_modules out runs

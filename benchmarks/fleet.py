@@ -47,7 +47,8 @@ RESULTS = ROOT / "benchmarks/results/fleet.json"
 ASSUMPTIONS = ROOT / "benchmarks/fleet-assumptions.yaml"
 ENVOY = ROOT / "deploy/envoy"
 CALLERS = (1, 2, 4, 8, 16, 32)
-SHARES = (0.3, 0.6, 0.9, 1.3)
+SHARES = (0.3, 0.6, 0.8, 1.3)
+CONNECTIONS = 128  # Of an open loop: more than the gateway lets through.
 RATES = (1_000, 10_000, 100_000)
 LOADS = (0.5, 0.7, 0.85)  # Shares of the replicas' cores, if every request were alone in its batch.
 REPLICA_QUEUE = 100  # TorchServe's job_queue_size
@@ -90,6 +91,30 @@ class Standing:
         used = {name: spent - before[name] for name, spent in self._cpu_s().items()} | {"caller": found.cpu_s}
         used["others"] = sum(others.end(sum(used.values())))
         return found, used
+
+    def sample(self, callers: int, seconds: float, rate: float | None = None) -> tuple[Measured, dict[str, float]]:
+        """Ask as `load` does.
+
+        Returns:
+            What came of it, and what a request took: processor seconds by program, as `java_s`, of the gateway and
+            the caller for rejected requests too; requests a `batch`; `requests`, how many a worker had; and `callers`,
+            `others`, `median_s`.
+        """
+        from benchmarks.capacity import read
+
+        def count() -> tuple[float, float]:
+            counts = [read(replica.place.others[0])[1:] for replica in self.replicas]
+            return sum(requests for requests, _ in counts), sum(batches for _, batches in counts)
+
+        before = count()
+        outcome, used = self.load(callers, seconds, rate)
+        requests, batches = (now - then for now, then in zip(count(), before, strict=True))
+        assert requests >= len(outcome.latencies), "requests are missing"  # More: the gateway sent some again.
+        others = used.pop("others")
+        sent = {"gateway": requests + outcome.errors.total(), "caller": requests + outcome.errors.total()}
+        taken = {f"{name}_s": spent / sent.get(name, requests) for name, spent in used.items()}
+        taken |= {"callers": callers, "batch": requests / batches, "requests": requests, "others": others}
+        return outcome, taken | {"median_s": statistics.median(outcome.latencies)}
 
     def _cpu_s(self) -> dict[str, float]:
         from benchmarks import machine
@@ -206,24 +231,17 @@ def _await(standing: Standing, log: Path) -> None:
 def measure(network: str, envoy: Path, seconds: float, rounds: int) -> None:
     """Measure what a request to a network costs, and write it to `RESULTS`."""
     from benchmarks import machine
-    from benchmarks.capacity import read
 
     runs: list[dict[str, float]] = []
     with standing(network, envoy, 1) as found:
         [replica] = found.replicas
         for callers in CALLERS * rounds:
-            before = read(replica.place.others[0])
-            outcome, used = found.load(callers, seconds)
+            outcome, run = found.sample(callers, seconds)
             assert not outcome.errors, outcome.errors
-            now = read(replica.place.others[0])
-            _, requests, batches = (later - earlier for later, earlier in zip(now, before, strict=True))
-            assert requests >= len(outcome.latencies), "requests are missing"  # More: the gateway sent some again.
-            run = {f"{name}_s": spent / requests for name, spent in used.items() if name != "others"}
-            run |= {"callers": callers, "batch": requests / batches, "others": used["others"]}
-            runs.append(run | {"median_s": statistics.median(outcome.latencies)})
+            runs.append(run)
             print(" ".join(f"{name}={value:.5g}" for name, value in run.items()), flush=True)
         costs = fit(runs, batch_size(replica.place.model.archive))
-        size = outcome.body_bytes / requests
+        size = outcome.body_bytes / len(outcome.latencies)
         costs = dataclasses.replace(costs, request_bytes=len(found.message), reply_bytes=size)
         measured = {
             "date": time.strftime("%Y-%m-%d"),
@@ -295,76 +313,124 @@ def _series(port: int) -> int:
 # --- check
 
 
-def check(network: str, envoy: Path, seconds: float, rounds: int, seed: int) -> None:
-    """Put the simulation beside three replicas that run, and print both.
+def check(network: str, envoy: Path, seconds: float, rounds: int, seed: int, *, real_time: bool) -> None:
+    """Put the simulation beside three replicas that run, and print both, and what a request took.
 
-    A network shares the processors of this machine with gateway, front ends, callers and whatever else runs, so the
-    simulated fleet shares as many as all of that was given under a closed loop just before. The network `waiting` waits
-    for a known time instead of computing: there the processors are far from busy, and are left out.
+    A network shares the processors of this machine with gateway, front ends, callers and whatever else runs. The
+    simulated fleet shares as many as the others left, and a request takes what it took in the very seconds of which the
+    latencies are, split within a batch as `measure` found: one that comes by itself wakes every thread on its way and
+    finds caches cold, so it takes more than one of a closed loop. The network `waiting` waits for a known time instead
+    of computing: there the processors are far from busy, and are left out.
+
+    Args:
+        network: A network that was measured, or `waiting`.
+        envoy: The program.
+        seconds: Of each measurement.
+        rounds: How many.
+        seed: Of the simulations.
+        real_time: Give all that is measured real-time priority, so that others have what it leaves.
     """
     callers = deployed_most() - 3  # As many as the gateway takes, or fewer.
-    real: dict[float, list[dict[str, float]]] = {share: [] for share in SHARES}
-    simulated: dict[float, list[dict[str, float]]] = {share: [] for share in SHARES}
-    with standing(network, envoy, 3) as found:
-        fleet = Fleet(3, 1, gateways=1, batch=batch_size(found.replicas[0].place.model.archive))
-        if network == "waiting":
-            lone, _ = found.load(1, seconds)
-            delay_s = statistics.median(lone.latencies) - BATCH_S - REQUEST_S
-            costs = Costs(batch_s=BATCH_S, request_s=REQUEST_S, delay_s=delay_s)
-        else:
-            _, costs = load_costs(network)
-        for number in range(rounds):
-            most, used = found.load(callers, seconds)
-            best = len(most.latencies) / most.wall_s
+    found: dict[float, list[tuple[Measured, dict[str, float]]]] = {share: [] for share in SHARES}
+    waiting = Costs(batch_s=BATCH_S, request_s=REQUEST_S)
+    with standing(network, envoy, 3) as there:
+        model = Fleet(3, 1, gateways=1, batch=batch_size(there.replicas[0].place.model.archive))
+        with _preferred(there) if real_time else contextlib.nullcontext():
+            if real_time:
+                there.load(callers, 2 * seconds)  # Others had the processors while it warmed up.
+            if network == "waiting":
+                lone, _ = there.load(1, seconds)
+                waiting = dataclasses.replace(waiting, delay_s=statistics.median(lone.latencies) - BATCH_S - REQUEST_S)
+            ask = there.load if network == "waiting" else there.sample
+            closed, _ = there.load(callers, seconds)
+            most, _ = there.load(CONNECTIONS, seconds, 1.3 * len(closed.latencies) / closed.wall_s)
+            capacity = len(most.latencies) / seconds
+            for _ in range(rounds):
+                for share in SHARES:
+                    outcome, taken = ask(CONNECTIONS, seconds, share * capacity)
+                    found[share].append((outcome, taken | {"rate": share * capacity}))
+                    print(f"{share:.0%}", *(f"{name}={value:.5g}" for name, value in taken.items()), flush=True)
+    rows, costs = [], waiting
+    for share, runs in found.items():
+        real, simulated = [], []
+        for number, (outcome, taken) in enumerate(runs):
             if network != "waiting":
-                fleet = dataclasses.replace(fleet, together=(os.cpu_count() or 1) * (1 - used["others"]))
-            for share in SHARES:
-                outcome, used = found.load(512, seconds, share * best)
-                refused = outcome.errors.pop("status 503", 0)
-                assert not outcome.errors, outcome.errors
-                answered = len(outcome.latencies)
-                real[share].append(
-                    {
-                        "sent": share * best,
-                        "answered": answered / seconds,
-                        "p50": percentile(outcome.latencies, 0.5) * 1e3,
-                        "p99": percentile(outcome.latencies, 0.99) * 1e3,
-                        "rejected": 100 * refused / (answered + refused),
-                        "others": 100 * used["others"],
-                    }
-                )
-                guess = simulate(fleet, costs, share * best, seconds, seed=seed + number)
-                simulated[share].append(
-                    {
-                        "answered": guess.ends["answered"] / seconds,
-                        "p50": guess.latency(0.5) * 1e3,
-                        "p99": guess.latency(0.99) * 1e3,
-                        "rejected": 100 * len(guess.refusals) / guess.sent,
-                    }
-                )
-    rows = [[f"{share:.0%}", *_side_by_side(real[share], simulated[share])] for share in SHARES]
+                costs = scaled(load_costs(network)[1], taken)
+                cores = (os.cpu_count() or 1) * (1 if real_time else 1 - taken["others"])
+                model = dataclasses.replace(model, together=cores)
+            guess = simulate(model, costs, taken["rate"], seconds, seed=seed + number)
+            refused = outcome.errors.pop("status 503", 0)
+            assert not outcome.errors, outcome.errors
+            real.append(_summary(outcome.latencies, refused, seconds))
+            simulated.append(_summary([took for _, took in guess.answers], len(guess.refusals), seconds))
+        sent, others = (_median(runs, name) for name in ("rate", "others"))
+        rows.append([f"{share:.0%}", f"{sent:,.0f}", *_side_by_side(real, simulated), f"{100 * others:.0f}"])
     print(f"\n{network}, three replicas, {rounds} rounds of {seconds:g} s, load {os.getloadavg()[0]:.0f}:\n")
-    names = ("answered/s", "p50, ms", "p99, ms", "rejected, %")
-    head = ["load", "sent/s", *(f"{name}: {whose}" for name in names for whose in ("real", "simulated"))]
+    head = ["load", "sent/s", *(f"{name}: {whose}" for name in SUMMARY for whose in ("real", "simulated"))]
     print(*table([*head, "others, %"], rows), sep="\n")
+    if network != "waiting":
+        programs = {"gateway": "gateway_s", "front end": "java_s", "worker": "python_s", "caller": "caller_s"}
+        rows = [
+            [
+                f"{share:.0%}",
+                f"{_median(runs, 'batch'):.1f}",
+                *(f"{1e3 * _median(runs, name):.2f}" for name in programs.values()),
+            ]
+            for share, runs in found.items()
+        ]
+        print("\nWhat a request took, in ms of a processor:\n")
+        print(*table(["load", "requests a batch", *programs], rows), sep="\n")
 
 
-def _side_by_side(real: Sequence[dict[str, float]], simulated: Sequence[dict[str, float]]) -> Iterator[str]:
-    def median(of: Sequence[dict[str, float]], name: str) -> float:
-        return statistics.median(one[name] for one in of)
+def _median(runs: Sequence[tuple[Measured, dict[str, float]]], name: str) -> float:
+    return statistics.median(taken[name] for _, taken in runs)
 
-    yield f"{median(real, 'sent'):,.0f}"
-    for name in ("answered", "p50", "p99", "rejected"):
-        values = [one[name] for one in real]
-        digits = ",.0f" if name == "answered" else ",.1f"
-        yield f"{median(real, name):{digits}} ({min(values):{digits}}–{max(values):{digits}})"
-        error = (
-            statistics.median(guess[name] / one[name] - 1 for guess, one in zip(simulated, real, strict=True))
-            if name != "rejected"
-            else 0
-        )
-        yield f"{median(simulated, name):{digits}}" + (f" ({error:+.0%})" if name != "rejected" else "")
-    yield f"{median(real, 'others'):.0f}"
+
+@contextlib.contextmanager
+def _preferred(there: Standing) -> Iterator[None]:
+    """Give all that runs real-time priority, and meanwhile what this process starts."""
+    from benchmarks import machine
+
+    for process in (os.getpid(), there.gateway.pid, *(one.process.pid for one in there.replicas)):
+        machine.prefer(process)
+    yield
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def scaled(costs: Costs, taken: dict[str, float]) -> Costs:
+    """Return costs by which a request takes what it took in a sample, each program's split as before."""
+    java = taken["java_s"] / (costs.front_s + costs.handover_s / taken["batch"])
+    python = taken["python_s"] / (costs.request_s + costs.batch_s / taken["batch"])
+    return dataclasses.replace(
+        costs,
+        caller_s=taken["caller_s"],
+        gateway_s=taken["gateway_s"],
+        front_s=java * costs.front_s,
+        handover_s=java * costs.handover_s,
+        batch_s=python * costs.batch_s,
+        request_s=python * costs.request_s,
+    )
+
+
+SUMMARY = ("answered/s", "p50, ms", "p99, ms", "rejected, %")
+
+
+def _summary(latencies: Sequence[float], refused: int, seconds: float) -> tuple[float, ...]:
+    """Return the values that `SUMMARY` names."""
+    p50, p99 = (1e3 * percentile(latencies, share) for share in (0.5, 0.99))
+    return len(latencies) / seconds, p50, p99, 100 * refused / (len(latencies) + refused)
+
+
+def _side_by_side(real: Sequence[tuple[float, ...]], simulated: Sequence[tuple[float, ...]]) -> Iterator[str]:
+    """Yield the cells of a row: medians, the least and the largest of what was measured, and the median error."""
+    for name, values, guesses in zip(SUMMARY, zip(*real, strict=True), zip(*simulated, strict=True), strict=True):
+        digits = ",.0f" if name == "answered/s" else ",.1f"
+        yield f"{statistics.median(values):{digits}} ({min(values):{digits}}–{max(values):{digits}})"
+        error = ""
+        if name != "rejected, %":
+            by = statistics.median(guess / one - 1 for guess, one in zip(guesses, values, strict=True))
+            error = f" ({by:+.0%})"
+        yield f"{statistics.median(guesses):{digits}}{error}"
 
 
 def deployed_most() -> int:
@@ -557,6 +623,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--envoy", type=Path, help="an Envoy program, for measure and check")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement (default: 4)")
     parser.add_argument("--rounds", type=int, default=3, help="of measure and check (default: 3)")
+    parser.add_argument(
+        "--real-time",
+        action="store_true",
+        help="check with real-time priority, on a machine that others use (needs root's rights)",
+    )
     parser.add_argument("--requests", type=int, default=100_000, help="in each simulation (default: 100000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--assumptions", type=Path, default=ASSUMPTIONS, help="prices and the like")
@@ -568,7 +639,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.what == "measure":
             measure(given.network, given.envoy, given.seconds, given.rounds)
         else:
-            check(given.network, given.envoy, given.seconds, given.rounds, given.seed)
+            check(given.network, given.envoy, given.seconds, given.rounds, given.seed, real_time=given.real_time)
     elif given.what == "crowd":
         crowd(given.network, given.seed, assumed)
     else:

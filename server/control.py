@@ -59,7 +59,7 @@ class Host(Protocol):
     stopping: threading.Event
 
     def served(self) -> list[Archive]:
-        """Return the archives served, of several versions of a model the newest first."""
+        """Return the archives served, of several versions of a model the default first."""
         ...
 
     def take_in(self, archive: Archive) -> None:
@@ -113,7 +113,18 @@ class Reloader:
     def reload_when_free(self) -> None:
         """Take in what the store holds once no reload is under way: the one before may not have seen all of it."""
         self._lock.acquire()
-        self._locked((), lambda sentence, level: None)
+        self._locked((), _mute)
+
+    def settle(self) -> None:
+        """Give the newest version served to callers who name none: one that was rejected may have answered late."""
+        with self._lock:
+            served = self._host.served()
+            changes, _ = find_changes(served, Found(served, {}, {}))
+            try:
+                for change in changes if not self._host.stopping.is_set() else ():
+                    self._apply(change, _mute)
+            except Failure as failure:
+                self._tell(_mute, str(failure), level="error")
 
     def _locked(self, names: Sequence[str], say: Say) -> int:
         """Reload, and release the lock, which is held."""
@@ -205,6 +216,10 @@ class Reloader:
     def _tell(self, say: Say, sentence: str, level: str = "info") -> None:
         say(sentence, level)
         self._reporter.say(f"Reload: {sentence}", level=level)
+
+
+def _mute(sentence: str, level: str) -> None:
+    """Say nothing: nobody asked."""
 
 
 class Control:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -197,7 +198,7 @@ class Launcher:
             control = Control(reloader, self._directory, self._asked, self._files)
             try:
                 self._announce(java)
-                self._watch(process, watch, versions)
+                self._watch(process, watch, versions, reloader)
             finally:
                 control.close()
             watch.stop()
@@ -322,7 +323,7 @@ class Launcher:
         states = management.describe_all(self._archives)
         return states is not None and all(state.loaded >= state.workers for state in states)
 
-    def _watch(self, process: JavaProcess, watch: Watch, versions: Versions) -> None:
+    def _watch(self, process: JavaProcess, watch: Watch, versions: Versions, reloader: Reloader) -> None:
         """Serve until a signal comes.
 
         Raises:
@@ -335,6 +336,9 @@ class Launcher:
                     self._report(death)
             for level, sentence in watch.news():
                 self._say(sentence, level=level)
+            if watch.accepted.is_set():
+                watch.accepted.clear()
+                threading.Thread(target=reloader.settle, daemon=True).start()  # A reload may be under way.
             if watch.failure:
                 raise Failure(f"TorchServe has to be started anew: {watch.failure}")
             time.sleep(PAUSE_S)

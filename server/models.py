@@ -300,6 +300,8 @@ def _version_key(version: str) -> list[tuple[int, int | str]]:
 class Change(NamedTuple):
     """What is to be done so that a model is served as its store holds it now.
 
+    Both lists of versions are empty where only the default is another.
+
     Attributes:
         name: The model's name.
         new: Versions to take in.
@@ -319,7 +321,7 @@ def find_changes(served: Sequence[Archive], found: Found) -> tuple[list[Change],
     A model of which the store holds nothing any more stays as it is, and so does a version whose file cannot be read.
 
     Args:
-        served: What is served now.
+        served: What is served now, of several versions of a model the default first.
         found: What the store holds.
 
     Returns:
@@ -346,8 +348,8 @@ def find_changes(served: Sequence[Archive], found: Found) -> tuple[list[Change],
             for archive in before.values()
             if archive.version not in versions and archive.path.stem not in found.rejected
         ]
-        if (new or gone) and not other:
-            kept = [archive for archive in before.values() if archive not in gone]
-            then = sorted([*kept, *new], key=lambda archive: _version_key(archive.version), reverse=True)
+        kept = [archive for archive in before.values() if archive not in gone]
+        then = sorted([*kept, *new], key=lambda archive: _version_key(archive.version), reverse=True)
+        if (gone or then != kept) and not other:
             changes.append(Change(name, new, gone, then))
     return changes, conflicts

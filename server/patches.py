@@ -46,7 +46,8 @@ answers any exception while it reads a REST request with 400. Failures of a work
 
 **names**: "Model not found" names the models there are. TorchServe lists its models in its management API alone, which
 stays private, so this message is the list for callers (proto/README.md). A class of ours puts it in: it reads a file
-that the launcher writes anew whenever it serves other models (`server.watch`).
+that the launcher writes anew whenever it serves other models (`server.watch`). Where that file cannot be read, or is
+not UTF-8, the message is TorchServe's own.
 
 Patched classes lie in the private directory and go before the jar on the class path. Each patch is applied whole or not
 at all: only if every class that it changes is exactly the one it was written for. `--no-patches` applies none. The
@@ -179,14 +180,20 @@ _APPEND = "(Ljava/lang/StringBuilder;Ljava/lang/String;)Ljava/lang/StringBuilder
 def _build_list() -> bytes:
     """Return a class of Java 8 with one method, which puts the list of models in the place of `%s`.
 
-    static StringBuilder append(StringBuilder message, String text) throws IOException {
-        return message.append(text.replace("%s", Files.readString(Paths.get(System.getProperty("convscope.models")))));
+    static StringBuilder append(StringBuilder message, String text) {
+        try {
+            Path file = Paths.get(System.getProperty("convscope.models"));
+            return message.append(text.replace("%s", Files.readString(file)));
+        } catch (Exception unreadable) {
+            return message.append(text.replace("%s", ""));
+        }
     }
     """
     pool = _Constants(1)
     own, base, string = pool.type(_LIST), pool.type("java/lang/Object"), pool.type("java/lang/String")
-    name, signature, code = pool.text("append"), pool.text(_APPEND), pool.text("Code")
-    place, key = pool.string("%s"), pool.string(MODELS_PROPERTY)
+    unreadable = pool.type("java/lang/Exception").to_bytes(2)
+    name, signature, code, frames = map(pool.text, ("append", _APPEND, "Code", "StackMapTable"))
+    place, key, nothing = (pool.string(text).to_bytes(1) for text in ("%s", MODELS_PROPERTY, ""))
     read_property, find_file, read_file, replace, append = (
         pool.method(pool.type(owner), method, takes + gives).to_bytes(2)
         for owner, method, takes, gives in (
@@ -202,13 +209,20 @@ def _build_list() -> bytes:
             ("java/lang/StringBuilder", "append", "(Ljava/lang/String;)", "Ljava/lang/StringBuilder;"),
         )
     )
-    # aload_0, aload_1, ldc, ldc, invokestatic; iconst_0, anewarray, invokestatic, invokestatic; invokevirtual twice,
-    # areturn.
-    body = b"\x2a\x2b\x12" + place.to_bytes(1) + b"\x12" + key.to_bytes(1) + b"\xb8" + read_property
-    body += b"\x03\xbd" + string.to_bytes(2) + b"\xb8" + find_file + b"\xb8" + read_file
-    body += b"\xb6" + replace + b"\xb6" + append + b"\xb0"
-    # At most 5 values on the stack and 2 variables, the code, no exceptions caught, no attributes.
-    method = bytes.fromhex("0005 0002") + len(body).to_bytes(4) + body + bytes.fromhex("0000 0000")
+    # aload_0, aload_1, ldc; ldc, invokestatic, iconst_0, anewarray, invokestatic, invokestatic; invokevirtual twice,
+    # areturn. Where that throws: pop, and the same with the other string.
+    begin, end = b"\x2a\x2b\x12" + place, b"\xb6" + replace + b"\xb6" + append + b"\xb0"
+    read = b"\x12" + key + b"\xb8" + read_property + b"\x03\xbd" + string.to_bytes(2)
+    read += b"\xb8" + find_file + b"\xb8" + read_file
+    tried = begin + read + end
+    body = tried + b"\x57" + begin + b"\x12" + nothing + end
+    caught = len(tried)
+    # At most 5 values on the stack and 2 variables, the code, one kind of exception caught: from, to, where, what.
+    method = bytes.fromhex("0005 0002") + len(body).to_bytes(4) + body
+    method += bytes.fromhex("0001 0000") + 2 * caught.to_bytes(2) + unreadable
+    # One attribute, for the verifier: one frame, where the exception alone is on the stack.
+    frame = bytes.fromhex("0001") + (64 + caught).to_bytes(1) + b"\x07" + unreadable
+    method += bytes.fromhex("0001") + frames.to_bytes(2) + len(frame).to_bytes(4) + frame
     method = code.to_bytes(2) + len(method).to_bytes(4) + method
     return b"".join(
         (

@@ -100,6 +100,9 @@ class Watch:
         rejected: Why other archives are not served, by the file's name; changed when one of `unproven` answers.
         unproven: Archives among the rejected that TorchServe goes on trying to load; until they answer, the replica is
             ready without them.
+
+    Attributes:
+        accepted: Is set when one of those has answered.
     """
 
     def __init__(
@@ -112,10 +115,12 @@ class Watch:
         rejected: dict[str, str],
         unproven: Sequence[Archive] = (),
     ) -> None:
+        self.accepted = threading.Event()
         self._directory = directory
         self._rejected = rejected
         self._lock = threading.Lock()
         self._published: dict[Path, str] = {}
+        self._troubles: dict[Path, str] = {}  # With a file, as said.
         self._stopped = threading.Event()
         self._news: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self._java = _Java(listeners, java, self._stopped, self)
@@ -201,6 +206,7 @@ class Watch:
         """Serve an archive that was rejected, since it has answered."""
         self._rejected.pop(archive.path.stem, None)
         self.say(f"archive {archive.path.name}: its model answers now, and is served", "info")
+        self.accepted.set()
 
     def stop(self) -> None:
         """Ask no more, and restart nothing; a restart that has begun is finished."""
@@ -236,7 +242,8 @@ class Watch:
     def publish(self) -> None:
         """Write what is known, and which models are served, to their files, each as a whole, if it has changed.
 
-        A file that is gone is written again: where old files are cleared out of /tmp, one that never changes goes.
+        A file that is gone is written again: where old files are cleared out of /tmp, one that never changes goes. So
+        is one that holds something else or cannot be read, which is said once.
         """
         with self._lock:
             known = {
@@ -251,13 +258,32 @@ class Watch:
             self._write(self._directory.models_file, describe_models(served))
 
     def _write(self, file: Path, text: str) -> None:
-        if text == self._published.get(file) and file.exists():
+        held, trouble = _read(file), None
+        if held == text:
+            self._troubles.pop(file, None)
             return
-        draft = file.with_suffix(".draft")
-        with contextlib.suppress(OSError):  # A full disk: serving goes on, and the next second tries again.
+        if held is not None and held != self._published.get(file, held):
+            trouble = f"{file} cannot be read, or held something else than was written there, and is written again"
+        try:
+            draft = file.with_suffix(".draft")
             draft.write_text(text)
             draft.replace(file)
             self._published[file] = text
+        except OSError as error:  # A full disk: serving goes on, and the next second tries again.
+            trouble = f'{file} cannot be written ({error.strerror}): metrics and "Model not found" are out of date'
+        if trouble and trouble != self._troubles.get(file):
+            self.say(trouble)
+            self._troubles[file] = trouble
+
+
+def _read(file: Path) -> str | None:
+    """Return what a file holds; None if it is gone, and nothing that is ever written there if it cannot be read."""
+    try:
+        return file.read_text("utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return "\0"
 
 
 def read_published(file: Path) -> dict[str, Any]:

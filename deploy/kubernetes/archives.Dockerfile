@@ -1,4 +1,5 @@
 # Archives as an image, a new tag for each change: docker build -t convscope/archives:0.1.0 -f deploy/kubernetes/archives.Dockerfile model_store
-FROM debian:bookworm-slim
+ARG DEBIAN=debian:bookworm-slim
+FROM ${DEBIAN}
 COPY *.mar* /models/
 USER 10001:10001

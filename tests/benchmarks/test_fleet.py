@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from benchmarks import simulation
-from benchmarks.fleet import deployed_most, fit, price, sized
+from benchmarks.fleet import deployed_most, fit, price, scaled, sized
 from benchmarks.simulation import Autoscaler, Costs, Fleet, simulate
 from tests.thorough import tries
 
@@ -179,6 +179,16 @@ def test_what_is_measured_is_split_into_what_it_was_made_of() -> None:
     expected = dataclasses.asdict(dataclasses.replace(CIFAR, delay_s=0.0))
     del expected["spread"]
     assert {name: dataclasses.asdict(found)[name] for name in expected} == pytest.approx(expected, abs=1e-9)
+
+
+def test_costs_are_scaled_to_what_a_request_took_in_batches_of_a_size() -> None:
+    taken = {"batch": 2.5, "java_s": 0.0007, "python_s": 0.0009, "gateway_s": 0.0005, "caller_s": 0.0001}
+    found = scaled(CIFAR, taken)
+    assert (found.gateway_s, found.caller_s, found.delay_s) == (0.0005, 0.0001, CIFAR.delay_s)
+    assert found.front_s + found.handover_s / 2.5 == pytest.approx(0.0007)
+    assert found.batch_s / 2.5 + found.request_s == pytest.approx(0.0009)
+    assert found.batch_s / found.request_s == pytest.approx(CIFAR.batch_s / CIFAR.request_s)
+    assert found.handover_s / found.front_s == pytest.approx(CIFAR.handover_s / CIFAR.front_s)
 
 
 def test_a_price_is_of_whole_machines() -> None:

@@ -132,11 +132,6 @@ def test_a_job_is_scraped_as_compose_scrapes_it() -> None:
     )
 
 
-def test_the_base_of_the_archives_image_is_that_of_ours() -> None:
-    ours = re.findall(r"^ARG DEBIAN=(\S+)", (ROOT / "deploy/Dockerfile").read_text(), re.M)
-    assert re.findall(r"^FROM debian:(\S+)", (KUBERNETES / "archives.Dockerfile").read_text(), re.M) == ours
-
-
 # ---------------------------------------------------------------- what kustomize makes of them
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -229,6 +230,18 @@ def test_only_the_models_that_are_named_are_looked_at(unwatched, listening, work
     assert "no model cat is served or in" in capsys.readouterr().err
 
 
+def test_the_newest_version_served_becomes_the_default_also_where_the_store_has_not_changed(
+    unwatched, listening, work, store, host, capsys
+):
+    write_archive(store, "b", version="2.0", file="newer")
+    host.archives = sorted(find_archives(store).archives, key=lambda archive: archive.full_name)  # It came last.
+    assert reload.main(["--work-dir", str(work)]) == 0
+    assert host.did == ["serve a/1.0, b/2.0, b/1.0"]
+    assert capsys.readouterr().out == "reload: b: callers who name no version get 2.0\n"
+    assert reload.main(["--work-dir", str(work)]) == 0
+    assert len(host.did) == 1
+
+
 def test_a_broken_version_of_a_model_that_is_named_is_said(unwatched, listening, work, store, host, capsys):
     for name in ("b-2.0", "c"):
         (store / f"{name}.mar").write_bytes(b"not a zip")
@@ -353,8 +366,8 @@ def test_requests_in_flight_and_in_the_queue_of_the_old_version_are_answered(wor
         poll(lambda: not is_alive(old))
         assert not folder.exists()
         assert {server.rest("alpha/2.0", "pid") for _ in range(20)} != {str(old).encode()}
-        workers = set(processes("model_service_worker.py")) & set(server.descendants())
-        assert len([pid for pid in workers if is_alive(pid)]) == 2
+        # Besides, TorchServe may just have started beta's once more: it ends by itself.
+        poll(lambda: len(set(processes("model_service_worker.py")) & set(server.descendants())) == 2)
         assert server.ask("GET", "/predictions/beta")[0] == 404
 
         # Back to the version of before, whose name TorchServe has had already.
@@ -425,6 +438,54 @@ def test_no_program_of_the_machine_can_load_or_unload_models_over_grpc(rejecting
                 call(message, timeout=10)
         assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED
     assert rejecting.rest("alpha") == b"alpha 1.0"
+
+
+def test_where_the_list_of_models_cannot_be_read_the_message_is_torchserves_own(rejecting):
+    [file] = rejecting.work.glob("convscope-*/models.txt")
+
+    def obstruct() -> bool:
+        file.unlink(missing_ok=True)
+        with contextlib.suppress(FileExistsError):  # The watch has written it again meanwhile.
+            file.mkdir()
+        return file.is_dir()
+
+    poll(obstruct)
+    own = {"-": "Model not found: -", "alpha/9": "Model version: 9 does not exist for model: alpha"}
+    for name, message in own.items():
+        status, body = rejecting.ask("GET", f"/predictions/{name}")
+        assert (status, json.loads(body)["message"]) == (404, message)
+        with pytest.raises(grpc.RpcError) as raised:
+            rejecting.grpc(*name.split("/")[:1], version=name.partition("/")[2])
+        assert raised.value.details().startswith(message)
+    poll(lambda: "models.txt cannot be written (Is a directory)" in rejecting.err)
+    file.rmdir()
+    poll(file.is_file)
+    assert listed(rejecting) == ["alpha/1.0"]
+    file.write_bytes(b"\xff")
+    assert rejecting.ask("GET", "/predictions/-")[0] == 404
+    poll(lambda: "models.txt cannot be read, or held something else" in rejecting.err)
+    assert listed(rejecting) == ["alpha/1.0"]
+    assert rejecting.err.count("models.txt cannot be") == 2
+
+
+def test_a_version_that_answers_late_becomes_the_default_if_it_is_the_newest(work):
+    """TorchServe goes on trying to load what died without a word: here until a file is there."""
+    mended = work / "mended"
+    until_mended = f"import os\nif not os.path.exists({str(mended)!r}):\n    os._exit(3)\n"
+    for version, source in (("1.0", OBEDIENT), ("1.10", until_mended + OBEDIENT), ("1.9", OBEDIENT)):
+        write_archive(work / "store", "alpha", source, version=version, file=f"alpha-{version}")
+    with launched(work / "store", work, "--watch-s", "1") as server:
+        server.await_ready()
+        assert server.rest("alpha") == b"alpha 1.9"
+        assert listed(server) == ["alpha/1.9", "alpha/1.0"]
+        mended.touch()
+        poll(lambda: server.rest("alpha") == b"alpha 1.10", 60, 0.1)
+        poll(lambda: listed(server) == ["alpha/1.10", "alpha/1.9", "alpha/1.0"])
+        assert "Reload: alpha: callers who name no version get 1.10" in server.err
+        answer = run(work)
+        assert (answer.returncode, answer.stdout) == (0, "reload: nothing to do: what the store holds is served\n")
+        assert server.rest("alpha") == b"alpha 1.10"
+        assert server.rest("alpha/1.9") == b"alpha 1.9"
 
 
 def test_a_version_that_was_rejected_at_the_start_is_taken_in_once_it_is_mended(rejecting):

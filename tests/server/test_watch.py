@@ -493,6 +493,34 @@ def test_what_is_published_is_written_again_where_it_is_cleared_away(work):
 
 
 @pytest.mark.usefixtures("hurried")
+def test_what_is_published_is_written_again_where_it_cannot_be_read_and_that_is_said_once(work):
+    torchserve = TorchServe(work)
+    stack, watching = torchserve.watched()
+    with stack:
+        poll(torchserve.models_file.exists)
+        torchserve.models_file.write_bytes(b"\xff\xfe")
+        poll(lambda: torchserve.models_file.read_bytes() == b" (models: alpha/1.0)")
+        [(level, said)] = poll(watching.news)
+        assert level == "error"
+        assert said.startswith(f"{torchserve.models_file} cannot be read, or held something else")
+
+        def obstruct() -> bool:
+            torchserve.models_file.unlink(missing_ok=True)
+            with contextlib.suppress(FileExistsError):  # It has been written again meanwhile.
+                torchserve.models_file.mkdir()
+            return torchserve.models_file.is_dir()
+
+        poll(obstruct)
+        news = list(poll(watching.news))
+        time.sleep(10 * watch.TICK_S)
+        [(_, said)] = news + watching.news()
+        assert f"{torchserve.models_file} cannot be written (Is a directory)" in said
+        torchserve.models_file.rmdir()
+        poll(torchserve.models_file.is_file)
+        assert torchserve.models_file.read_text() == " (models: alpha/1.0)"
+
+
+@pytest.mark.usefixtures("hurried")
 def test_a_death_is_counted_by_its_cause_from_zero(work):
     torchserve = TorchServe(work)
     stack, watching = torchserve.watched()
