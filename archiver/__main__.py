@@ -14,7 +14,7 @@
 
 The same input gives the same bytes, in every process and checkout. The source of your own network travels in the
 archive: the one file, or all Python files of its package; and of installed packages what the network imports. Each step
-is told on standard error, warnings of libraries are not: python -W default -m archiver shows these too.
+is logged on standard error, warnings of libraries are not: python -W default -m archiver shows these too.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _progress() -> Iterator[None]:
-    """Write what the archiver is at, and after how many seconds, as lines on standard error."""
+    """Write each step, and the seconds since the start, as lines on standard error."""
     start = time.time()
 
     class Steps(logging.Handler):

@@ -251,8 +251,8 @@ def _parser(description: str) -> argparse.ArgumentParser:
         default={},
         metavar="NAME=NODE,...",
         help="the maps to publish, or auto for those that are proposed without this option; output:KEY is what the "
-        "network returns by that name; NODE@LAYOUT says which axis is which where that cannot be told: channels_first, "
-        "channels_last, plane, tokens:HxW+N",
+        "network returns by that name; NODE@LAYOUT says which axis is which where that cannot be found: "
+        "channels_first, channels_last, plane, tokens:HxW+N",
     )
     own.add_argument(
         "--tokens",

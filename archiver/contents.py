@@ -85,7 +85,7 @@ _RESERVED_ENDS = (".scale", ".offset", ".channels", ".npy")  # A layer is a memb
 
 
 class Proof(NamedTuple):
-    """What proving a model found out.
+    """What the checks of a model found out.
 
     Attributes:
         shapes: (C, h, w) of every published layer, by public name.

@@ -1,4 +1,4 @@
-"""Description: what an archive says of a network that only running it in torch tells.
+"""Description: facts about a network that are found by running it in torch, for the model card.
 
 A worker then needs no torch to answer the model card, filters or class activation maps, and to see that its engine
 computes what torch does. Axes: `C` channels, `h, w` map cells, `K` classes.
@@ -190,7 +190,7 @@ def _default_layer(
 
 
 def _scores_depend_on(eager: Eager, preprocessing: Preprocessing, layer: str) -> bool:
-    """Tell whether the scores depend on a layer's map at all: a transformer's need not on its last patches."""
+    """Return whether the scores depend on a layer's map at all: a transformer's need not on its last patches."""
     with torch.inference_mode(False), torch.enable_grad():
         logits, made = eager.forward_with_gradients(noise(preprocessing), frozenset([layer]))
         if not (logits.requires_grad and made[layer].requires_grad):

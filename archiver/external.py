@@ -190,7 +190,7 @@ def from_network(
         tokens: The grid of patches, `14x14+1` for 14×14 after one other token; empty to find out.
         version: The model's version.
         description: One sentence for the model card; empty for one that says whose the network is.
-        report: Is told which weights of the file were taken, and what was left out.
+        report: Called with which weights of the file were taken, and what was left out.
 
     Raises:
         ArchiveError: The network cannot be built, the weights do not fit it, or no layers were asked for: the text then
@@ -282,7 +282,7 @@ def _laid_out(layers: Mapping[str, str], finder: Layouts) -> tuple[dict[str, str
     """Return layers that were named, without what was said of their layouts, and the layouts but for the usual one.
 
     Raises:
-        ArchiveError: A layout cannot be told, or is not what was said.
+        ArchiveError: A layout cannot be found, or is not the one that was given.
     """
     nodes: dict[str, str] = {}
     said: dict[str, str] = {}

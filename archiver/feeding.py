@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from archiver.geometry import NUMBERS, resolve
 from archiver.operations import of_function, watched
 from handlers.network.engines.eager import trace
-from handlers.network.outputs import OUTPUT, node_of
+from handlers.network.outputs import OUTPUT
 
 PICTURE = ""
 """In the place of a layer's name."""
@@ -40,7 +41,7 @@ def find_sources(
     """
     try:
         graph, names = trace(model)
-        ends = {name: _resolve(node, graph, names) for name, node in {**layers, PICTURE: f"{OUTPUT}{output}"}.items()}
+        ends = {name: resolve(node, graph, names) for name, node in {**layers, PICTURE: f"{OUTPUT}{output}"}.items()}
     except Exception:  # Tracing runs the network's own Python, which may raise anything.
         return {}, {}
     nodes = {path: node for node, path in names.items()}
@@ -51,10 +52,6 @@ def find_sources(
         walk.run(images)
     found = {name: walk.sources.get(nodes.get(path, ""), {}) for name, path in ends.items()}
     return found, walk.passed_on(nodes.get(scores, ""))
-
-
-def _resolve(node: str, graph: fx.GraphModule, names: Mapping[str, str]) -> str:
-    return node_of(graph, names, node.removeprefix(OUTPUT)) if node.startswith(OUTPUT) else node
 
 
 class _Walk(fx.Interpreter):
@@ -73,7 +70,7 @@ class _Walk(fx.Interpreter):
         ran = len(self._operations) - before
         if node.op == "placeholder":
             self._pictures.add(node.name)
-        elif node.op != "output" and not isinstance(result, int | float | torch.Size | torch.dtype | torch.device):
+        elif node.op != "output" and not isinstance(result, NUMBERS):
             if node.op == "call_function" and isinstance(result, Tensor):
                 args, kwargs = self.fetch_args_kwargs_from_env(node)
                 ran += of_function(node.target, args, kwargs, result, 0) is not None

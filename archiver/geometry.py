@@ -22,7 +22,7 @@ from handlers.network.layouts import CHANNELS_FIRST, CHANNELS_LAST, map_shape, p
 from handlers.network.modules import watchable, watching
 from handlers.network.outputs import OUTPUT, node_of, select
 
-_NUMBERS = (int, float, torch.Size, torch.dtype, torch.device)  # What a network says of tensors, and no tensor.
+NUMBERS = (int, float, torch.Size, torch.dtype, torch.device)  # What a network says of tensors, and no tensor.
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def layer_geometry(
         except Exception:  # Tracing runs the network's own Python, which may raise anything.
             found = _run_with_hooks(model, layers, images)
         else:
-            layers = {name: _resolve(node, graph, names) for name, node in layers.items()}
+            layers = {name: resolve(node, graph, names) for name, node in layers.items()}
             _check(layers, names.values())
             published = {node for node, path in names.items() if path in layers.values()}
             with watched(model) as operations:
@@ -106,8 +106,12 @@ def layer_geometry(
     return {name: _describe(found[node], (layouts or {}).get(name, CHANNELS_FIRST)) for name, node in by_position}
 
 
-def _resolve(node: str, graph: fx.GraphModule, names: Mapping[str, str]) -> str:
-    """Return the node behind a tensor that the network returns; any other node as it is."""
+def resolve(node: str, graph: fx.GraphModule, names: Mapping[str, str]) -> str:
+    """Return the node behind a tensor that the network returns, `output:` and its name; any other node as it is.
+
+    Raises:
+        ValueError: The network returns no such tensor.
+    """
     try:
         return node_of(graph, names, node.removeprefix(OUTPUT)) if node.startswith(OUTPUT) else node
     except KeyError as err:
@@ -189,7 +193,7 @@ class _Walk(fx.Interpreter):
             if ran and (fitting or not alike):
                 operation = (fitting or ran)[-1]
             self.steps[node.name] = _Step(shape, field, operation, depth, self._learned(node))
-        if not isinstance(result, _NUMBERS):
+        if not isinstance(result, NUMBERS):
             passed = [source.name for source in node.all_input_nodes if source.name not in self._published]
             own = frozenset(range(before, len(self._operations)))
             self._since[node.name] = own.union(*(self._since.get(name, ()) for name in passed))
@@ -213,7 +217,7 @@ class _Walk(fx.Interpreter):
         return None if moved else field
 
     def _is_number(self, source: fx.Node) -> bool:
-        return isinstance(self.env[source], _NUMBERS)
+        return isinstance(self.env[source], NUMBERS)
 
     @staticmethod
     def _aligned(node: fx.Node, inputs: list[_Step]) -> bool:

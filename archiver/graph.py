@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from archiver.contents import Contents
+from archiver.geometry import resolve
 from archiver.links import link
 from archiver.packing import ArchiveError
 from archiver.quiet import quiet_libraries
@@ -198,7 +199,7 @@ def _extractor(
     last = str(get_graph_node_names(network)[1][-1])
     if scores or any(node.startswith(OUTPUT) for node in made):
         graph, names = trace(network)
-        made = {node: node_of(graph, names, node.removeprefix(OUTPUT)) if OUTPUT in node else node for node in made}
+        made = {node: resolve(node, graph, names) for node in made}
         last = node_of(graph, names, scores) if scores else last
     extractor = create_feature_extractor(
         network, return_nodes=list(dict.fromkeys([*([] if scores is None else [last]), *made.values()]))

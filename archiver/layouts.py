@@ -1,4 +1,4 @@
-"""Layouts found by proof: which axes of a network's tensors are places, seen from what a change of the picture does.
+"""Layouts: which axes of a network's tensors are rows and columns, found by changing parts of the picture.
 
 The input is random noise, divided into 4×4 patches. In four more runs a different patch is replaced by other noise, no
 two of them in the same row or column of patches. Every cell of a tensor then changes in these runs, by different

@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,34 @@ CONVOLUTIONS: Mapping[Any, Sequence[str]] = {
     functional.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
 }
 """Convolutions that are functions, with the names of their arguments in order."""
+
+
+class Window(NamedTuple):
+    """The window of a convolution or a pool, a number an axis; see `Operation`."""
+
+    kernel: Numbers
+    step: Numbers
+    padding: Numbers
+    dilation: Numbers
+
+
+def window_of(settings: Mapping[str, Any], axes: int) -> Window:
+    """Return the window that the settings of a module or a function describe, however each was given.
+
+    Args:
+        settings: `kernel_size`, and if given `stride` (else the kernel's size), `padding` and `dilation`.
+        axes: Along how many axes the window moves.
+    """
+
+    def each(value: Any) -> Numbers:
+        numbers = (value,) if isinstance(value, int) else tuple(int(number) for number in value)
+        return numbers * axes if len(numbers) == 1 else numbers
+
+    kernel, dilation = each(settings["kernel_size"]), each(settings.get("dilation", 1))
+    padding = settings.get("padding", 0)
+    if padding == "same":  # An even kernel adds one cell more after the last one.
+        padding = tuple(step * (size - 1) // 2 for step, size in zip(dilation, kernel, strict=True))
+    return Window(kernel, each(settings.get("stride") or kernel), each(0 if padding == "valid" else padding), dilation)
 
 
 @dataclass(frozen=True)
@@ -82,7 +110,7 @@ class Operation:
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[list[Operation]]:
-    """Note every convolution and linear layer that runs as a module, in the order of running."""
+    """Record every convolution and linear layer that runs as a module, in the order of running."""
     found: list[Operation] = []
 
     weighted = {name: module for name, module in model.named_modules() if isinstance(module, _Convolution | nn.Linear)}
@@ -113,7 +141,7 @@ def of_function(
     if function not in CONVOLUTIONS:
         return None
     named = dict(zip(CONVOLUTIONS[function], args, strict=False)) | dict(kwargs)
-    settings = named | {"kernel_size": tuple(named["weight"].shape[2:])}
+    settings = {"stride": 1, **named, "kernel_size": tuple(named["weight"].shape[2:])}
     return _convolution("Conv2d", named["input"], output, parameters, settings)
 
 
@@ -138,29 +166,15 @@ def _of_module(module: nn.Module, images: Tensor, output: Tensor) -> Operation:
 
 
 def _convolution(kind: str, images: Tensor, output: Tensor, parameters: int, settings: Mapping[str, Any]) -> Operation:
-    kernel = tuple(settings["kernel_size"])
-    dilation = _each(settings.get("dilation", 1), kernel)
-    padding = settings.get("padding", 0)
-    if padding == "same":  # An even kernel adds one cell more after the last one.
-        padding = tuple(step * (size - 1) // 2 for step, size in zip(dilation, kernel, strict=True))
     return Operation(
         kind,
         _shape(images),
         _shape(output),
         parameters,
-        kernel,
-        _each(settings.get("stride", 1), kernel),
-        _each(0 if padding == "valid" else padding, kernel),
-        dilation,
+        *window_of(settings, len(settings["kernel_size"])),
         settings.get("groups", 1),
         weight=settings["weight"],
     )
-
-
-def _each(value: Any, kernel: Numbers) -> Numbers:
-    """Return a setting with a number an axis, however it was given."""
-    numbers = (value,) if isinstance(value, int) else tuple(int(number) for number in value)
-    return numbers * len(kernel) if len(numbers) == 1 else numbers
 
 
 def _shape(value: Tensor | None) -> Numbers:

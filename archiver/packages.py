@@ -246,7 +246,7 @@ def describe(architecture: Architecture) -> list[str]:
 
 
 def is_installed(top: str) -> bool:
-    """Tell whether a package or module lies where packages are installed and is not in the serving image."""
+    """Return whether a package or module lies where packages are installed and is not in the serving image."""
     try:
         spec = importlib.util.find_spec(top)
     except (ValueError, ImportError):

@@ -123,7 +123,7 @@ def handler_files() -> dict[str, bytes]:
 
 
 def is_ours(name: str) -> bool:
-    """Tell whether a file of an archive is written by us; the others are the source of a user's network."""
+    """Return whether a file of an archive is written by us; the others are the source of a user's network."""
     return name in (MANIFEST, ENTRY, CARD, WEIGHTS, CONFIG, GRAPH, REFERENCE) or name.startswith("handlers/")
 
 

@@ -1,4 +1,4 @@
-"""Proofs: what a network must do before it may be served, whatever it computes.
+"""The checks that every network must pass before it may be served.
 
 It answers a picture the same each time, the same beside another picture as alone, the same once it is built anew from
 its archive, and the same in ONNX Runtime as in torch. Whether it has gradients is found out and not demanded. Axes: `N`
@@ -147,7 +147,7 @@ def _compare_batches(engine: Engine, pictures: Tensor) -> tuple[str, float]:
 
 
 def _is_rounding(engine: Eager, pictures: Tensor) -> bool:
-    """Tell whether answers alone and together differ by rounding only: in float64 they then do not.
+    """Return whether answers alone and together differ by rounding only: in float64 they then do not.
 
     A batch of another size is summed in another order. Statistics of a norm that hardly vary make much of that.
     """
@@ -212,7 +212,7 @@ def why_no_gradients(engine: Eager, preprocessing: Preprocessing) -> str:
 
 
 def gives_probabilities(network: nn.Module, pictures: Tensor, output: str, kind: str) -> bool:
-    """Tell whether a network's outputs went through the softmax or sigmoid already.
+    """Return whether a network's outputs went through the softmax or sigmoid already.
 
     They did if they lie between 0 and 1 on noise, and the last operation that made them says so by its derivative.
 

@@ -1,7 +1,7 @@
-"""Quiet: warnings and log lines of libraries are not shown while a network is archived.
+"""Hides the warnings and log lines of libraries while a network is archived.
 
-They tell of what a user cannot change. A warning that points at a line of the user's own file may say something about
-the network, so it stays, unless it is of a kind that Python itself hides, such as a DeprecationWarning.
+They are about code that the user cannot change. A warning that points at a line of the user's own file may concern the
+network, so it stays, unless it is of a kind that Python itself hides, such as a DeprecationWarning.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from archiver.architecture import UNPACKED
 from archiver.packages import installation_folders
 
 LIBRARIES = ("torch", "torchvision", "timm", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
-"""Whose loggers are silent."""
+"""The packages whose loggers are silenced."""
 
 _FOR_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)  # As Python has it.
-_LONGEST = 300  # Characters of a warning that are told.
+_LONGEST = 300  # Characters of a warning that are reported.
 
 
 @contextmanager
-def quiet_libraries(tell: Callable[[str], None] = lambda _: None) -> Iterator[None]:
-    """Show no warning and no log line of a library for as long as the context lasts.
+def quiet_libraries(report: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+    """Hide the warnings and log lines of libraries inside the context.
 
-    Python's own option `-W` and `PYTHONWARNINGS` go before: with either, warnings are shown as it says.
+    Python's option `-W` and `PYTHONWARNINGS` take precedence: with either, warnings are shown as it says.
 
     Args:
-        tell: Is told each warning that points at the source of the network that is being archived, once; none of those
-            for developers, which only Python's option shows.
+        report: Called once with each warning that points at the source of the network that is being archived, except
+            those for developers, which only Python's option shows.
     """
     names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in LIBRARIES]
     levels = {logger: logger.level for logger in map(logging.getLogger, (*LIBRARIES, *names))}
-    told: set[str] = set()
+    reported: set[str] = set()
 
     def show(
         message: Warning | str,
@@ -49,9 +49,9 @@ def quiet_libraries(tell: Callable[[str], None] = lambda _: None) -> Iterator[No
     ) -> None:
         place = _own_source(filename)
         text = f"{place}, line {lineno}: {category.__name__}: {' '.join(str(message).split())[:_LONGEST]}"
-        if place and text not in told:
-            told.add(text)
-            tell(text)
+        if place and text not in reported:
+            reported.add(text)
+            report(text)
 
     try:
         for logger in levels:
@@ -69,7 +69,7 @@ def quiet_libraries(tell: Callable[[str], None] = lambda _: None) -> Iterator[No
 
 
 def _own_source(filename: str) -> str:
-    """Return a file's name inside the archive if it is the user's; empty for an installed package's, and for ours."""
+    """Return the name inside the archive of a user's file; empty for a file of convscope or of an installed package."""
     try:
         unpacked, top, *rest = Path(filename).relative_to(tempfile.gettempdir()).parts
     except ValueError:

@@ -19,8 +19,9 @@ from torch.nn import functional
 from torchvision import ops
 from torchvision.models.convnext import LayerNorm2d
 
-Pair = tuple[int, int]
+from archiver.operations import CONVOLUTIONS, window_of
 
+Pair = tuple[int, int]
 
 MAP_AXES: Final = (2, 3)
 """Of (N, C, h, w)."""
@@ -49,7 +50,9 @@ class Field:
     start: Pair = (0, 0)
     axes: Pair = MAP_AXES
 
-    def slide(self, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Field:
+    def slide(
+        self, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+    ) -> Field:
         """Return the field after a window slides over this map: a convolution or a pool."""
         size = [n + d * (k - 1) * step for n, k, d, step in zip(self.size, kernel, dilation, self.stride, strict=True)]
         start = [first - p * step for first, p, step in zip(self.start, padding, self.stride, strict=True)]
@@ -74,7 +77,7 @@ Extent = Field | Constant | None
 
 _WINDOW_MODULES = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d)
 _WINDOW_FUNCTIONS: Mapping[Any, Sequence[str]] = {
-    functional.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    **CONVOLUTIONS,
     functional.max_pool2d: ("input", "kernel_size", "stride", "padding", "dilation"),
     torch.max_pool2d: ("input", "kernel_size", "stride", "padding", "dilation"),
     functional.avg_pool2d: ("input", "kernel_size", "stride", "padding"),
@@ -159,7 +162,7 @@ def _is_of_last_axis(operation: Any, args: Sequence[Any], kwargs: Mapping[str, A
 
 
 def is_pointwise(operation: Any) -> bool:
-    """Tell whether an operation makes each cell of the same cell of its inputs: an activation, a norm, an addition."""
+    """Return whether an operation makes a cell of the same cell of its inputs: an activation, a norm, an addition."""
     if isinstance(operation, nn.Module):
         return isinstance(operation, _POINTWISE_MODULES)
     if isinstance(operation, str):
@@ -181,21 +184,7 @@ def _window(named: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _slide(field: Extent, window: Mapping[str, Any]) -> Extent:
-    if not isinstance(field, Field):
-        return None
-    kernel, dilation = _pair(window["kernel_size"]), _pair(window.get("dilation", 1))
-    stride = _pair(window.get("stride") or kernel)  # A pool without a stride steps by its kernel.
-    padding = window.get("padding", 0)
-    if padding == "same":
-        padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
-    return field.slide(kernel, stride, (0, 0) if padding == "valid" else _pair(padding), dilation)
-
-
-def _pair(value: Any) -> Pair:
-    if isinstance(value, int):
-        return value, value
-    values = tuple(int(number) for number in value)
-    return (values[0], values[0]) if len(values) == 1 else (values[0], values[1])
+    return field.slide(*window_of(window, 2)) if isinstance(field, Field) else None
 
 
 def _join(fields: Sequence[Extent]) -> Extent:

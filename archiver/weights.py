@@ -103,8 +103,8 @@ def load_file(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
     try:
-        if told := _name_format(path):
-            raise ArchiveError(f"{path} is {told}")
+        if known := _name_format(path):
+            raise ArchiveError(f"{path} is {known}")
         content = _load_pickle(path)
     except OSError as err:
         raise ArchiveError(f"{path} cannot be read: {err.strerror}") from err
@@ -148,13 +148,13 @@ def load(network: nn.Module, path: Path, *, ema: bool = False) -> str:
     names = [name for name in names if taken.prefix or not name.startswith(elsewhere)]
     load_strictly(network, _strip(taken, names, network))
     left = [*(name for name in taken.tensors if name not in names), *taken.others]
-    return _tell(taken, left, averaged if taken in plain else plain)
+    return _describe(taken, left, averaged if taken in plain else plain)
 
 
 def _strip(taken: Candidate, names: Sequence[str], network: nn.Module) -> OrderedDict[str, Tensor]:
     """Return tensors by the network's own names, with the versions of its modules where the file states them."""
     state = OrderedDict((name.removeprefix(taken.prefix), taken.tensors[name]) for name in names)
-    if taken.metadata is None:  # Nothing tells torch that counts of batches may be missing.
+    if taken.metadata is None:  # Nothing says that counts of batches may be missing.
         state |= {
             name: one for name, one in network.state_dict().items() if name.endswith(_OPTIONAL) and name not in state
         }
@@ -189,7 +189,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 def _load_pickle(path: Path) -> Any:
     """Read what `torch.save` wrote; every type that is not torch's own becomes `Foreign`, a dict or a list.
 
-    torch's restricted unpickler calls only what it is told to; here that is never what the file names.
+    torch's restricted unpickler calls only what it is given; here that is never what the file names.
     """
     stand_ins: dict[str, type] = {}
     while True:
@@ -317,7 +317,7 @@ def _refuse(content: Mapping[Any, Any], network: nn.Module) -> None:
     raise ArchiveError(f"the weights at {'.'.join(place)} do not fit the network")
 
 
-def _tell(taken: Candidate, left: Sequence[str], others: Sequence[Candidate]) -> str:
+def _describe(taken: Candidate, left: Sequence[str], others: Sequence[Candidate]) -> str:
     """Return what is worth saying of the choice."""
     parts = []
     if taken.place or taken.prefix:

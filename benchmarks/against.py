@@ -1,4 +1,4 @@
-"""Two checkouts' services under the same load, in turns: what a change brings to who asks.
+"""Compares the services of two checkouts under the same load, in turns.
 
 Type: python -m benchmarks.against ../before [--network resnet50] [--rounds 7] [--only '*3 MP*|float32*']
 

@@ -1,4 +1,4 @@
-"""Asking: each server's requests, ready for the wire, and its replies, read into arrays."""
+"""Requests for each server, ready to send, and its replies, read into arrays."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from benchmarks import models
 from benchmarks.load import ROOT
 from benchmarks.running import Running
 from benchmarks.servers import SERVERS
+from benchmarks.summaries import spread
 from benchmarks.workloads import closed
 
 WORKLOADS = (closed("scores", 8), closed("float32", 8), closed("float16", 2, 32))
@@ -53,11 +54,7 @@ def main() -> None:
     for name, rounds in found.items():
         rates, seconds = zip(*rounds, strict=True)
         shares = [rate * time_s for rate, time_s in rounds]
-        print(
-            f"| {name} | {statistics.median(rates):,.0f} ({min(rates):,.0f}–{max(rates):,.0f}) "
-            f"| {statistics.median(seconds):.5f} "
-            f"| {statistics.median(shares):.2f} ({min(shares):.2f}–{max(shares):.2f}) |"
-        )
+        print(f"| {name} | {spread(rates, '{:,.0f}')} | {statistics.median(seconds):.5f} | {spread(shares)} |")
     print(f"\n{options.rounds} rounds of {options.seconds:g} s, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
 
 

@@ -16,7 +16,6 @@ import json
 import multiprocessing
 import platform
 import socket
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +32,8 @@ import numpy as np
 from convscope import AsyncClient, Client
 from convscope._wire import convscope_pb2 as wire
 from convscope._wire.inference_pb2 import PredictionResponse, PredictionsRequest
+
+from benchmarks.summaries import spread
 
 ROOT = Path(__file__).resolve().parents[1]
 METHOD = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
@@ -234,7 +235,7 @@ def table(costs: dict[str, dict[str, list[float]]]) -> str:
     ways = list(next(iter(costs.values())))
     lines = ["| µs of CPU a call | " + " | ".join(ways) + " |", "|---" * (len(ways) + 1) + "|"]
     for name, found in costs.items():
-        cells = [f"{statistics.median(us):.0f} ({min(us):.0f}–{max(us):.0f})" for us in found.values()]
+        cells = [spread(us, "{:.0f}") for us in found.values()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

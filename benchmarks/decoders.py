@@ -1,4 +1,4 @@
-"""Decoders of JPEG beside each other on photographs, and what scaled decoding changes.
+"""Compares decoders of JPEG on photographs, and measures what scaled decoding changes.
 
 Type: python -m benchmarks.decoders [FOLDER]
 

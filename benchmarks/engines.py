@@ -1,4 +1,4 @@
-"""Which engine: one forward pass by every way there is to run it on the CPU, in alternation.
+"""Compares the engines: one forward pass by every way there is to run it on the CPU, in alternation.
 
 Type: python -m benchmarks.engines --rounds 20
 

@@ -10,7 +10,6 @@ requests, parts, and the final result.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
 import time
@@ -18,6 +17,8 @@ from pathlib import Path
 
 from convscope import Client
 from convscope_lens import export
+
+from benchmarks.summaries import spread
 
 WAYS = ("predict_many", "features.parquet", "features", "features.zarr")
 
@@ -57,11 +58,7 @@ def main() -> int:
     print("|---|---|---|")
     for way, found in rates.items():
         ratios = [rate / reference for rate, reference in zip(found, rates["predict_many"], strict=True)]
-        cells = [
-            f"{statistics.median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
-            for values, form in ((found, ".0f"), (ratios, ".2f"))
-        ]
-        print(f"| {way} | {cells[0]} | {cells[1]} |")
+        print(f"| {way} | {spread(found, '{:.0f}')} | {spread(ratios)} |")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The floor: decode, forward pass and encoding in a loop of each process, without a server or a wire.
+"""The floor: decoding, forward pass and encoding in a loop of each process, without a server.
 
     python -m benchmarks.floor convscope|tuned ARCHIVE WORKERS    # answers lines of JSON: {"body": a file, "seconds"}
 

@@ -1,4 +1,4 @@
-"""What a GPU does: the floor that its bus and its arithmetic set, then every way to run a network on it.
+"""Measures a GPU: the limits of its bus and its arithmetic, then every way to run a network on it.
 
     python -m benchmarks.gpu --networks cifar,resnet18 --rounds 20
 

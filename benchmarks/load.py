@@ -1,4 +1,4 @@
-"""The load: one process that asks a server in a closed or an open loop and notes when each reply came.
+"""The load generator: one process that sends requests in a closed or an open loop and records latencies.
 
 In a closed loop every connection asks again once it is answered. In an open loop requests are due at a constant rate or
 at random (Poisson), whatever the server does, and a latency counts from when its request was due: a server that
@@ -221,7 +221,7 @@ def answer() -> None:
 
 
 def main() -> None:
-    """Tell the ceiling."""
+    """Print the ceiling."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.load", description="Measure what the load itself can do."
     )

@@ -1,4 +1,4 @@
-"""The machine: what a process and its descendants use, and what others took meanwhile."""
+"""CPU time and memory of a process and its descendants, and the CPU time that others used."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.load import ROOT
 from benchmarks.photographs import SIZES, photographs
-from benchmarks.rivals.network import Arrays, Plain, convert
+from benchmarks.rivals.network import CIFAR, Arrays, Plain, convert
 from benchmarks.workloads import Asked
 
 PYTHON = str(ROOT / ".venv/bin/python") if (ROOT / ".venv").exists() else sys.executable  # Has torchserve, no rivals.
@@ -68,7 +68,7 @@ NETWORKS = {
         {"conv1": "relu1", "conv2": "conv2"},
         (
             *("--arch", "handlers.networks:Cifar", "--size", "32x32"),
-            *("--mean", "0.4913,0.4821,0.4465", "--std", "0.2452,0.2428,0.2606"),
+            *("--mean", ",".join(map(str, CIFAR[0])), "--std", ",".join(map(str, CIFAR[1]))),
         ),
         ("scores", "float32", "float16", "uint8", "pool"),
     ),

@@ -1,4 +1,4 @@
-"""Photographs to ask with: JPEG files of three sizes, generated, the same on every machine with the same libraries.
+"""Photographs to send: JPEG files of three sizes, generated, the same on every machine with the same libraries.
 
 None can be downloaded here. What decides the cost of decoding is the number of pixels, the chroma subsampling (4:2:0,
 as cameras write it) and the bytes of the file: 2.6 bits a pixel, which is usual for cameras and phones. Octaves of

@@ -1,4 +1,4 @@
-"""The report: what was measured, as JSON, as Markdown and as a chart."""
+"""Writes the results as JSON, as Markdown and as a chart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running servers: started, checked against eager torch, warmed up, measured, stopped."""
+"""Starts a server, checks it against eager torch, warms it up, measures it and stops it."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Running:
                 process.terminate()
 
     def can(self, workload: Workload) -> bool:
-        """Tell whether it takes part in a workload."""
+        """Return whether it takes part in a workload."""
         if not fnmatch(workload.name, self.server.only):
             return False
         if self.server.kind == "floor":

@@ -1,4 +1,4 @@
-"""The servers: how each is started, and which of `asking` it is asked with. `SERVERS` is the one table of them."""
+"""The servers: how each is started, and which requests of `asking` it gets. `SERVERS` is the one table of them."""
 
 from __future__ import annotations
 

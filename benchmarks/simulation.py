@@ -22,7 +22,7 @@ import itertools
 import math
 import statistics
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -30,6 +30,8 @@ from typing import Any
 
 import simpy
 import yaml
+
+from benchmarks.summaries import percentile
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -173,12 +175,6 @@ class Outcome:
     def latency(self, share: float, since: float = 0.0, until: float = math.inf) -> float:
         """Return a percentile of the seconds of requests sent in a time; nan without any."""
         return percentile((took for sent, took in self.answers if since <= sent < until), share)
-
-
-def percentile(values: Iterable[float], share: float) -> float:
-    """Return the value below which a share of all lies; nan without any."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else math.nan
 
 
 class Cores:

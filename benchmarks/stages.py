@@ -1,4 +1,4 @@
-"""Where our service's time and bytes go: per stage, as its own replies say, and per format."""
+"""Where the service's time and bytes go: per stage, from the timing in its replies, and per format."""
 
 from __future__ import annotations
 

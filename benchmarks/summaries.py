@@ -1,9 +1,10 @@
-"""Summaries: the rounds of each workload and server brought together."""
+"""Summarises the rounds of each workload and server."""
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 MOST_STEAL = 0.15
@@ -30,7 +31,7 @@ def summarise(takes: Iterable[dict[str, Any]]) -> Summaries:
 
 
 def _summary(rounds: list[dict[str, Any]]) -> Summary:
-    latencies = sorted(second for take in rounds for second in take["latencies"])
+    latencies = [second for take in rounds for second in take["latencies"]]
     count = len(latencies)
     pictures = rounds[0]["pictures"]
     errors: dict[str, int] = {}
@@ -42,9 +43,9 @@ def _summary(rounds: list[dict[str, Any]]) -> Summary:
     return {
         "n": count,
         "rates": {take["round"]: len(take["latencies"]) * pictures / take["wall_s"] for take in rounds},
-        "p50_ms": _percentile(latencies, 0.5) * 1e3,
-        "p99_ms": _percentile(latencies, 0.99) * 1e3,
-        "max_ms": (latencies[-1] if latencies else float("nan")) * 1e3,
+        "p50_ms": percentile(latencies, 0.5) * 1e3,
+        "p99_ms": percentile(latencies, 0.99) * 1e3,
+        "max_ms": max(latencies, default=math.nan) * 1e3,
         "cpu_us": {name: sum(take["cpu_s"].get(name, 0.0) for take in rounds) * per for name in programs},
         "load_cpu_us": sum(take["load_cpu_s"] for take in rounds) * per,
         "reply_bytes": sum(take["body_bytes"] for take in rounds) / max(1, count),
@@ -54,8 +55,10 @@ def _summary(rounds: list[dict[str, Any]]) -> Summary:
     }
 
 
-def _percentile(ordered: list[float], share: float) -> float:
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+def percentile(values: Iterable[float], share: float) -> float:
+    """Return the value below which a share of all lies; nan without any."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else math.nan
 
 
 def ratios(one: Summary, other: Summary) -> list[float]:
@@ -63,7 +66,7 @@ def ratios(one: Summary, other: Summary) -> list[float]:
     return [rate / other["rates"][number] for number, rate in one["rates"].items() if other["rates"].get(number)]
 
 
-def spread(values: list[float], form: str = "{:.2f}") -> str:
+def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
     """Write the median with the least and the largest."""
     if not values:
         return "–"

@@ -1,4 +1,4 @@
-"""Wires: a connection that sends prepared requests and finds the ends of replies, with as little Python as possible.
+"""Connections that send prepared requests and find the ends of replies, with as little Python as possible.
 
 A load that shares two cores with the server must cost less than it; HTTP and gRPC libraries for Python take 200 µs and
 more a call. Neither wire knows what a body means.

@@ -1,4 +1,4 @@
-"""The container's health: exit status 0 if this replica says that it is ready (`server/health.py`)."""
+"""The container's health check: exit status 0 if this replica is ready (`server/health.py`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TIMEOUT_S = 8.0  # Less than the HEALTHCHECK's own.
 
 
 def main() -> int:
-    """Ask once; print what was answered."""
+    """Ask once; print the response."""
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=TIMEOUT_S)
     try:
         connection.request("GET", "/ready")

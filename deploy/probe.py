@@ -1,10 +1,10 @@
-"""Asks the service for a prediction through its public door, as a caller does, and exports the result to Prometheus.
+"""Asks the service for a prediction through its gateway, as a caller does, and exports the result to Prometheus.
 
     python deploy/probe.py --host gateway     # probe every 5 s and serve /metrics on port 8084
 
 Each probe sends a real picture with an API key over a new connection, so DNS, TCP, TLS, keys, routes, replicas and
 workers are all part of the test. The probe also compares the certificate that the gateway serves with the one in its
-file. Trouble of the probe's own (a file that it cannot read) never counts as a failure of the service: its series
+file. A failure of the probe itself (a file that it cannot read) never counts as one of the service: its series
 disappear.
 """
 
@@ -51,7 +51,7 @@ class Trust:
     """The certificates that the probe accepts: the usual authorities, and all that were in the gateway's file.
 
     A certificate that was in the file before stays trusted. After a failed rotation it is still in service, and callers
-    go on trusting it: `convscope_probe_certificate_matches` tells that, and it is no outage.
+    go on trusting it: `convscope_probe_certificate_matches` shows that, and it is no outage.
 
     Args:
         certificate: The gateway's `tls.crt`.
@@ -133,7 +133,7 @@ class Probe:
             self._probes.labels(transport)
             for reason in REASONS:
                 self._failures.labels(transport, reason)
-        # Registered with the first certificate that is served: without one there is nothing to tell.
+        # Registered with the first certificate that is served: without one there is no value.
         self._expiry = Gauge("convscope_probe_certificate_expiry_seconds", EXPIRY, registry=None)
         self._matches = Gauge("convscope_probe_certificate_matches", MATCHES, registry=None)
         self._registry, self._registered = registry, False
@@ -143,7 +143,7 @@ class Probe:
         started = time.monotonic()
         try:
             reason, message = self._ask(transport)
-        except Exception as error:  # The probe itself is ill, which says nothing about the service.
+        except Exception as error:  # The probe itself failed, which says nothing about the service.
             log("probe_ill", transport=transport, error=f"{type(error).__name__}: {error}")
             for series in (self._success, self._seconds):
                 with contextlib.suppress(KeyError):
@@ -164,7 +164,7 @@ class Probe:
         self._success.labels(transport).set(reason == "ok")
 
     def _ask(self, transport: str) -> tuple[str, str]:
-        """Return the result of a prediction, "ok" or a reason, and words about it."""
+        """Return the result of a prediction, "ok" or a reason, and a message."""
         scheme = TRANSPORTS[transport] + "s" * self._secure
         key, model, picture = self._key.read_text().strip(), self._model(), self._picture.read_bytes()
         ca_file = self._trust.bundle if self._trust else None
@@ -180,7 +180,7 @@ class Probe:
         return ("wrong_answer", fault) if fault else ("ok", prediction.top[0].label if has_classes else "no classes")
 
     def _reason(self, error: ConvscopeError) -> str:
-        """Return what an exception of the client counts as."""
+        """Return the reason that an exception of the client counts as."""
         if isinstance(error, (ConnectError, DeadlineExceeded)) and (fault := self._find_connection_fault()):
             return fault
         kinds = {
@@ -193,7 +193,7 @@ class Probe:
         return next((reason for kind, reason in kinds.items() if isinstance(error, kind)), "wrong_answer")
 
     def _find_connection_fault(self) -> str | None:
-        """Return "connect" or "tls" if no connection comes about now, else None; the client tells no difference."""
+        """Return "connect" or "tls" if no connection can be made now, else None; the client does not tell which."""
         try:
             with socket.create_connection((self._host, self._port), DEADLINE_S) as connection:
                 if self._trust is None:

@@ -1,4 +1,4 @@
-"""The probe container's health: exit status 0 if the probe's last result was right on every transport.
+"""The probe container's health check: exit status 0 if the probe's last result was right on every transport.
 
 Apart from probe.py, since importing the client every few seconds would cost more than probing.
 """

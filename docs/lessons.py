@@ -118,6 +118,7 @@ def prepare() -> None:
     import torch
     from PIL import Image
 
+    from experiments.learning import CLASSES
     from handlers.images.preprocessing import Preprocessing
     from training import checkpoint, data
 
@@ -130,9 +131,7 @@ def prepare() -> None:
     STORE.mkdir(parents=True, exist_ok=True)
     for archive in (ROOT / "model_store").glob("*.mar"):
         shutil.copy(archive, STORE / archive.name)
-    (STORE.parent / "classes.txt").write_text(
-        "airplane\nautomobile\nbird\ncat\ndeer\ndog\nfrog\nhorse\nship\ntruck\n", "utf-8"
-    )
+    (STORE.parent / "classes.txt").write_text("\n".join(CLASSES) + "\n", "utf-8")
     for name, (network, run) in TWINS.items():
         if run is None:
             weights = ["--random-weights", "0"]
@@ -149,6 +148,7 @@ def prepare() -> None:
 def _archive(name: str, network: str, weights: Sequence[str]) -> None:
     """Archive a twin of one of our networks for CIFAR-10 under a name of its own."""
     import handlers.networks
+    from experiments.learning import INPUT
 
     layers = getattr(handlers.networks, network).layers
     options = {
@@ -157,8 +157,8 @@ def _archive(name: str, network: str, weights: Sequence[str]) -> None:
         "--store": str(STORE),
         "--classes": str(STORE.parent / "classes.txt"),
         "--size": "32x32",
-        "--mean": "0.4913,0.4821,0.4465",
-        "--std": "0.2452,0.2428,0.2606",
+        "--mean": ",".join(map(str, INPUT.mean)),
+        "--std": ",".join(map(str, INPUT.std)),
         "--layers": ",".join(f"{public}={node}" for public, node in layers.items()),
     }
     command = [sys.executable, "-m", "archiver", "--quiet", *weights]

@@ -20,6 +20,8 @@ from training.recipes import Recipe
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+INPUT = Preprocessing(3, 32, 32, mean=(0.4913, 0.4821, 0.4465), std=(0.2452, 0.2428, 0.2606))
+"""Of the archived networks for CIFAR-10: mean and standard deviation are those of its training pictures."""
 
 
 def files(folder: Path, half: str, per_class: int, start: int = 0) -> list[tuple[Path, int]]:

@@ -17,8 +17,8 @@ from torch.nn.functional import cross_entropy, pad
 
 from experiments import service
 from experiments.experiment import Figures, Result, Setting, markdown, plot
-from experiments.learning import files, pixels
-from handlers.images.preprocessing import Preprocessing, normalise
+from experiments.learning import INPUT, files, pixels
+from handlers.images.preprocessing import normalise
 
 SIDE = 32
 CHANNELS = 8
@@ -172,8 +172,7 @@ def _fields(setting: Setting) -> list[Figures]:
     known = {"trained": service.trained(setting.store, "deep"), "untrained": service.first_weights("deep")}
     chosen = files(setting.pictures, "test", setting.size(2, 1))
     images = torch.stack([torch.from_numpy(pixels(path).copy()).permute(2, 0, 1) for path, _ in chosen])
-    normal = Preprocessing(3, 32, 32, (0.4913, 0.4821, 0.4465), (0.2452, 0.2428, 0.2606))
-    images = normalise(images, normal)
+    images = normalise(images, INPUT)
     with setting.client("deep") as client:
         layers = client.model_card("deep").layers
     fields = []

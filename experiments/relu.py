@@ -17,11 +17,10 @@ from torch.nn.functional import conv2d
 
 from experiments import service
 from experiments.experiment import Figures, Result, Setting, grid, interval, markdown, shown
-from experiments.learning import Learner, colour, files, pixels, recipe_of
-from handlers.images.preprocessing import Preprocessing, normalise
+from experiments.learning import INPUT, Learner, colour, files, pixels, recipe_of
+from handlers.images.preprocessing import normalise
 from handlers.networks import Cifar
 
-NORMAL = Preprocessing(3, 32, 32, (0.4913, 0.4821, 0.4465), (0.2452, 0.2428, 0.2606))
 TWINS = {
     "ReLU, largest of 2×2": (nn.ReLU, nn.MaxPool2d),
     "no ReLU, largest of 2×2": (nn.Identity, nn.MaxPool2d),
@@ -47,7 +46,7 @@ def run(setting: Setting) -> Result:
     """Compose two convolutions, count what is below 0, and train the twins."""
     chosen = files(setting.pictures, "test", setting.size(20, 1))
     images = torch.stack([torch.from_numpy(pixels(path).copy()).permute(2, 0, 1) for path, _ in chosen])
-    normal = normalise(images, NORMAL)
+    normal = normalise(images, INPUT)
     network: Any = service.trained(setting.store, "simple")
     first, second = network.conv1, network.conv2
     kernel, bias = composed(first, second)

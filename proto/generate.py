@@ -18,7 +18,7 @@ ROOT = PROTO.parent
 GENERATED = {
     Path("handlers/wire"): ("convscope.proto",),
     Path("client/src/convscope/_wire"): ("convscope.proto", "inference.proto"),
-    Path("server/kserve/wire"): ("inference.proto",),
+    Path("server/wire"): ("inference.proto",),
 }
 EXAMPLES = {
     "request": "PredictRequest",

@@ -28,7 +28,7 @@ PICTURES = {
     "digits": ("digit-3", "digit-7"),
     "edges": ("square", "ship"),
 }
-START_S = 600.0  # Of patience: workers that share two cores with ten other processes took 243 s.
+START_S = 600.0  # Workers that share two cores with ten other processes took 243 s.
 
 
 def main() -> int:
@@ -43,7 +43,7 @@ def main() -> int:
     if options.stop:
         return 0
     began = time.monotonic()
-    print(f"Starting the service; its own words go to {LOG_FILE.relative_to(ROOT)}.", flush=True)
+    print(f"Starting the service; its log is {LOG_FILE.relative_to(ROOT)}.", flush=True)
     server = start(options)
     with Client(f"http://127.0.0.1:{options.rest_port}") as client:
         if missing := wait_until_ready(server, client):
@@ -55,7 +55,7 @@ def main() -> int:
         print(f"Serving {served} after {time.monotonic() - began:.1f} s.\n")
         show_scores(client)
         show_maps(client)
-    say_next(options.rest_port, options.grpc_port)
+    show_commands(options.rest_port, options.grpc_port)
     return 0
 
 
@@ -82,7 +82,9 @@ def stop() -> None:
     with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
         pid = int(PID_FILE.read_text(encoding="utf-8"))
         command = Path(f"/proc/{pid}/cmdline")
-        if not command.exists() or b"server" not in command.read_bytes():  # The number is someone else's by now.
+        if (
+            not command.exists() or b"server" not in command.read_bytes()
+        ):  # The process id belongs to another program by now.
             raise ProcessLookupError
         os.kill(pid, signal.SIGTERM)
         while command.exists() and b"server" in command.read_bytes():
@@ -92,7 +94,7 @@ def stop() -> None:
 
 def wait_until_ready(server: subprocess.Popen[bytes], client: Client) -> set[str]:
     """Wait until every model answers; return those that do not, since the service ended or took too long."""
-    ends = time.monotonic() + START_S + 10  # The service's own word on what is late comes first.
+    ends = time.monotonic() + START_S + 10  # Later than the service's own timeout, whose message says what is late.
     waiting = set(PICTURES)
     while waiting and time.monotonic() < ends and server.poll() is None:
         for model in sorted(waiting):
@@ -131,7 +133,7 @@ def show_maps(client: Client) -> None:
     print(f"\n{count} figures of feature maps are in {OUT.relative_to(ROOT)}/, one a picture and layer.\n")
 
 
-def say_next(rest_port: int, grpc_port: int) -> None:
+def show_commands(rest_port: int, grpc_port: int) -> None:
     """Print what to try while the service runs."""
     rest = f"localhost:{rest_port}/predictions/cifar"
     print(f"""The service runs on; `make stop` ends it. Try, in this folder:
@@ -148,4 +150,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except ConvscopeError as error:
-        sys.exit(f"demo: {error}; the service's own words are in {LOG_FILE.relative_to(ROOT)}")
+        sys.exit(f"demo: {error}; the service's log is {LOG_FILE.relative_to(ROOT)}")

@@ -1,5 +1,5 @@
-"""Starting and watching TorchServe on one machine: `python -m server`. The second host is in `kserve/`.
+"""Starts and watches TorchServe on one machine: `python -m server`. The second host is in `kserve/`.
 
-Knows the archives only by their manifests; imports nothing of archiver, training or client, and never torch. Of
-handlers only `kserve/` imports the contract.
+Reads only the manifests of archives. Imports nothing of archiver, training and client, and never torch; of the handlers
+`kserve/` alone imports the contract.
 """

@@ -3,7 +3,7 @@
     python -m server
     python -m server --models cifar,digits --rest-port 8080 --grpc-port 7070 --device cpu
 
-Exit status: 0 after a clean stop, 1 after a failure (told on standard error), 2 for a wrong command line.
+Exit status: 0 after a clean stop, 1 after a failure (reported on standard error), 2 for a wrong command line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from server.arguments import parse
 from server.failures import Failure, Interrupted
 from server.launcher import Launcher, Signals
-from server.reporting import Reporter, let_go
+from server.reporting import Reporter, drop_unwritten
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,4 +38,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     finally:
-        let_go()
+        drop_unwritten()

@@ -1,4 +1,4 @@
-"""What the server says once it is ready: where it listens and what to try."""
+"""The message that the server is ready: where it listens, and commands to try."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Facts:
 
     Attributes:
         listeners: Where it listens.
-        archives: What it serves, the newest version of a model first.
-        java: The Java it runs on.
+        archives: The archives served, the newest version of a model first.
+        java: The Java that it runs on.
         patches: Names of the patches of TorchServe that are active.
-        seconds: Time it took to be ready.
+        seconds: Time from start to readiness.
         logs: Folder of its logs.
     """
 
@@ -35,7 +35,7 @@ class Facts:
 
 
 def list_listeners(facts: Facts) -> dict[str, Any]:
-    """Return what `describe_listeners` says as values for a log collector."""
+    """Return the content of `describe_listeners` as values for a log collector."""
     listeners, java = facts.listeners, facts.java
     host = reachable(listeners.host)
     return {

@@ -1,7 +1,7 @@
-"""The command line of `python -m server`, and the settings it stands for.
+"""The command line of `python -m server`, and the settings that it is parsed to.
 
-Priority: command line > default. Of the environment three things are read: `JAVA_HOME` (server.java),
-`CUDA_VISIBLE_DEVICES` (server.devices) and numbers of threads (server.configuration); children inherit the rest.
+Priority: command line > default. The server reads three kinds of environment variables: `JAVA_HOME` (server.java),
+`CUDA_VISIBLE_DEVICES` (server.devices) and numbers of threads (server.configuration); its children inherit the others.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ LARGEST_MB = 2047  # TorchServe keeps message sizes in a signed 32-bit integer o
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the server was asked to do.
+    """The settings of a server.
 
     Attributes:
         model_store: Folder that holds the archives.
-        watch_store: Take in what changes in it, unasked.
+        watch_store: Whether to load archives that appear or change in the folder while the server runs.
         models: Models to serve, `name` or `name/version`; empty for every archive there is.
         host: Address that REST, gRPC and metrics listen on.
         rest_port: Port of the REST API; 0 takes a free one.
@@ -31,20 +31,20 @@ class Settings:
         workers: Worker processes per model; None leaves it to the archive.
         device: `auto`, `cpu` or `cuda`.
         startup_timeout_s: Seconds until every model must have answered.
-        warm_up_s: Seconds of requests of its own before the server is ready; 0 for none.
+        warm_up_s: Seconds for which the server sends itself requests before it is ready; 0 for none.
         drain_s: Seconds that requests in flight get after a signal to stop.
-        watch_s: Seconds from one answered model card to the launcher's next question.
-        unready_s: Seconds to go on serving while readiness already fails.
+        watch_s: Seconds from a model card to the launcher's next request for it.
+        unready_s: Seconds for which the server goes on serving while readiness already fails.
         max_request_mb: Largest request, in MiB.
         max_reply_mb: Largest reply, in MiB.
         heap_mb: Largest heap of the Java front end, in MiB.
         work_dir: Folder in which the server makes its private directory; None for the system's temporary folder.
         log_dir: Folder for the logs; None keeps them in the private directory.
-        engine: What runs the networks: `auto`, `torch`, `onnxruntime` or `openvino`.
-        precision: What they compute in: `float32`, `float16` or `bfloat16`.
-        scaled_decoding: Decode large JPEGs to a part of their size.
-        patch: Patch TorchServe; see `patches`.
-        log_requests_s: Seconds from one answered request that a worker logs to the next; 0 logs none.
+        engine: Engine of the networks: `auto`, `torch`, `onnxruntime` or `openvino`.
+        precision: Their precision: `float32`, `float16` or `bfloat16`.
+        scaled_decoding: Whether to decode large JPEGs to a part of their size.
+        patch: Whether to patch TorchServe; see `patches`.
+        log_requests_s: Seconds from one successful request that a worker logs to the next; 0 logs none.
         log_format: `text` for people or `json` for log collectors, on standard error.
         require_signature: File of the public keys of which one must have signed an archive; None for unsigned ones too.
     """
@@ -97,8 +97,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PORT",
         help="/ready, for load balancers; 0 takes a free port (default: none)",
     )
-    add("--warm-up-s", type=seconds, default=2.0, metavar="S", help="of requests of its own before it is ready")
-    add("--watch-s", type=_pause, default=10.0, metavar="S", help="between two checks that a model answers")
+    add("--warm-up-s", type=seconds, default=2.0, metavar="S", help="of warm-up requests before it is ready")
+    add("--watch-s", type=_pause, default=10.0, metavar="S", help="between two checks that a model responds")
     add("--heap-mb", type=_heap, default=1024, metavar="MB", help="largest heap of the Java front end")
     add(
         "--log-dir",
@@ -118,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
-    """Add the options that mean the same whichever host serves: here, and in `server.kserve`."""
+    """Add the options that both hosts have: this one and `server.kserve`."""
     add = parser.add_argument
     add("--model-store", type=Path, default=Path("model_store"), metavar="DIR", help="folder with the .mar archives")
     add(
@@ -126,13 +126,13 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         type=_names,
         default="",
         metavar="A,B",
-        help="models to serve, name or name/version; none named: all there are",
+        help="models to serve, name or name/version (default: all)",
     )
     add(
         "--watch-store",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="take in archives that appear or change in the folder while it serves, as `python -m server.reload` does",
+        help="load archives that appear or change in the folder while it serves, as `python -m server.reload` does",
     )
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="address that REST, gRPC and metrics listen on")
     add(
@@ -140,13 +140,19 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         type=_count,
         default=argparse.SUPPRESS,
         metavar="N",
-        help="worker processes per model (default: what the archive says, else one per GPU, else one per core, at most "
+        help="worker processes per model (default: the archive's number, else one per GPU, else one per core, at most "
         "four, shared among the models)",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the networks run")
-    add("--startup-timeout-s", type=seconds, default=300.0, metavar="S", help="until every model must have answered")
-    add("--drain-s", type=seconds, default=10.0, metavar="S", help="for requests in flight once told to stop")
-    add("--unready-s", type=seconds, default=0.0, metavar="S", help="go on serving while readiness already fails")
+    add("--startup-timeout-s", type=seconds, default=300.0, metavar="S", help="until every model must have responded")
+    add("--drain-s", type=seconds, default=10.0, metavar="S", help="for requests in flight after a signal to stop")
+    add(
+        "--unready-s",
+        type=seconds,
+        default=0.0,
+        metavar="S",
+        help="time to go on serving while readiness already fails",
+    )
     add("--max-request-mb", type=_megabytes, default=64, metavar="MB", help="largest request")
     add("--max-reply-mb", type=_megabytes, default=256, metavar="MB", help="largest reply")
     add(
@@ -154,19 +160,19 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=argparse.SUPPRESS,
         metavar="DIR",
-        help="where the private directory of the run is made (default: the system's temporary folder)",
+        help="folder for the private directory of the run (default: the system's temporary folder)",
     )
     add(
         "--engine",
         choices=("auto", "torch", "onnxruntime", "openvino"),
         default="auto",
-        help="what runs the networks; auto: the fastest that works, archive by archive",
+        help="engine of the networks; auto: for each archive the fastest that works",
     )
     add(
         "--precision",
         choices=("float32", "float16", "bfloat16"),
         default="float32",
-        help="what the networks compute in; float16 on a GPU only, bfloat16 also on processors that have it",
+        help="precision of the networks; float16 on a GPU only, bfloat16 also on processors that have it",
     )
     add(
         "--scaled-decoding",
@@ -180,16 +186,16 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         type=seconds,
         default=0.0,
         metavar="S",
-        help="log an answered request every S seconds and worker, at most; 0: only those that fail",
+        help="log at most one successful request per worker in S seconds; 0: only requests that fail",
     )
-    add("--log-format", choices=("text", "json"), default="text", help="what standard error says")
+    add("--log-format", choices=("text", "json"), default="text", help="format of standard error")
     add(
         "--require-signature",
         type=_file,
         default=argparse.SUPPRESS,
         metavar="FILE",
-        help="serve only archives that one of these Ed25519 keys signed with ssh-keygen, a public key a line; empty: "
-        "unsigned ones too (default)",
+        help="serve only archives that one of these Ed25519 keys signed with ssh-keygen, one public key per line; "
+        "empty: unsigned ones too (default)",
     )
 
 
@@ -204,8 +210,8 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     """
     parser = build_parser()
     given = parser.parse_args(arguments)
-    asked = (given.rest_port, given.grpc_port, given.metrics_port, getattr(given, "ready_port", None))
-    ports = list(filter(None, asked))
+    named = (given.rest_port, given.grpc_port, given.metrics_port, getattr(given, "ready_port", None))
+    ports = list(filter(None, named))
     if len(set(ports)) < len(ports):
         parser.error("--rest-port, --grpc-port, --metrics-port and --ready-port must differ")
     return Settings(**vars(given))
@@ -218,7 +224,7 @@ def _integer(text: str, least: int, most: int) -> int:
 
 
 def port(text: str) -> int:
-    """Read a port of the command line; 0 stands for a free one."""
+    """Type for argparse: a port; 0 for a free one."""
     return _integer(text, 0, 65535)
 
 
@@ -231,7 +237,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _file(text: str) -> Path | None:
-    return Path(text) if text else None  # Empty: what a setting of the deployment is by default.
+    return Path(text) if text else None  # Empty is the default of the deployment's variable.
 
 
 def _megabytes(text: str) -> int:
@@ -250,7 +256,7 @@ def _pause(text: str) -> float:
 
 
 def seconds(text: str) -> float:
-    """Read a duration of the command line."""
+    """Type for argparse: a duration in seconds."""
     try:
         duration = float(text)
     except ValueError:

@@ -1,7 +1,7 @@
-"""The processes that the launcher starts: in sessions of their own, gone when it is gone, reaped when they end.
+"""The processes that the launcher starts, each in a session of its own; it reaps them when they end.
 
-A session of its own keeps Ctrl-C in the terminal away from a child, so that requests can finish. If the launcher is
-killed outright, the kernel kills its children (Linux).
+Because of its session, Ctrl-C in the terminal does not reach a child, so requests can finish. If the launcher itself is
+killed, the kernel kills its children (Linux).
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def start(
     Args:
         command: Its command line.
         environment: Its environment.
-        log: File that its output is added to.
+        log: File to which its output is appended.
         folder: Its working directory; None for the launcher's own.
-        descriptors: Open files it inherits.
-        before: Called in the child before the program is loaded; only while the launcher has no other thread.
+        descriptors: File descriptors that it inherits.
+        before: Called in the child before the program is loaded. The launcher must have no other thread.
     """
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -57,7 +57,7 @@ def start(
 
 
 def reap() -> None:
-    """Reap every child that has ended, adopted ones included; what `start` returned keeps its exit status."""
+    """Reap every child that has ended, adopted ones too. Processes returned by `start` keep their exit status."""
     while True:
         try:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -73,27 +73,27 @@ def reap() -> None:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of a child's children when it dies, as process 1 of a container is anyway."""
+    """Adopt the children of a child that ends, as process 1 of a container does anyway."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with(launcher: int) -> None:
-    """Have the kernel kill this process when its parent, the launcher, ends in whatever way.
+    """Have the kernel kill this process when its parent, the launcher, ends for any reason.
 
     Args:
         launcher: Process id of the launcher.
     """
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != launcher:  # It ended before the kernel was told.
+    if os.getppid() != launcher:  # It ended before prctl was called.
         os._exit(1)
 
 
 def is_alive(process: int, processes: Path = PROCESSES) -> bool:
-    """Tell whether a process runs: False if it has ended, is a zombie, or is stopped.
+    """Return whether a process runs: False if it has ended, is a zombie, or is stopped.
 
     Args:
-        process: Its id; that of any process of this machine.
-        processes: The kernel's folder of processes; where there is none, a stopped process counts as running.
+        process: Its id.
+        processes: /proc; on a system without it, a stopped process counts as running.
     """
     if process <= 0:
         return False
@@ -111,11 +111,11 @@ def is_alive(process: int, processes: Path = PROCESSES) -> bool:
 
 
 def processor_s(process: int, processes: Path = PROCESSES) -> float:
-    """Return the processor time that a process has used with all its threads, in seconds; 0 where nobody says.
+    """Return the processor time that a process has used with all its threads, in seconds; 0 if it is unknown.
 
     Args:
         process: Its id.
-        processes: The kernel's folder of processes.
+        processes: /proc.
     """
     try:
         fields = (processes / str(process) / "stat").read_text().rpartition(")")[2].split()
@@ -125,7 +125,7 @@ def processor_s(process: int, processes: Path = PROCESSES) -> float:
 
 
 def describe_ending(status: int) -> str:
-    """Describe an exit status as `subprocess` gives it."""
+    """Describe an exit status, as `subprocess` reports it."""
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
 

@@ -1,7 +1,7 @@
-"""What one run of TorchServe is told: its private directory, config.properties and the workers' environment.
+"""The configuration of one run of TorchServe: private directory, config.properties, environment of the workers.
 
-Everything TorchServe writes (unpacked archives, sockets, pid file, logs) goes into the private directory, which only
-this user can open and which is gone afterwards.
+TorchServe writes all its files (unpacked archives, sockets, pid file, logs) into the private directory, which only this
+user can open and which is removed at the end.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from server.models import Archive
 
 TEMPLATE = Path(__file__).with_name("config.properties")
 LOGGING = Path(__file__).with_name("log4j2.xml")
-MOST_WORKERS = 4  # Of one model, unless more are asked for.
-LONGEST_SOCKET_PATH = 107  # What the kernel takes, in bytes.
+MOST_WORKERS = 4  # Of one model, unless the command line or the archive sets more.
+LONGEST_SOCKET_PATH = 107  # Bytes; the kernel's limit.
 FLUSH_S = 1.0  # From the last response to the end of the workers, for the spans of the last requests.
 
-# What of a log goes to standard error when the server fails: the collector of a container's log splits longer lines.
+# The part of a log that goes to standard error when the server fails: log collectors of containers split longer lines.
 SHOWN_BYTES, SHOWN_LINES, SHOWN_CHARACTERS = 16384, 20, 200
 
-# Variables that would redirect TorchServe or its workers behind our back: TS_CONFIG_FILE overrides the file we wrote,
-# PYTHONPATH comes before the archive on a worker's path.
+# Variables that would redirect TorchServe or its workers: TS_CONFIG_FILE overrides our configuration, and PYTHONPATH
+# comes before the archive on a worker's path.
 UNWANTED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "TS_CONFIG_FILE", "TS_MODEL_SERVER_HOME", "LOG_LOCATION")
-# Where prometheus_client writes its files, and the name of old.
+# Where prometheus_client writes its files; the second is the former name.
 METRICS_VARIABLES = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 
 MALLOC = {
@@ -41,9 +41,9 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
     "MALLOC_TOP_PAD_": str(64 * 2**20),
 }
-"""glibc's settings for workers: what a request frees is kept for the next. Otherwise the maps of a batch are mapped
-anew for every request, and each of their pages is faulted in: 32 pictures take ResNet-18 a tenth longer. Memory above
-256 MiB that is free goes back to the system."""
+"""glibc's settings for workers, which keep freed memory for the next request. Otherwise each request maps the memory
+for its maps again and faults in every page: 32 pictures take ResNet-18 a tenth longer. Free memory above 256 MiB is
+returned to the system."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Listeners:
         rest: REST port.
         grpc: gRPC port.
         metrics: Port of `/metrics`.
-        torchserve_metrics: Port of TorchServe's own metrics, on loopback whatever `host` is.
-        grpc_management: Port of the management service, on loopback whatever `host` is.
-        first_worker: First of the neighbouring ports the workers are numbered by.
+        torchserve_metrics: Port of TorchServe's own metrics, always on loopback.
+        grpc_management: Port of the management service, always on loopback.
+        first_worker: First of the consecutive ports by which workers are numbered.
     """
 
     host: str
@@ -70,12 +70,12 @@ class Listeners:
 
 
 class PrivateDirectory:
-    """The private directory of one run, as a context manager: made on entry, removed on exit.
+    """The private directory of one run, a context manager: created on entry, removed on exit.
 
     Args:
-        parent: Folder to make it in; None for the system's temporary folder.
-        log_dir: Folder for the logs that outlives the run; None for a folder inside.
-        for_java: Check that Java can use it too.
+        parent: Folder to create it in; None for the system's temporary folder.
+        log_dir: Folder for logs that are kept after the run; None for a folder inside.
+        for_java: Whether to check that Java can use it.
     """
 
     def __init__(self, parent: Path | None, log_dir: Path | None, *, for_java: bool = True) -> None:
@@ -94,7 +94,7 @@ class PrivateDirectory:
                 self.logs.mkdir(parents=True, exist_ok=True)
                 (self.path / "tmp").mkdir()
                 self.metrics.mkdir()
-                self.jvm_log.touch()  # A folder that was there already may not be ours to write to.
+                self.jvm_log.touch()  # An existing folder may not be writable.
             except OSError as error:
                 raise Failure(f"cannot write to {error.filename}: {error.strerror}") from error
             if len(os.fsencode(self.management_socket)) > LONGEST_SOCKET_PATH:
@@ -121,52 +121,52 @@ class PrivateDirectory:
 
     @property
     def control_socket(self) -> Path:
-        """Where the server is asked to reload (`server.control`)."""
+        """The socket that takes requests to reload (`server.control`)."""
         return self.path / "control.sock"
 
     @property
     def starting_file(self) -> Path:
-        """The file that is there until the server has warmed up; as long, readiness fails."""
+        """A file that exists until the server has warmed up. While it exists, readiness fails."""
         return self.path / "starting"
 
     @property
     def classes(self) -> Path:
-        """Folder of Java classes that go before TorchServe's own."""
+        """Folder of Java classes that precede TorchServe's own on the class path."""
         return self.path / "classes"
 
     @property
     def drain_file(self) -> Path:
-        """The file whose existence makes readiness fail."""
+        """A file that exists while the server drains. While it exists, readiness fails."""
         return self.path / "draining"
 
     @property
     def watch_file(self) -> Path:
-        """What the watch knows of the models, for the exporter and for readiness."""
+        """The state of the models as the watch publishes it, for the exporter and for readiness."""
         return self.path / "watch.json"
 
     @property
     def models_file(self) -> Path:
-        """What "Model not found" says of the models that are served, for TorchServe (`server.patches`, names)."""
+        """The list of models in the message "Model not found", for TorchServe (`server.patches`, names)."""
         return self.path / "models.txt"
 
     @property
     def copies(self) -> Path:
-        """Folder of the archives that are served, where signatures are required."""
+        """Folder of copies of the served archives, if signatures are required."""
         return self.path / "copies"
 
     @property
     def metrics(self) -> Path:
-        """Where the workers write their metrics; empty at every start, as the directory is new."""
+        """Folder of the workers' metrics; empty at every start, since the private directory is new."""
         return self.path / "metrics"
 
     @property
     def exporter_log(self) -> Path:
-        """What the exporter prints: nothing, as a rule."""
+        """Output of the exporter, normally empty."""
         return self.logs / "exporter.log"
 
     @property
     def jvm_log(self) -> Path:
-        """What the Java process itself prints."""
+        """Output of the Java process itself."""
         return self.logs / "java.log"
 
     @property
@@ -176,7 +176,7 @@ class PrivateDirectory:
 
     @property
     def models_log(self) -> Path:
-        """What the workers print."""
+        """Output of the workers."""
         return self.logs / "models.log"
 
     def last_lines(self) -> dict[str, list[str]]:
@@ -185,10 +185,7 @@ class PrivateDirectory:
         return {name: last for name, last in lines.items() if last}
 
     def keep_logs(self) -> Path | None:
-        """Move the logs out of the private directory, so that they outlive it; return where they are.
-
-        None if nothing was logged.
-        """
+        """Move the logs out of the private directory, and return their folder; None if nothing was logged."""
         written = [path for path in self.logs.iterdir() if path.stat().st_size]
         if self._log_dir or not written:
             return self.logs if written else None
@@ -221,11 +218,11 @@ def write_configuration(
 
     Args:
         directory: The private directory.
-        settings: What was asked for.
+        settings: Settings of the server.
         listeners: Where to listen.
-        archives: What to load at the start.
-        gpus: How many there are to use.
-        workers: Of a model, by default.
+        archives: Archives to load at the start.
+        gpus: Number of GPUs to use.
+        workers: Default number of workers per model.
         patches: Names of the patches of TorchServe that are active: without `reload`, no model can be loaded later.
     """
     store = settings.model_store.resolve()
@@ -258,10 +255,10 @@ def worker_environment(
 
     Args:
         directory: The private directory.
-        settings: What was asked for.
-        workers: Of all models together. A pass gets twice its share of the cores, since not all workers are busy at
-            all times; with more, the threads of one pass wait for those of others.
-        cores: Cores to share among them.
+        settings: Settings of the server.
+        workers: Number of workers of all models together. A forward pass gets twice its share of the cores, since not
+            all workers are busy all the time; with more, threads of different passes would wait for each other.
+        cores: Cores shared by the workers.
         environment: Variables to start from; thread counts set there are kept.
     """
     threads = str(max(1, min(cores, 2 * cores // workers)))
@@ -272,12 +269,12 @@ def worker_environment(
         result.setdefault(key, value)
     result["TMPDIR"] = str(directory.path / "tmp")
     result["PYTHONUNBUFFERED"] = "1"
-    result["PYTHONFAULTHANDLER"] = "1"  # A worker that crashes says by which signal (server/diagnosis.py).
+    result["PYTHONFAULTHANDLER"] = "1"  # A worker that crashes prints the signal (server/diagnosis.py).
     result["PROMETHEUS_MULTIPROC_DIR"] = str(directory.metrics)
     result["CONVSCOPE_MAX_RESPONSE_BYTES"] = str(settings.max_reply_mb * MEGABYTE)
     result["CONVSCOPE_DRAIN_FILE"] = str(directory.drain_file)
     result["CONVSCOPE_STARTING_FILE"] = str(directory.starting_file)
-    result["CONVSCOPE_HUSH"] = "1"  # Of TorchServe's workers' own metrics none is read (server/server_metrics.py).
+    result["CONVSCOPE_HUSH"] = "1"  # Nothing reads the metrics of TorchServe's own worker (server/server_metrics.py).
     result["CONVSCOPE_LOG_REQUESTS_S"] = f"{settings.log_requests_s:g}"
     result["CONVSCOPE_ENGINE"] = settings.engine
     result["CONVSCOPE_PRECISION"] = settings.precision
@@ -289,20 +286,20 @@ def worker_environment(
 
 
 def flush_s(environment: Mapping[str, str]) -> float:
-    """Return the seconds that workers get for their last spans; 0 if OpenTelemetry's variables ask for none."""
+    """Return the seconds that workers get to send their last spans; 0 if OpenTelemetry's variables request none."""
     return FLUSH_S if any(environment.get(f"OTEL_EXPORTER_OTLP_{kind}ENDPOINT") for kind in ("", "TRACES_")) else 0.0
 
 
 def default_workers(models: int, gpus: int, cores: int) -> int:
-    """Return how many workers a model gets where nobody says: one per GPU, else one per core, shared among the models.
+    """Return the default number of workers per model: one per GPU, else one per core, shared among the models.
 
-    Four at most, since each needs memory of its own. benchmarks/README.md has what workers and threads bring.
+    At most four, since each worker needs memory of its own. benchmarks/README.md has measurements.
     """
     return gpus or max(1, min(cores, MOST_WORKERS) // max(1, models))
 
 
 def count_workers(archive: Archive, settings: Settings, default: int) -> int:
-    """Return how many workers a model gets: the command line, else the archive, else `default`."""
+    """Return the number of workers of a model, set by the command line, else by the archive, else `default`."""
     return settings.workers or archive.workers or default
 
 

@@ -1,6 +1,6 @@
-"""The machine's share that is ours: GPUs as TorchServe will see them, and processor cores.
+"""The GPUs that TorchServe will use, and the cores available to this process.
 
-Asks `nvidia-smi`, because TorchServe does: what it does not list is not served on, whatever torch could do.
+GPUs are counted with `nvidia-smi`, as TorchServe does: it does not use a GPU that `nvidia-smi` does not list.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def count_gpus(device: str, environment: Mapping[str, str] | None = None) -> int
         environment: Variables to look in (`CUDA_VISIBLE_DEVICES`); None for the process's own.
 
     Raises:
-        Failure: `cuda` is asked for and there is no GPU, or the visible ones are named as TorchServe cannot read.
+        Failure: `device` is `cuda` and there is no GPU, or TorchServe cannot read `CUDA_VISIBLE_DEVICES`.
     """
     if device == "cpu":
         return 0
@@ -55,14 +55,14 @@ def list_gpus() -> list[str]:
 
 
 def count_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Count the cores this process may use: its affinity, and a container's quota where there is one.
+    """Count the cores that this process may use: its affinity, limited by the quota of a container.
 
     Args:
-        quota: File of the control group, `<microseconds>|max <period>`.
+        quota: File of the control group: `<microseconds>|max <period>`.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         share, period = quota.read_text().split()
         return max(1, min(cores, math.ceil(int(share) / int(period))))
-    except (OSError, ValueError):  # No control groups, or no quota ("max").
+    except (OSError, ValueError):  # There are no control groups, or there is no quota ("max").
         return cores

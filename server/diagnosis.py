@@ -1,9 +1,8 @@
-"""TorchServe's failures in plain words, read from its logs. What is not known is not guessed.
+"""Explains failures of TorchServe in plain words, from its logs. It does not guess what the logs do not show.
 
-It knows nothing of processes or ports. Only Java learns how a worker's process ended, and does not log it. A worker
-that dies of a fatal signal of its own making (SIGSEGV, SIGBUS, SIGABRT) prints it, by Python's faulthandler
-(`configuration.worker_environment`). One that is killed prints nothing; whether the kernel killed a process of this
-container for want of memory, the kernel counts (`host`).
+Only Java learns how a worker's process ended, and it does not log that. A worker that crashes with SIGSEGV, SIGBUS or
+SIGABRT prints the signal, with Python's faulthandler (`configuration.worker_environment`). A worker that is killed
+prints nothing; the kernel counts the processes of this container that it killed for lack of memory (`host`).
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ JAVA_MARKS = (
     *("Failed to bind", "OutOfMemoryError", "insufficient memory", "#  SIG", "Invalid configuration", "Error: "),
     "Exception",
 )
-CRASH_MARKS = ("#  SIG", "insufficient memory")  # Of the report that the virtual machine writes when it crashes.
+CRASH_MARKS = ("#  SIG", "insufficient memory")  # In the report that the virtual machine writes when it crashes.
 NO_ANSWER = "Backend worker did not respond in given time"
-# What TorchServe's thread for a worker logs where an exception ends it, other than that the worker failed.
+# Logged by TorchServe's thread for a worker when an exception other than a failure of the worker ends the thread.
 THREAD_ENDS = ("Backend worker thread exception.", "IllegalStateException error", "Out of memory error when creating")
-# A worker's lines: after the first a traceback is about a request, after the second about the worker.
+# Lines of a worker: a traceback after one of the first is about a request, after one of the second about the worker.
 REQUEST_FAILED = ("Invoking custom service failed", "Prediction error", "System out of memory", "CUDA out of memory")
 WORKER_LINES = ("Torch worker started.", "Backend worker process died.", "Load model ")
 CALLER_LEFT = ("Connection reset by peer", "Broken pipe")
-KEPT_LINES = 400  # of each worker's output; a traceback is far shorter
-# Another thread copies a worker's output: the report of its death may be written before its last words. Seconds waited
-# for more words, and for any that tell the cause.
+KEPT_LINES = 400  # Of each worker's output; a traceback is far shorter.
+# Another thread copies a worker's output, so its death may be logged before its last lines. Seconds to wait for further
+# lines if the cause is known, and if it is not.
 LAST_WORDS_S = 1.0
 SILENCE_S = 5.0
 
@@ -61,16 +60,16 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class Death:
-    """The end of a worker that nobody had planned, or an archive that TorchServe cannot load.
+    """The unexpected end of a worker, or an archive that TorchServe cannot load.
 
     Attributes:
         model: `name/version`; None for an archive that TorchServe cannot load.
         archive: The archive's file name without `.mar`.
         cause: One of `CAUSES`.
-        text: What is known of it, in a sentence.
-        retried: TorchServe says that it starts the worker again.
+        text: The explanation, a sentence.
+        retried: Whether TorchServe has logged that it restarts the worker.
         lines: The worker's last lines.
-        is_ours: The archive or its handler is at fault, as far as is known; not the machine.
+        is_ours: Whether the archive or its handler is at fault, as far as is known, and not the machine.
     """
 
     model: str | None
@@ -84,12 +83,12 @@ class Death:
 
 @dataclass
 class News:
-    """What the logs say that was not known before.
+    """New entries of the logs.
 
     Attributes:
-        deaths: Of workers, and archives that cannot be loaded.
+        deaths: Workers that ended, and archives that cannot be loaded.
         warnings: First lines of TorchServe's other warnings.
-        complaints: What workers complain of, requests that failed above all.
+        complaints: Messages of workers, mostly about failed requests.
     """
 
     deaths: list[Death] = field(default_factory=list)
@@ -98,12 +97,12 @@ class News:
 
 
 class Diagnosis:
-    """What the logs say has gone wrong so far.
+    """Reads the logs, and explains the failures in them.
 
     Args:
-        directory: Where the logs are.
-        archives: The archives being served.
-        memory: Reads what the kernel says of memory.
+        directory: The private directory, with the logs.
+        archives: The archives served.
+        memory: Reads the kernel's counters of memory.
     """
 
     def __init__(
@@ -113,29 +112,26 @@ class Diagnosis:
         self._torchserve = Follower(directory.torchserve_log)
         self._models = Follower(directory.models_log)
         self._archives = {archive.label: archive for archive in archives}
-        self._ignored: set[str] = set()  # Labels of archives that are being taken away.
+        self._ignored: set[str] = set()  # Labels of archives that are being unloaded.
         self._new: deque[Archive] = deque()
         self._said: defaultdict[str, list[str]] = defaultdict(list)
-        self._dead: dict[str, float] = {}  # Labels whose worker died, and when we read so (monotonic seconds).
-        self._late: set[str] = set()  # Those of them whose worker TorchServe ended, since it did not answer.
-        self._exceptions: dict[str, str] = {}  # What ended TorchServe's thread for the worker of a label.
+        self._dead: dict[str, float] = {}  # Labels whose worker died, and when that was read (monotonic seconds).
+        self._late: set[str] = set()  # Those of them whose worker TorchServe ended because it did not respond.
+        self._exceptions: dict[str, str] = {}  # By label, the exception that ended TorchServe's thread for the worker.
         self._retried: set[str] = set()
         self._memory = memory
         self._kills = memory().kills
 
     def follow(self, archive: Archive) -> None:
-        """Tell of an archive that is taken in now, but not of what it did before. Any thread may call this."""
+        """Report failures of an archive that is loaded now, without earlier ones. Any thread may call this."""
         self._new.append(archive)
 
     def ignore(self, archive: Archive) -> None:
-        """Tell nothing more of an archive: it is being taken away. Any thread may call this."""
+        """Report no further failures of an archive, which is being unloaded. Any thread may call this."""
         self._ignored.add(archive.label)
 
     def read(self) -> News:
-        """Read on in the logs.
-
-        What workers complain of is kept apart from their other output.
-        """
+        """Return the new entries of the logs. Complaints of workers are separated from their other output."""
         news = News()
         now = time.monotonic()
         for record in self._torchserve.read():
@@ -162,15 +158,15 @@ class Diagnosis:
             for labels in (self._late, self._retried, self._ignored):
                 labels.discard(archive.label)
         for label, died in list(self._dead.items()):
-            told = label in self._late or label in self._exceptions or find_cause(self._said[label])
-            if now - died >= (LAST_WORDS_S if told else SILENCE_S):
+            is_explained = label in self._late or label in self._exceptions or find_cause(self._said[label])
+            if now - died >= (LAST_WORDS_S if is_explained else SILENCE_S):
                 death = self._conclude(label)
                 if label not in self._ignored:
                     news.deaths.append(death)
         return news
 
     def describe_host(self) -> str:
-        """Describe memory and disks, and how many processes the kernel has killed since this was last said."""
+        """Describe memory and disks, and how many processes the kernel has killed since the last call."""
         memory = self._memory()
         before, self._kills = self._kills, memory.kills
         said = describe_host(self._folder, memory)
@@ -180,7 +176,7 @@ class Diagnosis:
         return f"the kernel has counted no kill for want of memory; {said}" if self._kills is not None else said
 
     def _note(self, label: str, record: Record, now: float) -> None:
-        """Note what TorchServe says of the worker of a label."""
+        """Record what TorchServe logs about the worker of a label."""
         if _is_death(record):
             self._dead.setdefault(label, now)
         if record.text.startswith("Retry worker: "):
@@ -191,7 +187,7 @@ class Diagnosis:
             self._late.add(label)
 
     def _conclude(self, label: str) -> Death:
-        """Say what is known of a worker's death, and forget it."""
+        """Explain a worker's death, and forget it."""
         archive, lines, exception = self._archives[label], self._said.pop(label, []), self._exceptions.pop(label, None)
         del self._dead[label]
         said = find_cause(lines)
@@ -218,7 +214,7 @@ class Diagnosis:
 
 
 def explain_late(archive: Archive) -> str:
-    """Say that TorchServe ended a worker that did not answer, and what it waits for."""
+    """Explain that TorchServe ended a worker that did not respond, with the time limits."""
     return (
         f"archive {archive.path.name}: its worker did not answer within {archive.response_timeout_s} s "
         f"(responseTimeout), or load within {archive.startup_timeout_s} s (startupTimeout), and was ended"
@@ -226,37 +222,37 @@ def explain_late(archive: Archive) -> str:
 
 
 def explain_worker(archive: Archive, lines: Sequence[str]) -> str:
-    """Say why a worker ended, from what it printed.
+    """Explain why a worker ended, from its output.
 
     Args:
-        archive: The archive it was serving.
+        archive: The archive that it served.
         lines: Its output, oldest first.
     """
-    who = f"archive {archive.path.name}"
+    subject = f"archive {archive.path.name}"
     cause = find_cause(lines)
     if cause is None:
-        return f"{who}: its worker ended without a message: it was killed, or it exited"
+        return f"{subject}: its worker ended without a message: it was killed, or it exited"
     if cause.startswith(FATAL):
-        return f"{who}: its worker crashed: {cause.removeprefix(FATAL)}"
+        return f"{subject}: its worker crashed: {cause.removeprefix(FATAL)}"
     if match := MISSING.match(cause):
         module = match["module"]
         top = module.split(".")[0]
         if top in archive.modules:
-            return f"{who}: its module {module} is missing from the archive"
+            return f"{subject}: its module {module} is missing from the archive"
         package = PACKAGES.get(top, top)
         named = package if package == top else f"{package} (imported as {top})"
-        return f"{who}: needs the Python package {named}, which is not installed in {sys.executable}"
+        return f"{subject}: needs the Python package {named}, which is not installed in {sys.executable}"
     error = cause.split(":")[0]
     if error in ("ImportError", "SyntaxError", "IndentationError"):
-        return f"{who}: its handler cannot be imported: {cause}"
-    return f"{who}: its worker failed: {cause}"
+        return f"{subject}: its handler cannot be imported: {cause}"
+    return f"{subject}: its worker failed: {cause}"
 
 
 def find_cause(lines: Sequence[str]) -> str | None:
-    """Return the last line of the traceback that tells the cause, or None if there is none.
+    """Return the last line of the traceback that shows the cause, or None if there is none.
 
-    Tracebacks of requests that failed are no causes. After a failed import TorchServe looks for the handler among its
-    own, so the last traceback of an import error is about `ts.torch_handler`, and the one before it tells the truth.
+    Tracebacks of failed requests are not causes. After a failed import TorchServe looks for the handler among its own
+    ones, so the last traceback of an import error is about `ts.torch_handler`, and the one before it shows the cause.
     """
     causes: list[str] = []
     inside = about_request = False
@@ -267,24 +263,24 @@ def find_cause(lines: Sequence[str]) -> str | None:
             about_request = False
         elif line.startswith("Traceback (most recent call last):"):
             inside = not about_request
-        elif line.startswith(FATAL):  # Its last words, whatever it was at.
+        elif line.startswith(FATAL):  # The last line of a crash, also during a request.
             causes.append(line)
         elif inside and LAST_LINE.match(line):
             inside = False
-            # "Error(s) in loading state_dict for Cifar:" says nothing without the line below it.
+            # "Error(s) in loading state_dict for Cifar:" needs the line below it.
             following = lines[number + 1].strip() if line.endswith(":") and number + 1 < len(lines) else ""
             causes.append(f"{line} {following}".rstrip())
-    told = [cause for cause in causes if "'ts.torch_handler." not in cause and not _is_wrapper(cause)]
-    return told[-1] if told else causes[-1] if causes else None
+    own = [cause for cause in causes if "'ts.torch_handler." not in cause and not _is_wrapper(cause)]
+    return own[-1] if own else causes[-1] if causes else None
 
 
 def explain_java(lines: Sequence[str], *, killed: bool = False) -> str:
-    """Say why Java ended, from what it printed itself.
+    """Explain why Java ended, from its output.
 
     Args:
-        lines: What it printed.
-        killed: A signal ended it: only the virtual machine's own report of a crash is about that. An exception that it
-            printed before is not.
+        lines: Its output.
+        killed: Whether a signal ended it. Then only the virtual machine's report of a crash is a cause, and not an
+            exception that Java printed before.
     """
     said = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith(("at ", "... "))]
     for line in said:
@@ -309,5 +305,5 @@ def _explain_loading(record: Record) -> Death:
 
 
 def _is_wrapper(cause: str) -> bool:
-    """Tell the worker's own report (`RuntimeError: 500 - Unknown exception`) from the error it reports."""
+    """Return whether a line is TorchServe's wrapper of an error, such as `RuntimeError: 500 - Unknown exception`."""
     return re.match(r"^RuntimeError: \d{3} - ", cause) is not None

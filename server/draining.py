@@ -1,8 +1,9 @@
-"""Letting requests in flight finish before TorchServe stops.
+"""Waits until the requests in flight have finished before TorchServe stops.
 
-TorchServe resets REST requests 0.3 s after it is told to stop, and counts only those that still wait for a worker. What
-a worker is at shows in Java's thread dump, which SIGQUIT makes it print: its thread is in `getRequest` when it has no
-work. That costs nothing until it is asked, and holds for both transports. gRPC replies TorchServe itself lets finish.
+TorchServe resets REST requests 0.3 s after the signal to stop, and its API reports only those that still wait for a
+worker. Java's thread dump, which it prints on SIGQUIT, shows what each worker does: its thread is in `getRequest` when
+it is idle. That costs nothing until it is used, and works for both transports. TorchServe completes gRPC replies
+itself.
 """
 
 from __future__ import annotations
@@ -22,13 +23,8 @@ PAUSE_S = 0.1
 DUMP_TIMEOUT_S = 2.0
 DUMP_END = "JNI global ref"
 RUNNING, IDLE, CONNECTING = "WorkerThread.run(", ".getRequest(", "WorkerThread.connect("
-ESTABLISHED = {
-    "01",
-    "04",
-    "05",
-    "08",
-    "09",
-}  # TCP states with replies possibly unsent: established, closing, close-wait.
+# TCP states in which a reply may be unsent: established, FIN-WAIT-1 and 2, CLOSE-WAIT, LAST-ACK.
+ESTABLISHED = {"01", "04", "05", "08", "09"}
 
 
 class Traffic:
@@ -36,7 +32,7 @@ class Traffic:
 
     Args:
         process: Java.
-        directory: Where Java's output goes.
+        directory: The private directory, for the output of Java.
         listeners: Where the server listens.
         archives: The models served.
     """
@@ -55,10 +51,10 @@ class Traffic:
 
         Args:
             deadline: When to stop waiting (`time.monotonic()`).
-            impatient: Asked all the time; True stops the waiting.
+            impatient: Polled; waiting ends when it returns True.
 
         Returns:
-            True if no request is in flight, False if that cannot be said.
+            Whether it is known that no request is in flight.
         """
         idle_since: float | None = None
         batch_delay_s = 0.0
@@ -71,9 +67,9 @@ class Traffic:
             elif idle_since is None:
                 idle_since = started
             elif started - idle_since > batch_delay_s:
-                # Seldom: TorchServe asks nvidia-smi each time about every worker.
+                # Rarely: TorchServe runs nvidia-smi for every worker each time.
                 states = self._management.describe_all(self._archives)
-                # A request that waits for its batch to fill does not show in a dump; it does once that time is over.
+                # A request that waits for its batch to fill is not in a dump until that delay is over.
                 batch_delay_s = max((state.batch_delay_s for state in states or ()), default=batch_delay_s)
                 if states is None or any(state.pending for state in states):
                     idle_since = None
@@ -85,12 +81,12 @@ class Traffic:
         return False
 
     def is_idle(self, label: str) -> bool:
-        """Tell whether no worker of an archive is at work and none of its requests waits for one.
+        """Return whether no worker of an archive is busy and none of its requests is queued.
 
-        A worker without work waits for the queue, so an idle one says that the queue is empty.
+        An idle worker waits for the queue, so the queue is empty if there is one.
 
         Args:
-            label: The archive's.
+            label: Label of the archive.
         """
         dump = self._dump()
         return dump is not None and count_busy_workers(dump, label) == 0
@@ -100,7 +96,7 @@ class Traffic:
         return dump is None or count_busy_workers(dump) > 0 or unsent_bytes(self._port) > 0
 
     def _dump(self) -> str | None:
-        """Return Java's thread dump, or None if it prints none."""
+        """Return Java's thread dump; None if it prints none."""
         start = self._log.stat().st_size
         self._process.signal(signal.SIGQUIT)
         give_up = time.monotonic() + DUMP_TIMEOUT_S
@@ -115,11 +111,11 @@ class Traffic:
 
 
 def count_busy_workers(dump: str, label: str | None = None) -> int:
-    """Count the worker threads of a Java thread dump that are at work on a request.
+    """Count the worker threads of a Java thread dump that work on a request.
 
     Args:
         dump: The thread dump.
-        label: The archive whose workers to count; None for all.
+        label: Label of the archive whose workers to count; None for all.
     """
     name = re.compile(rf'"W-\d+-{".+" if label is None else re.escape(label)}"')
     stacks = re.split(r"\n(?=\")", dump)
@@ -130,7 +126,7 @@ def count_busy_workers(dump: str, label: str | None = None) -> int:
 
 
 def unsent_bytes(port: int, tables: Sequence[Path] = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))) -> int:
-    """Return the bytes of replies from a local port that callers have not taken yet; 0 where the kernel does not say.
+    """Return the bytes of replies from a local port that clients have not received yet; 0 if that is unknown.
 
     Args:
         port: The local port.

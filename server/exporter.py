@@ -1,8 +1,7 @@
-"""The one address Prometheus asks: the workers' metrics and the server's, at /metrics.
+"""The metrics exporter: serves the metrics of workers and server to Prometheus, at /metrics.
 
-The launcher starts it (`server.exporter_process`).
-It listens on a socket that the launcher opened, so that its address is there from the first moment and whenever the
-exporter is started again. It writes nothing and keeps nothing: what it answers is read anew at every scrape.
+The launcher starts it (`server.exporter_process`) and opens its socket, so that connections are accepted from the
+beginning and while the exporter restarts. It has no state: everything is read at every scrape.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 MOST_THREADS = 8
-CALLER_TIMEOUT_S = 5.0  # For a caller that says nothing, or takes nothing.
-CALLER_S = 10.0  # For one that says or takes something, a byte now and then.
+CALLER_TIMEOUT_S = 5.0  # For a client that sends nothing, or receives nothing.
+CALLER_S = 10.0  # For a whole exchange, with a client that sends or receives slowly.
 
 
 def build_app(folder: Path, server: ServerMetrics) -> WSGIApplication:
     """Build the application: GET /metrics, nothing else.
 
     Args:
-        folder: Where the workers write their metrics.
-        server: What the server knows itself.
+        folder: Folder of the workers' metrics.
+        server: The metrics of the server.
     """
     registry = CollectorRegistry()
     registry.register(WorkerFiles(folder))
@@ -54,11 +53,11 @@ def build_app(folder: Path, server: ServerMetrics) -> WSGIApplication:
 
 
 class Server(ThreadingMixIn, WSGIServer):
-    """An HTTP server on a socket that listens already, with a bounded number of threads.
+    """An HTTP server on a socket that already listens, with a limited number of threads.
 
     Args:
         listener: The socket.
-        app: What answers.
+        app: The application.
     """
 
     daemon_threads = True
@@ -67,18 +66,18 @@ class Server(ThreadingMixIn, WSGIServer):
         host, port = listener.getsockname()[:2]
         BaseServer.__init__(self, (host, port), Handler)
         self.socket = listener
-        self.server_name, self.server_port = host, port  # Not looked up: a name service may be slow.
+        self.server_name, self.server_port = host, port  # Not resolved: a name service may be slow.
         self.setup_environ()
         self.set_app(app)
         self._slots = threading.BoundedSemaphore(MOST_THREADS)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread once one is free; until then callers wait in the kernel's queue."""
+        """Respond in a thread once one is free; until then clients wait in the kernel's queue."""
         self._slots.acquire()
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer one caller, who does not keep the thread for long."""
+        """Respond to one client, within a time limit."""
         try:
             with cutting(request, CALLER_S):
                 super().process_request_thread(request, client_address)
@@ -86,13 +85,13 @@ class Server(ThreadingMixIn, WSGIServer):
             self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Keep quiet about callers that hang up; tell about anything else."""
+        """Report errors other than clients that disconnect."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
 
 class Handler(WSGIRequestHandler):
-    """Answers one caller without a word."""
+    """Responds to one client, and logs nothing."""
 
     timeout = CALLER_TIMEOUT_S
 
@@ -118,19 +117,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line, which the launcher writes."""
+    """Build the parser of the command line, which the launcher passes."""
     parser = argparse.ArgumentParser(prog="python -m server.exporter", description="Serve /metrics.")
     add = parser.add_argument
     add("--listener", type=int, required=True, metavar="FD", help="inherited socket that listens")
-    add("--folder", type=Path, required=True, metavar="DIR", help="where the workers write their metrics")
+    add("--folder", type=Path, required=True, metavar="DIR", help="folder of the workers' metrics")
     add("--torchserve-port", type=int, required=True, metavar="PORT", help="TorchServe's own metrics, on 127.0.0.1")
     add("--management-socket", type=Path, required=True, metavar="FILE", help="TorchServe's management API")
-    add("--drain-file", type=Path, required=True, metavar="FILE", help="there while the server drains")
-    add("--watch-file", type=Path, required=True, metavar="FILE", help="what the launcher's watch knows of the models")
+    add("--drain-file", type=Path, required=True, metavar="FILE", help="exists while the server drains")
+    add("--watch-file", type=Path, required=True, metavar="FILE", help="state of the models, from the launcher's watch")
     add("--models", nargs="+", required=True, metavar="NAME/VERSION", help="served, a model's default version first")
     add("--started", type=float, required=True, metavar="UNIX_TIME", help="when the server was started")
     add("--patches", nargs="*", default=(), metavar="NAME", help="patches of TorchServe that are active")
-    add("--launcher", type=int, required=True, metavar="PID", help="with whom it ends")
+    add("--launcher", type=int, required=True, metavar="PID", help="the launcher; the exporter ends with it")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The exporter as a child of the launcher: started, started again when it dies, stopped when TorchServe has stopped."""
+"""Runs the exporter as a child of the launcher, and restarts it when it dies."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from server.models import Archive
 from server.reporting import Reporter
 
 BACK_OFF_S, LONGEST_BACK_OFF_S = 0.5, 30.0
-HEALTHY_S = 60.0  # After so long a life the pauses start over.
+HEALTHY_S = 60.0  # After it has run for so long, the back-off is reset.
 STOP_S = 2.0
 ROOT = Path(__file__).resolve().parent.parent
 
 
 class Exporter:
-    """The exporter's process, and what becomes of it.
+    """The exporter's process.
 
     Args:
-        listener: The socket it serves metrics on.
+        listener: The socket on which it serves metrics.
         torchserve_port: Port of TorchServe's own metrics, on 127.0.0.1.
         directory: The private directory.
-        archives: What is served, the newest version of a model first.
+        archives: The archives served, the newest version of a model first.
         started: When the server was started, unix time.
         patches: Names of the patches of TorchServe that are active.
-        environment: Its environment, but for what is changed here.
-        reporter: Who is told of its death.
+        environment: Environment to start from.
+        reporter: Reports its death.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Exporter:
         self._listener = listener
         self._log = directory.exporter_log
         self._reporter = reporter
-        # With these set prometheus_client would write files itself, among the workers'.
+        # With these set, prometheus_client would write files of its own among the workers'.
         self._environment = {key: value for key, value in environment.items() if key not in METRICS_VARIABLES}
         self._environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         self._command = [
@@ -72,7 +72,7 @@ class Exporter:
         self._start()
 
     def check(self) -> None:
-        """Start it again if it has ended, after a pause that grows from death to death."""
+        """Restart it if it has ended, after a pause that grows with each death."""
         if self._process is None:
             if time.monotonic() >= self._due:
                 self._start()
@@ -82,7 +82,7 @@ class Exporter:
             self._put_off(children.describe_ending(status))
 
     def stop(self) -> None:
-        """End it, and close its address."""
+        """Stop it, and close its socket."""
         self._listener.close()
         if self._process is None:
             return
@@ -103,7 +103,7 @@ class Exporter:
             self._put_off(str(error))
 
     def _put_off(self, why: str) -> None:
-        """Let it be for a while; tell why, once, until one has lived for long."""
+        """Schedule the next start; report the first death since it ran for long."""
         now = time.monotonic()
         if now - self._started_at > HEALTHY_S:
             self._back_off_s = BACK_OFF_S

@@ -1,13 +1,13 @@
-"""What can go wrong, as the words the person at the keyboard reads.
+"""The launcher's exceptions, whose messages are for the operator.
 
-Exit codes: 0 after a clean stop, 1 after a `Failure`, 2 after a `UsageFailure` (and argparse's own refusals).
+Exit codes: 0 after a clean stop, 1 after a `Failure`, 2 after a `UsageFailure` and after errors of argparse.
 """
 
 from __future__ import annotations
 
 
 class Failure(Exception):
-    """The server cannot start or go on; the message says why and, where there is one, what to do about it.
+    """The server cannot start or go on; the message says why and, if possible, what to do.
 
     Attributes:
         logs: The last lines of each log, by file name.
@@ -21,10 +21,10 @@ class Failure(Exception):
 
 
 class UsageFailure(Failure):
-    """The command line asks for something that is not there; nothing was started."""
+    """The command line names something that does not exist; nothing was started."""
 
     exit_code = 2
 
 
 class Interrupted(Exception):
-    """A signal asked the server to stop before it was ready: a clean stop, not a failure."""
+    """A signal stopped the server before it was ready: a clean stop, not a failure."""

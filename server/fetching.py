@@ -1,4 +1,4 @@
-"""Asking an HTTP server that may hang, drip or talk nonsense: an answer within a time and a size, or an error."""
+"""HTTP requests to a server that may hang or send garbage: a response within limits of time and size, or an error."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ MOST_BYTES = 16 * 1024 * 1024
 def fetch(
     connection: http.client.HTTPConnection, path: str, timeout_s: float, *, method: str = "GET"
 ) -> tuple[int, bytes]:
-    """Ask once and close the connection.
+    """Send one request, and close the connection.
 
     Args:
-        connection: Not yet connected.
-        path: What to ask for.
-        timeout_s: Longest time until the whole answer is there, in seconds; a socket's own timeout starts anew with
-            every byte.
+        connection: A connection that is not connected yet.
+        path: Path of the request.
+        timeout_s: Seconds until the complete response must be there; a socket's own timeout restarts with every byte.
         method: HTTP method.
 
     Returns:
         Status and body, at most 16 MiB.
 
     Raises:
-        OSError: No connection, no whole answer in time, or none that is HTTP.
+        OSError: There is no connection, no complete response in time, or no HTTP response.
     """
     with contextlib.closing(connection):
         connection.timeout = timeout_s
@@ -49,7 +48,7 @@ def fetch(
 
 @contextlib.contextmanager
 def cutting(connection: socket.socket, after_s: float) -> Iterator[threading.Event]:
-    """Shut a connection down if the block is not over after so many seconds; yields what is set then."""
+    """Shut a connection down if the block takes longer than `after_s` seconds; yields an event that is set then."""
     late = threading.Event()
     watch = threading.Timer(after_s, _cut, (connection, late))
     watch.daemon = True

@@ -1,4 +1,4 @@
-"""Memory and load of the GPUs, asked of the driver by the package `nvidia-ml-py`, if that is installed."""
+"""Memory and load of the GPUs, read from the driver with the package `nvidia-ml-py`, if it is installed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from prometheus_client.core import GaugeMetricFamily
 
 @dataclass
 class Gpu:
-    """One GPU now; None for what its driver does not tell.
+    """The state of a GPU; None for values that its driver does not report.
 
     Attributes:
-        index: Its number, as `nvidia-smi` counts.
-        used_bytes: Memory in use, by whomever.
-        total_bytes: Memory there is.
+        index: Its number, as in `nvidia-smi`.
+        used_bytes: Memory in use by all processes.
+        total_bytes: Memory in all.
         utilization: Share of the last sampling period (1/6 to 1 s) in which a kernel ran, 0..1.
     """
 
@@ -29,13 +29,13 @@ class Gpu:
 
 
 class Gpus:
-    """The GPUs of this machine; none without driver or package."""
+    """The GPUs of this machine; none without the driver or the package."""
 
     def __init__(self) -> None:
         self._driver = _load_driver()
 
     def read(self) -> list[Gpu]:
-        """Ask the driver about every GPU."""
+        """Read the state of every GPU."""
         driver = self._driver
         if driver is None:
             return []
@@ -47,15 +47,15 @@ class Gpus:
                 handle = driver.nvmlDeviceGetHandleByIndex(index)
                 memory = driver.nvmlDeviceGetMemoryInfo(handle)
                 gpu.used_bytes, gpu.total_bytes = memory.used, memory.total
-                # Last: a GPU cut into instances does not tell.
+                # Last, since a GPU that is divided into instances does not report it.
                 gpu.utilization = driver.nvmlDeviceGetUtilizationRates(handle).gpu / 100
         return gpus
 
 
 def gpu_families(gpus: Iterable[Gpu]) -> list[Metric]:
-    """Return the metrics of GPUs; those without a value are left out."""
-    used = GaugeMetricFamily("convscope_gpu_memory_used_bytes", "GPU memory in use, by whomever.", labels=["gpu"])
-    total = GaugeMetricFamily("convscope_gpu_memory_total_bytes", "GPU memory there is.", labels=["gpu"])
+    """Return the metrics of GPUs, without those that have no value."""
+    used = GaugeMetricFamily("convscope_gpu_memory_used_bytes", "GPU memory in use, by all processes.", labels=["gpu"])
+    total = GaugeMetricFamily("convscope_gpu_memory_total_bytes", "GPU memory in all.", labels=["gpu"])
     load = GaugeMetricFamily(
         "convscope_gpu_utilization_ratio",
         "Share of the driver's last sampling period in which something ran on the GPU, 0 to 1.",
@@ -69,11 +69,11 @@ def gpu_families(gpus: Iterable[Gpu]) -> list[Metric]:
 
 
 def _load_driver() -> Any:
-    """Return NVML's Python module, ready for questions, or None."""
+    """Return NVML's Python module, initialised, or None."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # Not installed, no driver, or one that does not fit.
+    except Exception:  # The package or the driver is missing, or they do not match.
         return None
     return pynvml

@@ -1,13 +1,13 @@
-"""`GET /ready`: whether this replica is to be given requests, at once, from what the launcher and its watch know.
+"""`GET /ready`: whether this replica can take requests, from the state that the launcher and its watch keep.
 
-200, or 503 with the reason. The gateway asks every 0.3 s and the image's health check now and then; who asks never
-waits for a model, TorchServe or the disk. It is in the launcher and not in the metrics exporter, which may die at any
-time: whoever asks finds this as long as there is a launcher.
+The status is 200, or 503 with the reason. The gateway asks every 0.3 s, and so does the health check of the image. The
+response never waits for a model, for TorchServe or for the disk. It is served by the launcher and not by the metrics
+exporter, which may die at any time.
 
     {"ready": false, "why": "dead", "models": {"cifar/1.0": "dead", "digits/1.0": "ready"}, "rejected": {}}
 
-`why` is `starting`, `draining`, `java`, or the state of a model (`server.watch`). `rejected` says which archives of the
-store are not served, and why: the replica is ready without them.
+`why` is `starting`, `draining`, `java`, or the state of a model (`server.watch`). `rejected` names the archives of the
+store that are not served, each with the reason: the replica is ready without them.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from server.watch import Watch
 
 CALLER_TIMEOUT_S = 30.0
 
-Verdict = tuple[int, dict[str, Any]]  # An HTTP status, and what to say with it.
+Verdict = tuple[int, dict[str, Any]]  # HTTP status and body.
 
 
 class Health:
-    """What the replica is; the launcher writes the attributes as it goes on.
+    """The state of the replica; the launcher sets the attributes.
 
     Attributes:
-        rejected: Archives that are not served, by name, and why.
-        watch: Knows the models; None until all have answered.
-        drain_file: Exists while the server drains; None before the private directory is made.
+        rejected: By name of the archives that are not served, the reason.
+        watch: The watch of the models; None until all have responded.
+        drain_file: A file that exists while the server drains; None until the private directory is created.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Health:
         self.drain_file: Path | None = None
 
     def __call__(self) -> Verdict:
-        """Say whether the replica is ready, and why not."""
+        """Return whether the replica is ready, or why it is not."""
         states = self.watch.states() if self.watch else {}
         if self.drain_file is not None and self.drain_file.exists():
             why: str | None = "draining"
@@ -53,11 +53,11 @@ class Health:
 
 
 class HealthServer(ThreadingHTTPServer):
-    """Answers `GET /ready`, and nothing else, from a thread of its own.
+    """Serves `GET /ready`, and nothing else, in a thread of its own.
 
     Args:
         listener: A socket that listens.
-        answer: What to answer.
+        answer: Returns the response.
     """
 
     daemon_threads = True

@@ -1,7 +1,7 @@
-"""What the kernel says of this server's memory and disk: control groups of version 2 or 1, processes, file systems.
+"""Memory and disk of this server, read from the kernel: control groups of version 2 or 1, processes, file systems.
 
-A container is a control group. Outside of one the figures are those of the group that the server was started in, a
-systemd session for instance; where there is no group, or no limit, the figure is None.
+A container is a control group. Outside of a container the values are those of the group in which the server was
+started, such as a systemd session. A value is None if there is no group or no limit.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from server.children import PROCESSES
+
 CGROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
-PROCESSES = Path("/proc")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 MEBIBYTE = 1 << 20
-UNLIMITED = 1 << 60  # Version 1 writes "no limit" as the largest number of whole pages.
+UNLIMITED = 1 << 60  # Version 1 represents "no limit" by the largest number of whole pages.
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class Memory:
     """Memory of the control group.
 
     Attributes:
-        used: Bytes, without file cache that the kernel can drop.
+        used: Bytes in use, without file cache that the kernel can drop.
         limit: Bytes above which the kernel kills a process; None without a limit.
-        kills: Processes that the kernel has killed for want of memory since the group was made.
+        kills: Processes that the kernel has killed for lack of memory since the group was created.
     """
 
     used: int | None = None
@@ -47,7 +48,7 @@ class Disk:
 
 
 def read_memory(cgroups: Path = CGROUPS, own: Path = OWN) -> Memory:
-    """Read what the control group uses and may use.
+    """Read the memory use and limit of the control group.
 
     Args:
         cgroups: Where control groups are mounted.
@@ -72,7 +73,7 @@ def read_memory(cgroups: Path = CGROUPS, own: Path = OWN) -> Memory:
 
 
 def read_disk(path: Path) -> Disk | None:
-    """Read how full the file system is that a path lies on; None if there is no such path."""
+    """Read the size and the free space of the file system of a path; None if there is no such path."""
     try:
         found = os.statvfs(path)
     except OSError:
@@ -81,17 +82,17 @@ def read_disk(path: Path) -> Disk | None:
 
 
 def read_process_memory(process: int, processes: Path = PROCESSES) -> int:
-    """Return the bytes that a process shares with no file; 0 where nobody says.
+    """Return the anonymous memory of a process in bytes; 0 if it is unknown.
 
     Args:
         process: Its id.
-        processes: The kernel's folder of processes.
+        processes: /proc.
     """
     return _read_memory_table(processes / str(process) / "status").get("RssAnon", 0)
 
 
 def read_free_memory(memory: Memory, table: Path = PROCESSES / "meminfo") -> int | None:
-    """Return the bytes that can still be used: by the control group, and by the machine; None where nobody says.
+    """Return the free memory in bytes, of the control group or of the machine if that has less; None if it is unknown.
 
     Args:
         memory: From `read_memory`.
@@ -104,10 +105,10 @@ def read_free_memory(memory: Memory, table: Path = PROCESSES / "meminfo") -> int
 
 
 def describe_host(folder: Path, memory: Memory) -> str:
-    """Describe memory and disks in a few words, for a line of the log.
+    """Describe memory and disks in short, for a line of the log.
 
     Args:
-        folder: Where the server writes.
+        folder: Folder in which the server writes.
         memory: From `read_memory`.
     """
     said = []

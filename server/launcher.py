@@ -1,4 +1,4 @@
-"""One run of the server, from the settings to the last process gone."""
+"""One run of the server, from the settings until the last process has ended."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from server.watch import Watch
 from server.worker_log import Relay
 
 PAUSE_S = 0.1
-STOP_S = 5.0  # What Java gets between SIGTERM and SIGKILL, once no request is in flight.
+STOP_S = 5.0  # From SIGTERM to SIGKILL for Java, once no request is in flight.
 
 
 class Signals:
@@ -52,21 +52,21 @@ class Signals:
         self.count += 1
 
     def stop(self) -> bool:
-        """Tell whether to stop."""
+        """Return whether to stop."""
         return self.count > 0
 
     def kill(self) -> bool:
-        """Tell whether to stop at once."""
+        """Return whether to stop at once."""
         return self.count > 1
 
 
 class Launcher:
-    """Serves the archives that the settings name until a signal comes.
+    """Serves the archives that the settings name until a signal arrives.
 
     Args:
-        settings: What was asked for.
-        signals: What comes meanwhile.
-        reporter: Whom it tells what happens.
+        settings: The settings.
+        signals: The signals that have arrived.
+        reporter: Reports what happens.
     """
 
     def __init__(self, settings: Settings, signals: Signals, reporter: Reporter) -> None:
@@ -77,11 +77,11 @@ class Launcher:
         self._started = time.monotonic()
 
     def run(self) -> None:
-        """Serve until told to stop.
+        """Serve until a signal arrives.
 
         Raises:
             Failure: The server cannot start, or TorchServe ended by itself.
-            Interrupted: It was told to stop before it was ready.
+            Interrupted: A signal arrived before the server was ready.
         """
         settings = self._settings
         self._health = Health()
@@ -92,8 +92,8 @@ class Launcher:
         self._archives, rejected, self._files = find_archives(settings.model_store, settings.models, signers)
         for sentence in describe_trust(self._archives, signers):
             self._say(sentence)
-        self._unproven: list[Archive] = []  # Not answered yet; TorchServe goes on trying.
-        self._given_up: list[Archive] = []  # TorchServe has them, without workers, until the server is ready.
+        self._unproven: list[Archive] = []  # Have not responded yet; TorchServe keeps trying to load them.
+        self._given_up: list[Archive] = []  # Stay registered, without workers, until the server is ready.
         for name, why in rejected.items():
             self._reject(name, why)
         home, java = find_torchserve(), find_java()
@@ -111,11 +111,11 @@ class Launcher:
                 self._serve(java, home)
             except Failure as failure:
                 logs = directory.last_lines()
-                # A container's files are gone when it starts again; its log has the last lines of each.
+                # The files of a container are lost when it restarts; its log has the last lines of each.
                 kept = None if self._reporter.as_json and not settings.log_dir else directory.keep_logs()
-                told = type(failure)(f"{failure}\nthe full logs are in {kept}" if kept else str(failure))
-                told.logs = logs
-                raise told from failure
+                full = type(failure)(f"{failure}\nthe full logs are in {kept}" if kept else str(failure))
+                full.logs = logs
+                raise full from failure
 
     def _claim_ports(self) -> Listeners:
         settings = self._settings
@@ -143,8 +143,8 @@ class Launcher:
         own = dict(os.environ)
         environment = configuration.worker_environment(directory, settings, workers, self._cores, own)
         self._patches = patches.apply(home, directory.classes, patches.PATCHES) if settings.patch else []
-        directory.models_file.write_text(describe_models(self._archives))  # The watch keeps it up to date.
-        why = "TorchServe is another than the patch was written for" if settings.patch else "--no-patches"
+        directory.models_file.write_text(describe_models(self._archives))  # The watch updates it.
+        why = "this TorchServe is not the one that the patch was written for" if settings.patch else "--no-patches"
         for patch in (patch for patch in patches.PATCHES if patch not in self._patches):
             self._say(f"TorchServe runs without the {patch.name} patch ({why}): {patch.without}", level="warning")
         file = configuration.write_configuration(
@@ -279,7 +279,7 @@ class Launcher:
                 raise Failure("\n".join(slow) + f"\n--device cuda was asked for; {log} has what their workers said")
 
     def _find_ill(self, news: News, readiness: Readiness) -> list[tuple[Archive, str, bool]]:
-        """Return the archives that cannot be served, why, and whether it is the archive that is at fault."""
+        """Return the archives that cannot be served, the reason, and whether the archive is at fault."""
         ill = [
             (archive, death.text, death.is_ours)
             for death in news.deaths
@@ -291,12 +291,12 @@ class Launcher:
         return list({archive: (archive, why, is_ours) for archive, why, is_ours in reversed(ill)}.values())
 
     def _drop(self, archive: Archive, why: str, management: Management | None) -> None:
-        """Serve without an archive.
+        """Go on without an archive.
 
         Args:
             archive: The archive.
-            why: In a sentence.
-            management: To take its workers away, for good; None to have TorchServe go on trying.
+            why: The reason, a sentence.
+            management: Used to remove its workers; None to let TorchServe keep trying.
 
         Raises:
             Failure: No archive is left.
@@ -310,7 +310,7 @@ class Launcher:
         else:
             management.scale(archive, 0)
             self._given_up.append(archive)
-        for other in self._archives:  # Or callers who name no version would be given this one.
+        for other in self._archives:  # Otherwise requests without a version would go to this one.
             if other.name == archive.name:
                 Management(self._directory.management_socket).set_default(other)
                 break
@@ -344,11 +344,11 @@ class Launcher:
             time.sleep(PAUSE_S)
 
     def _check(self, process: JavaProcess, *, starting: bool) -> News:
-        """Look at the process, the logs and the signals once; return what is new in the logs.
+        """Check the process, the logs and the signals once; return the new entries of the logs.
 
         Raises:
             Failure: Java has ended.
-            Interrupted: A signal came while starting.
+            Interrupted: A signal arrived during the start.
         """
         if starting and self._signals.stop():
             raise Interrupted
@@ -363,21 +363,21 @@ class Launcher:
         return news
 
     def _report(self, death: Death) -> None:
-        """Tell of a worker's death; a runbook has people search for its first words."""
+        """Report a worker's death. The runbooks search for the first words of the message."""
         again = "starts it again" if death.retried else "has not said that it starts it again"
         message = f"Worker died: {death.text}; TorchServe {again}"
         fields = {"model": death.model, "cause": death.cause, "log": list(death.lines)}
         self._say(message, level="error", source="worker", **fields)
 
     def _tend(self) -> News:
-        """Look after the exporter, read the logs and pass on what workers complain of; return the rest of the news."""
+        """Check the exporter, read the logs and pass on the workers' messages; return the other entries."""
         self._exporter.check()
         news = self._diagnosis.read()
         self._relay.pass_on(news.complaints, time.monotonic())
         return news
 
     def _killed(self) -> bool:
-        """Tell whether to stop at once, asked all the time while the server drains."""
+        """Return whether to stop at once; called repeatedly while the server drains."""
         self._tend()
         return self._signals.kill()
 

@@ -1,4 +1,4 @@
-"""Reading TorchServe's logs as they grow: lines become records; a stack trace stays with its record."""
+"""Reads TorchServe's logs as they grow. Lines become records; a stack trace belongs to its record."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Record:
         level: `INFO`, `WARN`, `ERROR`, ...
         thread: Name of the Java thread that wrote it.
         text: Its first line.
-        more: The lines that follow it, a Java stack trace for instance.
+        more: Its further lines, such as a Java stack trace.
     """
 
     level: str
@@ -28,16 +28,16 @@ class Record:
 
     @property
     def label(self) -> str | None:
-        """The `<model>_<version>` whose worker this is about, or None."""
+        """The `<model>_<version>` of the worker that the record is about, or None."""
         match = WORKER.match(self.thread)
         return match["label"] if match else None
 
 
 class Follower:
-    """A log file, read on from where it was last left.
+    """Reads a log file from its present end.
 
     Args:
-        path: The file; it need not exist yet. Starts at its present end: a kept log is not read again.
+        path: The file; it need not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,7 +49,7 @@ class Follower:
         """Return the records that were completed since the last call."""
         try:
             with self._path.open("rb") as file:
-                if file.seek(0, 2) < self._offset:  # Rolled over: a new file has taken its place.
+                if file.seek(0, 2) < self._offset:  # The log was rotated.
                     self._offset, self._rest = 0, b""
                 file.seek(self._offset)
                 data = file.read()

@@ -1,4 +1,4 @@
-"""TorchServe's management API, over its unix socket: describe, scale, register and unregister models."""
+"""Client of TorchServe's management API over its unix socket: describe, scale, register and unregister models."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class Worker(NamedTuple):
     """A worker, as TorchServe describes it now.
 
     Attributes:
-        pid: Its process, or the last one it had; -1 before the first.
-        ready: TorchServe believes that it has loaded the model and runs.
-        slot: TorchServe's number for it, which is in the names of its metrics files (`handlers.ops.metrics`).
+        pid: Id of its process, or of its last one; -1 before the first.
+        ready: Whether it has loaded the model and runs, as far as TorchServe knows.
+        slot: TorchServe's number of the worker, which is part of the names of its metrics files
+            (`handlers.ops.metrics`).
     """
 
     pid: int
@@ -34,10 +35,10 @@ class ModelState:
     """One version of a model, as TorchServe describes it now.
 
     Attributes:
-        workers: Workers it is meant to have.
-        most: Workers it may have.
-        found: The workers it has.
-        pending: Requests that wait for a worker; those a worker has taken are not among them.
+        workers: Number of workers that it should have.
+        most: Number of workers that it may have.
+        found: The workers that it has.
+        pending: Number of requests that wait for a worker, without those that a worker has taken.
         batch_delay_s: Longest time a request waits for others to join its batch, in seconds.
     """
 
@@ -49,7 +50,7 @@ class ModelState:
 
     @property
     def loaded(self) -> int:
-        """Workers that TorchServe believes to have loaded the model."""
+        """Number of workers that have loaded the model, as far as TorchServe knows."""
         return sum(worker.ready for worker in self.found)
 
 
@@ -72,7 +73,7 @@ class Management:
 
     Args:
         path: Its unix socket.
-        timeout_s: Longest time that one answer takes, in seconds.
+        timeout_s: Time limit of each request, in seconds.
     """
 
     def __init__(self, path: Path, timeout_s: float = 5.0) -> None:
@@ -80,7 +81,7 @@ class Management:
         self._timeout_s = timeout_s
 
     def describe(self, name: str, version: str) -> ModelState | None:
-        """Describe one version of a model; None while TorchServe does not answer."""
+        """Describe one version of a model; None if TorchServe does not answer."""
         answer = self._ask("GET", f"/models/{name}/{version}")
         if not isinstance(answer, list) or not answer:
             return None
@@ -96,44 +97,44 @@ class Management:
         )
 
     def scale(self, archive: Archive, workers: int, most: int | None = None) -> bool:
-        """Ask for a number of workers; `describe` tells when they are there.
+        """Set the number of workers; `describe` shows when they are running.
 
         Args:
             archive: The model.
-            workers: How many.
-            most: How many there may be; None for no more than that.
+            workers: Number of workers.
+            most: Largest number of workers; None for `workers`.
 
         Returns:
-            Whether TorchServe has taken it.
+            Whether TorchServe accepted the request.
         """
         scale = f"min_worker={workers}&max_worker={workers if most is None else most}"
         return self._ask("PUT", f"/models/{archive.full_name}?{scale}") is not None
 
     def register(self, folder: Path, workers: int) -> str | None:
-        """Register an unpacked archive; `describe` tells when its workers are there.
+        """Register an unpacked archive; `describe` shows when its workers are running.
 
-        TorchServe gets a folder and not the file: it would unpack that in a thread that requests need, and delete
-        a file that is named by a URL when the model is unregistered.
+        TorchServe gets a folder instead of the file, which it would unpack in a thread that requests need, and delete
+        when the model is unregistered.
 
         Args:
-            folder: Where it is unpacked.
-            workers: How many, unless the archive says.
+            folder: Folder of the unpacked archive.
+            workers: Number of workers, unless the archive sets it.
 
         Returns:
-            Why TorchServe does not take it; None if it does.
+            Why TorchServe rejected the archive; None if it did not.
         """
         asked = urllib.parse.urlencode({"url": folder, "initial_workers": workers, "synchronous": "false"})
         return self._tell("POST", f"/models?{asked}")
 
     def unregister(self, archive: Archive) -> str | None:
-        """Have TorchServe answer no more requests for a version than it has; return why it does not, or None.
+        """Unregister a version, which gets no more requests; return why TorchServe rejected that, or None.
 
-        Patched (`server.patches`, reload), TorchServe leaves the workers to what they have; without, it kills them.
+        A patched TorchServe (`server.patches`, reload) lets the workers finish; without the patch it kills them.
         """
         return self._tell("DELETE", f"/models/{archive.full_name}")
 
     def set_default(self, archive: Archive) -> str | None:
-        """Give a version to callers who name none; return why TorchServe does not, or None."""
+        """Make a version the default, for requests that name none; return why TorchServe rejected that, or None."""
         return self._tell("PUT", f"/models/{archive.full_name}/set-default")
 
     def describe_all(self, archives: Sequence[Archive]) -> list[ModelState] | None:
@@ -141,7 +142,7 @@ class Management:
         states = []
         for archive in archives:
             if (state := self.describe(archive.name, archive.version)) is None:
-                return None  # The others are not asked: where nobody answers, each takes all of its time.
+                return None  # The others would probably time out too.
             states.append(state)
         return states
 

@@ -1,8 +1,8 @@
-"""The archives of a model store: what is in it, and which of it to serve.
+"""The archives of a model store, and which of them to serve.
 
-A damaged archive is rejected and the others are served: a replica that restarts must not lose all models to one bad
-file. Archives are read through, so that damage anywhere in the file shows here, before a host imports what is in it.
-What makes an archive one to trust is in `trust`.
+A damaged archive is rejected and the others are served: one bad file must not take all models from a replica that
+restarts. Archives are read completely, so that damage anywhere in a file is found before a host imports its content.
+`trust` checks digests and signatures.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from server.failures import Failure, UsageFailure
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LONGEST_LIST = 4000  # Characters: gRPC clients take headers of 8 KiB, all together.
-TIMEOUT_S = 120  # What TorchServe gives a worker where the archive does not say.
+TIMEOUT_S = 120  # TorchServe's default for a worker.
 
 
 Files = dict[str, tuple[int, int, int]]
@@ -41,12 +41,12 @@ class Archive:
         path: The `.mar` file.
         name: The model's name, as in `/predictions/<name>`.
         version: The model's version.
-        workers: Workers the archive asks for; None if it does not say.
+        workers: Number of workers that the archive sets; None if it does not.
         modules: Top-level Python modules and packages inside the archive.
-        response_timeout_s: Seconds a worker may take for a batch until TorchServe ends it.
-        startup_timeout_s: Seconds it may take to load.
-        fingerprint: Tells it from an archive of other contents: a digest of its members' names, sizes and checksums.
-        unpacked_bytes: Sizes of its members, added up.
+        response_timeout_s: Seconds that a worker may take for a batch before TorchServe ends it.
+        startup_timeout_s: Seconds that it may take to load.
+        fingerprint: A digest of its members' names, sizes and checksums, which differs for other contents.
+        unpacked_bytes: Size of all members.
         has_digests: Whether it holds a list of its members' digests, which were checked.
     """
 
@@ -63,7 +63,7 @@ class Archive:
 
     @property
     def label(self) -> str:
-        """TorchServe's name for this version, as it appears in the names of its worker threads."""
+        """TorchServe's name for this version, part of the names of its worker threads."""
         return f"{self.name}_{self.version}"
 
     @property
@@ -81,9 +81,9 @@ class Found(NamedTuple):
     """The archives of a model store.
 
     Attributes:
-        archives: Those to serve, the newest version of a model first.
+        archives: The archives to serve, the newest version of a model first.
         rejected: Why others cannot be served, by the file's name without `.mar`.
-        files: What `look` saw of the store just before.
+        files: Result of `look` just before.
     """
 
     archives: list[Archive]
@@ -97,8 +97,8 @@ def find_archives(store: Path, wanted: Sequence[str] = (), signers: Path | None 
     Args:
         store: Folder with `.mar` files.
         wanted: Names (`name`, every version, or `name/version`); empty for all.
-        signers: File of the keys of which one must have signed an archive; None to take unsigned ones too.
-        least: 0 to find nothing without an error.
+        signers: File of keys, one of which must have signed an archive; None to accept unsigned ones too.
+        least: 0 if it is not an error to find none.
 
     Raises:
         UsageFailure: No such folder, no archives in it, no archive of that name, or a file of keys that holds none.
@@ -141,28 +141,28 @@ def find_archives(store: Path, wanted: Sequence[str] = (), signers: Path | None 
 
 
 def is_named_after(stem: str, model: str) -> bool:
-    """Tell whether a file's name begins with a model's, as `cifar-1.1` does with `cifar`, and `cifar10` does not."""
+    """Return whether a file is named after a model, as `cifar-1.1` is after `cifar`, and `cifar10` is not."""
     return stem.startswith(model) and not stem[len(model) :][:1].isalnum()
 
 
 def look(store: Path) -> Files:
-    """Return what tells the archives of a store from others, without reading them: by name, time, size and number.
+    """Return time, size and inode of the archives of a store by name, which change when an archive does.
 
-    Signatures too: one that comes after its archive makes it one to take in.
+    Signatures are included: an archive may be loaded once its signature is there.
     """
     seen = {}
     for path in (*store.glob("*.mar"), *store.glob("*.mar.sig")):
-        with contextlib.suppress(OSError):  # It has just gone.
+        with contextlib.suppress(OSError):  # It was removed meanwhile.
             status = path.stat()
             seen[path.name] = (status.st_mtime_ns, status.st_size, status.st_ino)
     return seen
 
 
 def describe_models(archives: Sequence[Archive]) -> str:
-    """Return what "Model not found" says of the models there are: ` (models: cifar/1.0, digits/1.0)`.
+    """Return the list of models for the message "Model not found": ` (models: cifar/1.0, digits/1.0)`.
 
     Models are sorted by name; the versions of a model keep their order. Empty if the text would be too long for a gRPC
-    status, whose message is a header.
+    status, whose message is sent as a header.
     """
     names = [archive.full_name for archive in sorted(archives, key=lambda archive: archive.name)]
     text = f" (models: {', '.join(names)})"
@@ -170,14 +170,14 @@ def describe_models(archives: Sequence[Archive]) -> str:
 
 
 def read_archive(path: Path, keys: trust.Keys | None = None) -> Archive:
-    """Read what an archive says about itself, after its signature and its members were checked.
+    """Read the manifest of an archive, after checking its signature and its members.
 
     Args:
         path: The `.mar` file.
-        keys: Those of which one must have signed it; None to take an unsigned one too.
+        keys: Keys, one of which must have signed it; None to accept an unsigned one too.
 
     Raises:
-        Failure: The file is no archive, is not what was signed or listed, or its manifest lacks a name or a version
+        Failure: The file is not an archive, is not what was signed or listed, or its manifest has no name or version
             that can be served.
     """
     if keys is not None:
@@ -195,7 +195,7 @@ def read_archive(path: Path, keys: trust.Keys | None = None) -> Archive:
             config = _read_config(archive.read(model["configFile"])) if model.get("configFile") else {}
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         raise Failure(f"archive {path.name}: it is damaged or no archive at all ({error})") from error
-    except RuntimeError as error:  # Encrypted, or compressed in a way that is not known here.
+    except RuntimeError as error:  # It is encrypted, or compressed with an unsupported method.
         raise Failure(f"archive {path.name}: it cannot be read ({error}): an archive is a plain zip file") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise Failure(f"archive {path.name}: it is not a TorchServe archive ({error})") from error
@@ -226,14 +226,14 @@ def read_archive(path: Path, keys: trust.Keys | None = None) -> Archive:
 
 
 def copy_checked(archives: Sequence[Archive], folder: Path, signers: Path | None) -> list[Archive]:
-    """Return the archives that a host is to open: where signatures are required, copies that nobody else can change.
+    """Return the archives that a host opens: if signatures are required, copies that only this user can change.
 
-    The copies are checked, so what was checked is what is used, whatever happens to the model store meanwhile.
+    The copies are checked, so the content that is used is the content that was checked, even if the store changes.
 
     Args:
-        archives: From the model store.
-        folder: Where copies go: made here, in a place that only this user can write to.
-        signers: File of the keys of which one must have signed an archive; None to open those in the model store.
+        archives: Archives of the model store.
+        folder: Folder for the copies, created in a place that only this user can write to.
+        signers: File of keys, one of which must have signed an archive; None to open those of the model store.
 
     Raises:
         Failure: An archive cannot be copied, or is no longer what was signed.
@@ -254,7 +254,7 @@ def copy_checked(archives: Sequence[Archive], folder: Path, signers: Path | None
 
 
 def describe_trust(archives: Sequence[Archive], signers: Path | None) -> list[str]:
-    """Return what the log says of how far the archives can be trusted, in sentences."""
+    """Return sentences for the log about signatures and digests of the archives."""
     said = [] if signers is None else [f"archives are served only if a key of {signers} signed them"]
     if older := [archive.path.name for archive in archives if not archive.has_digests]:
         said.append(
@@ -265,20 +265,20 @@ def describe_trust(archives: Sequence[Archive], signers: Path | None) -> list[st
 
 
 def take_fingerprint(archive: zipfile.ZipFile) -> str:
-    """Return what tells an archive from one with other contents, whatever the order and the times of its members."""
+    """Return a digest of an archive's contents that does not depend on the order and the times of its members."""
     contents = sorted((entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist())
     return hashlib.sha256(repr(contents).encode()).hexdigest()
 
 
 def _read_config(document: bytes) -> dict[str, int]:
-    """Return the numbers of a model-config.yaml that TorchServe would heed."""
+    """Return the positive whole numbers of a model-config.yaml."""
     config = yaml.safe_load(document)
     entries = config.items() if isinstance(config, dict) else ()
     return {key: value for key, value in entries if isinstance(value, int) and value > 0}
 
 
 def _find_twins(archives: Sequence[Archive]) -> dict[str, str]:
-    """Return why archives that hold the same version of the same model are rejected: nobody can tell which is meant."""
+    """Return, for archives of the same version of the same model, why they are rejected."""
     seen: dict[str, Archive] = {}
     twins = {}
     for archive in archives:
@@ -292,7 +292,7 @@ def _find_twins(archives: Sequence[Archive]) -> dict[str, str]:
 
 
 def _version_key(version: str) -> list[tuple[int, int | str]]:
-    """Return a key that puts 1.10 after 1.9."""
+    """Return a sort key by which 1.10 follows 1.9."""
     parts = re.findall(r"\d+|[^\d.]+", version)
     return [(1, int(part)) if part.isdecimal() else (0, part) for part in parts]
 

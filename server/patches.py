@@ -1,4 +1,4 @@
-"""Patches eleven classes of TorchServe 0.12, a few bytes each, and adds one. Upstream is archived and fixes nothing.
+"""Patches eleven classes of TorchServe 0.12, a few bytes each, and adds one. Upstream is archived and gets no fixes.
 
 **safety**: one caller must not stop a worker. TorchServe answers a batch from the worker's own thread, and an exception
 while it answers one caller ends that thread. If it has answered other callers of the batch already, a second exception
@@ -110,10 +110,10 @@ class Patch:
     """Changes that belong together.
 
     Attributes:
-        name: What the log calls it.
-        without: What happens where it is not applied.
-        changes: To a class each.
-        added: Classes of ours that the changed ones call, by the place of the class file.
+        name: Its name in the log.
+        without: What happens if it is not applied.
+        changes: Changes, each to a class.
+        added: Our classes that the changed ones call, by the path of the class file.
     """
 
     name: str
@@ -299,8 +299,8 @@ PATCHES = (
                 (Swap(bytes.fromhex("01 b900b10200 c00019"), bytes.fromhex("b900130100 00 c00019")),),
             ),
             # In offer(content), content.retainedSlice() becomes Unpooled.unreleasableBuffer(content): aload_2,
-            # invokevirtual, goto; aload_2, invokestatic, goto. Where the constructor throws, nobody has the decoder to
-            # make it release what it retained. Constants are appended, so their count, in the head, grows by five: the
+            # invokevirtual, goto; aload_2, invokestatic, goto. If the constructor throws, there is no decoder that
+            # could release what it retained. Constants are appended, so their count, in the head, grows by five: the
             # class and its name, the method, its name, and its name with the type, which is there already.
             Change(
                 "io/netty/handler/codec/http/multipart/HttpPostMultipartRequestDecoder.class",

@@ -1,4 +1,4 @@
-"""Addresses and ports: resolving the host, refusing what is taken before Java starts, finding what is free."""
+"""Addresses and ports: resolves the host, checks before Java starts that ports are free, finds free ones."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def resolve_host(host: str) -> str:
 
 
 def reachable(address: str) -> str:
-    """Return an address that a caller on this machine reaches a listener on `address` at."""
+    """Return the address by which a client on this machine reaches a listener on `address`."""
     return "127.0.0.1" if address == "0.0.0.0" else address  # noqa: S104  (compared, not bound)
 
 
 def claim_port(address: str, port: int, option: str) -> int:
-    """Check that a port can be listened on, and choose one where none was named; arguments and errors: `listen`."""
+    """Return a port that can be listened on, a free one for 0; for arguments and errors see `listen`."""
     with listen(address, port, option) as probe:
         return int(probe.getsockname()[1])
 
@@ -43,14 +43,14 @@ def listen(address: str, port: int, option: str) -> socket.socket:
     Args:
         address: IPv4 address to listen on.
         port: The port, or 0 for a free one.
-        option: The option that sets it, for the message.
+        option: The option that sets the port, for messages.
 
     Raises:
         Failure: The port is taken or may not be used.
     """
     listener = socket.socket()
     try:
-        # As Java does: a port whose last connections are still winding down is free.
+        # As Java does: a port is free although its last connections are in TIME_WAIT.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address, port or _choose(address)))
         listener.listen()
@@ -69,7 +69,7 @@ def listen(address: str, port: int, option: str) -> socket.socket:
 
 
 def _choose(address: str) -> int:
-    """Return a free port that the kernel gives to no outgoing connection meanwhile; 0 where it finds none."""
+    """Return a free port outside the range of outgoing connections; 0 if there is none."""
     try:
         first_given = int(GIVEN_PORTS.read_text().split()[0])
     except OSError:  # Not Linux.
@@ -79,9 +79,9 @@ def _choose(address: str) -> int:
 
 
 def free_worker_ports(count: int) -> int:
-    """Return the first of `count` neighbouring ports that are free on 127.0.0.1.
+    """Return the first of `count` consecutive ports that are free on 127.0.0.1.
 
-    TorchServe names its worker sockets after them, and listens on them where there are no unix sockets.
+    TorchServe names the sockets of its workers after them, and listens on them on systems without unix sockets.
     """
     for first in range(FIRST_WORKER_PORT, LAST_WORKER_PORT, count):
         if all(_is_free(port) for port in range(first, first + count)):

@@ -1,4 +1,4 @@
-"""The Java process: started, watched, stopped, with everything it started in turn. Workers leave when Java is gone."""
+"""The Java process of TorchServe and its descendants. Workers end when Java ends."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def build_command(
         str(java.executable),
         "-Xms512m",
         f"-Xmx{settings.heap_mb}m",
-        "-Xmn384m",  # Large replies die young: with the parallel collector 25 to 30 % faster than G1.
+        "-Xmn384m",  # Large replies are freed soon: with the parallel collector 25 to 30 % faster than G1.
         "-XX:+UseParallelGC",
-        # Where a collection copies to memory that was never used, the system clears it meanwhile: the first ones held
-        # up every request for 50 to 100 ms. So the heap is touched at the start: 4 to 6 ms. And netty's own 34 MB of
-        # buffers leave for the old generation at once, instead of being copied to and fro for a while: 1 ms.
+        # The first collections copied to memory that was never used, which the system clears first: all requests waited
+        # for 50 to 100 ms. With the heap touched at the start they take 4 to 6 ms. And netty's 34 MB of buffers move to
+        # the old generation at once, instead of being copied several times: 1 ms.
         "-XX:+AlwaysPreTouch",
         "-XX:MaxTenuringThreshold=1",
-        # A thread that compiles keeps its core for milliseconds, and a request that is to run there waits. Compiling at
-        # half the usual counts, so more of it before the server is ready, brings p99 of the first scores down to 0.7.
+        # A thread that compiles occupies its core for milliseconds, for which requests wait. With compilation at half
+        # the usual counts more of it happens before the server is ready: p99 of the first scores is 0.7 of what it was.
         "-XX:CompileThresholdScaling=0.5",
         f"-Dmodel_server_home={home}",
         f"-Djava.io.tmpdir={directory.path}",
@@ -96,17 +96,17 @@ class JavaProcess:
         return self._process.pid
 
     def poll(self) -> int | None:
-        """Return the exit status once Java has ended; reap what else has ended meanwhile."""
+        """Return the exit status if Java has ended; reap other children that have ended."""
         children.reap()
         return self._process.poll()
 
     def signal(self, number: int) -> None:
-        """Send Java a signal, if it is still there."""
+        """Send Java a signal, if it still runs."""
         if self._process.poll() is None:
             self._process.send_signal(number)
 
     def kill(self) -> None:
-        """Kill Java and all it started, and wait until they are gone."""
+        """Kill Java and its descendants, and wait until they have ended."""
         deadline = time.monotonic() + 5
         while True:
             with contextlib.suppress(ProcessLookupError, PermissionError):

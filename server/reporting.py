@@ -1,6 +1,6 @@
-"""What the person or the log collector at standard error reads: plain lines, or a JSON object a line.
+"""Messages on standard error: plain lines for people, or a JSON object per line for log collectors.
 
-Telling never ends serving: what cannot be written, to a full disk or a closed pipe, is lost.
+A message that cannot be written, to a full disk or a closed pipe, is dropped: that must not end the server.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Reporter:
     """Writes to standard error.
 
     Args:
-        as_json: JSON objects rather than text.
-        stream: Where to; None for standard error.
+        as_json: Write JSON objects instead of text.
+        stream: The stream to write to; None for standard error.
     """
 
     def __init__(self, *, as_json: bool, stream: TextIO | None = None) -> None:
@@ -28,13 +28,13 @@ class Reporter:
         self._stream = stream or sys.stderr
 
     def say(self, message: str, *, level: str = "info", source: str = "server", **fields: Any) -> None:
-        """Tell something.
+        """Write a message.
 
         Args:
-            message: What; as text every line of it gets a line of its own.
+            message: The message; as text, each of its lines is written as a line.
             level: `info`, `warning` or `error`.
-            source: Whom it is about: `server`, `worker` or `torchserve`.
-            fields: More to say in JSON.
+            source: `server`, `worker` or `torchserve`.
+            fields: Further fields of the JSON object.
         """
         if self.as_json:
             time = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
@@ -45,7 +45,7 @@ class Reporter:
                 self._write(f"server: {line}")
 
     def relay(self, complaint: Complaint) -> None:
-        """Pass on what a worker complains of."""
+        """Write a worker's complaint."""
         self._write(complaint.line if self.as_json else f"worker: {complaint.describe()}")
 
     def _write(self, line: str) -> None:
@@ -53,14 +53,14 @@ class Reporter:
 
 
 def write(text: str, stream: TextIO) -> None:
-    """Write text and a line break, if that can be done."""
+    """Write text and a line break, unless the stream fails."""
     with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed.
         print(text, file=stream, flush=True)
 
 
-def let_go() -> None:
-    """Drop what could not be written; else Python tries once more as it ends, and ends with status 120."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it was closed from the start.
+def drop_unwritten() -> None:
+    """Drop buffered output that cannot be written; otherwise Python retries at exit and ends with status 120."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: the stream was closed before Python started.
         try:
             stream.flush()
         except (OSError, ValueError):

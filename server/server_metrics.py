@@ -1,14 +1,15 @@
-"""What only the server knows: workers, queues, TorchServe's own counters, drain, watch, GPUs, memory and disk.
+"""The metrics of the server: workers, queues, TorchServe's own counters, drain, watch, GPUs, memory and disk.
 
-TorchServe calls the version that callers get who name none `default`; it is counted under its own name here. Only the
-models served have series: what callers invent has none.
+TorchServe counts requests that name no version under the version `default`; here they count for the version that served
+them. Only models that are served have series: names that callers invent have none.
 """
 
 from __future__ import annotations
 
 import http.client
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from server.patches import PATCHES
 from server.sources import Source
 from server.watch import read_published
 
-WAIT_S = 2.0  # For all questions together: Prometheus gives a scrape 4 s.
+WAIT_S = 2.0  # For all sources together: Prometheus gives a scrape 4 s.
 FETCH_TIMEOUT_S, DESCRIBE_TIMEOUT_S = 2.0, 10.0
-KEEP_S = 60.0  # On a GPU TorchServe runs nvidia-smi for every worker it describes: seconds, now and then.
+KEEP_S = 60.0  # On a GPU TorchServe runs nvidia-smi for every worker that it describes, which may take seconds.
 
 Model = tuple[str, str]  # Name, version.
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]  # By name and labels.
@@ -38,14 +39,14 @@ RESPONSES = {"2xx": "Requests2XX", "4xx": "Requests4XX", "5xx": "Requests5XX"}
 
 
 class ServerMetrics(Collector):
-    """Asks TorchServe and the driver at every scrape; what does not answer in time is left out.
+    """Queries TorchServe and the driver at every scrape; a source that does not answer in time is left out.
 
     Args:
         models: The models served until the watch publishes others; of several versions the first is the default.
         metrics_port: Port of TorchServe's own metrics, on 127.0.0.1.
         management_socket: TorchServe's management API.
-        drain_file: The file that exists while the server drains.
-        watch_file: What the launcher's watch publishes of the models.
+        drain_file: A file that exists while the server drains.
+        watch_file: State of the models, as the launcher's watch publishes it.
         started: When the server was started, unix time.
         patches: Names of the patches of TorchServe that are active.
     """
@@ -61,18 +62,17 @@ class ServerMetrics(Collector):
         patches: Sequence[str] = (),
     ) -> None:
         self._models = models
-        self._metrics_port = metrics_port
         self._management = Management(management_socket, DESCRIBE_TIMEOUT_S)
         self._drain_file = drain_file
         self._watch_file = watch_file
         self._started = started
         self._patches = patches
-        self._counters: Source[Samples] = Source(self._read_counters)
+        self._counters: Source[Samples] = Source(partial(read_counters, metrics_port))
         self._states: Source[dict[Model, ModelState]] = Source(self._describe, keep_s=KEEP_S)
         self._gpus = Source(Gpus().read)
 
     def collect(self) -> Iterable[Metric]:
-        """Ask everybody at once and return what was answered in time."""
+        """Query all sources at a time, and yield the metrics of those that answer in time."""
         deadline = time.monotonic() + WAIT_S
         for source in (self._counters, self._states, self._gpus):
             source.start()
@@ -80,12 +80,6 @@ class ServerMetrics(Collector):
         up = counters is not None and states is not None
         yield GaugeMetricFamily(
             "convscope_torchserve_up", "1 if TorchServe's own metrics and its management API answered.", value=up
-        )
-        yield GaugeMetricFamily(
-            "convscope_draining", "1 while the server drains: readiness fails.", value=self._drain_file.exists()
-        )
-        yield GaugeMetricFamily(
-            "convscope_server_start_time_seconds", "When the server was started, unix time.", value=self._started
         )
         patches = GaugeMetricFamily(
             "convscope_server_patch_active",
@@ -96,11 +90,7 @@ class ServerMetrics(Collector):
             patches.add_metric([patch.name], patch.name in self._patches)
         yield patches
         published = read_published(self._watch_file)
-        yield GaugeMetricFamily(
-            "convscope_ready",
-            "1 if the replica is to be given requests, as /ready says.",
-            value=published["ready"] and not self._drain_file.exists(),
-        )
+        yield from status_families(published["ready"], self._drain_file.exists(), self._started)
         yield from _watch_families(published)
         yield from _host_families(self._watch_file.parent)
         if states is not None:
@@ -110,7 +100,7 @@ class ServerMetrics(Collector):
         yield from gpu_families(self._gpus.answer(deadline) or [])
 
     def _served(self, published: dict[str, Any]) -> list[Model]:
-        """Return the models served now, the default version of each first; without those that cannot be loaded."""
+        """Return the models served now without those that cannot be loaded, the default version of each first."""
         models = [(name, version) for name, _, version in (model.partition("/") for model in published["models"])]
         return models or list(self._models)
 
@@ -123,18 +113,15 @@ class ServerMetrics(Collector):
             states[model] = state
         return states
 
-    def _read_counters(self) -> Samples:
-        return read_counters(self._metrics_port)
-
     def _counter_families(self, counters: Samples, published: dict[str, Any]) -> Iterable[Metric]:
         requests = CounterMetricFamily(
             "convscope_torchserve_requests",
-            "Requests that TorchServe took over REST and gRPC, model cards and those that reached no worker included.",
+            "Requests that TorchServe took over REST and gRPC, including model cards and those that reached no worker.",
             labels=["model", "version"],
         )
         waits = CounterMetricFamily(
             "convscope_queue_wait_seconds",
-            "Time that requests over REST waited for a worker, added up once they are answered. REST only.",
+            "Time that answered requests waited for a worker; REST only.",
             labels=["model", "version"],
         )
         models, defaults = self._served(published), published["defaults"]
@@ -144,7 +131,7 @@ class ServerMetrics(Collector):
             waits.add_metric(model, waited[model] / 1e6)
         responses = CounterMetricFamily(
             "convscope_torchserve_responses",
-            "TorchServe's HTTP answers by status, REST only; 2xx counts those to this server's own questions too.",
+            "TorchServe's HTTP responses by status; REST only. 2xx includes responses to this server's own requests.",
             labels=["status"],
         )
         for status, name in RESPONSES.items():
@@ -156,10 +143,10 @@ def read_counters(port: int) -> Samples:
     """Read TorchServe's own metrics.
 
     Args:
-        port: Where they are, on 127.0.0.1.
+        port: Their port on 127.0.0.1.
 
     Raises:
-        OSError: They are not answered in time.
+        OSError: TorchServe does not answer in time.
     """
     status, body = fetch(http.client.HTTPConnection("127.0.0.1", port), "/metrics", FETCH_TIMEOUT_S)
     if status != 200:
@@ -171,7 +158,7 @@ def read_counters(port: int) -> Samples:
 
 
 def count_unnamed(counters: Samples, counter: str, name: str) -> float:
-    """Return what TorchServe has counted for callers of a model who named no version."""
+    """Return TorchServe's count of requests for a model that named no version."""
     return sum(
         value
         for (sample, labels), value in counters.items()
@@ -185,15 +172,16 @@ def _by_model(
     """Add up a counter of TorchServe for each model served.
 
     Args:
-        counters: TorchServe's.
-        counter: Name of the one.
-        models: Those served, the default version of each first.
-        defaults: What was counted without a version while other versions were the default: by model, version, counter.
+        counters: TorchServe's counters.
+        counter: Name of the counter.
+        models: The models served, the default version of each first.
+        defaults: Counts of requests without a version while other versions were the default: by model, version,
+            counter.
     """
     totals = dict.fromkeys(models, 0.0)
     for (sample, labels), value in counters.items():
-        told = dict(labels)
-        model = (told.get("model_name", ""), told.get("model_version", ""))
+        values = dict(labels)
+        model = (values.get("model_name", ""), values.get("model_version", ""))
         if sample == counter and model in totals:
             totals[model] += value
     for name in dict.fromkeys(name for name, _ in models):
@@ -211,36 +199,70 @@ def _by_model(
 def _watch_families(published: dict[str, Any]) -> Iterable[Metric]:
     answered = GaugeMetricFamily(
         "convscope_card_answered",
-        "1 if the model answered its last card, asked for by the launcher, in time.",
+        "1 if the model responded in time to the launcher's last request for its card.",
         labels=["model", "version"],
     )
     restarts = CounterMetricFamily(
         "convscope_model_restarts",
-        "Times that the launcher started all workers of a model anew, by reason; TorchServe's own restarts apart.",
+        "Restarts of all workers of a model by the launcher, by reason, without TorchServe's own restarts.",
         labels=["model", "version", "reason"],
-    )
-    deaths = CounterMetricFamily(
-        "convscope_worker_deaths",
-        "Workers that ended without anybody having planned it, by cause.",
-        labels=["model", "version", "cause"],
-    )
-    rejected = GaugeMetricFamily(
-        "convscope_archive_rejected",
-        "1 for an archive that is not served, by its file's name; 0 for a model that is.",
-        labels=["model"],
     )
     for name, known in published["models"].items():
         model = name.split("/")
         answered.add_metric(model, known["answered"])
         for reason, count in known["restarts"].items():
             restarts.add_metric([*model, reason], count)
-    for name, counts in published["deaths"].items():
+    served = [name.split("/")[0] for name in published["models"]]
+    return answered, restarts, deaths_family(published["deaths"]), rejected_family(served, published["rejected"])
+
+
+def status_families(is_ready: bool, is_draining: bool, started: float) -> list[Metric]:
+    """Return the metrics of the state of the replica; `started` is in unix time."""
+    return [
+        GaugeMetricFamily("convscope_ready", "1 if the replica can take requests.", value=is_ready and not is_draining),
+        GaugeMetricFamily("convscope_draining", "1 while the server drains: readiness fails.", value=is_draining),
+        GaugeMetricFamily("convscope_server_start_time_seconds", "Start of the server, unix time.", value=started),
+    ]
+
+
+def deaths_family(deaths: Mapping[str, Mapping[str, int]]) -> Metric:
+    """Return the metric of workers that ended unexpectedly, from counts by `name/version` and cause."""
+    family = CounterMetricFamily(
+        "convscope_worker_deaths",
+        "Workers that ended unexpectedly, by cause.",
+        labels=["model", "version", "cause"],
+    )
+    for model, counts in deaths.items():
         for cause, count in counts.items():
-            deaths.add_metric([*name.split("/"), cause], count)
-    served = {name.split("/")[0]: 0 for name in published["models"]}
-    for name, value in {**served, **dict.fromkeys(published["rejected"], 1)}.items():
-        rejected.add_metric([name], value)
-    return answered, restarts, deaths, rejected
+            family.add_metric([*model.split("/"), cause], count)
+    return family
+
+
+def rejected_family(served: Iterable[str], rejected: Iterable[str]) -> Metric:
+    """Return the metric of rejected archives, from names of models and of files without `.mar`."""
+    family = GaugeMetricFamily(
+        "convscope_archive_rejected",
+        "1 for an archive that is not served, by its file's name; 0 for a model that is.",
+        labels=["model"],
+    )
+    for name, value in {**dict.fromkeys(served, 0), **dict.fromkeys(rejected, 1)}.items():
+        family.add_metric([name], value)
+    return family
+
+
+def worker_families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
+    """Return the metrics of workers, of the number that there should be, and of the queue, without samples."""
+    labels = ["model", "version"]
+    return (
+        GaugeMetricFamily(
+            "convscope_workers",
+            "Workers by state: ready (the model responds with its card and the worker's process runs), silent (only "
+            "TorchServe regards it as ready), or loading (starting, restarting, or given up by TorchServe).",
+            labels=[*labels, "state"],
+        ),
+        GaugeMetricFamily("convscope_workers_wanted", "Workers that the model should have.", labels=labels),
+        GaugeMetricFamily("convscope_queue_requests", "Requests that wait for a worker now.", labels=labels),
+    )
 
 
 def _host_families(folder: Path) -> Iterable[Metric]:
@@ -258,23 +280,12 @@ def _host_families(folder: Path) -> Iterable[Metric]:
         if value is not None:
             yield GaugeMetricFamily(name, text, value=value)
     if memory.kills is not None:
-        text = "Processes of the control group that the kernel has killed for want of memory."
+        text = "Processes of the control group that the kernel has killed for lack of memory."
         yield CounterMetricFamily("convscope_oom_kills", text, value=memory.kills)
 
 
 def _state_families(states: dict[Model, ModelState], watched: dict[str, dict[str, Any]]) -> Iterable[Metric]:
-    workers = GaugeMetricFamily(
-        "convscope_workers",
-        "Workers by state: ready (the model answers its card and the worker's process runs), silent (TorchServe calls "
-        "it ready, and that is not so), or loading (starting, restarting, or given up by TorchServe).",
-        labels=["model", "version", "state"],
-    )
-    wanted = GaugeMetricFamily(
-        "convscope_workers_wanted", "Workers the model is meant to have.", labels=["model", "version"]
-    )
-    waiting = GaugeMetricFamily(
-        "convscope_queue_requests", "Requests that wait for a worker now.", labels=["model", "version"]
-    )
+    workers, wanted, waiting = worker_families()
     for model, state in states.items():
         answers = watched.get("/".join(model), {}).get("answered", False)
         ready = sum(worker.ready and is_alive(worker.pid) for worker in state.found) if answers else 0

@@ -1,4 +1,4 @@
-"""Something that is asked for at every scrape and may hang: asked once at a time, waited for a limited time."""
+"""A source of metrics that is queried at every scrape and may hang: one query at a time, and a limited wait."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-SLOW_S, REST = 0.25, 20  # After an answer that took longer than SLOW_S, the next question waits REST times as long.
+SLOW_S, REST = 0.25, 20  # After an answer that took longer than SLOW_S, the next query waits REST times as long.
 
 
 class Source(Generic[T]):
-    """A question and its last answer.
+    """A query and its last answer.
 
     Args:
-        ask: The question; raises where there is no answer. Called in a thread of its own.
-        keep_s: How long an answer holds while no newer one is there, in seconds; 0 where every scrape needs its own.
+        ask: Returns the answer, or raises. Called in a thread of its own.
+        keep_s: Seconds for which an answer is used while there is no newer one; 0 if every scrape needs its own.
     """
 
     def __init__(self, ask: Callable[[], T], *, keep_s: float = 0.0) -> None:
@@ -30,7 +30,7 @@ class Source(Generic[T]):
         self._answered_at = self._due = float("-inf")
 
     def start(self) -> None:
-        """Ask, unless the last question is open still or was a burden a moment ago."""
+        """Start a query, unless the last one is still running or was slow a moment ago."""
         with self._lock:
             if not self._answered.is_set() or time.monotonic() < self._due:
                 return
@@ -38,7 +38,7 @@ class Source(Generic[T]):
         threading.Thread(target=self._run, daemon=True).start()
 
     def answer(self, deadline: float) -> T | None:
-        """Return the answer to the last question; to the one before it while that holds; None if there is neither.
+        """Return the last query's answer, or the one before it while it can be used; None if there is neither.
 
         Args:
             deadline: When to stop waiting (`time.monotonic()`).
@@ -52,7 +52,7 @@ class Source(Generic[T]):
         started = time.monotonic()
         try:
             answer = self._ask()
-        except Exception:  # Whatever it is: the others are to be served.
+        except Exception:  # A failure of any kind must not affect the other sources.
             answer = None
         with self._lock:
             self._answer, self._answered_at = answer, time.monotonic()

@@ -1,7 +1,7 @@
-"""The start, as a caller would find it: every model answers its card over REST, and the gRPC port is open.
+"""Readiness at the start: every model responds with its card over REST, and the gRPC port is open.
 
-TorchServe's own /ping says "healthy" before a model is loaded and while it fails in a loop; it is not asked. While
-the server warms up, handlers refuse the card as while it drains.
+TorchServe's own /ping is not used: it reports "healthy" before a model is loaded, and while loading fails in a loop.
+Until the server has warmed up, handlers answer a request for the card with the error `draining`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from typing import Any
 
 from server.configuration import Listeners
 from server.failures import Failure
+from server.fetching import fetch
 from server.models import Archive
 from server.ports import reachable
 
-PAUSE_S = 0.1  # Between two questions to a server that is not ready yet.
+PAUSE_S = 0.1  # Between two requests to a server that is not ready yet.
 
 
 @dataclass
 class _Probe:
-    """What one model has answered so far, written by the thread that asks and read by the launcher."""
+    """The responses of one model so far, written by its thread and read by the launcher."""
 
     archive: Archive
     ready: bool = False
@@ -36,13 +37,13 @@ class _Probe:
 
 
 class Readiness:
-    """Asks every model for its card until all have answered.
+    """Requests the card of every model until all have responded.
 
-    One thread per model, one request at a time: questions that time out would pile up in TorchServe's queue.
+    Each model has a thread, which sends one request at a time: requests that time out stay in TorchServe's queue.
 
     Args:
         listeners: Where the server listens.
-        archives: The models to ask.
+        archives: The models.
         timeout_s: Seconds after which a model is late.
     """
 
@@ -56,15 +57,15 @@ class Readiness:
             threading.Thread(target=self._ask, args=(probe,), daemon=True).start()
 
     def answered(self) -> bool:
-        """Tell whether every model's handler has answered, be it that the server is starting."""
+        """Return whether every model's handler has responded, if only that the server is starting."""
         return self._all(lambda probe: probe.ready or probe.draining)
 
     def ready(self) -> bool:
-        """Tell whether every model has answered its card and the gRPC port is open."""
+        """Return whether every model has responded with its card and the gRPC port is open."""
         return self._all(lambda probe: probe.ready)
 
     def refused(self) -> dict[Archive, str]:
-        """Return the models that refuse to describe themselves, and what they say."""
+        """Return the models that respond with an error, and the error."""
         return {
             probe.archive: f"archive {probe.archive.path.name}: {probe.refused}"
             for probe in self._probes
@@ -72,10 +73,10 @@ class Readiness:
         }
 
     def late(self) -> dict[Archive, str]:
-        """Return the models that have not answered in time, and what they said last; empty before the time is up.
+        """Return the models that have not responded in time, and their last response; empty before the deadline.
 
         Raises:
-            Failure: All have answered, but the gRPC port is still closed.
+            Failure: All have responded, but the gRPC port is still closed.
         """
         if time.monotonic() <= self._deadline:
             return {}
@@ -86,19 +87,19 @@ class Readiness:
         return {probe.archive: f"{late}\narchive {probe.archive.path.name}: {probe.answer}" for probe in waiting}
 
     def drop(self, archive: Archive) -> None:
-        """Wait for a model no longer."""
+        """Stop waiting for a model."""
         self._probes = [probe for probe in self._probes if probe.archive is not archive]
 
     def _all(self, good: Callable[[_Probe], bool]) -> bool:
         return all(map(good, self._probes)) and self._grpc_open()
 
     def devices(self) -> dict[str, str]:
-        """Return the devices the models say they run on, by the archive's file name; some may not say."""
+        """Return the devices that the cards state, by the archive's file name."""
         cards = {probe.archive.path.name: probe.card for probe in self._probes if isinstance(probe.card, dict)}
         return {name: card["device"] for name, card in cards.items() if isinstance(card.get("device"), str)}
 
     def give_up(self) -> None:
-        """Stop asking."""
+        """Stop the threads."""
         self._given_up.set()
 
     def _ask(self, probe: _Probe) -> None:
@@ -106,9 +107,10 @@ class Readiness:
             left_s = self._deadline - time.monotonic()
             if left_s <= 0:
                 return
+            connection = http.client.HTTPConnection(reachable(self._listeners.host), self._listeners.rest)
             try:
-                status, body = _get(self._listeners, probe.archive.predictions_path, left_s)
-            except (OSError, http.client.HTTPException):
+                status, body = fetch(connection, probe.archive.predictions_path, left_s)
+            except OSError:
                 self._given_up.wait(PAUSE_S)
                 continue
             said = _parse(body)
@@ -116,7 +118,7 @@ class Readiness:
                 probe.card, probe.ready = said, True
                 return
             probe.answer = f"its last answer was {status} {_message(said, body)}"
-            # TorchServe's own errors ({"code": 503, ...}) pass; the handler's do not, a drain apart.
+            # TorchServe's own errors ({"code": 503, ...}) are temporary; the handler's are not, except `draining`.
             error = said.get("error") if isinstance(said, dict) else None
             probe.draining = isinstance(error, dict) and error.get("code") == "draining"
             if isinstance(error, dict) and not probe.draining:
@@ -130,16 +132,6 @@ class Readiness:
                 return True
         except OSError:
             return False
-
-
-def _get(listeners: Listeners, path: str, timeout_s: float) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(reachable(listeners.host), listeners.rest, timeout=timeout_s)
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        return response.status, response.read()
-    finally:
-        connection.close()
 
 
 def _parse(body: bytes) -> Any:

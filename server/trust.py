@@ -1,9 +1,9 @@
-"""Whether an archive can be trusted: the list of digests inside it, and the signature beside it.
+"""Checks an archive: the list of digests inside it, and the signature beside it.
 
-The list, `MAR-INF/SHA256SUMS`, shows damage, and what was added or left out. It stops nobody who changes an archive on
-purpose, since the list can be written anew. A signature, `<archive>.sig`, says who made the archive: OpenSSH's, by an
-Ed25519 key, over every byte of the file. So nothing of a file is parsed before its signature is checked, and it does
-not matter that TorchServe reads a zip file by the headers before its members and Python by the directory at its end.
+The list, `MAR-INF/SHA256SUMS`, reveals damage and added or missing members. It does not protect against an attacker,
+who can write a new list. The signature, `<archive>.sig`, does: it is OpenSSH's, with an Ed25519 key, over every byte of
+the file. Nothing of a file is parsed before its signature is checked, so it does not matter that TorchServe reads a zip
+file by the headers before its members and Python by the directory at its end.
 
 Signatures: https://github.com/openssh/openssh-portable/blob/master/PROTOCOL.sshsig, with strings as in RFC 4251
 (section 5), and keys and signatures as in RFC 8709.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 DIGESTS = "MAR-INF/SHA256SUMS"
-NAMESPACE = b"convscope"  # What the signature is for, so that one of a Git commit, say, counts for nothing here.
+NAMESPACE = b"convscope"  # Purpose of the signature: that of a Git commit, for example, is not accepted.
 KIND = b"ssh-ed25519"
 
 # An archive without a list may be compressed. Weights compress to nine tenths, code to a fifth.
@@ -35,7 +35,7 @@ MOST_BYTES, MOST_RATIO = 1 << 30, 100
 _PREAMBLE = b"SSHSIG"
 _ARMOUR = re.compile(rb"-----BEGIN SSH SIGNATURE-----\n(.*)\n-----END SSH SIGNATURE-----", re.DOTALL)
 _LONGEST_SIGNATURE = 16384
-# What restricts a key in a file of authorized_keys or allowed signers, where it stands in the place of the names.
+# Restrictions of a key in a file of authorized_keys or allowed signers, in the place of the names.
 _OPTIONS = re.compile(
     rb'(?i).*="|(.*,)?(cert-authority|restrict|verify-required|'
     rb"(no-)?(pty|user-rc|touch-required|(agent|port|x11)-forwarding))(,|$)"
@@ -47,14 +47,14 @@ Keys = Mapping[bytes, "Ed25519PublicKey"]
 
 
 def read_keys(path: Path) -> Keys:
-    """Read the public keys that may sign.
+    """Read the public keys that may sign archives.
 
     Args:
-        path: A key a line, as in `~/.ssh/id_ed25519.pub`, or with the names before it that a file of allowed signers
-            for `ssh-keygen -Y verify` has.
+        path: File with a key per line, as in `~/.ssh/id_ed25519.pub`, or with names before it, as in a file of allowed
+            signers for `ssh-keygen -Y verify`.
 
     Raises:
-        UsageFailure: The file cannot be read, holds no key, or holds something else.
+        UsageFailure: The file cannot be read, has no key, or has a line that is not a key.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -130,7 +130,7 @@ def check_signature(path: Path, keys: Keys) -> None:
 
 
 class _Signature(NamedTuple):
-    """What a signature says: the key, the digest that was signed, and the signature itself."""
+    """A parsed signature: the key, the hash algorithm, and the signature itself."""
 
     key: bytes
     algorithm: bytes
@@ -138,7 +138,7 @@ class _Signature(NamedTuple):
 
     @classmethod
     def parse(cls, text: bytes) -> _Signature:
-        """Read the content of a `.sig` file; raises ValueError if it is none of ours."""
+        """Parse the content of a `.sig` file; raises ValueError if it is not such a signature."""
         found = _ARMOUR.fullmatch(text.replace(b"\r\n", b"\n").strip())
         blob = base64.b64decode(found[1].replace(b"\n", b""), validate=True) if found else b""
         head = _PREAMBLE + (1).to_bytes(4)
@@ -175,14 +175,14 @@ def check_members(archive: zipfile.ZipFile, name: str) -> bool:
 
     Args:
         archive: Open for reading.
-        name: Of the archive's file, for messages.
+        name: Name of the archive's file, for messages.
 
     Returns:
         Whether there is a list.
 
     Raises:
-        Failure: A member is not what the list says, there is one more or one less, one is there twice, has a name that
-            leads out of the archive or is not a plain file, or all would unpack to far more than the archive's size.
+        Failure: A member differs from the list, is missing in it, is missing in the archive, occurs twice, has a name
+            that leads out of the archive or is not a plain file, or the members unpack to far more than the archive.
         BadZipFile: A member is damaged.
     """
 
@@ -220,7 +220,7 @@ def check_members(archive: zipfile.ZipFile, name: str) -> bool:
 
 
 def _is_plain(entry: zipfile.ZipInfo) -> bool:
-    """Tell whether a member is a file or folder, and its name a relative path that stays below where it starts."""
+    """Return whether a member is a file or folder, with a relative path that does not leave the archive."""
     kind = stat.S_IFMT(entry.external_attr >> 16)  # 0 where the zip file was not written on Unix.
     parts = entry.filename.removesuffix("/").split("/")
     return kind in (0, stat.S_IFREG, stat.S_IFDIR) and not {"", ".", ".."} & set(parts) and "\\" not in entry.filename

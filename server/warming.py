@@ -1,7 +1,7 @@
-"""Warming up: requests of every kind, through both transports, before anybody is told that the server is ready.
+"""Warm-up: requests of every kind over both transports, before the server reports that it is ready.
 
-Java interprets what it runs for the first time and compiles it by and by: the first requests take tens of times as long
-as later ones. Workers rehearse by themselves when they load; this is for the way to them and back.
+Java interprets code at first and compiles it later, so the first requests take tens of times as long as later ones.
+Workers warm up by themselves when they load; this warms up TorchServe's front end.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from PIL import Image
 from server.configuration import Listeners
 from server.models import Archive
 from server.ports import reachable
+from server.wire.inference_pb2 import PredictionsRequest
 
 SIDE_PX = 64  # Small to decode, and large enough for a network of any size.
-LIGHT = 4  # Kinds of request to go on with, at least.
-MANY = 8  # Pictures in one request, as a form.
-PATIENCE_S = 5.0  # For the last answers: a large network may be at many pictures.
+LEAST_LIGHT = 4  # Kinds of request that are repeated until the time is over, at least.
+FORM_PICTURES = 8  # In a form.
+GRACE_S = 5.0  # For the last responses: a large network may be busy with many pictures.
 PROTOBUF = "application/x-protobuf"
 METHOD = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
 MAPS: tuple[dict[str, str], ...] = (
@@ -36,13 +37,13 @@ MAPS: tuple[dict[str, str], ...] = (
 )
 ACCEPTED = (PROTOBUF, "application/json", "application/x-npz")
 
-Ask = Callable[[], bool]  # Asks once; False if requests of this kind are to be dropped.
+Send = Callable[[], bool]  # Sends one request; returns False if it failed.
 
 
 class WarmUp:
-    """Asks the models in turns for a while, from threads of its own.
+    """Sends requests to the models in turn for a while, from threads of its own.
 
-    What is answered does not matter: a model that cannot answer shows when it is asked for its card.
+    Responses are not checked: a model that cannot respond is found when its card is requested.
 
     Args:
         listeners: Where the server listens.
@@ -53,7 +54,7 @@ class WarmUp:
     def __init__(self, listeners: Listeners, archives: Sequence[Archive], seconds: float) -> None:
         self._end = time.monotonic() + seconds
         self._given_up = threading.Event()
-        callers = (_Rest, _Rest, _Grpc) if seconds else ()
+        callers = (_RestCaller, _RestCaller, _GrpcCaller) if seconds else ()
         self._threads = [
             threading.Thread(target=self._run, args=(caller(listeners, archives, number),), daemon=True)
             for number, caller in enumerate(callers)
@@ -62,36 +63,36 @@ class WarmUp:
             thread.start()
 
     def done(self) -> bool:
-        """Tell whether the time is over and the last answers are there, or have been waited for long enough."""
-        late = time.monotonic() > self._end + PATIENCE_S
-        return late or not any(thread.is_alive() for thread in self._threads)
+        """Return whether the time is over and the last responses were received, or waited for long enough."""
+        is_late = time.monotonic() > self._end + GRACE_S
+        return is_late or not any(thread.is_alive() for thread in self._threads)
 
     def give_up(self) -> None:
-        """Ask no more."""
+        """Send no more requests."""
         self._given_up.set()
 
-    def _run(self, caller: _Rest | _Grpc) -> None:
+    def _run(self, caller: _RestCaller | _GrpcCaller) -> None:
         with contextlib.closing(caller):
-            asks = list(filter(self._attempt, caller.asks()))  # Every kind once;
-            light = asks[: max(LIGHT, len(asks) // 4)]  # then the light ones, of which there can be most.
+            working = list(filter(self._attempt, caller.requests()))  # Every kind once,
+            light = working[: max(LEAST_LIGHT, len(working) // 4)]  # then the fastest kinds, as often as possible.
             while light and not self._over():
                 light = list(filter(self._attempt, light))
 
-    def _attempt(self, ask: Ask) -> bool:
-        """Ask, unless the time is over; False if it is no use to ask so again."""
-        return not self._over() and ask()
+    def _attempt(self, send: Send) -> bool:
+        """Send a request unless the time is over; return whether requests of this kind are worth repeating."""
+        return not self._over() and send()
 
     def _over(self) -> bool:
         return time.monotonic() > self._end or self._given_up.is_set()
 
 
-class _Rest:
-    """A caller over REST.
+class _RestCaller:
+    """Sends requests over REST.
 
     Args:
         listeners: Where the server listens.
         archives: The models.
-        start: Kind of request to start with, so that callers differ.
+        start: Index of the first kind of request, so that callers send different ones at a time.
     """
 
     def __init__(self, listeners: Listeners, archives: Sequence[Archive], start: int) -> None:
@@ -99,33 +100,33 @@ class _Rest:
         self._archives = archives
         self._start = start
 
-    def asks(self) -> list[Ask]:
-        """Return a function a kind of request."""
+    def requests(self) -> list[Send]:
+        """Return a function for each kind of request and model."""
         kinds = [*_rest_requests()]
         kinds = kinds[self._start :] + kinds[: self._start]
         paths = [archive.predictions_path for archive in self._archives]
-        return [self._ask(path, *kind) for kind, path in itertools.product(kinds, paths)]
+        return [self._request(path, *kind) for kind, path in itertools.product(kinds, paths)]
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._connection.close()
 
-    def _ask(self, path: str, body: bytes, headers: dict[str, str]) -> Ask:
-        def ask() -> bool:
+    def _request(self, path: str, body: bytes, headers: dict[str, str]) -> Send:
+        def send() -> bool:
             try:
                 self._connection.request("POST", path, body, headers)
-                answer = self._connection.getresponse()
-                answer.read()
+                response = self._connection.getresponse()
+                response.read()
             except (OSError, http.client.HTTPException):
                 self._connection.close()
                 return False
-            return answer.status == 200
+            return response.status == 200
 
-        return ask
+        return send
 
 
-class _Grpc:
-    """A caller over gRPC; arguments as those of `_Rest`."""
+class _GrpcCaller:
+    """Sends requests over gRPC; arguments as those of `_RestCaller`."""
 
     def __init__(self, listeners: Listeners, archives: Sequence[Archive], start: int) -> None:
         self._channel = grpc.insecure_channel(
@@ -133,56 +134,47 @@ class _Grpc:
         )
         self._archives = archives
 
-    def asks(self) -> list[Ask]:
-        """Return a function a kind of request."""
-        call = self._channel.unary_unary(METHOD)
+    def requests(self) -> list[Send]:
+        """Return a function for each kind of request and model."""
+        call = self._channel.unary_unary(METHOD, request_serializer=PredictionsRequest.SerializeToString)
+        picture = _picture()
         return [
-            self._ask(call, _grpc_request(archive, options))
+            self._request(
+                call,
+                PredictionsRequest(
+                    model_name=archive.name,
+                    model_version=archive.version,
+                    input={"data": picture} | {name: value.encode() for name, value in options.items()},
+                ),
+            )
             for options, archive in itertools.product(MAPS, self._archives)
         ]
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the channel."""
         self._channel.close()
 
-    def _ask(self, call: Callable[..., bytes], request: bytes) -> Ask:
-        def ask() -> bool:
+    def _request(self, call: Callable[..., bytes], request: PredictionsRequest) -> Send:
+        def send() -> bool:
             try:
                 call(request, timeout=60)
             except grpc.RpcError:
                 return False
             return True
 
-        return ask
+        return send
 
 
 def _rest_requests() -> Iterator[tuple[bytes, dict[str, str]]]:
     """Yield body and headers of each kind of request."""
     picture = _picture()
     head = b'--picture\r\nContent-Disposition: form-data; name="data"; filename="a.png"\r\n\r\n'
-    form = (head + picture + b"\r\n") * MANY + b"--picture--\r\n"
-    asked = [{f"X-Convscope-{name.replace('_', '-')}": value for name, value in options.items()} for options in MAPS]
-    for accepted, headers in itertools.product(ACCEPTED, asked):
+    form = (head + picture + b"\r\n") * FORM_PICTURES + b"--picture--\r\n"
+    options = [{f"X-Convscope-{name.replace('_', '-')}": value for name, value in maps.items()} for maps in MAPS]
+    for accepted, headers in itertools.product(ACCEPTED, options):
         yield picture, headers | {"Accept": accepted, "Content-Type": "image/png"}
-    for headers in asked:
+    for headers in options:
         yield form, headers | {"Accept": PROTOBUF, "Content-Type": "multipart/form-data; boundary=picture"}
-
-
-def _grpc_request(archive: Archive, options: dict[str, str]) -> bytes:
-    """Return a serialized PredictionsRequest: 1 is the model's name, 2 its version, 3 the map `input`."""
-    inputs = {"data": _picture()} | {name: value.encode() for name, value in options.items()}
-    entries = (_field(1, name.encode()) + _field(2, value) for name, value in inputs.items())
-    head = _field(1, archive.name.encode()) + _field(2, archive.version.encode())
-    return head + b"".join(_field(3, entry) for entry in entries)
-
-
-def _field(number: int, data: bytes) -> bytes:
-    """Return a length-delimited field of a protobuf message."""
-    length, size = len(data), b""
-    while length > 127:
-        size += bytes([length & 127 | 128])
-        length >>= 7
-    return bytes([number << 3 | 2]) + size + bytes([length]) + data
 
 
 def _picture() -> bytes:

@@ -1,45 +1,44 @@
-"""Watches every model while the server serves: each is asked for its card, and restarted if TorchServe does not help.
+"""Watches every model while the server runs: requests its card, and restarts its workers if TorchServe does not.
 
-TorchServe starts a worker again that has ended, and ends one that takes longer than responseTimeout for a batch. It
-does not notice when its own thread for a worker ends by an exception, and stops trying to start a worker that has
-failed for maxRetryTimeoutInSec. Its management API calls both workers what they last were.
+TorchServe restarts a worker that has ended, and ends one that takes longer than responseTimeout for a batch. It does
+not notice when its own thread for a worker ends by an exception, and stops restarting a worker that has failed for
+maxRetryTimeoutInSec. In both cases its management API reports the worker's last state.
 
 | reason | a model is restarted when |
 |---|---|
-| `worker_gone` | for 10 s TorchServe has called a worker ready whose process has ended or is stopped |
+| `worker_gone` | for 10 s TorchServe has reported a worker as ready whose process has ended or is stopped |
 | `given_up` | the model has no process, and TorchServe has started none for longer than it pauses between attempts |
-| `card_fails` | for a minute the same workers have answered the card with an error |
+| `card_fails` | for a minute the same workers have responded to requests for the card with errors |
 | `no_answer` | the card has waited longer than responseTimeout allows for all that waited before it |
 
-A card waits in the model's queue, so a busy model answers it late. None of these takes a busy model for a dead one:
-the first three look at processes and answers, and the last bound is what TorchServe itself enforces, batch by batch;
-a silent model (below) gets one batch's time.
+A request for the card waits in the model's queue, so a busy model responds late. None of these reasons mistakes a busy
+model for a dead one: the first three depend on processes and responses, and the last limit is what TorchServe itself
+enforces for each batch; a silent model (below) gets the time of one batch.
 
-A restart takes all workers of that model away and starts as many: TorchServe then has new threads for them. Requests
-that wait go on waiting, and other models are not touched. Where three restarts in a row have brought no answer though
-the workers load, or TorchServe's management API is silent too, or Java is, the launcher ends with a failure: whatever
-started it (Docker's restart policy) starts everything anew, with a new Java and no queue, which the launcher could not
-do better.
+A restart scales the model to no workers and back, which gives it new threads in TorchServe. Queued requests keep
+waiting, and other models are not affected. If three restarts in a row bring no response though the workers load, or
+TorchServe's management API or Java do not respond either, the launcher ends with a failure. Docker's restart policy,
+or whatever started the launcher, then starts it with a new Java and an empty queue.
 
-Whether the replica can be given requests (`/ready`, `server.health`) is known at any moment, without asking:
+Whether the replica can take requests (`/ready`, `server.health`) is always known, without a request to the models:
 
 | state of a model | what is known | ready |
 |---|---|---|
 | `ready` | its last card was good | yes |
-| `busy` | its card is late, or its queue is full, and its workers compute | yes |
+| `busy` | its card is late or its queue is full, and its workers compute | yes |
 | `dead` | the process of each worker has ended or is stopped, or TorchServe has no worker that has loaded | no |
-| `silent` | its card has waited for two intervals, in which its workers used no processor time | no |
-| `failing` | two cards in a row were errors | no |
-| `restarting` | the watch has started its workers anew, and none has answered | no |
+| `silent` | the request for its card has waited for two intervals, in which its workers used no processor time | no |
+| `failing` | two requests for its card in a row failed | no |
+| `restarting` | the watch has restarted its workers, and none has responded | no |
 
-Processor time decides between a long batch and a worker that hangs: a network that computes uses it, on a GPU too,
-where the thread that waits spins. A worker in an endless loop uses it as well: TorchServe ends it after its
-responseTimeout.
-Java itself is asked for /ping once a second: five seconds of silence, or its process stopped, and nothing is ready. One
-model that is not ready takes the whole replica out, since a replica cannot know what others serve.
+Processor time distinguishes a long batch from a worker that hangs: a network that computes uses it, also on a GPU,
+where the waiting thread spins. So does a worker in an endless loop, which TorchServe ends after responseTimeout.
+Java gets a request for /ping once a second. If it has not responded for five seconds, or its process is stopped, the
+replica is not ready. One model that is not ready makes the whole replica not ready, since a replica does not know which
+models others serve.
 
-It publishes the states of the models in a file of the private directory, for the exporter (`read_published`), and the
-models that are served in another, for "Model not found" (`server.patches`, names).
+The watch publishes the states of the models in a file of the private directory, for the exporter (`read_published`),
+and the models that are served in another, for "Model not found" (`server.patches`, names).
 """
 
 from __future__ import annotations
@@ -73,17 +72,17 @@ REASONS = {
 }
 GONE_S = 10.0
 FAILING_S = 60.0
-LATE_CARDS = 2  # Intervals after which a card counts as unanswered.
-IDLE_SHARE = 0.01  # Of the time: a process that computes less does nothing.
+LATE_CARDS = 2  # Intervals after which a card is late.
+IDLE_SHARE = 0.01  # Of the time: a process that uses less is idle.
 MOST_FAILURES = 2  # Cards in a row.
-PING_S, JAVA_S = 2.0, 5.0  # How long a /ping takes at most, and for how long none need be answered.
+PING_S, JAVA_S = 2.0, 5.0  # Time limit of a /ping, and time without a response after which Java is silent.
 TICK_S = 1.0
-LOOK_S = 3.0  # From one look at the management API to the next, while something is wrong: on a GPU it is slow.
+LOOK_S = 3.0  # Between requests to the management API while something is wrong: on a GPU it is slow.
 # From one restart of a model to the next. Each leaves the metrics files of a worker behind, 160 KB of `cifar`.
 BACK_OFF_S, LONGEST_BACK_OFF_S, HEALTHY_S = 10.0, 300.0, 600.0
-MOST_RESTARTS = 3  # In a row, without an answer between them.
+MOST_RESTARTS = 3  # In a row, without a response between them.
 MANAGEMENT_S = 60.0  # Silence of the management API.
-READ_S = 10.0  # For an answer that has begun.
+READ_S = 10.0  # For a response that has begun.
 # Patched, TorchServe pauses for 13 s at most between attempts to start a worker.
 GIVEN_UP_S = 30.0
 
@@ -178,26 +177,26 @@ class Watch:
 
     @property
     def failure(self) -> str | None:
-        """Why TorchServe as a whole has to be started anew; None as long as it need not."""
+        """Why TorchServe as a whole has to be restarted; None if it need not."""
         failures = [self._java.failure, *(model.failure for model in self._models)]
         return next(filter(None, failures), None)
 
     @property
     def why_not_ready(self) -> str | None:
-        """Why this replica is to be given no requests: `java`, or the state of a model; None if it is to be."""
+        """Why this replica cannot take requests: `java`, or the state of a model; None if it can."""
         return self.judge(self.states())
 
     def judge(self, states: Mapping[str, str]) -> str | None:
-        """Return `why_not_ready` by these states of the models."""
-        unwell = [state for state in states.values() if state not in ("ready", "busy", "rejected")]
-        return (self._java.trouble and "java") or next(iter(unwell), None)
+        """Return `why_not_ready` for these states of the models."""
+        bad = [state for state in states.values() if state not in ("ready", "busy", "rejected")]
+        return (self._java.trouble and "java") or next(iter(bad), None)
 
     def states(self) -> dict[str, str]:
         """Return the state of each model, by `name/version`."""
         return {model.name: model.state for model in self._models}
 
     def count_death(self, death: Death) -> None:
-        """Count a worker that ended unplanned."""
+        """Count a worker that ended unexpectedly."""
         if death.model is not None and death.model in self._deaths:
             self._deaths[death.model][death.cause] += 1
             self.publish()
@@ -209,7 +208,7 @@ class Watch:
         self.accepted.set()
 
     def stop(self) -> None:
-        """Ask no more, and restart nothing; a restart that has begun is finished."""
+        """Stop watching; a restart that has begun is finished."""
         self._stopped.set()
         self._end(self._models)
         self._java_thread.join(2 * TICK_S)
@@ -287,7 +286,7 @@ def _read(file: Path) -> str | None:
 
 
 def read_published(file: Path) -> dict[str, Any]:
-    """Return what a watch has published, the default version of a model first; all of it empty before there is any.
+    """Return what a watch has published, the default version of each model first; empty before it has.
 
     `{"ready": true, "models": {"cifar/1.0": {"answered": true, "restarting": null, "restarts": {"worker_gone": 0}}},
     "deaths": {"cifar/1.0": {"oom": 0}}, "rejected": {"wide": "archive wide.mar: it is damaged"},
@@ -301,7 +300,7 @@ def read_published(file: Path) -> dict[str, Any]:
 
 
 class _Java:
-    """The Java process: whether it runs and answers."""
+    """Watches the Java process: whether it runs and responds."""
 
     def __init__(self, listeners: Listeners, process: int, stopped: threading.Event, watch: Watch) -> None:
         self.failure: str | None = None
@@ -314,18 +313,18 @@ class _Java:
 
     @property
     def trouble(self) -> str | None:
-        """What is wrong with it now; None if nothing is."""
+        """What is wrong with it; None if nothing is."""
         if not is_alive(self._process):
             return "Java's process is stopped or has ended"
         silent_s = time.monotonic() - self._answered_at
         return None if silent_s < JAVA_S else f"Java has answered nothing for {JAVA_S:g} s"
 
     def run(self) -> None:
-        """Look once a second until stopped."""
+        """Check once a second until stopped."""
         while not self._stopped.wait(TICK_S):
             try:
                 self._look()
-            except Exception as failure:  # No more threads, or no memory: that must not end the watching.
+            except Exception as failure:  # No threads or no memory left: that must not end the watch.
                 self._watch.say(f"watching Java failed and goes on: {failure!r}")
 
     def _look(self) -> None:
@@ -348,7 +347,7 @@ class _Java:
 
 
 class _Model:
-    """One model: its card, its workers, its restarts. Used by its own thread; others read `describe` and `failure`."""
+    """Watches one model: card, workers, restarts. It has its own thread; others read `describe` and `failure`."""
 
     def __init__(
         self,
@@ -373,7 +372,7 @@ class _Model:
         self._restarting: str | None = None
         self._wanted: tuple[int, int] | None = None  # Workers, and at most.
         # The card.
-        self._answered = self._proven = proven  # Proven: it has answered at least once.
+        self._answered = self._proven = proven  # Proven: it has responded at least once.
         self._answered_at = now
         self._asked_at = now
         self._failing_since: float | None = None
@@ -381,21 +380,23 @@ class _Model:
         self._is_late = False
         self._silent_since: float | None = None
         self._computed: deque[tuple[float, dict[int, float]]] = deque()  # When; each worker's processor time.
-        self._backlog = 0  # Requests that waited at most, since the last answer.
+        self._backlog = 0  # Most requests queued since the last response.
         # The workers, as last described.
         self._processes: tuple[int, ...] = ()
-        self._died_at: float | None = None  # When the last of them was seen to be gone; until a new one has answered.
+        self._died_at: float | None = (
+            None  # When the last of them was found to have ended; until a new one has responded.
+        )
         self._found: object = None
         self._changed_at = now
         self._mute_since: float | None = None
-        # When to look again, and to restart again.
+        # When to check and to restart again.
         self._look_at = self._restart_at = self._restarted_at = float("-inf")
         self._back_off_s = BACK_OFF_S
         self._in_a_row = 0
 
     @property
     def state(self) -> str:
-        """What is known of it now, in a word: see the table above; `rejected` until it has answered once."""
+        """Its state, as in the table above; `rejected` until it has responded once."""
         if not self._proven:
             return "rejected"
         if self._restarting:
@@ -409,22 +410,22 @@ class _Model:
         return "busy" if self._is_late else "ready"
 
     def describe(self) -> dict[str, Any]:
-        """Return what is published of it."""
+        """Return its values in the published file."""
         return {"answered": self._answered, "restarting": self._restarting, "restarts": dict(self._restarts)}
 
     def run(self) -> None:
-        """Wait, look and ask until stopped; when it begins, the card has just been answered."""
+        """Wait, check and request the card until stopped; at the beginning the model has just responded."""
         while not self.stopped.is_set():
             try:
                 self._pause()
                 if not self.stopped.is_set():
                     self._ask()
-            except Exception as failure:  # A fault of ours here must not end the watching.
+            except Exception as failure:  # An error in this class must not end the watch.
                 self._watch.say(f"watching {self.name} failed and goes on: {failure!r}")
                 self.stopped.wait(self._interval_s)
 
     def _ask(self) -> None:
-        """Ask for the card, and note what comes."""
+        """Request the card, and record the result."""
         try:
             verdict = self._await_card()
         except (OSError, http.client.HTTPException):
@@ -433,7 +434,7 @@ class _Model:
             self._note(verdict)
 
     def _pause(self) -> None:
-        """Wait until the next question is due, with an eye on the workers; where the last card was not good, a tick."""
+        """Wait until the next request is due, and check the workers; only a tick if the last card was not good."""
         due = time.monotonic() + self._interval_s
         while not self.stopped.wait(min(TICK_S, self._interval_s)):
             self._look()
@@ -441,7 +442,7 @@ class _Model:
                 return
 
     def _await_card(self) -> str | None:
-        """Ask for the card, wait for it as long as it takes, and return the verdict; None if it was restarted."""
+        """Request the card, wait for it without a limit, and return the verdict; None if the model was restarted."""
         self._computed.clear()
         with _Card(self._listeners, self.archive) as card:
             self._asked_at = card.asked_at
@@ -458,14 +459,14 @@ class _Model:
         return None
 
     def _listen(self, now: float) -> None:
-        """Call the model silent if its workers compute nothing while the card waits; it is so until a card comes."""
+        """Mark the model as silent if its workers are idle while the card is late, until it responds."""
         window_s = LATE_CARDS * self._interval_s
         spent = {process: processor_s(process) for process in self._processes}
         self._computed.append((now, spent))
         while len(self._computed) > 1 and self._computed[1][0] <= now - window_s:
             self._computed.popleft()
         since, before = self._computed[0]
-        # All of what a worker has used counts that was not known then.
+        # Of a worker that did not exist then, all of its time counts.
         used_s = sum(seconds - before.get(process, 0.0) for process, seconds in spent.items())
         is_silent = self._died_at is None and bool(spent) and now - since >= window_s and used_s < IDLE_SHARE * window_s
         if is_silent and self._silent_since is None:
@@ -482,9 +483,9 @@ class _Model:
         self._failures = self._failures + 1 if verdict in ("failed", "unreachable") else 0
         if verdict == "good":
             if self._died_at is not None:
-                if self._asked_at < self._died_at:  # The worker that answered is gone.
+                if self._asked_at < self._died_at:  # The worker that responded has ended.
                     return
-                # Those that were seen to be gone are no longer TorchServe's: it is asked at the next tick.
+                # The known processes have ended: TorchServe is queried at the next tick.
                 self._died_at, self._processes, self._look_at = None, (), float("-inf")
             self._answered_at, self._failing_since, self._backlog, self._in_a_row = now, None, 0, 0
             if now - self._restarted_at > HEALTHY_S:
@@ -506,7 +507,7 @@ class _Model:
             self._watch.publish()
 
     def _look(self) -> None:
-        """Look at the workers if something is wrong, and restart them if TorchServe does not help."""
+        """Check the workers if something is wrong, and restart them if TorchServe does not."""
         now = time.monotonic()
         if self._are_gone():
             self._die(now)
@@ -527,14 +528,14 @@ class _Model:
         self._mute_since = None
         self._wanted = self._wanted or (state.workers, state.most)
         self._processes = tuple(worker.pid for worker in state.found if worker.ready)
-        # Which of them live belongs to it: TorchServe notices a worker's end a little later.
+        # Including which processes run: TorchServe notices the end of a worker a little later.
         found = (state.found, [is_alive(worker.pid) for worker in state.found])
         if found != self._found:
             self._found, self._changed_at = found, now
         self._backlog = max(self._backlog, state.pending)
         if not self._processes:
             self._die(now)
-        if state.workers < self._wanted[0]:  # A restart that broke off half-way.
+        if state.workers < self._wanted[0]:  # A restart was not completed.
             self._management.scale(self.archive, *self._wanted)
         elif now >= self._restart_at and (reason := self._find_reason(state, now)):
             self._restart(reason, self._wanted, now)
@@ -543,7 +544,7 @@ class _Model:
         return bool(self._processes) and not any(map(is_alive, self._processes))
 
     def _die(self, now: float) -> None:
-        """Note that no worker is left, once."""
+        """Record, once, that no worker is left."""
         if self._died_at is not None:
             return
         self._died_at, self._silent_since = now, None
@@ -564,8 +565,8 @@ class _Model:
             return "card_fails"
         silent_s = 0.0 if self._silent_since is None else min(now - self._silent_since, quiet_s)
         if silent_s > archive.response_timeout_s + GONE_S:
-            return "no_answer"  # A batch that a worker had would have ended by now.
-        batches = self._backlog + 2  # The one at work, those that wait, and the card.
+            return "no_answer"  # A batch would have ended by now.
+        batches = self._backlog + 2  # The current one, those that wait, and the card.
         allowed_s = batches * archive.response_timeout_s + archive.startup_timeout_s
         return "no_answer" if now - self._answered_at > allowed_s else None
 
@@ -574,7 +575,7 @@ class _Model:
             self.failure = f"{self.name} was restarted {MOST_RESTARTS} times and still {REASONS[reason]}"
             return
         if not self._management.scale(self.archive, 0, 0):
-            return  # Tried again at the next look.
+            return  # Tried again at the next check.
         self._management.scale(self.archive, *wanted)
         self._in_a_row += 1
         self._restarts[reason] += 1
@@ -589,7 +590,7 @@ class _Model:
 
 
 class _Card:
-    """A question for a model's card; a context manager. It waits piece by piece: to ask again would fill the queue."""
+    """A request for a model's card, a context manager. It waits in steps: repeated requests would fill the queue."""
 
     def __init__(self, listeners: Listeners, archive: Archive) -> None:
         self._connection = http.client.HTTPConnection(reachable(listeners.host), listeners.rest, timeout=READ_S)
@@ -608,13 +609,13 @@ class _Card:
         self._connection.close()
 
     def verdict(self, wait_s: float) -> str | None:
-        """Return what came: `good`, `failed`, or `refused` since the queue is full; None if nothing has come yet.
+        """Return the result: `good`, `failed`, or `refused` if the queue is full; None if there is no response yet.
 
         Args:
-            wait_s: How long to wait.
+            wait_s: Seconds to wait.
 
         Raises:
-            OSError, http.client.HTTPException: TorchServe has hung up, or what came is no answer.
+            OSError, http.client.HTTPException: TorchServe has closed the connection, or sent no HTTP response.
         """
         try:
             self._connection.sock.settimeout(wait_s)

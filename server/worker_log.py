@@ -1,4 +1,4 @@
-"""What workers log, requests that failed above all: one JSON object a line, among their other output."""
+"""The log lines of workers, mostly about failed requests: a JSON object per line, among their other output."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ LONGEST = 500  # Characters of a line for a person.
 
 @dataclass(frozen=True)
 class Complaint:
-    """A request that failed, something else that is not as it should be, or one answered request of many.
+    """A log line of a worker: a failed request, another problem, or a sample of the successful requests.
 
     Attributes:
-        line: The worker's line as it is, a JSON object.
+        line: The worker's line, a JSON object.
         model: Name of the model.
         version: Its version.
-        message: What it is, for people.
-        request_id: Of the request, as in its reply; None if it is not about one.
-        code: The error's code; None if it was answered.
+        message: The message, for people.
+        request_id: Id of the request, as in its reply; None if the line is not about a request.
+        code: Code of the error; None if the request succeeded.
     """
 
     line: str
@@ -33,7 +33,7 @@ class Complaint:
     code: str | None = None
 
     def describe(self) -> str:
-        """Describe it in one line that is safe to show on a terminal."""
+        """Return one line that is safe to show on a terminal."""
         code = f": {self.code}" if self.code else ""
         about = f" request {self.request_id}{code}" if self.request_id else ""
         text = f"{self.model} {self.version}{about}: {self.message}"
@@ -42,7 +42,7 @@ class Complaint:
 
 
 def parse(line: str) -> Complaint | None:
-    """Read a line of a worker's output; None if it is no complaint."""
+    """Parse a line of a worker's output; None if it is not a complaint."""
     if not line.startswith("{"):
         return None
     try:
@@ -58,11 +58,11 @@ def parse(line: str) -> Complaint | None:
 
 
 class Relay(Generic[T]):
-    """Passes complaints on, a bounded number each second, and counts the rest.
+    """Passes messages on, a limited number per second, and counts the others.
 
     Args:
-        tell: Takes a complaint.
-        tell_rest: Takes the number of those that were not passed on, once their second is over.
+        tell: Takes a message.
+        tell_rest: Takes the number of messages of a second that were not passed on.
     """
 
     def __init__(self, tell: Callable[[T], None], tell_rest: Callable[[int], None]) -> None:
@@ -72,10 +72,10 @@ class Relay(Generic[T]):
         self._told = self._untold = 0
 
     def pass_on(self, complaints: Iterable[T], now: float) -> None:
-        """Pass on what there is; to be called again and again.
+        """Pass on new messages. To be called repeatedly, also without any.
 
         Args:
-            complaints: New ones.
+            complaints: The new messages.
             now: `time.monotonic()`.
         """
         if now - self._since >= 1:
@@ -89,7 +89,7 @@ class Relay(Generic[T]):
                 self._untold += 1
 
     def close(self) -> None:
-        """Tell how many were not passed on since this was last said."""
+        """Report how many messages were not passed on since the last report."""
         if self._untold:
             self._tell_rest(self._untold)
             self._untold = 0

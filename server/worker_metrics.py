@@ -1,8 +1,8 @@
-"""The workers' metrics: the files they write with `prometheus_client`, merged at every scrape.
+"""The workers' metrics: the files that they write with `prometheus_client`, merged at every scrape.
 
-A worker that TorchServe restarts goes on in the files of its predecessor, so counters and histograms are those of all
-that have lived. Gauges are of the living: one counts while a process has its file open, so that what a killed worker
-was at is not shown until its successor has opened the file, which then sets it anew.
+A restarted worker continues in the files of its predecessor, so counters and histograms include all workers that there
+were. A gauge counts only while a process has its file open: the last value of a killed worker is not shown, and its
+successor sets the gauge when it opens the file.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from prometheus_client import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from server.children import PROCESSES
 from server.reporting import write
-
-PROCESSES = Path("/proc")
 
 
 class WorkerFiles(Collector):
@@ -34,7 +33,7 @@ class WorkerFiles(Collector):
         self._told = False
 
     def collect(self) -> Iterable[Metric]:
-        """Read and merge what there is; a file that cannot be read is left out."""
+        """Merge the files; one that cannot be read is left out."""
         opened = find_open_files(self._folder)
         files = [
             str(path)
@@ -43,7 +42,7 @@ class WorkerFiles(Collector):
         ]
         try:
             return _merge(files)
-        except Exception as error:  # A file that is being made is empty for a moment; a full disk damages others.
+        except Exception as error:  # A new file is empty for a moment, and a full disk damages files.
             if not self._told:
                 write(f"a file of {self._folder} cannot be read: {error!r}", sys.stderr)
             self._told = True
@@ -58,10 +57,10 @@ def find_open_files(folder: Path, processes: Path = PROCESSES) -> set[Path] | No
 
     Args:
         folder: An absolute path without links.
-        processes: The kernel's folder of processes.
+        processes: /proc.
 
     Returns:
-        Their paths, or None where the kernel does not say (it does on Linux).
+        Their paths; None on a system without /proc.
     """
     listed = [path for path in processes.glob("[0-9]*") if path.name != str(os.getpid())]
     if not listed:

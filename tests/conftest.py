@@ -1,4 +1,4 @@
-"""Marks that tests get by where they are and what they start, so that no file has to name them; and a quick worker."""
+"""Marks tests by their folder and by what they start; and a quick worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures that a caller might send to hurt the service: valid, damaged, and costly ones of every format.
+"""Pictures made to harm the service: valid, damaged, and costly ones of every format.
 
 `HEAVY` holds the costly ones by name: each is made as large as the service's limits allow, or a part of that. `endless`
 yields files for ever: valid ones with random options, their parts dropped, repeated, swapped and damaged, and small

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from handlers.images.preprocessing import Preprocessing
-from handlers.networks import NETWORKS, Network, architecture
+from handlers.networks import Network, architecture
 from training.errors import CheckpointError
 
 FORMAT = 1
@@ -73,17 +73,3 @@ def load(path: Path) -> Checkpoint:
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of format {FORMAT}")
     return checkpoint
-
-
-def rebuild(checkpoint: Checkpoint) -> Network:
-    """Return the checkpoint's network with its weights, in evaluation mode, on the CPU.
-
-    Raises:
-        CheckpointError: There is no such network here.
-    """
-    network = NETWORKS.get(checkpoint["model"])
-    if network is None:
-        raise CheckpointError(f"the checkpoint's model {checkpoint['model']!r} is not one of {', '.join(NETWORKS)}")
-    model = network(**checkpoint["arguments"])
-    model.load_state_dict(checkpoint["state_dict"])
-    return model.eval()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,6 @@ class Epoch:
     test_loss: float
     test_accuracy: float
     seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a checkpoint; `Epoch(**values)` is the way back."""
-        return asdict(self)
 
 
 HEADER = "epoch  train loss  train accuracy  test loss  test accuracy  seconds"

@@ -6,7 +6,6 @@ Axes: `N` batch, `C` channels, `H, W` picture pixels, `K` classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -69,7 +68,7 @@ def train_epoch(
     seen = 0
     steps = math.ceil(len(rows) / recipe.batch_size)
     title = f"epoch {epoch}/{recipe.epochs}"
-    bar = tqdm(_batches(rows, recipe.batch_size), total=steps, desc=title, unit=" steps", leave=False, disable=None)
+    bar = tqdm(torch.split(rows, recipe.batch_size), desc=title, unit=" steps", leave=False, disable=None)
     for step, batch in enumerate(bar):
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate((epoch - 1 + step / steps) / recipe.epochs)
@@ -105,15 +104,11 @@ def evaluate(model: nn.Module, split: Split, preprocessing: Preprocessing) -> Fi
     """
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=split.images.device)
-    for batch in _batches(torch.arange(len(split), device=split.images.device), _MEASURING_BATCH):
+    for batch in torch.split(torch.arange(len(split), device=split.images.device), _MEASURING_BATCH):
         labels = split.labels[batch]
         logits = model(normalise(split.images[batch], preprocessing))  # (N, K)
         sums += _sums(logits, labels)
     return _means(sums, len(split))
-
-
-def _batches(rows: Tensor, size: int) -> Iterator[Tensor]:
-    yield from torch.split(rows, size)
 
 
 def _sums(logits: Tensor, labels: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ class Run:
             "test_pictures": len(self.corpus.test),
             "epochs": last.epoch,
             "seed": self.plan.seed,
-            "history": [epoch.to_dict() for epoch in self.history],
+            "history": [asdict(epoch) for epoch in self.history],
             "train_accuracy": train,
             "test_accuracy": last.test_accuracy,
             "seconds": round(sum(epoch.seconds for epoch in self.history), 3),

@@ -1,4 +1,4 @@
-"""The reference: networks built, fed and looked into with torch, torchvision and timm alone.
+"""The reference: networks built and run with torch, torchvision and timm alone.
 
     python benchmarks/networks/reference.py     # reads orders, one JSON object a line; answers each with one line
 

@@ -88,7 +88,7 @@ class Plain:
         self.output = get_graph_node_names(self.module)[1][-1]
         self.extractor = create_feature_extractor(self.module, sorted({*self.nodes, self.output})).eval()
         preset = recipe(described["constructor"])
-        self.mean, self.std = (preset.mean, preset.std) if preset else _CIFAR
+        self.mean, self.std = (preset.mean, preset.std) if preset else CIFAR
         self.size = preset.crop_size[0] if preset else 32
         self._transforms = preset or (lambda image: normalize(to_tensor(image), self.mean, self.std))
 
@@ -115,7 +115,7 @@ class Plain:
         return self.forward([self.decode(file) for file in files], want)
 
 
-_CIFAR = ([0.4913, 0.4821, 0.4465], [0.2452, 0.2428, 0.2606])
+CIFAR = ([0.4913, 0.4821, 0.4465], [0.2452, 0.2428, 0.2606])  # Mean and standard deviation.
 
 
 class Tuned:

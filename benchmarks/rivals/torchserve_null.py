@@ -1,4 +1,4 @@
-"""TorchServe's own wall: a handler that answers as many bytes as the request's first twelve digits say."""
+"""TorchServe without a network: a handler whose response has as many bytes as the request's first digits say."""
 
 from __future__ import annotations
 

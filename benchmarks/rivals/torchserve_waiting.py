@@ -1,4 +1,4 @@
-"""A network on a device of its own: each batch takes a known time, and no processor."""
+"""A network on a device of its own, simulated: each batch takes a known time, and no CPU."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--cert", type=Path, metavar="FILE", help="the certificate, and after it the intermediates"
     )
     certificate.add_argument("--key", type=Path, metavar="FILE", help="its private key")
-    certificate.add_argument("--test", action="store_true", help="make one that signs itself")
-    commands.add_parser("check-config", help="see whether the configuration would be taken in")
+    certificate.add_argument("--test", action="store_true", help="make a self-signed one")
+    commands.add_parser("check-config", help="check the configuration with the programs that read it")
     commands.add_parser("replicas", help="list the replicas")
     restart = commands.add_parser("restart", help="restart one replica")
     restart.add_argument("name")

@@ -1,4 +1,4 @@
-"""A certificate and its key: whether they are fit to be served, and how they are put in place."""
+"""Certificates and their keys: checked, and put in place."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Certificate:
         """Say in a line what it is and how long it is good."""
         days = (self.ends - now()).days
         left = f"{days} days left" if self.ends > now() else "ENDED"
-        by = "signs itself" if self.subject == self.issuer else f"by {self.issuer}"
+        by = "self-signed" if self.subject == self.issuer else f"by {self.issuer}"
         return f"{self.names or self.subject}, {by}, ends {stamp(self.ends)} ({left}), SHA-256 {self.fingerprint[:16]}"
 
 
@@ -126,7 +126,7 @@ def check(chain_text: str, key_text: str, hostname: str) -> tuple[list[Certifica
 
 
 def covers(certificate: Certificate, hostname: str) -> bool:
-    """Return whether callers who ask by a name or address take a certificate. A common name alone no longer counts."""
+    """Return whether a certificate covers a name or address. A common name alone no longer counts."""
     try:
         ipaddress.ip_address(hostname)
         option = "-checkip"
@@ -183,9 +183,9 @@ def install(folder: Path, chain_text: str, key_text: str) -> None:
     """Put a certificate and its key in place together.
 
     `tls.crt` and `tls.key` are symbolic links through `current`, a link to the folder that holds the pair. One renaming
-    of `current` changes both, so nobody ever reads a certificate with the key of another. Files that somebody put there
-    by hand become such links first, with the same content. All of them are readable by everybody, since the gateway's
-    user is none of this machine's: what keeps others out is the folder above.
+    of `current` changes both, so nobody ever reads a certificate with the key of another. Files that were put there by
+    hand become such links first, with the same content. All of them are world-readable, since the gateway's user does
+    not exist on this machine: the permissions of the folder above protect them.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o755)
     folder.chmod(0o755)
@@ -214,7 +214,7 @@ def _make_pair(folder: Path, files: dict[str, str]) -> Path:
 
 
 def _is_ours(link: Path) -> bool:
-    """Return whether a path is a link of `install`, and not one that somebody made to another file."""
+    """Return whether a path is a link that `install` made."""
     return link.is_symlink() and link.readlink() == Path("current") / link.name
 
 
@@ -227,7 +227,7 @@ def _point(link: Path, target: Path) -> None:
 
 
 def make_test_certificate(hostname: str) -> tuple[str, str]:
-    """Return a certificate that signs itself, for a name and for this machine, and its key."""
+    """Return a self-signed certificate for a name and for this machine, and its key."""
     try:
         own = f"IP:{ipaddress.ip_address(hostname)}"
     except ValueError:

@@ -1,4 +1,4 @@
-"""Whether the configuration would be taken in: `make check-config`."""
+"""Check the configuration: `make check-config`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from deploy.commands.credentials import Vault, show_changes
 
 
 def check(vault: Vault) -> None:
-    """Have each program judge its own files, and say what it says.
+    """Have each program check its own files, and print the results.
 
     Raises:
-        Refused: One of them would not take its files.
+        Refused: One of them rejects its files.
     """
     checks: dict[str, Callable[[], object]] = {
         "docker-compose.yml": deployment,
@@ -32,7 +32,7 @@ def check(vault: Vault) -> None:
             if look is deployment:
                 break
     if bad:
-        raise Refused("the configuration would not be taken in as it is")
+        raise Refused("the configuration would be rejected")
     show_changes(vault)
 
 

@@ -1,7 +1,7 @@
 """The folder of secrets: `make secrets`, `make key`, `make revoke`, `make keys`, `make certificate`.
 
-Only this user can enter the folder. What containers mount of it is readable by all, since their users are none of this
-machine's.
+Only this user can enter the folder. Files in it that containers mount are world-readable, since the containers' users
+do not exist on this machine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from deploy.commands import certificates, gateway
 from deploy.commands.common import ROOT, Refused, audit, deployment, has_docker, now, only_one, replace, setting, stamp
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}")
-# What metrics call a request without a valid key or that is no HTTP, and words that are no text in YAML.
+# Names that metrics use for requests without a valid key, and words that YAML does not read as text.
 RESERVED = ("none", "unread", "null", "true", "false", "yes", "no", "on", "off", "y", "n")
 PROBE = "probe"
 RELOADS = "extension_config_discovery.http_filter.api_keys.config_reload"
@@ -151,10 +151,10 @@ class Vault:
             yield
 
     def put_keys(self, keys: Keys, *, tried: bool = True) -> None:
-        """Put a new `keys.yaml` in place, after Envoy has taken it on trial.
+        """Put a new `keys.yaml` in place, after a temporary Envoy has accepted it.
 
         Raises:
-            Refused: It would not be taken.
+            Refused: Envoy rejects it.
         """
         text = keys.write()
         if tried and not has_docker() and _without_comments(keys.head) != _without_comments(HEAD):
@@ -168,10 +168,10 @@ class Vault:
         replace(self.keys_file, text, 0o644)
 
     def put_certificate(self, chain: str, key: str, *, tried: bool = True) -> None:
-        """Put a certificate in place, after Envoy has taken it on trial.
+        """Put a certificate in place, after a temporary Envoy has accepted it.
 
         Raises:
-            Refused: It would not be taken.
+            Refused: Envoy rejects it.
         """
         if tried:
             self._try("sds.certificate", "/run/secrets/certificate", {"tls.crt": chain, "tls.key": key})
@@ -181,7 +181,7 @@ class Vault:
 
     def _try(self, part: str, target: str, files: dict[str, str]) -> None:
         if not has_docker():
-            print("No Docker engine answers here: Envoy was not asked whether it takes this.")
+            print("No Docker engine answers here: this was not checked with Envoy.")
             return
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".trial-") as name:
             Path(name).chmod(0o755)
@@ -225,11 +225,11 @@ def add_key(vault: Vault, name: str, output: Path | None = None) -> None:
     """Add a caller's key and show it once, or write it to a file that only this user can read: `make key`.
 
     Raises:
-        Refused: The name will not do or is taken, or the gateway does not take the key.
+        Refused: The name is invalid or in use, or the gateway rejects the key.
     """
     if not NAME.fullmatch(name) or name.lower() in RESERVED:
         raise Refused(
-            f"{name!r} will not do as a name: a letter, then letters, digits, `.`, `_` and `-`, up to 63, "
+            f"{name!r} is no valid name: a letter, then letters, digits, `.`, `_` and `-`, up to 63, "
             f"and not {', '.join(RESERVED)}"
         )
     with vault.changing():
@@ -259,7 +259,7 @@ def add_key(vault: Vault, name: str, output: Path | None = None) -> None:
         if not gateway.running():
             print("The gateway does not run; it reads the key when it starts.")
         elif gateway.wait_until(lambda: gateway.answers_to(key) not in (None, 401, 429)):
-            print(f"The gateway takes it: a request with the key of {name} is let in.")
+            print(f"The gateway accepts the key of {name}.")
         else:
             raise Refused(
                 f"the key is in {vault.keys_file}, but the gateway rejects it. The gateway logged:\n"
@@ -271,7 +271,7 @@ def revoke_key(vault: Vault, name: str) -> None:
     """Take a caller's key away: `make revoke`.
 
     Raises:
-        Refused: There is no such key, or the gateway goes on letting it in.
+        Refused: There is no such key, or the gateway has not reloaded the keys.
     """
     with vault.changing():
         keys = vault.read_keys()
@@ -319,7 +319,7 @@ def change_certificate(vault: Vault, chain_file: Path | None, key_file: Path | N
         test: Make a test certificate instead.
 
     Raises:
-        Refused: It is not fit to be served, or the gateway does not serve it.
+        Refused: It cannot be served, or the gateway does not serve it.
     """
     if test and not (chain_file or key_file):
         chain_text, key_text = certificates.make_test_certificate(vault.hostname)
@@ -327,7 +327,7 @@ def change_certificate(vault: Vault, chain_file: Path | None, key_file: Path | N
         chain_text, key_text = _read_input("CERT", chain_file), _read_input("KEY", key_file)
     else:
         _show_certificate(vault)
-        raise Refused("make certificate CERT=fullchain.pem KEY=privkey.pem; or TEST=yes for one that signs itself")
+        raise Refused("make certificate CERT=fullchain.pem KEY=privkey.pem; or TEST=yes for a self-signed one")
     [leaf, *_], problems = certificates.check(chain_text, key_text, vault.hostname)
     if problems:
         raise Refused("nothing was changed:\n" + "\n".join(f"  {one}" for one in problems))

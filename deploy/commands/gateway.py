@@ -1,4 +1,4 @@
-"""Asking the gateway: one that is started for a moment on files that are to be taken in, and the one that serves."""
+"""The gateway: a temporary one that checks files before they are put in place, and the one that serves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from deploy.commands.common import Refused, container_ids, deployment, has_docker, run, setting, start_once
 
-TAKEN_IN_S = 15.0  # Envoy reads a file within a second of its renaming.
+RELOADED_S = 15.0  # Envoy reads a file within a second of its renaming.
 
 # Starts Envoy with the service's own arguments, waits until it has decided about each file, and prints its statistics
 # after a line of its own. The image has no HTTP client but a shell.
@@ -54,17 +54,17 @@ PLACES = {  # What an operator edits, by the part of Envoy that reads it.
 
 
 def try_files(mounts: Mapping[str, Path] | None = None, part: str = "") -> None:
-    """Start Envoy for a moment as the gateway would be started, and see whether it takes every file.
+    """Start Envoy for a moment as the gateway would be started, and check that it accepts every file.
 
     Its `--mode validate` reads neither what `dynamic_resources` names nor keys and certificates. So it starts for real,
     in a container without a network.
 
     Args:
-        mounts: Folders to use instead of the gateway's own, by where they lie in the container.
-        part: The one part that matters (a key of PLACES), or all. A bad keys.yaml must not keep a good certificate out.
+        mounts: Folders to use instead of the gateway's own, by their path in the container.
+        part: The one part to check (a key of PLACES), or all. A bad keys.yaml must not prevent a good certificate.
 
     Raises:
-        Refused: Envoy does not take a file; with its own words.
+        Refused: Envoy rejects a file; the message quotes Envoy's log.
     """
     arguments = [str(word).replace("$$", "$") for word in deployment()["services"]["gateway"]["command"]]
     # A field that Envoy does not know is an error, not a line in the log.
@@ -72,11 +72,11 @@ def try_files(mounts: Mapping[str, Path] | None = None, part: str = "") -> None:
     said = start_once("gateway", "bash", ["-c", TRIAL, "trial", *arguments], mounts)
     problems = judge(said, part)
     if problems:
-        raise Refused("the gateway would not take this in:\n" + "\n".join(f"  {line}" for line in problems))
+        raise Refused("the gateway would reject this:\n" + "\n".join(f"  {line}" for line in problems))
 
 
 def judge(said: str, part: str = "") -> list[str]:
-    """Return what is wrong by a trial's output; nothing if all is well, or the one part that was asked about."""
+    """Return the problems in the output of TRIAL; none if all files, or the one part asked about, were accepted."""
     log, _, statistics = said.partition("=== statistics")
     why = list(dict.fromkeys(line for line in map(_plain, log.splitlines()) if line))[-8:]
     if not statistics:
@@ -89,16 +89,16 @@ def judge(said: str, part: str = "") -> list[str]:
             continue
         bad = counts.get(f"{one}.update_rejected", 0) + counts.get(f"{one}.update_failure", 0)
         if bad or not counts.get(f"{one}.update_success"):
-            problems.append(f"{PLACES.get(one, one)} is not taken")
+            problems.append(f"{PLACES.get(one, one)} is rejected")
         elif one == part:
             return []
     if counts.get("listener_manager.total_listeners_warming") or "public::" not in statistics:
-        problems.append("the door for callers does not open")
+        problems.append("the listener for callers does not start")
     return problems + why if problems else []
 
 
 def _plain(line: str) -> str:
-    """Return what a line of Envoy's log complains of; nothing if it does not."""
+    """Return the message of a line of Envoy's log if it is a warning or an error, else an empty string."""
     if "work-in-progress" in line or not re.search(r"warn|error|critical", line):
         return ""
     with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -112,20 +112,20 @@ def running() -> bool:
 
 
 def ask_admin(path: str) -> str:
-    """Ask the running gateway's admin interface, which listens inside its container only; return what it answers."""
+    """Return the response of the running gateway's admin interface, which listens inside its container only."""
     request = f"GET {path} HTTP/1.1\\r\\nHost: gateway\\r\\nConnection: close\\r\\n\\r\\n"
     script = f"exec 3<>/dev/tcp/127.0.0.1/9901 && printf '{request}' >&3 && cat <&3"
     return run("docker", "compose", "exec", "-T", "gateway", "bash", "-c", script, check=False)
 
 
 def statistic(name: str) -> int | None:
-    """Return one of the running gateway's counters; None if it does not say."""
+    """Return one of the running gateway's counters; None if it cannot be read."""
     found = re.search(rf"^{re.escape(name)}: (\d+)\s*$", ask_admin(f"/stats?filter=^{name}$"), re.M)
     return int(found[1]) if found else None
 
 
 def address() -> tuple[str, int]:
-    """Return where it listens, as seen from this machine."""
+    """Return the host and port at which this machine reaches the gateway."""
     [port] = deployment()["services"]["gateway"]["ports"]
     host = port.get("host_ip") or "127.0.0.1"
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), int(port["published"])  # noqa: S104
@@ -137,7 +137,7 @@ def secured() -> bool:
 
 
 def served_fingerprint() -> str | None:
-    """Return the SHA-256 of the certificate that callers are shown now; None if there is none."""
+    """Return the SHA-256 of the certificate that the gateway serves now; None if there is none."""
     try:
         with socket.create_connection(address(), 3) as plain, _trusting().wrap_socket(plain) as connection:
             return hashlib.sha256(connection.getpeercert(binary_form=True) or b"").hexdigest()
@@ -146,7 +146,7 @@ def served_fingerprint() -> str | None:
 
 
 def answers_to(key: str) -> int | None:
-    """Return the status that a request with a key gets, 401 if the gateway does not know it; None if none comes.
+    """Return the status of a request with a key, 401 if the gateway does not know it; None without a response.
 
     It asks for a path that is not served: the gateway answers 404 by itself, after it has looked at the key.
     """
@@ -165,15 +165,15 @@ def answers_to(key: str) -> int | None:
 
 
 def _trusting() -> ssl.SSLContext:
-    """Return a context that takes any certificate: what is asked is which one the gateway shows."""
+    """Return a context that accepts any certificate: the question is which one the gateway serves."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = TAKEN_IN_S) -> bool:
-    """Return whether a condition comes to hold."""
+def wait_until(condition: Callable[[], bool], timeout_s: float = RELOADED_S) -> bool:
+    """Return whether a condition becomes true in time."""
     until = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > until:
@@ -183,7 +183,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = TAKEN_IN_S) -> 
 
 
 def complaints(seconds: int = 60) -> str:
-    """Return the latest lines in which the gateway itself, not its access log, says what is wrong."""
+    """Return the gateway's latest warnings and errors, without its access log."""
     lines = run(
         "docker", "compose", "logs", "--no-log-prefix", "--since", f"{seconds}s", "gateway", check=False
     ).splitlines()

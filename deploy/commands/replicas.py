@@ -47,7 +47,7 @@ class Replica:
         health: By its own health check: `starting`, `healthy`, `unhealthy`; empty if it does not run.
         since: When it started last.
         restarts: How often Docker has started it again.
-        killed: Whether its last end was for want of memory, by what Docker knows.
+        killed: Whether Docker says that its last run was ended for lack of memory.
         addresses: On the networks it is on.
     """
 
@@ -105,7 +105,7 @@ def _inspect(container: str) -> Replica | None:
 
 
 def ask_ready(replica: Replica) -> dict[str, Any]:
-    """Return what a replica says of itself (server/health.py); empty if it does not answer."""
+    """Return a replica's `/ready` (server/health.py); empty if it does not answer."""
     said = run("docker", "exec", replica.id, "python", "-c", ASK_READY, check=False, timeout_s=30)
     try:
         found = json.loads(said.strip().splitlines()[-1])
@@ -178,10 +178,10 @@ def update(vault: Vault) -> None:
 
     A new replica comes first, so there has to be memory for one more. An old one is told to drain once the new one has
     answered for every model, has loaded all archives, and is used by the gateway. Whatever goes wrong then, Ctrl-C
-    included, a new replica that is not yet good is removed, and the others serve on.
+    included, a new replica that is not yet good is removed, and the others go on serving.
 
     Raises:
-        Refused: A new replica will not do. The old ones that are left serve on.
+        Refused: A new replica fails its checks. The old ones that are left go on serving.
     """
     wanted = find_wanted()
     with _alone():
@@ -194,7 +194,7 @@ def update(vault: Vault) -> None:
             old.remove(one)
         audit(vault.folder, "update begun", replicas=str(wanted))
         for number in range(1, wanted + 1):
-            _stop.heed()
+            _stop.check()
             try:
                 fresh = _start_one()
             except BaseException as error:
@@ -214,7 +214,7 @@ def _start_one() -> Replica:
     """Start one more replica, and return it when it may serve; otherwise remove it.
 
     Raises:
-        Refused: It will not do; with what it logged.
+        Refused: It fails its checks; the message quotes its log.
     """
     before = {one.id for one in find_replicas()}
     fresh: list[Replica] = []
@@ -232,7 +232,7 @@ def _start_one() -> Replica:
             _wait_used(started)
         except Refused as error:
             lines = run("docker", "logs", "--tail", str(LAST_LINES), fresh[0].id, check=False).strip()
-            raise Refused(f"the new replica will not do: {error}\nIts last lines:\n{lines}") from error
+            raise Refused(f"the new replica cannot be used: {error}\nIts last lines:\n{lines}") from error
         good = True
         return started
     finally:
@@ -244,7 +244,7 @@ def _start_one() -> Replica:
 def _wait_ready(container: str, restarts: int, check: Callable[[Replica], None] | None = None) -> Replica:
     until, check_at = time.monotonic() + READY_S, 0.0
     while True:
-        _stop.heed()
+        _stop.check()
         found = _inspect(container)
         if found is None:
             raise Refused("it is gone")
@@ -276,7 +276,7 @@ def _wait_used(replica: Replica) -> None:
         return
 
     def used() -> bool:
-        _stop.heed()
+        _stop.check()
         clusters = gateway.ask_admin("/clusters")
         return all(
             any(
@@ -316,16 +316,16 @@ def _remove(replica: Replica) -> str:
 
 
 class _Stop:
-    """Whether this process was told to stop. It stops where nothing is half done."""
+    """A request to stop this process, which stops where nothing is half done."""
 
     asked = False
 
     def ask(self, number: int, frame: FrameType | None) -> None:
-        """Take a signal."""
+        """Handle a signal."""
         self.asked = True
 
-    def heed(self) -> None:
-        """Stop here, if that was asked for."""
+    def check(self) -> None:
+        """Stop here, if that was requested."""
         if self.asked:
             raise KeyboardInterrupt
 
@@ -335,7 +335,7 @@ _stop = _Stop()
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Let one command at a time change the replicas, and let it stop only where it heeds that it should."""
+    """Let one command at a time change the replicas; signals take effect at the calls of `_stop.check`."""
     with only_one(ROOT / "logs" / deployment()["name"] / ".lock", "another change of the replicas"):
         before = {number: signal.signal(number, _stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

@@ -3,7 +3,7 @@
     python -m server.kserve
     python -m server.kserve --models cifar,digits --http-port 8085 --grpc-port 8086 --device cpu
 
-Exit status: 0 after a clean stop, 1 after a failure (told on standard error), 2 for a wrong command line.
+Exit status: 0 after a clean stop, 1 after a failure (reported on standard error), 2 for a wrong command line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from server.configuration import METRICS_VARIABLES
 from server.failures import Failure
 from server.kserve.arguments import parse
 from server.models import describe_trust, find_archives
-from server.reporting import Reporter, let_go
+from server.reporting import Reporter, drop_unwritten
 
 
 def main() -> int:
@@ -45,4 +45,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     finally:
-        let_go()
+        drop_unwritten()

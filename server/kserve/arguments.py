@@ -12,11 +12,11 @@ from server.arguments import Settings
 
 
 class Asked(NamedTuple):
-    """What the server was asked to do.
+    """The settings of the server.
 
     Attributes:
         settings: The settings that both hosts have; `rest_port` is the HTTP port.
-        timeout_s: Seconds to a response, from the request's headers, or over gRPC from its whole message.
+        timeout_s: Seconds to a response, from the headers of a REST request or the complete message of a gRPC one.
     """
 
     settings: Settings

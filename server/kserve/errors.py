@@ -1,4 +1,4 @@
-"""What the host itself rejects, before a handler sees it. The handlers' own errors: `proto/README.md`."""
+"""Errors of the host itself, before a handler gets the request. For the handlers' errors see `proto/README.md`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Rejected(Exception):
     """A request gets an error instead of a response.
 
     Args:
-        code: Stable, for programs.
-        message: For people.
-        status: HTTP status, if it is not that of the code.
+        code: Stable code, for programs.
+        message: Message, for people.
+        status: HTTP status, if it differs from that of the code.
     """
 
     def __init__(self, code: str, message: str, status: int | None = None) -> None:

@@ -1,8 +1,8 @@
-"""One run of the server, from the settings to the last process gone.
+"""One run of the server, from the settings until the last process has ended.
 
-KServe's own `ModelServer` cannot be used whole (0.21): it listens on every address whatever it is told, lets any caller
-unload a model, rejects versions, and decodes pictures as text. So its types, codecs and gRPC service are put into
-servers of uvicorn and grpcio here.
+KServe's own `ModelServer` (0.21) is not used: it always listens on every address, lets any caller unload a model,
+rejects versions, and decodes pictures as text. Its types, codecs and gRPC service run here in servers of uvicorn and
+grpcio.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from server.kserve.models import Models
 from server.models import Archive, Files, Found
 from server.reporting import Reporter, write
 
-MOST_CONNECTIONS = 1024  # Idle ones too; on further ones requests get 503.
-PAUSE_S = 0.1  # Between two looks at what the event loop does.
+MOST_CONNECTIONS = 1024  # Including idle ones; requests on further ones get 503.
+PAUSE_S = 0.1  # Between two checks of the event loop's result.
 KEEP_ALIVE_S = 65  # Longer than proxies keep an idle connection.
 
 
 def run(asked: Asked, found: Found, reporter: Reporter) -> bool:
-    """Serve until told to stop.
+    """Serve until a signal arrives.
 
     Args:
-        asked: What was asked for.
+        asked: The settings.
         found: The archives to serve.
-        reporter: Is told what happens.
+        reporter: Reports what happens.
 
     Returns:
         Whether it stopped cleanly, and not at once with requests in flight.
@@ -61,7 +61,7 @@ def run(asked: Asked, found: Found, reporter: Reporter) -> bool:
 
 
 class _HttpServer(uvicorn.Server):
-    """uvicorn, without its own way with signals."""
+    """uvicorn without its signal handlers."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -133,11 +133,11 @@ async def _serve(asked: Asked, models: Models, files: Files, reporter: Reporter)
 
 
 class Versions:
-    """Has the models changed by a thread of its own; implements `control.Host`.
+    """Changes the models from another thread; implements `control.Host`.
 
     Args:
         models: The models served.
-        loop: Where they live.
+        loop: Their event loop.
     """
 
     why_not: str | None = None
@@ -159,7 +159,7 @@ class Versions:
         self._run(self._models.take_in(archive))
 
     def serve(self, archives: Sequence[Archive]) -> None:
-        """Serve these: of several versions of a model, callers who name none get the first."""
+        """Serve these archives; of several versions of a model, the first is the default."""
 
         async def serve() -> None:
             self._models.serve(archives)
@@ -167,11 +167,11 @@ class Versions:
         self._run(serve())
 
     def retire(self, archive: Archive) -> None:
-        """End the workers of an archive once they have responded to all that was asked of them."""
+        """End the workers of an archive once they have responded to all their requests."""
         self._run(self._models.retire(archive))
 
     def forget(self, found: Found) -> None:
-        """Do nothing: what was rejected is not tried again."""
+        """Do nothing: this host does not retry rejected archives."""
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         running = asyncio.run_coroutine_threadsafe(work, self._loop)

@@ -1,9 +1,9 @@
 """The models: each has a queue, and workers that take batches out of it.
 
-A pipeline does one thing at a time, so each worker is a process of its own, as in TorchServe: archives cannot touch
-each other, and one that crashes or hangs costs its batch. Requests that arrive while all workers are busy wait, and the
-next free worker takes as many as the archive's `batchSize` allows. A free worker never waits for more, so
-`maxBatchDelay` has no effect, as in a TorchServe that is patched.
+A pipeline does one thing at a time, so each worker is a process of its own, as in TorchServe: archives do not affect
+each other, and a worker that crashes or hangs loses only its batch. Requests that arrive while all workers are busy are
+queued, and the next free worker takes as many as the archive's `batchSize` allows. A free worker never waits for more,
+so `maxBatchDelay` has no effect, as in a patched TorchServe.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ from server.models import Archive, describe_models
 from server.reporting import Reporter
 
 WORKER = Path(__file__).with_name("worker.py")
-MOST_WAITING = 100  # Requests in a model's queue, as in TorchServe's.
+MOST_WAITING = 100  # Requests in a model's queue, as in TorchServe.
 READY_S = 10.0  # A model that takes longer for its card is not ready.
-ENDING_S = 0.5  # From a worker's closed connection to its end.
+ENDING_S = 0.5  # From a worker's closed connection to the end of its process.
 CAUSES = ("late", "killed", "crash", "error")  # Of a worker's death, as on the TorchServe host.
 FATAL = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
-PAUSE_S = 0.05  # Between two looks at who uses a model.
-LONGEST_PAUSE_S = 60.0  # Between two starts of a worker that does not come up again.
+PAUSE_S = 0.05  # Between two checks of the requests that use a model.
+LONGEST_PAUSE_S = 60.0  # Between two starts of a worker that fails to start.
 
 T = TypeVar("T")
 Parameters = Mapping[str, bytes | list[bytes]]
 
 
 async def in_time(timeout_s: float, work: Awaitable[T]) -> T:
-    """Return what the work returns.
+    """Return the result of an awaitable.
 
     Raises:
-        Rejected: It takes longer.
+        Rejected: It takes longer than `timeout_s`.
     """
     try:
         async with asyncio.timeout(timeout_s):
@@ -66,7 +66,7 @@ async def in_time(timeout_s: float, work: Awaitable[T]) -> T:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a handler responded: HTTP status, media type, body."""
+    """A handler's response: HTTP status, media type, body."""
 
     status: int
     media_type: str
@@ -160,7 +160,7 @@ class Worker:
         return head, [await self._reader.readexactly(size) for size in sizes]
 
     async def end(self) -> None:
-        """End the process, whatever it is at."""
+        """Kill the process."""
         self._writer.close()
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
@@ -174,17 +174,17 @@ class Model:
         archive: The archive.
         folder: Where it is unpacked.
         commands: For each worker the command that starts it.
-        slots: For each worker its number, which is in the names of its metrics files.
-        environment: Of the workers.
-        asked: What the server was asked to do.
-        reporter: Is told what happens to workers.
+        slots: For each worker its number, which is part of the names of its metrics files.
+        environment: Environment of the workers.
+        asked: The settings.
+        reporter: Reports what happens to workers.
 
     Attributes:
         archive: The archive.
-        card: The model card; there once a worker has started.
-        users: Requests that have it in hand, from the moment that they found it.
+        card: The model card; empty until a worker has started.
+        users: Number of requests that use the model, from the moment that they found it.
         folder, slots: As given.
-        deaths: Workers that have ended unasked, by cause.
+        deaths: Number of workers that ended unexpectedly, by cause.
     """
 
     def __init__(
@@ -208,21 +208,21 @@ class Model:
 
     @property
     def live(self) -> int:
-        """Workers that are up."""
+        """Number of workers that are running."""
         return len(self._workers)
 
     @property
     def waiting(self) -> int:
-        """Requests that no worker has taken yet."""
+        """Number of requests that no worker has taken yet."""
         return len(self._waiting)
 
     @property
     def workers(self) -> int:
-        """Workers that the model is meant to have."""
+        """Number of workers that the model should have."""
         return len(self._commands)
 
     async def start(self) -> None:
-        """Start every worker, and have one respond with the model card.
+        """Start every worker, and get the model card from one of them.
 
         Raises:
             Failure: A worker cannot load the archive, or the model does not return its card.
@@ -275,12 +275,12 @@ class Model:
                 self._waiting.remove(request)
 
     async def wait_until_unused(self) -> None:
-        """Wait until no request has it in hand; `timeout_s` ends each of them."""
+        """Wait until no request uses the model; `timeout_s` ends each of them."""
         while self.users:
             await asyncio.sleep(PAUSE_S)
 
     def processes(self) -> list[int]:
-        """Return the process ids of its workers that are up."""
+        """Return the process ids of its running workers."""
         return [worker.process.pid for worker in self._workers]
 
     async def describe(self) -> wire.ModelCard:
@@ -296,11 +296,11 @@ class Model:
         return reply.card
 
     async def _keep(self, command: Sequence[str], loaded: asyncio.Future[None]) -> None:
-        """Have a worker respond to what is asked, and start another whenever it ends.
+        """Run a worker, and start another one whenever it ends.
 
         Args:
-            command: Starts it.
-            loaded: Is told once it is up, or why it cannot start; then there is no other.
+            command: Command that starts it.
+            loaded: Set once the first worker has started; or to its failure, after which no other is started.
         """
         timeout_s = min(self._asked.settings.startup_timeout_s, self.archive.startup_timeout_s)
         pause_s = 1.0
@@ -328,7 +328,7 @@ class Model:
             self._say(f"Worker died: {self.archive.full_name}: {why}; it is started again", level="error")
 
     async def _use(self, worker: Worker) -> tuple[str, str]:
-        """Give a worker batches until it ends; return the cause, one of `CAUSES`, and the same for people."""
+        """Send batches to a worker until it ends; return the cause, one of `CAUSES`, and a description."""
         feeding, ended = asyncio.create_task(self._feed(worker)), asyncio.create_task(worker.process.wait())
         try:
             await asyncio.wait({feeding, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -369,10 +369,10 @@ class Models:
     """The models served, by name and version.
 
     Args:
-        archives: Those to serve, the newest version of a model first.
-        directory: Where archives are unpacked, metrics are written, and the drain file is.
-        asked: What the server was asked to do.
-        reporter: Is told what happens.
+        archives: The archives to serve, the newest version of a model first.
+        directory: The private directory, for unpacked archives, metrics and the drain file.
+        asked: The settings.
+        reporter: Reports what happens.
 
     Attributes:
         rejected: Archives that are not served, and why.
@@ -394,7 +394,7 @@ class Models:
 
     @property
     def is_draining(self) -> bool:
-        """Whether readiness fails since the server stops."""
+        """Whether readiness fails because the server is stopping."""
         return self.directory.drain_file.exists()
 
     @property
@@ -427,9 +427,9 @@ class Models:
         """Load an archive beside those that are served.
 
         Raises:
-            Failure: It cannot be loaded, or there is no room; nothing is left of it.
+            Failure: It cannot be loaded, or memory or disk do not suffice; nothing is left of it.
         """
-        for path in self._leftovers:  # Metrics of those that went the last time: by now they have been scraped.
+        for path in self._leftovers:  # Metrics of workers that ended at the last reload, scraped by now.
             path.unlink(missing_ok=True)
         self._leftovers = []
         check_room(
@@ -442,11 +442,11 @@ class Models:
         await self._load(archive)
 
     def serve(self, archives: Sequence[Archive]) -> None:
-        """Serve these, all of which are loaded: of several versions, callers who name none get the first."""
+        """Serve these archives, all of which are loaded; of several versions of a model, the first is the default."""
         self._models = [self._loaded[archive] for archive in archives]
 
     async def retire(self, archive: Archive) -> None:
-        """End the workers of an archive that is no longer served, once nobody has it in hand."""
+        """End the workers of an archive that is no longer served, once no request uses it."""
         model = self._loaded[archive]
         await model.wait_until_unused()
         await model.stop()
@@ -478,7 +478,7 @@ class Models:
         self._loaded[archive] = model
 
     def _remove(self, model: Model) -> None:
-        """Remove what a model whose workers have ended leaves behind."""
+        """Remove the files of a model whose workers have ended."""
         for slot in model.slots:
             self._leftovers += self.directory.metrics.glob(f"*_slot{slot}.db")
         shutil.rmtree(model.folder, ignore_errors=True)
@@ -515,7 +515,7 @@ class Models:
 
     @contextlib.contextmanager
     def use(self, name: str, version: str = "") -> Iterator[Model]:
-        """Yield one version of a model, the newest unless it is named; until the block is over it is not taken away.
+        """Yield one version of a model, the newest unless it is named; it is not unloaded during the block.
 
         Raises:
             Rejected: There is no such model or version.
@@ -537,7 +537,7 @@ class Models:
         return tensors.describe(self.get(name, version).card, versions)
 
     async def check(self, models: Sequence[Model] | None = None) -> None:
-        """Ask models for their cards, all of them unless some are named: readiness.
+        """Request the cards of models, by default of all: readiness.
 
         Raises:
             Rejected: One is not ready.

@@ -13,7 +13,6 @@ from typing import Any
 import orjson
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry, Metric
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from python_multipart.multipart import FormParser, parse_options_header
@@ -22,12 +21,13 @@ from starlette.exceptions import HTTPException
 from server.kserve import tensors
 from server.kserve.errors import Rejected
 from server.kserve.models import Model, Models, Reply, in_time
+from server.server_metrics import deaths_family, rejected_family, status_families, worker_families
 from server.worker_metrics import WorkerFiles
 
 NAME, VERSION = "convscope", "1"
 LENGTH_HEADER = "Inference-Header-Content-Length"
 EXTENSIONS = ["binary_tensor_data"]
-TYPES = {"model_not_found": "ModelNotFoundException"}  # TorchServe's word for it, which clients may look for.
+TYPES = {"model_not_found": "ModelNotFoundException"}  # As in TorchServe, since clients may check it.
 
 MOST_PARTS = 10_000  # Of a form.
 
@@ -136,7 +136,7 @@ def build_app(models: Models, *, max_request_bytes: int, timeout_s: float) -> Fa
 
 
 class HostMetrics(Collector):
-    """What only the host knows, under the names that the TorchServe host has for it.
+    """The metrics of the host, with the names of those of the TorchServe host.
 
     Args:
         models: The models served.
@@ -146,32 +146,19 @@ class HostMetrics(Collector):
         self._models = models
 
     def collect(self) -> Iterable[Metric]:
-        """Return the state of now."""
-        models, draining = self._models, self._models.is_draining
-        for name, text, now in (
-            ("convscope_ready", "1 if every model has a worker and nothing drains.", models.is_up and not draining),
-            ("convscope_draining", "1 while the server drains: readiness fails.", draining),
-            ("convscope_server_start_time_seconds", "When the server was started, unix time.", models.started),
-        ):
-            yield GaugeMetricFamily(name, text, value=now)
-        labels = ["model", "version"]
-        workers = GaugeMetricFamily("convscope_workers", "Workers by state: ready, loading.", labels=[*labels, "state"])
-        wanted = GaugeMetricFamily("convscope_workers_wanted", "Workers the model is meant to have.", labels=labels)
-        waiting = GaugeMetricFamily("convscope_queue_requests", "Requests that wait for a worker now.", labels=labels)
-        deaths = CounterMetricFamily("convscope_worker_deaths", "Unplanned ends.", labels=[*labels, "cause"])
-        rejected = GaugeMetricFamily("convscope_archive_rejected", "1 for an archive not served.", labels=["model"])
+        """Return the current state."""
+        models = self._models
+        yield from status_families(models.is_up, models.is_draining, models.started)
+        workers, wanted, waiting = worker_families()
         for model in models.all():
             own = [model.archive.name, model.archive.version]
             workers.add_metric([*own, "ready"], model.live)
             workers.add_metric([*own, "loading"], model.workers - model.live)
             wanted.add_metric(own, model.workers)
             waiting.add_metric(own, model.waiting)
-            for cause, count in model.deaths.items():
-                deaths.add_metric([*own, cause], count)
-        served = dict.fromkeys((model.archive.name for model in models.all()), 0)
-        for name, value in {**served, **dict.fromkeys(models.rejected, 1)}.items():
-            rejected.add_metric([name], value)
-        yield from (workers, wanted, waiting, deaths, rejected)
+        yield from (workers, wanted, waiting)
+        yield deaths_family({model.archive.full_name: model.deaths for model in models.all()})
+        yield rejected_family((model.archive.name for model in models.all()), models.rejected)
 
 
 def _write_outputs(ask: tensors.Ask, reply: Reply) -> Response:
@@ -183,7 +170,7 @@ def _write_outputs(ask: tensors.Ask, reply: Reply) -> Response:
 
 
 def _headers(request: Request) -> dict[str, str]:
-    """Return the headers, repeated ones joined with commas, as the gateway does; the method is added as it does."""
+    """Return the headers and the method as the gateway passes them on: repeated headers are joined with commas."""
     found: dict[str, str] = {}
     for name, value in request.headers.items():
         found[name] = f"{found[name]},{value}" if name in found else value
@@ -202,7 +189,7 @@ def _read_form(content_type: str, body: bytes) -> dict[str, bytes | list[bytes]]
         parts.setdefault(file.field_name, []).append(file.file_object.getvalue())
 
     _, options = parse_options_header(content_type)
-    config = {"MAX_MEMORY_FILE_SIZE": len(body), "MAX_FIELDS": MOST_PARTS}  # No part is written to the disk.
+    config = {"MAX_MEMORY_FILE_SIZE": len(body), "MAX_FIELDS": MOST_PARTS}  # Parts stay in memory.
     try:
         parser = FormParser(
             *("multipart/form-data", on_field, on_file, lambda: ends.append(None)),
@@ -225,11 +212,11 @@ def _json(values: Any, status: int = 200) -> Response:
 
 
 def _error_response(path: str, error: Exception) -> Response:
-    """Return an error as v2 has it, text; under the contract's paths as the contract and TorchServe have it."""
+    """Return an error in the form of v2, as text; under the contract's paths in that of the contract and TorchServe."""
     headers: Mapping[str, str] | None = None
     if isinstance(error, HTTPException):
         status, message = error.status_code, str(error.detail)
-        code = HTTPStatus(status).name.lower()  # Of an address or a method that is not served.
+        code = HTTPStatus(status).name.lower()  # For an unknown path or method.
         headers = error.headers
     elif isinstance(error, Rejected):
         code, message, status = error.code, error.message, error.status

@@ -22,7 +22,7 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb_grpc
 from server.kserve import rest, tensors
 from server.kserve.errors import Rejected
 from server.kserve.models import Models, in_time
-from server.kserve.wire import inference_pb2
+from server.wire import inference_pb2
 
 STATUSES = {
     400: StatusCode.INVALID_ARGUMENT,
@@ -31,7 +31,7 @@ STATUSES = {
     503: StatusCode.UNAVAILABLE,
     504: StatusCode.DEADLINE_EXCEEDED,
 }
-MOST_CALLS = 256  # At once; further ones are RESOURCE_EXHAUSTED.
+MOST_CALLS = 256  # Concurrent calls; further ones are RESOURCE_EXHAUSTED.
 HEALTH_PAUSE_S = 0.5
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def _rejecting(details: str) -> Callable[[Method], Method]:
 
 
 class InferenceService(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """The Open Inference Protocol v2; loading and unloading models stays unimplemented.
+    """The Open Inference Protocol v2 without loading and unloading of models.
 
     Args:
         models: The models served.
@@ -71,30 +71,30 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
         self._models, self.timeout_s = models, timeout_s
 
     async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Say that the server runs."""
+        """Respond that the server runs."""
         return pb.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Say whether every model responds with its card."""
+        """Return whether every model responds with its card."""
         return pb.ServerReadyResponse(ready=await self._is_ready())
 
     @_rejecting("{code}: {message}")
     async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Say whether a model responds with its card."""
+        """Return whether a model responds with its card."""
         return pb.ModelReadyResponse(ready=await self._is_ready([self._models.get(request.name, request.version)]))
 
     async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Say what this server is."""
+        """Return the metadata of this server."""
         return pb.ServerMetadataResponse(name=rest.NAME, version=rest.VERSION, extensions=[])
 
     @_rejecting("{code}: {message}")
     async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Say what a model takes and gives."""
+        """Return the inputs and outputs of a model."""
         return pb.ModelMetadataResponse(**self._models.describe(request.name, request.version))
 
     @_rejecting("{code}: {message}")
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Respond to pictures with scores and maps."""
+        """Return scores and maps of pictures."""
         with self._models.use(request.model_name, request.model_version) as model:
             ask = await asyncio.to_thread(tensors.from_grpc, request, model.card)
             reply = await model.ask(ask.parameters | _trace_context(context), {})
@@ -109,13 +109,13 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
 
     @_rejecting("{message}")
     async def Predictions(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Respond as the contract says: errors of the handlers are data."""
+        """Respond according to the contract: errors of the handlers are data."""
         model = self._models.get(request.model_name, request.model_version)
         reply = await model.ask(dict(request.input) | _trace_context(context), {})
         return inference_pb2.PredictionResponse(prediction=reply.body)
 
     async def Ping(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Say whether every model responds with its card."""
+        """Return whether every model responds with its card."""
         state = "Healthy" if await self._is_ready() else "Unhealthy"
         return inference_pb2.TorchServeHealthResponse(health=f'{{"status": "{state}"}}')
 
@@ -153,17 +153,17 @@ class Server:
         self._services = ("", v2, contract.full_name)
 
     async def start(self) -> None:
-        """Serve from now on."""
+        """Start serving."""
         await self._server.start()
         self._watching = asyncio.create_task(self._watch())
 
     async def stop(self, grace_s: float) -> None:
-        """Take no more calls, and give those in flight some time."""
+        """Accept no more calls, and give those in flight some time."""
         self._watching.cancel()
         await self._server.stop(grace_s)
 
     async def _watch(self) -> None:
-        """Keep `grpc.health.v1` at whether every model has a worker and nothing drains."""
+        """Update `grpc.health.v1`: serving if every model has a worker and the server does not drain."""
         states = health_pb2.HealthCheckResponse
         while True:
             is_up = self._models.is_up and not self._models.is_draining
@@ -173,7 +173,7 @@ class Server:
 
 
 def _trace_context(context: Any) -> dict[str, bytes]:
-    """Return the W3C Trace Context of a call's metadata as plain keys; repeated metadata is joined, as headers are."""
+    """Return the W3C Trace Context in a call's metadata as plain keys; repeated values are joined, as in headers."""
     found: dict[str, bytes] = {}
     for name, value in context.invocation_metadata() or ():
         if name in tensors.TRACE_CONTEXT:
@@ -182,7 +182,7 @@ def _trace_context(context: Any) -> dict[str, bytes]:
 
 
 def _handlers(service: Any, methods: Any) -> Any:
-    """Return the handlers of a service whose descriptor is known, without generated code for its methods."""
+    """Return the handlers of a service by its descriptor, without generated code for its methods."""
     handlers = {
         method.name: grpc.unary_unary_rpc_method_handler(
             getattr(methods, method.name),

@@ -1,6 +1,6 @@
-"""Tensors: requests of the Open Inference Protocol v2 as the contract's, and the contract's replies as v2 tensors.
+"""Converts requests of the Open Inference Protocol v2 to the contract's, and the contract's replies to v2 tensors.
 
-What options mean, and which are wrong, only the handlers know: parameters become the contract's plain keys as they are.
+Parameters become the contract's plain keys unchanged: only the handlers know what options mean and which are invalid.
 Axes: `N` pictures, `C` channels, `h, w` map cells, `k` classes.
 """
 
@@ -31,9 +31,9 @@ ERRORS = "errors"
 LABELS, INDEXES, PROBABILITIES, LOGITS, VALUES = "labels", "indexes", "probabilities", "logits", "values"
 SCALE, OFFSET, CHANNELS = ".scale", ".offset", ".channels"
 HEAT, SEEN = "explanation.heat", "explanation.picture"
-CHANGE = "change."  # Before the names of scores and layers: what edits changed.
+CHANGE = "change."  # Prefix of scores and layers for what edits changed.
 
-LARGEST_JSON_BYTES = 16 * 2**20  # Of numbers a parser makes objects; arrays and files travel as binary data.
+LARGEST_JSON_BYTES = 16 * 2**20  # A parser makes an object of each number; arrays and files are sent as binary data.
 PROTOBUF = "application/x-protobuf"
 TRACE_CONTEXT = ("traceparent", "tracestate")  # Headers, metadata and plain keys alike.
 
@@ -57,9 +57,9 @@ class Ask:
 
     Attributes:
         parameters: The contract's plain keys.
-        id: The caller's, which the response repeats.
-        outputs: Name of each output asked for, and whether it is to be binary; empty for all.
-        is_binary: Whether those not named are to be binary (REST; over gRPC all are).
+        id: The caller's id, which the response repeats.
+        outputs: By name of each requested output, whether it is binary; empty for all outputs.
+        is_binary: Whether outputs that are not named are binary (REST; over gRPC all are).
     """
 
     parameters: dict[str, bytes | list[bytes]]
@@ -96,7 +96,7 @@ def from_rest(body: bytes, json_length: str | None, card: wire.ModelCard) -> Ask
     """Read a REST request.
 
     Args:
-        body: JSON, and binary data behind it.
+        body: JSON, followed by binary data.
         json_length: The header Inference-Header-Content-Length; None if all is JSON.
         card: Of the model.
 
@@ -139,12 +139,12 @@ def respond(ask: Ask, body: bytes, status: int) -> InferResponse:
     """Return a reply of the handlers as v2 tensors.
 
     Args:
-        ask: What it answers.
+        ask: The request.
         body: A `PredictReply`.
         status: Its HTTP status.
 
     Raises:
-        Rejected: The reply is an error, an output asked for is not there, or pictures' maps differ in shape.
+        Rejected: The reply is an error, a requested output is missing, or maps of pictures differ in shape.
     """
     reply = wire.PredictReply.FromString(body)
     if reply.HasField("error"):
@@ -179,7 +179,7 @@ def to_rest(response: InferResponse) -> tuple[Any, int | None]:
     """Return the body of a REST response: JSON values, or bytes and how many of them are JSON.
 
     Raises:
-        Rejected: It cannot be had as JSON: float16.
+        Rejected: It cannot be JSON, since it has float16.
     """
     try:
         body, json_length = response.to_rest()
@@ -292,7 +292,7 @@ def _plain(
     outputs: Mapping[str, bool],
     card: wire.ModelCard,
 ) -> dict[str, bytes | list[bytes]]:
-    """Return the contract's plain keys. A layer is asked for by the option `layers`, or as an output."""
+    """Return the contract's plain keys. A layer is requested by the option `layers`, or as an output."""
     plain: dict[str, bytes | list[bytes]] = {"data": files}
     if identifier:
         plain["request_id"] = _utf8(identifier)
@@ -417,7 +417,7 @@ def _text(value: Any, what: str) -> str:
 def _utf8(text: str) -> bytes:
     try:
         return text.encode()
-    except UnicodeEncodeError as error:  # JSON can write half of a character.
+    except UnicodeEncodeError as error:  # JSON can contain half of a surrogate pair.
         raise Rejected("bad_request", "text in the request is not Unicode") from error
 
 

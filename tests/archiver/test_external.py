@@ -1,4 +1,4 @@
-"""A user's own network and torchvision's: found, built from what is packed, checked, and refused with a reason."""
+"""A user's own network and torchvision's: found, built from what is packed, checked, and rejected with a reason."""
 
 import builtins
 import json

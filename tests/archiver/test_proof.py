@@ -1,4 +1,4 @@
-"""What a network is refused for before it is archived: answers that depend on more than the picture."""
+"""Networks that are rejected because an answer depends on more than the picture."""
 
 import pytest
 import torch

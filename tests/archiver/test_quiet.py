@@ -1,4 +1,4 @@
-"""What archiving writes on standard error: its own steps, and of warnings only those of the user's own code."""
+"""What archiving writes on standard error: its own steps, and warnings of the user's own code only."""
 
 from __future__ import annotations
 

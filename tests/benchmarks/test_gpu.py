@@ -1,4 +1,4 @@
-"""The benchmark of a GPU: what of it needs none."""
+"""The parts of the GPU benchmark that need no GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the service's processes take while the campaign runs: memory, file descriptors, threads; and a chart of it."""
+"""Memory, file descriptors and threads of the service's processes during the campaign; and a chart of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-ROLES = ("launcher", "java", "exporter")  # Every other process is a worker, named by its model.
 MEBIBYTE = 2**20
 
 

@@ -101,6 +101,20 @@ def test_what_waiting_does_not_help_is_raised(client: Client, model: str, error)
         client.ready(model)
 
 
+def test_layers_are_selected_in_the_order_of_the_forward_pass():
+    card = testing.model_card(layers=dict.fromkeys(("conv1", "conv2", "conv3"), (1, 2, 2)))
+    for layers, expected in (
+        ("conv2", ["conv2"]),
+        (["conv3", "conv1", "conv3"], ["conv1", "conv3"]),
+        ("all", ["conv1", "conv2", "conv3"]),
+        (["conv2", "all"], ["conv1", "conv2", "conv3"]),
+        ((), []),
+    ):
+        assert [layer.name for layer in card.select_layers(layers)] == expected
+    with pytest.raises(convscope.UnknownLayer, match="no layer 'conv9'; layers: conv1, conv2, conv3"):
+        card.select_layers(["all", "conv9"])
+
+
 def test_the_receptive_field_of_a_cell():
     layer = dataclasses.replace(LAYER, stride=(2, 4), receptive_field=(5, 7), receptive_field_start=(-2, -3))
     assert layer.has_receptive_field

@@ -1,4 +1,4 @@
-"""One question asked over both transports gives equal answers, be they predictions, cards or errors."""
+"""The same request over both transports gives equal results: predictions, cards and errors."""
 
 from __future__ import annotations
 

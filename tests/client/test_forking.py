@@ -1,4 +1,4 @@
-"""A client goes on in a process that is a copy of the one that made it, beside that one's."""
+"""A client works in a forked child, and in its parent at the same time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client's own histograms: what callers waited for, by what came of it, and what part of it the service knows."""
+"""The client's histograms: durations by outcome, and the part of them that the server reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes over the wire of REST, and how it comes: in pieces, large, through proxies, over connections that went."""
+"""REST on the network: responses in pieces, large ones, proxies, and connections that broke."""
 
 from __future__ import annotations
 

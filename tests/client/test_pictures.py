@@ -1,4 +1,4 @@
-"""What a caller may hold, and what is sent of it."""
+"""The kinds of pictures that the client accepts, and what it sends of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked again, when, and how often; the clock and the waits are not real."""
+"""Which errors are retried, when, and how often; the clock and the waits are not real."""
 
 from __future__ import annotations
 

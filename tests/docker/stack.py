@@ -1,4 +1,4 @@
-"""docker-compose.yml as a running thing: started in a project of its own, asked, hurt, and taken down."""
+"""The project of docker-compose.yml, started under a name of its own for the tests."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +17,7 @@ import pytest
 from convscope import Client
 
 from tests.docker.receiver import RECEIVER_URL
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("torchserve", "gateway", "probe", "prometheus", "alertmanager")  # Grafana is off unless asked for.
@@ -56,6 +57,12 @@ def mark_docker(items: list[pytest.Item], timeout_s: float) -> None:
             item.add_marker(pytest.mark.skip(reason=f"no Docker engine: {missing}"))
 
 
+def make_secrets(folder: Path, **settings: str) -> None:
+    """Make a folder of secrets as `make secrets` does, under further settings."""
+    command = [sys.executable, "-m", "deploy.commands", "--secrets", str(folder), "secrets"]
+    subprocess.run(command, cwd=ROOT, env=os.environ | settings, check=True, capture_output=True)
+
+
 class Stack:
     """The compose project of a test session.
 
@@ -65,9 +72,7 @@ class Stack:
     """
 
     def __init__(self, work: Path, models: tuple[str, ...] = ("cifar", "digits")) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.store, self.configuration, self.secrets = work / "store", work / "envoy", work / "secrets"
         self.store.mkdir()
         for name in models:
@@ -75,7 +80,7 @@ class Stack:
         shutil.copytree(ROOT / "deploy/envoy", self.configuration)
         # Slow senders get 5 s instead of 60, so that the test of them need not last a minute.
         self.reconfigure("http.yaml", "request_timeout: 60s", "request_timeout: 5s")
-        subprocess.run([ROOT / "deploy/secrets.sh", self.secrets], check=True, capture_output=True)
+        make_secrets(self.secrets)
         self.ca_file = self.secrets / "certificate/tls.crt"
         self.key = (self.secrets / "api-key").read_text().strip()
         self.environment = os.environ | {

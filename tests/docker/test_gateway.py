@@ -22,7 +22,7 @@ import pytest
 from convscope._wire.inference_pb2 import PredictionResponse, PredictionsRequest
 
 from tests.collector import SERVER, collecting
-from tests.docker.stack import ROOT, Stack, replace, wait_until
+from tests.docker.stack import ROOT, Stack, make_secrets, replace, wait_until
 from tests.docker.standin import METHOD
 
 LONG_S = 10.0  # Much longer than the 3 s that a silent replica may cost, much shorter than the 120 s that it used to.
@@ -233,7 +233,7 @@ def test_a_renewed_key_that_cannot_be_read_leaves_the_certificate_in_service_and
     failed = number("envoy_sds_key_rotation_failed")
     shutil.copytree(gateway.certificate, kept := gateway.certificate.with_name("kept"), symlinks=True)
     fresh = gateway.certificate.with_name("fresh")
-    subprocess.run([ROOT / "deploy/secrets.sh", fresh], check=True, capture_output=True)
+    make_secrets(fresh)
     try:
         for name, mode in {"tls.crt": 0o644, "tls.key": 0o600}.items():
             file = shutil.copyfile(fresh / "certificate" / name, fresh / name)  # A link, as `make secrets` makes it.

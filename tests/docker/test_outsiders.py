@@ -1,4 +1,4 @@
-"""The outsider's list: what callers may try, each refused with the right code, and nothing harmed."""
+"""What callers without permission may try: each attempt is rejected with the right code, and harms nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the gateway asks a replica to know whether it is well: every model, and none by name."""
+"""The gateway's health check of a replica: ready when every model is, whatever their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the gateway tells Prometheus, in the running stack: every query that needs it answers, its counts are exact."""
+"""The gateway's metrics in the running stack: every query that needs them has a result, and counts are exact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A calm past for a Prometheus that is new, as OpenMetrics text for `promtool tsdb create-blocks-from`."""
+"""A past without incidents for a new Prometheus, as OpenMetrics text for `promtool tsdb create-blocks-from`."""
 
 from __future__ import annotations
 

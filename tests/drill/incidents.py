@@ -1,4 +1,4 @@
-"""The incidents of the drill: how each is caused and ended, what must ring, how fast, and what callers may lose."""
+"""The incidents of the drill: how each is caused and ended, which alerts must fire, how fast, and what may fail."""
 
 from __future__ import annotations
 

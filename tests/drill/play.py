@@ -1,4 +1,4 @@
-"""Plays one incident and judges what came of it."""
+"""Runs one incident and checks its results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each incident rings in time and resolves, its first action works, and callers lose no more than they must."""
+"""In each incident the alerts fire in time and resolve, its first action works, and no more requests fail than may."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The past that the drill gives a new Prometheus is calm, however slow the machine is now."""
+"""The past that the drill gives a new Prometheus has no incident, however slow the machine is now."""
 
 from __future__ import annotations
 

@@ -20,7 +20,6 @@ from tests.thorough import tries
 
 JSON = {"accept": "application/json"}
 SEEDS = range(tries(20, 60))
-HOST = b"Host: localhost\r\n"
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_ports
 from tests.server.harness import ROOT, Launched, processes
 
 
@@ -36,12 +35,6 @@ def write_service(folder: Path, text: str) -> None:
     (folder / "server/__main__.py").write_text(text)
 
 
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [listening.getsockname()[1] for listening in sockets]
-
-
 @pytest.mark.timeout(900)
 def test_the_demonstration_draws_maps_and_leaves_a_service_that_stop_ends(folder: Path, quick_python: Path) -> None:
     (folder / "server").symlink_to(ROOT / "server")
@@ -50,7 +43,7 @@ def test_the_demonstration_draws_maps_and_leaves_a_service_that_stop_ends(folder
         ports = ("--rest-port", f"{rest}", "--grpc-port", f"{grpc}", "--metrics-port", f"{metrics}")
         done = demo(folder, *ports, python=quick_python)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("Starting the service; its own words go to out/demo/server.log.\nServing cifar, ")
+        assert done.stdout.startswith("Starting the service; its log is out/demo/server.log.\nServing cifar, ")
         assert "cifar    cat        cat " in done.stdout
         assert f"curl -T samples/cat.png localhost:{rest}/predictions/cifar" in done.stdout
         figures = list((folder / "out/demo").glob("*.png"))

@@ -1,4 +1,4 @@
-"""What a small request may ask of a worker, and what it gets when it asks for more."""
+"""Limits on what a small request may cost a worker, and the errors beyond them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recorded passes: replayed for each shape, bounded in number, owned by nobody else, and torch where none can be."""
+"""CUDA graphs: one per shape, limited in number, not shared, and torch where none can be captured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Edits are what hooks do to the network run by hand in torch, trouble no other request, and are refused in words."""
+"""Edits equal hooks on the network run in torch, do not affect other requests, and are rejected with a message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Explanations are what captum and plain autograd say, depend on the weights, and trouble nobody else's request."""
+"""Explanations equal captum's and plain autograd's, depend on the weights, and do not affect other requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole way through the handler, in this process: what is asked for comes back, and only to the one who asked."""
+"""The whole pipeline in this process: each request gets its own results."""
 
 from __future__ import annotations
 

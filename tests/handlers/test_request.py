@@ -1,4 +1,4 @@
-"""How requests are read: nothing that a caller sends is silently ignored."""
+"""How requests are parsed: nothing in a request is silently ignored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker reads from its environment."""
+"""The settings that a worker reads from its environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the time went, told to whoever asks, is what the histograms were told; and every reply names its request."""
+"""The timing in a reply equals what the histograms count; and every reply has its request's id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One server for this room: two of the committed archives, and one whose handler does as it is told."""
+"""One server for this room: two of the committed archives, and one whose handler follows the test's orders."""
 
 from __future__ import annotations
 

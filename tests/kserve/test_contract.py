@@ -12,7 +12,7 @@ from convscope import BadImage, Client, ModelNotFound, UnknownLayer
 from google.protobuf.message import DecodeError
 
 from handlers.wire import convscope_pb2 as wire
-from server.kserve.wire import inference_pb2
+from server.wire import inference_pb2
 from tests.contract.requests import CARRIERS, Ask, Sent, generate, twist, write
 from tests.kserve.conftest import Handle, Host
 from tests.pictures import colours, npy, png

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from server.kserve.wire import inference_pb2
+from server.wire import inference_pb2
 from tests.kserve.conftest import ROOT, Host, serving
 from tests.server.harness import poll
 

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2, spoken by other people's clients, held to the handlers run in this process."""
+"""The Open Inference Protocol v2, used by other projects' clients, compared with the handlers run in this process."""
 
 from __future__ import annotations
 

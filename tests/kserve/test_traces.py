@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as pb_grpc
 
 from handlers.wire import convscope_pb2 as wire
-from server.kserve.wire import inference_pb2
+from server.wire import inference_pb2
 from tests.collector import collecting
 from tests.kserve.conftest import Host, serving
 from tests.tracing import CHECKS, PATIENT, PICTURE, Asked, ask, traceparent

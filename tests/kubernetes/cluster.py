@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 from convscope import Client
 
-from tests.docker.stack import engine_missing
+from tests.docker.stack import engine_missing, make_secrets
 from tests.docker.test_scenarios import publish
 from tests.kubernetes.manifests import KUBERNETES, MISSING, ROOT, Manifests, find_kubectl, render, write_overlay
 
@@ -80,8 +80,7 @@ class Cluster:
         # Callers come in through the first node; the last one is drained and lost.
         self.door, self.victim = addresses[min(addresses)], max(addresses)
         self.port = 0
-        environment = os.environ | {"CONVSCOPE_HOSTNAME": self.door}
-        subprocess.run([ROOT / "deploy/secrets.sh", self._secrets], env=environment, check=True, capture_output=True)
+        make_secrets(self._secrets, CONVSCOPE_HOSTNAME=self.door)
         self._key = (self._secrets / "api-key").read_text().strip()
 
     # ---------------------------------------------------------------- what is deployed

@@ -1,4 +1,4 @@
-"""Archives of a few lines, and the launcher as a process to talk to: what the tests of the server room share."""
+"""What the tests of the server share: archives of a few lines, and the launcher as a process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What TorchServe and its workers are told, and the machine's share that is counted for it."""
+"""The configuration of TorchServe and its workers, and the number of workers and threads by machine."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""From TorchServe's logs to plain words."""
+"""Failures found in TorchServe's logs, in plain words."""
 
 from dataclasses import replace
 from pathlib import Path

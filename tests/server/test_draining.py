@@ -1,4 +1,4 @@
-"""Reading from Java's thread dump and the kernel's tables what is in flight."""
+"""The number of requests in flight, read from Java's thread dump and the kernel's tables."""
 
 import math
 import socket

@@ -1,4 +1,4 @@
-"""What the kernel says of memory and disk, read from folders made up like its own."""
+"""Memory and disk, read from folders made like the kernel's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding Java, in all three places, with programs that only say a version and with the real ones."""
+"""Finding Java in all three places, with stand-ins that only print a version and with the real ones."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""From the first signal to the last process gone, with a real TorchServe."""
+"""The server from start to stop, with a real TorchServe."""
 
 import contextlib
 import http.client
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
 from tests.server.harness import ROOT, launched, poll, processes, write_archive
 
 
@@ -40,9 +41,7 @@ def test_metrics_are_there_through_its_life_and_what_was_asked_before_the_signal
 ):
     size = 60_000_000  # Far more than the kernel buffers.
     answers = {}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with launched(store, work, "--metrics-port", str(port), "--drain-s", "60") as server:
         with poll(lambda: connect(port)) as caller:
             caller.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
@@ -259,9 +258,7 @@ class Handler:
 
 def test_it_serves_on_and_stops_cleanly_where_nothing_that_it_says_can_be_written(tmp_path, work):
     write_archive(tmp_path / "store", "alpha", FAILING)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
 
     def ask(order: str = "") -> int | None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)

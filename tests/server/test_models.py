@@ -1,4 +1,4 @@
-"""What is in a model store, and what of it is served."""
+"""Which archives a model store holds, and which of them are served."""
 
 import json
 import zipfile

@@ -1,4 +1,4 @@
-"""What a person reads when it cannot start: plain words, no stack trace, no waiting, nothing left behind."""
+"""Messages when the server cannot start: plain, without a stack trace, at once, and nothing is left behind."""
 
 import json
 import os

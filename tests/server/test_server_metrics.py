@@ -1,4 +1,4 @@
-"""What the exporter asks TorchServe and the driver, and what it leaves out when they do not answer."""
+"""The exporter's queries to TorchServe and the GPU driver, and what it leaves out when they do not answer."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Archives that were damaged, changed or signed by somebody else, and what is made of them before they are used."""
+"""Archives that were damaged, changed or signed by somebody else are detected before they are used."""
 
 from __future__ import annotations
 

@@ -1,15 +1,12 @@
-"""The warm-up: what it asks, when it ends, and that nobody else takes the server for ready meanwhile."""
+"""The warm-up: what it sends, when it ends, and that the server is not ready meanwhile."""
 
-import io
 import json
 import time
-
-from PIL import Image
 
 from server.arguments import parse
 from server.configuration import Listeners
 from server.models import find_archives
-from server.warming import SIDE_PX, WarmUp, _field, _picture
+from server.warming import WarmUp
 from tests.server.harness import CAREFUL, launched, poll, write_archive
 
 
@@ -34,8 +31,3 @@ def test_it_ends_where_nobody_answers(tmp_path):
 def test_it_lasts_two_seconds_unless_told_otherwise():
     assert parse([]).warm_up_s == 2
     assert parse(["--warm-up-s", "0"]).warm_up_s == 0
-
-
-def test_its_picture_is_one_and_its_fields_are_protobuf():
-    assert Image.open(io.BytesIO(_picture())).convert("RGB").size == (SIDE_PX, SIDE_PX)
-    assert _field(3, b"x" * 300) == b"\x1a\xac\x02" + b"x" * 300

@@ -1,4 +1,4 @@
-"""The watch: what it takes for a model that needs a restart, with a TorchServe made up for it."""
+"""The watch: when a model is restarted, with a stand-in for TorchServe."""
 
 from __future__ import annotations
 

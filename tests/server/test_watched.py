@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import pytest
 
 from server.patches import PATCHES
 from tests.foreign import INFERENCE, predictions_request
+from tests.ports import free_port
 from tests.server.harness import CAREFUL, ROOT, Launched, launched, poll, seen, write_archive
 
 NAME = "alpha/1.0"
@@ -60,12 +60,6 @@ def store(tmp_path_factory):
     write_archive(path, "hanging", HANGING, config="responseTimeout: 4\n")
     write_archive(path, "failing", FAILING, config="maxRetryTimeoutInSec: 1\n")
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What workers complain of, and how much of it reaches standard error."""
+"""Workers' log lines about failures, and how many of them reach standard error."""
 
 import errno
 import io

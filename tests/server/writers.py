@@ -1,4 +1,4 @@
-"""Worker processes in miniature: told what to count, they write metrics as the handlers do, in the files of a slot."""
+"""Small processes that write metrics on command as workers do, in the files of a slot."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""promtool, and a Prometheus of a test's own."""
+"""promtool, and a Prometheus for one test."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 import httpx
 import yaml
 
+from tests.ports import free_port
 from tests.server.harness import poll
 from tests.watching.promql import ROOT, RULES
 
@@ -131,11 +131,3 @@ def watching(work: Path, metrics_port: int) -> Iterator[Prometheus]:
         prometheus.close()
         process.terminate()
         process.wait(60)
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

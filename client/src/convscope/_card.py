@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, TypeVar
@@ -326,6 +327,22 @@ class ModelCard:
                 return layer
         names = ", ".join(layer.name for layer in self.layers)
         raise UnknownLayer(f"{self.model} has no layer {name!r}; layers: {names}")
+
+    def select_layers(self, layers: str | Iterable[str]) -> list[Layer]:
+        """Return some layers, each once, in the order of the forward pass.
+
+        Args:
+            layers: Names, one name, or `"all"`, as in `Client.predict`.
+
+        Returns:
+            The layers.
+
+        Raises:
+            UnknownLayer: The model has no layer of one of the names; the message lists its layers.
+        """
+        names = [layers] if isinstance(layers, str) else list(layers)
+        selected = {self.layer(name).name for name in names if name != "all"}
+        return [layer for layer in self.layers if "all" in names or layer.name in selected]
 
     def pictures_per_request(self, reply_bytes: int = 0) -> int:
         """Return how many pictures fit into one request, and their results into its reply.

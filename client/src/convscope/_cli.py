@@ -383,8 +383,7 @@ def _predict(client: Client, options: argparse.Namespace) -> int:
 
     def pictures_per_request() -> int:
         card = client.model_card(options.model, options.version)
-        names = {layer.name for layer in card.layers} if "all" in options.layers else set(options.layers)
-        reply_bytes = sum(layer.bytes.get(options.map_dtype, 0) for layer in card.layers if layer.name in names)
+        reply_bytes = sum(layer.bytes.get(options.map_dtype, 0) for layer in card.select_layers(options.layers))
         return card.pictures_per_request(reply_bytes * (2 if options.compare else 1))
 
     results = process_pictures(

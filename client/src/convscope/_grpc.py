@@ -37,6 +37,7 @@ from convscope._server_errors import (
     connection_error,
     deadline_error,
     http_error,
+    parse_retry_after,
     torchserve_error,
 )
 from convscope._wire.inference_pb2 import PredictionResponse, PredictionsRequest
@@ -264,5 +265,4 @@ def _retry_after_s(error: grpc.RpcError) -> float | None:
     if "grpc-retry-pushback-ms" in metadata:
         pushback = str(metadata["grpc-retry-pushback-ms"])
         return int(pushback) / 1000 if pushback.isascii() and pushback.isdigit() else math.inf
-    value = str(metadata.get("retry-after", ""))
-    return float(value) if value.isascii() and value.isdigit() else None
+    return parse_retry_after(str(metadata.get("retry-after", "")))

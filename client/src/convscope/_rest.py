@@ -42,7 +42,14 @@ import httpx
 from convscope._exceptions import ConnectError, DeadlineExceeded, ProtocolError, ReplyTooLarge, TransportError
 from convscope._reply import parse_reply
 from convscope._request import API_KEY_HEADER, MAX_MESSAGE_BYTES, REQUEST_ID_HEADER, USER_AGENT, trace_headers
-from convscope._server_errors import MESSAGES, closed_error, connection_error, deadline_error, http_error
+from convscope._server_errors import (
+    MESSAGES,
+    closed_error,
+    connection_error,
+    deadline_error,
+    http_error,
+    parse_retry_after,
+)
 from convscope._urls import ascii_host
 
 if TYPE_CHECKING:
@@ -523,18 +530,12 @@ def read_response(status: int, headers: Mapping[str, str], body: bytes) -> Predi
     Raises:
         ConvscopeError: The response is not a reply, or the service is starting or draining.
     """
-    retry_after_s = _retry_after_s(headers)
+    retry_after_s = parse_retry_after(headers.get("retry-after", ""))
     if headers.get("content-type", "").lower().startswith(PROTOBUF):
         reply = parse_reply(body, retry_after_s)
         if 200 <= status < 300 or reply.HasField("error"):
             return reply
     raise http_error(status, body, retry_after_s)
-
-
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds of a Retry-After header; None if there is none, or if it is a date."""
-    value = headers.get("retry-after", "").strip()
-    return float(value) if value.isascii() and value.isdigit() else None
 
 
 @contextlib.contextmanager

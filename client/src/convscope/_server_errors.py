@@ -82,6 +82,12 @@ def http_error(status: int, body: bytes, retry_after_s: float | None) -> Convsco
     return ProtocolError(f"{MESSAGES[ProtocolError]} ({detail})")
 
 
+def parse_retry_after(text: str) -> float | None:
+    """Return the seconds of a Retry-After header; None if it is empty, or a date."""
+    text = text.strip()
+    return float(text) if text.isascii() and text.isdigit() else None
+
+
 def _read_error(body: bytes) -> tuple[str, str]:
     """Return type and message of TorchServe's JSON error; for any other body no type, and its first line."""
     try:

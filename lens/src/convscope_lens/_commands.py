@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from convscope_lens._page.report import Options
     from convscope_lens.interventions import Ablation, Trace
     from convscope_lens.patches import Patch
+    from convscope_lens.probes import ProbeResult
 
 
 class ProbeCommand(NamedTuple):
@@ -84,7 +85,6 @@ PROBES = {
     "blur": ProbeCommand("sigmas", "measure scores and maps of blurred pictures; steps are pixels (sigma)"),
     "shuffle": ProbeCommand("blocks", "measure scores and maps of block-shuffled pictures; steps are pixels", True),
 }
-_PICTURE = "a PNG, JPEG, WebP or .npy file"
 
 
 def add_report(commands: SubParsers) -> argparse.ArgumentParser:
@@ -278,9 +278,7 @@ def _probe(client: Client, options: argparse.Namespace) -> int:
         arguments[name] = [int(step) for step in options.steps] if integer_steps else options.steps
     if options.save is not None:
         ensure_writable(Path(options.save))
-    pictures: list[str | bytes] = [
-        sys.stdin.buffer.read() if path == STANDARD_INPUT else path for path in list_pictures(options.pictures)
-    ]
+    pictures = list(map(_picture, list_pictures(options.pictures)))
     from convscope_lens import probes
 
     def run(model: str, version: str | None) -> probes.ProbeResult:
@@ -303,15 +301,9 @@ def _probe(client: Client, options: argparse.Namespace) -> int:
         difference = result.minus(other)
         values |= {"against": other.to_dict(), "difference": difference.to_dict()}
         tables += [other.format_table(), difference.format_table()]
-    text = format_json(values)
-    print(text if options.json else "\n\n".join(tables))
+    print(format_json(values) if options.json else "\n\n".join(tables))
     if options.save is not None:
-        folder = Path(options.save)
-        stem = f"{result.name}-{Path(result.model).name}"
-        (folder / f"{stem}.json").write_text(text + "\n", "utf-8")
-        result.figure().savefig(folder / f"{stem}.png", dpi=110)
-        if not options.json:
-            print("\n" + printable(f"saved {folder / stem}.png and .json"))
+        _save_result(result, values, f"{result.name}-{Path(result.model).name}", options)
     return 0
 
 
@@ -521,7 +513,8 @@ def _ablate(client: Client, options: argparse.Namespace) -> int:
     else:
         print("\n".join([*([result.format_table(options.n)] if result else []), *_failure_lines(failed)]))
     if result is not None and options.save is not None:
-        _save_result(result, f"ablate-{Path(result.model).name}-{Path(result.layer).name}", options)
+        stem = f"ablate-{Path(result.model).name}-{Path(result.layer).name}"
+        _save_result(result, result.to_dict(), stem, options)
     return 1 if failed else 0
 
 
@@ -535,7 +528,7 @@ def add_patch(commands: SubParsers) -> argparse.ArgumentParser:
         "patch",
         help="causal tracing: which layer and region of one picture's maps restores its answer in another's run",
     )
-    parser.add_argument("clean", metavar="CLEAN", help=f"whose answer is to be restored: {_PICTURE}")
+    parser.add_argument("clean", metavar="CLEAN", help="whose answer is to be restored: a PNG, JPEG, WebP or .npy file")
     parser.add_argument("corrupt", metavar="CORRUPT", help="whose maps are replaced, region by region")
     parser.add_argument("--model", required=True, type=parse_model_name, help=MODEL_HELP)
     parser.add_argument(
@@ -575,14 +568,16 @@ def _patch(client: Client, options: argparse.Namespace) -> int:
     )
     print(format_json(result.to_dict()) if options.json else result.format_table())
     if options.save is not None:
-        _save_result(result, f"patch-{Path(result.model).name}", options)
+        _save_result(result, result.to_dict(), f"patch-{Path(result.model).name}", options)
     return 0
 
 
-def _save_result(result: Ablation | Trace, stem: str, options: argparse.Namespace) -> None:
-    """Write the figure and the JSON of a result; those of an earlier run are replaced."""
+def _save_result(
+    result: Ablation | Trace | ProbeResult, values: dict[str, Any], stem: str, options: argparse.Namespace
+) -> None:
+    """Write the figure of a result, and its JSON; those of an earlier run are replaced."""
     folder = Path(options.save)
-    (folder / f"{stem}.json").write_text(format_json(result.to_dict()) + "\n", "utf-8")
+    (folder / f"{stem}.json").write_text(format_json(values) + "\n", "utf-8")
     result.figure().savefig(folder / f"{stem}.png", dpi=110)
     if not options.json:
         print("\n" + printable(f"saved {folder / stem}.png and .json"))

@@ -13,6 +13,7 @@ The service edits the maps; see `Edit` of the client. Many edited copies of a pi
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -77,7 +78,10 @@ class Ablation:
         """
         if self.slopes is None:
             return None
-        return _spearman(-self.mean_changes, self.slopes.mean(axis=0))
+        from scipy.stats import ConstantInputWarning, spearmanr  # Imported here: scipy.stats is slow to import.
+
+        with warnings.catch_warnings(action="ignore", category=ConstantInputWarning):
+            return float(spearmanr(-self.mean_changes, self.slopes.mean(axis=0)).statistic)
 
     def format_table(self, rows: int = 20) -> str:
         """Format the ranking as text.
@@ -355,11 +359,7 @@ def trace(
     if len(files) != 2:
         raise ValueError("clean and corrupt must be one picture each")
     options: dict[str, Any] = {"model": model, "version": version, "deadline_s": deadline_s}
-    names = [layers] if isinstance(layers, str) else list(layers)
-    chosen = [
-        layer for layer in card.layers if "all" in names or layer.name in {card.layer(name).name for name in names}
-    ]
-    sizes = _map_sizes(client, card, files[0], chosen, options)
+    sizes = _map_sizes(client, card, files[0], card.select_layers(layers), options)
     regions = {layer: _regions(*size, grid) for layer, size in sizes.items()}
     if not regions:
         raise ValueError("none of these layers has a map with rows and columns")
@@ -465,14 +465,3 @@ def _score(prediction: Prediction, target: int) -> float:
 def _check_target(card: ModelCard, target: int | None) -> None:
     if target is not None and not 0 <= target < len(card.classes):
         raise ValueError(f"target is {target}; {card.model} has {len(card.classes)} classes")
-
-
-def _spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Return Spearman's rank correlation, with the mean rank of equal values; NaN if all of one are equal."""
-    ranks = []
-    for values in (first, second):
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[inverse])
-    deviations = [rank - rank.mean() for rank in ranks]
-    norm = float(np.linalg.norm(deviations[0]) * np.linalg.norm(deviations[1]))
-    return float(deviations[0] @ deviations[1]) / norm if norm else float("nan")

@@ -270,8 +270,7 @@ def survey(
     if not Path(folder).is_dir():
         raise ValueError(f"{folder} is not a folder")
     card = client.model_card(model, version, deadline_s=deadline_s)
-    names = [layers] if isinstance(layers, str) else list(layers)
-    chosen = card.layers if "all" in names else tuple(card.layer(name) for name in dict.fromkeys(names))
+    chosen = card.select_layers(layers)
     if not chosen:
         raise ValueError(f"{model} publishes no layers")
     files = _Files(folder, seed)

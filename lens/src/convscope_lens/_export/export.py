@@ -249,7 +249,7 @@ def _plan(
     # Requests name the version: the server's default may change meanwhile.
     options: dict[str, Any] = {"model": model, "version": card.version, "deadline_s": deadline_s}
     options["top_k"] = 0 if all_scores or scores == "value" else 1
-    chosen = _choose_layers(card, layers)
+    chosen = [layer.name for layer in card.select_layers(layers)]
     if chosen:
         if pool is None and card.input.height is None:
             raise ValueError(f"{model} takes pictures of any size, so its maps have no common shape: pool them")
@@ -283,14 +283,6 @@ def _plan(
     return _Plan(
         options, tuple(index), columns, reference, min(BATCH, card.pictures_per_request(reply_bytes)), settings
     )
-
-
-def _choose_layers(card: ModelCard, layers: str | Iterable[str]) -> list[str]:
-    """Return the names of the layers, each once, in the order of the forward pass; raise UnknownLayer."""
-    names = [layers] if isinstance(layers, str) else list(layers)
-    if "all" not in names:
-        names = [card.layer(name).name for name in names]
-    return [layer.name for layer in card.layers if "all" in names or layer.name in names]
 
 
 class _Reference:

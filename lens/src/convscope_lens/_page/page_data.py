@@ -100,8 +100,7 @@ def fetch_page_data(
         TypeError: An edit has a field of the wrong type.
         ValueError: An option is out of range, or the explanation would be a single cell.
     """
-    names = {layers} if isinstance(layers, str) else set(layers)
-    requested = [one for one in card.layers if "all" in names or one.name in names]
+    requested = card.select_layers(layers)
     if edits:
         method = layer = None
     _check_explained_layer(card, method, layer)

@@ -1,6 +1,6 @@
 """Loads pictures as network inputs, and shifts, rotates, scales and blurs them. Arrays are (H, W, C).
 
-Written with numpy: scipy.ndimage has the same operations, but is a large dependency for 60 lines.
+Beyond its edges a picture continues mirrored, without repeating the edge: `mode="mirror"` of scipy.ndimage.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from convscope import commands
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from convscope_lens._arrays import load_npy
 
@@ -153,7 +154,7 @@ class Grid(NamedTuple):
 
 
 def shift_picture(picture: PictureArray, down: int, right: int) -> PictureArray:
-    """Shift a picture. Edges are reflected (numpy `mode="reflect"`).
+    """Shift a picture.
 
     Args:
         picture: (H, W, C), float32, 0..1.
@@ -163,9 +164,7 @@ def shift_picture(picture: PictureArray, down: int, right: int) -> PictureArray:
     Returns:
         (H, W, C), float32, 0..1: out[y, x] = picture[y - down, x - right] inside the picture.
     """
-    height, width, _ = picture.shape
-    rows, columns = _reflect(np.arange(height) - down, height), _reflect(np.arange(width) - right, width)
-    return np.ascontiguousarray(picture[rows][:, columns])
+    return np.asarray(ndimage.shift(picture, (down, right, 0), order=0, mode="mirror"))
 
 
 def transform_points(points: Points, centre: tuple[float, float], degrees: float, factor: float) -> Points:
@@ -186,7 +185,7 @@ def transform_points(points: Points, centre: tuple[float, float], degrees: float
 
 
 def interpolate(values: MapArray, points: Points) -> MapArray:
-    """Interpolate bilinearly between cells. Edges are reflected (numpy `mode="reflect"`).
+    """Interpolate bilinearly between cells.
 
     Args:
         values: (h, w, C), float32, any range.
@@ -195,20 +194,13 @@ def interpolate(values: MapArray, points: Points) -> MapArray:
     Returns:
         (*P, C), float32. At the centre of a cell it is exactly the cell's value.
     """
-    (y, x), (height, width, _) = points, values.shape
-    # Rounding hides floating-point error at exact quarter turns.
-    y, x = np.round(y, 9), np.round(x, 9)
-    top, left = np.floor(y).astype(int), np.floor(x).astype(int)
-    below, beside = (y - top)[..., np.newaxis], (x - left)[..., np.newaxis]
-    rows = [_reflect(top + offset, height) for offset in (0, 1)]
-    columns = [_reflect(left + offset, width) for offset in (0, 1)]
-    upper = values[rows[0], columns[0]] * (1 - beside) + values[rows[0], columns[1]] * beside
-    lower = values[rows[1], columns[0]] * (1 - beside) + values[rows[1], columns[1]] * beside
-    return np.asarray(upper * (1 - below) + lower * below, np.float32)
+    cells = np.round(points, 9)  # Rounding hides floating-point error at exact quarter turns.
+    channels = [ndimage.map_coordinates(one, cells, order=1, mode="mirror") for one in np.moveaxis(values, -1, 0)]
+    return np.stack(channels, axis=-1)
 
 
 def blur_picture(picture: PictureArray, sigma: float) -> PictureArray:
-    """Blur with a Gaussian, truncated at four standard deviations. Edges are reflected (numpy `mode="reflect"`).
+    """Blur with a Gaussian, truncated at four standard deviations.
 
     Args:
         picture: (H, W, C), float32, 0..1.
@@ -217,24 +209,4 @@ def blur_picture(picture: PictureArray, sigma: float) -> PictureArray:
     Returns:
         (H, W, C), float32, 0..1.
     """
-    if sigma == 0:
-        return picture
-    reach = int(np.ceil(4 * sigma))
-    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    weights /= weights.sum()
-    for axis in (0, 1):
-        size = picture.shape[axis]
-        total = np.zeros(picture.shape, np.float64)
-        for offset, weight in zip(range(-reach, reach + 1), weights, strict=True):
-            total += weight * picture.take(_reflect(np.arange(size) + offset, size), axis=axis)
-        picture = total.astype(np.float32)
-    return picture
-
-
-def _reflect(index: NDArray[np.int_], size: int) -> NDArray[np.int_]:
-    """Reflect indexes into 0..size - 1 without repeating the edge: -1 becomes 1."""
-    if size == 1:
-        return np.zeros_like(index)
-    period = 2 * (size - 1)
-    folded = np.abs(index) % period
-    return np.asarray(np.minimum(folded, period - folded))
+    return np.asarray(ndimage.gaussian_filter(picture, sigma, mode="mirror", axes=(0, 1)))

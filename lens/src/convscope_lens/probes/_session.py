@@ -66,10 +66,7 @@ class ProbeSession:
         self.picture_count = len(pictures)
         self.card: ModelCard = client.model_card(model, version)
         names = [layers] if isinstance(layers, str) else list(layers)
-        if names == [NO_LAYERS]:
-            names = []
-        selected = {self.card.layer(name).name for name in names if name != "all"}
-        self.layers: list[Layer] = [layer for layer in self.card.layers if "all" in names or layer.name in selected]
+        self.layers: list[Layer] = [] if names == [NO_LAYERS] else self.card.select_layers(names)
         index = {label: position for position, label in enumerate(self.card.classes)}
         self.labels = [
             index.get(Path(source).parent.name) if isinstance(source, str | os.PathLike) else None
