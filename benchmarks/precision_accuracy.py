@@ -15,6 +15,7 @@ import argparse
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch
 from handlers.images.decoding import decode
 from handlers.images.preprocessing import noise, to_input
 from handlers.network import archive as archives
+from handlers.network.engines.engine import Engine
 from handlers.network.engines.onnx import Session
 from handlers.network.engines.openvino import Compiled
 
@@ -42,9 +44,7 @@ def main() -> None:
         zipfile.ZipFile(options.archive).extractall(folder)
         sys.path.insert(0, folder)
         archive = archives.load(Path(folder))
-        files, labels = _pictures(options.pictures)
-        step = max(1, len(files) // options.most)
-        files, labels = files[::step], labels[::step]
+        files, labels = pictures(options.pictures, options.most)
         eager, trial = archive.eager("cpu"), noise(archive.preprocessing, 2)
         assert archive.graph is not None, "the archive has no graph"
         known: dict[str, Any] = {"has_scores": True, "layouts": archive.layouts}
@@ -55,36 +55,42 @@ def main() -> None:
             eager.copy(torch.bfloat16),
             Compiled(archive.graph, archive.layers, trial, precision="bfloat16", **known),
         ]
-        layers = frozenset(archive.layers)
-        first: list[list[int]] = [[] for _ in engines]
-        changes = np.zeros((len(engines), 2))  # Of scores, of maps.
-        for start in range(0, len(files), BATCH):
-            pictures = [decode(file.read_bytes(), archive.preprocessing)[0] for file in files[start : start + BATCH]]
-            images = to_input(pictures, archive.preprocessing)
-            found = [engine.run(images, layers) for engine in engines]
-            expected_scores, expected_maps = found[0]
-            for number, (scores, maps) in enumerate(found):
-                first[number] += scores.argmax(1).tolist()
-                off = max(_change(maps[name], expected_maps[name]) for name in layers)
-                changes[number] = np.maximum(changes[number], (_change(scores, expected_scores), off))
-    print(
-        "| network | pictures | engine | right | agree | scores change | maps change |\n|---|---|---|---|---|---|---|"
-    )
-    for engine, classes, (scores, maps) in zip(engines, first, changes, strict=True):
-        right = np.mean(np.equal(classes, labels))
-        agree = np.mean(np.equal(classes, first[0]))
-        print(
-            f"| {options.archive.stem} | {len(files):,} | {engine.name} | {right:.2%} | {agree:.2%} "
-            f"| {scores:.1e} | {maps:.1e} |"
+        print(table(options.archive.stem, archive, engines, files, labels))
+
+
+def table(
+    network: str, archive: archives.Archive, engines: Sequence[Engine], files: Sequence[Path], labels: Sequence[int]
+) -> str:
+    """Run every picture through every engine, and return a table of how they differ from the first engine."""
+    first: list[list[int]] = [[] for _ in engines]
+    changes = np.zeros((len(engines), 2))  # Of scores, of maps.
+    for start in range(0, len(files), BATCH):
+        read = [decode(file.read_bytes(), archive.preprocessing)[0] for file in files[start : start + BATCH]]
+        images = to_input(read, archive.preprocessing)
+        found = [engine.run(images, frozenset(engine.layers)) for engine in engines]
+        expected_scores, expected_maps = found[0]
+        for number, (scores, maps) in enumerate(found):
+            first[number] += scores.argmax(1).tolist()
+            off = max((_change(maps[name], expected_maps[name]) for name in maps), default=0.0)
+            changes[number] = np.maximum(changes[number], (_change(scores, expected_scores), off))
+    rows = ["| network | pictures | engine | right | agree | scores change | maps change |", "|---" * 7 + "|"]
+    for engine, classes, (off_scores, off_maps) in zip(engines, first, changes, strict=True):
+        right, agree = np.mean(np.equal(classes, labels)), np.mean(np.equal(classes, first[0]))
+        rows.append(
+            f"| {network} | {len(files):,} | {engine.name} | {right:.2%} | {agree:.2%} "
+            f"| {off_scores:.1e} | {off_maps:.1e} |"
         )
+    return "\n".join(rows)
 
 
-def _pictures(folder: Path) -> tuple[list[Path], list[int]]:
+def pictures(folder: Path, most: int) -> tuple[list[Path], list[int]]:
+    """Return the files of a folder, at most about so many and evenly spaced, and the number of each one's class."""
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    files = sorted(folder.glob("*/*.jpg" if classes else "*_*.jpg"))
+    step = max(1, len(files) // most)
+    files = files[::step]
     if classes:
-        files = sorted(folder.glob("*/*.jpg"))
         return files, [classes.index(file.parent.name) for file in files]
-    files = sorted(folder.glob("*_*.jpg"))
     return files, [int(file.stem.rpartition("_")[2]) for file in files]
 
 
