@@ -380,33 +380,34 @@ def _part(rows: Iterable[Row], size: int, plan: _Plan) -> Part:
 
     Each row is copied as it arrives: predictions that are kept take longer to make and to free.
     """
-    index: dict[str, list[Any]] = {name: [] for name in plan.index}
+    index: dict[str, list[Any]] = {name: [None] * size for name in plan.index}
     arrays: dict[str, NDArray[Any]] = {
         name: np.full((size, *shape), np.nan, dtype) for name, (shape, dtype) in plan.columns.items()
     }
     count = 0
     for (path, key, _), prediction in islice(rows, size):
-        values: dict[str, Any] = {"path": _text(path), "key": None if key is None else _text(key)}
+        index["path"][count], index["key"][count] = _text(path), None if key is None else _text(key)
         if (error := prediction.error) is not None:
             cause = error.__cause__  # Of a picture that was not sent.
-            values["error_code"] = "unreadable" if isinstance(cause, OSError | ValueError) else error.code
-            values["error_message"] = _text(getattr(cause, "strerror", None) or error.message)
+            index["error_code"][count] = "unreadable" if isinstance(cause, OSError | ValueError) else error.code
+            index["error_message"][count] = _text(getattr(cause, "strerror", None) or error.message)
         else:
             maps, top = prediction.maps, prediction.top
             for layer in plan.options.get("layers", ()):
                 arrays[layer][count] = maps[layer]
-            if top:
-                values |= zip(("class_index", "label", "probability"), top[0], strict=False)
+            if top and "label" in index:
+                index["class_index"][count], index["label"][count], index["probability"][count] = top[0][:3]
             top.sort(key=lambda score: score.index)
             if "logits" in arrays:
                 arrays["probabilities"][count] = [score.probability for score in top]
                 arrays["logits"][count] = [score.logit for score in top]
             if "values" in arrays:
                 arrays["values"][count] = [score.value for score in top]
-        for name, column in index.items():
-            column.append(values.get(name))
         count += 1
-    return Part(index, {name: values[:count] for name, values in arrays.items()})
+    return Part(
+        {name: values[:count] for name, values in index.items()},
+        {name: values[:count] for name, values in arrays.items()},
+    )
 
 
 def _write_parts(

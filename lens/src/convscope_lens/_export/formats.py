@@ -233,7 +233,7 @@ class ZarrStore(Store):
 
         self._path = folder / "group"
         self._group = zarr.open_group(self._path, mode="a")
-        for left in self._path.rglob("*.partial"):  # Files that a killed process was about to write.
+        for left in (*self._path.rglob("*.partial"), *self._path.rglob("_*.incomplete")):  # By a killed process.
             left.unlink()
         types = {str: (str, ""), int: ("int32", -1), float: ("float32", np.nan)}
         arrays: dict[str, tuple[tuple[int, ...], Any, Any]] = {
@@ -279,6 +279,8 @@ class ZarrStore(Store):
     def finish(self, parts: int, record: Mapping[str, Any]) -> Path:
         """Add the record to the group's attributes."""
         self._group.attrs[RECORD] = dict(record)
+        for path in (self._path / "zarr.json", self._path):
+            sync(path)
         return self._path
 
     @staticmethod
