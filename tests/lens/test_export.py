@@ -707,7 +707,7 @@ class TestCommand:
         """The second part meets with a full disk."""
         arguments = ["export", "many", "--model", "cifar", "--layer", "conv1,conv2", "--out", out]
         arguments += ["--rows-per-part", "3", "--url", stand_in.rest_url]
-        real_open, second = Path.open, re.compile(r"\.parts/data/.*(000001|/_c\.1)")
+        real_open, second = Path.open, re.compile(r"\.parts/data/.*(000001|/c\.1)")
 
         def full(path: Path, mode: str = "r", *rest: Any, **more: Any) -> Any:
             is_full = "w" in mode and second.search(str(path))

@@ -190,15 +190,15 @@ class NpyStore(Store):
 
     def write(self, number: int, part: Part) -> None:
         """Write the shards of a part, and its lines of the index."""
-        for name, values in part.arrays.items():
-            with complete_file(self._shards / f"{number:06}-{self._stems[name]}.npy") as file:
-                # np.save would hide why a file cannot be written.
+        shards = {self._shards / f"{number:06}-{self._stems[name]}.npy": part.arrays[name] for name in part.arrays}
+        for path, values in shards.items():
+            with path.open("wb") as file:  # np.save would hide why a file cannot be written.
                 np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(values))
                 file.write(values.data)
         rows = zip(*part.index.values(), strict=True)
-        lines = [[number, row, *values] for row, values in enumerate(rows)]
-        with complete_file(self._indexes / f"{number:06}.csv") as file:
-            file.write(_csv_lines(lines))
+        lines = self._indexes / f"{number:06}.csv"
+        lines.write_bytes(_csv_lines([[number, row, *values] for row, values in enumerate(rows)]))
+        sync_files([*shards, lines])
 
     def finish(self, parts: int, record: Mapping[str, Any]) -> Path:
         """Write the index and the record; the shards are there."""
@@ -233,7 +233,7 @@ class ZarrStore(Store):
 
         self._path = folder / "group"
         self._group = zarr.open_group(self._path, mode="a")
-        for left in (*self._path.rglob("*.partial"), *self._path.rglob("_*.incomplete")):  # By a killed process.
+        for left in self._path.rglob("*.partial"):  # Files that a killed process was about to write.
             left.unlink()
         types = {str: (str, ""), int: ("int32", -1), float: ("float32", np.nan)}
         arrays: dict[str, tuple[tuple[int, ...], Any, Any]] = {
@@ -264,6 +264,7 @@ class ZarrStore(Store):
         from numcodecs import VLenUTF8, Zstd
 
         columns: dict[str, Any] = {**part.index, **part.arrays}
+        written = []
         for name, values in columns.items():
             array, is_text = self._arrays[name], INDEX_TYPES.get(name) is str
             path = self._path / name / ".".join(["c", str(number), *["0"] * (array.ndim - 1)])
@@ -273,14 +274,14 @@ class ZarrStore(Store):
                 values = [array.fill_value if value is None else value for value in values]
             chunk = np.full(array.chunks, array.fill_value, object if is_text else array.dtype)
             chunk[: len(values)] = values
-            with complete_file(path) as file:
-                file.write(Zstd(level=ZSTD_LEVEL).encode(VLenUTF8().encode(chunk) if is_text else chunk))
+            path.write_bytes(Zstd(level=ZSTD_LEVEL).encode(VLenUTF8().encode(chunk) if is_text else chunk))
+            written.append(path)
+        sync_files(written)
 
     def finish(self, parts: int, record: Mapping[str, Any]) -> Path:
         """Add the record to the group's attributes."""
         self._group.attrs[RECORD] = dict(record)
-        for path in (self._path / "zarr.json", self._path):
-            sync(path)
+        sync_files([self._path / "zarr.json"])
         return self._path
 
     @staticmethod
@@ -310,6 +311,12 @@ def write_json(path: Path, value: Any) -> None:
     """Write a JSON file as `complete_file` does."""
     with complete_file(path) as file:
         file.write(json.dumps(value, indent=2).encode() + b"\n")
+
+
+def sync_files(paths: Sequence[Path]) -> None:
+    """Wait until files and their names are on disk: all at the end, as the first wait then does for most of them."""
+    for path in (*paths, *{path.parent for path in paths}):
+        sync(path)
 
 
 def sync(path: Path) -> None:
