@@ -241,6 +241,7 @@ class Editor:
             for index in needs:
                 job.results[index] = error
 
+    @np.errstate(over="ignore", invalid="ignore")  # What is beyond float32 is looked for at the end.
     def _result(
         self, job: Job, scores: Sequence[list[float]], maps: Mapping[str, Cells], row: int, before: int | None
     ) -> Result | RequestError:
@@ -250,26 +251,31 @@ class Editor:
         if isinstance(found, RequestError):
             return BadRequest("the scores are not finite after these edits; send smaller values")
         count = options.top_k or len(found)
-        wanted = {name: maps[name][row : row + 1] for name in job.layers}
-        for name, cells in wanted.items():  # Arrays, or tensors on their device.
-            if not math.isfinite(float(cells.max())) or not math.isfinite(float(cells.min())):
-                return BadRequest(f"the map of {name} is not finite after these edits; send smaller values")
+        wanted = {name: maps[name][row : row + 1] for name in job.layers}  # Arrays, or tensors on their device.
         [result] = self._predictor.results(options, wanted, [found[:count]])
         if isinstance(result, RequestError):
             return _not_carried(result)
-        if before is None:
-            return result
-        unedited = self._predictor.top(scores[before], len(scores[before])) if scores else ()
-        if isinstance(unedited, RequestError):
-            return unedited
-        changed = []
-        for item in result.maps:
-            difference = wanted[item.layer] - maps[item.layer][before : before + 1]
-            [one] = prepare(item.layer, difference, replace(options, channels=item.channels))
-            if isinstance(one, RequestError):
-                return _not_carried(one, "in the comparison, ")
-            changed.append(one)
-        return replace(result, change=Change(_change(unedited, found, count), tuple(changed)))
+        sent = {f"the map of {item.layer}": item.cells for item in result.maps}
+        if before is not None:
+            unedited = self._predictor.top(scores[before], len(scores[before])) if scores else ()
+            if isinstance(unedited, RequestError):
+                return unedited
+            changed = []
+            for item in result.maps:
+                difference = wanted[item.layer] - maps[item.layer][before : before + 1]
+                [one] = prepare(item.layer, difference, replace(options, channels=item.channels))
+                if isinstance(one, RequestError):
+                    return _not_carried(one, "in the comparison, ")
+                changed.append(one)
+                sent[f"the change of the map of {item.layer}"] = one.cells
+            change = Change(_change(unedited, found, count), tuple(changed))
+            numbers = [number for score in change.top for number in score[2:] if number is not None]
+            sent["the change of the scores"] = np.array(numbers, np.float32)
+            result = replace(result, change=change)
+        for what, values in sent.items():
+            if not np.isfinite(values).all():
+                return BadRequest(f"{what} is not finite after these edits; send smaller values")
+        return result
 
     def _place(self, edit: Edit, job: Job, index: int, height: int, width: int) -> Place:
         """Return the rows and columns of a map (C, h, w) that an operation changes.

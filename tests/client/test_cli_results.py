@@ -234,6 +234,23 @@ def test_a_folder_stands_for_the_pictures_in_it(
     assert list(batches(stand_in)[0].pictures) == [b"cat", b"a.JPG", b"b.png", b"sub/c.webp"]
 
 
+def test_links_and_folders_of_a_folder_are_what_they_point_to_and_paths_are_spelled_as_given(
+    capsys: pytest.CaptureFixture[str], stand_in: StandIn, tree: Path
+) -> None:
+    """Pictures come in the order of their parts: what is in `b` comes before `b.png`. Links to folders lead nowhere."""
+    (tree / "sub" / "d.gif").unlink()
+    (tree / "b").mkdir()
+    (tree / "b/link.png").symlink_to(tree / "b.png")
+    (tree / "b/broken.png").symlink_to("nothing")
+    (tree / "b/circle.png").symlink_to("circle.png")
+    (tree / "around.png").symlink_to(tree)
+    for given, prefix in (("tree", "tree/"), (".//tree/./", "tree/"), (str(tree), f"{tree}/")):
+        assert main(["predict", given, "--model", "cifar", "--url", stand_in.rest_url, "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)["results"]
+        expected = [f"{prefix}{name}" for name in ("a.JPG", "b/link.png", "b.png", "sub/c.webp")]
+        assert [row["picture"] for row in rows] == expected
+
+
 def test_results_in_a_folder_of_pictures_are_not_taken_for_pictures(
     capsys: pytest.CaptureFixture[str], stand_in: StandIn, tree: Path
 ) -> None:

@@ -62,7 +62,7 @@ MAY_IMPORT = {
         "prometheus_client",
     },
     "convscope_lens": {"convscope", "numpy", "matplotlib", "PIL", "scipy", "starlette", "uvicorn"}
-    | {"pyarrow", "zarr"},  # Its extra `export`.
+    | {"numcodecs", "pyarrow", "zarr"},  # Its extra `export`.
 }
 # An archive is tested with the engines that will serve it; decoding raises errors of the API.
 HANDLERS_USED = {

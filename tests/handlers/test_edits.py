@@ -107,6 +107,15 @@ class Tokens(nn.Module):
         return self.head((weights @ tokens)[:, 0])
 
 
+class Pixels(nn.Module):
+    """The scores are pixels."""
+
+    layers: ClassVar = {"image": "images"}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :10]
+
+
 class Untraceable(Residual):
     """Decides by a value, so its modules are watched instead: what runs once can be edited, what runs thrice cannot."""
 
@@ -637,6 +646,27 @@ class TestRefusals:
         assert broken.error.code == "bad_request"
         assert "the map of conv1 is not finite after these edits" in broken.error.message
         assert fine.maps
+
+    def test_what_float32_cannot_hold_any_more(self, edges: Pipeline) -> None:
+        """The map or scores may be finite, and yet not their mean or their difference."""
+        files = [npy(np.outer(column, np.ones(6)).astype(np.float32)) for column in ([0, 0, 1e38, 0, 0, 0], [0] * 6)]
+        turn = {"layer": "conv1", "operation": "scale", "value": -1, "picture": 0}
+        raised = {"layer": "conv1", "operation": "add", "value": 3e38, "picture": 0, "region": [0, 0, 1, 6]}
+        for edit, fields, what in (
+            (turn, {"compare": True}, "the change of the map of conv1"),
+            (raised, {"pool": 1}, "the map of conv1"),
+        ):
+            broken, fine = ask(edges, [edit], files, layers=["conv1"], **fields).results
+            assert broken.error.code == "bad_request"
+            assert broken.error.message.startswith(what)
+            assert "not finite" in broken.error.message
+            assert fine.maps
+        assert not ask(edges, [turn], files, layers=["conv1"]).results[0].HasField("error")
+        _, pixels = make(Pixels)
+        turn = {"layer": "image", "operation": "scale", "value": -1}
+        [broken] = ask(pixels, [turn], [npy(np.full((8, 8, 3), 3e38, np.float32))], compare=True).results
+        assert broken.error.code == "bad_request"
+        assert broken.error.message == "the change of the scores is not finite after these edits; send smaller values"
 
     def test_a_map_that_float16_cannot_carry_is_not_the_pictures_fault(self) -> None:
         _, service = make(Residual)

@@ -7,6 +7,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -337,6 +338,20 @@ class TestPictures:
         (folder / "b.csv").write_text("many/2.png\nmany/none.png\n")
         expected = [("many/1.png", None), ("many/0.png", None), ("many/2.png", None), ("many/none.png", "unreadable")]
         assert self.paths(service, "a.csv", "b.csv") == [(path, None, code) for path, code in expected]
+
+    def test_without_a_path_in_a_csv_are_errors_that_name_the_line(self, service: Service, folder: Path) -> None:
+        (folder / "a.csv").write_text('path,label\n,cat\nmany/1.png,dog\n\n"",cat\n')
+        (folder / "b.csv").write_text("label,path\ncat\ndog,many/0.png\n")
+        (folder / "c.csv").write_text('""\n')
+        assert self.paths(service, "a.csv", "b.csv", "c.csv") == [
+            ("a.csv, line 2", None, "unreadable"),
+            ("many/1.png", None, None),
+            ("a.csv, line 5", None, "unreadable"),
+            ("b.csv, line 2", None, "unreadable"),
+            ("many/0.png", None, None),
+            ("c.csv, line 1", None, "unreadable"),
+        ]
+        assert read("features.parquet")[0][0]["error_message"] == "the row of the .csv file has no path"
 
     def test_come_from_standard_input(self, service: Service, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         file = io.BytesIO()
@@ -690,6 +705,48 @@ class TestCommand:
         assert main(arguments) == 1
         assert "of them from an earlier run" in capsys.readouterr().out
         assert main([*arguments, "--skip-existing"]) == 1
+
+    @pytest.mark.parametrize("out", FORMATS)
+    def test_on_a_full_disk_says_so_and_resumes(
+        self,
+        stand_in: StandIn,
+        folder: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        out: str,
+    ) -> None:
+        """The second part meets with a full disk."""
+        arguments = ["export", "many", "--model", "cifar", "--layer", "conv1,conv2", "--out", out]
+        arguments += ["--rows-per-part", "3", "--url", stand_in.rest_url]
+        real_open, second = Path.open, re.compile(r"\.parts/data/.*(000001|/c\.1)")
+
+        def full(path: Path, mode: str = "r", *rest: Any, **more: Any) -> Any:
+            is_full = "w" in mode and second.search(str(path))
+            return real_open(Path("/dev/full") if is_full else path, mode, *rest, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", full)
+            assert main(arguments) == 1
+        said = capsys.readouterr().err
+        assert "No space left on device" in said
+        assert f"{out}.parts keeps the rows so far; the same command resumes the export" in said
+        assert main(arguments) == 1
+        assert "7 rows, 3 of them from an earlier run; 1 are errors" in capsys.readouterr().out
+        assert [row["path"] for row in read(out)[0]] == [f"many/{number}.png" for number in range(7)]
+
+    def test_with_other_settings_does_not_say_that_it_can_go_on(
+        self, stand_in: StandIn, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = ["export", "many", "--model", "cifar", "--out", "a.parquet", "--rows-per-part", "2"]
+        arguments += ["--url", stand_in.rest_url, "--batch", "1", "--concurrency", "1", "--retries", "0"]
+        stand_in.mishaps += [*[""] * 8, *["reset"] * 20]
+        assert main(arguments) == 1
+        assert "resumes the export" in capsys.readouterr().err
+        stand_in.mishaps.clear()
+        assert main([*arguments, "--layer", "conv1"]) == 1
+        said = capsys.readouterr().err
+        assert "see --overwrite" in said
+        assert "resumes the export" not in said
 
     @pytest.mark.parametrize(
         ("more", "words"),

@@ -575,6 +575,26 @@ def test_an_edit_that_does_not_fit_is_rejected_in_the_services_words(watch: Open
     watched.wrong.clear()
 
 
+def test_edits_of_the_address_that_have_no_words_are_rejected_too(watch: Open, server: PageServer, picture: Path):
+    """JSON can hold objects that no script can turn into text, and lists that are no numbers."""
+    watched = watch()
+    page = watched.open(server.url)
+    page.set_input_files("#file", picture)
+    await_title(page, "dog.png – digits")
+    wordless = {"toString": 1, "valueOf": 1}
+    good = {"layer": "conv1", "operation": "scale", "value": 0.5}
+    fields = [{name: wordless} for name in ("layer", "operation", "value", "channels", "box")]
+    fields += [{"channels": {"except": wordless}}, {"region": [0, 0, 1, wordless]}, {"value": [[wordless]]}]
+    edits = json.dumps([good, *({**good, **field} for field in fields)])
+    page.evaluate("(edits) => { location.hash += '&edits=' + encodeURIComponent(edits); }", edits)
+    expect(page.locator("#error")).to_contain_text("bad_request: edits[1]")
+    expect(page.get_by_role("region", name="Edits").get_by_role("listitem")).to_have_count(1)
+    page.get_by_role("button", name="Reset").click()
+    expect(page.locator("main .stale")).to_have_count(0)
+    assert page.inner_text("#error") == ""
+    watched.wrong.clear()
+
+
 def test_while_an_edit_is_awaited_the_old_result_is_dimmed_and_another_network_has_none(
     watch: Open, stand_in: StandIn, picture: Path
 ):

@@ -138,7 +138,8 @@ def _run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except ConvscopeError as error:
-        message = error.message if as_json else f"{error.code}: {error}"
+        said = error.message if as_json else f"{error.code}: {error}"
+        message = "; ".join([said, *getattr(error, "__notes__", [])])  # Commands note how far they came.
         return _fail(message, error.code, as_json=as_json, request_id=error.request_id)
     except (OSError, ValueError) as error:
         code = "os_error" if isinstance(error, OSError) else "invalid_value"

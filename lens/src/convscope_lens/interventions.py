@@ -22,6 +22,8 @@ import numpy as np
 from convscope import ConvscopeError, Edit, encode_pictures
 from convscope.commands import format_table, printable
 
+from convscope_lens._failures import raise_if_of_service
+
 if TYPE_CHECKING:
     from convscope import ClassScore, Client, Layer, ModelCard, Prediction
     from convscope.typing import Picture
@@ -264,7 +266,8 @@ def ablate(
             takes twice as many forward passes.
         version: Version of the model; None for the server's default.
         deadline_s: Deadline of each request, in seconds; None for the client's.
-        on_error: Called with the index and the error of a failed picture; None to raise the error.
+        on_error: Called with the index and the error of a failed picture; None to raise the error. An error of the
+            service is raised, with a note that says how many pictures were measured.
 
     Returns:
         The change of the score by picture and channel, (N, C), and the slopes if measured.
@@ -287,12 +290,15 @@ def ablate(
     targets = []
     last = None if card.classes else card.layers[-1].name
     options: dict[str, Any] = {"model": model, "version": version, "deadline_s": deadline_s}
-    for index, file in enumerate(encode_pictures(pictures).files):
+    files = encode_pictures(pictures).files
+    for index, file in enumerate(files):
         try:
             found, chosen = _changes(client, card, file, edits, target, last, options)
         except ConvscopeError as error:
             if on_error is None:
                 raise
+            so_far = f"{len(measured)} of {len(files)} pictures were measured before"
+            raise_if_of_service(error, client, model, version, so_far)
             on_error(index, error)
             failure = error
             continue

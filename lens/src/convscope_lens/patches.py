@@ -10,11 +10,13 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
-from convscope import encode_pictures
+from convscope import ConvscopeError, encode_pictures
 from convscope.pixels import html_image, to_display_pixels
 
+from convscope_lens._failures import raise_if_of_service
+
 if TYPE_CHECKING:
-    from convscope import Client, ConvscopeError, Explanation, Layer, ModelCard
+    from convscope import Client, Explanation, Layer, ModelCard
     from convscope.typing import Picture
     from numpy.typing import NDArray
 
@@ -135,7 +137,8 @@ def strongest_patches(
         per_picture: Maximum number of patches per picture.
         version: Version of the model; None for the server's default.
         deadline_s: Deadline of each request, in seconds; None for the client's.
-        on_error: Called with the index and the error of a failed picture; None to raise the error.
+        on_error: Called with the index and the error of a failed picture; None to raise the error. An error of the
+            service is raised, with a note that says how many pictures were measured.
 
     Returns:
         At most `n` patches, strongest cell first; of equal cells, the one of the earlier picture first.
@@ -154,17 +157,23 @@ def strongest_patches(
     heap: list[tuple[float, int, int, tuple[int, int]]] = []  # (value, -picture index, -flat cell index, cell)
     kept: dict[int, bytes] = {}  # Files of the pictures with one of the strongest cells.
     for batch in _batched(_numbered_files(pictures), card.pictures_per_request(4 * math.prod(layer_card.shape[1:]))):
-        predictions = client.predict(
-            [file for _, file in batch],
-            model=model,
-            version=version,
-            layers=[layer],
-            channels=[channel],
-            top_k=1,
-            deadline_s=deadline_s,
-        )
+        so_far = f"{batch[0][0]:,} pictures were measured before"
+        try:
+            predictions = client.predict(
+                [file for _, file in batch],
+                model=model,
+                version=version,
+                layers=[layer],
+                channels=[channel],
+                top_k=1,
+                deadline_s=deadline_s,
+            )
+        except ConvscopeError as error:
+            error.add_note(so_far)
+            raise
         for (index, _), prediction in zip(batch, predictions, strict=True):
             if on_error is not None and prediction.error is not None:
+                raise_if_of_service(prediction.error, client, model, version, so_far)
                 on_error(index, prediction.error)
                 continue
             [values] = prediction.maps[layer]

@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from convscope.commands import PictureFailure, format_table, list_pictures, printable, read_picture_files
 
+from convscope_lens._failures import raise_if_of_service
+
 if TYPE_CHECKING:
     from convscope import Client, ConvscopeError, Layer, ModelCard, Prediction
     from numpy.typing import NDArray
@@ -259,7 +261,8 @@ def survey(
         The statistics. Pictures that failed are listed in `failed`.
 
     Raises:
-        ConvscopeError: The card could not be fetched, there is no such layer (`UnknownLayer`), or all pictures failed.
+        ConvscopeError: The card could not be fetched, there is no such layer (`UnknownLayer`), all pictures failed, or
+            the service failed, after how many pictures a note says.
         ImportError: tqdm is not installed.
         UsageError: The folder contains no picture.
         ValueError: `folder` is not a folder, `k` or `shuffles` is below 1, the model publishes no layers, or no picture
@@ -295,6 +298,8 @@ def survey(
         name, number, label = files.sent.popleft()
         reason = _failure(prediction)
         if reason is not None:
+            so_far = f"{pictures:,} pictures were measured before; the folder has {len(files.paths):,} files"
+            raise_if_of_service(prediction.error, client, model, version, so_far)
             files.failed.append((name, reason))
             failure = failure or prediction.error
             continue

@@ -4,11 +4,15 @@ import { formatSigned, plural } from "./format.js";
 
 const LARGEST_FACTOR = 2, FACTOR_STEP = 0.05;
 
+// Whether a field of an operation can be put into words: an object in place of a number need not have a text.
+const isPlain = (value) => typeof value !== "object" || value === null || (Array.isArray(value) && value.every((one) => typeof one !== "object"));
+
 // The operations in the address: JSON as the service takes it. What cannot be read is for the service to reject.
 export function parseEdits(text) {
   try {
     const edits = JSON.parse(text || "[]");
-    return Array.isArray(edits) ? edits.filter((edit) => edit && typeof edit === "object") : [];
+    return Array.isArray(edits) ? edits.filter((edit) => edit && typeof edit === "object" &&
+      [edit.layer, edit.operation, edit.value, edit.channels?.except ?? edit.channels, edit.region, edit.box].every(isPlain)) : [];
   } catch {
     return [];
   }

@@ -102,8 +102,8 @@ def _export(client: Client, options: argparse.Namespace) -> int:
         )
     except ImportError as error:
         raise UsageError(str(error)) from error
-    except BaseException:
-        if (parts / "progress.json").exists():
+    except BaseException as error:
+        if (parts / "settings.json").exists() and not isinstance(error, ValueError):  # Which only --overwrite helps.
             command = "the same command" + " without --overwrite" * options.overwrite
             print(printable(f"{parts} keeps the rows so far; {command} resumes the export"), file=sys.stderr)
         raise

@@ -20,7 +20,7 @@ import math
 import os
 import shutil
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -30,22 +30,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-from convscope import (
-    AuthenticationFailed,
-    DeadlineExceeded,
-    ImageTooLarge,
-    ModelNotFound,
-    Overloaded,
-    ReplyTooLarge,
-    ServerError,
-    TooManyImages,
-    TransportError,
-    UnknownLayer,
-)
+from convscope import DeadlineExceeded, ImageTooLarge, ReplyTooLarge, ServerError, TooManyImages
 from convscope.commands import UsageError
 
-from convscope_lens._export.formats import FORMATS, INDEX_TYPES, Column, Part, Store, sync, write_json
+from convscope_lens._export.formats import FORMATS, INDEX_TYPES, Column, Layout, Part, Store, sync, write_json
 from convscope_lens._export.pictures import Entry, Pictures
+from convscope_lens._failures import SERVICE_ERRORS
 
 if TYPE_CHECKING:
     from convscope import Client, ModelCard, Prediction
@@ -59,8 +49,6 @@ ANY_SIZE = 224  # Height and width of the reference picture for a network that t
 TOLERANCE = 1e-3  # Of the reference, as a share of its largest value; engines differ by less in float32.
 # Errors that may be due to the other pictures of the request, or be temporary.
 SHARED = (ServerError, DeadlineExceeded, ReplyTooLarge, TooManyImages, ImageTooLarge)
-# Errors that are not due to a picture: the export ends, and can be resumed.
-FATAL = (TransportError, Overloaded, ModelNotFound, AuthenticationFailed, UnknownLayer)
 
 
 class Exported(NamedTuple):
@@ -80,10 +68,10 @@ class Exported(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A picture's row: a value for each column of the index, and its arrays, none if it is an error."""
+    """A picture and its prediction, whose error, if it has one, is the picture's own."""
 
-    values: dict[str, Any]
-    arrays: dict[str, NDArray[Any]]
+    entry: Entry
+    prediction: Prediction
 
 
 def export(
@@ -184,13 +172,13 @@ def export(
             if (parts / "settings.json").exists():
                 _remove(*(parts / name for name in ("progress.json", "data", "settings.json")))
         counted = _begin(parts, settings, plan.reference)
-        store = store_type(parts / "data", plan.index, plan.columns, size)
         resumed = min(counted["parts"] * size, total)
         read_again = hashlib.sha256(found.standard_input)
         entries = islice(_hashed(found, read_again), resumed, None)
         rows = _rows(client, entries, plan, concurrency=concurrency, batch=plan.batch if batch is None else batch)
         with closing(rows), _progress_bar(total, resumed, progress) as bar:
-            counted = _write_parts(store, parts, plan, _shown(rows, bar), size, counted)
+            layout = Layout(plan.index, plan.columns, total, size)
+            store, counted = _write_parts(store_type, layout, parts, plan, _shown(rows, bar), counted)
         if read_again.digest() != digest.digest():
             raise ValueError("the list of pictures changed while they were read; see --overwrite")
         store.finish(counted["parts"], {**settings, "failed": counted["failed"]}).replace(out)
@@ -352,49 +340,27 @@ def _rows(
             sent.append(entry)
             yield entry
 
+    version = plan.options["version"]
     with closing(client.predict_many(pictures(), concurrency=concurrency, batch=batch, **plan.options)) as predictions:
         for prediction in predictions:
             entry = sent.popleft()
-            yield _row(entry, _final(client, entry, prediction, plan), plan)
+            if prediction.error is not None:
+                prediction = _again(client, entry, prediction, plan)
+            if prediction.version != version:
+                raise ValueError(f"the answer is from version {prediction.version}, not {version}; see --overwrite")
+            yield Row(entry, prediction)
 
 
-def _final(client: Client, entry: Entry, prediction: Prediction, plan: _Plan) -> Prediction:
-    """Return a prediction whose error, if it has one, is its picture's; raise the error if it is the service's."""
+def _again(client: Client, entry: Entry, prediction: Prediction, plan: _Plan) -> Prediction:
+    """Return a failed prediction, or that of another attempt; raise its error if it is the service's."""
     if isinstance(prediction.error, SHARED):
         [prediction] = client.predict_many([entry], batch=1, **plan.options)
     if isinstance(prediction.error, ServerError):
         plan.reference.check()  # Raises if the service fails with any picture.
         [prediction] = client.predict_many([entry], batch=1, **plan.options)
-    if isinstance(prediction.error, FATAL):
+    if isinstance(prediction.error, SERVICE_ERRORS):
         raise prediction.error
-    version = plan.options["version"]
-    if prediction.version != version:
-        raise ValueError(f"the answer is from version {prediction.version}, not {version}; see --overwrite")
     return prediction
-
-
-def _row(entry: Entry, prediction: Prediction, plan: _Plan) -> Row:
-    values: dict[str, Any] = dict.fromkeys(plan.index)
-    values |= {"path": _text(entry.path), "key": None if entry.key is None else _text(entry.key)}
-    error = prediction.error
-    if error is not None:
-        cause = error.__cause__  # Of a picture that was not sent.
-        unread = isinstance(cause, OSError | ValueError)
-        values["error_code"] = "unreadable" if unread else error.code
-        values["error_message"] = _text(getattr(cause, "strerror", None) or error.message)
-        return Row(values, {})
-    arrays: dict[str, NDArray[Any]] = dict(prediction.maps)
-    values["notes"] = ", ".join(prediction.notes) or None
-    top = prediction.top
-    if "label" in values and top:
-        values |= {"label": top[0].label, "class_index": top[0].index, "probability": top[0].probability}
-    top.sort(key=lambda score: score.index)
-    if "logits" in plan.columns:
-        arrays["probabilities"] = np.array([score.probability for score in top], np.float32)
-        arrays["logits"] = np.array([score.logit for score in top], np.float32)
-    if "values" in plan.columns:
-        arrays["values"] = np.array([score.value for score in top], np.float32)
-    return Row(values, arrays)
 
 
 def _text(name: str) -> str:
@@ -402,48 +368,74 @@ def _text(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _part(rows: Sequence[Row], plan: _Plan) -> Part:
-    arrays = {}
-    for name, (shape, dtype) in plan.columns.items():
-        arrays[name] = np.full((len(rows), *shape), np.nan, dtype)
-        for place, row in enumerate(rows):
-            if row.arrays:
-                arrays[name][place] = row.arrays[name]
-    return Part({name: [row.values[name] for row in rows] for name in plan.index}, arrays)
+def _part(rows: Iterable[Row], size: int, plan: _Plan) -> Part:
+    """Return the next rows as columns; of a picture with an error only its name and the error.
+
+    Each row is copied as it arrives: predictions that are kept take longer to make and to free.
+    """
+    index: dict[str, list[Any]] = {name: [None] * size for name in plan.index}
+    arrays: dict[str, NDArray[Any]] = {
+        name: np.full((size, *shape), np.nan, dtype) for name, (shape, dtype) in plan.columns.items()
+    }
+    count = 0
+    for (path, key, _), prediction in islice(rows, size):
+        index["path"][count], index["key"][count] = _text(path), None if key is None else _text(key)
+        if (error := prediction.error) is not None:
+            cause = error.__cause__  # Of a picture that was not sent.
+            index["error_code"][count] = "unreadable" if isinstance(cause, OSError | ValueError) else error.code
+            index["error_message"][count] = _text(getattr(cause, "strerror", None) or error.message)
+        else:
+            maps, top = prediction.maps, prediction.top
+            index["notes"][count] = ", ".join(prediction.notes) or None
+            for layer in plan.options.get("layers", ()):
+                arrays[layer][count] = maps[layer]
+            if top and "label" in index:
+                index["class_index"][count], index["label"][count], index["probability"][count] = top[0][:3]
+            top.sort(key=lambda score: score.index)
+            if "logits" in arrays:
+                arrays["probabilities"][count] = [score.probability for score in top]
+                arrays["logits"][count] = [score.logit for score in top]
+            if "values" in arrays:
+                arrays["values"][count] = [score.value for score in top]
+        count += 1
+    return Part(
+        {name: values[:count] for name, values in index.items()},
+        {name: values[:count] for name, values in arrays.items()},
+    )
 
 
 def _write_parts(
-    store: Store, folder: Path, plan: _Plan, rows: Iterator[Row], size: int, counted: Mapping[str, int]
-) -> dict[str, int]:
+    store_type: type[Store], layout: Layout, folder: Path, plan: _Plan, rows: Iterator[Row], counted: dict[str, int]
+) -> tuple[Store, dict[str, int]]:
     """Write rows in parts, each while the rows of the next are received.
 
     Args:
-        store: Writes the parts.
-        folder: Folder of progress.json.
+        store_type: Of what writes the parts.
+        layout: What it writes.
+        folder: Folder of progress.json, and of the parts, `data`.
         plan: The plan of the export.
         rows: The rows after those of the counted parts.
-        size: Rows per part.
         counted: Content of progress.json: the number of parts, and of errors in them.
 
     Returns:
-        The content of progress.json at the end.
+        The store with all parts, and the content of progress.json at the end.
     """
 
-    def write(group: list[Row], before: Mapping[str, int]) -> dict[str, int]:
+    def write(part: Part, before: Mapping[str, int]) -> dict[str, int]:
         plan.reference.check()  # These rows came before, so they are of the network that the export began with.
-        part = _part(group, plan)
-        store.write(before["parts"], part)
+        store.result().write(before["parts"], part)
         after = {"parts": before["parts"] + 1, "failed": before["failed"] + int(part.is_error.sum())}
         write_json(folder / "progress.json", after)
         return after
 
     with ThreadPoolExecutor(1, thread_name_prefix="convscope-export") as writer:
+        store = writer.submit(store_type, folder / "data", layout)
         written: Future[dict[str, int]] | None = None
-        while group := list(islice(rows, size)):
+        while (part := _part(rows, layout.rows_per_part, plan)).index["path"]:
             if written is not None:
                 counted = written.result()
-            written = writer.submit(write, group, counted)
-        return dict(counted if written is None else written.result())
+            written = writer.submit(write, part, counted)
+        return store.result(), counted if written is None else written.result()
 
 
 def _begin(folder: Path, settings: Mapping[str, Any], reference: _Reference) -> dict[str, int]:

@@ -7,10 +7,10 @@ import io
 import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from convscope import encode_pictures
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 SUFFIXES = PICTURE_SUFFIXES | {".tar"}  # Of the files that a folder stands for.
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A picture that has not been read yet; the client takes it like an open file.
 
     Attributes:
@@ -61,19 +60,18 @@ class Pictures:
             if path == STANDARD_INPUT:
                 yield from _entries_of_bytes(path, self.standard_input)
             elif path.lower().endswith(".csv"):
-                for listed in _read_csv(path):
-                    yield from _entries_of_file(listed)
+                yield from _entries_of_csv(path)
             else:
                 yield from _entries_of_file(path)
 
 
-def _entries_of_file(path: str) -> Iterator[Entry]:
+def _entries_of_file(path: str) -> Iterable[Entry]:
     suffix = path.lower().rpartition(".")[2]
     if suffix == "tar":
         return _entries_of_tar(path)
     pictures = _open_npy(path) if suffix == "npy" else None
     if pictures is None or len(pictures) == 1:
-        return iter([Entry(path, None, lambda: _one_file(Path(path).read_bytes()))])
+        return [Entry(path, None, partial(_read_file, path))]
     return (Entry(f"{path}[{index}]", None, partial(_npy_file, pictures, index)) for index in range(len(pictures)))
 
 
@@ -90,14 +88,18 @@ def _entries_of_bytes(path: str, data: bytes) -> Iterator[Entry]:
             yield Entry(f"{path}[{index}]", None, partial(bytes, file))
 
 
+def _read_file(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123  # With a Path, a small picture takes half as long again.
+        return _one_file(file.read())
+
+
 def _one_file(data: bytes) -> bytes:
-    """Return the picture file of a file's content; GIF, BMP and TIFF as PNG."""
+    """Return the content of a file, which is one picture."""
     if not data:
         raise ValueError("the file is empty")
-    [file, *others] = encode_pictures(data).files
-    if others:
+    if data.startswith(np.lib.format.MAGIC_PREFIX) and len(encode_pictures(data).files) > 1:
         raise ValueError("it contains several pictures; its name must end in .npy")
-    return file
+    return data
 
 
 def _open_npy(path: str) -> NDArray[Any] | None:
@@ -154,17 +156,19 @@ def _raise(error: Exception) -> bytes:
     raise error
 
 
-def _read_csv(path: str) -> Iterator[str]:
-    """Yield the column `path` of a CSV file; the first column of one without such a heading."""
+def _entries_of_csv(path: str) -> Iterator[Entry]:
+    """Yield the pictures of the column `path`, or of the first one without such a heading; blank lines are none."""
     with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.reader(file)
         try:
             first = next(rows, [])
             column = first.index("path") if "path" in first else 0
-            if first and "path" not in first:
-                yield first[0]
-            for row in rows:
-                if len(row) > column and row[column]:
-                    yield row[column]
+            for row in rows if "path" in first else chain([first], rows):
+                listed = row[column] if len(row) > column else ""
+                if listed:
+                    yield from _entries_of_file(listed)
+                elif row:
+                    error = ValueError("the row of the .csv file has no path")
+                    yield Entry(f"{path}, line {rows.line_num}", None, partial(_raise, error))
         except csv.Error as error:
             raise ValueError(f"{path}, line {rows.line_num}: {error}") from error

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from convscope import ConvscopeError
 from convscope.commands import STANDARD_INPUT
 
+from convscope_lens._failures import raise_if_of_service
 from convscope_lens._page.html import page_html
 from convscope_lens._page.page_data import encode_one_picture, fetch_page_data, thumbnail
 
@@ -146,7 +147,7 @@ def write_reports(
         What became of each picture, in order; the index is written after the last one.
 
     Raises:
-        ConvscopeError: The card could not be fetched.
+        ConvscopeError: The card could not be fetched, or the service failed; a note says after how many pictures.
         OSError: The folder or a page cannot be written.
     """
     card = client.model_card(model, options.version)
@@ -163,7 +164,11 @@ def write_reports(
             entry["thumbnail"] = thumbnail(file)
             page, data = _page(client, file, card, model, title, options)
         except (ConvscopeError, OSError, ValueError) as error:
-            code = error.code if isinstance(error, ConvscopeError) else "unreadable"
+            code = "unreadable"
+            if isinstance(error, ConvscopeError):
+                so_far = f"{number - 1:,} of {len(pictures):,} pictures were done before"
+                raise_if_of_service(error, client, model, options.version, so_far)
+                code = error.code
             message = getattr(error, "strerror", None) or str(error)
             entry["error"] = f"{code}: {message}"
         else:

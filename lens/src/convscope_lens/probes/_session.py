@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from convscope import ConvscopeError
 from numpy.typing import NDArray
 
 from convscope_lens.probes._images import File, Grid, MapArray, PictureArray, Source, list_pictures, load_network_inputs
@@ -97,7 +98,7 @@ class ProbeSession:
             Each picture, (H, W, C), float32, 0..1, and the predictions of its copies.
 
         Raises:
-            ConvscopeError: A request failed.
+            ConvscopeError: A request or a picture failed; a note says how many pictures were measured before.
         """
         layers = [layer.name for layer in self.layers] if maps else []
         reply_bytes = sum(layer.bytes.get("float32", 0) for layer in self.layers) if maps else 0
@@ -120,9 +121,19 @@ class ProbeSession:
             batch=self.card.pictures_per_request(reply_bytes),
             concurrency=1,
         )
-        for first in predictions:  # predict_many reads ahead, so several pictures may be pending.
-            picture, count = pending.pop(0)
-            yield picture, [first, *itertools.islice(predictions, count - 1)]
+        done = 0
+        try:
+            for first in predictions:  # predict_many reads ahead, so several pictures may be pending.
+                picture, count = pending.pop(0)
+                found = [first, *itertools.islice(predictions, count - 1)]
+                for prediction in found:
+                    if prediction.error is not None:
+                        raise prediction.error
+                yield picture, found
+                done += 1
+        except ConvscopeError as error:
+            error.add_note(f"{done:,} of {self.picture_count:,} pictures were measured before")
+            raise
 
 
 class PictureSums:
