@@ -73,7 +73,8 @@ of-rest := tests $(patsubst %,--ignore=tests/%,archiver client e2e handlers kser
 # Plugins of pytest that only these parts need take a second to import.
 without = $(if $(filter e2e,$(1)),,-p no:schemathesis) -p no:zarr
 # KServe's model server has no release for Python 3.14.
-PARTS := $(patsubst %,part-%,watched archiver e2e rest wire watching handlers packaged own-servers) $(if $(wildcard .venv/lib/python3.14),,test-kserve) part-server lint part-client
+KSERVE := $(if $(wildcard .venv/lib/python3.14),,test-kserve)
+PARTS := $(patsubst %,part-%,e2e archiver watched rest handlers watching) $(KSERVE) $(patsubst %,part-%,packaged wire own-servers) lint part-server part-client
 in_parts = @$(MAKE) --no-print-directory --keep-going --jobs=$(JOBS) --output-sync=target
 
 check: .venv/installed ## Lint, type-check, and run the tests that start no process: about a minute
