@@ -78,7 +78,7 @@ PARTS := $(patsubst %,part-%,e2e archiver watched rest handlers watching) $(KSER
 in_parts = @$(MAKE) --no-print-directory --keep-going --jobs=$(JOBS) --output-sync=target
 
 check: .venv/installed ## Lint, type-check, and run the tests that start no process: about a minute
-	$(in_parts) MARKS="not slow and not docker and not gpu" lint part-handlers part-rest part-server part-client
+	$(in_parts) MARKS="not slow and not docker and not gpu" lint part-handlers part-rest part-server part-client part-wire
 
 test: install prometheus chromium page-tools kubectl ## Set up, lint, type-check, and run every test that needs no Docker, no GPU and no cluster
 	$(in_parts) parts

@@ -10,7 +10,6 @@ from __future__ import annotations
 import builtins
 import importlib
 import importlib.util
-import os
 import shutil
 import sys
 import sysconfig
@@ -83,7 +82,6 @@ class Architecture:
             path = Path(folder, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-            _copy_compiled(name, content, path)
         return folder
 
     def build(self, arguments: Mapping[str, Any]) -> nn.Module:
@@ -180,28 +178,6 @@ def package_files(top: str, place: str) -> dict[str, bytes]:
     folder = Path(next(iter(spec.submodule_search_locations)))
     found = sorted(path for path in folder.rglob("*.py") if "__pycache__" not in path.parts)
     return {f"{top}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in found}
-
-
-def _copy_compiled(name: str, content: bytes, path: Path) -> None:
-    """Put beside a packed source what Python has compiled of the installed one, if that is the same.
-
-    Compiling all of timm takes longer than anything else that is done to archive one of its networks.
-
-    Args:
-        name: Its name inside the archive.
-        content: What it holds.
-        path: Where it is unpacked.
-    """
-    for folder in sys.path:
-        installed = Path(folder, name)
-        compiled = Path(importlib.util.cache_from_source(str(installed)))
-        if compiled.is_file() and installed.is_file() and installed.read_bytes() == content:
-            times = installed.stat()
-            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # Python compares it with what was compiled.
-            copy = Path(importlib.util.cache_from_source(str(path)))
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(compiled, copy)
-            return
 
 
 @contextmanager

@@ -303,7 +303,7 @@ def _normalise(distribution: str) -> str:
     return re.sub(r"[-_.]+", "_", distribution).lower()
 
 
-@cache  # Reading what hundreds of distributions hold takes longer than building a small network.
+@cache  # Reading what hundreds of distributions hold takes a quarter of a second.
 def _distributions(path: tuple[str, ...]) -> Mapping[str, list[str]]:
     """Return the names of the distributions on an import path by the packages that they install."""
     return importlib.metadata.packages_distributions()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import compileall
-import importlib
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,7 +15,6 @@ from torch import Tensor
 
 from archiver import packing
 from archiver.__main__ import main
-from archiver.architecture import find
 from archiver.external import look_up_timm
 from archiver.recipes import timm_preprocessing
 from archiver.trial import noise
@@ -138,21 +134,6 @@ def test_what_is_used_of_a_package_travels_with_its_licence(
     assert packed == {f"toy_nets/{name}.py" for name in used}
     assert json.loads(files["card.json"])["layers"]
     assert main(["--refresh", "--store", str(toy / "store")]) == 0
-
-
-def test_what_python_has_compiled_of_a_package_is_not_compiled_again(
-    toy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install(toy, PACKAGE)
-    compileall.compile_dir(toy / "site-packages", quiet=1)
-    (toy / "site-packages/toy_nets/nets/two.py").write_text("CHANGED = True\n")
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    architecture = find("toy_nets:one")
-    with architecture.importable():
-        same, changed = (importlib.import_module(f"toy_nets.{name}") for name in ("squash", "nets.two"))
-        assert not Path(same.__file__).is_relative_to(toy)
-        assert Path(same.__cached__).exists()
-        assert changed.CHANGED  # Python compares what was compiled with the source.
 
 
 def test_a_package_that_cannot_be_imported_as_a_whole_says_why(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
