@@ -9,6 +9,9 @@ TORCH_INDEX ?=
 pip_install = $(if $(shell command -v uv),uv pip install -q --compile-bytecode --python $(1)/bin/python,$(1)/bin/pip --disable-pip-version-check -q install)
 need_python = @test -n "$(PYTHON)" || { echo "convscope needs Python 3.11 to 3.14; set PYTHON=/path/to/python" >&2; exit 1; }
 PORT ?= 8080
+# Whatever the environment says, Python keeps what it compiles: the processes that tests start import the same modules
+# hundreds of times.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo stop serve check test parts thorough prometheus chromium page page-tools kubectl lint style mypy pyright format test-client test-kserve kserve test-gpu test-docker test-kubernetes drill campaign secrets key revoke keys certificate check-config replicas restart update bench bench-full archives proto lock pin clean
@@ -48,29 +51,34 @@ stop: ## Stop the service that `make demo` left running
 serve: .venv/installed stop ## Serve every archive of model_store/ until Ctrl-C
 	$(BIN)/python -m server --rest-port $(PORT)
 
-# Tests run in parts, a process each, which imports what its rooms need alone. JOBS of them run at a time, the longest first:
-# one more than there are cores, since tests wait for servers.
+# Tests run in parts, a process each, which imports what its rooms need alone. JOBS of them run at a time, those that take longest
+# first: one more than there are cores, since tests wait for servers.
 JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 1) + 1)
 MARKS := not docker and not gpu and not kubernetes
-OWN_SERVERS := $(patsubst %,tests/e2e/test_%.py,demo engines reload traces)
 PACKAGED := $(patsubst %,tests/archiver/test_%.py,packages recipes stock_torchserve survey your_own_network)
+OWN_SERVERS := $(patsubst %,tests/e2e/test_%.py,demo reload traces) tests/server/test_trust.py
 WATCHED := $(patsubst %,tests/server/test_%.py,life refusals watched)
+WIRE := $(patsubst %,tests/client/test_%.py,backend install network retries) $(wildcard tests/client/test_wire_*.py)
 of-archiver := tests/archiver $(PACKAGED:%=--ignore=%)
-of-client := tests/client
+of-client := tests/client $(WIRE:%=--ignore=%)
 of-e2e := tests/e2e $(OWN_SERVERS:%=--ignore=%)
 of-handlers := tests/handlers
 of-own-servers := $(OWN_SERVERS)
 of-packaged := $(PACKAGED)
-of-server := tests/server $(WATCHED:%=--ignore=%)
+of-server := tests/server $(WATCHED:%=--ignore=%) --ignore=tests/server/test_trust.py
 of-watched := $(WATCHED)
 of-watching := tests/watching tests/page
+of-wire := $(WIRE)
 of-rest := tests $(patsubst %,--ignore=tests/%,archiver client e2e handlers kserve page server watching)
+# Plugins of pytest that only these parts need take a second to import.
+without = $(if $(filter e2e,$(1)),,-p no:schemathesis) -p no:zarr
 # KServe's model server has no release for Python 3.14.
-PARTS := $(if $(wildcard .venv/lib/python3.14),,test-kserve) $(patsubst %,part-%,watched handlers archiver rest packaged own-servers e2e watching server client) lint
+KSERVE := $(if $(wildcard .venv/lib/python3.14),,test-kserve)
+PARTS := $(patsubst %,part-%,e2e archiver watched rest handlers watching) $(KSERVE) $(patsubst %,part-%,packaged wire own-servers) lint part-server part-client
 in_parts = @$(MAKE) --no-print-directory --keep-going --jobs=$(JOBS) --output-sync=target
 
 check: .venv/installed ## Lint, type-check, and run the tests that start no process: about a minute
-	$(in_parts) MARKS="not slow and not docker and not gpu" lint part-handlers part-rest part-server part-client
+	$(in_parts) MARKS="not slow and not docker and not gpu" lint part-handlers part-rest part-server part-client part-wire
 
 test: install prometheus chromium page-tools kubectl ## Set up, lint, type-check, and run every test that needs no Docker, no GPU and no cluster
 	$(in_parts) parts
@@ -78,9 +86,9 @@ test: install prometheus chromium page-tools kubectl ## Set up, lint, type-check
 parts: $(PARTS)
 
 part-%:
-	$(BIN)/pytest -q -m "$(MARKS)" $(of-$*)
+	$(BIN)/pytest -q -m "$(MARKS)" $(call without,$*) $(of-$*)
 
-thorough: ## make test with as many generated cases as the tests were written with: twice to four times as many
+thorough: ## make test with all cases: two to four times as many generated ones, and all variants
 	CONVSCOPE_THOROUGH=1 $(MAKE) test
 
 prometheus: ## Fetch Debian's Prometheus into .tools/ for the tests of rules and dashboards, if there is none
@@ -151,7 +159,7 @@ kserve: .venv-kserve/installed ## Serve every archive of model_store/ in KServe'
 	.venv-kserve/bin/python -m server.kserve
 
 test-kserve: .venv-kserve/installed ## Run the tests of KServe's model server
-	.venv-kserve/bin/python -m pytest -q tests/kserve
+	.venv-kserve/bin/python -m pytest -q -p no:zarr tests/kserve
 
 bench: .venv-bench/installed ## Measure our service beside its rivals: the standard set, half an hour
 	.venv-bench/bin/python -m benchmarks

@@ -67,7 +67,7 @@ def load(urls: Mapping[str, str], versions: tuple[str | None, ...]) -> Iterator[
 
     def ask(transport: str, version: str | None, got: Calls) -> None:
         with Client(urls[transport], retries=0) as client:
-            while not stopped.wait(0.005):
+            while not stopped.wait(0.02):  # Or the callers, and not the reload, have the processor.
                 try:
                     got.versions.append(client.predict(PICTURE, model=MODEL, version=version, layers="conv1").version)
                 except ConvscopeError as error:

@@ -4,6 +4,7 @@ Nothing is downloaded: the packages are the ones of the environment the tests ru
 linked into a fresh virtual environment. So it holds what `pip install` of them would bring, and no other package.
 """
 
+import csv
 import importlib.metadata
 import json
 import os
@@ -52,8 +53,10 @@ def environment(folder: Path) -> Path:
     site = Path(_ask(python, "import sysconfig; print(sysconfig.get_path('purelib'))"))
     for distribution in closure(PUBLIC).values():
         root = Path(distribution.locate_file(""))
+        # `distribution.files` looks for each of tens of thousands of files.
+        files = [PurePath(row[0]) for row in csv.reader((distribution.read_text("RECORD") or "").splitlines())]
         # Commands are left out: a stock server is started without them.
-        for place in {_owned(root, file) for file in distribution.files or [] if file.parts[0] != ".."}:
+        for place in {_owned(root, file) for file in files if file.parts[0] != ".."}:
             _link(root / place, site / place)
     return python
 

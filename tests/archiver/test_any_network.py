@@ -20,6 +20,7 @@ from handlers.pipeline import Pipeline
 from handlers.settings import Settings
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import ask_json, ask_message, ask_rest, cells
+from tests.thorough import variants
 
 SIZE = 64
 
@@ -219,11 +220,10 @@ CONVNEXT_MODULES |= {"block3": "features.3.1", "conv3": "features.4", "block4": 
 
 @pytest.mark.parametrize(
     ("name", "source", "modules"),
-    [
-        ("vgg", VGG, VGG_MODULES),
-        ("mobilenet", MOBILENET, MOBILENET_MODULES),
-        ("convnext", CONVNEXT, CONVNEXT_MODULES),
-    ],  # resnet18 is in test_graph.
+    variants(
+        [("mobilenet", MOBILENET, MOBILENET_MODULES), ("convnext", CONVNEXT, CONVNEXT_MODULES)],
+        [("vgg", VGG, VGG_MODULES)],
+    ),  # resnet18 is in test_graph.
 )
 def test_a_network_serves_what_it_computes_in_both_engines(
     name: str, source: str, modules: dict[str, str], serve, own

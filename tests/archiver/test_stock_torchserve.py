@@ -17,11 +17,9 @@ from tests.archiver.conftest import NET
 
 OURS = ("convscope", "handlers", "archiver", "training", "server")
 UNNEEDED = ("onnxruntime", "prometheus_client", "httpx", "grpc", "matplotlib", "tqdm", "mlxtend", "pytest")
-# All archives hold the same handlers (test_archive), and tests/e2e serves all: here one of any size without classes,
-# and one of float16 weights. A worker is six processor seconds.
-COMMITTED = {"edges": {"conv1": 1}} | {
-    "deep": {f"block{number}": channels for number, channels in enumerate((32, 64, 64, 192, 192, 256, 256), 1)},
-}
+# All archives hold the same handlers (test_archive), and tests/e2e serves all: here one of float16 weights. A worker is
+# six processor seconds.
+COMMITTED = {f"block{number}": channels for number, channels in enumerate((32, 64, 64, 192, 192, 256, 256), 1)}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +27,7 @@ def address(stock_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("server")
     store = folder / "store"
     store.mkdir()
-    for model in COMMITTED:
-        shutil.copy(STORE / f"{model}.mar", store)
+    shutil.copy(STORE / "deep.mar", store)
     source = folder / "own_net.py"
     source.write_text(NET)
     own = [
@@ -67,15 +64,13 @@ def test_the_environment_has_the_public_packages(stock_python: Path) -> None:
     assert stock.importable(stock_python, sorted(modules)) == modules
 
 
-@pytest.mark.parametrize("model", COMMITTED)
-def test_a_committed_archive_answers_a_picture_with_classes_and_maps(model: str, address: str) -> None:
+def test_a_committed_archive_answers_a_picture_with_classes_and_maps(address: str) -> None:
     headers = {"Content-Type": "image/png", "X-Convscope-Layers": "all"}
-    reply = stock.ask(f"{address}/predictions/{model}", picture(), headers)
+    reply = stock.ask(f"{address}/predictions/deep", picture(), headers)
     (result,) = reply["results"]
-    check_maps(result["maps"], COMMITTED[model])
-    scores = result.get("top", [])
-    assert len(scores) == (0 if model == "edges" else 5)
-    assert all(score["label"] and 0 <= score["probability"] <= 1 for score in scores)
+    check_maps(result["maps"], COMMITTED)
+    assert len(result["top"]) == 5
+    assert all(score["label"] and 0 <= score["probability"] <= 1 for score in result["top"])
 
 
 def test_a_users_own_network_answers_a_picture_with_classes_and_maps(address: str) -> None:

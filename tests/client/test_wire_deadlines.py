@@ -32,6 +32,7 @@ from tests.client.wire import (
     serve_tls,
     take,
 )
+from tests.thorough import variants
 
 DEADLINE_S = 0.5
 PATIENCE_S = 10.0
@@ -315,7 +316,13 @@ EARLY: dict[str, tuple[Any, ...]] = {
 
 @BOTH
 @pytest.mark.parametrize("then", ["stays", "half-closes", "closes"])
-@pytest.mark.parametrize(("tls", "answer"), [*((False, name) for name in EARLY), (True, "413"), (True, "announced")])
+@pytest.mark.parametrize(
+    ("tls", "answer"),
+    variants(
+        [*((False, name) for name in ("413", "413, the last", "no HTTP", "announced")), (True, "413")],
+        [(False, "401"), (False, "503"), (True, "announced")],
+    ),
+)
 def test_an_early_response_ends_the_upload_and_its_connection(
     kind: type, then: str, tls: bool, answer: str, tmp_path: Path
 ):

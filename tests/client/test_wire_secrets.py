@@ -70,7 +70,7 @@ def test_an_https_request_never_reaches_a_proxy_that_opens_no_tunnel(
     proxy = Proxy(says)
     with listening(proxy.serve) as where:
         monkeypatch.setenv("https_proxy", f"http://me:secret@{where}")
-        settings = {"api_key": KEY, "retries": 2, "deadline_s": 1}
+        settings = {"api_key": KEY, "retries": 2, "deadline_s": 0.5}
         result = outcomes(kind, "https://elsewhere.invalid", 2, PICTURE, **settings)
     assert all(isinstance(error, convscope.TransportError) for error in result)
     proxy.check()

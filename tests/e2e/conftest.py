@@ -16,7 +16,7 @@ from tests.server.harness import ROOT, Launched
 STORE = ROOT / "model_store"
 # The contract holds, but for what the patches are for, in a TorchServe without them too (`server.patches`).
 CONTRACT = frozenset(f"test_{part}.py" for part in ("predictions", "carriers", "formats", "refusals", "attacks"))
-UNPATCHED = ("cifar", "digits", "edges")  # A worker is four processor seconds.
+UNPATCHED = ("cifar", "digits", "edges")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -47,12 +47,11 @@ def patches(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def server(patches: str, quick_python: Path) -> Iterator[Launched]:
-    """Workers of the patched one import torch when a request needs it, those of the unpatched one as they start."""
+    """Its workers import torch when a request needs it; tests/archiver has a stock one, whose worker does at once."""
     work = Path(tempfile.mkdtemp(prefix="e2e-"))
     options = ["--no-patches", "--models", ",".join(UNPATCHED)] if patches == "unpatched" else []
     with pytest.MonkeyPatch.context() as patch:
-        if patches == "patched":
-            patch.setattr(Launched, "python", str(quick_python))
+        patch.setattr(Launched, "python", str(quick_python))
         running = Launched(STORE, work, "--workers", "1", *options)
     with contextlib.closing(running):
         yield running.await_ready()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from convscope._cli import main
 
 from tests.server.harness import ROOT, Launched
 
@@ -21,8 +23,11 @@ def url(request: pytest.FixtureRequest, server: Launched) -> str:
 
 
 def convscope(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "convscope", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    """Run a command in this process; test_readme.py runs processes."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(arguments)
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
 def test_predict_prints_scores_and_saves_maps(url: str, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import NamedTuple
 import pytest
 from convscope import Client, ModelNotFound
 
-from archiver.store import sign
 from server.children import is_alive
 from tests.reloading import MODEL, PICTURE, load, put, reload
 from tests.server.harness import Launched, launched, poll, processes
@@ -140,22 +138,3 @@ def test_a_model_that_is_not_there_is_a_wrong_command(service: Service) -> None:
     answer = reload(service.work, "cat")
     assert answer.returncode == 2
     assert "no model cat is served or in" in answer.stderr
-
-
-@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="no ssh-keygen (OpenSSH's client)")
-def test_where_signatures_are_required_a_reload_takes_in_signed_archives_alone(tmp_path: Path) -> None:
-    work, store, key = Path(tempfile.mkdtemp(prefix="rld-")), tmp_path / "store", tmp_path / "key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-    put(store, "1.0")
-    sign(store / f"{MODEL}.mar", key)
-    with launched(store, work, "--require-signature", f"{key}.pub") as server:
-        server.await_ready()
-        with Client(f"http://127.0.0.1:{server.port('REST')}") as client:
-            put(store, "1.1")  # Beside it lies the signature of 1.0.
-            answer = reload(work)
-            assert (answer.returncode, client.model_card(MODEL).version) == (1, "1.0")
-            assert f"archive {MODEL}.mar: it is not what was signed" in answer.stderr
-            sign(store / f"{MODEL}.mar", key)
-            answer = reload(work)
-            assert (answer.returncode, answer.stderr, client.model_card(MODEL).version) == (0, "", "1.1")
-    shutil.rmtree(work)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from server.configuration import MALLOC
+from tests.thorough import variants
 
 ROOT = Path(__file__).parents[2]
 KEPT_MB = 250  # Of a picture of 12 million pixels and its map, 48 MB each, and 500 MB and more within the run.
@@ -44,7 +45,7 @@ print((process.memory_info().rss - before) // 10**6)
 """
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
+@pytest.mark.parametrize("engine", variants(["onnxruntime"], ["torch"]))
 def test_a_worker_gives_back_what_a_large_picture_took(tmp_path: Path, engine: str) -> None:
     environment = {**os.environ, **MALLOC, "CONVSCOPE_ENGINE": engine, "CONVSCOPE_MAX_RESPONSE_BYTES": "100000000"}
     done = subprocess.run(

@@ -21,6 +21,7 @@ from handlers.networks.edges import Edges
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import CIFAR_CLASSES, ask_json, ask_message, make_service
 from tests.pictures import npy, photograph, png
+from tests.thorough import variants
 
 ROOT = Path(__file__).parents[2]
 RECIPE = Preprocessing(3, 224, 224, resize=(256,))
@@ -36,7 +37,8 @@ class TestLongPictures:
         ("size", "interpolation"),
         [
             *(((6, 1500), interpolation) for interpolation in FILTERS),
-            *((size, interpolation) for size in ((2000, 7), (20_000, 70)) for interpolation in ("bilinear", "lanczos")),
+            ((2000, 7), "bilinear"),
+            *variants([], [((2000, 7), "lanczos"), ((20_000, 70), "bilinear"), ((20_000, 70), "lanczos")]),
         ],
     )
     def test_they_are_cropped_before_they_are_resized(self, size: tuple[int, int], interpolation: str) -> None:

@@ -16,8 +16,9 @@ from server.wire import inference_pb2
 from tests.contract.requests import CARRIERS, Ask, Sent, generate, twist, write
 from tests.kserve.conftest import Handle, Host
 from tests.pictures import colours, npy, png
+from tests.thorough import tries
 
-SEEDS = range(20)
+SEEDS = range(tries(10, 20))
 PICTURE = png(colours(0))
 FORM = "multipart/form-data; boundary=b"
 

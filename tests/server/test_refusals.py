@@ -87,17 +87,6 @@ def test_archives_that_cannot_be_served_are_told_at_once_each_in_its_own_words(t
     assert (logs / "models.log").exists()
 
 
-def test_in_json_a_failure_has_the_last_lines_of_the_logs_and_no_path_that_is_gone(tmp_path, work):
-    write_archive(tmp_path / "store", "bad", handler("raise RuntimeError('wrong weights')"))
-    with launched(tmp_path / "store", work, "--log-format", "json") as server:
-        assert server.end(QUICK_S) == 1
-        last = json.loads(server.err.splitlines()[-1])
-    assert last["level"] == "error"
-    assert "the full logs" not in last["message"]
-    assert any("RuntimeError: wrong weights" in line for line in last["logs"]["models.log"])
-    assert not list(work.iterdir())
-
-
 def test_beside_a_good_archive_those_that_cannot_be_served_are_rejected_and_the_good_one_is_served(tmp_path, work):
     """TorchServe goes on trying those whose worker died without a word or is late: the machine may be at fault."""
     tried_again = {"sudden-death": handler("import os; os._exit(3)"), "late": handler("import time; time.sleep(600)")}
@@ -138,11 +127,18 @@ def listed(server):
     return re.search(r"\(models: ([^)]*)\)", message)[1].split(", ")
 
 
-def test_a_model_that_never_answers_is_told_when_the_time_is_up(tmp_path, work):
-    write_archive(tmp_path / "store", "slow", handler("import time; time.sleep(300)"))
-    status, said = refused(tmp_path / "store", work, "--startup-timeout-s", "6")
-    assert status == 1
-    assert "not ready after 6 s (--startup-timeout-s):\nserver: archive slow.mar: no answer yet" in said
+def test_a_model_that_never_answers_is_told_when_the_time_is_up_in_json_with_the_logs_and_no_path_that_is_gone(
+    tmp_path, work
+):
+    write_archive(tmp_path / "store", "slow", handler("print('loading', flush=True); import time; time.sleep(300)"))
+    options = ("--startup-timeout-s", "6", "--log-format", "json")
+    status, said = refused(tmp_path / "store", work, *options)
+    last = json.loads(said.splitlines()[-1])
+    assert (status, last["level"]) == (1, "error")
+    assert "not ready after 6 s (--startup-timeout-s):\narchive slow.mar: no answer yet" in last["message"]
+    assert "the full logs" not in last["message"]
+    assert any("loading" in line for line in last["logs"]["models.log"])
+    assert not list(work.iterdir())
 
 
 @pytest.mark.parametrize("option", ["--rest-port", "--grpc-port", "--metrics-port"])

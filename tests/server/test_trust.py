@@ -19,6 +19,7 @@ from archiver.store import sign
 from server.failures import Failure, UsageFailure
 from server.models import copy_checked, describe_trust, find_archives, read_archive
 from server.trust import DIGESTS, NAMESPACE, read_keys
+from tests.reloading import reload
 from tests.server.harness import ROOT, launched, list_digests, write_archive, write_members
 
 MANIFEST = ("MAR-INF/MANIFEST.json", '{"model": {"modelName": "own", "handler": "entry.py"}}')
@@ -259,7 +260,9 @@ def test_what_was_checked_is_what_is_used_whatever_happens_to_the_store(key: Pat
 
 
 @needs_openssh
-def test_torchserve_serves_signed_archives_alone_and_from_its_own_copies(key: Path, tmp_path: Path, work: Path) -> None:
+def test_torchserve_serves_and_takes_in_signed_archives_alone_and_from_its_own_copies(
+    key: Path, tmp_path: Path, work: Path
+) -> None:
     store = tmp_path / "store"
     sign(write_archive(store, "good"), key)
     write_archive(store, "unsigned")
@@ -276,6 +279,14 @@ def test_torchserve_serves_signed_archives_alone_and_from_its_own_copies(key: Pa
         [copies] = work.glob("*/copies")
         assert sorted(path.name for path in copies.iterdir()) == ["good.mar", "good.mar.sig"]
         assert stat.S_IMODE(copies.parent.stat().st_mode) == 0o700
+
+        write_archive(store, "good", version="1.1")  # Beside it lies the signature of 1.0.
+        answer = reload(work, "good")
+        assert (answer.returncode, server.rest("good")) == (1, b"good 1.0")
+        assert "archive good.mar: it is not what was signed" in answer.stderr
+        sign(store / "good.mar", key)
+        answer = reload(work, "good")
+        assert (answer.returncode, answer.stderr, server.rest("good")) == (0, "", b"good 1.1")
     assert not list(work.iterdir())
 
 

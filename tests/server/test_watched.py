@@ -107,7 +107,7 @@ def scrape(server: Launched, *wanted: str) -> list[float]:
         found = {name: value for name, _, value in pairs}
         return [float(found[name]) for name in wanted if name in found]
 
-    found = poll(lambda: len(found := values()) == len(wanted) and found, 60, pause_s=0.1)
+    found = poll(lambda: len(found := values()) == len(wanted) and found, 60, pause_s=0.5)
     assert isinstance(found, list)
     return found
 
@@ -170,11 +170,11 @@ def test_a_busy_model_is_left_alone(unpatched):
     with seen(partial(look, server), 0.05) as verdicts:
         for thread in threads:
             thread.start()
-        poll(lambda: metric(server, "card_answered", model="alpha", version="1.0") == 0, pause_s=0.1)
+        poll(lambda: metric(server, "card_answered", model="alpha", version="1.0") == 0, pause_s=0.5)
         for thread in threads:
             thread.join(120)
     assert {(status, said["models"][NAME]) for status, said in verdicts} == {(200, "ready"), (200, "busy")}
-    poll(lambda: metric(server, "card_answered", model="alpha", version="1.0") == 1, pause_s=0.1)
+    poll(lambda: metric(server, "card_answered", model="alpha", version="1.0") == 1, pause_s=0.5)
     assert restarts(server, "alpha") == 0
     assert server.rest("alpha", "pid:") == worker
     assert server.err == said
@@ -197,8 +197,8 @@ def test_a_model_whose_thread_in_torchserve_has_ended_is_brought_back(unpatched)
             with pytest.raises(grpc.RpcError):
                 list(call(iter([sequence]), timeout=60))
             time.sleep(2)  # Whether it ends the thread depends on which of two is first. What waits ends the next.
-    poll(lambda: restarts(server, "alpha") >= 1, 120, pause_s=0.1)
-    poll(lambda: ready_workers(server, "alpha") == 1, 240, pause_s=0.1)
+    poll(lambda: restarts(server, "alpha") >= 1, 120, pause_s=0.5)
+    poll(lambda: ready_workers(server, "alpha") == 1, 240, pause_s=0.5)
     assert server.rest("alpha") == b"alpha 1.0"
     assert "TorchServe's own thread for its worker ended: java.lang.IllegalStateException" in server.err
 
@@ -208,14 +208,14 @@ def test_a_worker_that_is_stopped_is_replaced_and_the_other_models_go_on(server)
     assert ready_workers(server, "alpha") == 1
     assert look(server)[0] == 200
     silent = partial(metric, server, "workers", model="alpha", state="silent", version="1.0")
-    with seen(partial(look, server), 0.05) as verdicts, seen(silent, 0.1) as counts:
+    with seen(partial(look, server), 0.05) as verdicts, seen(silent, 0.5) as counts:
         os.kill(stopped, signal.SIGSTOP)
 
         def restarted() -> bool:
             assert server.rest("beta", "pid:") == others
             return restarts(server, "alpha") == 1 and ready_workers(server, "alpha") == 1
 
-        poll(restarted, 120, pause_s=0.1)
+        poll(restarted, 120, pause_s=0.5)
     assert {(status, said["models"][NAME]) for status, said in verdicts} >= {(503, "dead"), (503, "restarting")}
     assert (200, "dead") not in {(status, said["models"][NAME]) for status, said in verdicts}
     assert {said["models"]["beta/1.0"] for _, said in verdicts} <= {"ready", "busy"}
@@ -233,9 +233,9 @@ def test_a_model_that_torchserve_has_given_up_is_started_again(server, broken):
     os.kill(int(server.rest("failing", "pid")), signal.SIGKILL)
     (log,) = server.work.glob("convscope-*/logs/models.log")
     poll(lambda: "ValueError: broken" in log.read_text(), 120)
-    poll(lambda: restarts(server, "failing") == 1, 120, pause_s=0.1)
+    poll(lambda: restarts(server, "failing") == 1, 120, pause_s=0.5)
     broken.unlink()
-    poll(lambda: ready_workers(server, "failing") == 1, 240, pause_s=0.1)
+    poll(lambda: ready_workers(server, "failing") == 1, 240, pause_s=0.5)
     assert metric(server, "model_restarts_total", model="failing", reason="given_up", version="1.0") >= 1
 
 
@@ -249,8 +249,8 @@ def test_a_handler_that_hangs_is_not_ready_until_torchserve_has_ended_it(server)
     thread = threading.Thread(target=hang)
     with seen(partial(look, server), 0.05) as verdicts:
         thread.start()
-        poll(lambda: ready_workers(server, "hanging") == 0, pause_s=0.1)
-        poll(lambda: ready_workers(server, "hanging") == 1, 120, pause_s=0.1)
+        poll(lambda: ready_workers(server, "hanging") == 0, pause_s=0.5)
+        poll(lambda: ready_workers(server, "hanging") == 1, 120, pause_s=0.5)
     states = [said["models"]["hanging/1.0"] for _, said in verdicts]
     assert states.index("silent") < states.index("dead"), "before TorchServe ended it"
     assert {status for status, said in verdicts if said["models"]["hanging/1.0"] in ("silent", "dead")} == {503}

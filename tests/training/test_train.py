@@ -10,6 +10,7 @@ from PIL import Image
 
 from handlers.images.preprocessing import Preprocessing
 from handlers.networks import NETWORKS, Digits
+from tests.thorough import variants
 from training import run as runs
 from training.recipes import RECIPES, Recipe
 from training.train import main
@@ -98,7 +99,7 @@ def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_one_other_weig
     assert not torch.equal(first["state_dict"]["conv1.weight"], third["state_dict"]["conv1.weight"])
 
 
-@pytest.mark.parametrize("model", ["digits", "cifar", "flat", "deep"])
+@pytest.mark.parametrize("model", variants(["digits", "deep"], ["cifar", "flat"]))
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(train, tmp_path, stop_in_epoch, model):
     train("--epochs", 2, out="whole", model=model)
     stop_in_epoch(2)

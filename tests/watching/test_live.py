@@ -250,7 +250,7 @@ def test_a_worker_killed_under_load_costs_no_count(watched: Watched) -> None:
             else:
                 answered[transport] += 1
                 labels[seen.top[0].label] += 1
-                stop.wait(0.005)  # Or the callers, and not the scrapes that are waited for, have the processor.
+                stop.wait(0.02)  # Or the callers, and not the scrapes that are waited for, have the processor.
 
     threads = [threading.Thread(target=ask, args=(transport,)) for transport in ("rest", "grpc")]
     for thread in threads:
