@@ -31,7 +31,7 @@ from training import machine
 from training.errors import DataError
 
 EXPERIMENTS = (
-    *("edge", "stages", "spelling", "relu", "epochs", "traces", "norm", "sharing", "pooling", "reach", "attention"),
+    *("edge", "corners", "stages", "spelling", "relu", "epochs", "traces", "norm", "sharing", "pooling", "reach", "attention"),
     *("turning", "augmentation", "transfer", "combining", "atlas", "cause"),
 )
 ROOT = Path(__file__).parents[1]

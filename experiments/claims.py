@@ -216,10 +216,14 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "the maps highlight edges and corners of the digit",
         "S0 stage 2",
-        "weights of `digits`",
+        "[corners](experiments.md#corners)",
         FAILS,
-        lambda e: (edge_share(digit_kernels(e)) > CHANCE + 0.05, False),
-        "its kernels are no more like edge kernels than random ones; corners were not measured",
+        lambda e: [
+            e.found("corners")["rows"]["trained"][where]["low"] > 1
+            and e.found("corners")["trained_minus_untrained"][where]["low"] > 0
+            for where in ("edges", "corners")
+        ],
+        "",
     ),
     Claim(
         "max pool: 26 → 13",

@@ -18,6 +18,7 @@ from experiments import (
     attention,
     cause,
     combining,
+    corners,
     epochs,
     norm,
     pooling,
@@ -244,6 +245,19 @@ def test_a_cell_looks_only_at_its_field(found: Any) -> None:
     is_inside = np.zeros((32, 32), bool)
     is_inside[9:25, 9:25] = True  # Pixels 10 to 23, and what squares of 2 pixels cover beside them.
     assert np.abs(heat[~is_inside]).max() < 1e-5 < np.abs(heat).max()
+
+
+def test_edges_and_corners_are_where_they_are(found: Any) -> None:
+    rows = found("corners")["rows"]
+    assert rows["edges"]["edges"]["mean"] > 1 > rows["brightness"]["edges"]["mean"]
+    assert rows["trained"]["corners"]["n"] == 20
+    square = np.zeros((12, 12), np.uint8)
+    square[4:, 4:] = 255
+    larger, smaller = corners.eigenvalues(square)  # The window of cell (i, j) has its middle at pixel (i + 1, j + 1).
+    assert np.unravel_index(smaller.argmax(), smaller.shape) in [(row, column) for row in (2, 3) for column in (2, 3)]
+    assert smaller[7, 3] == pytest.approx(0)
+    assert larger[7, 3] > 0.5
+    assert larger[8, 8] == larger[0, 0] == 0
 
 
 def test_one_filter_explains_a_convolution_and_not_its_relu() -> None:
