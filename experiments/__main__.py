@@ -28,10 +28,22 @@ from PIL import Image
 from experiments import claims
 from experiments.experiment import Setting
 from training import machine
-from training.errors import DataError
 
 EXPERIMENTS = (
-    *("edge", "corners", "stages", "spelling", "relu", "epochs", "traces", "norm", "sharing", "pooling", "reach", "attention"),
+    *(
+        "edge",
+        "corners",
+        "stages",
+        "spelling",
+        "relu",
+        "epochs",
+        "traces",
+        "norm",
+        "sharing",
+        "pooling",
+        "reach",
+        "attention",
+    ),
     *("turning", "augmentation", "transfer", "combining", "atlas", "cause"),
 )
 ROOT = Path(__file__).parents[1]
@@ -78,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             try:
                 conduct(name, setting, chosen.out)
-            except (ConvscopeError, DataError, OSError) as err:
+            except (ConvscopeError, OSError) as err:
                 print(f"experiments: {err}", file=sys.stderr)
                 return 2
     return 0
@@ -107,7 +119,7 @@ def conduct(name: str, setting: Setting, out: Path) -> None:
 
 
 def _processor_seconds() -> float:
-    """Return the processor time of this process and its children: unlike wall time, it ignores a machine's other work."""
+    """Return the processor time of this process and its children; the machine's other work does not count."""
     return sum(os.times()[:4])
 
 

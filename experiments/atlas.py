@@ -59,9 +59,7 @@ def run(setting: Setting) -> Result:
                 row[f"{model}_shown"] = []
                 for channel in pure:
                     label = CLASSES[int(np.bincount(labels[best[channel]], minlength=10).argmax())]
-                    row[f"{model}_shown"].append(
-                        {"channel": channel, "purity": int(purity[channel]), "class": label}
-                    )
+                    row[f"{model}_shown"].append({"channel": channel, "purity": int(purity[channel]), "class": label})
                     made = _tiles(looking[model], card.layer(layer), channel, best[channel], cells, images)
                     title = f"{channel}: {label} {purity[channel]}"
                     tiles.setdefault(layer, {}).setdefault(model, []).append((title, made))
@@ -69,7 +67,9 @@ def run(setting: Setting) -> Result:
     with setting.client("cifar", untrained=["cifar"]) as client:
         for model in ("cifar", "cifar-untrained"):
             strongest = _strongest(client, model, all_images, ["conv1", "conv2"])
-            figures[model] = {layer: interval(purities(values, all_labels)[0]) for layer, (values, _) in strongest.items()}
+            figures[model] = {
+                layer: interval(purities(values, all_labels)[0]) for layer, (values, _) in strongest.items()
+            }
     figures["chance"] = {"deep": chance(labels, top), "cifar": chance(all_labels, top)}
     fields = {layer.name: layer.receptive_field[0] for layer in card.layers if layer.receptive_field}
     return Result(figures, _drawn(tiles, fields))
@@ -141,9 +141,7 @@ class Looking:
         layers = {name: f"{name}.relu" for name in LAYERS}
         self._engine = Eager(module, layers, has_scores=False)
 
-    def heat(
-        self, layer: Layer, channel: int, cell: tuple[int, int], image: NDArray[np.uint8]
-    ) -> NDArray[np.float32]:
+    def heat(self, layer: Layer, channel: int, cell: tuple[int, int], image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return how much the cell falls if a square around each pixel is covered with the mean colour, (1, H, W).
 
         Args:
@@ -159,7 +157,7 @@ class Looking:
             maps = self._engine.run(images, frozenset([layer.name]))[1][layer.name]
             return np.asarray(maps)[:, channel, cell[0], cell[1], None]
 
-        return occlusion(cells, to_input([image], NORMAL), 0, window, max(1, window // 2), lambda: None)
+        return occlusion(cells, to_input([image], NORMAL), 0, window, window // 2 + 1, lambda: None)
 
 
 def table(figures: Figures) -> str:
@@ -198,7 +196,12 @@ def _drawn(tiles: dict[str, dict[str, list[tuple[str, list[Tile]]]]], fields: di
                     lower.imshow(heat, cmap="bwr", vmin=-largest, vmax=largest, alpha=0.85 * abs(heat) / largest)
         words = f"{layer}\n{fields[layer]}×{fields[layer]}"
         axes[2 * line + 1, 0].annotate(
-            words, (-0.3, 1), xycoords="axes fraction", fontsize=7, horizontalalignment="right", verticalalignment="center"
+            words,
+            (-0.3, 1),
+            xycoords="axes fraction",
+            fontsize=7,
+            horizontalalignment="right",
+            verticalalignment="center",
         )
     for place, words in ((0, "trained"), (width + 1, "untrained")):
         axes[0, place].annotate(words, (0, 1.5), xycoords="axes fraction", fontsize=9, weight="bold")

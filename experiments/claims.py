@@ -520,7 +520,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "nor to scale",
         "S1 step 7, myth 3, pitfall 3",
-        "`digits` at 0.6 of the size (1,000 digits, computed by the check); [augmentation](experiments.md#augmentation)",
+        "`digits` at 0.6 of the size (1,000, computed by the check); [augmentation](experiments.md#augmentation)",
         HOLDS,
         lambda e: (
             e.scaled_digits[1] < e.scaled_digits[0] - 0.1,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from convscope import Client, Layer
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import unfold
 
 from experiments import service
@@ -35,7 +35,7 @@ BEFORE: dict[str, dict[str, tuple[str, str, str]]] = {
 
 
 def run(setting: Setting) -> Result:
-    """Fit a filter to every channel of `simple` and `cifar`, and take apart the strongest cells of `cifar` and `deep`."""
+    """Fit filters to the channels of `simple` and `cifar`, and take apart the strongest cells of `cifar` and `deep`."""
     chosen = [path for path, _ in files(setting.pictures, "test", setting.size(100, 2))]
     images = [pixels(path) for path in chosen]
     figures: Figures = {"pictures": len(images), "unexplained": [], "combined": []}
@@ -97,12 +97,13 @@ def left_over(layer: Layer, images: list[NDArray[np.uint8]], maps: list[NDArray[
     filters = np.linalg.lstsq(seen[:half], wanted[:half], rcond=1e-4)[0]
     tested = wanted[half:]
     error = np.square(tested - seen[half:] @ filters).mean(0)
-    made: NDArray[np.float64] = error / np.maximum(tested.var(0), 1e-12)
-    return made[tested.var(0) > 1e-9]  # A channel that is always 0 has nothing to explain.
+    varies = tested.var(0) > 1e-9  # A channel that is always 0 has nothing to explain.
+    shares: NDArray[np.float64] = error[varies] / tested.var(0)[varies]
+    return shares
 
 
 @torch.inference_mode()
-def contributions(model: nn.Module, conv: str, published: str, images: Tensor) -> Tensor:
+def contributions(model: Any, conv: str, published: str, images: Tensor) -> Tensor:
     """Return what each channel of the layer before gives to the strongest cell of each channel.
 
     Args:
@@ -115,7 +116,7 @@ def contributions(model: nn.Module, conv: str, published: str, images: Tensor) -
         (C, C before): weights times cells, summed over the 3×3 window of the strongest cell of all pictures.
     """
     kept: dict[str, Tensor] = {}
-    made: Any = model.get_submodule(conv)
+    made = model.get_submodule(conv)
     hooks = [
         made.register_forward_hook(lambda _module, inputs, _output: kept.update(before=inputs[0])),
         model.get_submodule(published).register_forward_hook(lambda _module, _inputs, maps: kept.update(maps=maps)),
@@ -129,7 +130,7 @@ def contributions(model: nn.Module, conv: str, published: str, images: Tensor) -
             model(normalise(some, NORMAL))
             largest, place = kept["maps"].transpose(0, 1).flatten(1).max(1)  # (C,), among N·h·w
             picture, cell = place // kept["maps"][0, 0].numel(), place % kept["maps"][0, 0].numel()
-            windows = unfold(kept["before"], 3, padding=1)[picture, :, cell].unflatten(1, (-1, 9))
+            windows = torch.unflatten(unfold(kept["before"], 3, padding=1)[picture, :, cell], 1, (-1, 9))
             is_larger = largest > best
             best = torch.where(is_larger, largest, best)
             parts[is_larger] = (windows * weight).sum(2)[is_larger]
@@ -140,7 +141,7 @@ def contributions(model: nn.Module, conv: str, published: str, images: Tensor) -
 
 
 def channels_for_half(parts: Tensor) -> NDArray[np.int64]:
-    """Return how many channels, the largest first, it takes to make half of all that is positive: (C,) of (C, C before)."""
+    """Return how many channels, the largest first, make half of all that is positive: (C,) of (C, C before)."""
     ordered = parts.clamp(min=0).sort(1, descending=True).values.cumsum(1)
     counted: NDArray[np.int64] = ((ordered < ordered[:, -1:] / 2).sum(1) + 1).numpy()
     return counted
@@ -153,7 +154,11 @@ def table(figures: Figures) -> str:
         for one in figures["unexplained"]
     ]
     combined = [
-        (f"`{one['network']}`, {one['layer']}", f"{one['of']} of {one['before']}", *(shown(one[kind], 1) for kind in KINDS))
+        (
+            f"`{one['network']}`, {one['layer']}",
+            f"{one['of']} of {one['before']}",
+            *(shown(one[kind], 1) for kind in KINDS),
+        )
         for one in figures["combined"]
     ]
     return "\n\n".join(

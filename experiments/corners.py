@@ -66,7 +66,9 @@ def _trained(store: Path, seed: int) -> nn.Module:
     """Return `digits` as it is served (seed 0), or trained by the same recipe with another seed."""
     if not seed:
         return service.trained(store, "digits")
-    training = Run(Plan("digits", RECIPES["digits"], seed), data.load("digits", input_of("digits")), torch.device("cpu"))
+    training = Run(
+        Plan("digits", RECIPES["digits"], seed), data.load("digits", input_of("digits")), torch.device("cpu")
+    )
     while not training.done:
         training.advance()
     return training.model.eval()
@@ -111,7 +113,9 @@ def _highlights(images: list[NDArray[np.uint8]], responses: list[NDArray[np.floa
 
 def table(figures: Figures) -> str:
     """Return the table."""
-    rows = [(NAMES[name], *(shown(row[where]) for where in ("edges", "corners"))) for name, row in figures["rows"].items()]
+    rows = [
+        (NAMES[name], *(shown(row[where]) for where in ("edges", "corners"))) for name, row in figures["rows"].items()
+    ]
     minus = [shown(figures["trained_minus_untrained"][where]) for where in ("edges", "corners")]
     rows.append(("`digits`, trained minus untrained", *minus))
     return markdown(("maps", "at edges, times the digit's mean", "at corners"), rows)

@@ -27,7 +27,8 @@ class Smallest(nn.MaxPool2d):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Pool maps (N, C, h, w)."""
-        return -super().forward(-maps)
+        pooled: Tensor = -super().forward(-maps)
+        return pooled
 
 
 def twin(kind: str) -> Digits:

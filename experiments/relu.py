@@ -139,7 +139,13 @@ def table(figures: Figures) -> str:
             markdown(("two convolutions of `simple`", "distance from the one composed convolution"), distances),
             markdown(("`conv1` before its ReLU", "share of cells below 0"), below),
             markdown(
-                ("`conv1` of `cifar`", "accuracy by what the ReLU keeps", "by what it drops", "by both", "drops - keeps"),
+                (
+                    "`conv1` of `cifar`",
+                    "accuracy by what the ReLU keeps",
+                    "by what it drops",
+                    "by both",
+                    "drops - keeps",
+                ),
                 parts,
             ),
             markdown(("`cifar`, trained with", "accuracy", "minus the first"), twins),

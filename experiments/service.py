@@ -76,7 +76,9 @@ def client(
         return
     with tempfile.TemporaryDirectory() as folder:
         pipelines = {}
-        archives_of = {name: unpacked(store / f"{name}.mar", Path(folder) / name) for name in {*models, *map(_of, twins)}}
+        archives_of = {
+            name: unpacked(store / f"{name}.mar", Path(folder) / name) for name in {*models, *map(_of, twins)}
+        }
         for name in models:
             pipelines[name] = _pipeline(archives_of[name], archives_of[name].module, name)
         for name, module in twins.items():

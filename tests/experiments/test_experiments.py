@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
 from convscope import Layer
+from PIL import Image
 
 from experiments import (
     atlas,
@@ -240,11 +239,12 @@ def test_a_cell_looks_only_at_its_field(found: Any) -> None:
     assert set(found("atlas")["pictures"]) == {"deep", "cifar"}
     layer = Layer("block3", "block3.relu", (64, 16, 16), (2, 2), (14, 14), (-6, -6), 0, {})
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
-    heat = atlas.Looking(service.first_weights("deep")).heat(layer, 5, (8, 8), image)[0]
-    assert heat.shape == (32, 32)
+    looking = atlas.Looking(service.first_weights("deep"))
+    heat = np.concatenate([looking.heat(layer, channel, (8, 8), image) for channel in range(4)])
+    assert heat.shape == (4, 32, 32)
     is_inside = np.zeros((32, 32), bool)
     is_inside[9:25, 9:25] = True  # Pixels 10 to 23, and what squares of 2 pixels cover beside them.
-    assert np.abs(heat[~is_inside]).max() < 1e-5 < np.abs(heat).max()
+    assert np.abs(heat[:, ~is_inside]).max() < 1e-5 < np.abs(heat).max()
 
 
 def test_edges_and_corners_are_where_they_are(found: Any) -> None:
