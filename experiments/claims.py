@@ -216,14 +216,17 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "the maps highlight edges and corners of the digit",
         "S0 stage 2",
-        "[corners](experiments.md#corners)",
-        FAILS,
-        lambda e: [
-            e.found("corners")["rows"]["trained"][where]["low"] > 1
-            and e.found("corners")["trained_minus_untrained"][where]["low"] > 0
-            for where in ("edges", "corners")
-        ],
-        "",
+        "[corners](experiments.md#corners); weights of `digits`",
+        PARTLY,
+        lambda e: (
+            *(
+                e.found("corners")["rows"]["trained"][where]["low"] > e.found("corners")["rows"]["brightness"][where]["high"]
+                and e.found("corners")["trained_minus_untrained"][where]["low"] > 0
+                for where in ("edges", "corners")
+            ),
+            edge_share(digit_kernels(e)) > CHANCE + 0.05,
+        ),
+        "by little more than brightness or random filters; its kernels are no more like edge kernels than random ones",
     ),
     Claim(
         "max pool: 26 → 13",
@@ -532,13 +535,14 @@ CLAIMS: tuple[Claim, ...] = (
         "augmentation repairs that",
         "S1 pitfall 3",
         "[turning](experiments.md#turning), [augmentation](experiments.md#augmentation)",
-        HOLDS,
+        PARTLY,
         lambda e: (
             e.turned("plain, turned", 90) > e.turned("plain, upright", 90) + 0.2,
             e.augmented("turned by 30°", "accuracy")["difference"]["low"] > 0,
             e.augmented("scaled by 1.5", "accuracy")["difference"]["low"] > 0,
+            e.augmented("scaled by 0.7", "accuracy")["difference"]["low"] > 0,
         ),
-        "for the angles that were shown",
+        "for the angles that were shown; smaller pictures gain nothing, and `cifar` pays with 0.07 on upright ones",
     ),
     Claim(
         "rotation-equivariant layers do too",
@@ -588,12 +592,13 @@ CLAIMS: tuple[Claim, ...] = (
         "in production: augmentation, batch normalisation, transfer learning",
         "S1",
         "[augmentation](experiments.md#augmentation), [norm](experiments.md#norm), [transfer](experiments.md#transfer)",
-        HOLDS,
+        PARTLY,
         lambda e: (
             e.augmented("turned by 30°", "accuracy")["difference"]["low"] > 0,
-            all(one["difference"]["low"] > 0 for one in e.found("norm")["rates"]),
+            *(one["difference"]["low"] > 0 for one in e.found("norm")["rates"]),
             max(one["minus_untrained"]["low"] for one in e.found("transfer")["layers"]) > 0,
         ),
+        "batch normalisation cost `cifar` accuracy at its recipe's rate, and gained some at ten times that rate",
     ),
     Claim(
         "filters are filters in the sense of Fourier",
@@ -723,7 +728,7 @@ CLAIMS: tuple[Claim, ...] = (
             e.found("relu")["below_0"]["cifar, trained"]["mean"] > 0.2,
             e.found("relu")["parts"]["trained"]["dropped"]["high"] < 0.2,
         ),
-        "",
+        "what it drops tells the classes nearly as well as what it keeps: 0.50 and 0.52 (n = 1,000)",
     ),
     Claim(
         "the second convolution finds more complex features",
