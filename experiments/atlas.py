@@ -13,7 +13,6 @@ import numpy as np
 from convscope import Client, Layer
 from convscope_lens import cut_patch
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from torch import nn
 
@@ -29,7 +28,10 @@ TOP = 9
 CHANNELS, PATCHES = 3, 3  # Shown of each block and network.
 BATCH = 20
 MODELS = ("deep", "deep-untrained")
+CIFAR = {"conv1": 16, "conv2": 32}  # Channels.
 LAYERS = tuple(f"block{number}" for number in range(1, 8))
+TILE, TITLE, GAP, LABEL = 0.5, 0.2, 0.12, 0.7  # Inches in the picture.
+RED, BLUE = np.array([0.9, 0.1, 0.05]), np.array([0.1, 0.3, 0.95])
 Tile = tuple[NDArray[np.float32], NDArray[np.float32]]
 """A patch (h, w, 3) and its heat (h, w)."""
 
@@ -54,7 +56,7 @@ def run(setting: Setting) -> Result:
             for model in MODELS:
                 values, cells = found[model][layer]
                 purity, best = purities(values, labels)
-                row[model] = interval(purity)
+                row[model] = interval(purity[purity > 0])
                 pure = [int(channel) for channel in np.argsort(-purity, kind="stable")[:CHANNELS]]
                 row[f"{model}_shown"] = []
                 for channel in pure:
@@ -66,10 +68,10 @@ def run(setting: Setting) -> Result:
             figures["layers"].append(row)
     with setting.client("cifar", untrained=["cifar"]) as client:
         for model in ("cifar", "cifar-untrained"):
-            strongest = _strongest(client, model, all_images, ["conv1", "conv2"])
-            figures[model] = {
-                layer: interval(purities(values, all_labels)[0]) for layer, (values, _) in strongest.items()
-            }
+            figures[model] = {}
+            for layer, (values, _) in _strongest(client, model, all_images, list(CIFAR)).items():
+                purity, _ = purities(values, all_labels)
+                figures[model][layer] = interval(purity[purity > 0])
     figures["chance"] = {"deep": chance(labels, top), "cifar": chance(all_labels, top)}
     fields = {layer.name: layer.receptive_field[0] for layer in card.layers if layer.receptive_field}
     return Result(figures, _drawn(tiles, fields))
@@ -78,16 +80,19 @@ def run(setting: Setting) -> Result:
 def purities(values: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return, for each channel, how many of its strongest pictures are of one class, and which pictures these are.
 
+    A channel that is at its least in one of these answers to too few pictures to have a purity: it gets 0.
+
     Args:
         values: Largest cell of each picture and channel, (N, C).
         labels: Class of each picture, (N,).
 
     Returns:
-        (C,), 1 to 9; and (C, 9), indexes of pictures, strongest first.
+        (C,), 1 to 9, or 0; and (C, 9), indexes of pictures, strongest first.
     """
     best = np.argsort(-values, axis=0, kind="stable")[:TOP].T  # (C, 9)
     purity = np.array([np.bincount(labels[pictures]).max() for pictures in best])
-    return purity, best
+    answers = values[best[:, -1], np.arange(len(best))] > values.min(0)
+    return purity * answers, best
 
 
 def chance(labels: NDArray[np.int64], top: int) -> float:
@@ -165,44 +170,58 @@ def table(figures: Figures) -> str:
     rows = []
     for row in figures["layers"]:
         classes = ", ".join(f"{one['class']} {one['purity']}" for one in row["deep_shown"])
-        rows.append((row["layer"], row["channels"], *(shown(row[model], 1) for model in MODELS), classes))
-    for layer in ("conv1", "conv2"):
-        values = (figures[model][layer] for model in ("cifar", "cifar-untrained"))
-        rows.append((f"`cifar`, {layer}", figures["cifar"][layer]["n"], *(shown(one, 1) for one in values), ""))
+        counts = [row["channels"], *(row[model]["n"] for model in MODELS)]
+        rows.append((row["layer"], ", ".join(map(str, counts)), *(shown(row[model], 1) for model in MODELS), classes))
+    for layer in CIFAR:
+        values = [figures[model][layer] for model in ("cifar", "cifar-untrained")]
+        counts = [CIFAR[layer], *(one["n"] for one in values)]
+        rows.append((f"`cifar`, {layer}", ", ".join(map(str, counts)), *(shown(one, 1) for one in values), ""))
     for network in ("deep", "cifar"):
         name = f"`{network}`: {figures['pictures'][network]:,} pictures at random"
         rows.append((name, "", *[figures["chance"][network]] * 2, ""))
-    return markdown(("block", "channels", "purity, trained", "untrained", "purest channels, trained"), rows)
+    return markdown(
+        (
+            "block",
+            "channels: all, that answer trained, untrained",
+            "purity, trained",
+            "untrained",
+            "purest channels, trained",
+        ),
+        rows,
+    )
 
 
 def _drawn(tiles: dict[str, dict[str, list[tuple[str, list[Tile]]]]], fields: dict[str, int]) -> Figure:
     """Draw, for each block and network, the patches of each channel above where its cells look."""
-    width = CHANNELS * (PATCHES + 1) - 1
-    layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
-    figure = Figure(figsize=(2 * 0.46 * width + 1.4, 1.22 * len(tiles) + 0.3), layout=layout)
-    axes = figure.subplots(2 * len(tiles), 2 * width + 1, squeeze=False)
-    for tile in axes.flat:
-        tile.set_axis_off()
+    group = PATCHES * TILE + GAP
+    width = LABEL + len(MODELS) * (CHANNELS * group + GAP)
+    height = TITLE + len(tiles) * (TITLE + 2 * TILE + GAP)
+    figure = Figure(figsize=(width, height))
+
+    def draw(pixels: NDArray[np.float32], x: float, y: float) -> None:
+        axes = figure.add_axes((x / width, 1 - (y + TILE) / height, 0.95 * TILE / width, 0.95 * TILE / height))
+        axes.imshow(pixels, vmin=0, vmax=1, interpolation="nearest")
+        axes.set_axis_off()
+
     for line, (layer, models) in enumerate(tiles.items()):
+        y = 2 * TITLE + line * (TITLE + 2 * TILE + GAP)
+        words = f"{layer}\n{fields[layer]}×{fields[layer]}"
+        figure.text(GAP / 2 / width, 1 - (y + TILE) / height, words, fontsize=8, verticalalignment="center")
         for side, model in enumerate(MODELS):
             for number, (title, channel) in enumerate(models[model]):
-                place = side * (width + 1) + number * (PATCHES + 1)
-                axes[2 * line, place].set_title(title, fontsize=6, loc="left", pad=2)
+                x = LABEL + side * (CHANNELS * group + GAP) + number * group
+                if not line + number:
+                    figure.text(x / width, 1 - 0.8 * TITLE / height, model.partition("-")[2] or "trained", fontsize=10)
+                figure.text(x / width, 1 - (y - 0.05) / height, title, fontsize=7)
                 for offset, (patch, heat) in enumerate(channel):
-                    upper, lower = axes[2 * line : 2 * line + 2, place + offset]
-                    upper.imshow(patch)
-                    lower.imshow(patch.mean(2), cmap="gray", vmin=0, vmax=1)
-                    largest = float(abs(heat).max()) or 1
-                    lower.imshow(heat, cmap="bwr", vmin=-largest, vmax=largest, alpha=0.85 * abs(heat) / largest)
-        words = f"{layer}\n{fields[layer]}×{fields[layer]}"
-        axes[2 * line + 1, 0].annotate(
-            words,
-            (-0.3, 1),
-            xycoords="axes fraction",
-            fontsize=7,
-            horizontalalignment="right",
-            verticalalignment="center",
-        )
-    for place, words in ((0, "trained"), (width + 1, "untrained")):
-        axes[0, place].annotate(words, (0, 1.5), xycoords="axes fraction", fontsize=9, weight="bold")
+                    draw(patch, x + offset * TILE, y)
+                    draw(tinted(patch, heat), x + offset * TILE, y + TILE)
     return figure
+
+
+def tinted(patch: NDArray[np.float32], heat: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a patch (h, w, 3) in grey, red where the heat (h, w) is above 0 and blue where it is below."""
+    strength = 0.9 * np.sqrt(abs(heat) / (abs(heat).max() or 1))[:, :, None]
+    colours = np.where(heat[:, :, None] > 0, RED, BLUE)
+    mixed: NDArray[np.float32] = (1 - strength) * patch.mean(2, keepdims=True) + strength * colours
+    return mixed

@@ -337,7 +337,7 @@ CLAIMS: tuple[Claim, ...] = (
             purity(e, "block7", "deep-untrained") < purity(e, "block1", "deep-untrained") + 1,
             all(one["trained"]["low"] > 2 for one in e.found("combining")["combined"] if one["network"] == "deep"),
         ),
-        "in `deep`: channels become selective by training, and 3 to 11 of them make half of a strongest cell behind them",
+        "in `deep`: channels become selective by training, and 3 to 11 of them make half of a cell of the next block",
     ),
     Claim(
         "the answer to Q4 is A",
@@ -740,7 +740,7 @@ CLAIMS: tuple[Claim, ...] = (
             e.found("atlas")["cifar"]["conv2"]["mean"] > e.found("atlas")["cifar"]["conv1"]["mean"] + 0.5,
             e.unexplained("cifar", "conv2")["low"] > e.unexplained("cifar", "conv1")["high"],
         ),
-        "one linear filter leaves 0.77 of its maps unexplained, 0.50 in `conv1`; but its channels are no more selective",
+        "one linear filter leaves 0.77 of its maps unexplained, 0.50 of `conv1`; its channels are no more selective",
     ),
     Claim(
         "`cifar`: loss 0.50 and accuracy 0.83 after 5 epochs",

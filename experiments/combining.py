@@ -113,7 +113,8 @@ def contributions(model: Any, conv: str, published: str, images: Tensor) -> Tens
         images: (N, 3, H, W), uint8.
 
     Returns:
-        (C, C before): weights times cells, summed over the 3×3 window of the strongest cell of all pictures.
+        (C, C before): weights times cells, summed over the 3×3 window of the strongest cell of all pictures; without
+        the channels that are never above 0.
     """
     kept: dict[str, Tensor] = {}
     made = model.get_submodule(conv)
@@ -137,7 +138,7 @@ def contributions(model: Any, conv: str, published: str, images: Tensor) -> Tens
     finally:
         for hook in hooks:
             hook.remove()
-    return parts
+    return parts[best > 0]
 
 
 def channels_for_half(parts: Tensor) -> NDArray[np.int64]:

@@ -230,6 +230,9 @@ def test_purity_is_of_the_strongest_pictures(found: Any) -> None:
     values = np.stack([np.arange(18), np.arange(18) % 2 * 10 + np.arange(18) / 20], 1).astype(np.float32)
     purity, best = atlas.purities(values, labels)
     assert purity.tolist() == [9, 5]
+    dead = np.zeros((18, 1), np.float32)  # All pictures are its strongest: the first nine, of one class, say nothing.
+    dead[:5] = 1
+    assert atlas.purities(dead, labels)[0].tolist() == [0]
     assert best[0].tolist() == list(range(17, 8, -1))
     assert {row["layer"] for row in found("atlas")["layers"]} == {"block1", "block7"}
     assert set(found("atlas")["cifar"]) == {"conv1", "conv2"}
