@@ -31,6 +31,7 @@ from experiments import (
 from experiments.__main__ import EXPERIMENTS, main
 from experiments.experiment import interval
 from experiments.learning import CLASSES, moved
+from handlers.images.preprocessing import normalise
 
 Found = dict[str, Any]
 
@@ -282,11 +283,11 @@ def test_half_of_what_excites_a_cell_comes_from_the_largest_channels(found: Any)
 
 
 def test_a_cell_is_the_sum_of_what_channels_give() -> None:
-    model = service.first_weights("cifar")
+    model: Any = service.first_weights("cifar")
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     parts = combining.contributions(model, "conv2", "conv2", images)
     with torch.no_grad():
-        maps = model.conv2(model.pool1(model.relu1(model.conv1(combining.normalise(images, relu.NORMAL)))))
+        maps = model.conv2(model.pool1(model.relu1(model.conv1(normalise(images, relu.NORMAL)))))
     expected = maps.transpose(0, 1).flatten(1).max(1).values - model.conv2.bias
     torch.testing.assert_close(parts.sum(1), expected.detach(), atol=1e-4, rtol=1e-4)
 
@@ -310,7 +311,7 @@ def test_a_normalised_twin_has_the_same_convolutions(found: Any) -> None:
     torch.manual_seed(0)
     plain = norm.twin(False)
     torch.manual_seed(0)
-    normalised = norm.twin(True)
+    normalised: Any = norm.twin(True)
     torch.testing.assert_close(normalised.conv1[0].weight, plain.conv1.weight)
     maps = normalised.train().conv1(torch.rand(8, 3, 32, 32))
     torch.testing.assert_close(maps.mean((0, 2, 3)), torch.zeros(16), atol=1e-5, rtol=0)
