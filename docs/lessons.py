@@ -41,12 +41,7 @@ DEFAULT = "http://localhost:8080"
 PAIR = re.compile(r"```(sh|python)\n([^`]*)```\n\n```text\n([^`]*)```")
 NUMBER = re.compile(r"[-−+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 TOLERANCE = 0.011  # Or 2 %: another processor rounds otherwise, and a picture between two classes falls to the other.
-TWINS = {  # Name → network and run; None for the first weights of seed 0.
-    "deep-untrained": ("Deep", None),
-    "cifar-untrained": ("Cifar", None),
-    "cifar-plain": ("Cifar", "runs/cifar-plain/checkpoint.pt"),  # Lesson 4 has the commands that train these two.
-    "cifar-turned": ("Cifar", "runs/cifar-turned/checkpoint.pt"),
-}
+TWINS = {"deep-untrained": "Deep", "cifar-untrained": "Cifar"}  # Name → network, with the first weights of seed 0.
 
 
 class Block(NamedTuple):
@@ -114,13 +109,12 @@ def _alike(before: str, now: str) -> bool:
 
 
 def prepare() -> None:
-    """Write the digits of the test half as pictures, and all networks with the twins that can be made into a store."""
-    import torch
+    """Write the digits of the test half as pictures, and all networks with the untrained twins into a store."""
     from PIL import Image
 
     from experiments.learning import CLASSES
     from handlers.images.preprocessing import Preprocessing
-    from training import checkpoint, data
+    from training import data
 
     digits = data.digits(Preprocessing(1, 28, 28)).test
     for number, (pixels, label) in enumerate(zip(digits.images[:, 0].numpy(), digits.labels.tolist(), strict=True)):
@@ -132,21 +126,13 @@ def prepare() -> None:
     for archive in (ROOT / "model_store").glob("*.mar"):
         shutil.copy(archive, STORE / archive.name)
     (STORE.parent / "classes.txt").write_text("\n".join(CLASSES) + "\n", "utf-8")
-    for name, (network, run) in TWINS.items():
-        if run is None:
-            weights = ["--random-weights", "0"]
-        elif Path(run).exists():
-            torch.save(checkpoint.load(Path(run))["state_dict"], STORE.parent / "weights.pt")
-            weights = ["--state-dict", str(STORE.parent / "weights.pt")]
-        else:
-            print(f"{name}: there is no {run}; docs/lessons.md has the command that trains it")
-            continue
-        _archive(name, network, weights)
+    for name, network in TWINS.items():
+        _archive(name, network)
         print(f"{name} is in {STORE}")
 
 
-def _archive(name: str, network: str, weights: Sequence[str]) -> None:
-    """Archive a twin of one of our networks for CIFAR-10 under a name of its own."""
+def _archive(name: str, network: str) -> None:
+    """Archive one of our networks for CIFAR-10 with its first weights, under a name of its own."""
     import handlers.networks
     from experiments.learning import INPUT
 
@@ -161,7 +147,7 @@ def _archive(name: str, network: str, weights: Sequence[str]) -> None:
         "--std": ",".join(map(str, INPUT.std)),
         "--layers": ",".join(f"{public}={node}" for public, node in layers.items()),
     }
-    command = [sys.executable, "-m", "archiver", "--quiet", *weights]
+    command = [sys.executable, "-m", "archiver", "--quiet", "--random-weights", "0"]
     subprocess.run([*command, *(text for pair in options.items() for text in pair)], check=True)
 
 

@@ -21,14 +21,14 @@ from experiments.learning import CLASSES, files
 
 MODEL = "deep"
 SHARE = 0.1  # Of a layer's channels that are silenced.
-BATCH = 20
+BATCH = 50
 KINDS = {"own": "its own class", "others": "other classes", "random": "its own class, random channels"}
 
 
 def run(setting: Setting) -> Result:
     """Silence channels of every block, for every class."""
-    chosen = files(setting.pictures, "train", setting.size(30, 2))
-    tested = files(setting.pictures, "test", setting.size(20, 2))
+    chosen = files(setting.pictures, "train", setting.size(50, 2))
+    tested = files(setting.pictures, "test", setting.size(50, 2))
     layers = setting.size([f"block{number}" for number in range(1, 8)], ["block1", "block6"])
     classes = setting.size(range(10), range(2))
     draws = setting.size(2, 1)

@@ -60,11 +60,11 @@ def run(setting: Setting) -> Result:
     """Train `simple` and keep what it is after every epoch."""
     corpus = colour(setting.pictures, setting.size(500, 2), setting.size(100, 2))
     runs = []
-    for seed in range(setting.size(2, 1)):
+    for seed in range(setting.size(3, 1)):
         torch.manual_seed(seed)
         model = Simple()
         learner = Learner(model, corpus, recipe_of(setting.size(5, 1), 0.001, 64), seed)
-        images = normalise(corpus.test.images[:: max(1, len(corpus.test) // 50)], learner.preprocessing)
+        images = normalise(corpus.test.images, learner.preprocessing)
         states = [deepcopy(model).eval()]
         losses: list[float | None] = [None]
 
@@ -81,12 +81,8 @@ def run(setting: Setting) -> Result:
         found = [_state(learner, images, states[epoch], states[0]) for learner, images, states, _, _ in runs]
         losses = [run[3][epoch] for run in runs]
         known = [loss for loss in losses if loss is not None]
-        row: dict[str, float | None] = {
-            "epoch": epoch,
-            "train_loss": round(float(np.mean(known)), 3) if known else None,
-        }
-        row.update(_mean(found))
-        rows.append(row)
+        loss = round(float(np.mean(known)), 3) if known else None
+        rows.append({"epoch": epoch, "train_loss": loss} | _mean(found))
     figures["epochs"] = rows
     figures["one_batch_of_four"] = _mean([_state(one[0], one[1], one[4], one[2][0]) for one in runs])
     learner, images, states, _, _ = runs[0]
@@ -104,8 +100,11 @@ def _state(learner: Learner, images: Tensor, model: Any, first: Any) -> dict[str
     return found | {name: float((now - was).norm() / was.norm()) for name, (now, was) in pairs.items()}
 
 
-def _mean(found: list[dict[str, float]]) -> dict[str, float]:
-    return {name: round(float(np.mean([one[name] for one in found])), 3) for name in found[0]}
+def _mean(found: list[dict[str, float]]) -> Figures:
+    """Return means over the seeds, and the least and the largest of them."""
+    values = {name: [one[name] for one in found] for name in found[0]}
+    means = {name: round(float(np.mean(some)), 3) for name, some in values.items()}
+    return means | {"seeds": {name: [round(min(some), 3), round(max(some), 3)] for name, some in values.items()}}
 
 
 def table(figures: Figures) -> str:
@@ -117,7 +116,8 @@ def table(figures: Figures) -> str:
     for one in [figures["epochs"][0], batch, *figures["epochs"][1:]]:
         loss = "–" if one["train_loss"] is None else f"{one['train_loss']:.2f}"
         names = ("test_accuracy", "kernels", "maps1", "maps2", "edge_share")
-        rows.append((one["epoch"], loss, *(f"{one[name]:.2f}" for name in names)))
+        ends = {name: "{:.2f} to {:.2f}".format(*one["seeds"][name]) for name in names}
+        rows.append((one["epoch"], loss, *(f"{one[name]:.2f} ({ends[name]})" for name in names)))
     return markdown(head, rows)
 
 

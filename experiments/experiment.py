@@ -17,6 +17,7 @@ from convscope import Client
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from torch import nn
 
 from experiments import service
 
@@ -62,15 +63,18 @@ class Setting:
         return small if self.small else full
 
     @contextmanager
-    def client(self, *models: str, untrained: Sequence[str] = ()) -> Iterator[Client]:
+    def client(
+        self, *models: str, untrained: Sequence[str] = (), twins: Mapping[str, nn.Module] | None = None
+    ) -> Iterator[Client]:
         """Open a client.
 
         Args:
             *models: Names of archives.
             untrained: Networks to serve with their first weights too, as `NAME-untrained`; then everything is served in
                 this process.
+            twins: Networks by the names `NAME-...` to serve beside them, likewise in this process.
         """
-        with service.client(self.store, models, untrained, self.url) as client:
+        with service.client(self.store, models, untrained, self.url, twins) as client:
             yield client
 
 

@@ -126,13 +126,15 @@ def effective(model: nn.Module, module: str, cell: tuple[int, int], box: Sequenc
     """
     kept: list[Tensor] = []
     hook = model.get_submodule(module).register_forward_hook(lambda _module, _inputs, maps: kept.append(maps))
-    images = images.clone().requires_grad_()
+    size = torch.zeros(images.shape[2:])  # (H, W)
     try:
-        model(images)
+        for some in torch.split(images, 50):
+            watched = some.clone().requires_grad_()
+            model(watched)
+            [slope] = torch.autograd.grad(kept.pop()[:, :, cell[0], cell[1]].sum(), watched)
+            size += slope.abs().sum((0, 1)) / len(images)
     finally:
         hook.remove()
-    [slope] = torch.autograd.grad(kept[0][:, :, cell[0], cell[1]].sum(), images)
-    size = slope.abs().sum(1).mean(0)  # (H, W)
     rows, columns = (torch.arange(length, dtype=torch.float32) for length in size.shape)
     down, aside = rows - (box[0] + box[2] - 1) / 2, columns - (box[1] + box[3] - 1) / 2
     away = torch.maximum(down.abs()[:, None], aside.abs()[None, :]).flatten()
@@ -170,7 +172,7 @@ def run(setting: Setting) -> Result:
 def _fields(setting: Setting) -> list[Figures]:
     """Return the stated and the effective receptive field of each block of `deep`, trained and untrained."""
     known = {"trained": service.trained(setting.store, "deep"), "untrained": service.first_weights("deep")}
-    chosen = files(setting.pictures, "test", setting.size(2, 1))
+    chosen = files(setting.pictures, "test", setting.size(50, 1))
     images = torch.stack([torch.from_numpy(pixels(path).copy()).permute(2, 0, 1) for path, _ in chosen])
     images = normalise(images, INPUT)
     with setting.client("deep") as client:

@@ -1,4 +1,4 @@
-"""Before and after the ReLU: what it sets to 0, and what two convolutions are without it.
+"""Before and after the ReLU: what it sets to 0, whether that was of use, and what two convolutions are without it.
 
 Without a non-linearity between them, two convolutions are one with a larger kernel. That is computed for the weights of
 the served `simple`. What it is worth is a training: `cifar` with its ReLU, without it, and without it and with an
@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
+from torch.nn.functional import adaptive_avg_pool2d, conv2d
 
 from experiments import service
 from experiments.experiment import Figures, Result, Setting, grid, interval, markdown, shown
 from experiments.learning import INPUT, Learner, colour, files, pixels, recipe_of
+from experiments.transfer import classify
 from handlers.images.preprocessing import normalise
 from handlers.networks import Cifar
+from training.corpus import Corpus
 
 TWINS = {
     "ReLU, largest of 2×2": (nn.ReLU, nn.MaxPool2d),
@@ -44,7 +46,7 @@ def composed(first: nn.Conv2d, second: nn.Conv2d) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def run(setting: Setting) -> Result:
     """Compose two convolutions, count what is below 0, and train the twins."""
-    chosen = files(setting.pictures, "test", setting.size(20, 1))
+    chosen = files(setting.pictures, "test", setting.size(100, 1))
     images = torch.stack([torch.from_numpy(pixels(path).copy()).permute(2, 0, 1) for path, _ in chosen])
     normal = normalise(images, INPUT)
     network: Any = service.trained(setting.store, "simple")
@@ -72,8 +74,13 @@ def run(setting: Setting) -> Result:
             maps = model.conv1(normal)
             before[name, kind] = maps
             figures["below_0"][f"{name}, {kind}"] = interval((maps < 0).double().mean((1, 2, 3)).numpy())
+    corpus = colour(setting.pictures, setting.size(100, 2), setting.size(100, 2))
+    figures["parts"] = {
+        "trained": _parts(service.trained(setting.store, "cifar"), corpus),
+        "untrained": _parts(service.first_weights("cifar"), corpus),
+    }
     with torch.enable_grad():
-        figures["twins"] = _twins(setting)
+        figures["twins"] = _twins(setting, corpus)
     return Result(figures, _drawn(images[0], before["cifar", "trained"][0]))
 
 
@@ -81,13 +88,30 @@ def _distance(found: Tensor, expected: Tensor) -> float:
     return float(f"{float((found - expected).norm() / expected.norm()):.2g}")
 
 
-def _twins(setting: Setting) -> list[Figures]:
-    corpus = colour(setting.pictures, setting.size(100, 2), setting.size(100, 2))
+def _parts(model: Any, corpus: Corpus) -> Figures:
+    """Return how well a linear classifier tells classes by what the first ReLU keeps, by what it drops, and by both.
+
+    Maps are averaged to 4×4 cells.
+    """
+
+    def halves(images: Tensor) -> dict[str, np.ndarray]:
+        before = model.conv1(normalise(images, INPUT))
+        kept, dropped = (adaptive_avg_pool2d(part.relu(), 4).flatten(1).double().numpy() for part in (before, -before))
+        return {"kept": kept, "dropped": dropped, "both": np.concatenate([kept, dropped], 1)}
+
+    known, asked = halves(corpus.train.images), halves(corpus.test.images)
+    labels, expected = corpus.train.labels.numpy(), corpus.test.labels.numpy()
+    right = {name: (classify(known[name], labels, asked[name]) == expected).astype(float) for name in known}
+    found: Figures = {name: interval(values) for name, values in right.items()}
+    return found | {"dropped_minus_kept": interval(right["dropped"] - right["kept"])}
+
+
+def _twins(setting: Setting, corpus: Corpus) -> list[Figures]:
     found = []
     right: dict[str, np.ndarray] = {}
     for name, (activation, pool) in TWINS.items():
         values = []
-        for seed in range(setting.size(2, 1)):
+        for seed in range(setting.size(3, 1)):
             torch.manual_seed(seed)
             model = Cifar()
             model.relu1, model.pool1 = activation(), pool(2)  # type: ignore[assignment]
@@ -104,11 +128,25 @@ def table(figures: Figures) -> str:
     """Return the tables."""
     distances = [(name, f"{value:g}") for name, value in figures["distance"].items()]
     below = [(name, shown(values)) for name, values in figures["below_0"].items()]
+    parts = [
+        (kind, *(shown(one[name], 3) for name in ("kept", "dropped", "both", "dropped_minus_kept")))
+        for kind, one in figures["parts"].items()
+    ]
     twins = [(one["twin"], shown(one["accuracy"], 3), shown(one["difference"], 3)) for one in figures["twins"]]
     return "\n\n".join(
         [
             markdown(("two convolutions of `simple`", "distance from the one composed convolution"), distances),
             markdown(("`conv1` before its ReLU", "share of cells below 0"), below),
+            markdown(
+                (
+                    "`conv1` of `cifar`",
+                    "accuracy by what the ReLU keeps",
+                    "by what it drops",
+                    "by both",
+                    "drops - keeps",
+                ),
+                parts,
+            ),
             markdown(("`cifar`, trained with", "accuracy", "minus the first"), twins),
         ]
     )

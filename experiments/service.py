@@ -53,29 +53,43 @@ class InProcess:
 
 
 @contextmanager
-def client(store: Path, models: Sequence[str], untrained: Sequence[str] = (), url: str = "") -> Iterator[Client]:
+def client(
+    store: Path,
+    models: Sequence[str],
+    untrained: Sequence[str] = (),
+    url: str = "",
+    twins: Mapping[str, nn.Module] | None = None,
+) -> Iterator[Client]:
     """Open a client on a running server, or on archives in this process.
 
     Args:
         store: Folder of the archives.
         models: Archives to serve in this process.
         untrained: Networks to serve in this process with first weights (seed 0), as `NAME-untrained`.
-        url: Of the server; ignored if there are untrained networks. Empty for this process.
+        url: Of the server; ignored if there are untrained networks or twins. Empty for this process.
+        twins: Networks to serve in this process by names `NAME-...`, with the card of the archive NAME.
     """
-    if url and not untrained:
+    twins = {**{name + UNTRAINED: first_weights(name) for name in untrained}, **(twins or {})}
+    if url and not twins:
         with Client(url, deadline_s=_DEADLINE_S) as served:
             yield served
         return
     with tempfile.TemporaryDirectory() as folder:
         pipelines = {}
-        for name in (*models, *untrained):
-            archive = unpacked(store / f"{name}.mar", Path(folder) / name)
-            if name in models:
-                pipelines[name] = _pipeline(archive, archive.module, name)
-            if name in untrained:
-                pipelines[name + UNTRAINED] = _pipeline(archive, first_weights(name), name + UNTRAINED)
+        archives_of = {
+            name: unpacked(store / f"{name}.mar", Path(folder) / name) for name in {*models, *map(_of, twins)}
+        }
+        for name in models:
+            pipelines[name] = _pipeline(archives_of[name], archives_of[name].module, name)
+        for name, module in twins.items():
+            pipelines[name] = _pipeline(archives_of[_of(name)], module, name)
         with Client("http://in-this-process", transport=InProcess(pipelines), deadline_s=_DEADLINE_S) as served:
             yield served
+
+
+def _of(twin: str) -> str:
+    """Return the archive whose card a twin has."""
+    return twin.partition("-")[0]
 
 
 def unpacked(path: Path, folder: Path) -> Archive:

@@ -122,7 +122,7 @@ def _digits(setting: Setting) -> list[Figures]:
         steps = setting.size(200, 20)
         right: dict[bool, list[np.ndarray]] = {True: [], False: []}
         for is_shared, values in right.items():
-            for seed in range(setting.size(2, 1)):
+            for seed in range(setting.size(3, 1)):
                 torch.manual_seed(seed)
                 recipe = recipe_of(max(1, steps * 32 // count), 0.003)
                 learner = Learner(network(is_shared), corpus, recipe, seed)

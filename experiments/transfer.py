@@ -36,7 +36,7 @@ def classify(
 
 def run(setting: Setting) -> Result:
     """Embed digits by both networks, and classify them."""
-    corpus = digits(setting.size(100, 30), setting.size(500, 20))
+    corpus = digits(setting.size(100, 30), setting.size(1000, 20))
     pictures = [
         np.repeat(images.permute(0, 2, 3, 1).numpy(), 3, axis=3) for images in (corpus.train.images, corpus.test.images)
     ]

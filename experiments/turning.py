@@ -92,7 +92,7 @@ class Plain(nn.Module):
 
 def run(setting: Setting) -> Result:
     """Train both on upright digits, the plain one also on turned digits, and turn the test pictures."""
-    corpus = digits(setting.size(1000, 60), setting.size(500, 100))
+    corpus = digits(setting.size(1000, 60), setting.size(1000, 100))
     count = len(corpus.train) // 4
     parts = [corpus.train.images[turn * count : (turn + 1) * count].rot90(turn, (2, 3)) for turn in TURNS]
     labels = corpus.train.labels[: 4 * count]
@@ -107,7 +107,7 @@ def run(setting: Setting) -> Result:
     for name, (made, pictures) in kinds.items():
         found: dict[int, list[np.ndarray]] = {turn: [] for turn in TURNS}
         change = []
-        for seed in range(setting.size(2, 1)):
+        for seed in range(setting.size(3, 1)):
             torch.manual_seed(seed)
             learner = Learner(made(), pictures, recipe_of(setting.size(6, 1), 0.01), seed)
             model = learner.epochs()

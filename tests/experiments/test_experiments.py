@@ -9,12 +9,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from convscope import Layer
 from PIL import Image
 
-from experiments import atlas, attention, cause, epochs, pooling, reach, relu, sharing, transfer, turning
+from experiments import (
+    atlas,
+    attention,
+    cause,
+    combining,
+    corners,
+    epochs,
+    norm,
+    pooling,
+    reach,
+    relu,
+    service,
+    sharing,
+    transfer,
+    turning,
+)
 from experiments.__main__ import EXPERIMENTS, main
 from experiments.experiment import interval
 from experiments.learning import CLASSES, moved
+from handlers.images.preprocessing import normalise
 
 Found = dict[str, Any]
 
@@ -127,11 +144,19 @@ def test_two_convolutions_without_a_relu_are_one(found: Any) -> None:
     kernel, bias = relu.composed(first, second)
     images = torch.randn(2, 2, 9, 9)
     torch.testing.assert_close(torch.nn.functional.conv2d(images, kernel, bias), second(first(images)))
+    for parts in found("relu")["parts"].values():
+        assert {parts[name]["n"] for name in ("kept", "dropped", "both", "dropped_minus_kept")} == {20}
+        assert parts["dropped_minus_kept"]["mean"] == pytest.approx(
+            parts["dropped"]["mean"] - parts["kept"]["mean"], abs=1e-3
+        )
 
 
 def test_one_batch_of_four_hardly_changes_the_maps(found: Any) -> None:
     assert 0 < found("epochs")["one_batch_of_four"]["maps1"] < 0.3
     assert [row["epoch"] for row in found("epochs")["epochs"]] == [0, 1]
+    for row in found("epochs")["epochs"]:
+        least, largest = row["seeds"]["edge_share"]
+        assert least <= row["edge_share"] <= largest
 
 
 def test_the_edge_share_knows_edges() -> None:
@@ -147,6 +172,7 @@ def test_a_trace_has_the_documents_figures_beside_it(found: Any) -> None:
     assert digits["document"]["accuracy"][-1] == 0.95
     assert [row["epoch"] for row in digits["epochs"]] == [1, 2]
     assert digits["epochs"][1]["accuracy"] > digits["epochs"][0]["accuracy"]
+    assert digits["epochs"][1]["test_accuracy"]["n"] == 100
 
 
 def test_a_pool_saves_work_and_parameters(found: Any) -> None:
@@ -155,8 +181,12 @@ def test_a_pool_saves_work_and_parameters(found: Any) -> None:
     assert none["parameters"] == 160 + 10816 * 10 + 10
     assert largest["multiply_adds"] == 26 * 26 * 16 * 9 + 27040
     assert set(found("pooling")["minus_none"]) == {"largest"}
+    assert set(found("pooling")["largest_minus"]) == {"none"}
     for kind in pooling.KINDS:
         assert pooling.twin(kind)(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+    values = torch.tensor([[[[1.0, 2], [3, 0]]]])
+    assert pooling.twin("smallest").pool1(values).item() == 0
+    assert pooling.twin("largest").pool1(values).item() == 3
 
 
 def test_moved_pictures_are_moved() -> None:
@@ -201,9 +231,90 @@ def test_purity_is_of_the_strongest_pictures(found: Any) -> None:
     values = np.stack([np.arange(18), np.arange(18) % 2 * 10 + np.arange(18) / 20], 1).astype(np.float32)
     purity, best = atlas.purities(values, labels)
     assert purity.tolist() == [9, 5]
+    dead = np.zeros((18, 1), np.float32)  # All pictures are its strongest: the first nine, of one class, say nothing.
+    dead[:5] = 1
+    assert atlas.purities(dead, labels)[0].tolist() == [0]
     assert best[0].tolist() == list(range(17, 8, -1))
     assert {row["layer"] for row in found("atlas")["layers"]} == {"block1", "block7"}
     assert set(found("atlas")["cifar"]) == {"conv1", "conv2"}
+
+
+def test_a_cell_looks_only_at_its_field(found: Any) -> None:
+    assert set(found("atlas")["pictures"]) == {"deep", "cifar"}
+    layer = Layer("block3", "block3.relu", (64, 16, 16), (2, 2), (14, 14), (-6, -6), 0, {})
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    looking = atlas.Looking(service.first_weights("deep"))
+    heat = np.concatenate([looking.heat(layer, channel, (8, 8), image) for channel in range(4)])
+    assert heat.shape == (4, 32, 32)
+    is_inside = np.zeros((32, 32), bool)
+    is_inside[9:25, 9:25] = True  # Pixels 10 to 23, and what squares of 2 pixels cover beside them.
+    assert np.abs(heat[:, ~is_inside]).max() < 1e-5 < np.abs(heat).max()
+
+
+def test_edges_and_corners_are_where_they_are(found: Any) -> None:
+    rows = found("corners")["rows"]
+    assert rows["edges"]["edges"]["mean"] > rows["brightness"]["edges"]["mean"] + 0.1
+    assert rows["trained"]["corners"]["n"] == 20
+    square = np.zeros((12, 12), np.uint8)
+    square[4:, 4:] = 255
+    larger, smaller = corners.eigenvalues(square)  # The window of cell (i, j) has its middle at pixel (i + 1, j + 1).
+    assert np.unravel_index(smaller.argmax(), smaller.shape) in [(row, column) for row in (2, 3) for column in (2, 3)]
+    assert smaller[7, 3] == pytest.approx(0)
+    assert larger[7, 3] > 0.5
+    assert larger[8, 8] == larger[0, 0] == 0
+
+
+def test_one_filter_explains_a_convolution_and_not_its_relu() -> None:
+    torch.manual_seed(0)
+    layer = Layer("conv1", "conv1", (4, 12, 12), (1, 1), (3, 3), (-1, -1), 0, {})
+    images = list(np.random.default_rng(0).integers(0, 256, (12, 12, 12, 3)).astype(np.uint8))
+    with torch.no_grad():
+        maps = torch.nn.Conv2d(3, 4, 3, padding=1)(torch.from_numpy(np.stack(images) / 255).permute(0, 3, 1, 2).float())
+    maps -= maps.mean((0, 2, 3), keepdim=True)
+    assert combining.left_over(layer, images, list(maps.numpy())).max() < 1e-6
+    assert combining.left_over(layer, images, list(maps.relu().numpy())).min() > 0.05
+
+
+def test_half_of_what_excites_a_cell_comes_from_the_largest_channels(found: Any) -> None:
+    for one in found("combining")["combined"]:
+        assert 1 <= one["trained"]["mean"] <= one["of"]
+    parts = torch.tensor([[5.0, 4, 1, -8], [1, 1, 1, 1], [0, 0, 9, 0]])
+    assert combining.channels_for_half(parts).tolist() == [1, 2, 1]
+
+
+def test_a_cell_is_the_sum_of_what_channels_give() -> None:
+    model: Any = service.first_weights("cifar")
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    parts = combining.contributions(model, "conv2", "conv2", images)
+    with torch.no_grad():
+        maps = model.conv2(model.pool1(model.relu1(model.conv1(normalise(images, relu.NORMAL)))))
+    expected = maps.transpose(0, 1).flatten(1).max(1).values - model.conv2.bias
+    torch.testing.assert_close(parts.sum(1), expected.detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_augmented_twins_are_probed_beside_plain_ones(found: Any) -> None:
+    rows = {row["change"]: row for row in found("augmentation")["rows"]}
+    assert rows["scaled by 1"]["agreement"]["recipe"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 20}
+    for row in rows.values():
+        for score in ("agreement", "accuracy"):
+            values = row[score]
+            assert values["difference"]["mean"] == pytest.approx(
+                values["turned"]["mean"] - values["recipe"]["mean"], abs=2e-4
+            )
+            assert values["seeds"]["turned"] == [pytest.approx(values["turned"]["mean"], abs=1e-3)]
+    assert set(found("augmentation")["upright"]) == {"recipe", "turned"}
+
+
+def test_a_normalised_twin_has_the_same_convolutions(found: Any) -> None:
+    [row] = found("norm")["rates"]
+    assert row["with"]["n"] == row["difference"]["n"] == 20
+    torch.manual_seed(0)
+    plain = norm.twin(False)
+    torch.manual_seed(0)
+    normalised: Any = norm.twin(True)
+    torch.testing.assert_close(normalised.conv1[0].weight, plain.conv1.weight)
+    maps = normalised.train().conv1(torch.rand(8, 3, 32, 32))
+    torch.testing.assert_close(maps.mean((0, 2, 3)), torch.zeros(16), atol=1e-5, rtol=0)
 
 
 def test_the_service_answers_what_is_computed_by_hand(found: Any) -> None:

@@ -22,7 +22,7 @@ from handlers.networks import NETWORKS
 from tests.client.served import serving
 from tests.client.stand_in import StandIn
 from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, make_service
-from training import shuffled, train
+from training import shuffled
 
 ROOT = Path(__file__).parents[2]
 LESSONS = (ROOT / "docs" / "lessons.md").read_text("utf-8")
@@ -38,7 +38,7 @@ LINES = [line for block in blocks("sh") for line in block.splitlines()]
 BLOCKS = [block for block in lessons.blocks() if block.needs_pictures]
 COMMANDS = [block.code for block in BLOCKS if block.language == "sh"]
 TRAININGS = [line for line in LINES if line.startswith(".venv/bin/python -m training.shuffled ")]
-TWINS = [line for line in LINES if line.startswith(".venv/bin/python -m training.train ")]
+EXPERIMENT = ".venv/bin/python -m experiments augmentation"
 PYTHON = [block.code for block in BLOCKS if block.language == "python"]
 TWIN_NETWORKS = {"Deep": NETWORKS["deep"], "Cifar": NETWORKS["cifar"]}
 
@@ -47,7 +47,7 @@ TWIN_NETWORKS = {"Deep": NETWORKS["deep"], "Cifar": NETWORKS["cifar"]}
 def networks() -> Iterator[StandIn]:
     torch.manual_seed(0)
     takes = {"edges": (Preprocessing(1, None, None), ()), "digits": (Preprocessing(1, 28, 28), DIGITS)}
-    made = {**NETWORKS, **{name: TWIN_NETWORKS[network] for name, (network, _) in lessons.TWINS.items()}}
+    made = {**NETWORKS, **{name: TWIN_NETWORKS[network] for name, network in lessons.TWINS.items()}}
     with serving(
         {
             name: make_service(network(), *takes.get(name, (CIFAR_INPUT, CIFAR_CLASSES)))
@@ -74,7 +74,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_line_prints_what_stands_below_it_or_trains_or_serves() -> None:
     checked = {line for block in lessons.blocks() for line in block.code.splitlines()}
-    others = set(LINES) - {*checked, *TRAININGS, *TWINS}
+    others = set(LINES) - {*checked, *TRAININGS, EXPERIMENT}
     assert {line.partition(" --")[0] for line in others} == {
         ".venv/bin/python -m server",
         ".venv/bin/python docs/lessons.py prepare",
@@ -82,13 +82,6 @@ def test_every_line_prints_what_stands_below_it_or_trains_or_serves() -> None:
     assert set(blocks("python")) <= {block.code for block in lessons.blocks()}
     assert len(COMMANDS) >= 12
     assert len(TRAININGS) == 2
-
-
-@pytest.mark.parametrize("line", TWINS)
-def test_a_twins_training_is_one_that_can_be_requested(line: str) -> None:
-    options = train.parser().parse_args(shlex.split(line)[3:])
-    checkpoint = options.out / train.CHECKPOINT
-    assert str(checkpoint) in {run for _, run in lessons.TWINS.values()}
 
 
 def test_every_claim_has_a_command_and_what_it_printed() -> None:
