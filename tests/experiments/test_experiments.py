@@ -30,7 +30,7 @@ from experiments import (
 )
 from experiments.__main__ import EXPERIMENTS, main
 from experiments.experiment import interval
-from experiments.learning import CLASSES, moved
+from experiments.learning import CLASSES, INPUT, moved
 from handlers.images.preprocessing import normalise
 
 Found = dict[str, Any]
@@ -287,7 +287,7 @@ def test_a_cell_is_the_sum_of_what_channels_give() -> None:
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     parts = combining.contributions(model, "conv2", "conv2", images)
     with torch.no_grad():
-        maps = model.conv2(model.pool1(model.relu1(model.conv1(normalise(images, relu.NORMAL)))))
+        maps = model.conv2(model.pool1(model.relu1(model.conv1(normalise(images, INPUT)))))
     expected = maps.transpose(0, 1).flatten(1).max(1).values - model.conv2.bias
     torch.testing.assert_close(parts.sum(1), expected.detach(), atol=1e-4, rtol=1e-4)
 
