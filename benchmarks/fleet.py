@@ -626,7 +626,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--real-time",
         action="store_true",
-        help="check with real-time priority, on a machine that others use (needs root's rights)",
+        help="check with real-time priority, on a machine that others use (needs root)",
     )
     parser.add_argument("--requests", type=int, default=100_000, help="in each simulation (default: 100000)")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,6 +1,6 @@
 """Pins the images of others by digest, those that ours are built on and those that run beside them: `make pin`.
 
-Every reference to one stands in `FILES`, as `ARG DEBIAN=...` or `image: ...`; a test sees to it that none stands
+Every reference to one stands in `FILES`, as `ARG DEBIAN=...` or `image: ...`; a test checks that none stands
 elsewhere. `debian:bookworm-slim` becomes `debian:bookworm-slim@sha256:...`, with the digest that its registry has for
 the tag now, of all platforms together. It needs Docker with buildx, and the registries; nothing is pulled. Run again it
 takes newer digests. It changes all files or none.

@@ -3,8 +3,8 @@
 Two measures, on trained networks and on the same networks with their first weights:
 
 * *unexplained*: the share of a map's variance that the best single linear filter over the cells' receptive field does
-  not give. A layer of a new kind of filter alone would have 0.
-* *combined*: how many channels of the layer before it take to make half of what excites a channel's strongest cell.
+  not give. A map made by one linear filter would have 0.
+* *combined*: how many channels of the previous layer make half of what excites a channel's strongest cell.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Pooling: the largest value, the smallest, the average, a stride instead, or none; what each costs and bears.
+"""Pooling: the largest value, the smallest, the average, a stride instead, or none; what each costs, and how steady it is.
 
 Five twins of `digits` that differ in what stands between the convolution and the fully connected layer. All have a ReLU
 behind the convolution, which `digits` does not have: without it the largest value would be the only non-linearity of
-its network. The pictures have black edges, so a moved digit is the same digit, and what comes in at the edge is what
-was there.
+its network. The pictures have black edges, so a moved digit is the same digit, and black comes in at the edge.
 """
 
 from __future__ import annotations

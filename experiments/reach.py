@@ -1,7 +1,7 @@
 """A task that needs reach: are two marks, d pixels apart, of the same sign?
 
 A picture holds two pairs of marks of +1 and -1, far from each other: both pairs of the same sign, or both of different
-signs. Every picture has two marks of each sign, so whoever looks at marks one by one sees the same in both classes. The
+signs. Every picture has two marks of each sign, so single marks look the same in both classes. The
 picture's edges meet (circular), so places say nothing either. A network that averages its last map over all places can
 tell the classes only if one cell sees two marks at once: if d is less than its receptive field.
 """

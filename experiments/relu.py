@@ -1,8 +1,8 @@
 """Before and after the ReLU: what it sets to 0, whether that was of use, and what two convolutions are without it.
 
 Without a non-linearity between them, two convolutions are one with a larger kernel. That is computed for the weights of
-the served `simple`. What it is worth is a training: `cifar` with its ReLU, without it, and without it and with an
-average instead of the largest value in its pool, which makes the whole network linear.
+the served `simple`. What it is worth is shown by trainings: `cifar` with its ReLU, without it, and without it and with
+an average instead of the largest value in its pool, which makes the whole network linear.
 """
 
 from __future__ import annotations

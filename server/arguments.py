@@ -97,8 +97,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PORT",
         help="/ready, for load balancers; 0 takes a free port (default: none)",
     )
-    add("--warm-up-s", type=seconds, default=2.0, metavar="S", help="of warm-up requests before it is ready")
-    add("--watch-s", type=_pause, default=10.0, metavar="S", help="between two checks that a model responds")
+    add("--warm-up-s", type=seconds, default=2.0, metavar="S", help="seconds of warm-up requests before it is ready")
+    add("--watch-s", type=_pause, default=10.0, metavar="S", help="seconds between two checks that a model responds")
     add("--heap-mb", type=_heap, default=1024, metavar="MB", help="largest heap of the Java front end")
     add(
         "--log-dir",
@@ -144,14 +144,14 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         "four, shared among the models)",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the networks run")
-    add("--startup-timeout-s", type=seconds, default=300.0, metavar="S", help="until every model must have responded")
-    add("--drain-s", type=seconds, default=10.0, metavar="S", help="for requests in flight after a signal to stop")
+    add("--startup-timeout-s", type=seconds, default=300.0, metavar="S", help="seconds until all models must have responded")
+    add("--drain-s", type=seconds, default=10.0, metavar="S", help="seconds for requests in flight when it stops")
     add(
         "--unready-s",
         type=seconds,
         default=0.0,
         metavar="S",
-        help="time to go on serving while readiness already fails",
+        help="seconds for which it goes on serving after a signal to stop, while readiness already fails",
     )
     add("--max-request-mb", type=_megabytes, default=64, metavar="MB", help="largest request")
     add("--max-reply-mb", type=_megabytes, default=256, metavar="MB", help="largest reply")

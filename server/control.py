@@ -71,7 +71,7 @@ class Host(Protocol):
         ...
 
     def serve(self, archives: Sequence[Archive]) -> None:
-        """Serve these, all of which are loaded: of several versions, callers who name none get the first."""
+        """Serve these, all of which are loaded: of several versions of a model, the first is the default."""
         ...
 
     def retire(self, archive: Archive) -> None:
@@ -89,7 +89,7 @@ class Reloader:
     Args:
         host: The host.
         settings: What the server was asked to do.
-        reporter: Is told what happens, as whoever asks is.
+        reporter: Is told what happens, as the command that asks is.
     """
 
     def __init__(self, host: Host, settings: Settings, reporter: Reporter) -> None:
@@ -116,7 +116,7 @@ class Reloader:
         self._locked((), _mute)
 
     def settle(self) -> None:
-        """Give the newest version served to callers who name none: one that was rejected may have answered late."""
+        """Make the newest served version of each model its default: a rejected one may have answered since."""
         with self._lock:
             served = self._host.served()
             changes, _ = find_changes(served, Found(served, {}, {}))
@@ -219,7 +219,7 @@ class Reloader:
 
 
 def _mute(sentence: str, level: str) -> None:
-    """Say nothing: nobody asked."""
+    """Drop a sentence: no command waits for it."""
 
 
 class Control:

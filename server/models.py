@@ -306,7 +306,7 @@ class Change(NamedTuple):
         name: The model's name.
         new: Versions to take in.
         gone: Versions to take away once the new ones serve.
-        served: What is served then, the newest version first: callers get it who name none.
+        served: What is served then, the newest version first: it is the default.
     """
 
     name: str

@@ -12,7 +12,7 @@ follows in the clean-up: the worker is neither stopped nor started again, and To
   TorchServe's two methods have names that nothing calls, so grpc-java's own methods take their place and answer
   UNIMPLEMENTED.
 * TorchServe keeps a request id for each REST connection, and sets it to null when it answers. A request that arrives on
-  the connection just before that may have no id. Its batch cannot be written then, and the model answers nobody for
+  the connection just before that may have no id. Its batch cannot be written then, and the model answers no request for
   120 s (responseTimeout). Patched, the id stays until the next request has its own. TorchServe does not keep the order
   of the replies to such requests, if they are for several workers or models, and an error closes the
   connection before the others are answered. HTTP clients and the gateway wait for a reply, so they send none.

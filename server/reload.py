@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"reload: {given.work_dir}: {why}", file=sys.stderr)
         return 2
     [(_, connection)] = servers
-    # It hangs up if it ends, or has not read all of the question.
+    # The server closes the connection if it ends, or if it has not read the whole request.
     with connection, contextlib.suppress(ConnectionError), connection.makefile("rw", encoding="utf-8") as stream:
         stream.write(json.dumps({"models": given.models}) + "\n")
         stream.flush()

@@ -50,7 +50,7 @@ class Versions:
         settings: What the server was asked to do.
         listeners: Where it listens.
         directory: The private directory.
-        default_workers: Of a model, where nobody says.
+        default_workers: Number of workers of a model if neither settings nor archive give one.
         archives: What is registered, in the order in which TorchServe got it: the newest version of a model first.
         rejected: Why other archives are not served.
         watch: Watches what is served.
@@ -139,7 +139,7 @@ class Versions:
         self._archives.append(archive)
 
     def serve(self, archives: Sequence[Archive]) -> None:
-        """Give the first version of each model to callers who name none, and watch these archives.
+        """Make the first version of each model its default, and watch these archives.
 
         Raises:
             Failure: TorchServe does not do so; what was served still is.
@@ -245,7 +245,7 @@ class Versions:
         return state
 
     def _forget(self, archive: Archive) -> None:
-        """Take away what never served: nobody waits for it."""
+        """Unregister an archive that never served, so no request waits for it."""
         self._diagnosis.ignore(archive)
         state = self._management.describe(archive.name, archive.version)
         if state is None:

@@ -141,7 +141,7 @@ class Watch:
         """Watch these archives from now on; those that are new have answered their card.
 
         Args:
-            archives: All of them; of several versions of a model the first is the one that callers get who name none.
+            archives: All of them; of several versions of a model the first is the default.
         """
         watched = {model.archive: model for model in self._models}
         models = [
@@ -151,7 +151,7 @@ class Watch:
         self._end(watched.values())
 
     def note_default(self, archive: Archive, counts: Mapping[str, float]) -> None:
-        """Publish what TorchServe counted for callers who named no version while this one was the default.
+        """Publish what TorchServe counted of requests without a version while this one was the default.
 
         Args:
             archive: The version.

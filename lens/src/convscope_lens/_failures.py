@@ -1,4 +1,4 @@
-"""Errors of the service among those of pictures: they end a run over many pictures, which says how far it came."""
+"""Tells the service's errors from those of pictures: they end a run over many pictures, and say how far it came."""
 
 from __future__ import annotations
 
