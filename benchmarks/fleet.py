@@ -96,9 +96,9 @@ class Standing:
         """Ask as `load` does.
 
         Returns:
-            What came of it, and what a request took: processor seconds by program, as `java_s`, of the gateway and
-            the caller for rejected requests too; requests a `batch`; `requests`, how many a worker had; and `callers`,
-            `others`, `median_s`.
+            The outcome, and what a request took: processor seconds by program, such as `java_s`, those of the gateway
+            and the caller also for rejected requests; requests a `batch`; `requests`, how many reached a worker; and
+            `callers`, `others`, `median_s`.
         """
         from benchmarks.capacity import read
 
@@ -314,13 +314,13 @@ def _series(port: int) -> int:
 
 
 def check(network: str, envoy: Path, seconds: float, rounds: int, seed: int, *, real_time: bool) -> None:
-    """Put the simulation beside three replicas that run, and print both, and what a request took.
+    """Print latencies of the simulation beside those of three running replicas, and what a request took.
 
     A network shares the processors of this machine with gateway, front ends, callers and whatever else runs. The
-    simulated fleet shares as many as the others left, and a request takes what it took in the very seconds of which the
-    latencies are, split within a batch as `measure` found: one that comes by itself wakes every thread on its way and
+    simulated fleet shares as many as the others left. A simulated request takes the processor time that real ones took
+    in the same seconds, split within a batch as `measure` found: a single request wakes every thread on its way and
     finds caches cold, so it takes more than one of a closed loop. The network `waiting` waits for a known time instead
-    of computing: there the processors are far from busy, and are left out.
+    of computing: the processors are far from busy then, and are not simulated.
 
     Args:
         network: A network that was measured, or `waiting`.

@@ -1,4 +1,4 @@
-"""Attention, a counter-example: a layer that looks everywhere at once, and what it pays.
+"""Attention, a counter-example: a layer that looks everywhere at once, and what that costs.
 
 Beside the plain network of `reach`, whose cells see 7×7 pixels, stands one with a 3×3 convolution and a single
 self-attention layer with relative positions (on a picture whose edges meet). The task is that of `reach`, on smaller

@@ -1,6 +1,6 @@
 """What sharing weights saves, and what it generalises: a convolution beside its locally connected twin.
 
-The twin has the same windows at the same places, but a window of its own weights at each place. Two tasks:
+The twin has the same windows at the same places, but weights of their own at each place. Two tasks:
 
 * *bars*: is a bar horizontal or vertical? All training pictures have it in the left half; half of the test pictures in
   the right one. The mean over all places decides.

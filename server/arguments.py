@@ -144,7 +144,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         "four, shared among the models)",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the networks run")
-    add("--startup-timeout-s", type=seconds, default=300.0, metavar="S", help="seconds until all models must have responded")
+    add("--startup-timeout-s", type=seconds, default=300.0, metavar="S", help="seconds until all models must respond")
     add("--drain-s", type=seconds, default=10.0, metavar="S", help="seconds for requests in flight when it stops")
     add(
         "--unready-s",

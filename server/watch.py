@@ -119,7 +119,7 @@ class Watch:
         self._rejected = rejected
         self._lock = threading.Lock()
         self._published: dict[Path, str] = {}
-        self._troubles: dict[Path, str] = {}  # With a file, as said.
+        self._troubles: dict[Path, str] = {}  # By file, the last trouble logged.
         self._stopped = threading.Event()
         self._news: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self._java = _Java(listeners, java, self._stopped, self)
@@ -241,8 +241,8 @@ class Watch:
     def publish(self) -> None:
         """Write what is known, and which models are served, to their files, each as a whole, if it has changed.
 
-        A file that is gone is written again: where old files are cleared out of /tmp, one that never changes goes. So
-        is one that holds something else or cannot be read, which is said once.
+        A missing file is written again: some systems clear old files out of /tmp, and this one may not change for days.
+        So is a file that holds something else or cannot be read, which is logged once.
         """
         with self._lock:
             known = {
@@ -276,7 +276,7 @@ class Watch:
 
 
 def _read(file: Path) -> str | None:
-    """Return what a file holds; None if it is gone, and nothing that is ever written there if it cannot be read."""
+    """Return what a file holds; None if it is missing, and a text that is never written there if it cannot be read."""
     try:
         return file.read_text("utf-8")
     except FileNotFoundError:
