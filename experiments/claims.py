@@ -318,7 +318,7 @@ CLAIMS: tuple[Claim, ...] = (
             all(side(size, k) == size - k + 1 for size in (5, 28, 32) for k in (1, 3, 5)),
             side(28, 3, stride=2, padding=3) == 28 - 3 + 1,
         ),
-        "only without padding, stride and dilation; [lesson 5](lessons.md#5-pooling-padding-stride-and-dilation) has all",
+        "without padding, stride and dilation; [lesson 5](lessons.md#5-pooling-padding-stride-and-dilation) has all",
     ),
     Claim(
         "a layer of three channels that is given one is an error",

@@ -1,4 +1,4 @@
-"""Pooling: the largest value, the smallest, the average, a stride instead, or none; what each costs, and how steady it is.
+"""Pooling: the largest value, the smallest, the average, a stride instead, or none; cost, accuracy and steadiness.
 
 Five twins of `digits` that differ in what stands between the convolution and the fully connected layer. All have a ReLU
 behind the convolution, which `digits` does not have: without it the largest value would be the only non-linearity of

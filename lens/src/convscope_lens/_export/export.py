@@ -321,7 +321,7 @@ class _Reference:
         """Raise ValueError if the network has changed; ConvscopeError if the service fails."""
         [prediction] = self._client.predict([self._picture], **self._options)
         if not self.equals(self._summary(prediction)):
-            raise ValueError(f"{self._options['model']} answers as another network than before; see --overwrite")
+            raise ValueError(f"{self._options['model']} is another network than before; see --overwrite")
 
 
 def _rows(
@@ -347,7 +347,7 @@ def _rows(
             if prediction.error is not None:
                 prediction = _again(client, entry, prediction, plan)
             if prediction.version != version:
-                raise ValueError(f"the answer is from version {prediction.version}, not {version}; see --overwrite")
+                raise ValueError(f"the reply is from version {prediction.version}, not {version}; see --overwrite")
             yield Row(entry, prediction)
 
 
