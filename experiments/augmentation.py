@@ -2,8 +2,8 @@
 
 `cifar` is trained by its recipe, which mirrors and shifts the pictures, and by the same recipe on pictures that are
 also turned and scaled. The probes of the lens measure both on test pictures that are turned and scaled. Both are served
-with the card of `cifar`, so with the mean and deviation of all 50,000 training pictures. By those of the 20,000 pictures
-that they learn from, no normalised value differs by more than 0.01.
+with the card of `cifar`, so with the mean and deviation of all 50,000 training pictures. By those of the 20,000 that
+they learn from, no normalised value differs by more than 0.01.
 """
 
 from __future__ import annotations
