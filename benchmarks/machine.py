@@ -40,9 +40,9 @@ def memory_mib(pid: int) -> list[dict[str, Any]]:
 
 
 def prefer(pid: int) -> None:
-    """Give a process and its descendants real-time priority: others have the processors only when they have not.
+    """Give a process and its descendants real-time priority: others get the processors only while these are idle.
 
-    Needs root's rights. Linux leaves others a twentieth of each second.
+    Needs root. Linux leaves others a twentieth of each second.
     """
     for process in _tree(pid):
         for thread in process.threads():

@@ -88,7 +88,7 @@ class Running:
             clean(self.place)
 
     def stop(self) -> None:
-        """Tell all its processes to stop, as some do not tell their own, and wait for none."""
+        """Signal all its processes to stop, since some do not stop their children, and do not wait."""
         with contextlib.suppress(psutil.NoSuchProcess):
             root = psutil.Process(self.process.pid)
             self._stopped = self._stopped or [root, *root.children(recursive=True)]

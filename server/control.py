@@ -1,7 +1,7 @@
 """Taking in what the model store holds now, while the server serves: asked for over a unix socket, or by the store.
 
 A new version is registered beside the old one and has to answer its own card. Then callers who name no version get it,
-the old one gets no more requests, finishes those it has, and goes. What cannot be taken in changes nothing.
+the old one finishes its requests and is removed. What cannot be taken in changes nothing.
 
 It knows neither host: each is a `Host`. The socket is in the private directory, which only the server's user can open.
 `server.reload` is the command. It sends a JSON line, `{"models": ["cifar"]}`, or no names for all, and gets JSON lines:
@@ -198,7 +198,7 @@ class Reloader:
         self._tell(say, f"{change.name}: callers who name no version get {default.version}")
         for archive in change.gone:
             host.retire(archive)
-            self._tell(say, f"{archive.full_name}: has answered what it had, and is gone")
+            self._tell(say, f"{archive.full_name}: has finished its requests, and is removed")
 
     def _forget_rejected(self, found: Found) -> None:
         """Forget why files were rejected that are gone, or hold what is served."""

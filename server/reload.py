@@ -26,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m server.reload",
         description="Have the running server take in what its model store holds now. A new version is loaded beside "
-        "the old one; when it has answered, the old one finishes what it has, and goes. What cannot be loaded changes "
-        "nothing.",
+        "the old one; once it has responded, the old one finishes its requests and is removed. What cannot be loaded "
+        "changes nothing.",
     )
     parser.add_argument("models", nargs="*", metavar="MODEL", help="models to look at (default: all)")
     parser.add_argument(

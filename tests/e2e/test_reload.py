@@ -71,7 +71,7 @@ def test_a_version_is_replaced_twice_under_load_and_no_request_is_lost(service: 
                 with pytest.raises(ModelNotFound):
                     client.predict(PICTURE, model=MODEL, version=before)
         assert len(poll(lambda: [pid for pid in service.workers() if is_alive(pid)])) == 1  # type: ignore[arg-type]
-        assert f"{MODEL}/{before}: has answered what it had, and is gone" in answer.stdout
+        assert f"{MODEL}/{before}: has finished its requests, and is removed" in answer.stdout
         assert not re.search(rf'version="{before}"', service.metrics().partition("convscope_workers{")[2])
     again = reload(service.work)
     assert (again.returncode, again.stdout) == (0, "reload: nothing to do: what the store holds is served\n")

@@ -201,7 +201,7 @@ def test_a_new_version_is_loaded_then_served_then_the_old_one_goes(unwatched, li
         "reload: b/2.0: loading",
         "reload: b/2.0: answers its card and is served",
         "reload: b: callers who name no version get 2.0",
-        "reload: b/1.0: has answered what it had, and is gone",
+        "reload: b/1.0: has finished its requests, and is removed",
     ]
 
 
@@ -362,7 +362,7 @@ def test_requests_in_flight_and_in_the_queue_of_the_old_version_are_answered(wor
         answer = reloading.result()
         assert answer.returncode == 1
         assert "archive beta.mar: needs the Python package nothing_of_that_name" in answer.stderr
-        assert "alpha/1.0: has answered what it had, and is gone" in answer.stdout
+        assert "alpha/1.0: has finished its requests, and is removed" in answer.stdout
         poll(lambda: not is_alive(old))
         assert not folder.exists()
         assert {server.rest("alpha/2.0", "pid") for _ in range(20)} != {str(old).encode()}
