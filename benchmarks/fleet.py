@@ -35,7 +35,8 @@ import yaml
 
 from benchmarks.report import table
 from benchmarks.rivals.torchserve_waiting import BATCH_S, REQUEST_S
-from benchmarks.simulation import CHECK_S, ROOT, Autoscaler, Costs, Fleet, Outcome, percentile, simulate
+from benchmarks.simulation import CHECK_S, ROOT, Autoscaler, Costs, Fleet, Outcome, simulate
+from benchmarks.summaries import percentile
 
 if TYPE_CHECKING:
     from benchmarks.asking import Place

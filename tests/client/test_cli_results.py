@@ -116,29 +116,61 @@ def test_every_request_in_which_a_picture_failed_is_named(
     assert len(printed) == 2
 
 
-def test_a_failed_request_keeps_the_results_of_the_others(
-    capsys: pytest.CaptureFixture[str],
-    stand_in: StandIn,
-    many: list[str],
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_request_that_breaks_the_network_keeps_the_results_of_the_others(
+    capsys: pytest.CaptureFixture[str], stand_in: StandIn, many: list[str], folder: Path
 ) -> None:
-    original = stand_in.take
-    saved_before: list[int] = []
-
-    def take(model: str, version: str, data: bytes, request_id: str | None) -> Any:
-        if b"69.png" in data:
-            saved_before.append(len(list((folder / "out").iterdir())))
-            raise ConnectionResetError
-        return original(model, version, data, request_id)
-
-    monkeypatch.setattr(stand_in, "take", take)
+    Path(many[3]).write_bytes(b"poison")
     command = ["predict", *many, "--model", "cifar", "--url", stand_in.rest_url, "--retries", "0"]
     assert main([*command, "--save", "out", "--json"]) == 1
-    assert saved_before == [64]
-    rows = json.loads(capsys.readouterr().out)["results"]
-    assert [row["picture"] for row in rows if "error" in row] == many[64:]
+    printed = json.loads(capsys.readouterr().out)
+    assert "error" not in printed
+    rows = printed["results"]
+    assert [row["picture"] for row in rows if "error" in row] == many[:64]
     assert all((folder / row["saved"] / "manifest.json").exists() for row in rows if "error" not in row)
+
+
+@pytest.mark.parametrize("mishap", ["reset", "died", "full"])
+@pytest.mark.parametrize("command", ["predict", "explain"])
+def test_a_service_that_dies_in_the_middle_ends_the_command_which_shows_and_saves_what_it_has(
+    capsys: pytest.CaptureFixture[str],
+    stand_in: StandIn,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    mishap: str,
+) -> None:
+    """It is no failure of the remaining pictures, and they are not sent."""
+    take, code = stand_in.take, {"reset": "connect_error", "died": "internal", "full": "overloaded"}[mishap]
+    saved_before: list[int] = []
+    (folder / "pictures").mkdir()
+    for number in range(100, 300):
+        (folder / f"pictures/{number}.png").write_bytes(f"picture {number}".encode())
+
+    def take_one(model: str, version: str, data: bytes, key: str | None) -> Any:
+        reply = take(model, version, data, key)
+        if stand_in.requests[-1][2].pictures:
+            saved_before.append(len(list((folder / "out").iterdir())))
+            stand_in.mishaps += [mishap] * 100
+        return reply
+
+    monkeypatch.setattr(stand_in, "take", take_one)
+    arguments = [command, "pictures", "--model", "cifar", "--url", stand_in.rest_url, "--retries", "0"]
+    arguments += ["--save", "out", "--skip-existing"]
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"convscope: {code}: ")
+    assert printed.err.endswith("; 64 of 200 pictures were done before\n")
+    assert printed.out.count("\npictures/") == printed.out.count("saved out/") == len(list(Path("out").iterdir())) == 64
+    assert len(stand_in.mishaps) >= 98  # One more request, or also one for the card, to see whether the network runs.
+    stand_in.mishaps.clear()
+
+    assert main([*arguments, "--json"]) == 1
+    values = json.loads(capsys.readouterr().out)
+    assert [row["picture"] for row in values["results"]] == [f"pictures/{number}.png" for number in range(100, 228)]
+    assert not [row for row in values["results"] if "error" in row]
+    assert values["error"]["code"] == code
+    assert values["error"]["message"].endswith("; 128 of 200 pictures were done before")
+    assert saved_before == [0, 64]
 
 
 def test_the_error_is_raised_if_no_request_succeeds(

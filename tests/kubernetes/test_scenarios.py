@@ -73,7 +73,7 @@ def test_the_probe_gets_right_answers(cluster: Cluster) -> None:
 def test_a_container_cannot_write_and_has_no_token(cluster: Cluster) -> None:
     [pod, *_] = cluster.pods("torchserve")
     code = (
-        "import os; print(os.getuid(), os.path.exists('/var/run/secrets'), "
+        "import os; print(os.getuid(), os.path.exists('/var/run/secrets/kubernetes.io'), "
         "[path for path in ('/', '/models', '/srv/convscope') if os.access(path, os.W_OK)])"
     )
     said = cluster.kubectl("exec", pod["metadata"]["name"], "--", "python", "-c", code)

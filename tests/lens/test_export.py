@@ -196,6 +196,12 @@ class TestFormats:
             ("bad_image",)
         ]
 
+    def test_zarr_is_of_version_3_whatever_version_its_user_has_set(self, service: Service, folder: Path) -> None:
+        run(service, "plain.zarr", layers="all", pool=None)
+        with zarr.config.set({"default_zarr_format": 2}):
+            run(service, "features.zarr", layers="all", pool=None)
+        assert_equal("features.zarr", "plain.zarr")
+
     @pytest.mark.parametrize("out", FORMATS)
     def test_hold_how_pictures_were_converted(self, service: Service, folder: Path, out: str) -> None:
         (folder / "grey.png").write_bytes(b"grey")

@@ -22,7 +22,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
@@ -50,7 +50,7 @@ from convscope.commands import (
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-    from convscope._cli_results import ResultFolders
+    from convscope._cli_results import PictureResult, ResultFolders
     from convscope._client import Client
 
 URL_VARIABLE = "CONVSCOPE_URL"
@@ -138,20 +138,29 @@ def _run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except ConvscopeError as error:
-        said = error.message if as_json else f"{error.code}: {error}"
-        message = "; ".join([said, *getattr(error, "__notes__", [])])  # Commands note how far they came.
-        return _fail(message, error.code, as_json=as_json, request_id=error.request_id)
+        if not as_json:
+            return _complain(_with_notes(f"{error.code}: {error}", error))
+        print(format_json({"error": _error_values(error)}))
+        return 1
     except (OSError, ValueError) as error:
         code = "os_error" if isinstance(error, OSError) else "invalid_value"
         return _fail(str(error), code, as_json=as_json)
 
 
-def _fail(message: str, code: str, *, as_json: bool, request_id: str | None = None, status: int = 1) -> int:
+def _fail(message: str, code: str, *, as_json: bool, status: int = 1) -> int:
     """Say why the command failed, as JSON on standard output or in a line on standard error; return the exit status."""
     if as_json:
-        print(format_json({"error": {"code": code, "message": message, "request_id": request_id}}))
+        print(format_json({"error": {"code": code, "message": message, "request_id": None}}))
         return status
     return _complain(message, status)
+
+
+def _with_notes(said: str, error: ConvscopeError) -> str:
+    return "; ".join([said, *getattr(error, "__notes__", [])])  # Commands note how far they came.
+
+
+def _error_values(error: ConvscopeError) -> dict[str, str | None]:
+    return {"code": error.code, "message": _with_notes(error.message, error), "request_id": error.request_id}
 
 
 def _complain(text: str, status: int = 1) -> int:
@@ -387,15 +396,15 @@ def _predict(client: Client, options: argparse.Namespace) -> int:
         reply_bytes = sum(layer.bytes.get(options.map_dtype, 0) for layer in card.select_layers(options.layers))
         return card.pictures_per_request(reply_bytes * (2 if options.compare else 1))
 
-    results = process_pictures(
+    results, failure = process_pictures(
         options.pictures,
         lambda files: client.predict(files, **selected),
         pictures_per_request=pictures_per_request,
         request_id=options.request_id,
         folders=_result_folders(options),
+        fetch_card=lambda: client.model_card(options.model, options.version),
     )
-    print(format_json(predictions_json(results)) if options.json else format_predictions(results))
-    return 1 if any(result.error is not None for result in results) else 0
+    return _show(results, failure, options, predictions_json, format_predictions)
 
 
 def _explain(client: Client, options: argparse.Namespace) -> int:
@@ -416,15 +425,33 @@ def _explain(client: Client, options: argparse.Namespace) -> int:
         size = card.input.channels * (card.input.height or 0) * (card.input.width or 0)
         return card.pictures_per_request(2 * 4 * size or 1)  # float32 heat and picture, both of this size at most.
 
-    results = process_pictures(
+    results, failure = process_pictures(
         options.pictures,
         lambda files: client.explain(files, **selected),
         pictures_per_request=pictures_per_request,
         request_id=options.request_id,
         folders=folders,
+        fetch_card=lambda: client.model_card(options.model, options.version),
     )
-    print(format_json(explanations_json(results)) if options.json else format_explanations(results))
-    return 1 if any(result.error is not None for result in results) else 0
+    return _show(results, failure, options, explanations_json, format_explanations)
+
+
+def _show(
+    results: list[PictureResult[Any]],
+    failure: ConvscopeError | None,
+    options: argparse.Namespace,
+    as_values: Callable[[list[PictureResult[Any]]], dict[str, Any]],
+    as_text: Callable[[list[PictureResult[Any]]], str],
+) -> int:
+    """Print the results of pictures, and then the error of the service if it ended the command; return the status."""
+    if options.json:
+        error = {} if failure is None else {"error": _error_values(failure)}
+        print(format_json(as_values(results) | error))
+    else:
+        print(as_text(results))
+        if failure is not None:
+            raise failure
+    return 1 if failure is not None or any(result.error is not None for result in results) else 0
 
 
 def _result_folders(options: argparse.Namespace) -> ResultFolders | None:

@@ -23,6 +23,7 @@ from convscope.commands import (
     format_table,
     list_pictures,
     printable,
+    raise_if_of_service,
     read_picture_files,
 )
 
@@ -124,10 +125,12 @@ def process_pictures(
     pictures_per_request: Callable[[], int],
     request_id: str | None,
     folders: ResultFolders | None,
-) -> list[PictureResult[Result]]:
+    fetch_card: Callable[[], object],
+) -> tuple[list[PictureResult[Result]], ConvscopeError | None]:
     """Send picture files in as few requests as the model allows. A failed picture or request does not affect others.
 
-    Pictures are read as they are sent, and a line on the terminal says how many are done.
+    If the service fails, no more requests are sent. Pictures are read as they are sent, and a line on the terminal says
+    how many are done.
 
     Args:
         paths: Picture files, folders, or `-` for standard input.
@@ -135,9 +138,11 @@ def process_pictures(
         pictures_per_request: Returns the largest number of pictures per request; called if there are several.
         request_id: The user's id for the request, which is rejected if there are several requests.
         folders: Where to write each picture's result, as soon as it is received; None to write nothing.
+        fetch_card: Fetches the model's card, to see whether the service has failed.
 
     Returns:
-        One result per picture, in order; several for a .npy file of several pictures.
+        One result per picture, in order; several for a .npy file of several pictures. And the error of the service,
+        after which there are no results; None if it did not fail.
 
     Raises:
         ConvscopeError: All requests failed.
@@ -175,6 +180,9 @@ def process_pictures(
             received = send(files)
         except ConvscopeError as error:
             errors.append(error)
+            if indexes and len(todo) > 1:
+                done = sum(result is not None for result in results)
+                raise_if_of_service(error, fetch_card, f"{done:,} of {len(sources):,} pictures were done before")
             for index in indexes:
                 results[index] = PictureResult(sources[index][0], None, PictureFailure(error.code, str(error)))
         else:
@@ -182,26 +190,30 @@ def process_pictures(
                 results[index] = _picture_result(sources[index][0], result, saved[index], folders)
         progress.show(sum(result is not None for result in results))
 
-    with progress:
-        for index in todo:
-            name, file = sources[index]
-            if file is None:
-                [(_, file), *others] = read_picture_files([name])
-                if others:
-                    file = PictureFailure("unreadable", "it contains several pictures; its name must end in .npy")
-            if not isinstance(file, bytes):
-                results[index] = PictureResult(name, None, file)
-                continue
-            if batch and request_id is None and len(file) + sum(len(other) for _, other in batch) > REQUEST_BYTES:
+    failure: ConvscopeError | None = None
+    try:
+        with progress:
+            for index in todo:
+                name, file = sources[index]
+                if file is None:
+                    [(_, file), *others] = read_picture_files([name])
+                    if others:
+                        file = PictureFailure("unreadable", "it contains several pictures; its name must end in .npy")
+                if not isinstance(file, bytes):
+                    results[index] = PictureResult(name, None, file)
+                    continue
+                if batch and request_id is None and len(file) + sum(len(other) for _, other in batch) > REQUEST_BYTES:
+                    send_batch()
+                batch.append((index, file))
+                if len(batch) == size:
+                    send_batch()
+            if batch or (todo and not requests):  # The options are checked even if no picture is readable.
                 send_batch()
-            batch.append((index, file))
-            if len(batch) == size:
-                send_batch()
-        if batch or (todo and not requests):  # The options are checked even if no picture is readable.
-            send_batch()
+    except ConvscopeError as error:
+        failure = error
     if errors and len(errors) == requests:
-        raise errors[0]
-    return [result for result in results if result is not None]
+        raise failure or errors[0]
+    return [result for result in results if result is not None], failure
 
 
 def _picture_result(

@@ -28,6 +28,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, get_args
 
+from convscope._exceptions import (
+    AuthenticationFailed,
+    ConvscopeError,
+    ModelNotFound,
+    Overloaded,
+    ServerError,
+    TransportError,
+    UnknownLayer,
+)
 from convscope._options import Method
 
 __all__ = [
@@ -37,6 +46,7 @@ __all__ = [
     "MODEL_HELP",
     "PICTURE_HELP",
     "PICTURE_SUFFIXES",
+    "SERVICE_ERRORS",
     "STAGES",
     "STANDARD_INPUT",
     "PictureFailure",
@@ -58,6 +68,7 @@ __all__ = [
     "parse_names",
     "parse_version",
     "printable",
+    "raise_if_of_service",
     "read_picture_files",
     "reject_unused",
     "terminal_width",
@@ -71,6 +82,8 @@ MODEL_HELP = "name of the model; `convscope models` lists them"
 METHOD_HELP = "what the heat map shows; grad_cam has only what speaks for the class (default %(default)s)"
 PICTURE_HELP = "PNG, JPEG, WebP or .npy files, folders of them, or - for standard input; with Pillow GIF, BMP and TIFF"
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".npy", ".gif", ".bmp", ".tif", ".tiff"})
+# Errors of the service among those of pictures.
+SERVICE_ERRORS = (TransportError, Overloaded, ModelNotFound, AuthenticationFailed, UnknownLayer)
 _UNLIMITED = 10**6  # Columns where standard output is no terminal.
 _NARROWEST = 8  # Columns of a text, however narrow the terminal is.
 _SUGGESTIONS = 5  # Labels named where none fits.
@@ -346,6 +359,27 @@ class PictureFailure(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
+
+
+def raise_if_of_service(error: ConvscopeError | None, fetch_card: Callable[[], object], so_far: str) -> None:
+    """Raise the error of a picture if it is the service's, since the pictures behind it would fail too.
+
+    Args:
+        error: The picture's error; None if it has none.
+        fetch_card: Fetches the model's card, for which the service runs the network once. Called after a `ServerError`.
+        so_far: How far the run came, such as `12 of 40 pictures were measured`: a note of the error.
+
+    Raises:
+        ConvscopeError: The service failed.
+    """
+    try:
+        if isinstance(error, SERVICE_ERRORS):
+            raise error
+        if isinstance(error, ServerError):
+            fetch_card()
+    except ConvscopeError as failure:
+        failure.add_note(so_far)
+        raise
 
 
 def list_pictures(

@@ -20,9 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from convscope import ConvscopeError, Edit, encode_pictures
-from convscope.commands import format_table, printable
-
-from convscope_lens._failures import raise_if_of_service
+from convscope.commands import format_table, printable, raise_if_of_service
 
 if TYPE_CHECKING:
     from convscope import ClassScore, Client, Layer, ModelCard, Prediction
@@ -298,7 +296,7 @@ def ablate(
             if on_error is None:
                 raise
             so_far = f"{len(measured)} of {len(files)} pictures were measured before"
-            raise_if_of_service(error, client, model, version, so_far)
+            raise_if_of_service(error, lambda: client.model_card(model, version), so_far)
             on_error(index, error)
             failure = error
             continue

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from convscope import ConvscopeError, encode_pictures
+from convscope.commands import raise_if_of_service
 from convscope.pixels import html_image, to_display_pixels
-
-from convscope_lens._failures import raise_if_of_service
 
 if TYPE_CHECKING:
     from convscope import Client, Explanation, Layer, ModelCard
@@ -173,7 +172,7 @@ def strongest_patches(
             raise
         for (index, _), prediction in zip(batch, predictions, strict=True):
             if on_error is not None and prediction.error is not None:
-                raise_if_of_service(prediction.error, client, model, version, so_far)
+                raise_if_of_service(prediction.error, lambda: client.model_card(model, version), so_far)
                 on_error(index, prediction.error)
                 continue
             [values] = prediction.maps[layer]

@@ -26,9 +26,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-from convscope.commands import PictureFailure, format_table, list_pictures, printable, read_picture_files
-
-from convscope_lens._failures import raise_if_of_service
+from convscope.commands import (
+    PictureFailure,
+    format_table,
+    list_pictures,
+    printable,
+    raise_if_of_service,
+    read_picture_files,
+)
 
 if TYPE_CHECKING:
     from convscope import Client, ConvscopeError, Layer, ModelCard, Prediction
@@ -299,7 +304,7 @@ def survey(
         reason = _failure(prediction)
         if reason is not None:
             so_far = f"{pictures:,} pictures were measured before; the folder has {len(files.paths):,} files"
-            raise_if_of_service(prediction.error, client, model, version, so_far)
+            raise_if_of_service(prediction.error, lambda: client.model_card(model, version), so_far)
             files.failed.append((name, reason))
             failure = failure or prediction.error
             continue

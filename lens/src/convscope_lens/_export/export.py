@@ -31,11 +31,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from convscope import DeadlineExceeded, ImageTooLarge, ReplyTooLarge, ServerError, TooManyImages
-from convscope.commands import UsageError
+from convscope.commands import SERVICE_ERRORS, UsageError
 
 from convscope_lens._export.formats import FORMATS, INDEX_TYPES, Column, Layout, Part, Store, sync, write_json
 from convscope_lens._export.pictures import Entry, Pictures
-from convscope_lens._failures import SERVICE_ERRORS
 
 if TYPE_CHECKING:
     from convscope import Client, ModelCard, Prediction

@@ -233,7 +233,7 @@ class ZarrStore(Store):
         from zarr.codecs import ZstdCodec
 
         self._path = folder / "group"
-        self._group = zarr.open_group(self._path, mode="a")
+        self._group = zarr.open_group(self._path, mode="a", zarr_format=3)
         for left in self._path.rglob("*.partial"):  # Files that a killed process was about to write.
             left.unlink()
         types = {str: (str, ""), int: ("int32", -1), float: ("float32", np.nan)}

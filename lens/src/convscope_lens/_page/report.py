@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from convscope import ConvscopeError
-from convscope.commands import STANDARD_INPUT
+from convscope.commands import STANDARD_INPUT, raise_if_of_service
 
-from convscope_lens._failures import raise_if_of_service
 from convscope_lens._page.html import page_html
 from convscope_lens._page.page_data import encode_one_picture, fetch_page_data, thumbnail
 
@@ -167,7 +166,7 @@ def write_reports(
             code = "unreadable"
             if isinstance(error, ConvscopeError):
                 so_far = f"{number - 1:,} of {len(pictures):,} pictures were done before"
-                raise_if_of_service(error, client, model, options.version, so_far)
+                raise_if_of_service(error, lambda: client.model_card(model, options.version), so_far)
                 code = error.code
             message = getattr(error, "strerror", None) or str(error)
             entry["error"] = f"{code}: {message}"
