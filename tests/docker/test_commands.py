@@ -65,7 +65,7 @@ def names(stack: Stack) -> list[str]:
 
 def test_a_key_holds_as_soon_as_the_command_ends_and_no_longer_when_it_is_revoked(small: Stack) -> None:
     said = succeed(small, "key", "NAME=alice")
-    assert "a request with the key of alice is let in" in said
+    assert "The gateway accepts the key of alice." in said
     [key] = re.findall(r"^[0-9a-f]{48}$", said, re.M)
     assert let_in(small, key)
     assert "alice: it gets 401" in succeed(small, "revoke", "NAME=alice")
@@ -81,7 +81,7 @@ def test_a_key_is_not_added_to_a_file_that_envoy_would_not_take(small: Stack, ol
     try:
         refused = small.make("key", "NAME=bob")
         assert refused.returncode != 0
-        assert "keys.yaml is not taken" in refused.stdout
+        assert "keys.yaml is rejected" in refused.stdout
         assert f"'{new}'" in re.sub(r"\s+", " ", refused.stdout)
         assert "bob" not in keys.read_text()
     finally:
@@ -92,7 +92,7 @@ def test_a_certificate_is_served_when_the_command_ends(small: Stack) -> None:
     failed = small.statistic(r"sds\.certificate\.key_rotation_failed")
     for _ in range(2):
         assert "The gateway serves it." in succeed(small, "certificate", "TEST=yes")
-        with small.client("rest") as client:  # It trusts the new file, which signs itself.
+        with small.client("rest") as client:  # It trusts the new file, which is self-signed.
             assert client.model_card("digits")
     # Both files change at once, so the gateway never reads half a pair.
     assert small.statistic(r"sds\.certificate\.key_rotation_failed") == failed
@@ -124,7 +124,7 @@ def test_the_configuration_is_judged_by_those_who_read_it(small: Stack) -> None:
     finally:
         small.reconfigure("clusters.yaml", "connect_timeuot: 1s", "connect_timeout: 1s")
     assert refused.returncode != 0
-    assert "clusters.yaml is not taken" in refused.stdout
+    assert "clusters.yaml is rejected" in refused.stdout
     assert "connect_timeuot" in refused.stdout
     succeed(small, "check-config")
 
@@ -191,7 +191,7 @@ def refuse(stack: Stack, archive: Path, content: bytes) -> None:
     restore(archive, content)
     refused = stack.make("update")
     assert refused.returncode != 0
-    assert "the new replica will not do" in refused.stdout
+    assert "the new replica cannot be used" in refused.stdout
     assert "Its last lines:" in refused.stdout
     assert archive.stem in refused.stdout
     assert containers(stack) == before
