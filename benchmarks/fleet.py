@@ -156,7 +156,7 @@ def standing(network: str, envoy: Path, count: int) -> Iterator[Standing]:
         command += ["--log-level", "warning", "--file-flush-interval-msec", "1000"]
         command += ["--config-yaml", json.dumps({"dynamic_resources": {"lds_config": listen}})]
         with (folder / "log").open("w") as log:
-            gateway = subprocess.Popen(command, stdout=log, stderr=log)
+            gateway = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         stack.callback(gateway.wait)
         stack.callback(gateway.terminate)
         message = wrap(replicas[0].place, our_request(model, asked), "REST")
@@ -318,7 +318,8 @@ def check(network: str, envoy: Path, seconds: float, rounds: int, seed: int, *, 
     """Print latencies of the simulation beside those of three running replicas, and what a request took.
 
     A network shares the processors of this machine with gateway, front ends, callers and whatever else runs. The
-    simulated fleet shares as many as the others left. A simulated request takes the processor time that real ones took
+    simulated fleet shares as many as the others left, a program as much as another: each is a session of its own here,
+    which Linux treats so (`kernel.sched_autogroup_enabled`), as it treats containers. A simulated request takes the processor time that real ones took
     in the same seconds, split within a batch as `measure` found: a single request wakes every thread on its way and
     finds caches cold, so it takes more than one of a closed loop. The network `waiting` waits for a known time instead
     of computing: the processors are far from busy then, and are not simulated.
@@ -346,11 +347,12 @@ def check(network: str, envoy: Path, seconds: float, rounds: int, seed: int, *, 
             closed, _ = there.load(callers, seconds)
             most, _ = there.load(CONNECTIONS, seconds, 1.3 * len(closed.latencies) / closed.wall_s)
             capacity = len(most.latencies) / seconds
-            for _ in range(rounds):
+            for number in range(rounds + 1):
                 for share in SHARES:
                     outcome, taken = ask(CONNECTIONS, seconds, share * capacity)
-                    found[share].append((outcome, taken | {"rate": share * capacity}))
-                    print(f"{share:.0%}", *(f"{name}={value:.5g}" for name, value in taken.items()), flush=True)
+                    if number:  # The first round only warms up: Java compiles what this load needs.
+                        found[share].append((outcome, taken | {"rate": share * capacity}))
+                        print(f"{share:.0%}", *(f"{name}={value:.5g}" for name, value in taken.items()), flush=True)
     rows, costs = [], waiting
     for share, runs in found.items():
         real, simulated = [], []
@@ -359,7 +361,7 @@ def check(network: str, envoy: Path, seconds: float, rounds: int, seed: int, *, 
                 costs = scaled(load_costs(network)[1], taken)
                 cores = (os.cpu_count() or 1) * (1 if real_time else 1 - taken["others"])
                 model = dataclasses.replace(model, together=cores)
-            guess = simulate(model, costs, taken["rate"], seconds, seed=seed + number)
+            guess = simulate(model, costs, taken["rate"], seconds, seed=seed + number, connections=CONNECTIONS)
             refused = outcome.errors.pop("status 503", 0)
             assert not outcome.errors, outcome.errors
             real.append(_summary(outcome.latencies, refused, seconds))

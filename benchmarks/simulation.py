@@ -8,7 +8,10 @@
   what hangs, and drops a replica that fails its health checks (deploy/envoy).
 * A replica takes processor time to read a request, and queues it. A worker takes what waits, up to a batch, and is busy
   for a constant and a share for each request.
-* Processors are shared evenly by all that runs on them: of each gateway and replica, or of one machine.
+* A thread does one thing at a time, in the order in which it was asked: those of a gateway, one for each connection; a
+  replica's, which read requests and write replies; its workers.
+* Processors, of each gateway and replica or of one machine, are shared evenly by the programs that have something to do,
+  and a program's share by its threads, as Linux does it with sessions and containers.
 * The autoscaler follows deploy/kubernetes, the metric's window and the pods' start included.
 
 What is not: limits of requests a second (`python -m benchmarks.fleet limits` has them), TLS, the ejection of replicas
@@ -17,7 +20,6 @@ that answer 503 thrice in a row, the pauses of Java, and callers who ask again.
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
 import statistics
@@ -51,8 +53,8 @@ class Costs:
     """What a request takes, in seconds of a processor unless said otherwise.
 
     Attributes:
-        caller_s: The load itself; counts where all share the processors.
-        gateway_s: Envoy.
+        caller_s: The load itself, half of it to send; counts where all share the processors.
+        gateway_s: Envoy, half of it for the request and half for the reply.
         front_s: TorchServe's front end, before the queue.
         handover_s: The front end for a batch, while its worker waits.
         batch_s: A worker for a batch, whatever is in it.
@@ -87,10 +89,10 @@ class Fleet:
     Attributes:
         replicas: How many at the start.
         workers: Of a replica, with one thread each.
-        cores: Of a replica.
+        cores: Of a replica; so many threads read requests.
         gateways: How many.
-        gateway_cores: Of a gateway.
-        together: If not None, everything shares so many processors of one machine.
+        gateway_cores: Of a gateway; it has so many threads.
+        together: If not None, everything shares so many processors of one machine, the callers' one thread as well.
         batch: `batchSize` of the archive.
         batch_delay_s: How long a batch that is not full waits for more (`maxBatchDelay`); 0 with the latency patch.
         queue: Requests that wait in a replica; above it the answer is 503.
@@ -178,64 +180,96 @@ class Outcome:
 
 
 class Cores:
-    """Processors that jobs share evenly; no job is on two at once. As a fair scheduler does it, in the limit."""
+    """Processors that programs share evenly, and a program's threads its share. As a fair scheduler does it, in the limit."""
 
     def __init__(self, env: simpy.Environment, count: float) -> None:
-        self._env, self._count = env, count
-        self._jobs: list[tuple[float, int, simpy.Event]] = []
-        self._numbers = itertools.count()
-        self._progress = 0.0  # Seconds of work that a job there from the beginning would have got.
+        self.env, self._count = env, count
+        self._left: dict[Thread, float] = {}  # Seconds of work, of threads that have some.
+        self._speeds: dict[Thread, float] = {}
         self._since = env.now
-        self._plan: tuple[int, float] | None = None  # Which job ends next, at which speed.
         self._timer: simpy.Event | None = None
 
-    def work(self, seconds: float) -> simpy.Event:
-        """Return an event for when a new job has got its seconds."""
+    def run(self, thread: Thread, seconds: float) -> None:
+        """Give an idle thread so much to do; its `end` is called then."""
         self._advance()
-        done = self._env.event()
-        heapq.heappush(self._jobs, (self._progress + seconds, next(self._numbers), done))
+        self._left[thread] = seconds
         self._arm()
-        return done
-
-    def _speed(self) -> float:
-        return min(1.0, self._count / len(self._jobs))
 
     def _advance(self) -> None:
-        if self._jobs:
-            self._progress += (self._env.now - self._since) * self._speed()
-        self._since = self._env.now
+        passed, self._since = self.env.now - self._since, self.env.now
+        for thread, speed in self._speeds.items():
+            self._left[thread] -= passed * speed
 
     def _arm(self) -> None:
-        plan = (self._jobs[0][1], self._speed()) if self._jobs else None
-        if plan != self._plan:
-            self._plan, self._timer = plan, None
-            if plan:
-                self._timer = self._env.timeout(max(0.0, (self._jobs[0][0] - self._progress) / plan[1]))
-                assert self._timer.callbacks is not None
-                self._timer.callbacks.append(self._end)
+        self._timer, self._speeds = None, {}
+        if not self._left:
+            return
+        programs: dict[object, list[Thread]] = {}
+        for thread in self._left:
+            programs.setdefault(thread.program, []).append(thread)
+        free = self._count
+        for left, threads in zip(itertools.count(len(programs), -1), sorted(programs.values(), key=len), strict=False):
+            speed = min(1.0, free / left / len(threads))  # What a small program cannot use is left to the larger ones.
+            free -= speed * len(threads)
+            self._speeds |= dict.fromkeys(threads, speed)
+        wait_s = min(self._left[thread] / speed for thread, speed in self._speeds.items())
+        self._timer = self.env.timeout(max(0.0, wait_s))
+        assert self._timer.callbacks is not None
+        self._timer.callbacks.append(self._end)
 
     def _end(self, timer: simpy.Event) -> None:
-        if timer is not self._timer:  # The plan changed meanwhile.
+        if timer is not self._timer:  # Another thread began meanwhile.
             return
         self._advance()
-        self._progress = max(self._progress, self._jobs[0][0])
-        while self._jobs and self._jobs[0][0] <= self._progress:
-            heapq.heappop(self._jobs)[2].succeed()
+        least = max(1e-12, min(self._left.values()))
+        ended = [thread for thread, seconds in self._left.items() if seconds <= least]
+        for thread in ended:
+            del self._left[thread]
         self._arm()
+        for thread in ended:
+            thread.end()
+
+
+class Thread:
+    """Does what it is asked to, one thing after the other; the threads of one program share its processors."""
+
+    def __init__(self, cores: Cores, program: object) -> None:
+        self.program = program
+        self._cores = cores
+        self._asked: deque[tuple[float, simpy.Event]] = deque()
+
+    def work(self, seconds: float) -> simpy.Event:
+        """Return an event for when it has worked so long for this, and before for what it was asked earlier."""
+        done = self._cores.env.event()
+        self._asked.append((seconds, done))
+        if len(self._asked) == 1:
+            self._cores.run(self, seconds)
+        return done
+
+    def end(self) -> None:
+        """Go on with what was asked next."""
+        self._asked.popleft()[1].succeed()
+        if self._asked:
+            self._cores.run(self, self._asked[0][0])
 
 
 class Replica:
     """A bounded queue, and workers that take batches of it."""
 
     def __init__(self, env: simpy.Environment, fleet: Fleet, costs: Costs, cores: Cores, random: Random) -> None:
-        self.cores, self.silent = cores, False
+        self.silent = False
         self._env, self._fleet, self._costs, self._random = env, fleet, costs, random
         self._queue: deque[simpy.Event] = deque()
         self._idle: list[simpy.Event] = []
         self._held, self._held_seconds, self._since = 0, 0.0, env.now
         self._history: deque[tuple[float, float]] = deque([(env.now, 0.0)])
+        self._readers = [Thread(cores, self) for _ in range(math.ceil(fleet.cores))]
         for _ in range(fleet.workers):
-            env.process(self._work())
+            env.process(self._work(Thread(cores, self)))
+
+    def read(self) -> simpy.Event:
+        """Return an event for when a request has been read."""
+        return self._random.choice(self._readers).work(self._costs.front_s)
 
     def offer(self, reply: simpy.Event) -> bool:
         """Queue a request unless the queue is full; `reply` comes to pass when it is answered."""
@@ -262,7 +296,7 @@ class Replica:
         self._since = self._env.now
         self._held += more
 
-    def _work(self) -> Steps:
+    def _work(self, thread: Thread) -> Steps:
         costs, queue = self._costs, self._queue
         while True:
             while not queue:
@@ -273,7 +307,7 @@ class Replica:
                 yield self._env.timeout(self._fleet.batch_delay_s)
             batch = [queue.popleft() for _ in range(min(self._fleet.batch, len(queue)))]
             seconds = (costs.batch_s + costs.request_s * len(batch)) * self._random.choice(costs.spread)
-            yield self.cores.work(costs.handover_s + seconds)
+            yield thread.work(costs.handover_s + seconds)
             if self.silent:
                 return
             self._hold(-len(batch))
@@ -286,22 +320,23 @@ class Gateway:
 
     def __init__(self, env: simpy.Environment, fleet: Fleet, costs: Costs, cores: Cores, random: Random) -> None:
         self.hosts: list[Replica] = []
-        self._env, self._fleet, self._costs, self._cores, self._random = env, fleet, costs, cores, random
+        self.threads = [Thread(cores, self) for _ in range(math.ceil(fleet.gateway_cores))]
+        self._env, self._fleet, self._costs, self._random = env, fleet, costs, random
         self._active: Counter[Replica] = Counter()
         self._in_flight = self._again = 0
         self._lately_s = 0.0
         self._way_s = costs.delay_s + (costs.request_bytes + costs.reply_bytes) * 8 / fleet.link_bits_s
 
-    def ask(self) -> Steps:
-        """Ask a replica, or two; return `answered`, or why not."""
-        yield self._cores.work(self._costs.caller_s + self._costs.gateway_s)
+    def ask(self, thread: Thread) -> Steps:
+        """Ask a replica, or two, for a connection of one of `threads`; return `answered`, or why not."""
+        yield thread.work(self._costs.gateway_s / 2)
         first = self._pick(None)
         if first is None:
             return "no replica"
         if self._in_flight >= self._fleet.max_requests:
             return "no room"
         began = self._env.now
-        attempts, used = [self._send(first)], [first]
+        attempts, used = [self._send(first, thread)], [first]
         yield attempts[0] | self._env.timeout(max(HEDGE_S, HEDGE_FACTOR * self._lately_s))
         if not _answered(attempts):
             if attempts[0].triggered:  # Its queue is full.
@@ -312,7 +347,7 @@ class Gateway:
             again = second is not None and self._again < budget and self._in_flight < self._fleet.max_requests
             if second is not None and again:
                 self._again += 1
-                attempts.append(self._send(second))
+                attempts.append(self._send(second, thread))
                 used.append(second)
             deadline = self._env.timeout(ROUTE_S - (self._env.now - began))
             while not _answered(attempts) and not deadline.processed:
@@ -340,25 +375,26 @@ class Gateway:
                 break
         return chosen
 
-    def _send(self, replica: Replica) -> simpy.Process:
+    def _send(self, replica: Replica, thread: Thread) -> simpy.Process:
         self._active[replica] += 1
         self._in_flight += 1
-        return self._env.process(self._attempt(replica))
+        return self._env.process(self._attempt(replica, thread))
 
     def _leave(self, replica: Replica) -> None:
         self._active[replica] -= 1
         self._in_flight -= 1
 
-    def _attempt(self, replica: Replica) -> Steps:
-        """Return the seconds until the replica answered, or None if its queue is full."""
+    def _attempt(self, replica: Replica, thread: Thread) -> Steps:
+        """Return the seconds until the replica's answer was read, or None if its queue is full."""
         began = self._env.now
         yield self._env.timeout(self._way_s)
-        yield replica.cores.work(self._costs.front_s)
+        yield replica.read()
         reply = self._env.event()
-        if not replica.offer(reply):
-            return None
-        yield reply
-        return self._env.now - began
+        queued = replica.offer(reply)
+        if queued:
+            yield reply
+        yield thread.work(self._costs.gateway_s / 2)
+        return self._env.now - began if queued else None
 
 
 def _answered(attempts: list[simpy.Process]) -> bool:
@@ -366,7 +402,7 @@ def _answered(attempts: list[simpy.Process]) -> bool:
 
 
 class _Simulation:
-    def __init__(self, fleet: Fleet, costs: Costs, seed: int) -> None:
+    def __init__(self, fleet: Fleet, costs: Costs, seed: int, connections: int | None) -> None:
         self.env, self.fleet, self.costs, self.outcome = simpy.Environment(), fleet, costs, Outcome()
         names = ("ask", "choose", "serve")
         self.random, self._choices, self._services = (Random(f"{seed} {name}") for name in names)  # noqa: S311 (no secrets)
@@ -378,6 +414,10 @@ class _Simulation:
         self.replicas = [self._make() for _ in range(fleet.replicas)]
         for gateway in self.gateways:
             gateway.hosts.extend(self.replicas)
+        ends = [(gateway, thread) for gateway in self.gateways for thread in gateway.threads]
+        self._connections = None if connections is None else [ends[i % len(ends)] for i in range(connections)]
+        self._due: deque[tuple[float, bool]] = deque()  # Requests that wait for a free connection.
+        self._caller = Thread(self._shared, None) if self._shared else None
         self.starting = 0
         self.note()
 
@@ -395,19 +435,31 @@ class _Simulation:
             yield self.env.timeout(self.random.expovariate(rate(self.env.now)))
             if self.env.now >= warm_up_s + seconds:
                 return
-            gateway = self.gateways[int(self.random.random() * len(self.gateways))]
-            self.env.process(self._follow(gateway, counts=self.env.now >= warm_up_s))
+            self._due.append((self.env.now, self.env.now >= warm_up_s))
+            if self._connections is None:
+                gateway = self.gateways[int(self.random.random() * len(self.gateways))]
+                self.env.process(self._follow(gateway, self.random.choice(gateway.threads)))
+            elif self._connections:
+                self.env.process(self._follow(*self._connections.pop()))
 
-    def _follow(self, gateway: Gateway, *, counts: bool) -> Steps:
-        sent = self.env.now
-        end = yield from gateway.ask()
-        if counts:
-            self.outcome.sent += 1
-            self.outcome.ends[end] += 1
-            if end == "answered":
-                self.outcome.answers.append((sent, self.env.now - sent))
-            else:
-                self.outcome.refusals.append(sent)
+    def _follow(self, gateway: Gateway, thread: Thread) -> Steps:
+        """Ask over a connection, and again as long as other requests wait for one."""
+        while self._due:
+            sent, counts = self._due.popleft()
+            if self._caller:
+                yield self._caller.work(self.costs.caller_s / 2)
+            end = yield from gateway.ask(thread)
+            if self._caller:
+                yield self._caller.work(self.costs.caller_s / 2)
+            if counts:
+                self.outcome.sent += 1
+                self.outcome.ends[end] += 1
+                if end == "answered":
+                    self.outcome.answers.append((sent, self.env.now - sent))
+                else:
+                    self.outcome.refusals.append(sent)
+        if self._connections is not None:
+            self._connections.append((gateway, thread))
 
     def hang(self, replica: Replica, at_s: float) -> Steps:
         """Have a replica answer nothing any more; each gateway finds out by its health checks."""
@@ -472,6 +524,7 @@ def simulate(
     *,
     seed: int = 0,
     warm_up_s: float = 0.0,
+    connections: int | None = None,
     autoscaler: Autoscaler | None = None,
     hang_at_s: float | None = None,
 ) -> Outcome:
@@ -484,10 +537,11 @@ def simulate(
         seconds: How long requests are sent that count.
         seed: The same seed gives the same outcome.
         warm_up_s: How long before that requests are sent that do not count.
+        connections: Of the callers; a request that finds none free waits, and its time counts. None for one each.
         autoscaler: Who changes the number of replicas; None for nobody.
         hang_at_s: When the first replica answers nothing any more, without closing its connections; None for never.
     """
-    simulation = _Simulation(fleet, costs, seed)
+    simulation = _Simulation(fleet, costs, seed, connections)
     at = rate if callable(rate) else (lambda _: rate)
     simulation.env.process(simulation.arrive(at, warm_up_s, seconds))
     if autoscaler:

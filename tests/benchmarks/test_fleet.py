@@ -6,15 +6,17 @@ import dataclasses
 import math
 import re
 import statistics
+from collections.abc import Generator
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import simpy
 import yaml
 
 from benchmarks import simulation
 from benchmarks.fleet import deployed_most, fit, price, scaled, sized
-from benchmarks.simulation import Autoscaler, Costs, Fleet, simulate
+from benchmarks.simulation import Autoscaler, Cores, Costs, Fleet, Thread, simulate
 from tests.thorough import tries
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -45,13 +47,13 @@ def erlang_c(servers: int, offered: float) -> float:
             S + erlang_c(3, 2.4) * S / (3 * 0.2),
             id="M/M/3",
         ),
-        pytest.param(QUEUE, Costs(front_s=S), 0.7, S / 0.3, id="M/D/1, a processor shared evenly"),
+        pytest.param(QUEUE, Costs(front_s=S), 0.7, S + 0.7 * S / (2 * 0.3), id="M/D/1, a thread"),
         pytest.param(
-            dataclasses.replace(QUEUE, together=1.0, cores=9),
-            Costs(gateway_s=S / 2, front_s=S / 2),
+            dataclasses.replace(QUEUE, together=1.0, cores=999),
+            Costs(front_s=S),
             0.7,
             S / 0.3,
-            id="M/D/1, gateway and replica on one shared processor",
+            id="M/D/1, a processor that many threads share evenly",
         ),
     ],
 )
@@ -67,6 +69,38 @@ def test_a_request_takes_as_long_as_queueing_theory_says(
     error = statistics.stdev(means) / math.sqrt(len(means))
     assert error < 0.06 * math.sqrt(2000 / REQUESTS) * expected_s
     assert abs(statistics.fmean(means) - expected_s) < 3.25 * error  # Student's t of nine degrees, 99 %
+
+
+def test_programs_share_the_processors_evenly_and_threads_a_program() -> None:
+    env = simpy.Environment()
+    cores, ends = Cores(env, 2.0), {}
+    threads = {name: Thread(cores, name[0]) for name in ("a1", "a2", "a3", "b1")}
+
+    def follow(name: str, seconds: float) -> Generator[simpy.Event]:
+        yield threads[name].work(seconds)
+        ends[name] = env.now
+
+    for name in threads:
+        env.process(follow(name, 1.0))
+    env.run()
+    # b has one thread, and so one of the two processors until it ends. Then a has both, two thirds for each thread.
+    assert ends == pytest.approx({"b1": 1.0, "a1": 2.0, "a2": 2.0, "a3": 2.0})
+
+
+def test_a_gateway_that_shares_its_processors_rejects_what_replicas_could_answer() -> None:
+    costs = Costs(gateway_s=S, request_s=S / 2)
+    fleet = Fleet(3, 1, gateways=1, batch=8, max_requests=20)
+    alone = simulate(fleet, costs, 1.5 / S, 2.0, connections=99)
+    together = simulate(dataclasses.replace(fleet, together=2.0, gateway_cores=1), costs, 1.5 / S, 2.0, connections=99)
+    assert len(alone.refusals) < 0.01 * alone.sent
+    assert len(together.refusals) > 0.05 * together.sent
+
+
+def test_a_request_waits_for_a_free_connection() -> None:
+    fleet = dataclasses.replace(QUEUE, workers=5, cores=5)
+    outcome = simulate(fleet, Costs(request_s=S), 2 / S, 1.0, connections=1)
+    assert outcome.ends == {"answered": outcome.sent}
+    assert outcome.latency(1.0) == pytest.approx(1.0, rel=0.1)
 
 
 def test_an_overloaded_replica_answers_full_batches() -> None:
