@@ -319,10 +319,10 @@ def check(network: str, envoy: Path, seconds: float, rounds: int, seed: int, *, 
 
     A network shares the processors of this machine with gateway, front ends, callers and whatever else runs. The
     simulated fleet shares as many as the others left, a program as much as another: each is a session of its own here,
-    which Linux treats so (`kernel.sched_autogroup_enabled`), as it treats containers. A simulated request takes the processor time that real ones took
-    in the same seconds, split within a batch as `measure` found: a single request wakes every thread on its way and
-    finds caches cold, so it takes more than one of a closed loop. The network `waiting` waits for a known time instead
-    of computing: the processors are far from busy then, and are not simulated.
+    which Linux treats so (`kernel.sched_autogroup_enabled`), as it treats containers. A simulated request takes the
+    processor time that real ones took in the same seconds, split within a batch as `measure` found: a single request
+    wakes every thread on its way and finds caches cold, so it takes more than one of a closed loop. The network
+    `waiting` waits for a known time instead of computing: the processors are far from busy then, and are not simulated.
 
     Args:
         network: A network that was measured, or `waiting`.
@@ -517,7 +517,7 @@ def gateways(network: str, requests: int, seed: int, assumed: dict[str, Any]) ->
     for replicas, count in ((8, 1), (8, 2), (8, 8), (32, 1), (32, 4), (32, 32), (128, 16)):
         rate = 0.7 * replicas * 2 / costs.replica_s
         most = REPLICA_QUEUE * replicas // count
-        fleet = Fleet(replicas, gateways=count, gateway_cores=1e6, batch=measured["batch"], max_requests=most)
+        fleet = Fleet(replicas, gateways=count, gateway_cores=100, batch=measured["batch"], max_requests=most)
         outcome = run(fleet, costs, rate, requests, seed)
         rows.append(
             [str(replicas), str(count), *(f"{outcome.latency(share) * 1e3:.2f}" for share in (0.5, 0.99, 0.999))]

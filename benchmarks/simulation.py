@@ -8,10 +8,10 @@
   what hangs, and drops a replica that fails its health checks (deploy/envoy).
 * A replica takes processor time to read a request, and queues it. A worker takes what waits, up to a batch, and is busy
   for a constant and a share for each request.
-* A thread does one thing at a time, in the order in which it was asked: those of a gateway, one for each connection; a
-  replica's, which read requests and write replies; its workers.
-* Processors, of each gateway and replica or of one machine, are shared evenly by the programs that have something to do,
-  and a program's share by its threads, as Linux does it with sessions and containers.
+* A thread does one thing at a time, in the order in which it was asked. A gateway has one for each of its cores, which
+  serves its connections; a replica has such threads to read requests, and one for each worker.
+* The programs that have something to do share the processors evenly, and a program's threads its share, as Linux does
+  it with sessions and containers. A gateway and a replica have processors of their own, or all share one machine's.
 * The autoscaler follows deploy/kubernetes, the metric's window and the pods' start included.
 
 What is not: limits of requests a second (`python -m benchmarks.fleet limits` has them), TLS, the ejection of replicas
@@ -180,7 +180,7 @@ class Outcome:
 
 
 class Cores:
-    """Processors that programs share evenly, and a program's threads its share. As a fair scheduler does it, in the limit."""
+    """Processors that programs share evenly, and their threads each share, as a fair scheduler does in the limit."""
 
     def __init__(self, env: simpy.Environment, count: float) -> None:
         self.env, self._count = env, count
