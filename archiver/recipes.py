@@ -230,7 +230,7 @@ def find_timm(name: str) -> str:
         import timm
     except ModuleNotFoundError as err:
         raise ArchiveError(f"{name} is a network of the package timm: pip install timm") from err
-    renamed = {old: new for old, new in timm.models.get_deprecated_models().items() if new}
+    renamed: dict[str, str] = {old: new for old, new in timm.models.get_deprecated_models().items() if new}
     known = {*timm.list_models(), *timm.list_models(include_tags=True), *renamed}
     if name not in known:
         near = difflib.get_close_matches(name, sorted(known), 5, 0.6)
