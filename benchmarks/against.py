@@ -13,7 +13,7 @@ import contextlib
 import os
 import shlex
 import statistics
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -56,14 +56,13 @@ def main() -> None:
     workers = options.workers or (1 if options.network == "cifar" else CORES)
     work = ROOT / "out/bench"
     model = models.prepare(options.network, work)
-    ours = next(server for server in SERVERS if server.name == "convscope")
-    checkouts = {"before": options.before.resolve(), "now": ROOT}
+    checkouts = {"before": options.before, "now": ROOT}
     print("| asked | " + " | ".join(f"{one}: {' · '.join(FIGURES)}" for one in checkouts) + " | now to before |")
     print("|---|---|---|---|")
     with contextlib.ExitStack() as stack:
         running = {
-            name: stack.enter_context(Running(_of(ours, name, checkout, model), model, work, workers))
-            for name, checkout in checkouts.items()
+            name: stack.enter_context(Running(service(name, *one), model, work, workers))
+            for name, one in archived(model, checkouts).items()
         }
         for one in running.values():
             one.warm_up(workloads)
@@ -83,20 +82,26 @@ def main() -> None:
     print(f"\n{options.rounds} rounds of {options.seconds:g} s, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
 
 
-def _of(ours: Server, name: str, checkout: Path, model: models.Model) -> Server:
-    """Return the row of the table for a checkout, whose archive is made anew."""
-    store = model.folder / name
-    models.archive(model, checkout, store)
-    return replace(ours, name=name, command=_starting(ours.command, checkout, store))
+def archived(model: models.Model, checkouts: Mapping[str, Path]) -> dict[str, tuple[Path, Path]]:
+    """Return each checkout with the folder in which its own archiver has put the model, by the checkout's name."""
+    found = {}
+    for name, checkout in checkouts.items():
+        path = checkout.resolve()
+        found[name] = (path, model.folder / "-".join(path.parts[1:]))
+        models.archive(model, *found[name])
+    return found
 
 
-def _starting(command: Callable[[Place], list[str]], checkout: Path, store: Path) -> Callable[[Place], list[str]]:
+def service(name: str, checkout: Path, store: Path) -> Server:
+    """Return the row of the table for a checkout's service with the archives of a folder."""
+    ours = next(server for server in SERVERS if server.name == "convscope")
+
     def start(place: Place) -> list[str]:
-        words = command(place)
+        words = ours.command(place)
         words[words.index("--model-store") + 1] = str(store)
         return ["sh", "-c", f"cd {shlex.quote(str(checkout))} && exec {shlex.join(words)}"]
 
-    return start
+    return replace(ours, name=name, command=start)
 
 
 def _figures(take: dict[str, Any]) -> tuple[float, ...]:

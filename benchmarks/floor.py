@@ -1,9 +1,10 @@
 """The floor: decoding, forward pass and encoding in a loop of each process, without a server.
 
-    python -m benchmarks.floor convscope|tuned ARCHIVE WORKERS    # answers lines of JSON: {"body": a file, "seconds"}
+    python -m benchmarks.floor convscope|forward|tuned ARCHIVE WORKERS    # answers lines: {"body": a file, "seconds"}
 
 `convscope` is our handler's own code, from a request's bytes to a reply's, with the settings that our launcher gives
-its workers; `tuned` is the network of the tuned rivals. All processes begin at the same moment.
+its workers; `forward` its forward pass alone; `tuned` is the network of the tuned rivals. All processes begin at the
+same moment.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _barrier: Any
 _warm: set[int] = set()
 
 
-def _ours(archive: Path) -> Respond:
+def _pipeline(archive: Path) -> Any:
     import yaml
 
     from handlers.loading import load
@@ -37,8 +38,17 @@ def _ours(archive: Path) -> Respond:
     with zipfile.ZipFile(archive) as file:
         file.extractall(folder)
     config = yaml.safe_load((folder / "model-config.yaml").read_text())
-    service = load(folder, model=archive.stem, version="1.0", config=config, batch_size=1, gpu=None)
-    return lambda body: service.respond([{"request": body}], [{}])
+    return load(folder, model=archive.stem, version="1.0", config=config, batch_size=1, gpu=None)
+
+
+def _ours(archive: Path) -> Respond:
+    pipeline = _pipeline(archive)
+    return lambda body: pipeline.respond([{"request": body}], [{}])
+
+
+def _forward(archive: Path) -> Respond:
+    predictor = _pipeline(archive).predictor
+    return lambda _: predictor.run_black()
 
 
 def _tuned(archive: Path) -> Respond:
@@ -53,9 +63,12 @@ def _tuned(archive: Path) -> Respond:
     return respond
 
 
+_NETWORKS = {"convscope": _ours, "forward": _forward, "tuned": _tuned}
+
+
 def _begin(network: str, archive: Path, barrier: Any) -> None:
     global _respond, _barrier
-    _respond, _barrier = (_ours if network == "convscope" else _tuned)(archive), barrier
+    _respond, _barrier = _NETWORKS[network](archive), barrier
 
 
 def _ready(_: int) -> None:

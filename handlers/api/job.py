@@ -14,7 +14,7 @@ from typing import Any
 
 from handlers.api.errors import RequestError
 from handlers.api.media import GRPC_DEFAULT, REST_DEFAULT
-from handlers.api.options import Options
+from handlers.api.options import DEFAULT
 from handlers.images.decoding import Encoded, Notes
 from handlers.images.preprocessing import Picture
 from handlers.outputs.response import Response, Result, Timing
@@ -81,7 +81,7 @@ class Job:
         self.media_type = REST_DEFAULT if headers else GRPC_DEFAULT
         self.files: tuple[bytes | bytearray, ...] = ()
         self.encoded: list[Encoded | RequestError] = []
-        self.options = Options()
+        self.options = DEFAULT
         self.layers: tuple[str, ...] = ()
         self.pictures: list[Picture | RequestError] = []
         self.sizes: list[tuple[int, int]] = []

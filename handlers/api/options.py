@@ -177,7 +177,7 @@ class Options:
                 raise BadRequest("channels must name at least one channel; leave it out for all")
         elif channels is not None:
             channels = _whole(channels, "channels (a number means that many of the strongest)", least=1)
-        operations = read_edits(values.get("edits", ()))
+        operations = read_edits(values["edits"]) if "edits" in values else ()
         if compare and not operations:
             raise BadRequest("compare says what edits change; name at least one operation in edits")
         return cls(
@@ -232,6 +232,10 @@ class Options:
         if message.compare:
             values["compare"] = True
         return values
+
+
+DEFAULT = Options()
+"""What a request that says nothing asks for."""
 
 
 def _explain(value: Any) -> Explain | None:

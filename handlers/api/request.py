@@ -23,7 +23,7 @@ from handlers.api import strict_json
 from handlers.api.errors import BadRequest, TooManyImages
 from handlers.api.job import Job
 from handlers.api.media import GRPC_DEFAULT, REST_DEFAULT, choose
-from handlers.api.options import OPTION_NAMES, SWITCH, Options
+from handlers.api.options import DEFAULT, OPTION_NAMES, SWITCH, Options
 from handlers.wire import convscope_pb2 as wire
 
 _TRACE = ("traceparent", "tracestate")
@@ -52,8 +52,6 @@ _PICTURE_TAG = wire.PredictRequest.PICTURES_FIELD_NUMBER << 3 | 2
 
 Bytes = bytes | bytearray
 
-_DEFAULT = Options()
-
 
 @dataclass(frozen=True)
 class Request:
@@ -67,7 +65,7 @@ class Request:
     """
 
     files: tuple[Bytes, ...] = ()
-    options: Options = _DEFAULT
+    options: Options = DEFAULT
     is_describe: bool = False
     filters: str = ""
 

@@ -74,16 +74,16 @@ def encode(
 def _to_protobuf(
     identity: Identity, results: Results, error: RequestError | None, request_id: str, status: int, edits: int
 ) -> Response:
-    tail = wire.PredictReply(request_id=request_id)
+    pieces = [_head(identity), *encode_results(results)]  # Serialized messages that are concatenated merge.
+    tail = wire.PredictReply(request_id=request_id, scores=identity.scores, edits=edits)
     if error is not None:
         tail.error.code, tail.error.message = error.code, error.message
-    pieces = [_head(identity), *encode_results(results), tail.SerializeToString()]
-    end = wire.PredictReply(scores=identity.scores, edits=edits).SerializeToString()
 
-    def add_timing(timing: Timing) -> list[Piece]:  # Serialized messages that are concatenated merge.
-        return [*pieces, wire.PredictReply(timing=wire.Timing(**vars(timing))).SerializeToString(), end]
+    def add_timing(timing: Timing) -> list[Piece]:
+        tail.timing.CopyFrom(wire.Timing(**vars(timing)))
+        return [*pieces, tail.SerializeToString()]
 
-    return Response([*pieces, end], media.PROTOBUF, status, add_timing)
+    return Response([*pieces, tail.SerializeToString()], media.PROTOBUF, status, add_timing)
 
 
 @lru_cache(maxsize=16)
