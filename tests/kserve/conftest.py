@@ -27,6 +27,8 @@ ROOT = Path(__file__).parents[2]
 
 # `make test` runs this room in .venv-kserve, where KServe's model server and the foreign clients are.
 collect_ignore_glob = [] if find_spec("kserve") else ["test_*.py"]
+if not collect_ignore_glob:
+    sys.modules["kubernetes_validate"] = None  # type: ignore[assignment]  # As server/kserve/__main__.py does, and why.
 
 OBEDIENT = r"""
 import os, pathlib, time
@@ -107,6 +109,19 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def signers(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """The file of the key that signed all archives of the store but `unsigned`; None without OpenSSH's client."""
+    if shutil.which("ssh-keygen") is None:
+        return None
+    key = tmp_path_factory.mktemp("key") / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    command = ["ssh-keygen", "-q", "-Y", "sign", "-n", "convscope", "-f", key, *store.glob("*.mar")]
+    subprocess.run(command, check=True, capture_output=True)
+    write_archive(store, "unsigned", OBEDIENT)
+    return key.with_suffix(".pub")
+
+
+@pytest.fixture(scope="session")
 def handle(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Handle:
     """Call the class that TorchServe calls, with `cifar`, in this process: `handle(row, properties)`."""
     folder = tmp_path_factory.mktemp("cifar")
@@ -131,7 +146,7 @@ def handle(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Handle:
 
 
 @pytest.fixture(scope="session")
-def host(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    options = ("--device", "cpu", "--max-request-mb", "2", "--timeout-s", "20")
+def host(store: Path, signers: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    options = ("--device", "cpu", "--max-request-mb", "2", "--timeout-s", "20", "--require-signature", f"{signers or ''}")
     with serving(store, tmp_path_factory.mktemp("work"), *options) as host:
         yield host

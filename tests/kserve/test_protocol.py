@@ -206,6 +206,7 @@ def test_json_alone_will_do(host: Host, handler: Ask) -> None:
 
 KSERVE = """
     import asyncio, json, sys
+    sys.modules["kubernetes_validate"] = None  # See server/kserve/__main__.py.
     import numpy
     from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest, RESTConfig
 
