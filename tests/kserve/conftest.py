@@ -16,6 +16,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
 import yaml
 
@@ -53,6 +54,13 @@ class Handler:
         said = f"{len(rows)} {os.getpid()} {self.version}".encode()
         return [CARD if "describe" in row else said for row in rows]
 """
+
+web = httpx.Client(timeout=60)  # Of a request through httpx.get() most is a new TLS context.
+
+
+def pytest_unconfigure() -> None:
+    """Close its connections."""
+    web.close()
 
 
 Handle = Callable[[dict[str, Any], dict[str, Any]], tuple[int, bytes]]
@@ -147,6 +155,15 @@ def handle(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Handle:
 
 @pytest.fixture(scope="session")
 def host(store: Path, signers: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    options = ("--device", "cpu", "--max-request-mb", "2", "--timeout-s", "20", "--require-signature", f"{signers or ''}")
+    options = (
+        "--device",
+        "cpu",
+        "--max-request-mb",
+        "2",
+        "--timeout-s",
+        "20",
+        "--require-signature",
+        f"{signers or ''}",
+    )
     with serving(store, tmp_path_factory.mktemp("work"), *options) as host:
         yield host
