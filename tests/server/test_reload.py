@@ -27,7 +27,7 @@ from server.failures import Failure
 from server.host import Memory, read_free_memory, read_process_memory
 from server.models import Archive, Found, find_archives, find_changes, look, read_archive
 from server.reporting import Reporter
-from tests.server.harness import OBEDIENT, ROOT, Launched, launched, poll, processes, write_archive
+from tests.server.harness import OBEDIENT, ROOT, Launched, launched, poll, write_archive
 
 BROKEN = "import nothing_of_that_name\n"
 
@@ -367,7 +367,7 @@ def test_requests_in_flight_and_in_the_queue_of_the_old_version_are_answered(wor
         assert not folder.exists()
         assert {server.rest("alpha/2.0", "pid") for _ in range(20)} != {str(old).encode()}
         # Besides, TorchServe may just have started beta's once more: it ends by itself.
-        poll(lambda: len(set(processes("model_service_worker.py")) & set(server.descendants())) == 2)
+        poll(lambda: len(server.workers()) == 2)
         assert server.ask("GET", "/predictions/beta")[0] == 404
 
         # Back to the version of before, whose name TorchServe has had already.
@@ -376,7 +376,7 @@ def test_requests_in_flight_and_in_the_queue_of_the_old_version_are_answered(wor
         assert run(work).returncode == 0
         assert server.rest("alpha") == b"alpha 1.0"
         assert server.ask("GET", "/predictions/alpha/2.0")[0] == 404
-        poll(lambda: len(set(processes("model_service_worker.py")) & set(server.descendants())) == 1)
+        poll(lambda: len(server.workers()) == 1)
         assert "Backend worker" not in server.err
         assert "Worker died" not in server.err
         server.signal(15)
