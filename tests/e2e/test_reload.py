@@ -15,6 +15,7 @@ from convscope import Client, ModelNotFound
 from server.children import is_alive
 from tests.reloading import MODEL, PICTURE, load, put, reload
 from tests.server.harness import Launched, launched, poll
+from tests.thorough import variants
 
 
 class Service(NamedTuple):
@@ -104,7 +105,11 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN)
+# The two others are tried without callers in tests/server/test_reload.py.
+TRIED = variants(["truncated", "without weights"], ["without its imports", "the same version"])
+
+
+@pytest.mark.parametrize("kind", TRIED)
 def test_a_broken_archive_changes_nothing_and_the_reason_is_said_in_a_line(kind: str, service: Service) -> None:
     break_it, why = BROKEN[kind]
     workers = service.server.workers()
