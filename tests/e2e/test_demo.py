@@ -44,6 +44,7 @@ def demo(folder: Path, *options: str, python: Path | str = sys.executable) -> su
 
 def write_service(folder: Path, text: str) -> None:
     (folder / "server").mkdir()
+    (folder / "server/__init__.py").touch()  # Or it would stand behind another `server` that can be imported.
     (folder / "server/__main__.py").write_text(text)
 
 
