@@ -154,15 +154,6 @@ def handle(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Handle:
 
 @pytest.fixture(scope="session")
 def host(store: Path, signers: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    options = (
-        "--device",
-        "cpu",
-        "--max-request-mb",
-        "2",
-        "--timeout-s",
-        "20",
-        "--require-signature",
-        f"{signers or ''}",
-    )
+    options = ("--device", "cpu", "--max-request-mb", "2", "--require-signature", f"{signers or ''}")
     with serving(store, tmp_path_factory.mktemp("work"), *options) as host:
         yield host
