@@ -22,6 +22,7 @@ import yaml
 
 from handlers.entry import ConvscopeHandler
 from server.kserve.worker import Context
+from tests.pictures import colours, png
 from tests.server.harness import write_archive
 
 ROOT = Path(__file__).parents[2]
@@ -156,4 +157,6 @@ def handle(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Handle:
 def host(store: Path, signers: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     options = ("--device", "cpu", "--max-request-mb", "2", "--require-signature", f"{signers or ''}")
     with serving(store, tmp_path_factory.mktemp("work"), *options) as host:
+        # The first explanation by gradients imports torch, which on a busy machine takes longer than it may.
+        web.post(f"http://{host.http}/explanations/cifar", content=png(colours()), timeout=120)
         yield host
