@@ -56,14 +56,12 @@ serve: .venv/installed stop ## Serve every archive of model_store/ until Ctrl-C
 JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 1) + 2)
 MARKS := not docker and not gpu and not kubernetes
 PACKAGED := $(patsubst %,tests/archiver/test_%.py,packages recipes stock_torchserve survey your_own_network)
-OWN_SERVERS := $(patsubst %,tests/e2e/test_%.py,demo reload traces) tests/server/test_trust.py
 WATCHED := $(patsubst %,tests/server/test_%.py,life refusals watched)
 WIRE := $(patsubst %,tests/client/test_%.py,backend install network retries) $(wildcard tests/client/test_wire_*.py)
 of-archiver := tests/archiver $(PACKAGED:%=--ignore=%)
 of-client := tests/client $(WIRE:%=--ignore=%)
-of-e2e := tests/e2e $(OWN_SERVERS:%=--ignore=%)
+of-e2e := tests/e2e tests/server/test_trust.py
 of-handlers := tests/handlers
-of-own-servers := $(OWN_SERVERS)
 of-packaged := $(PACKAGED)
 of-server := tests/server $(WATCHED:%=--ignore=%) --ignore=tests/server/test_trust.py
 of-watched := $(WATCHED)
@@ -74,7 +72,7 @@ of-rest := tests $(patsubst %,--ignore=tests/%,archiver client e2e handlers kser
 without = $(if $(filter e2e,$(1)),,-p no:schemathesis) -p no:zarr
 # KServe's model server has no release for Python 3.14.
 KSERVE := $(if $(wildcard .venv/lib/python3.14),,test-kserve)
-PARTS := $(patsubst %,part-%,watched rest archiver e2e server handlers watching wire) $(KSERVE) $(patsubst %,part-%,packaged own-servers) lint part-client
+PARTS := $(patsubst %,part-%,e2e watched rest archiver server handlers watching wire) $(KSERVE) part-packaged lint part-client
 in_parts = @$(MAKE) --no-print-directory --keep-going --jobs=$(JOBS) --output-sync=target
 
 check: .venv/installed ## Lint, type-check, and run the tests that start no process: about a minute

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import sysconfig
 import venv
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ import pytest
 
 # As a worker has it with more workers than cores. With more threads, those of one test wait for those of another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# jsonschema does without it, for what none of ours has: it checks IRIs, and takes two seconds to import.
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
 
 HERE = Path(__file__).parent
 # Rooms whose tests start a TorchServe, a browser, a Prometheus, kubectl or a training run; and what starts a process in

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from convscope import Client
 
@@ -52,7 +53,7 @@ def server(patches: str, quick_python: Path) -> Iterator[Launched]:
     options = ["--no-patches", "--models", ",".join(UNPATCHED)] if patches == "unpatched" else []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Launched, "python", str(quick_python))
-        running = Launched(STORE, work, "--workers", "1", *options)
+        running = Launched(STORE, work, "--max-request-mb", "20", *options)  # Beyond it every byte costs time.
     with contextlib.closing(running):
         yield running.await_ready()
     shutil.rmtree(work)
@@ -68,6 +69,25 @@ def rest(server: Launched) -> Iterator[Client]:
 def grpc(server: Launched) -> Iterator[Client]:
     with Client(f"grpc://127.0.0.1:{server.port('gRPC')}") as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def http(server: Launched) -> Iterator[httpx.Client]:
+    """HTTP as it is, a connection for each request."""
+    limits = httpx.Limits(max_keepalive_connections=0)
+    same = {"X-Request-Id": "the-same"}  # Or each reply would have an id of its own.
+    url = f"http://127.0.0.1:{server.port('REST')}"
+    with httpx.Client(base_url=url, timeout=60, headers=same, limits=limits) as client:
+        yield client
+
+
+@pytest.fixture
+def same_workers(server: Launched) -> Iterator[None]:
+    """Hold that the workers are the same processes before and after."""
+    before = server.workers()
+    assert len(before) >= len(UNPATCHED)
+    yield
+    assert server.workers() == before
 
 
 @pytest.fixture(params=["rest", "grpc"])

@@ -14,7 +14,7 @@ from convscope._wire import convscope_pb2 as wire
 from convscope._wire import inference_pb2
 
 from tests.contract.requests import CARRIERS, Ask, Sent, generate, twist, write
-from tests.e2e.test_refusals import CAT, METHOD, workers
+from tests.e2e.test_refusals import CAT, METHOD
 from tests.server.harness import Launched
 from tests.thorough import tries
 
@@ -22,11 +22,7 @@ JSON = {"accept": "application/json"}
 SEEDS = range(tries(20, 60))
 
 
-@pytest.fixture(autouse=True)
-def same_worker(server: Launched) -> Iterator[None]:
-    before = workers(server)
-    yield
-    assert workers(server) == before
+pytestmark = pytest.mark.usefixtures("same_workers")
 
 
 class Caller:

@@ -31,17 +31,14 @@ from tests.foreign import (
     predictions_request,
     read_responses,
 )
-from tests.server.harness import Launched, processes
+from tests.server.harness import Launched
 from tests.thorough import tries
 
-CALLERS, CALLS, CANCELLED, PIPELINED = 4, tries(60, 250), tries(300, 2000), tries(150, 300)  # Per caller.
+pytestmark = pytest.mark.usefixtures("same_workers")
+CALLERS, CALLS, CANCELLED, PIPELINED = 4, tries(40, 250), tries(200, 2000), tries(100, 300)  # Per caller.
 FORMS = tries(120, 250)
 SERVICE = f"/{INFERENCE}.InferenceAPIsService"
 REQUEST = predictions_request("cifar", {b"data": PICTURE, b"accept": b"application/json"})
-
-
-def workers(server: Launched) -> list[int]:
-    return sorted(set(processes("model_service_worker.py")) & set(server.descendants()))
 
 
 def target(server: Launched) -> Target:
@@ -70,8 +67,6 @@ def at_once(caller: Callable[[int], None]) -> None:
 def call_everything(server: Launched, **transports: bool) -> collections.Counter[str]:
     """Send calls outside the contract, among good ones, from several callers; return what came how often."""
     came: collections.Counter[str] = collections.Counter()
-    before = workers(server)
-    assert before
 
     def caller(seed: int) -> None:
         calls = foreign(random.Random(seed), target(server), **transports)
@@ -87,7 +82,6 @@ def call_everything(server: Launched, **transports: bool) -> collections.Counter
                     good.send()
 
     at_once(caller)
-    assert workers(server) == before
     return came
 
 
@@ -143,17 +137,14 @@ def settled_log(server: Launched) -> str:
 
 
 def test_calls_that_are_cancelled_at_the_moment_of_their_answer_do_not_stop_the_worker(server: Launched) -> None:
-    before = workers(server)
     logged = settled_log(server)
     cancel_at_random(server)
     assert [send_once_there_is_room(good) for good in good_calls(target(server))] == ["ok", "ok"]
-    assert workers(server) == before
     assert server.err == logged, "a line for each call that was cancelled"
 
 
 def test_requests_that_do_not_wait_for_the_last_reply_are_all_answered(server: Launched) -> None:
     """The second of two requests may be read just while the first is answered; a few of 5,000 are, unpatched."""
-    before = workers(server)
     head = f"POST /predictions/cifar HTTP/1.1\r\nHost: x\r\nContent-Length: {len(PICTURE)}\r\n\r\n"
     message = head.encode() + PICTURE
 
@@ -170,7 +161,6 @@ def test_requests_that_do_not_wait_for_the_last_reply_are_all_answered(server: L
                 assert list(read_responses(stream, "POST", 4)) == ["200"] * 4
 
     at_once(caller)
-    assert workers(server) == before
 
 
 MEGABYTE = b"q" * 1_000_000
@@ -205,7 +195,6 @@ def stream(server: Launched, method: str, *requests: bytes) -> list[bytes]:
 
 
 def test_the_streaming_methods_are_not_there(server: Launched) -> None:
-    before = workers(server)
     sequence = predictions_request("cifar", {b"data": PICTURE}, sequence_id="1")
     unknown = predictions_request("cifar", {b"data": PICTURE, b"layers": b"conv9"})
     for method, request in (
@@ -219,16 +208,13 @@ def test_the_streaming_methods_are_not_there(server: Launched) -> None:
             stream(server, method, request)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
     assert [good.send() for good in good_calls(target(server))] == ["ok", "ok"]
-    assert workers(server) == before
 
 
 @pytest.mark.unpatched
 def test_without_the_patches_a_streamed_reply_is_the_plain_one_and_the_worker_lives_on(server: Launched) -> None:
-    before = workers(server)
     [reply] = stream(server, "StreamPredictions", REQUEST)
     assert b'"results"' in reply
     assert [good.send() for good in good_calls(target(server))] == ["ok", "ok"]
-    assert workers(server) == before
 
 
 def test_a_rest_request_without_any_header_is_answered(server: Launched) -> None:

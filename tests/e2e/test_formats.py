@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -19,13 +18,6 @@ from tests.server.harness import ROOT, Launched
 
 CAT = (ROOT / "samples/cat.png").read_bytes()
 SHIP = (ROOT / "samples/ship.png").read_bytes()
-
-
-@pytest.fixture
-def http(server: Launched) -> Iterator[httpx.Client]:
-    same = {"X-Request-Id": "the-same"}  # Or each reply would have an id of its own.
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.port('REST')}", timeout=30, headers=same) as client:
-        yield client
 
 
 @pytest.fixture
@@ -94,9 +86,9 @@ def test_an_empty_get_is_the_card_and_readiness(http: httpx.Client) -> None:
     assert card["training"]["test_accuracy"] >= 0.65
 
 
-def test_the_metrics_count_both_transports(server: Launched, rest: Client, grpc: Client) -> None:
+def test_the_metrics_count_both_transports(server: Launched, http: httpx.Client, rest: Client, grpc: Client) -> None:
     def count() -> float:
-        text = httpx.get(f"http://127.0.0.1:{server.port('metrics')}/metrics").text
+        text = http.get(f"http://127.0.0.1:{server.port('metrics')}/metrics").text
         lines = [line for line in text.splitlines() if line.startswith("convscope_torchserve_requests_total{")]
         return sum(float(line.rpartition(" ")[2]) for line in lines if 'model="digits"' in line)
 

@@ -14,7 +14,8 @@ from convscope import Client, ModelNotFound
 
 from server.children import is_alive
 from tests.reloading import MODEL, PICTURE, load, put, reload
-from tests.server.harness import Launched, launched, poll, processes
+from tests.server.harness import Launched, launched, poll
+from tests.thorough import variants
 
 
 class Service(NamedTuple):
@@ -24,10 +25,6 @@ class Service(NamedTuple):
     store: Path
     work: Path
     urls: dict[str, str]
-
-    def workers(self) -> list[int]:
-        """Return its worker processes."""
-        return [pid for pid in processes("model_service_worker.py") if pid in self.server.descendants()]
 
     def metrics(self) -> str:
         """Return what its exporter says."""
@@ -70,7 +67,7 @@ def test_a_version_is_replaced_twice_under_load_and_no_request_is_lost(service: 
                 assert client.models() == [(MODEL, after)]
                 with pytest.raises(ModelNotFound):
                     client.predict(PICTURE, model=MODEL, version=before)
-        assert len(poll(lambda: [pid for pid in service.workers() if is_alive(pid)])) == 1  # type: ignore[arg-type]
+        assert len(poll(lambda: [pid for pid in service.server.workers() if is_alive(pid)])) == 1  # type: ignore[arg-type]
         assert f"{MODEL}/{before}: has finished its requests, and is removed" in answer.stdout
         assert not re.search(rf'version="{before}"', service.metrics().partition("convscope_workers{")[2])
     again = reload(service.work)
@@ -108,10 +105,14 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN)
+# The two others are tried without callers in tests/server/test_reload.py.
+TRIED = variants(["truncated", "without weights"], ["without its imports", "the same version"])
+
+
+@pytest.mark.parametrize("kind", TRIED)
 def test_a_broken_archive_changes_nothing_and_the_reason_is_said_in_a_line(kind: str, service: Service) -> None:
     break_it, why = BROKEN[kind]
-    workers = service.workers()
+    workers = service.server.workers()
     with load(service.urls, (None,)) as calls:
         poll(lambda: all(got.versions for got in calls.values()))
         break_it(service.store)
@@ -123,7 +124,7 @@ def test_a_broken_archive_changes_nothing_and_the_reason_is_said_in_a_line(kind:
     assert re.search(why, line), line
     for got in calls.values():
         assert (set(got.versions), got.errors) == ({"2.0"}, [])
-    assert poll(lambda: service.workers() == workers)
+    assert poll(lambda: service.server.workers() == workers)
     poll(lambda: 'convscope_archive_rejected{model="edges"} 1.0' in service.metrics(), pause_s=0.2)
 
 

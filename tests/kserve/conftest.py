@@ -16,11 +16,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
 import yaml
 
 from handlers.entry import ConvscopeHandler
 from server.kserve.worker import Context
+from tests.pictures import colours, png
 from tests.server.harness import write_archive
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +53,14 @@ class Handler:
         said = f"{len(rows)} {os.getpid()} {self.version}".encode()
         return [CARD if "describe" in row else said for row in rows]
 """
+
+# Of a request through httpx.get() most is a new TLS context.
+web = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
+
+
+def pytest_unconfigure() -> None:
+    """Close its connections."""
+    web.close()
 
 
 Handle = Callable[[dict[str, Any], dict[str, Any]], tuple[int, bytes]]
@@ -107,6 +117,19 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def signers(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """The file of the key that signed all archives of the store but `unsigned`; None without OpenSSH's client."""
+    if shutil.which("ssh-keygen") is None:
+        return None
+    key = tmp_path_factory.mktemp("key") / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    command = ["ssh-keygen", "-q", "-Y", "sign", "-n", "convscope", "-f", key, *store.glob("*.mar")]
+    subprocess.run(command, check=True, capture_output=True)
+    write_archive(store, "unsigned", OBEDIENT)
+    return key.with_suffix(".pub")
+
+
+@pytest.fixture(scope="session")
 def handle(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Handle:
     """Call the class that TorchServe calls, with `cifar`, in this process: `handle(row, properties)`."""
     folder = tmp_path_factory.mktemp("cifar")
@@ -131,7 +154,9 @@ def handle(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Handle:
 
 
 @pytest.fixture(scope="session")
-def host(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    options = ("--device", "cpu", "--max-request-mb", "2", "--timeout-s", "20")
+def host(store: Path, signers: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    options = ("--device", "cpu", "--max-request-mb", "2", "--require-signature", f"{signers or ''}")
     with serving(store, tmp_path_factory.mktemp("work"), *options) as host:
+        # The first explanation by gradients imports torch, which on a busy machine takes longer than it may.
+        web.post(f"http://{host.http}/explanations/cifar", content=png(colours()), timeout=120)
         yield host

@@ -6,7 +6,6 @@ import contextlib
 import http.client
 
 import grpc
-import httpx
 import pytest
 from convscope import BadImage, Client, ModelNotFound, UnknownLayer
 from google.protobuf.message import DecodeError
@@ -14,7 +13,7 @@ from google.protobuf.message import DecodeError
 from handlers.wire import convscope_pb2 as wire
 from server.wire import inference_pb2
 from tests.contract.requests import CARRIERS, Ask, Sent, generate, twist, write
-from tests.kserve.conftest import Handle, Host
+from tests.kserve.conftest import Handle, Host, web
 from tests.pictures import colours, npy, png
 from tests.thorough import tries
 
@@ -110,17 +109,17 @@ def part(name: str, data: bytes, filename: str = "") -> bytes:
 
 def test_every_kind_of_body(host: Host) -> None:
     url = f"http://{host.http}/predictions/cifar"
-    expected = httpx.put(url, content=PICTURE, headers={"x-convscope-layers": "conv1"}).json()["results"]
+    expected = web.put(url, content=PICTURE, headers={"x-convscope-layers": "conv1"}).json()["results"]
     assert list(expected[0]["maps"]) == ["conv1"]
     pictures = part("data", PICTURE, "a.png") + part("data", PICTURE)  # Without a name of a file, it is bytes too.
-    form = httpx.post(url, content=pictures + part("layers", b"conv1") + b"--b--\r\n", headers={"content-type": FORM})
+    form = web.post(url, content=pictures + part("layers", b"conv1") + b"--b--\r\n", headers={"content-type": FORM})
     assert form.json()["results"] == expected * 2
-    png = httpx.post(f"{url}/1.0", content=PICTURE, headers={"x-convscope-layers": "conv1", "accept": "image/png"})
+    png = web.post(f"{url}/1.0", content=PICTURE, headers={"x-convscope-layers": "conv1", "accept": "image/png"})
     assert png.content.startswith(b"\x89PNG")
-    explained = httpx.post(f"http://{host.http}/explanations/cifar", content=PICTURE, timeout=60).json()
+    explained = web.post(f"http://{host.http}/explanations/cifar", content=PICTURE, timeout=60).json()
     assert explained["results"][0]["explanation"]["method"] == "grad_cam"
-    assert httpx.get(url).json()["model"] == "cifar"
-    assert httpx.get(f"http://{host.http}/ping").json() == {"ready": True}
+    assert web.get(url).json()["model"] == "cifar"
+    assert web.get(f"http://{host.http}/ping").json() == {"ready": True}
 
 
 @pytest.mark.parametrize(
@@ -142,15 +141,15 @@ def test_what_the_host_itself_rejects(
     host: Host, path: str, method: str, body: bytes, content_type: str | None, status: int, code: str
 ) -> None:
     headers = {"content-type": content_type} if content_type else {}
-    response = httpx.request(method, f"http://{host.http}/predictions/{path}", content=body, headers=headers)
+    response = web.request(method, f"http://{host.http}/predictions/{path}", content=body, headers=headers)
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
 
 
 def test_a_callers_own_headers_of_torchserves_names_mean_nothing(host: Host) -> None:
     headers = {"explain": "True", "url_path": "/x", "x-convscope-method": "GET"}
-    response = httpx.post(f"http://{host.http}/predictions/cifar", content=PICTURE, headers=headers).json()
+    response = web.post(f"http://{host.http}/predictions/cifar", content=PICTURE, headers=headers).json()
     assert "explanation" not in response["results"][0]
-    assert httpx.post(f"http://{host.http}/predictions/cifar", headers=headers).status_code == 400
+    assert web.post(f"http://{host.http}/predictions/cifar", headers=headers).status_code == 400
 
 
 def test_a_request_beyond_the_limit_is_rejected_over_grpc(host: Host) -> None:

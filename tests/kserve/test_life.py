@@ -18,14 +18,14 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server.wire import inference_pb2
-from tests.kserve.conftest import ROOT, Host, serving
+from tests.kserve.conftest import ROOT, Host, serving, web
 from tests.server.harness import poll
 
 Send = Callable[[Host, bytes], httpx.Response]
 
 
 def send(host: Host, body: bytes, path: str = "obedient") -> httpx.Response:
-    return httpx.post(f"http://{host.http}/predictions/{path}", content=body, timeout=30)
+    return web.post(f"http://{host.http}/predictions/{path}", content=body, timeout=30)
 
 
 def hold(host: Host, pool: ThreadPoolExecutor, gate: Path) -> Future[httpx.Response]:
@@ -36,7 +36,7 @@ def hold(host: Host, pool: ThreadPoolExecutor, gate: Path) -> Future[httpx.Respo
 
 
 def value(host: Host, name: str) -> float:
-    text = httpx.get(f"http://{host.http}/metrics").text
+    text = web.get(f"http://{host.http}/metrics").text
     return float(next(line for line in text.splitlines() if line.startswith(name)).rpartition(" ")[2])
 
 
@@ -100,7 +100,7 @@ def test_a_request_has_its_time_and_draining_loses_none(store: Path, tmp_path: P
         host.process.send_signal(signal.SIGTERM)
         health = health_pb2_grpc.HealthStub(channel)
         poll(lambda: health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.NOT_SERVING)
-        assert httpx.get(f"http://{host.http}/v2/health/ready").json()["code"] == "draining"
+        assert web.get(f"http://{host.http}/v2/health/ready").json()["code"] == "draining"
         poll(lambda: not is_listening(host))
         for gate in last:
             gate.touch()
@@ -127,19 +127,10 @@ def test_a_server_that_cannot_start_says_why(store: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="no ssh-keygen (OpenSSH's client)")
-def test_signed_archives_alone_are_served(store: Path, tmp_path: Path) -> None:
-    key, signed, work = tmp_path / "key", tmp_path / "store", tmp_path / "work"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-    signed.mkdir()
-    work.mkdir()
-    for version in ("1.9", "1.10"):
-        shutil.copy(store / f"obedient-{version}.mar", signed)
-    command = ["ssh-keygen", "-Y", "sign", "-n", "convscope", "-f", key, signed / "obedient-1.9.mar"]
-    subprocess.run(command, check=True, capture_output=True)
-    with serving(signed, work, "--require-signature", f"{key}.pub") as host:
-        assert send(host, b"").text.endswith(" 1.9")
-        assert send(host, b"", "obedient/1.10").status_code == 404
-        assert "Archive rejected: archive obedient-1.10.mar: it is not signed" in host.log.read_text()
+def test_signed_archives_alone_are_served(host: Host) -> None:
+    assert send(host, b"", "obedient/1.9").text.endswith(" 1.9")
+    assert send(host, b"", "unsigned").status_code == 404
+    assert "Archive rejected: archive unsigned.mar: it is not signed" in host.log.read_text()
 
 
 WITHOUT = """

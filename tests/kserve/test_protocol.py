@@ -12,7 +12,6 @@ from textwrap import dedent
 from typing import Any
 
 import grpc
-import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc
@@ -25,7 +24,7 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import InferenceServerException
 
 from handlers.wire import convscope_pb2 as wire
-from tests.kserve.conftest import Handle, Host
+from tests.kserve.conftest import Handle, Host, web
 from tests.pictures import colours, npy, png
 
 PICTURES = [png(colours(0)), png(colours(1, 40, 50))]
@@ -187,7 +186,7 @@ def test_json_alone_will_do(host: Host, handler: Ask) -> None:
         "inputs": [{"name": "pictures", "datatype": "BYTES", "shape": [2], "data": data}],
         "parameters": {"top_k": 2, "layers": "conv2", "pool": 1, "timing": True},
     }
-    response = httpx.post(f"http://{host.http}/v2/models/cifar/infer", json=body)
+    response = web.post(f"http://{host.http}/v2/models/cifar/infer", json=body)
     expected = handler(PICTURES, top_k="2", layers="conv2", pool="1")
     values = response.json()
     outputs = {output["name"]: np.array(output["data"]).reshape(output["shape"]) for output in values["outputs"]}
@@ -196,16 +195,17 @@ def test_json_alone_will_do(host: Host, handler: Ask) -> None:
     assert np.array_equal(np.float32(outputs["conv2"]), maps(expected)["conv2"])
     assert np.array_equal(np.float32(outputs["logits"]), scores(expected)["logits"])
     body["parameters"] = {"layers": "conv2", "map_dtype": "float16"}
-    response = httpx.post(f"http://{host.http}/v2/models/cifar/infer", json=body)
+    response = web.post(f"http://{host.http}/v2/models/cifar/infer", json=body)
     assert response.status_code == 400  # JSON has no FP16; as binary data it comes.
     body["parameters"]["binary_data_output"] = True
-    response = httpx.post(f"http://{host.http}/v2/models/cifar/infer", json=body)
+    response = web.post(f"http://{host.http}/v2/models/cifar/infer", json=body)
     cells = maps(handler(PICTURES, layers="conv2", map_dtype="float16"))["conv2"]
     assert response.content.endswith(cells.tobytes())
 
 
 KSERVE = """
     import asyncio, json, sys
+    sys.modules["kubernetes_validate"] = None  # See server/kserve/__main__.py.
     import numpy
     from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest, RESTConfig
 
@@ -249,7 +249,7 @@ def test_metadata_is_true(http: Any, rpc: Any, host: Host) -> None:
     }
     assert http.get_model_metadata("obedient")["versions"] == ["1.10", "1.9"]
     assert http.get_server_metadata()["name"] == "convscope"
-    models = httpx.get(f"http://{host.http}/v2/models").json()
+    models = web.get(f"http://{host.http}/v2/models").json()
     assert models == {"models": ["cifar", "digits", "obedient"]}
 
 
@@ -330,7 +330,7 @@ WRONG: dict[str, tuple[Any, str]] = {
 def test_what_is_wrong_over_rest_is_said_with_a_code(host: Host, case: str) -> None:
     values, code = WRONG[case]
     body = values if isinstance(values, str) else json.dumps(values)
-    response = httpx.post(f"http://{host.http}/v2/models/cifar/infer", content=body)
+    response = web.post(f"http://{host.http}/v2/models/cifar/infer", content=body)
     assert (response.status_code, response.json()["code"]) == (413 if code == "too_many_images" else 400, code)
     assert response.json()["error"].startswith(f"{code}: ")
 
@@ -338,7 +338,7 @@ def test_what_is_wrong_over_rest_is_said_with_a_code(host: Host, case: str) -> N
 @pytest.mark.parametrize("length", ["-1", "1e3", "99999999", "0x5", ""])
 def test_a_wrong_length_of_the_json_is_rejected(host: Host, length: str) -> None:
     headers = {"Inference-Header-Content-Length": length}
-    response = httpx.post(f"http://{host.http}/v2/models/cifar/infer", content=b"{}", headers=headers)
+    response = web.post(f"http://{host.http}/v2/models/cifar/infer", content=b"{}", headers=headers)
     assert (response.status_code, response.json()["code"]) == (400, "bad_request")
 
 
@@ -399,7 +399,7 @@ def test_contents_will_do_over_grpc(stub: Any, handler: Ask) -> None:
 
 def test_nothing_loads_or_unloads_a_model(host: Host, stub: Any, http: Any) -> None:
     for verb in ("load", "unload"):
-        assert httpx.post(f"http://{host.http}/v2/repository/models/cifar/{verb}").status_code == 404
+        assert web.post(f"http://{host.http}/v2/repository/models/cifar/{verb}").status_code == 404
     for call, request in (
         (stub.RepositoryModelUnload, pb.RepositoryModelUnloadRequest(model_name="cifar")),
         (stub.RepositoryModelLoad, pb.RepositoryModelLoadRequest(model_name="cifar")),

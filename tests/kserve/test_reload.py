@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import pytest
 from convscope import Client, ModelNotFound
 
 from server.children import is_alive
-from tests.kserve.conftest import OBEDIENT, Host, serving
+from tests.kserve.conftest import OBEDIENT, Host, serving, web
 from tests.kserve.test_life import hold, send
 from tests.reloading import MODEL, PICTURE, load, put, reload
 from tests.server.harness import poll, processes, write_archive
@@ -55,7 +54,7 @@ def test_a_version_is_replaced_twice_under_load_and_no_request_is_lost(own: Host
                 assert client.model_card(MODEL).version == after
                 with pytest.raises(ModelNotFound):
                     client.predict(PICTURE, model=MODEL, version=before)
-        metrics = httpx.get(f"http://{own.http}/metrics").text
+        metrics = web.get(f"http://{own.http}/metrics").text
         assert f'convscope_workers{{model="edges",state="ready",version="{after}"}} 1.0' in metrics
         assert f'convscope_workers{{model="edges",state="ready",version="{before}"' not in metrics
     assert len([pid for pid in processes(str(work)) if "worker.py" in Path(f"/proc/{pid}/cmdline").read_text()]) == 2
@@ -90,5 +89,5 @@ def test_a_broken_archive_changes_nothing_and_the_reason_is_said_in_a_line(own: 
         assert "archive obedient.mar: " in line
         assert why in line
         assert send(own, b"").text.split()[1:] == [worker, "2.0"]
-        assert 'convscope_archive_rejected{model="obedient"} 1.0' in httpx.get(f"http://{own.http}/metrics").text
-    assert httpx.get(f"http://{own.http}/v2/health/ready").status_code == 200
+        assert 'convscope_archive_rejected{model="obedient"} 1.0' in web.get(f"http://{own.http}/metrics").text
+    assert web.get(f"http://{own.http}/v2/health/ready").status_code == 200

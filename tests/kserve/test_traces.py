@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
-import httpx
 import pytest
 from convscope import Client
 from tritonclient.grpc import service_pb2 as pb
@@ -16,7 +15,7 @@ from tritonclient.grpc import service_pb2_grpc as pb_grpc
 from handlers.wire import convscope_pb2 as wire
 from server.wire import inference_pb2
 from tests.collector import collecting
-from tests.kserve.conftest import Host, serving
+from tests.kserve.conftest import Host, serving, web
 from tests.tracing import CHECKS, PATIENT, PICTURE, Asked, ask, traceparent
 
 
@@ -41,7 +40,7 @@ def ask_by_other_ways(host: Host) -> None:
     tensor = {"name": "pictures", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(PICTURE).decode()]}
     headers = {"traceparent": traceparent("v2 rest")}
     url = f"http://{host.http}/v2/models/cifar/infer"
-    assert httpx.post(url, json={"inputs": [tensor]}, headers=headers, timeout=30).status_code == 200
+    assert web.post(url, json={"inputs": [tensor]}, headers=headers, timeout=30).status_code == 200
     with grpc.insecure_channel(host.grpc) as channel:
         request = pb.ModelInferRequest(model_name="cifar")
         request.inputs.add(name="pictures", datatype="BYTES", shape=[1]).contents.bytes_contents.append(PICTURE)

@@ -26,7 +26,7 @@ from server.trust import DIGESTS
 ROOT = Path(__file__).parents[2]
 
 OBEDIENT = """
-import os, pathlib, time
+import json, os, pathlib, time
 
 class Handler:
     def initialize(self, context):
@@ -34,7 +34,7 @@ class Handler:
         self.version = context.manifest["model"]["modelVersion"]
 
     def handle(self, rows, context):
-        return [self.answer(bytes(row.get("body") or row.get("data") or b"").decode()) for row in rows]
+        return [self.answer(bytes(row.get("body") or row.get("data") or b"").decode(errors="replace")) for row in rows]
 
     def answer(self, order):
         verb, _, argument = order.partition(":")
@@ -54,6 +54,12 @@ class Handler:
                 sum(range(100_000))
                 time.sleep(0.02)
             return b"computed"
+        if verb == "complain":
+            code, count = argument.split(",")
+            entry = {"time": "now", "level": "warning", "model": self.name, "version": self.version, "code": code}
+            for number in range(int(count)):
+                print(json.dumps({**entry, "transport": "rest", "request_id": str(number), "message": "no"}))
+            return b"complained"
         if verb == "bytes":
             return b"x" * int(argument)
         if verb == "environment":
@@ -163,10 +169,10 @@ def seen(observe: Callable[[], object], pause_s: float = 0.01) -> Iterator[list[
 def processes(text: str) -> list[int]:
     """Return the processes, zombies apart, whose command line holds a text."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for folder in os.scandir("/proc"):
         with contextlib.suppress(OSError):
-            if text in path.read_bytes().replace(b"\0", b" ").decode(errors="replace"):
-                found.append(int(path.parent.name))
+            if folder.name.isdecimal() and text.encode() in Path(folder, "cmdline").read_bytes().replace(b"\0", b" "):
+                found.append(int(folder.name))
     return found
 
 
@@ -258,6 +264,9 @@ class Launched:
     def descendants(self) -> list[int]:
         """Return Java, the workers and the exporter: their command lines name the private directory."""
         return [pid for pid in processes(str(self.work)) if pid != self.process.pid]
+
+    def workers(self) -> list[int]:
+        return sorted(processes(f"--sock-name {self.work}"))
 
     def java(self) -> int:
         (pid,) = processes(f"-Djava.io.tmpdir={self.work}")

@@ -91,51 +91,10 @@ def test_metrics_are_there_through_its_life_and_what_was_asked_before_the_signal
         assert "still in flight" not in server.err
 
 
-def test_readiness_fails_first_while_requests_go_on_and_a_second_signal_kills_at_once(store, tmp_path, work):
-    started = tmp_path / "started"
-    with launched(store, work, "--unready-s", "60", "--drain-s", "60") as server:
+def test_when_java_dies_by_itself_it_says_so_and_leaves_no_worker_and_no_zombie(store, work):
+    with launched(store, work) as server:
         server.await_ready()
-        server.signal(signal.SIGTERM)
-        drain_file = poll(lambda: list(work.glob("convscope-*/draining")))
-        assert server.rest("alpha", "environment:CONVSCOPE_DRAIN_FILE").decode() == f"'{drain_file[0]}'"
-
-        def ask():
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                server.rest("alpha", f"sleep:{started},60")
-
-        thread = threading.Thread(target=ask)
-        thread.start()
-        poll(started.exists)
-        server.signal(signal.SIGINT)
-        assert server.end(10) == 1
-        thread.join(10)
-        assert_nothing_is_left(server)
-
-
-def test_a_request_that_takes_too_long_is_given_up_after_the_drain_time(store, tmp_path, work):
-    started = tmp_path / "started"
-    with launched(store, work, "--drain-s", "1") as server:
-        server.await_ready()
-
-        def ask():
-            with contextlib.suppress(OSError):
-                server.rest("alpha", f"sleep:{started},60")
-
-        thread = threading.Thread(target=ask)
-        thread.start()
-        poll(started.exists)
-        server.signal(signal.SIGTERM)
-        assert server.end(20) == 0
-        assert "requests were still in flight after 1 s (--drain-s)" in server.err
-        thread.join(10)
-        assert_nothing_is_left(server)
-
-
-def test_when_java_dies_by_itself_it_says_so_and_leaves_no_worker_and_no_zombie(tmp_path, work):
-    write_archive(tmp_path / "store", "alpha", FAILING)
-    with launched(tmp_path / "store", work) as server:
-        server.await_ready()
-        server.rest("alpha", "2")  # Failed requests are passed on as text; below as JSON.
+        server.rest("alpha", "complain:bad_image,2")  # Failed requests are passed on as text; below as JSON.
         poll(lambda: server.err.count("worker: ") == 2)
         assert "worker: alpha 1.0 request 1: bad_image: no\n" in server.err
         os.kill(server.java(), signal.SIGKILL)
@@ -145,20 +104,22 @@ def test_when_java_dies_by_itself_it_says_so_and_leaves_no_worker_and_no_zombie(
         assert not list(work.glob("convscope-[!l]*"))
 
 
-def test_a_replicas_log_in_json_has_what_runbooks_search_for_and_no_flood(tmp_path, work):
+def test_a_replicas_log_in_json_has_what_runbooks_search_for_and_no_flood_and_what_takes_too_long_is_given_up(
+    tmp_path, work
+):
     operations = (ROOT / "docs/operations.md").read_text()
     searched = set(re.findall(r"logs [^|`]*torchserve[^|`]*\| grep (?:-\w+ (?:\d+ )?)*'([^']+)'", operations))
     searched |= set(re.findall(r'the log (?:around|before) "([^"]+)"', operations))
     assert searched, "no runbook has people search a log any more"
-    write_archive(tmp_path / "store", "alpha", FAILING.replace("bad_image", "internal"))
+    write_archive(tmp_path / "store", "alpha")
     (tmp_path / "store" / "broken.mar").write_bytes(b"PK")  # Rejected; the other is served.
-    with launched(tmp_path / "store", work, "--log-format", "json", "--watch-s", "1") as server:
+    with launched(tmp_path / "store", work, "--log-format", "json", "--watch-s", "1", "--drain-s", "1") as server:
         server.await_ready()
-        server.rest("alpha", "1")  # A request that fails, with the code that a runbook looks for.
+        server.rest("alpha", "complain:internal,1")  # A request that fails, with the code that a runbook looks for.
         for number in (signal.SIGKILL, signal.SIGSTOP):  # TorchServe starts the first again, the launcher the second.
-            (worker,) = workers(server)
+            (worker,) = server.workers()
             os.kill(worker, number)
-            poll(lambda worker=worker: worker not in (found := workers(server)) and found, 120, 0.1)
+            poll(lambda worker=worker: worker not in (found := server.workers()) and found, 120, 0.1)
             poll(lambda: server.ask("GET", "/predictions/alpha")[0] == 200, 120, 0.1)
         poll(lambda: server.err.count("answers its card again") == 1)
         said = server.err
@@ -168,10 +129,21 @@ def test_a_replicas_log_in_json_has_what_runbooks_search_for_and_no_flood(tmp_pa
         assert [death["cause"] for death in deaths] == ["killed"], "what the launcher ends itself is no death"
         counted = server.ask("GET", "/metrics", what="metrics")[1].decode()
         assert 'convscope_worker_deaths_total{cause="killed",model="alpha",version="1.0"} 1.0' in counted
-        server.rest("alpha", "1000")
+        server.rest("alpha", "complain:internal,1000")
         poll(lambda: "more such lines" in server.err)
+
+        def ask() -> None:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                server.rest("alpha", f"sleep:{tmp_path / 'started'},60")
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        poll((tmp_path / "started").exists)
         server.signal(signal.SIGTERM)
         assert server.end(30) == 0
+        assert "requests were still in flight after 1 s (--drain-s)" in server.err
+        thread.join(10)
+        assert_nothing_is_left(server)
         assert server.err.count("Worker died") == 1
         assert server.out == ""
         entries = [json.loads(line) for line in server.err.splitlines()]
@@ -187,10 +159,6 @@ def exporter(server) -> int:
     """Return the exporter's process."""
     (pid,) = [pid for pid in processes(str(server.work)) if pid in processes("-m server.exporter")]
     return pid
-
-
-def workers(server) -> list[int]:
-    return [pid for pid in server.descendants() if pid in processes("model_service_worker")]
 
 
 def connect(port: int) -> socket.socket | None:
@@ -228,25 +196,7 @@ def test_when_the_launcher_is_killed_all_go_and_the_next_start_has_an_empty_metr
     assert (folder / "counter_9000.db").exists()
 
 
-FAILING = """
-import json
-
-ENTRY = {"time": "now", "level": "warning", "model": "alpha", "version": "1.0", "transport": "rest", "message": "no"}
-
-class Handler:
-    def initialize(self, context):
-        pass
-
-    def handle(self, rows, context):
-        for row in rows:
-            for number in range(int(bytes(row.get("body") or b"0"))):
-                print(json.dumps({**ENTRY, "request_id": str(number), "code": "bad_image"}))
-        return [b"" for _ in rows]
-"""
-
-
-def test_it_serves_on_and_stops_cleanly_where_nothing_that_it_says_can_be_written(tmp_path, work):
-    write_archive(tmp_path / "store", "alpha", FAILING)
+def test_it_serves_on_and_stops_cleanly_where_nothing_that_it_says_can_be_written(store, work):
     port = free_port()
 
     def ask(order: str = "") -> int | None:
@@ -256,13 +206,13 @@ def test_it_serves_on_and_stops_cleanly_where_nothing_that_it_says_can_be_writte
             return connection.getresponse().status
         return None
 
-    with launched(tmp_path / "store", work, "--rest-port", str(port), deaf=True) as server:
+    with launched(store, work, "--rest-port", str(port), deaf=True) as server:
         ended = server.process.poll
         poll(lambda: ended() is not None or (ask() == 200 and not list(work.glob("convscope-*/starting"))), 240, 0.1)
         assert ended() is None
         (folder,) = work.glob("convscope-*")
         for _ in range(2):
-            assert ask("2") == 200
+            assert ask("complain:bad_image,2") == 200
         poll(lambda: (folder / "logs" / "models.log").read_text().count("bad_image") == 4)
         killed = exporter(server)
         os.kill(killed, signal.SIGKILL)

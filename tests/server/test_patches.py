@@ -15,13 +15,24 @@ for _change in CHANGES:
     EDITS[_change.member] += _change.edits
 
 
+@pytest.fixture(scope="module")
+def known():
+    """What is in the classes of the installed TorchServe that are patched, by member."""
+    with zipfile.ZipFile(find_torchserve() / JAR) as jar:
+        return {change.member: jar.read(change.member) for change in CHANGES}
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    """The folder of the patched classes."""
+    folder = tmp_path_factory.mktemp("patched") / "classes"
+    assert patches.apply(find_torchserve(), folder, PATCHES) == list(PATCHES)
+    return folder
+
+
 @pytest.mark.parametrize("member", EDITS)
-def test_the_installed_torchserve_is_changed_where_it_is_meant_to_be_and_nowhere_else(member, tmp_path):
-    home = find_torchserve()
-    assert patches.apply(home, tmp_path / "classes", PATCHES) == list(PATCHES)
-    with zipfile.ZipFile(home / JAR) as jar:
-        original = jar.read(member)
-    patched = (tmp_path / "classes" / member).read_bytes()
+def test_the_installed_torchserve_is_changed_where_it_is_meant_to_be_and_nowhere_else(member, known, classes):
+    original, patched = known[member], (classes / member).read_bytes()
     places = []
     for edit in EDITS[member]:
         assert original.count(edit.before) == edit.times
@@ -45,14 +56,12 @@ def is_longer_method(edit):
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.name)
-def test_patches_are_left_out_where_a_class_of_theirs_is_another_and_the_others_are_applied(patch, tmp_path):
+def test_patches_are_left_out_where_a_class_of_theirs_is_another_and_the_others_are_applied(patch, known, tmp_path):
     home = tmp_path / "home"
     (home / JAR).parent.mkdir(parents=True)
-    members = {change.member for change in CHANGES}
-    with zipfile.ZipFile(find_torchserve() / JAR) as known, zipfile.ZipFile(home / JAR, "w") as jar:
-        for member in sorted({change.member for change in CHANGES}):
-            other = b"\0" if member == patch.changes[0].member else b""
-            jar.writestr(member, known.read(member) + other)
+    with zipfile.ZipFile(home / JAR, "w") as jar:
+        for member, content in known.items():
+            jar.writestr(member, content + (b"\0" if member == patch.changes[0].member else b""))
     left = [one for one in PATCHES if patch.changes[0].member not in [change.member for change in one.changes]]
     assert patches.apply(home, tmp_path / "classes", PATCHES) == left
     members = {change.member for one in left for change in one.changes}

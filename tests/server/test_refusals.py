@@ -1,11 +1,15 @@
 """Messages when the server cannot start: plain, without a stack trace, at once, and nothing is left behind."""
 
+import contextlib
+import http.client
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -88,7 +92,10 @@ def test_archives_that_cannot_be_served_are_told_at_once_each_in_its_own_words(t
 
 
 def test_beside_a_good_archive_those_that_cannot_be_served_are_rejected_and_the_good_one_is_served(tmp_path, work):
-    """TorchServe goes on trying those whose worker died without a word or is late: the machine may be at fault."""
+    """TorchServe goes on trying those whose worker died without a word or is late: the machine may be at fault.
+
+    After a signal readiness fails first, while requests go on; a second signal kills at once.
+    """
     tried_again = {"sudden-death": handler("import os; os._exit(3)"), "late": handler("import time; time.sleep(600)")}
     given_up = {"initialize-raises": handler("raise RuntimeError('wrong weights')"), "card-fails": CARD_FAILS}
     write_archive(tmp_path / "store", "good")
@@ -97,7 +104,7 @@ def test_beside_a_good_archive_those_that_cannot_be_served_are_rejected_and_the_
     damaged = write_archive(tmp_path / "store", "damaged")
     damaged.write_bytes(damaged.read_bytes()[:-30])
     # Time enough for the good one to answer on a busy machine.
-    options = ("--ready-port", "0", "--warm-up-s", "0", "--startup-timeout-s", "15", "--watch-s", "1")
+    options = ("--ready-port", "0", "--startup-timeout-s", "15", "--watch-s", "1", "--unready-s", "60")
     with launched(tmp_path / "store", work, *options) as server:
         server.await_ready()
         assert server.rest("good") == b"good 1.0"
@@ -119,6 +126,24 @@ def test_beside_a_good_archive_those_that_cannot_be_served_are_rejected_and_the_
         for name in (*tried_again, *given_up, "damaged"):
             assert f'convscope_archive_rejected{{model="{name}"}} 1.0' in lines
             assert (f'convscope_workers_wanted{{model="{name}",version="1.0"}} 1.0' in lines) is (name in tried_again)
+
+        server.signal(signal.SIGTERM)
+        [drain_file] = poll(lambda: list(work.glob("convscope-*/draining")))
+        assert server.rest("good", "environment:CONVSCOPE_DRAIN_FILE").decode() == f"'{drain_file}'"
+        started = tmp_path / "started"
+
+        def ask() -> None:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                server.rest("good", f"sleep:{started},60")
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        poll(started.exists)
+        server.signal(signal.SIGINT)
+        assert server.end(10) == 1
+        thread.join(10)
+        poll(lambda: not server.descendants(), 20)
+        assert not list(work.iterdir())
 
 
 def listed(server):

@@ -46,7 +46,7 @@ def test_the_newest_version_is_the_default_and_the_others_have_their_own_address
 
 
 def test_the_workers_of_the_command_line_are_there_when_it_is_ready(server):
-    assert len(processes(f"--sock-name {server.work}")) == 6
+    assert len(server.workers()) == 6
 
 
 def test_workers_see_the_archive_and_the_settings_but_nothing_of_ours(server):
@@ -145,7 +145,7 @@ def test_a_worker_that_dies_is_told_in_plain_words_and_started_again(server):
     assert server.ask("POST", "/predictions/beta", "die:")[0] >= 500
     poll(lambda: "archive beta.mar: " in server.err and "TorchServe starts it again" in server.err)
     assert "Traceback" not in server.err
-    poll(lambda: len(processes(f"--sock-name {server.work}")) == 6)
+    poll(lambda: len(server.workers()) == 6)
     assert server.rest("beta") == b"beta 1.0"
 
 

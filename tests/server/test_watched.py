@@ -59,6 +59,7 @@ def store(tmp_path_factory):
     write_archive(path, "beta")
     write_archive(path, "hanging", HANGING, config="responseTimeout: 4\n")
     write_archive(path, "failing", FAILING, config="maxRetryTimeoutInSec: 1\n")
+    write_archive(path, "a-careful", CAREFUL)  # The first that is asked in a warm-up.
     return path
 
 
@@ -80,7 +81,7 @@ def broken(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(store, broken):
     """A server of all the archives, whose models fare ill one after the other."""
-    with watching(store, broken=broken) as server:
+    with watching(store, "--warm-up-s", "1", broken=broken) as server:
         yield server
 
 
@@ -150,6 +151,11 @@ def test_without_a_warm_up_nothing_but_the_card_is_asked(unpatched):
     server, _ = unpatched
     asked = json.loads(server.rest("careful", "seen"))
     assert {(kind, starting) for kind, starting in asked} == {("card", False)}
+
+
+def test_in_a_warm_up_both_transports_are_asked_before_the_card_is_answered_and_not_after(server):
+    asked = json.loads(server.rest("a-careful", "seen"))
+    assert {(kind, starting) for kind, starting in asked} == {("REST", True), ("gRPC", True), ("card", False)}
 
 
 def test_a_reload_is_refused_without_its_patch_since_requests_would_be_lost(unpatched):

@@ -22,7 +22,7 @@ import httpx
 import pytest
 from convscope import ConvscopeError
 
-from tests.server.harness import ROOT, Launched, launched, poll, processes
+from tests.server.harness import ROOT, Launched, launched, poll
 from tests.watching.promql import Query, alerts, documented, needs, panel_queries, rule_queries, selectors
 from tests.watching.tools import Prometheus, promtool, watching
 from tests.watching.traffic import Sender
@@ -277,7 +277,7 @@ def test_a_worker_killed_under_load_costs_no_count(watched: Watched) -> None:
 
 def kill_workers(server: Launched, model: str) -> None:
     """Kill -9 the workers of a model, found by their command lines."""
-    mine = {pid for pid in processes("model_service_worker") if pid in server.descendants()}
+    mine = set(server.workers())
     chosen = [pid for pid in mine if serves(pid, model)]
     assert chosen, "no worker of that model"
     for pid in chosen:
