@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from archiver.packing import ArchiveError
 from archiver.survey import MAX_BATCH, batch_size, check_layers, check_scores, listing, survey
+from tests.thorough import variants
 
 PICTURE = torch.rand((1, 3, 16, 16), generator=torch.Generator().manual_seed(0))
 
@@ -195,7 +196,7 @@ def test_a_network_that_fails_on_the_picture_says_what_it_was_given() -> None:
         look(Small(), torch.zeros(1, 1, 16, 16))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "alexnet", "mobilenet_v3_small", "densenet121"])
+@pytest.mark.parametrize("name", variants(["resnet18", "mobilenet_v3_small"], ["alexnet", "densenet121"]))
 def test_torchvisions_networks_can_be_surveyed(name: str) -> None:
     network = torchvision.models.get_model(name, weights=None, num_classes=4)
     found = look(network, torch.rand(1, 3, 64, 64))
