@@ -222,7 +222,8 @@ def _write_lazily(init: str, sources: Mapping[str, bytes], kept: Set[str] | None
 
 def _defined(source: bytes) -> list[str]:
     """Return the public names that a module's own code gives to something."""
-    symbols = symtable.symtable(source, "module", "exec").get_symbols()  # A third of the time of `ast.parse`.
+    # In a third of the time that `ast.parse` takes.
+    symbols = symtable.symtable(importlib.util.decode_source(source), "module", "exec").get_symbols()
     own = [one.get_name() for one in symbols if one.is_assigned() and not one.is_imported()]
     return [name for name in own if not name.startswith("_")]
 

@@ -48,7 +48,7 @@ class Block(nn.Sequential):
 """,
     "toy_nets/squash.py": "import torch\n\ndef squash(images):\n    return torch.tanh(images)\n",
     "toy_nets/extra/__init__.py": "from .sizes import *\n",
-    "toy_nets/extra/sizes.py": "SIZES = {'small': 4}\n",
+    "toy_nets/extra/sizes.py": "SIZES: dict[str, int] = {'small': 4}\n",
     "toy_nets/nets/__init__.py": "from .one import *\nfrom .two import *\nfrom .three import *\n",
     "toy_nets/nets/one.py": """
 from toy_nets.blocks import Block
@@ -119,6 +119,7 @@ def test_what_is_used_of_a_package_travels_with_its_licence(
     packed = {name for name in files if name.startswith("toy_nets/") and name.endswith(".py")}
     used = {"__init__", "version", "blocks", "squash", "extra/__init__", "extra/sizes", "nets/__init__", "nets/one"}
     assert packed == {f"toy_nets/{name}.py" for name in used}
+    assert b"{'SIZES': ('.sizes', 'SIZES')}" in files["toy_nets/extra/__init__.py"]
     assert json.loads(files["card.json"])["layers"]
     assert main(["--refresh", "--store", str(toy / "store")]) == 0
 
