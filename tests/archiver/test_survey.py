@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from archiver.packing import ArchiveError
@@ -138,6 +138,18 @@ def test_a_network_that_cannot_be_traced_stays_in_evaluation_mode() -> None:
     assert not look(network).traced
     assert not any(module.training for module in network.modules())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_graph_that_computes_something_else_is_refused(several: bool) -> None:
+    class Two(Small):
+        def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            scores = super().forward(images)
+            other = scores + isinstance(images, fx.Proxy)
+            return (scores, other) if several else other
+
+    with pytest.raises(ArchiveError, match="the traced graph does not compute what the network computes; is there a"):
+        look(Two())
 
 
 def test_an_addition_in_place_in_a_network_that_cannot_be_traced_is_refused() -> None:
