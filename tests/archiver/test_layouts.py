@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import SwinTransformer, VisionTransformer
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.maxvit import MaxVit
+from torchvision.ops import Permute
 
 from archiver.__main__ import main
 from archiver.layouts import Layouts
@@ -167,6 +168,11 @@ def test_what_cannot_be_told_is_refused_with_what_would_say_it(
     found, unfit = Layouts(make().eval(), Preprocessing(3, size, size)).find([node])
     assert found == {}
     assert why in unfit[node]
+
+
+def test_of_one_cell_the_axis_that_is_not_one_is_the_channels() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), Permute([0, 2, 3, 1])).eval()
+    assert Layouts(network, INPUT).find(["1", "2"]) == ({"1": "", "2": "channels_last"}, {})
 
 
 def test_tokens_are_no_grid_of_their_own_in_a_network_of_any_size() -> None:

@@ -152,6 +152,14 @@ def test_a_graph_that_computes_something_else_is_refused(several: bool) -> None:
         look(Two())
 
 
+def test_a_constant_among_what_is_returned_comes_from_no_node() -> None:
+    class Two(Small):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.ones(1, 2), super().forward(images)
+
+    assert list(look(Two()).returned) == ["output:0", "output:1"]
+
+
 def test_an_addition_in_place_in_a_network_that_cannot_be_traced_is_refused() -> None:
     with pytest.raises(ArchiveError, match="'act' is overwritten in place"):
         check_layers(look(UntraceableInPlace()), {"x": "act"})
