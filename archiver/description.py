@@ -163,14 +163,16 @@ def _heads(
     """
     found = {}
     linear = [part for part in eager.module.modules() if isinstance(part, nn.Linear) and len(part.weight) == classes]
-    for layer, (channels, *_) in shapes.items():
-        fitting = [part for part in linear if part.weight.shape[1] == channels]
-        if not fitting:
-            continue
-        logits, maps = eager.forward(noise(preprocessing, PICTURES), frozenset([layer]))
-        assert logits is not None  # noqa: S101  # For the types: there are classes.
+    fitting = {
+        layer: [part for part in linear if part.weight.shape[1] == channels] for layer, (channels, *_) in shapes.items()
+    }
+    if not any(fitting.values()):
+        return {}
+    logits, maps = eager.forward(noise(preprocessing, PICTURES), frozenset(eager.layers))
+    assert logits is not None  # noqa: S101  # For the types: there are classes.
+    for layer, parts in fitting.items():
         means = maps[layer].mean(dim=(2, 3))
-        for part in fitting:
+        for part in parts:
             with torch.no_grad():
                 off = (part(means) - logits).abs().max()
             if off <= _SAME * logits.abs().max():

@@ -6,7 +6,6 @@ paths of its modules. Axes: `N` batch, `C` channels, `h, w` map cells, `K` class
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, fx, nn
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from torchvision.models.feature_extraction import get_graph_node_names
 
 from archiver.packing import ArchiveError
 from archiver.proof import check_mode, check_steady
@@ -116,16 +115,13 @@ def survey(network: nn.Module, picture: Tensor) -> Survey:
             f"{type(err).__name__}: {err}; --channels and --size say what it takes (of any size: tried on 32×32)"
         ) from err
     try:
-        train_nodes, nodes = get_graph_node_names(network)
-        extractor = create_feature_extractor(
-            network, train_return_nodes=train_nodes[-1:], eval_return_nodes=list(nodes)
-        ).eval()
+        get_graph_node_names(network)  # Where this fails, the handler takes the maps by hooks.
+        graph, names = trace(network)
     except Exception as err:  # Tracing too. torchvision does so in training mode as well; a failure leaves it there.
         network.eval()
         return _survey_modules(network, picture, _reason(err))
-    (returned,) = (node.args[0] for node in extractor.graph.nodes if node.op == "output")
-    watch = _Watch(extractor, {node: name for name, node in returned.items()})
-    more = [node.name for node in extractor.graph.nodes if node.op == "placeholder"][1:]
+    watch = _Watch(graph, names)
+    more = [node.name for node in graph.graph.nodes if node.op == "placeholder"][1:]
     advice = "is there a branch in its forward pass?"
     if more:  # Tracing takes them for given.
         advice = f"wrap it so that forward takes the picture alone, without {', '.join(more)}"
@@ -134,12 +130,13 @@ def survey(network: nn.Module, picture: Tensor) -> Survey:
             watch.run(picture)
     except Exception as err:
         raise ArchiveError(f"the traced graph fails where the network does not ({_reason(err)}); {advice}") from err
-    found = watch.finish(Survey(output, nodes=list(nodes)))
-    ends = {"": str(nodes[-1])}
-    if found.returned:
-        ends = _ends(network, found)
-    for name, node in ends.items():
-        expected, computed = select(output, name), watch.values.get(node)
+    found = watch.finish(Survey(output, nodes=list(names.values())))
+    for name in (key.removeprefix(OUTPUT) for key in found.returned or {"": output}):
+        expected = select(output, name)
+        try:
+            computed = watch.values.get(node_of(graph, names, name) if name else found.nodes[-1])
+        except KeyError:  # A tensor is returned in a way that its graph does not show.
+            continue
         if isinstance(expected, Tensor) and not (
             isinstance(computed, Tensor)
             and computed.shape == expected.shape
@@ -147,16 +144,6 @@ def survey(network: nn.Module, picture: Tensor) -> Survey:
         ):
             raise ArchiveError(f"the traced graph does not compute what the network computes; {advice}")
     return found
-
-
-def _ends(network: nn.Module, found: Survey) -> dict[str, str]:
-    """Return the node of each tensor that the network returns."""
-    graph, names = trace(network)
-    ends = {}
-    for key in found.returned:
-        with contextlib.suppress(KeyError):
-            ends[key.removeprefix(OUTPUT)] = node_of(graph, names, key.removeprefix(OUTPUT))
-    return ends
 
 
 def check_inputs(network: nn.Module) -> None:
@@ -375,8 +362,8 @@ class _Watch(fx.Interpreter):
     to stay the same for this picture. A copy of each map is compared as well, for code that goes behind the counter.
     """
 
-    def __init__(self, extractor: fx.GraphModule, names: Mapping[fx.Node, str]) -> None:
-        super().__init__(extractor)
+    def __init__(self, graph: fx.GraphModule, names: Mapping[str, str]) -> None:
+        super().__init__(graph)
         self._names = names
         self._of_picture: set[fx.Node] = set()  # Nodes whose value depends on the picture; weights' do not.
         self._taken: dict[str, tuple[Tensor, Tensor, int]] = {}
@@ -389,8 +376,8 @@ class _Watch(fx.Interpreter):
             self._of_picture.add(n)
         for name, (tensor, _, version) in self._taken.items():
             if tensor._version != version:
-                self._overwritten.setdefault(name, self._names.get(n, n.name))
-        made = self._names.get(n)
+                self._overwritten.setdefault(name, self._names.get(n.name, n.name))
+        made = self._names.get(n.name)
         if made is not None:
             self.values[made] = value
             is_map = n in self._of_picture and n.op != "placeholder"

@@ -1,12 +1,16 @@
 """Networks and checkpoints small enough to archive in every test."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
 from archiver import graph
+from archiver.__main__ import main
+from archiver.contents import Contents, from_checkpoint
+from archiver.graph import with_engine
 from handlers.images.preprocessing import Preprocessing
 from handlers.networks import NETWORKS, architecture
 from tests.archiver import stock
@@ -32,6 +36,45 @@ class Net(nn.Module):
 def _no_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Build archives without a graph, as where its packages are missing: exporting takes seconds."""
     monkeypatch.setattr(graph, "missing_packages", lambda: ["onnx"])
+
+
+@pytest.fixture(scope="session")
+def _one_registry() -> Iterator[None]:
+    """Read onnxscript's 500 functions once: torch does for every export, which takes longer than a small network's."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
+        yield
+
+
+@pytest.fixture
+def exporter(_one_registry: None, _no_exporter: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export where that is installed."""
+    monkeypatch.setattr(graph, "missing_packages", list)
+
+
+@pytest.fixture(scope="session")
+def exported(_one_registry: None, checkpoint: Callable[..., Path]) -> Callable[..., Contents]:
+    """A function that returns the contents of an archive of `simple` with a graph, made once."""
+
+    @cache
+    def make(*, half: bool = False) -> Contents:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(graph, "missing_packages", list)
+            return with_engine(from_checkpoint(checkpoint("simple"), "1.0", half=half), "onnx")[0]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def own_archive(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """An archive of a user's network in a file, without classes, with weights from seed 3."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "own_net.py").write_text(NET)
+    options = ["--name", "own", "--layers", "conv1=relu", "--size", "16x16", "--random-weights", "3"]
+    assert main(["--arch", f"{folder}/own_net.py:Net", *options, "--engine", "torch", "--store", str(folder)]) == 0
+    return (folder / "own.mar").read_bytes()
 
 
 @pytest.fixture(scope="session")

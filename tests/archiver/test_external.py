@@ -6,6 +6,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -52,11 +53,11 @@ def packed(tmp_path: Path, name: str = "own") -> dict[str, bytes]:
     return packing.unpack(tmp_path / "store" / f"{name}.mar")
 
 
-def test_a_file_of_ones_own_travels_in_the_archive(run: Run, net_file: Path, tmp_path: Path) -> None:
-    status, shown = run("--arch", f"{net_file}:Net", *OWN, *RANDOM)
-    assert (status, "own.mar" in shown) == (0, True), shown
+def test_a_file_of_ones_own_travels_in_the_archive(own_archive: bytes, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/own.mar").write_bytes(own_archive)
     files = packed(tmp_path)
-    assert files["own_net.py"] == net_file.read_bytes()
+    assert files["own_net.py"].decode() == NET
     assert json.loads(files["card.json"])["architecture"] == "own_net:Net"
     assert main(["--check", "--store", str(tmp_path / "store")]) == 0
 
@@ -76,9 +77,7 @@ def test_an_archive_says_that_its_network_has_no_gradients(
     assert "runs without gradients" in json.loads(files["card.json"])["no_gradients"]
     assert main(["--check", "--store", str(tmp_path / "store")]) == 0
 
-    for place, content in files.items():
-        (tmp_path / "own" / place).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "own" / place).write_bytes(content)
+    ZipFile(tmp_path / "store/own.mar").extractall(tmp_path / "own")
     monkeypatch.syspath_prepend(tmp_path / "own")
     config = {"convscope": {}}
     service = loading.load(tmp_path / "own", model="own", version="1.0", config=config, batch_size=1, gpu=None)
@@ -97,14 +96,13 @@ def test_an_archive_of_a_network_with_gradients_says_nothing_of_them(run: Run, n
     assert "no_gradients" not in json.loads(packed(tmp_path)["card.json"])
 
 
-def test_the_archive_of_ones_own_network_is_refreshed_from_itself(run: Run, net_file: Path, tmp_path: Path) -> None:
-    run("--arch", f"{net_file}:Net", *OWN, *RANDOM)
+def test_the_archive_of_ones_own_network_is_refreshed_from_itself(run: Run, own_archive: bytes, tmp_path: Path) -> None:
     path = tmp_path / "store" / "own.mar"
-    fresh = path.read_bytes()
-    net_file.unlink()
+    path.parent.mkdir()
+    path.write_bytes(own_archive)
     path.write_bytes(packing.pack(packing.unpack(path) | {"handlers/api/errors.py": b""}))
     assert run("--refresh") == (0, "own.mar: rewritten\n")
-    assert path.read_bytes() == fresh
+    assert path.read_bytes() == own_archive
 
 
 def test_a_package_travels_whole(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,56 +124,23 @@ def test_a_package_travels_whole(run: Run, tmp_path: Path, monkeypatch: pytest.M
     assert not any(name.split(".")[0] == "zoo" for name in sys.modules)
 
 
-def test_a_network_of_torchvision_brings_no_source(run: Run, tmp_path: Path) -> None:
-    classes = tmp_path / "classes.txt"
-    classes.write_text("cat\ndog\n")
-    options = (
-        "--arguments",
-        '{"num_classes": 2}',
-        "--name",
-        "pets",
-        "--layers",
-        "deep=layer4.1.add",
-        "--size",
-        "64x48",
-    )
-    normal = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
-    status, shown = run(
-        "--arch", "torchvision.models:resnet18", *options, *normal, *RANDOM, "--classes", classes, "--version", "2.0"
-    )
-    assert status == 0, shown
-    files = packed(tmp_path, "pets")
-    assert all(packing.is_ours(name) for name in files)
-    card = json.loads(files["card.json"])
-    assert card["version"] == "2.0"
-    assert card["classes"] == ["cat", "dog"]
-    assert card["preprocessing"] == {
-        "channels": 3,
-        "height": 64,
-        "width": 48,
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
-        "resize": [73, 55],  # 256 to 224 of the published recipe, in proportion.
-        "fit": "cover",
-    }
+def test_random_weights_come_from_the_seed(run: Run, net_file: Path, own_archive: bytes, tmp_path: Path) -> None:
+    assert run("--arch", f"{net_file}:Net", *OWN, "--random-weights", 3)[0] == 0
+    assert (tmp_path / "store/own.mar").read_bytes() == own_archive
+    before = packed(tmp_path)["weights.safetensors"]
+    assert run("--arch", f"{net_file}:Net", *OWN, "--random-weights", 4)[0] == 0
+    assert packed(tmp_path)["weights.safetensors"] != before
 
 
-def test_random_weights_come_from_the_seed(run: Run, net_file: Path, tmp_path: Path) -> None:
-    made = []
-    for seed in (3, 3, 4):
-        assert run("--arch", f"{net_file}:Net", *OWN, "--random-weights", seed)[0] == 0
-        made.append(packed(tmp_path)["weights.safetensors"])
-    assert made[0] == made[1] != made[2]
-
-
-@pytest.mark.parametrize("nested", [False, True])
-def test_a_state_dict_is_loaded_strictly(nested: bool, run: Run, net_file: Path, tmp_path: Path) -> None:
-    torch.save({"state_dict": STATE, "epoch": 3} if nested else STATE, tmp_path / "weights.pt")
-    status, shown = run("--arch", f"{net_file}:Net", *OWN, "--state-dict", tmp_path / "weights.pt")
-    assert status == 0, shown
-    assert packed(tmp_path)["weights.safetensors"] == packing.weights(STATE)
+def test_a_state_dict_is_loaded_strictly(run: Run, net_file: Path, tmp_path: Path) -> None:
+    own = ("--arch", f"{net_file}:Net", *OWN, "--state-dict", tmp_path / "weights.pt")
+    average = {name: value + 1 for name, value in STATE.items()}
+    torch.save({"model": STATE, "model_ema": average}, tmp_path / "weights.pt")
+    status, shown = run(*own, "--ema")
+    assert (status, "weights: model_ema" in shown) == (0, True), shown
+    assert packed(tmp_path)["weights.safetensors"] == packing.weights(average)
     torch.save(STATE | {"more": torch.zeros(1)}, tmp_path / "weights.pt")
-    status, shown = run("--arch", f"{net_file}:Net", *OWN, "--state-dict", tmp_path / "weights.pt")
+    status, shown = run(*own)
     assert status == 1
     assert "do not fit" in shown
     assert "more" in shown
@@ -435,22 +400,33 @@ def test_a_network_that_fails_on_black_is_refused_here_and_not_by_the_server(run
 
 
 class TestTorchvision:
-    def test_a_name_brings_preprocessing_and_classes(self, run: Run, tmp_path: Path) -> None:
-        status, shown = run("--torchvision", "squeezenet1_1", "--layers", "auto", "--size", "64x64", *RANDOM)
+    def test_a_name_brings_preprocessing_and_classes_and_no_source(self, run: Run, tmp_path: Path) -> None:
+        status, shown = run("--torchvision", "squeezenet1_1", "--layers", "auto", "--size", "64x48", *RANDOM)
         assert status == 0, shown
-        card = json.loads(packed(tmp_path, "squeezenet1_1")["card.json"])
+        files = packed(tmp_path, "squeezenet1_1")
+        assert all(packing.is_ours(name) for name in files)
+        card = json.loads(files["card.json"])
         assert card["architecture"] == "torchvision.models:squeezenet1_1"
         assert (len(card["classes"]), card["classes"][1]) == (1000, "goldfish")
-        assert card["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
-        assert card["preprocessing"]["height"] == 64
+        assert card["preprocessing"] == {
+            "channels": 3,
+            "height": 64,
+            "width": 48,
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+            "resize": [73, 55],  # 256 to 224 of the published recipe, in proportion.
+            "fit": "cover",
+        }
 
     def test_another_head_has_classes_of_its_own(self, run: Run, tmp_path: Path) -> None:
-        options = ("--arguments", '{"num_classes": 2}', "--layers", "a=features.1", "--name", "pets", *RANDOM)
-        status, shown = run("--torchvision", "squeezenet1_1", "--size", "64x64", *options)
+        options = ("--arguments", '{"num_classes": 2}', "--layers", "a=features.1", "--size", "64x64", "--name", "pets")
+        normal = ("--mean", "0.1,0.2,0.3", "--std", "0.4,0.5,0.6", "--version", "2.0")
+        status, shown = run("--arch", "torchvision.models:squeezenet1_1", *options, *normal, *RANDOM)
         assert status == 0, shown
         assert "classes: none, so maps and no scores; --classes FILE names them" in shown
         card = json.loads(packed(tmp_path, "pets")["card.json"])
-        assert card["classes"] == []
+        assert (card["classes"], card["version"]) == ([], "2.0")
+        assert (card["preprocessing"]["mean"], card["preprocessing"]["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
         assert card["description"] == "torchvision.models:squeezenet1_1, a network of torchvision's."
 
     def test_a_weights_file_tells_which_weights_it_is_by_its_published_name(self) -> None:

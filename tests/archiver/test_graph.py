@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +17,9 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_hook
 
-from archiver import graph, packing
+from archiver import packing, sbom
 from archiver.__main__ import main
-from archiver.contents import from_checkpoint, from_files
+from archiver.contents import Contents, from_checkpoint, from_files
 from archiver.graph import with_engine
 from archiver.packing import ArchiveError
 from archiver.store import STORE
@@ -28,12 +29,7 @@ from tests.archiver.conftest import NET
 
 ROOT = packing.HANDLERS.parent
 Checkpoint = Callable[..., Path]
-
-
-@pytest.fixture
-def _exporter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Export where that is installed; tests of other things are spared the time."""
-    monkeypatch.setattr(graph, "missing_packages", lambda: [])
+Exported = Callable[..., Contents]
 
 
 def test_the_committed_archives_have_a_graph_that_is_small() -> None:
@@ -71,57 +67,61 @@ def test_leaving_the_graph_out_leaves_no_trace(checkpoint: Checkpoint) -> None:
     assert bare.weights == kept.weights
 
 
-@pytest.mark.usefixtures("_exporter")
+@pytest.mark.usefixtures("exporter")
 class TestExporting:
     def test_other_checkouts_processes_folders_and_umasks_give_the_same_bytes(
-        self, checkpoint: Checkpoint, tmp_path: Path
+        self, exported: Exported, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """A copy of the checkout with other times, run elsewhere, against the archive made in this process."""
-        source = checkpoint("simple")
-        assert main(["--checkpoint", str(source), "--engine", "onnx", "--store", str(tmp_path / "here")]) == 0
+        here = tmp_path / "simple.mar"
+        here.write_bytes(packing.pack(exported().files()))
         copy = tmp_path / "checkout"
         for room in ("handlers", "archiver"):
             shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
         for path in copy.rglob("*"):
             os.utime(path, (1_000_000_000, 1_000_000_000))
             path.chmod(0o700)
-        elsewhere = shutil.copy(source, tmp_path / "renamed.pt")
-        command = f"umask 077; exec '{sys.executable}' -m archiver --checkpoint {elsewhere} --engine onnx --store there"
+        elsewhere = shutil.copy(checkpoint("simple"), tmp_path / "renamed.pt")
+        options = ["--checkpoint", str(elsewhere), "--engine", "onnx", "--store", "there"]
+        made = tmp_path / "cwd/there/simple.mar"
+        code = f"""
+            import contextlib, io, os
+            os.umask(0o077)
+            from archiver import __main__, sbom
+            with contextlib.redirect_stdout(io.StringIO()):
+                assert __main__.main({options}) == 0
+            assert sbom.main([{str(made)!r}]) == 0
+        """
         environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
         (tmp_path / "cwd").mkdir()
-        subprocess.run(["sh", "-c", command], cwd=tmp_path / "cwd", env=environment, check=True, capture_output=True)
-        made = tmp_path / "cwd/there/simple.mar"
-        assert (
-            hashlib.sha256(made.read_bytes()).digest()
-            == hashlib.sha256((tmp_path / "here/simple.mar").read_bytes()).digest()
-        )
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        bill = subprocess.run(command, cwd=tmp_path / "cwd", env=environment, check=True, capture_output=True).stdout
+        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (made, here)]
+        assert digests[0] == digests[1]
+        assert sbom.main([str(here)]) == 0
+        assert capsys.readouterr().out.encode() == bill
 
-    def test_nothing_of_this_machine_is_in_it(self, checkpoint: Checkpoint) -> None:
-        contents, said = with_engine(from_checkpoint(checkpoint("digits"), "1.0"), "onnx")
-        assert contents.graph is not None
-        assert said.startswith("ONNX Runtime")
-        assert str(packing.HANDLERS.parent).encode() not in contents.graph
-        assert b".py" not in contents.graph
+    def test_nothing_of_this_machine_is_in_it(self, exported: Exported) -> None:
+        content = exported().graph
+        assert content is not None
+        assert str(packing.HANDLERS.parent).encode() not in content
+        assert b".py" not in content
 
-    def test_what_was_proven_before_the_export_is_not_proven_again(self, checkpoint: Checkpoint) -> None:
-        contents, _ = with_engine(from_checkpoint(checkpoint("digits"), "1.0"), "onnx")
+    def test_what_was_proven_before_the_export_is_not_proven_again(self, exported: Exported) -> None:
         passes = []
         handle = register_module_forward_hook(lambda *_: passes.append(1))
         try:
-            assert GRAPH in contents.files()
+            files = exported().files()
             assert not passes
-            from_files(contents.files()).files()  # What comes from elsewhere is.
+            from_files(files).files()  # What comes from elsewhere is.
         finally:
             handle.remove()
         assert passes
 
-    def test_refreshing_keeps_it_and_drops_or_exports_it_when_told(
-        self, checkpoint: Checkpoint, tmp_path: Path
-    ) -> None:
-        path = tmp_path / "simple.mar"
-        assert main(["--checkpoint", str(checkpoint("simple")), "--engine", "onnx", "--store", str(tmp_path)]) == 0
-        fresh = path.read_bytes()
-        path.write_bytes(packing.pack(packing.unpack(path) | {"handlers/api/errors.py": b""}))
+    def test_refreshing_keeps_it_and_drops_or_exports_it_when_told(self, exported: Exported, tmp_path: Path) -> None:
+        path, files = tmp_path / "simple.mar", exported().files()
+        fresh = packing.pack(files)
+        path.write_bytes(packing.pack(files | {"handlers/api/errors.py": b""}))
         assert main(["--refresh", "--store", str(tmp_path)]) == 0
         assert path.read_bytes() == fresh
         assert main(["--refresh", "--engine", "torch", "--store", str(tmp_path)]) == 0
@@ -130,21 +130,12 @@ class TestExporting:
         assert main(["--refresh", "--engine", "onnx", "--store", str(tmp_path)]) == 0
         assert path.read_bytes() == fresh
 
-    def test_a_graph_that_does_something_else_is_found_out(self, checkpoint: Checkpoint) -> None:
-        contents, _ = with_engine(from_checkpoint(checkpoint("simple"), "1.0"), "onnx")
-        assert contents.graph is not None
-        files = contents.files()
+    def test_a_graph_that_does_something_else_is_found_out(self, exported: Exported) -> None:
+        files = exported().files()
         assert files[GRAPH].count(b"MaxPool") == 2
-        other = files | {GRAPH: contents.graph.replace(b"MaxPool", b"LpPool_")}
+        other = files | {GRAPH: files[GRAPH].replace(b"MaxPool", b"LpPool_")}
         with pytest.raises(ArchiveError, match="does not do what the network does"):
             from_files(other).files()
-
-    def test_resnet18_has_one_of_kilobytes(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        options = ["--name", "own", "--random-weights", "3", "--size", "64x64", "--engine", "onnx"]
-        options += ["--layers", "a=relu,b=layer4.1.add,c=bn1", "--store", str(tmp_path)]
-        assert main(["--arch", "torchvision.models:resnet18", *options]) == 0, capsys.readouterr().err
-        files = packing.unpack(tmp_path / "own.mar")
-        assert len(files[GRAPH]) < len(files[WEIGHTS]) / 50
 
     def test_one_node_under_two_names_and_as_the_scores(self, net_file: Path, tmp_path: Path) -> None:
         classes = tmp_path / "classes.txt"
@@ -155,8 +146,9 @@ class TestExporting:
         assert main(options) == 0
 
     def test_a_network_of_any_size_is_proven_on_two(self, checkpoint: Checkpoint) -> None:
-        contents, _ = with_engine(from_checkpoint(checkpoint("edges"), "1.0"), "onnx")
+        contents, said = with_engine(from_checkpoint(checkpoint("edges"), "1.0"), "onnx")
         assert contents.graph is not None
+        assert said.startswith("ONNX Runtime")
 
     def test_what_cannot_be_exported_is_served_by_torch_and_said_so(
         self, net_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -172,14 +164,15 @@ class TestExporting:
 
     @pytest.mark.parametrize("half", [False, True])
     def test_it_is_a_complete_model_with_its_weights_in_the_archives_file(
-        self, half: bool, checkpoint: Checkpoint, tmp_path: Path
+        self, half: bool, exported: Exported, tmp_path: Path
     ) -> None:
         """Whatever reads ONNX loads it from its path, with no help of ours."""
         import onnx
         import onnxruntime
 
-        contents, _ = with_engine(from_checkpoint(checkpoint("digits"), "1.0", half=half), "onnx")
+        contents = exported(half=half)
         files = contents.files()
+        assert len(files[GRAPH]) < len(files[WEIGHTS]) / 50
         for name in (GRAPH, WEIGHTS):
             (tmp_path / name).write_bytes(files[name])
         path = tmp_path / GRAPH

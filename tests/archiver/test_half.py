@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -10,11 +11,9 @@ import torch
 
 from archiver import packing
 from archiver.__main__ import main
-from archiver.contents import from_checkpoint
-from archiver.store import build
 from handlers import loading
 from handlers.images.preprocessing import Preprocessing, to_input
-from handlers.network.archive import CARD, REFERENCE, WEIGHTS
+from handlers.network.archive import WEIGHTS
 from handlers.networks import Deep
 from tests.handlers.support import CIFAR_CLASSES, ask_json
 
@@ -28,12 +27,17 @@ def trained(checkpoint: Checkpoint) -> Path:
     return checkpoint("deep", classes=list(CIFAR_CLASSES))
 
 
-def test_deep_is_served_from_float16_weights(trained: Path, tmp_path: Path) -> None:
-    archive = build(from_checkpoint(trained, "1.0", half=True), tmp_path)
-    files = packing.unpack(archive)
-    for name in (CARD, WEIGHTS, REFERENCE):
-        (tmp_path / name).write_bytes(files[name])
-    service = loading.load(tmp_path, model="deep", version="1.0", config={}, batch_size=1, gpu=None)
+@pytest.fixture(scope="module")
+def served(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of its archive with float16 weights."""
+    folder = tmp_path_factory.mktemp("half")
+    assert main(["--checkpoint", str(trained), "--half", "--engine", "torch", "--store", str(folder)]) == 0
+    ZipFile(folder / "deep.mar").extractall(folder)
+    return folder
+
+
+def test_deep_is_served_from_float16_weights(served: Path) -> None:
+    service = loading.load(served, model="deep", version="1.0", config={}, batch_size=1, gpu=None)
     picture = io.BytesIO()
     np.save(picture, PICTURE)
     [seen] = ask_json(service, {"data": bytearray(picture.getvalue()), "layers": "all"})["results"]
@@ -49,12 +53,11 @@ def test_deep_is_served_from_float16_weights(trained: Path, tmp_path: Path) -> N
     }
 
 
-def test_only_matrices_and_kernels_are_rounded(trained: Path, tmp_path: Path) -> None:
-    whole, half = (
-        build(from_checkpoint(trained, "1.0", half=half), tmp_path / str(half)).stat().st_size for half in (False, True)
-    )
-    assert half < 0.55 * whole
-    rounded = packing.halved(torch.load(trained, weights_only=True)["state_dict"])
+def test_only_matrices_and_kernels_are_rounded(trained: Path, served: Path) -> None:
+    state = torch.load(trained, weights_only=True)["state_dict"]
+    stored = (served / WEIGHTS).read_bytes()
+    assert len(stored) < 0.51 * len(packing.weights(state))
+    rounded = packing.read_weights(stored)
     assert rounded["block3.conv.weight"].dtype == rounded["fc.weight"].dtype == torch.float16
     assert rounded["block3.norm.running_var"].dtype == rounded["fc.bias"].dtype == torch.float32
     assert rounded["block3.norm.num_batches_tracked"].dtype == torch.int64
@@ -70,12 +73,6 @@ def test_rounding_changes_scores_by_less_than_a_hundredth(trained: Path) -> None
         scores = whole(pictures), half(pictures)
     assert not torch.equal(*scores)
     torch.testing.assert_close(*scores, rtol=0.01, atol=0.01)
-
-
-def test_the_command_line_rounds_where_it_is_told_to(trained: Path, tmp_path: Path) -> None:
-    assert main(["--checkpoint", str(trained), "--half", "--store", str(tmp_path)]) == 0
-    kept = packing.read_weights(packing.unpack(tmp_path / "deep.mar")[WEIGHTS])
-    assert kept["fc.weight"].dtype == torch.float16
 
 
 def test_rounding_is_offered_for_checkpoints_only(capsys: pytest.CaptureFixture[str]) -> None:

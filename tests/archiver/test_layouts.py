@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from torchvision.models import SwinTransformer, VisionTransformer
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.maxvit import MaxVit
+from torchvision.ops import Permute
 
-from archiver import graph, packing
 from archiver.__main__ import main
 from archiver.layouts import Layouts
 from archiver.packing import ArchiveError
@@ -30,8 +31,8 @@ from handlers.settings import Settings
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import ask_json, ask_message, cells
 from tests.pictures import npy
+from tests.thorough import variants
 
-missing_packages = graph.missing_packages
 INPUT = Preprocessing(3, 32, 32)
 
 NETWORKS = """
@@ -103,28 +104,32 @@ def patches(side: int, first: int) -> Callable[[Tensor], Tensor]:
 @pytest.mark.filterwarnings("ignore:NOTE. The nodes obtained by tracing")  # torchvision's, of EfficientFormer's cache.
 @pytest.mark.parametrize(
     ("make", "size", "module", "node", "layout", "by_hand"),
-    [
-        (swin, 32, "features.1.0", "features.1.0.add_1", "channels_last", channels_last),
-        (swin, 32, "features.3", "features.3.0.add_1", "channels_last", channels_last),
-        (swin, 32, "features.0.0", "features.0.0", "", channels_first),
-        (maxvit, 64, "blocks.0.layers.0", "blocks.0.layers.0.layers.grid_attention.departition_op.reshape_1", "",
-         channels_first),
-        (convnext, 32, "features.1.0.block.2", "features.1.0.block.2", "channels_last", channels_last),
-        (convnext, 32, "features.3", "features.3.0.add", "", channels_first),
-        (vit, 32, "encoder.layers.encoder_layer_1", "encoder.layers.encoder_layer_1.add_1", "tokens:4x4+1",
-         patches(4, 1)),
-        (vit, 32, "conv_proj", "conv_proj", "", channels_first),
-        (timm_vit, 64, "blocks.1", "blocks.1.add_1", "tokens:4x4+1", patches(4, 1)),
-        (lambda: timm_vit(class_token=False, global_pool="avg"), 64, "blocks.1", "blocks.1.add_1", "tokens:4x4+0",
-         patches(4, 0)),
-        (lambda: timm_vit(reg_tokens=4), 64, "blocks.0", "blocks.0.add_1", "tokens:4x4+5", patches(4, 5)),
-        (lambda: timm.create_model("convnext_atto", conv_mlp=False, num_classes=3), 64, "stages.1.blocks.1.mlp.fc1",
-         "stages.1.blocks.1.mlp.fc1", "channels_last", channels_last),
-        (lambda: timm.create_model("efficientformer_l1", num_classes=3), 224, "stages.3.blocks.4",
-         "stages.3.blocks.4.add_1", "tokens:7x7+0", patches(7, 0)),
-        (lambda: timm.create_model("efficientformer_l1", num_classes=3), 224, "stages.2", "stages.2.blocks.5.add_1",
-         "", channels_first),
-    ],
+    variants(
+        [
+            (swin, 32, "features.1.0", "features.1.0.add_1", "channels_last", channels_last),
+            (swin, 32, "features.3", "features.3.0.add_1", "channels_last", channels_last),
+            (swin, 32, "features.0.0", "features.0.0", "", channels_first),
+            (maxvit, 64, "blocks.0.layers.0", "blocks.0.layers.0.layers.grid_attention.departition_op.reshape_1", "",
+             channels_first),
+            (convnext, 32, "features.1.0.block.2", "features.1.0.block.2", "channels_last", channels_last),
+            (convnext, 32, "features.3", "features.3.0.add", "", channels_first),
+            (vit, 32, "encoder.layers.encoder_layer_1", "encoder.layers.encoder_layer_1.add_1", "tokens:4x4+1",
+             patches(4, 1)),
+            (vit, 32, "conv_proj", "conv_proj", "", channels_first),
+            (timm_vit, 64, "blocks.1", "blocks.1.add_1", "tokens:4x4+1", patches(4, 1)),
+            (lambda: timm_vit(class_token=False, global_pool="avg"), 64, "blocks.1", "blocks.1.add_1", "tokens:4x4+0",
+             patches(4, 0)),
+            (lambda: timm_vit(reg_tokens=4), 64, "blocks.0", "blocks.0.add_1", "tokens:4x4+5", patches(4, 5)),
+        ],
+        [
+            (lambda: timm.create_model("convnext_atto", conv_mlp=False, num_classes=3), 64, "stages.1.blocks.1.mlp.fc1",
+             "stages.1.blocks.1.mlp.fc1", "channels_last", channels_last),
+            (lambda: timm.create_model("efficientformer_l1", num_classes=3), 224, "stages.3.blocks.4",
+             "stages.3.blocks.4.add_1", "tokens:7x7+0", patches(7, 0)),
+            (lambda: timm.create_model("efficientformer_l1", num_classes=3), 224, "stages.2", "stages.2.blocks.5.add_1",
+             "", channels_first),
+        ],
+    ),
 )  # fmt: skip
 def test_a_layout_is_found_and_turns_the_networks_own_tensor(
     make: Callable[[], nn.Module], size: int, module: str, node: str, layout: str, by_hand: Callable[[Tensor], Tensor]
@@ -163,6 +168,11 @@ def test_what_cannot_be_told_is_refused_with_what_would_say_it(
     found, unfit = Layouts(make().eval(), Preprocessing(3, size, size)).find([node])
     assert found == {}
     assert why in unfit[node]
+
+
+def test_of_one_cell_the_axis_that_is_not_one_is_the_channels() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), Permute([0, 2, 3, 1])).eval()
+    assert Layouts(network, INPUT).find(["1", "2"]) == ({"1": "", "2": "channels_last"}, {})
 
 
 def test_tokens_are_no_grid_of_their_own_in_a_network_of_any_size() -> None:
@@ -217,7 +227,6 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     """A function that archives one of `NETWORKS`, and returns status, what was said, and how to load it."""
     (tmp_path / "tall_networks.py").write_text(NETWORKS)
     (tmp_path / "classes.txt").write_text("cat\ndog\nship\n")
-    monkeypatch.setattr(graph, "missing_packages", missing_packages)  # The folder's other tests do without graphs.
 
     def call(name: str, *arguments: str):
         own = ["--arch", f"{tmp_path / 'tall_networks.py'}:{name}", "--name", name.lower(), "--size", "32x32"]
@@ -227,9 +236,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         said = capsys.readouterr()
         folder = tmp_path / name.lower()
         if status == 0:
-            for place, content in packing.unpack(tmp_path / f"{name.lower()}.mar").items():
-                (folder / place).parent.mkdir(parents=True, exist_ok=True)
-                (folder / place).write_bytes(content)
+            ZipFile(tmp_path / f"{name.lower()}.mar").extractall(folder)
             monkeypatch.syspath_prepend(folder)
 
         def load(engine: str) -> Pipeline:
@@ -251,6 +258,7 @@ def made_by(network: nn.Module, modules: Mapping[str, str], pixels: np.ndarray[A
     return made
 
 
+@pytest.mark.usefixtures("exporter")
 def test_swin_is_served_with_channels_first(archive: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = swin().eval()
@@ -290,6 +298,7 @@ def cells_of(tensor: wire.Tensor) -> np.ndarray[Any, Any]:
     return np.frombuffer(tensor.data, np.float32).reshape(tuple(tensor.shape))
 
 
+@pytest.mark.usefixtures("exporter")
 def test_patches_are_served_as_a_grid_and_the_class_token_beside_them(archive: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = vit().eval()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ from convscope._reply import read_card, read_predictions
 from convscope._wire import convscope_pb2 as client_wire
 from torch import Tensor, nn
 
-from archiver import graph, packing
 from archiver.__main__ import main
 from handlers import loading
 from handlers.images.preprocessing import Preprocessing, to_input
@@ -28,7 +28,6 @@ from handlers.wire import convscope_pb2 as wire
 from tests.handlers.support import ask_json, ask_message, ask_rest, cells
 from tests.pictures import colours, npy
 
-missing_packages = graph.missing_packages
 PIXELS = colours(height=16, width=16)
 
 NETWORKS = """
@@ -166,9 +165,7 @@ def archive(
         said = capsys.readouterr()
         folder = tmp_path / name.lower()
         if status == 0:
-            for place, content in packing.unpack(tmp_path / f"{name.lower()}.mar").items():
-                (folder / place).parent.mkdir(parents=True, exist_ok=True)
-                (folder / place).write_bytes(content)
+            ZipFile(tmp_path / f"{name.lower()}.mar").extractall(folder)
             monkeypatch.syspath_prepend(folder)
 
         def load(engine: str = "torch") -> Pipeline:
@@ -309,10 +306,8 @@ def test_places_of_one_cell_are_left_out(archive: Any, networks: dict[str, Any])
         assert score.logit == pytest.approx(logits[0, score.index].item(), rel=1e-5)
 
 
-def test_one_of_several_outputs_is_the_scores_and_others_are_layers(
-    archive: Any, networks: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(graph, "missing_packages", missing_packages)
+@pytest.mark.usefixtures("exporter")
+def test_one_of_several_outputs_is_the_scores_and_others_are_layers(archive: Any, networks: dict[str, Any]) -> None:
     status, said, _ = archive("Dictionary")
     assert status == 1
     assert "say which is the scores: --output NAME" in said

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import timm
 import torch
 from timm.data import ImageNetInfo
-from torch import Tensor
 
 from archiver import packing
 from archiver.__main__ import main
@@ -21,6 +23,7 @@ from archiver.trial import noise
 from handlers.images.preprocessing import Preprocessing
 from tests.archiver import stock
 
+ROOT = packing.HANDLERS.parent
 PACKAGE = {
     "toy_nets/__init__.py": """
 from .version import __version__
@@ -45,7 +48,7 @@ class Block(nn.Sequential):
 """,
     "toy_nets/squash.py": "import torch\n\ndef squash(images):\n    return torch.tanh(images)\n",
     "toy_nets/extra/__init__.py": "from .sizes import *\n",
-    "toy_nets/extra/sizes.py": "SIZES = {'small': 4}\n",
+    "toy_nets/extra/sizes.py": "SIZES: dict[str, int] = {'small': 4}\n",
     "toy_nets/nets/__init__.py": "from .one import *\nfrom .two import *\nfrom .three import *\n",
     "toy_nets/nets/one.py": """
 from toy_nets.blocks import Block
@@ -94,22 +97,6 @@ def archive(capsys: pytest.CaptureFixture[str], store: Path, arch: str, *more: s
     return status, shown.out + shown.err
 
 
-@pytest.fixture(scope="module")
-def elsewhere(stock_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Tensor]:
-    """A function that loads an archive in an environment of public packages, without timm, and runs ten pictures."""
-    assert stock.importable(stock_python, ["timm", "toy_nets", "torch"]) == {"torch"}
-
-    def run(path: Path) -> Tensor:
-        folder = tmp_path_factory.mktemp("archive")
-        for name, content in packing.unpack(path).items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
-        subprocess.run([stock_python, "-I", "-c", LOAD, folder], check=True, cwd=folder)
-        return torch.load(folder / "scores.pt", weights_only=True)
-
-    return run
-
-
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "site-packages").mkdir()
@@ -132,6 +119,7 @@ def test_what_is_used_of_a_package_travels_with_its_licence(
     packed = {name for name in files if name.startswith("toy_nets/") and name.endswith(".py")}
     used = {"__init__", "version", "blocks", "squash", "extra/__init__", "extra/sizes", "nets/__init__", "nets/one"}
     assert packed == {f"toy_nets/{name}.py" for name in used}
+    assert b"{'SIZES': ('.sizes', 'SIZES')}" in files["toy_nets/extra/__init__.py"]
     assert json.loads(files["card.json"])["layers"]
     assert main(["--refresh", "--store", str(toy / "store")]) == 0
 
@@ -200,18 +188,14 @@ def test_a_package_that_is_named_travels(
     assert packed == {"toy_nets/LICENSE", *(f"toy_nets/{name}.py" for name in expected)}
 
 
-def test_of_a_named_package_that_no_proof_imports_all_travels(
-    toy: Path, capsys: pytest.CaptureFixture[str], elsewhere: Callable[[Path], Tensor]
-) -> None:
+def test_of_a_named_package_that_no_proof_imports_all_travels(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     install(toy, PACKAGE)
-    source = OPTIONAL.replace("from toy_nets.squash import squash", "raise ImportError")
-    source = source.replace("double()(images)", "double()(images)[:, :3]")
-    (toy / "own.py").write_text(source)
+    (toy / "own.py").write_text(OPTIONAL.replace("from toy_nets.squash import squash", "raise ImportError"))
     status, shown = archive(capsys, toy / "store", f"{toy}/own.py:Net", "--package", "toy_nets")
     assert status == 0, shown
     files = packing.unpack(toy / "store/toy.mar")
-    assert {name for name in files if name.endswith(".py")} >= {name for name in PACKAGE if name.endswith(".py")}
-    assert len(elsewhere(toy / "store/toy.mar")) == 10
+    whole = {name: code.encode() for name, code in PACKAGE.items() if name.endswith(".py")}
+    assert {name: code for name, code in files.items() if name in whole} == whole
 
 
 @pytest.mark.parametrize(
@@ -252,27 +236,32 @@ def test_a_module_imported_by_its_name_must_be_there_too(toy: Path, capsys: pyte
     assert (status, "needs the package 'scipy'" in shown) == (1, True), shown
 
 
-TIMM = ("--layers", "auto", "--size", "64x64")
-
-
-def test_a_network_of_timms_serves_what_it_computes_where_there_is_no_timm(
-    toy: Path, capsys: pytest.CaptureFixture[str], elsewhere: Callable[[Path], Tensor]
+def test_the_example_of_timm_makes_an_archive_that_needs_no_timm(
+    toy: Path, stock_python: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The command of docs/your-own-network.md, for small pictures; the archive is loaded beside public packages."""
+    [command] = re.findall(r"-m archiver (--timm .*)", (ROOT / "docs/your-own-network.md").read_text())
+    words = shlex.split(command)
+    name = words[words.index("--timm") + 1]
     torch.manual_seed(0)
-    network = timm.create_model("test_resnet.r160_in1k", num_classes=7).eval()
-    torch.save(network.state_dict(), toy / "weights.pt")
-    store = ["--store", str(toy / "store"), "--state-dict", str(toy / "weights.pt")]
-    assert main(["--timm", "test_resnet.r160_in1k", "--arguments", '{"num_classes": 7}', *TIMM, *store]) == 0
+    network = timm.create_model(name).eval()
+    monkeypatch.chdir(toy)
+    torch.save(network.state_dict(), words[words.index("--state-dict") + 1])
+    assert main([*words, "--size", "64x64", "--store", "store"]) == 0
     assert "packed: timm" in capsys.readouterr().err
-    path = toy / "store/test_resnet.mar"
+    path = toy / f"store/{name}.mar"
     card = json.loads(packing.unpack(path)["card.json"])
-    assert card["architecture"] == "timm.models.resnet:test_resnet"
-    assert card["arguments"] == {"num_classes": 7, "pretrained_cfg": "r160_in1k"}
-    assert (card["preprocessing"]["mean"], card["classes"]) == ([0.5, 0.5, 0.5], [])
+    assert card["architecture"] == f"timm.models.resnet:{name}"
+    assert (card["preprocessing"]["mean"], card["preprocessing"]["height"]) == ([0.485, 0.456, 0.406], 64)
+    assert len(card["classes"]) == 1000
     assert path.stat().st_size < len(packing.weights(network.state_dict())) + 1_200_000  # Ours included.
     with torch.no_grad():
         expected = network(noise(Preprocessing.from_dict(card["preprocessing"]), 10))
-    assert torch.allclose(elsewhere(path), expected, rtol=0, atol=1e-6)  # Another number of threads sums otherwise.
+    assert stock.importable(stock_python, ["timm", "toy_nets", "torch"]) == {"torch"}
+    ZipFile(path).extractall(toy / "unpacked")
+    subprocess.run([stock_python, "-I", "-c", LOAD, toy / "unpacked"], check=True, cwd=toy / "unpacked")
+    scores = torch.load(toy / "unpacked/scores.pt", weights_only=True)
+    assert torch.allclose(scores, expected, rtol=0, atol=1e-5)  # Another number of threads sums otherwise.
 
 
 def test_what_timm_publishes_is_taken_and_imagenets_labels_where_weights_were_trained_for_it() -> None:
@@ -281,6 +270,7 @@ def test_what_timm_publishes_is_taken_and_imagenets_labels_where_weights_were_tr
     assert (published.preprocessing.size, published.preprocessing.mean) == ((160, 160), (0.5,) * 3)
     old = look_up_timm("convnext_tiny_in22ft1k", {})  # A name that timm has given up.
     assert (old.architecture, old.weights) == ("timm.models.convnext:convnext_tiny", "fb_in22k_ft_in1k")
+    assert look_up_timm("test_resnet.r160_in1k", {}).arguments == {"pretrained_cfg": "r160_in1k"}
     grey = look_up_timm("test_resnet", {"in_chans": 1, "img_size": 64, "mean": (0.4,), "std": (0.2,)})
     assert (grey.preprocessing.size, grey.preprocessing.mean, grey.preprocessing.std) == ((64, 64), (0.4,), (0.2,))
     lemmas = ImageNetInfo().label_descriptions()  # In more words.
@@ -315,7 +305,9 @@ def test_a_network_that_timm_does_not_have_or_would_fetch_is_refused(
     arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
-        status = main([*arguments, *TIMM, "--random-weights", "0", "--store", str(tmp_path)])
+        status = main(
+            [*arguments, "--layers", "auto", "--size", "64x64", "--random-weights", "0", "--store", str(tmp_path)]
+        )
     except SystemExit as stop:
         status = int(stop.code or 0)
     assert status != 0

@@ -13,6 +13,7 @@ from torch.nn import functional
 from archiver.proposal import MANY, Proposal, propose, table
 from archiver.survey import survey
 from handlers.networks import NETWORKS
+from tests.thorough import variants
 
 
 def proposed(network: nn.Module, *picture: int) -> list[Proposal]:
@@ -39,41 +40,48 @@ def test_of_a_network_without_a_convolution_nothing_is_proposed() -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [
-        (
-            "resnet18",
-            {"conv1": "relu"}
-            | {
-                f"block{2 * layer - 1 + half}": f"layer{layer}.{half}.relu_1"
-                for layer in range(1, 5)
-                for half in (0, 1)
-            },
-        ),
-        ("vgg11", {f"conv{n}": f"features.{place}" for n, place in enumerate((1, 4, 7, 9, 12, 14, 17, 19), 1)}),
-        (
-            "mobilenet_v3_small",
-            {"conv1": "features.0", "block1": "features.1.block.2", "block3": "features.3.add"}
-            | {"block8": "features.8.add", "conv2": "features.12"},
-        ),
-        (
-            "convnext_tiny",
-            {"conv1": "features.0", "block3": "features.1.2.add", "block6": "features.3.2.add"}
-            | {"block15": "features.5.8.add", "block18": "features.7.2.add"},
-        ),
-        (
-            "squeezenet1_0",
-            {"conv1": "features.1", "conv2": "classifier.2"}
-            | {f"block{n}": f"features.{place}.cat" for n, place in enumerate((3, 4, 5, 7, 8, 9, 10, 12), 1)},
-        ),
-    ],
+    variants(
+        [
+            (
+                "resnet18",
+                {"conv1": "relu"}
+                | {
+                    f"block{2 * layer - 1 + half}": f"layer{layer}.{half}.relu_1"
+                    for layer in range(1, 5)
+                    for half in (0, 1)
+                },
+            ),
+            (
+                "mobilenet_v3_small",
+                {"conv1": "features.0", "block1": "features.1.block.2", "block3": "features.3.add"}
+                | {"block8": "features.8.add", "conv2": "features.12"},
+            ),
+            (
+                "convnext_tiny",
+                {"conv1": "features.0", "block3": "features.1.2.add", "block6": "features.3.2.add"}
+                | {"block15": "features.5.8.add", "block18": "features.7.2.add"},
+            ),
+            (
+                "squeezenet1_0",
+                {"conv1": "features.1", "conv2": "classifier.2"}
+                | {f"block{n}": f"features.{place}.cat" for n, place in enumerate((3, 4, 5, 7, 8, 9, 10, 12), 1)},
+            ),
+        ],
+        [("vgg11", {f"conv{n}": f"features.{place}" for n, place in enumerate((1, 4, 7, 9, 12, 14, 17, 19), 1)})],
+    ),
 )
 def test_of_torchvisions_networks_the_ends_of_blocks_are_chosen(name: str, expected: dict[str, str]) -> None:
     found = proposed(torchvision.models.get_model(name, weights=None))
     assert nodes([one for one in found if one.chosen]) == expected
 
 
-def test_of_many_the_first_and_the_last_of_each_size_are_chosen() -> None:
-    found = proposed(torchvision.models.resnet50(weights=None))
+@pytest.fixture(scope="module")
+def of_resnet50() -> list[Proposal]:
+    return proposed(torchvision.models.resnet50(weights=None))
+
+
+def test_of_many_the_first_and_the_last_of_each_size_are_chosen(of_resnet50: list[Proposal]) -> None:
+    found = of_resnet50
     assert len(found) == 17 > MANY
     sizes = [one.geometry.shape[1:] for one in found if one.chosen]
     assert sizes == [(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)]
@@ -126,8 +134,8 @@ def test_a_map_that_is_overwritten_later_is_not_proposed() -> None:
     assert nodes(proposed(Overwriting())) == {"conv1": "relu"}
 
 
-def test_the_table_shows_shapes_strides_and_receptive_fields_and_marks_the_choice() -> None:
-    lines = [line.split() for line in table(proposed(torchvision.models.resnet50(weights=None))).splitlines()]
+def test_the_table_shows_shapes_strides_and_receptive_fields_and_marks_the_choice(of_resnet50: list[Proposal]) -> None:
+    lines = [line.split() for line in table(of_resnet50).splitlines()]
     assert lines[0] == ["name", "node", "shape", "stride", "sees", "parameters"]
     assert lines[1] == ["*", "conv1", "relu", "64×32×32", "2×2", "7×7", "9,408"]
     assert lines[2] == ["block1", "layer1.0.relu_2", "256×16×16", "4×4", "19×19", "16,384"]

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from archiver import graph
 from archiver.__main__ import main
-from archiver.graph import missing_packages
 
 # With another graph in training mode, which torchvision remarks upon each time it traces, and loggers of libraries.
 NOISY = """
@@ -53,10 +51,10 @@ def noisy(tmp_path: Path) -> list[str]:
     return [f"--arch={path}:Net", "--name=noisy", "--size=16x16", "--random-weights=0", f"--store={tmp_path / 'store'}"]
 
 
+@pytest.mark.usefixtures("exporter")
 def test_the_steps_are_told_with_their_seconds_and_nothing_of_libraries(
-    noisy: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    noisy: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(graph, "missing_packages", missing_packages)  # The folder's other tests do without a graph.
     assert main([*noisy, "--layers=auto"]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line != "my own log line"]
     found = [re.fullmatch(r"\[ *(\d+\.\d) s\] (.+)", line) for line in lines]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from torchvision import models
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
-from archiver import packing
 from archiver.__main__ import main
 from archiver.arguments import parse
 from archiver.packing import ArchiveError
@@ -31,7 +31,7 @@ from tests.handlers.support import ask_message, cells, make_service
 from tests.pictures import photograph, png, saved
 from tests.thorough import variants
 
-SIZES = variants([(375, 500), (500, 333), (97, 61), (40, 300)], [(301, 777), (224, 224)])
+SIZES = variants([(375, 500), (97, 61), (40, 300)], [(500, 333), (301, 777), (224, 224)])
 RANDOM = ("--random-weights", "0", "--layers", "auto")
 
 
@@ -123,7 +123,7 @@ class TestTimm:
             assert np.array_equal(decode(png(picture), preprocessing)[0], expected), size
 
     @pytest.mark.parametrize("mode", ["center", "squash", "border"])
-    @pytest.mark.parametrize("size", [(224, 224), (160, 288)])
+    @pytest.mark.parametrize("size", variants([(160, 288)], [(224, 224)]))
     @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest", "lanczos"])
     def test_every_mode_and_filter_is_known(self, mode: str, size: tuple[int, int], interpolation: str) -> None:
         facts = {"crop_mode": mode, "crop_pct": 0.9, "interpolation": interpolation, "mean": (0.4, 0.5, 0.6)}
@@ -179,7 +179,7 @@ class TestScores:
         compared = 0
         for network, preprocessing, transform in self.networks():
             service = make_service(network, preprocessing, tuple(map(str, range(1000))), layers={"first": "bn1"})
-            for number, size in enumerate(SIZES):
+            for number, size in enumerate(SIZES[:2]):
                 picture = photograph(*size, number)
                 with torch.inference_mode():
                     expected = network(transform(Image.fromarray(picture))[None])[0].numpy()
@@ -289,10 +289,7 @@ class TestCommandLine:
         said = capsys.readouterr().out
         resized = "pictures: resized to 36 on the shorter side, bicubic, then the middle 32x24"
         assert f"{resized}; blue first; mean 0.1,0.2,0.3, std 1,1,0.5\n" in said
-        for name, content in packing.unpack(tmp_path / "own.mar").items():
-            path = tmp_path / "unpacked" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+        ZipFile(tmp_path / "own.mar").extractall(tmp_path / "unpacked")
         monkeypatch.syspath_prepend(tmp_path / "unpacked")
         service = loading.load(
             tmp_path / "unpacked", model="own", version="1.0", config={}, batch_size=1, gpu=None, settings=Settings()

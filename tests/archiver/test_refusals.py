@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from archiver import packing
 from archiver.__main__ import main
+from archiver.contents import check_names
+from archiver.packing import ArchiveError
 
 Run = Callable[..., tuple[int, str]]
 
@@ -140,36 +141,22 @@ def test_a_store_that_cannot_be_written_to_is_told_in_a_line(place: str, run: Ru
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("option", ["--name", "--version"])
-def test_a_name_is_bounded_as_it_becomes_a_file(option: str, run: Run) -> None:
-    status, said = run("Net", option, "n" * 101)
-    assert (status, "at most 100" in said) == (1, True), said
-    assert run("Net", option, "n" * 100)[0] == 0
-
-
 def test_a_size_beyond_any_picture_is_refused_before_it_takes_memory(run: Run) -> None:
     status, said = run("Net", "--size", "99999x99999")
     assert status == 2
     assert "more than 16,000,000 pixels" in said
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("all", "none", "index", "label", "probability", "logit", "reply", "file", "allow_pickle"),
-        *("conv1.scale", "conv1.offset", "conv1.channels", "conv1.npy"),
-    ],
-)
-def test_a_layer_does_not_take_the_name_of_another_part_of_a_reply(name: str, run: Run, tmp_path: Path) -> None:
-    status, said = run("Net", "--layers", f"{name}=relu")
-    assert (status, "word of their own" in said) == (1, True), said
-    assert not (tmp_path / "store").exists()
-
-
-def test_a_layer_is_refused_for_no_more_than_its_name(run: Run) -> None:
-    assert run("Net", "--layers", "indexed=conv,scale=relu,a.b=conv")[0] == 0
-    status, said = run("Net", "--layers", f"{'n' * 101}=relu")
-    assert (status, "at most 100" in said) == (1, True), said
+def test_a_name_is_refused_where_it_would_not_travel_and_nowhere_else() -> None:
+    good = {"model": "n" * 100, "version": "1" * 100, "layers": {"indexed": "a", "scale": "b", "a.b": "c"}}
+    check_names(good)
+    taken = ("all", "none", "index", "label", "probability", "logit", "reply", "file", "allow_pickle")
+    for name in (*taken, "conv1.scale", "conv1.offset", "conv1.channels", "conv1.npy"):
+        with pytest.raises(ArchiveError, match="word of their own"):
+            check_names({**good, "layers": {name: "relu"}})
+    for change in ({"model": "n" * 101}, {"version": "1" * 101}, {"layers": {"n" * 101: "relu"}}):
+        with pytest.raises(ArchiveError, match="at most 100"):
+            check_names({**good, **change})
 
 
 def test_a_label_given_twice_is_warned_of_and_archived(run: Run, classes: Path) -> None:
@@ -177,41 +164,6 @@ def test_a_label_given_twice_is_warned_of_and_archived(run: Run, classes: Path) 
     status, said = run("Net", "--classes", classes)
     assert status == 0
     assert said.startswith("warning: several classes have the same label, 'crane' first")
-
-
-@pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module._orig_mod.module."]
-)
-def test_wrappers_are_taken_off_in_any_order(prefix: str, run: Run, tmp_path: Path) -> None:
-    status, said = run("Net", weights={prefix + name: value for name, value in state().items()})
-    assert status == 0, said
-    assert packing.unpack(tmp_path / "store" / "own.mar")["weights.safetensors"] == packing.weights(state())
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        pytest.param({"net": state(), "optimizer": {"state": {}, "param_groups": []}, "epoch": 3}, id="unusual key"),
-        pytest.param({"ema": state(), "model": state()}, id="usual key among others"),
-        pytest.param({"model": {"width": 3}, "net": state()}, id="usual key of something else"),
-    ],
-)
-def test_a_state_dict_is_found_under_whatever_key(content: object, run: Run) -> None:
-    status, said = run("Net", weights=content)
-    assert status == 0, said
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"one": state(), "two": state()}, "several sets of weights that fit: one and two; write one"),
-        ({"lr": 0.1, "epoch": 3, "a": 1, "b": 2}, "holds lr, epoch, a and 1 more, not a state dict"),
-        ([1, 2], "holds a list, not a state dict"),
-    ],
-)
-def test_a_file_without_one_state_dict_says_what_it_holds(content: object, message: str, run: Run) -> None:
-    status, said = run("Net", weights=content)
-    assert (status, message in said) == (1, True), said
 
 
 def test_weights_that_do_not_fit_are_named_in_one_line(run: Run) -> None:

@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from archiver.packing import ArchiveError
 from archiver.survey import MAX_BATCH, batch_size, check_layers, check_scores, listing, survey
+from tests.thorough import variants
 
 PICTURE = torch.rand((1, 3, 16, 16), generator=torch.Generator().manual_seed(0))
 
@@ -139,6 +140,26 @@ def test_a_network_that_cannot_be_traced_stays_in_evaluation_mode() -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_graph_that_computes_something_else_is_refused(several: bool) -> None:
+    class Two(Small):
+        def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            scores = super().forward(images)
+            other = scores + isinstance(images, fx.Proxy)
+            return (scores, other) if several else other
+
+    with pytest.raises(ArchiveError, match="the traced graph does not compute what the network computes; is there a"):
+        look(Two())
+
+
+def test_a_constant_among_what_is_returned_comes_from_no_node() -> None:
+    class Two(Small):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.ones(1, 2), super().forward(images)
+
+    assert list(look(Two()).returned) == ["output:0", "output:1"]
+
+
 def test_an_addition_in_place_in_a_network_that_cannot_be_traced_is_refused() -> None:
     with pytest.raises(ArchiveError, match="'act' is overwritten in place"):
         check_layers(look(UntraceableInPlace()), {"x": "act"})
@@ -195,7 +216,7 @@ def test_a_network_that_fails_on_the_picture_says_what_it_was_given() -> None:
         look(Small(), torch.zeros(1, 1, 16, 16))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "alexnet", "mobilenet_v3_small", "densenet121"])
+@pytest.mark.parametrize("name", variants(["resnet18", "mobilenet_v3_small"], ["alexnet", "densenet121"]))
 def test_torchvisions_networks_can_be_surveyed(name: str) -> None:
     network = torchvision.models.get_model(name, weights=None, num_classes=4)
     found = look(network, torch.rand(1, 3, 64, 64))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from archiver import packing
-from archiver.__main__ import main
+from archiver.packing import ArchiveError
+from archiver.weights import load
+from tests.archiver.conftest import NET
 
-OPTIONS = ("--name", "own", "--layers", "conv1=relu", "--size", "16x16")
 Tensors = dict[str, torch.Tensor]
-Archive = Callable[..., tuple[int, str]]
+Take = Callable[..., tuple[bytes | None, str]]
 
 
 def state(seed: int = 0) -> Tensors:
@@ -38,27 +41,31 @@ class Hyperparameters(dict[str, Any]):
     """As Lightning keeps them: a dict of a type of its own."""
 
 
-@pytest.fixture
-def archive(net_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Archive:
-    """A function that archives the network with the weights in a file, and returns status and what was shown."""
+def network() -> nn.Module:
+    names: dict[str, Any] = {}
+    exec(NET, names)
+    made = names["Net"]()
+    assert isinstance(made, nn.Module)
+    return made
 
-    def call(content: Any, *options: str, name: str = "weights.pt", arch: str = f"{net_file}:Net") -> tuple[int, str]:
-        path = tmp_path / name
-        if not isinstance(content, Path):
-            torch.save(content, path)
-        else:
+
+@pytest.fixture
+def take(tmp_path: Path) -> Take:
+    """A function that loads a file into a network; returns its weights, or None, and what was said."""
+
+    def call(content: Any, *, ema: bool = False, into: nn.Module | None = None) -> tuple[bytes | None, str]:
+        path, into = tmp_path / "weights.pt", into or network()
+        if isinstance(content, Path):
             path = content
-        status = main(
-            ["--arch", arch, *OPTIONS, "--store", str(tmp_path / "store"), "--state-dict", str(path), *options]
-        )
-        shown = capsys.readouterr()
-        return status, shown.out + shown.err
+        else:
+            torch.save(content, path)
+        try:
+            said = load(into, path, ema=ema)
+        except ArchiveError as err:
+            return None, str(err)
+        return packing.weights(into.state_dict()), said
 
     return call
-
-
-def taken(tmp_path: Path) -> bytes:
-    return packing.unpack(tmp_path / "store" / "own.mar")["weights.safetensors"]
 
 
 LIGHTNING = {
@@ -93,49 +100,53 @@ LIGHTNING = {
             id="a Namespace beside the tensors",
         ),
         pytest.param({"ema_state_dict": state()}, "a moving average", id="an average alone"),
+        pytest.param({"net": state(), "optimizer": {"state": {}}, "epoch": 3}, "weights: net", id="an unusual key"),
+        pytest.param({"model": {"width": 3}, "net": state()}, "weights: net", id="the usual key of something else"),
+        pytest.param(under("_orig_mod.module.", state()), "'module.'", id="DataParallel compiled"),
         pytest.param({"teacher": state(1) | {"more": torch.ones(1)}, "model": state()}, None, id="the usual of two"),
     ],
 )
-def test_the_networks_weights_are_found(content: Any, told: str | None, archive: Archive, tmp_path: Path) -> None:
-    status, shown = archive(content)
-    assert status == 0, shown
-    assert taken(tmp_path) == packing.weights(state())
-    assert told is None or told in shown
+def test_the_networks_weights_are_found(content: Any, told: str | None, take: Take) -> None:
+    taken, said = take(content)
+    assert taken == packing.weights(state()), said
+    assert told is None or told in said
 
 
-def test_of_plain_and_averaged_weights_the_plain_ones_are_taken_unless_the_average_is_asked_for(
-    archive: Archive, tmp_path: Path
-) -> None:
+def test_of_plain_and_averaged_weights_the_plain_ones_are_taken_unless_the_average_is_asked_for(take: Take) -> None:
     both = {"model": state(1), "model_ema": state(2)}
     one_dict = under("model.", state(1)) | under("ema_model.", state(2))
     for content in (both, one_dict, state(1) | under("ema.", state(2))):
-        status, shown = archive(content)
-        assert (status, "--ema takes them" in shown) == (0, True), shown
-        assert taken(tmp_path) == packing.weights(state(1))
-        status, shown = archive(content, "--ema")
-        assert (status, "without --ema" in shown) == (0, True), shown
-        assert taken(tmp_path) == packing.weights(state(2))
-    status, shown = archive(state(), "--ema")
-    assert status == 1
-    assert "holds no moving average" in shown
+        taken, said = take(content)
+        assert (taken, "--ema takes them" in said) == (packing.weights(state(1)), True), said
+        taken, said = take(content, ema=True)
+        assert (taken, "without --ema" in said) == (packing.weights(state(2)), True), said
+    taken, said = take(state(), ema=True)
+    assert (taken, "holds no moving average" in said) == (None, True), said
 
 
-def test_several_sets_that_fit_are_not_guessed_between(archive: Archive) -> None:
-    status, shown = archive(under("student.", state(1)) | under("teacher.", state(2)))
-    assert status == 1
-    assert "several sets of weights that fit" in shown
-    assert "'student.'" in shown
-    assert "'teacher.'" in shown
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (under("student.", state(1)) | under("teacher.", state(2)), "that fit: .*'student.'.*'teacher.'"),
+        ({"one": state(), "two": state()}, "several sets of weights that fit: one and two; write one"),
+        ({"lr": 0.1, "epoch": 3, "a": 1, "b": 2}, "holds lr, epoch, a and 1 more, not a state dict"),
+        ([1, 2], "holds a list, not a state dict"),
+    ],
+)
+def test_a_file_without_one_state_dict_says_what_it_holds(content: Any, message: str, take: Take) -> None:
+    taken, said = take(content)
+    assert taken is None
+    assert re.search(message, said), said
 
 
-def test_weights_of_another_network_say_what_does_not_fit(archive: Archive) -> None:
+def test_weights_of_another_network_say_what_does_not_fit(take: Take) -> None:
     wrong = {name: value for name, value in state().items() if name != "fc.bias"} | {"head": torch.ones(1)}
     for content in (wrong, {"state_dict": under("model.", wrong)}):
-        status, shown = archive(content)
-        assert status == 1
-        assert "do not fit the network" in shown
-        assert "1 missing: fc.bias" in shown
-        assert "1 not of the network: head" in shown
+        taken, said = take(content)
+        assert taken is None
+        assert "do not fit the network" in said
+        assert "1 missing: fc.bias" in said
+        assert "1 not of the network: head" in said
 
 
 VERSIONED = """
@@ -163,44 +174,38 @@ class Old(nn.Module):
 """
 
 
-def test_the_versions_of_modules_are_kept(archive: Archive, tmp_path: Path) -> None:
+def test_the_versions_of_modules_are_kept(take: Take) -> None:
     """As torchvision's MNASNet needs them; weights that name none are those of today's class."""
-    (tmp_path / "elsewhere/old_net.py").write_text(VERSIONED)
     names: dict[str, Any] = {}
     exec(VERSIONED, names)
     plain = names["Old"]().state_dict()
-    arch = f"{tmp_path}/elsewhere/old_net.py:Old"
     without_counts = {name: value for name, value in plain.items() if not name.endswith("num_batches_tracked")}
     for content in (plain, dict(plain), without_counts, {"state_dict": plain}):
-        status, shown = archive(content, arch=arch)
-        assert status == 0, shown
-        assert taken(tmp_path) == packing.weights(plain)
+        taken, said = take(content, into=names["Old"]())
+        assert taken == packing.weights(plain), said
     plain._metadata[""]["version"] = 1
-    status, shown = archive(plain, arch=arch)
-    assert status == 0, shown
-    assert taken(tmp_path) == packing.weights({**plain, "conv.weight": plain["conv.weight"] * 2})
+    taken, said = take(plain, into=names["Old"]())
+    assert taken == packing.weights({**plain, "conv.weight": plain["conv.weight"] * 2}), said
 
 
-def test_safetensors_in_shards_are_read_from_their_index_or_their_folder(archive: Archive, tmp_path: Path) -> None:
-    safetensors = pytest.importorskip("safetensors.torch")
+def test_safetensors_in_shards_are_read_from_their_index_or_their_folder(take: Take, tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     folder.mkdir()
     parts = {"one.safetensors": ["conv.weight", "fc.bias"], "two.safetensors": ["conv.bias", "fc.weight"]}
     for file, names in parts.items():
-        safetensors.save_file({name: state()[name] for name in names}, folder / file)
+        save_file({name: state()[name] for name in names}, folder / file)
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {name: file for file, names in parts.items() for name in names}}))
     for path in (index, folder):
-        status, shown = archive(path)
-        assert status == 0, shown
-        assert taken(tmp_path) == packing.weights(state())
+        taken, said = take(path)
+        assert taken == packing.weights(state()), said
     index.write_text(json.dumps({"weight_map": {"conv.weight": "../weights.safetensors"}}))
-    status, shown = archive(index)
-    assert (status, "outside its folder" in shown) == (1, True)
+    taken, said = take(index)
+    assert (taken, "outside its folder" in said) == (None, True)
     index.write_text("[]")
-    assert "no weight_map" in archive(index)[1]
+    assert "no weight_map" in take(index)[1]
     index.unlink()
-    assert "must hold one" in archive(folder)[1]
+    assert "must hold one" in take(folder)[1]
 
 
 def write_script(path: Path) -> None:
@@ -236,15 +241,15 @@ def write_zip(*names: str) -> Callable[[Path], None]:
     ],
 )
 def test_a_file_of_another_kind_is_named_with_the_way_out(
-    name: str, write: Callable[[Path], object], told: str, archive: Archive, tmp_path: Path
+    name: str, write: Callable[[Path], object], told: str, take: Take, tmp_path: Path
 ) -> None:
     write(tmp_path / name)
-    status, shown = archive(tmp_path / name)
-    assert status == 1
-    assert told in shown
+    taken, said = take(tmp_path / name)
+    assert taken is None
+    assert told in said
 
 
-def test_nothing_that_a_file_holds_is_run(archive: Archive, tmp_path: Path) -> None:
+def test_nothing_that_a_file_holds_is_run(take: Take, tmp_path: Path) -> None:
     class Trap:
         def __init__(self, function: Callable[..., object], *arguments: object) -> None:
             self.call = function, arguments
@@ -260,5 +265,5 @@ def test_nothing_that_a_file_holds_is_run(archive: Archive, tmp_path: Path) -> N
     traps += [Trap(eval, f"open({str(sprung)!r}, 'w')"), Trap(pickle.loads, pickle.dumps(Trap(Path.touch, sprung)))]
     for trap in traps:
         for content in ({"state_dict": state(), "more": trap}, trap):
-            archive(content)
+            take(content)
             assert not sprung.exists()
