@@ -48,7 +48,7 @@ def run(setting: Setting) -> Result:
     looking["deep-untrained"] = Looking(service.first_weights("deep"))
     with setting.client("deep", untrained=["deep"]) as client:
         card = client.model_card("deep")
-        layers = setting.size(list(LAYERS), ["block1", "block7"])
+        layers = setting.size(list(LAYERS), ["block5", "block7"])
         found = {model: _strongest(client, model, images, layers) for model in MODELS}
         for layer in layers:
             row: Figures = {"layer": layer, "channels": card.layer(layer).shape[0]}
@@ -61,7 +61,8 @@ def run(setting: Setting) -> Result:
                 for channel in pure:
                     label = CLASSES[int(np.bincount(labels[best[channel]], minlength=10).argmax())]
                     row[f"{model}_shown"].append({"channel": channel, "purity": int(purity[channel]), "class": label})
-                    made = _tiles(looking[model], card.layer(layer), channel, best[channel], cells, images)
+                    pictures = best[channel, : setting.size(PATCHES, 1)]
+                    made = _tiles(looking[model], card.layer(layer), channel, pictures, cells, images)
                     title = f"{channel}: {label} {purity[channel]}"
                     tiles.setdefault(layer, {}).setdefault(model, []).append((title, made))
             figures["layers"].append(row)
@@ -119,13 +120,13 @@ def _tiles(
     looking: Looking,
     layer: Layer,
     channel: int,
-    best: NDArray[np.int64],
+    pictures: NDArray[np.int64],
     cells: NDArray[np.int64],
     images: list[NDArray[np.uint8]],
 ) -> list[Tile]:
-    """Return the strongest patches of a channel, and where in each its cell looks."""
+    """Return a channel's patches of some pictures, and where in each its cell looks."""
     tiles = []
-    for picture in best[:PATCHES]:
+    for picture in pictures:
         cell = divmod(int(cells[picture, channel]), layer.shape[2])
         image = images[picture].transpose(2, 0, 1).astype(np.float32) / 255
         heat = looking.heat(layer, channel, cell, images[picture])
