@@ -42,6 +42,7 @@ def run(setting: Setting) -> Result:
     all_images = [pixels(path) for path, _ in chosen]
     labels, images = all_labels[::2], all_images[::2]  # Half of them for `deep`, which takes a hundred times the work.
     top = min(TOP, len(images))
+    channels, patches = setting.size((CHANNELS, PATCHES), (1, 1))
     figures: Figures = {"pictures": {"deep": len(images), "cifar": len(all_images)}, "top": top, "layers": []}
     tiles: dict[str, dict[str, list[tuple[str, list[Tile]]]]] = {}
     looking = {"deep": Looking(service.trained(setting.store, "deep"))}
@@ -56,13 +57,13 @@ def run(setting: Setting) -> Result:
                 values, cells = found[model][layer]
                 purity, best = purities(values, labels)
                 row[model] = interval(purity[purity > 0])
-                pure = [int(channel) for channel in np.argsort(-purity, kind="stable")[:CHANNELS]]
+                pure = [int(channel) for channel in np.argsort(-purity, kind="stable")[:channels]]
                 row[f"{model}_shown"] = []
                 for channel in pure:
                     label = CLASSES[int(np.bincount(labels[best[channel]], minlength=10).argmax())]
                     row[f"{model}_shown"].append({"channel": channel, "purity": int(purity[channel]), "class": label})
-                    pictures = best[channel, : setting.size(PATCHES, 1)]
-                    made = _tiles(looking[model], card.layer(layer), channel, pictures, cells, images)
+                    strongest = best[channel, :patches]
+                    made = _tiles(looking[model], card.layer(layer), channel, strongest, cells, images)
                     title = f"{channel}: {label} {purity[channel]}"
                     tiles.setdefault(layer, {}).setdefault(model, []).append((title, made))
             figures["layers"].append(row)
