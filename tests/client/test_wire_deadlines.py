@@ -36,7 +36,7 @@ from tests.thorough import variants
 DEADLINE_S = 0.5
 PATIENCE_S = 10.0
 FOR_LONG = 60.0
-UPLOAD = bytes(30_000_000)  # More than the buffers on the way hold.
+UPLOAD = bytes(15_000_000)  # More than the buffers on the way hold.
 TUNNEL = b"HTTP/1.1 200 OK\r\n\r\n"
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # HTTP/2's first frame, empty.
 
