@@ -252,7 +252,7 @@ def test_a_server_that_takes_a_long_upload_slowly_over_tls(kind: type):
             pass
 
     with listening(serve_tls(context, serve)) as where:
-        asked(kind, f"https://{where}", 3 * UPLOAD, deadline_s=2, ca_file=certificate)
+        asked(kind, f"https://{where}", 6 * UPLOAD, deadline_s=2, ca_file=certificate)
 
 
 @BOTH
