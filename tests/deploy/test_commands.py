@@ -296,18 +296,19 @@ def test_links_to_files_elsewhere_are_replaced_too(run: Run, tmp_path: Path) -> 
     assert [(place / name).read_text() for name in ("fullchain.pem", "privkey.pem")] == old
 
 
-@pytest.mark.parametrize("number", ["0", "two", "1000"])
-def test_a_number_of_replicas_that_cannot_be_is_refused(number: str) -> None:
-    refused = subprocess.run(
-        ["python3", "-m", "deploy.commands", "update"],
-        cwd=ROOT,
-        env=os.environ | {"CONVSCOPE_REPLICAS": number},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.mark.parametrize("number", ["0", "-1", "two", "1000"])
+def test_a_number_of_replicas_that_cannot_be_is_refused(run: Run, number: str) -> None:
+    refused = run("update", CONVSCOPE_REPLICAS=number)
     assert refused.returncode == 1
-    assert "CONVSCOPE_REPLICAS must be a number from 1 to 999" in refused.stderr
+    assert "CONVSCOPE_REPLICAS must be a number from 1 to 999" in refused.stdout
+
+
+def test_the_commands_are_run_as_a_module_which_returns_their_status(tmp_path: Path) -> None:
+    command = ["python3", "-m", "deploy.commands", "--secrets", tmp_path / "secrets", "revoke", "alice"]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert refused.stderr
+    assert not refused.stdout
 
 
 def test_make_takes_names_from_its_command_line_alone_and_runs_nothing_in_them(tmp_path: Path) -> None:
