@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import shutil
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -104,37 +103,40 @@ def test_zeroed_branches_and_heads_of_random_networks_are_drawn() -> None:
     assert (network(images).std(0) > 0).all()
 
 
-LIGHTNING = replace(next(case for case in CASES if case.name == "lightning"), size=(48, 64))
+LIGHTNING = replace(next(case for case in CASES if case.name == "lightning"), size=(48, 64))  # Small: seconds less.
 
 
-class Computed:
-    """The reference, which has computed what it expects."""
-
-    def __init__(self, expected: Path, found: dict[str, Any]) -> None:
-        self._expected, self._found = expected, found
+class InThisProcess:
+    """The reference without a process of its own."""
 
     def ask(self, do: str, case: Any, folder: Path, pictures: Any, **more: Any) -> dict[str, Any]:
-        shutil.copy(self._expected, folder / "expected.npz")
-        return dict(self._found)
+        function = {"prepare": reference.prepare, "expect": reference.expect}[do]
+        return function(asdict(case), folder, [str(one) for one in pictures], **more)  # type: ignore[operator]
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any], list[Path], Computed]:
-    """What was served of a network, just as the reference computes it; its row, the pictures, and the reference."""
-    folder = tmp_path_factory.mktemp("work")
-    pictures = command.draw_pictures(folder / "pictures")[3]
-    names = [str(path) for path in pictures]
-    case = asdict(LIGHTNING)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(OWN)
-        reference.prepare(case, folder, names)
+def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[Path]]:
+    """A network's folder, in which what was served is what the reference computes; its row and the pictures."""
+    work = tmp_path_factory.mktemp("work")
+    pictures = command.draw_pictures(work / "pictures")[3]
+    case, folder = LIGHTNING, work / LIGHTNING.name
+    folder.mkdir()
+    sys.path.insert(0, str(OWN))
+    try:
+        InThisProcess().ask("prepare", case, folder, pictures)
         row = {"layers": {"conv1": "features.2", "conv2": "features.5"}, "beside": [], "last": "conv2"}
-        recipe = reference.recipe_of(case, nn.Module())
-        np.savez(folder / "served.npz", **{f"pixels/{n}": recipe.pixels(name) for n, name in enumerate(names)})
-        found = reference.expect(case, folder, names, **row)  # type: ignore[arg-type]
+        recipe = reference.recipe_of(asdict(case), nn.Module())
+        pixels = {f"pixels/{number}": recipe.pixels(str(path)) for number, path in enumerate(pictures)}
+        np.savez(folder / "served.npz", **pixels)
+        InThisProcess().ask("expect", case, folder, pictures, **row)
+    finally:
+        sys.path.remove(str(OWN))
     computed = np.load(folder / "expected.npz")
-    arrays = {name.removeprefix("same/"): computed[name] for name in computed if name.startswith("same/")}
-    return arrays, row, pictures, Computed(folder / "expected.npz", found)
+    np.savez(
+        folder / "served.npz",
+        **{name.removeprefix("same/"): computed[name] for name in computed if name.startswith("same/")},
+    )
+    return folder, row, pictures
 
 
 @pytest.mark.parametrize(
@@ -153,16 +155,21 @@ def test_what_is_served_wrongly_is_a_fault(
     array: str,
     change: Any,
     fault: str,
-    served: tuple[dict[str, Any], dict[str, Any], list[Path], Computed],
+    served: tuple[Path, dict[str, Any], list[Path]],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    arrays, row, pictures, computed = served
+    folder, row, pictures = served
     monkeypatch.setattr(command, "WORK", tmp_path)
-    (tmp_path / LIGHTNING.name).mkdir()
-    changed = {array: change(arrays[array])} if array else {}
-    np.savez(tmp_path / LIGHTNING.name / "served.npz", **arrays | changed)
-    found = command.compare(LIGHTNING, row, computed, pictures)  # type: ignore[arg-type]
+    monkeypatch.syspath_prepend(OWN)
+    copy = tmp_path / folder.name
+    copy.mkdir()
+    (copy / "weights.pt").write_bytes((folder / "weights.pt").read_bytes())
+    arrays = dict(np.load(folder / "served.npz"))
+    if array:
+        arrays[array] = change(arrays[array])
+    np.savez(copy / "served.npz", **arrays)
+    found = command.compare(LIGHTNING, row, InThisProcess(), pictures)  # type: ignore[arg-type]
     assert (fault in found["fault"]) if fault else (found["fault"] == "")
 
 

@@ -138,9 +138,7 @@ def test_a_server_that_is_slow_to_shake_hands(kind: type, serve: Callable[[Any],
 @BOTH
 @pytest.mark.parametrize("serve", [nothing, a_tunnel, nothing_behind_a_tunnel, a_tls_record_behind_a_tunnel])
 @pytest.mark.parametrize("proxy", ["http", "https"])
-def test_a_proxy_that_is_slow(
-    kind: type, serve: Callable[[Any], None], proxy: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_proxy_that_is_slow(kind: type, serve: Callable[[Any], None], proxy: str, monkeypatch: pytest.MonkeyPatch):
     certificate, context = self_signed("IP:127.0.0.1")
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with listening(serve if proxy == "http" else serve_tls(context, serve)) as where:
@@ -322,9 +320,7 @@ EARLY: dict[str, tuple[Any, ...]] = {
         [(False, "401"), (False, "503"), (True, "announced")],
     ),
 )
-def test_an_early_response_ends_the_upload_and_its_connection(
-    kind: type, then: str, tls: bool, answer: str
-):
+def test_an_early_response_ends_the_upload_and_its_connection(kind: type, then: str, tls: bool, answer: str):
     certificate, context = self_signed("IP:127.0.0.1") if tls else (None, None)
     connections: list[Any] = []
     says, *errors = EARLY[answer]
