@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import re
@@ -355,7 +354,8 @@ def draw_pictures(folder: Path) -> dict[int, list[Path]]:
 def _installed(package: str) -> Path:
     """Return the folder of a package, without importing it."""
     found = find_spec(package)
-    assert found and found.origin, f"{package} is not installed"
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError(f"{package} is not installed")
     return Path(found.origin).parent
 
 
