@@ -42,13 +42,14 @@ def run(setting: Setting) -> Result:
     all_images = [pixels(path) for path, _ in chosen]
     labels, images = all_labels[::2], all_images[::2]  # Half of them for `deep`, which takes a hundred times the work.
     top = min(TOP, len(images))
+    channels, patches = setting.size((CHANNELS, PATCHES), (1, 1))
     figures: Figures = {"pictures": {"deep": len(images), "cifar": len(all_images)}, "top": top, "layers": []}
     tiles: dict[str, dict[str, list[tuple[str, list[Tile]]]]] = {}
     looking = {"deep": Looking(service.trained(setting.store, "deep"))}
     looking["deep-untrained"] = Looking(service.first_weights("deep"))
     with setting.client("deep", untrained=["deep"]) as client:
         card = client.model_card("deep")
-        layers = setting.size(list(LAYERS), ["block1", "block7"])
+        layers = setting.size(list(LAYERS), ["block5", "block7"])
         found = {model: _strongest(client, model, images, layers) for model in MODELS}
         for layer in layers:
             row: Figures = {"layer": layer, "channels": card.layer(layer).shape[0]}
@@ -56,12 +57,13 @@ def run(setting: Setting) -> Result:
                 values, cells = found[model][layer]
                 purity, best = purities(values, labels)
                 row[model] = interval(purity[purity > 0])
-                pure = [int(channel) for channel in np.argsort(-purity, kind="stable")[:CHANNELS]]
+                pure = [int(channel) for channel in np.argsort(-purity, kind="stable")[:channels]]
                 row[f"{model}_shown"] = []
                 for channel in pure:
                     label = CLASSES[int(np.bincount(labels[best[channel]], minlength=10).argmax())]
                     row[f"{model}_shown"].append({"channel": channel, "purity": int(purity[channel]), "class": label})
-                    made = _tiles(looking[model], card.layer(layer), channel, best[channel], cells, images)
+                    strongest = best[channel, :patches]
+                    made = _tiles(looking[model], card.layer(layer), channel, strongest, cells, images)
                     title = f"{channel}: {label} {purity[channel]}"
                     tiles.setdefault(layer, {}).setdefault(model, []).append((title, made))
             figures["layers"].append(row)
@@ -119,13 +121,13 @@ def _tiles(
     looking: Looking,
     layer: Layer,
     channel: int,
-    best: NDArray[np.int64],
+    pictures: NDArray[np.int64],
     cells: NDArray[np.int64],
     images: list[NDArray[np.uint8]],
 ) -> list[Tile]:
-    """Return the strongest patches of a channel, and where in each its cell looks."""
+    """Return a channel's patches of some pictures, and where in each its cell looks."""
     tiles = []
-    for picture in best[:PATCHES]:
+    for picture in pictures:
         cell = divmod(int(cells[picture, channel]), layer.shape[2])
         image = images[picture].transpose(2, 0, 1).astype(np.float32) / 255
         heat = looking.heat(layer, channel, cell, images[picture])

@@ -153,8 +153,8 @@ def run(setting: Setting) -> Result:
             for seed in range(setting.size(3, 1)):
                 torch.manual_seed(seed)
                 model = Window(dilations)
-                steps = setting.size(300, 200)
-                found.append(round(learn(model, distance, seed, steps, tested=setting.size(500, 300)), 4))
+                steps, side = setting.size((300, SIDE), (200, SIDE // 2))
+                found.append(round(learn(model, distance, seed, steps, side, setting.size(500, 300)), 4))
             tasks.append(
                 {
                     "dilations": list(dilations),

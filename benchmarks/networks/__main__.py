@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import re
@@ -29,7 +28,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -338,18 +337,26 @@ def draw_pictures(folder: Path) -> dict[int, list[Path]]:
     an array of the colours and two more that are made of them.
     """
     folder.mkdir(exist_ok=True)
-    photographs = [resources.files("sklearn.datasets.images") / name for name in ("china.jpg", "flower.jpg")]
-    photographs.append(resources.files("matplotlib") / "mpl-data/sample_data/grace_hopper.jpg")
+    photographs = [_installed("sklearn") / "datasets/images" / name for name in ("china.jpg", "flower.jpg")]
+    photographs.append(_installed("matplotlib") / "mpl-data/sample_data/grace_hopper.jpg")
     encoded, arrays = [], []
     for photograph, box in zip(photographs, ((480, 320), (300, 400), (341, 400)), strict=True):
-        encoded.append(folder / f"{Path(photograph.name).stem}.png")
-        with Image.open(io.BytesIO(photograph.read_bytes())) as picture:
+        encoded.append(folder / f"{photograph.stem}.png")
+        with Image.open(photograph) as picture:
             small = ImageOps.fit(picture.convert("RGB"), box)
         small.save(encoded[-1])
         pixels = np.asarray(small)
         arrays.append(encoded[-1].with_suffix(".npy"))
         np.save(arrays[-1], np.concatenate([pixels, 255 - pixels[:, :, :1], pixels[::-1, :, 1:2]], 2))
     return {1: encoded, 3: encoded, 5: arrays}
+
+
+def _installed(package: str) -> Path:
+    """Return the folder of a package, without importing it."""
+    found = find_spec(package)
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError(f"{package} is not installed")
+    return Path(found.origin).parent
 
 
 class _Reference:

@@ -127,9 +127,9 @@ def test_no_more_is_in_flight_than_the_gateway_lets_through() -> None:
 def test_requests_are_conserved_whatever_happens() -> None:
     rate = 2.5 * 3 * 8 / (CIFAR.handover_s + CIFAR.batch_s + 8 * CIFAR.request_s)
     fleet = dataclasses.replace(SMALL, queue=10, gateway_cores=8)
-    outcome = simulate(fleet, CIFAR, rate, 0.3, hang_at_s=0.1)
+    outcome = simulate(fleet, CIFAR, rate, 0.15, hang_at_s=0.05)
     assert outcome.sent == sum(outcome.ends.values()) == len(outcome.answers) + len(outcome.refusals)
-    assert outcome.sent == pytest.approx(0.3 * rate, rel=0.05)
+    assert outcome.sent == pytest.approx(0.15 * rate, rel=0.05)
     assert set(outcome.ends) >= {"answered", "no room", "queue full"}
 
 
@@ -140,7 +140,7 @@ def test_the_same_seed_gives_the_same_outcome() -> None:
 
 def test_more_load_is_never_faster_nor_refused_less() -> None:
     fleet = dataclasses.replace(SMALL, gateway_cores=8)
-    outcomes = [simulate(fleet, CIFAR, rate, 3000 / rate, warm_up_s=0.02) for rate in (2000, 8000, 16_000, 40_000)]
+    outcomes = [simulate(fleet, CIFAR, rate, 3000 / rate, warm_up_s=0.02) for rate in (2000, 16_000, 40_000)]
     for share in (0.5, 0.99):
         latencies = [outcome.latency(share) for outcome in outcomes]
         assert latencies == sorted(latencies)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import convscope
@@ -14,6 +12,7 @@ from convscope import AsyncClient, Client
 
 from tests.client.stand_in import StandIn, serve
 from tests.client.test_congruence import FAILURES, QUESTIONS
+from tests.client.wire import certificate_files
 
 
 def in_async(url: str, question: Any, **settings: Any) -> Any:
@@ -103,16 +102,8 @@ def test_a_client_belongs_to_the_loop_that_it_was_first_used_in(url: str):
 
 
 @pytest.mark.parametrize("transport", ["rest_url", "grpc_url"])
-def test_tls_and_the_key_work(tmp_path: Path, transport: str):
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate),
-        ],
-        check=True,
-        capture_output=True,
-    )
+def test_tls_and_the_key_work(transport: str):
+    certificate, key = certificate_files("DNS:localhost")
 
     async def ask(**settings: Any) -> Any:
         async with AsyncClient(getattr(secure, transport), **settings) as client:

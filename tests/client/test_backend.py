@@ -14,7 +14,7 @@ import pytest
 from convscope import AsyncClient, _rest
 
 from tests.client.test_wire_responses import COMPLETE, NO_HTTP
-from tests.client.wire import HEAD, listening, make_certificate, outcomes, reply, send, serve_tls, take, take_request
+from tests.client.wire import HEAD, listening, outcomes, reply, self_signed, send, serve_tls, take, take_request
 
 
 def ask(url: str, times: int = 1, **settings: Any) -> list[Any]:
@@ -89,8 +89,8 @@ def test_a_deadline_ends_a_call():
     assert type(error) is convscope.DeadlineExceeded
 
 
-def test_a_certificate_is_trusted_only_if_it_is_named(tmp_path):
-    certificate, context = make_certificate(tmp_path, "IP:127.0.0.1")
+def test_a_certificate_is_trusted_only_if_it_is_named():
+    certificate, context = self_signed("IP:127.0.0.1")
 
     def serve(connection: Any) -> None:
         if take(connection):

@@ -17,6 +17,7 @@ from convscope._cli import main
 from convscope._cli_results import PictureResult, format_predictions, predictions_json
 
 from tests.client.stand_in import StandIn, fetch_maps
+from tests.thorough import variants
 
 
 @pytest.fixture
@@ -129,8 +130,13 @@ def test_a_request_that_breaks_the_network_keeps_the_results_of_the_others(
     assert all((folder / row["saved"] / "manifest.json").exists() for row in rows if "error" not in row)
 
 
-@pytest.mark.parametrize("mishap", ["reset", "died", "full"])
-@pytest.mark.parametrize("command", ["predict", "explain"])
+@pytest.mark.parametrize(
+    ("command", "mishap"),
+    variants(
+        [("predict", "reset"), ("predict", "died"), ("predict", "full"), ("explain", "died")],
+        [("explain", "reset"), ("explain", "full")],
+    ),
+)
 def test_a_service_that_dies_in_the_middle_ends_the_command_which_shows_and_saves_what_it_has(
     capsys: pytest.CaptureFixture[str],
     stand_in: StandIn,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from convscope import AsyncClient, Client
 from convscope._urls import is_loopback
 
 from tests.client.stand_in import StandIn, serve
-from tests.client.wire import listening, outcomes, take
+from tests.client.wire import certificate_files, listening, outcomes, take
 
 
 @pytest.mark.parametrize(
@@ -90,17 +89,8 @@ def test_a_url_with_a_path_is_rejected_with_what_is_wrong(kind: type, url: str, 
 
 
 @pytest.fixture(scope="module")
-def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StandIn, Path]]:
-    folder = tmp_path_factory.mktemp("tls")
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate),
-        ],
-        check=True,
-        capture_output=True,
-    )
+def secure() -> Iterator[tuple[StandIn, Path]]:
+    certificate, key = certificate_files("DNS:localhost")
     with serve((str(certificate), str(key))) as stand_in:
         yield stand_in, certificate
 

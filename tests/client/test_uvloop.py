@@ -97,7 +97,8 @@ def test_closing_a_client_ends_the_waiting_of_its_tasks(stand_in: StandIn):
     async def ask() -> None:
         client = AsyncClient(stand_in.rest_url)
         tasks = [asyncio.create_task(client.predict(b"cat", model="slow")) for _ in range(3)]
-        await asyncio.sleep(0.2)
+        while len(stand_in.requests) < 3:
+            await asyncio.sleep(0.01)
         await client.close()
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):
             assert isinstance(outcome, convscope.ConnectError | RuntimeError)

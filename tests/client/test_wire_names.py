@@ -6,7 +6,6 @@ import copy
 import pickle
 import socket
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import convscope
@@ -15,7 +14,7 @@ import pytest
 from convscope import Client, Explanation, ModelCard, Prediction
 
 from tests.client.stand_in import StandIn
-from tests.client.wire import BOTH, listening, make_certificate, outcomes, reply, run, send, take
+from tests.client.wire import BOTH, listening, outcomes, reply, run, self_signed, send, take
 
 GOOD = ["a", "7", "cifar", "resnet-50", "A_b.c-D", "1.0", "a..b", "x" * 255]
 BAD = [
@@ -101,9 +100,9 @@ def test_a_host_is_the_one_that_a_browser_would_go_to(
 @BOTH
 @pytest.mark.parametrize(("named", "good"), [("xn--strae-oqa.example", True), ("strasse.example", False)])
 def test_the_certificate_of_an_internationalised_host_is_that_of_its_ascii_name(
-    kind: type, named: str, good: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type, named: str, good: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    certificate, context = make_certificate(tmp_path, f"DNS:{named}")
+    certificate, context = self_signed(f"DNS:{named}")
 
     def serve(connection: socket.socket) -> None:
         take(connection)

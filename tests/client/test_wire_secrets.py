@@ -10,14 +10,13 @@ import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import convscope
 import pytest
 from convscope import Client
 
-from tests.client.wire import BOTH, listening, make_certificate, outcomes, reply, run, send, serve_tls, take
+from tests.client.wire import BOTH, listening, outcomes, reply, run, self_signed, send, serve_tls, take
 
 KEY = "open-sesame"
 PICTURE = b"a picture that nobody else may see"
@@ -77,8 +76,8 @@ def test_an_https_request_never_reaches_a_proxy_that_opens_no_tunnel(
 
 
 @BOTH
-def test_nor_one_that_is_spoken_to_over_tls(kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    certificate, context = make_certificate(tmp_path, "DNS:localhost")
+def test_nor_one_that_is_spoken_to_over_tls(kind: type, monkeypatch: pytest.MonkeyPatch):
+    certificate, context = self_signed("DNS:localhost")
     proxy = Proxy(b"HTTP/1.1 407 Who\r\ncontent-length: 0\r\n\r\n")
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with listening(serve_tls(context, proxy.serve)) as where:
@@ -139,9 +138,9 @@ def interrupted_by(kind: signal.Signals) -> Iterator[Callable[[], None]]:
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_call_interrupted_in_the_handshake_leaves_no_connection_for_the_next(
-    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scheme: str, monkeypatch: pytest.MonkeyPatch
 ):
-    certificate, context = make_certificate(tmp_path, "DNS:localhost")
+    certificate, context = self_signed("DNS:localhost")
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     heard: list[bytes] = []
 
@@ -195,8 +194,8 @@ def test_a_task_cancelled_in_the_handshake_leaves_no_connection_for_the_next(mon
 
 
 @BOTH
-def test_the_proxys_password_stays_with_the_proxy(kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    certificate, context = make_certificate(tmp_path, "DNS:elsewhere.invalid")
+def test_the_proxys_password_stays_with_the_proxy(kind: type, monkeypatch: pytest.MonkeyPatch):
+    certificate, context = self_signed("DNS:elsewhere.invalid")
     connects: list[bytes] = []
     requests: list[bytes] = []
 
@@ -254,10 +253,10 @@ def test_a_redirect_is_not_followed(kind: type, status: int):
 )
 @pytest.mark.parametrize("proxied", [False, True])
 def test_a_certificate_must_name_the_host(
-    kind: type, names: str, host: str, good: bool, proxied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type, names: str, host: str, good: bool, proxied: bool, monkeypatch: pytest.MonkeyPatch
 ):
     """The service's own, or that of a proxy, which is asked for a plain http URL."""
-    certificate, context = make_certificate(tmp_path, names)
+    certificate, context = self_signed(names)
     received: list[bytes] = []
 
     def serve(connection: ssl.SSLSocket) -> None:

@@ -6,10 +6,12 @@ import asyncio
 import socket
 import ssl
 import subprocess
+import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,12 +23,14 @@ from convscope._wire import convscope_pb2 as wire
 __all__ = [
     "BOTH",
     "HEAD",
+    "certificate_files",
     "drain",
     "listening",
     "make_certificate",
     "outcomes",
     "reply",
     "run",
+    "self_signed",
     "send",
     "serve_tls",
     "take",
@@ -80,15 +84,15 @@ def outcomes(kind: type, url: str, times: int, picture: bytes = b"cat", **settin
     return run(kind, url, work, **settings)
 
 
-def make_certificate(folder: Path, names: str) -> tuple[Path, ssl.SSLContext]:
-    """Make a self-signed certificate.
+def make_certificate(folder: Path, names: str) -> tuple[Path, Path]:
+    """Make a self-signed certificate for two days.
 
     Args:
         folder: Where to write it.
         names: The subjectAltName, such as `DNS:localhost`.
 
     Returns:
-        The PEM file to trust, and the server's context.
+        The PEM files of the certificate and of its key.
     """
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     subprocess.run(
@@ -100,9 +104,23 @@ def make_certificate(folder: Path, names: str) -> tuple[Path, ssl.SSLContext]:
         check=True,
         capture_output=True,
     )
+    return certificate, key
+
+
+_FOLDERS = tempfile.TemporaryDirectory()  # Of certificates, as long as the tests run.
+
+
+@cache
+def certificate_files(names: str) -> tuple[Path, Path]:
+    """Return what `make_certificate` makes, once for the tests that only need one of these names."""
+    return make_certificate(Path(tempfile.mkdtemp(dir=_FOLDERS.name)), names)
+
+
+def self_signed(names: str) -> tuple[Path, ssl.SSLContext]:
+    """Return the PEM file of a certificate of these names, to trust, and a server's context of its own with it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    return certificate, context
+    context.load_cert_chain(*certificate_files(names))
+    return certificate_files(names)[0], context
 
 
 def drain(connection: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -79,13 +79,16 @@ HANDLERS_USED = {
 }
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> list[str]:
+    names: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += (f"{node.module}.{alias.name}" for alias in node.names)
+    return names
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -117,7 +120,7 @@ def test_no_modules_import_each_other_in_a_circle(room: str) -> None:
         for path in SOURCES[room].rglob("*.py")
         if path.stem != "__init__" and not path.stem.endswith("_pb2")
     }
-    imported = {name: list(imports(path)) for name, path in modules.items()}
+    imported = {name: imports(path) for name, path in modules.items()}
     arrows = {
         name: {target for target in modules for used in imported[name] if f"{used}.".startswith(f"{target}.")} - {name}
         for name in modules

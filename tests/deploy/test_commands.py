@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import io
 import json
 import os
 import re
@@ -12,11 +13,14 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import yaml
 
+from deploy.commands.__main__ import main
 from deploy.commands.common import read_settings
 from deploy.commands.gateway import judge
 
@@ -32,15 +36,11 @@ def build_run(folder: Path) -> Run:
     (programs / "openssl").symlink_to(shutil.which("openssl") or "")
 
     def run(*arguments: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "deploy.commands", "--secrets", folder / "secrets", *arguments],
-            cwd=ROOT,
-            env={"PATH": str(programs), "USER": "ada", "LOGNAME": "ada"} | settings,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        environment = {"PATH": str(programs), "USER": "ada", "LOGNAME": "ada"} | settings
+        words = [str(word) for word in ("--secrets", folder / "secrets", *arguments)]
+        said = io.StringIO()
+        with patch.dict(os.environ, environment, clear=True), redirect_stdout(said), redirect_stderr(said):
+            return subprocess.CompletedProcess(words, main(words), said.getvalue())
 
     return run
 
@@ -297,17 +297,18 @@ def test_links_to_files_elsewhere_are_replaced_too(run: Run, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "two", "1000"])
-def test_a_number_of_replicas_that_cannot_be_is_refused(number: str) -> None:
-    refused = subprocess.run(
-        ["python3", "-m", "deploy.commands", "update"],
-        cwd=ROOT,
-        env=os.environ | {"CONVSCOPE_REPLICAS": number},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_a_number_of_replicas_that_cannot_be_is_refused(run: Run, number: str) -> None:
+    refused = run("update", CONVSCOPE_REPLICAS=number)
     assert refused.returncode == 1
-    assert "CONVSCOPE_REPLICAS must be a number from 1 to 999" in refused.stderr
+    assert "CONVSCOPE_REPLICAS must be a number from 1 to 999" in refused.stdout
+
+
+def test_the_commands_are_run_as_a_module_which_returns_their_status(tmp_path: Path) -> None:
+    command = ["python3", "-m", "deploy.commands", "--secrets", tmp_path / "secrets", "revoke", "alice"]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert refused.stderr
+    assert not refused.stdout
 
 
 def test_make_takes_names_from_its_command_line_alone_and_runs_nothing_in_them(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import threading
@@ -22,7 +23,7 @@ from handlers.images.preprocessing import Preprocessing
 from handlers.networks import Edges
 from tests.client.served import serving
 from tests.client.stand_in import StandIn, serve
-from tests.client.wire import make_certificate
+from tests.client.wire import certificate_files, make_certificate
 from tests.handlers.support import make_service
 from tests.ports import free_port
 
@@ -79,9 +80,8 @@ def certified(tmp_path: Path) -> Path:
     """A folder with `tls.crt` and `tls.key` for localhost."""
     folder = tmp_path / "certificate"
     folder.mkdir()
-    certificate, _ = make_certificate(folder, "DNS:localhost,IP:127.0.0.1")
-    certificate.rename(folder / "tls.crt")
-    (folder / "key.pem").rename(folder / "tls.key")
+    for file, name in zip(certificate_files("DNS:localhost,IP:127.0.0.1"), ("tls.crt", "tls.key"), strict=True):
+        shutil.copy(file, folder / name)
     return folder
 
 

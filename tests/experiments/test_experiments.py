@@ -235,7 +235,7 @@ def test_purity_is_of_the_strongest_pictures(found: Any) -> None:
     dead[:5] = 1
     assert atlas.purities(dead, labels)[0].tolist() == [0]
     assert best[0].tolist() == list(range(17, 8, -1))
-    assert {row["layer"] for row in found("atlas")["layers"]} == {"block1", "block7"}
+    assert {row["layer"] for row in found("atlas")["layers"]} == {"block5", "block7"}
     assert set(found("atlas")["cifar"]) == {"conv1", "conv2"}
 
 
@@ -244,8 +244,8 @@ def test_a_cell_looks_only_at_its_field(found: Any) -> None:
     layer = Layer("block3", "block3.relu", (64, 16, 16), (2, 2), (14, 14), (-6, -6), 0, {})
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
     looking = atlas.Looking(service.first_weights("deep"))
-    heat = np.concatenate([looking.heat(layer, channel, (8, 8), image) for channel in range(4)])
-    assert heat.shape == (4, 32, 32)
+    heat = np.concatenate([looking.heat(layer, channel, (8, 8), image) for channel in (0, 1)])
+    assert heat.shape == (2, 32, 32)
     is_inside = np.zeros((32, 32), bool)
     is_inside[9:25, 9:25] = True  # Pixels 10 to 23, and what squares of 2 pixels cover beside them.
     assert np.abs(heat[:, ~is_inside]).max() < 1e-5 < np.abs(heat).max()

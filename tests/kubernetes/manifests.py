@@ -65,7 +65,7 @@ class Manifests:
     """
 
     def __init__(self, text: str) -> None:
-        self.resources: list[Resource] = list(yaml.safe_load_all(text))
+        self.resources: list[Resource] = list(yaml.load_all(text, Loader=yaml.CSafeLoader))
 
     def of(self, kind: str) -> list[Resource]:
         """Return the resources of a kind."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
+from kubernetes_validate import utils
 
 from deploy.kubernetes import generate
 from server.arguments import parse
@@ -58,6 +61,14 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Manifests]:
     for name, components in COMBINED.items():
         made[name] = render(write_overlay(tmp_path_factory.mktemp("overlay"), components))
     return {name: Manifests(text) for name, text in made.items()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _schemas_read_once() -> Iterator[None]:
+    """Read each of Kubernetes' schemas once: megabytes, which `validate` reads for every resource."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "schema_contents", cache(utils.schema_contents))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +152,7 @@ def test_every_component_is_tried() -> None:
 
 def test_kubernetes_old_and_new_takes_every_resource(rendered: dict[str, Manifests]) -> None:
     resources = {  # Most are the same in all.
-        (version, yaml.safe_dump(resource)): resource
+        (version, str(resource)): resource
         for name, manifests in rendered.items()
         for version in (OLDEST.get(name, "1.25.0"), kubernetes_validate.latest_version())
         for resource in manifests.resources

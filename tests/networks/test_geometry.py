@@ -156,8 +156,9 @@ def test_the_served_networks_state_exactly_the_pixels_with_a_gradient(name):
         assert found.sum() == geometry.receptive_field[0] * geometry.receptive_field[1], "some of it lies outside"
 
 
+# The last stage answers to 435 pixels: five times the work for two more blocks of the same kind.
 RESNET18 = {"conv1": "relu", "pool": "maxpool"} | {
-    f"block{2 * stage + block - 1}": f"layer{stage}.{block}.relu_1" for stage in (1, 2, 3, 4) for block in (0, 1)
+    f"block{2 * stage + block - 1}": f"layer{stage}.{block}.relu_1" for stage in (1, 2, 3) for block in (0, 1)
 }
 
 
@@ -173,13 +174,13 @@ def shrunk(model):
 
 def test_resnet18_states_exactly_the_pixels_with_a_gradient():
     model = shrunk(torchvision.models.resnet18(weights=None))
-    geometries = layer_geometry(model, RESNET18, (3, 480, 480))
+    geometries = layer_geometry(model, RESNET18, (3, 232, 232))
     assert geometries.keys() == RESNET18.keys()
     cells = {RESNET18[name]: middle(geometry) for name, geometry in geometries.items()}
-    all_found = reached_by(averaging(model), cells, (3, 480, 480), torch.float32)
+    all_found = reached_by(averaging(model), cells, (3, 232, 232), torch.float32)
     for name, geometry in geometries.items():
         found = all_found[RESNET18[name]]
-        assert torch.equal(found, stated(geometry, cells[RESNET18[name]], (480, 480))), name
+        assert torch.equal(found, stated(geometry, cells[RESNET18[name]], (232, 232))), name
         assert found.sum() == geometry.receptive_field[0] ** 2, "some of it lies outside"
 
 

@@ -1,5 +1,8 @@
 """Small folders of pictures, and runs that take a second."""
 
+from contextlib import nullcontext
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,10 +36,14 @@ def pictures(tmp_path, write_folder):
 
 @pytest.fixture
 def train(pictures, tmp_path):
-    """Return a function that trains `digits` on the folder into `tmp_path/<out>`, with one thread."""
+    """Return a function that trains `digits` on the folder into `tmp_path/<out>`, with one thread.
 
-    def run(*arguments, out="run", model="digits", data=pictures):
+    It draws curves only where asked to: to draw them takes longer than an epoch.
+    """
+
+    def run(*arguments, out="run", model="digits", data=pictures, drawn=False):
         command = ["--model", model, "--data", str(data), "--out", str(tmp_path / out), "--threads", "1"]
-        return main([*command, "--device", "cpu", *map(str, arguments)])
+        with nullcontext() if drawn else patch("training.curves.draw"):
+            return main([*command, "--device", "cpu", *map(str, arguments)])
 
     return run

