@@ -72,5 +72,5 @@ def test_axe_finds_no_fault_and_it_fits(watch: Open, index: str):
     for width in (320, 2560):
         page.set_viewport_size({"width": width, "height": 700})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        result = Axe().run(page)
-        assert result.violations_count == 0, result.generate_report()
+    result = Axe().run(page)
+    assert result.violations_count == 0, result.generate_report()
