@@ -38,8 +38,9 @@ from tests.handlers.support import (
     unpack,
 )
 from tests.pictures import colours, png
+from tests.thorough import variants
 
-MODELS = sorted(path.stem for path in STORE.glob("*.mar"))
+MODELS = variants(["cifar", "deep", "edges", "flat"], ["digits", "simple"])
 
 
 def load(model: str, folder: Path, engine: str, **more: str) -> Pipeline:

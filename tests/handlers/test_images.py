@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from PIL import Image
 from torch import Tensor
 
@@ -20,7 +16,6 @@ from handlers.images.preprocessing import Preprocessing, normalise, to_input, to
 from tests.containers import chunk, npy_header, png_header
 from tests.handlers.support import CIFAR_INPUT
 from tests.pictures import colours, npy, png, saved
-from tests.thorough import tries
 
 ANY_COLOUR = Preprocessing(3, None, None)
 ANY_GREY = Preprocessing(1, None, None)

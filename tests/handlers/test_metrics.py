@@ -152,7 +152,7 @@ def test_cards_that_are_refused_are_cards(directory: Path, tmp_path: Path) -> No
     [("nose", "unknown_layer"), ("all", "bad_request"), ("conv1", "ok"), ("conv2", "reply_too_large")],
 )
 def test_filters_are_cards_whatever_becomes_of_them(directory: Path, filters: str, code: str) -> None:
-    service = metered(Cifar(), limits=Limits(max_reply_bytes=10_000))
+    service = metered(limits=Limits(max_reply_bytes=10_000))
     ask_message(service, wire.PredictRequest(filters=filters))
     ask_message(service, wire.PredictRequest(pictures=[GOOD]))
     assert counts(directory, "convscope_cards_total") == {(code, "grpc"): 1}
@@ -170,7 +170,7 @@ def test_what_cannot_be_recorded_once_is_missing_once(service: Pipeline, directo
 def test_what_warms_the_server_up_is_not_counted(directory: Path, tmp_path: Path) -> None:
     flag = tmp_path / "starting"
     flag.touch()
-    service = metered(Cifar(), starting_file=flag)
+    service = metered(starting_file=flag)
     service.respond([message(GOOD)], [GRPC])
     warm_up(service, CIFAR_INPUT, ("conv1",), 64)
     assert not counts(directory, "convscope_requests_total")

@@ -59,13 +59,14 @@ for dtype, shape in itertools.product((np.uint8, np.float32), [(32, 32, 3), (2, 
     files[f"array {np.dtype(dtype)} {shape}"] = file.getvalue()
 for name, file in files.items():
     ask(f"scores of {name}", {"request": wire.PredictRequest(pictures=[file], top_k=0).SerializeToString()})
-for dtype, more in itertools.product(
-    (wire.FLOAT32, wire.FLOAT16, wire.UINT8),
-    (
-        {}, {"pool": 1}, {"pool": 3}, {"pool": 16}, {"pool": 5, "channels": {"strongest": 2}},
-        {"channels": {"strongest": 5}}, {"channels": {"indexes": [7, 0, 3]}},
-    ),
-):
+selections = [
+    {"pool": 1}, {"pool": 3}, {"pool": 16}, {"pool": 5, "channels": {"strongest": 2}},
+    {"channels": {"strongest": 5}}, {"channels": {"indexes": [7, 0, 3]}},
+]
+for dtype, more in [
+    *((wire.FLOAT32, more) for more in selections),
+    *itertools.product((wire.FLOAT32, wire.FLOAT16, wire.UINT8), ({}, {"pool": 5})),
+]:
     asked = wire.PredictRequest(pictures=list(files.values()), layers=["all"], map_dtype=dtype, **more)
     ask(f"maps {dtype} {more}", {"request": asked.SerializeToString()})
 picture = files["png 32x32"]
@@ -127,7 +128,7 @@ def test_every_reply_but_those_that_torch_alone_gives_and_the_card_is_the_same_b
         "an edit",
         "card",
     }
-    assert sum(reply[0] == 200 for reply in without.values()) > 40
+    assert sum(reply[0] == 200 for reply in without.values()) > 30
 
 
 def test_an_explanation_by_gradients_is_rejected_and_says_what_needs_none(answers: dict[str, dict[str, Any]]) -> None:

@@ -197,7 +197,9 @@ def test_a_misspelt_rule_that_pages_depend_on_is_a_page_itself(tmp_path: Path) -
     pages, files = read_by_pages(), []
     objectives = [name for name in pages if name.startswith("convscope:objective:")]
     for number, wrong in enumerate([objectives, *([name] for name in pages if name not in objectives)]):
-        expression = f'group by (rule) (ALERTS{{alertname="RulesMissing", rule=~"{"|".join(wrong)}", alertstate="firing"}})'
+        expression = (
+            f'group by (rule) (ALERTS{{alertname="RulesMissing", rule=~"{"|".join(wrong)}", alertstate="firing"}})'
+        )
         expected = [{"labels": f'{{rule="{name}"}}', "value": 1} for name in wrong]
         test = calm | {"promql_expr_test": [{"expr": expression, "eval_time": "6m", "exp_samples": expected}]}
         rules = misspelt(needed(test), *wrong)
