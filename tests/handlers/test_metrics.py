@@ -294,7 +294,7 @@ class TestSlots:
 
 @pytest.fixture
 def left(service: Pipeline, directory: Path, tmp_path: Path) -> Path:
-    """Return what a worker leaves that is killed in its third request: its files, which are mapped, as they are then."""
+    """Return what a worker leaves that is killed in its third request: its mapped files as they are then."""
     folder, run = tmp_path / "left", service.predictor.run
     service.telemetry.loaded(0.5)
     for _ in range(2):
