@@ -1,16 +1,32 @@
-"""What a scrape of the workers' metrics would read."""
+"""A service that keeps metrics, and what a scrape of them would read."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
+from torch import nn
+
+from handlers.networks.cifar import Cifar
+from handlers.ops.telemetry import Telemetry
+from handlers.outputs.response import Identity
+from handlers.pipeline import Pipeline
+from handlers.settings import Settings
+from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, make_service
 
 WHO = {"model": "cifar", "version": "1.0"}
-
+IDENTITY = Identity("cifar", "1.0", "torch-test", "cpu")
 
 Samples = list[tuple[dict[str, str], float]]
+
+
+def metered(network: nn.Module | None = None, classes: tuple[str, ...] = CIFAR_CLASSES, **kwargs: Any) -> Pipeline:
+    """Make a service that keeps metrics where `PROMETHEUS_MULTIPROC_DIR` says."""
+    layers = tuple(kwargs.get("layers") or (network or Cifar).layers)
+    kwargs["telemetry"] = Telemetry.of(IDENTITY, layers, classes, Settings.from_environment().metrics_dir)
+    return make_service(network or Cifar, CIFAR_INPUT, classes, **kwargs)
 
 
 def every(directory: Path, name: str) -> Samples:

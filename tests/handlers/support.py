@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,15 @@ REQUEST_ID = "26b2c1a8-9b8a-4f7d-8c61-0d6a3f1d2e10"  # As TorchServe gives one t
 CIFAR_INPUT = Preprocessing(3, 32, 32, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
 
 
+STORE = Path(__file__).parents[2] / "model_store"
 _FOLDERS = tempfile.TemporaryDirectory()  # Of archives, as long as the tests run.
+
+
+def unpack(model: str, folder: Path) -> Path:
+    """Unpack a committed archive into a folder, and return the folder."""
+    with zipfile.ZipFile(STORE / f"{model}.mar") as archive:
+        archive.extractall(folder)
+    return folder
 
 
 def make_archive(

@@ -162,15 +162,6 @@ class TestLongText:
 
 
 class TestWhatIsForeseen:
-    def test_a_pool_larger_than_the_map_is_a_bad_request(self, service: Pipeline) -> None:
-        body = {"data": base64.b64encode(GOOD).decode(), "layers": ["conv1"], "pool": 100_000}
-        assert ask_json(service, {"body": json.dumps(body).encode()}, **JSON)["error"]["code"] == "bad_request"
-
-    def test_so_are_channels_that_are_not_there(self, service: Pipeline) -> None:
-        message = wire.PredictRequest(pictures=[GOOD], layers=["conv1"])
-        message.channels.indexes.extend(range(60_000))
-        assert ask_message(service, message).error.code == "bad_request"
-
     def test_pooling_a_large_picture_where_any_size_is_taken(self) -> None:
         small = make_service(Edges, Preprocessing(1, None, None), (), limits=Limits(max_reply_bytes=100_000))
         picture = png(np.zeros((1000, 1000), np.uint8))

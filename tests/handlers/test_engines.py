@@ -26,16 +26,25 @@ from handlers.networks.cifar import Cifar
 from handlers.pipeline import Pipeline
 from handlers.settings import Settings
 from handlers.wire import convscope_pb2 as wire
-from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, ask_json, ask_message, ask_rest, cells, make_archive
+from tests.handlers.support import (
+    CIFAR_CLASSES,
+    CIFAR_INPUT,
+    STORE,
+    ask_json,
+    ask_message,
+    ask_rest,
+    cells,
+    make_archive,
+    unpack,
+)
 from tests.pictures import colours, png
+from tests.thorough import variants
 
-STORE = Path(__file__).resolve().parents[2] / "model_store"
-MODELS = sorted(path.stem for path in STORE.glob("*.mar"))
+MODELS = variants(["cifar", "deep", "edges", "flat"], ["digits", "simple"])
 
 
 def load(model: str, folder: Path, engine: str, **more: str) -> Pipeline:
-    with zipfile.ZipFile(STORE / f"{model}.mar") as archive:
-        archive.extractall(folder)
+    unpack(model, folder)
     environment = {"CONVSCOPE_ENGINE": engine, "CONVSCOPE_MAX_RESPONSE_BYTES": str(2**28), **more}
     return loading.load(
         folder,

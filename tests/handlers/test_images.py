@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from PIL import Image
 from torch import Tensor
 
@@ -20,7 +16,6 @@ from handlers.images.preprocessing import Preprocessing, normalise, to_input, to
 from tests.containers import chunk, npy_header, png_header
 from tests.handlers.support import CIFAR_INPUT
 from tests.pictures import colours, npy, png, saved
-from tests.thorough import tries
 
 ANY_COLOUR = Preprocessing(3, None, None)
 ANY_GREY = Preprocessing(1, None, None)
@@ -29,103 +24,6 @@ ANY_GREY = Preprocessing(1, None, None)
 def one(data: bytes, preprocessing: Preprocessing = ANY_COLOUR) -> np.ndarray[Any, Any]:
     [picture] = decode(data, preprocessing)
     return picture
-
-
-def test_a_png_gives_its_own_pixels() -> None:
-    array = colours(height=7, width=5)
-    assert np.array_equal(one(png(array)), array)
-
-
-def test_a_lossless_webp_gives_its_own_pixels() -> None:
-    array = colours(height=7, width=5)
-    assert np.array_equal(one(saved(Image.fromarray(array), "WEBP", lossless=True)), array)
-
-
-def test_a_jpeg_gives_what_pillow_decodes() -> None:
-    data = saved(Image.fromarray(colours()), "JPEG", quality=90)
-    assert np.array_equal(one(data), np.asarray(Image.open(io.BytesIO(data))))
-
-
-def test_a_colour_picture_becomes_grey_for_a_grey_network() -> None:
-    array = colours()
-    expected = np.asarray(Image.fromarray(array).convert("L"))[:, :, np.newaxis]
-    assert np.array_equal(one(png(array), ANY_GREY), expected)
-
-
-def test_a_grey_picture_becomes_colour_for_a_colour_network() -> None:
-    grey = colours()[:, :, 0]
-    assert np.array_equal(one(png(grey)), np.stack([grey] * 3, axis=2))
-
-
-def test_an_opaque_rgba_picture_is_its_colours() -> None:
-    array = colours()
-    rgba = np.dstack([array, np.full((32, 32), 255, np.uint8)])
-    assert np.array_equal(one(png(rgba)), array)
-
-
-def test_transparency_is_laid_over_white() -> None:
-    rgba = np.zeros((2, 2, 4), np.uint8)
-    rgba[0, 0] = (255, 0, 0, 128)
-    picture = one(png(rgba))
-    assert picture[1, 1].tolist() == [255, 255, 255]
-    assert np.abs(picture[0, 0].astype(int) - (255, 127, 127)).max() <= 1
-
-
-def test_a_palette_picture_gives_its_palettes_colours() -> None:
-    image = Image.fromarray(colours()).quantize(16)
-    assert np.array_equal(one(saved(image, "PNG")), np.asarray(image.convert("RGB")))
-
-
-def test_a_transparent_palette_entry_is_white() -> None:
-    image = Image.new("P", (2, 2), 1)
-    image.putpalette([10, 20, 30, 40, 50, 60])
-    image.putpixel((0, 0), 0)
-    picture = one(saved(image, "PNG", transparency=0))
-    assert picture[0, 0].tolist() == [255, 255, 255]
-    assert picture[1, 1].tolist() == [40, 50, 60]
-
-
-def test_a_one_bit_picture_is_black_and_white() -> None:
-    image = Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8)).convert("1")
-    assert one(saved(image, "PNG"), ANY_GREY)[:, :, 0].tolist() == [[0, 255], [255, 0]]
-
-
-def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
-    values = np.array([[0, 257, 32896], [65535, 512, 128]], np.uint16)
-    assert one(png(values), ANY_GREY)[:, :, 0].tolist() == [[0, 1, 128], [255, 2, 0]]
-
-
-def test_a_cmyk_jpeg_is_turned_into_colours() -> None:
-    red = Image.new("RGB", (16, 16), (200, 30, 40)).convert("CMYK")
-    picture = one(saved(red, "JPEG", quality=95))
-    assert np.abs(picture.astype(int) - (200, 30, 40)).max() <= 6
-
-
-@pytest.mark.parametrize(
-    ("orientation", "undo"),
-    [
-        (1, None),
-        (2, Image.Transpose.FLIP_LEFT_RIGHT),
-        (3, Image.Transpose.ROTATE_180),
-        (4, Image.Transpose.FLIP_TOP_BOTTOM),
-        (5, Image.Transpose.TRANSPOSE),
-        (6, Image.Transpose.ROTATE_90),
-        (7, Image.Transpose.TRANSVERSE),
-        (8, Image.Transpose.ROTATE_270),
-    ],
-)
-def test_exif_orientation_is_applied(orientation: int, undo: Image.Transpose | None) -> None:
-    upright = Image.fromarray(colours(height=16, width=32))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored = upright if undo is None else upright.transpose(undo)
-    assert np.array_equal(one(saved(stored, "PNG", exif=exif)), np.asarray(upright))
-
-
-def test_a_picture_with_damaged_exif_is_shown_unturned() -> None:
-    array = colours()
-    data = saved(Image.fromarray(array), "PNG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
-    assert np.array_equal(one(data), array)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -276,42 +174,6 @@ def test_a_network_of_two_channels_takes_arrays_only() -> None:
     assert one(npy(np.zeros((3, 3, 2), np.uint8)), two).shape == (3, 3, 2)
     with pytest.raises(WrongChannels, match="send an array"):
         decode(png(colours()), two)
-
-
-@settings(max_examples=tries(100, 300), deadline=None)
-@given(data=st.data())
-def test_damage_anywhere_is_a_picture_or_a_clear_error(data: st.DataObject) -> None:
-    whole = bytearray(data.draw(st.sampled_from(_SEEDS)))
-    for position, byte in data.draw(
-        st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), max_size=8)
-    ):
-        whole[position] = byte
-    cut = data.draw(st.integers(0, len(whole)))
-    try:
-        pictures = decode(bytes(whole[:cut]), ANY_COLOUR)
-    except RequestError as error:
-        assert error.code in ("bad_image", "image_too_large", "wrong_channels", "too_many_images")  # noqa: PT017
-    else:
-        assert all(picture.ndim == 3 and picture.shape[2] == 3 for picture in pictures)
-
-
-_SEEDS = [
-    png(colours(height=8, width=8)),
-    saved(Image.fromarray(colours(height=8, width=8)), "JPEG"),
-    saved(Image.fromarray(colours(height=8, width=8)), "WEBP"),
-    npy(colours(height=8, width=8)),
-]
-
-
-@settings(deadline=None)
-@given(array=hnp.arrays(np.uint8, (2, 4, 5, 3)))
-def test_normalising_is_scaling_subtracting_and_dividing(array: np.ndarray[Any, Any]) -> None:
-    values = normalise(torch.from_numpy(array).permute(0, 3, 1, 2), CIFAR_INPUT)
-    mean = torch.tensor(CIFAR_INPUT.mean).view(1, 3, 1, 1)
-    std = torch.tensor(CIFAR_INPUT.std).view(1, 3, 1, 1)
-    expected = (torch.from_numpy(array).permute(0, 3, 1, 2).float() / 255 - mean) / std
-    assert torch.equal(values, expected)
-    assert values.is_contiguous()
 
 
 def test_uint8_and_float_pictures_stack_to_the_same() -> None:

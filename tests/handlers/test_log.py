@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import sys
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from handlers.images.preprocessing import Preprocessing
 from handlers.loading import warm_up
 from handlers.networks.cifar import Cifar
 from handlers.ops import log
-from handlers.ops.log import JsonLines, Samples, quiet_torchserve, set_up
+from handlers.ops.log import JsonLines, Samples, quiet_torchserve
 from handlers.ops.telemetry import Telemetry
 from handlers.pipeline import Pipeline
 from handlers.wire import convscope_pb2 as wire
@@ -35,17 +33,6 @@ from tests.pictures import colours, npy, png
 
 GOOD = png(colours())
 FIELDS = ["time", "level", "model", "version", "request_id", "transport", "code", "message"]
-
-
-@pytest.fixture
-def output(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """Log as a worker does, here into memory, and afterwards as before."""
-    package = logging.getLogger("handlers")
-    before = (package.handlers, package.level, package.propagate)
-    monkeypatch.setattr(sys, "stdout", io.StringIO())
-    set_up("cifar", "1.0")
-    yield sys.stdout  # type: ignore[misc]
-    package.handlers, package.level, package.propagate = before
 
 
 def lines(output: io.StringIO) -> list[dict[str, Any]]:
@@ -124,7 +111,9 @@ def test_what_is_ours_to_mend_comes_with_its_traceback_and_no_caller_sees_it(
         def __contains__(self, key: object) -> bool:
             raise RuntimeError("secret path /etc")
 
-    [answer] = service.respond([Hostile(body=bytearray(GOOD))], [{"Host": "x"}], [REQUEST_ID])
+    rows = [Hostile(body=bytearray(GOOD)), {"body": bytearray(GOOD)}]
+    answer, neighbour = service.respond(rows, [{"Host": "x"}] * 2, [REQUEST_ID, "next"])
+    assert (answer.status, neighbour.status) == (500, 200)
     [line] = lines(output)
     assert (line["level"], line["code"], line["request_id"]) == ("error", "internal", REQUEST_ID)
     assert line["traceback"].endswith("RuntimeError: secret path /etc")
@@ -156,7 +145,9 @@ def test_what_a_network_of_any_size_made_of_a_picture_can_be_looked_into(output:
     network = nn.Sequential(nn.Conv2d(1, 1, 7))
     service = make_service(network, Preprocessing(1, None, None), (), layers={"conv1": "0"})
     small, large = (npy(np.zeros((side, side), np.uint8)) for side in (3, 9))
-    ask_message(service, wire.PredictRequest(pictures=[large, small], layers=["conv1"]))  # Answered, but for one.
+    reply = ask_message(service, wire.PredictRequest(pictures=[large, small], layers=["conv1"]))
+    assert [result.error.code for result in reply.results] == ["", "bad_image"]
+    assert "3×3" in reply.results[1].error.message
     [line] = lines(output)
     assert (line["level"], line["code"]) == ("error", "bad_image")
     assert "Kernel size can't be greater" in line["traceback"]

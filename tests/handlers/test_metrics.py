@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-import signal
 import struct
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -31,9 +29,8 @@ from handlers.outputs.response import Response
 from handlers.pipeline import Pipeline
 from handlers.torchserve.patches import PATCHES
 from handlers.wire import convscope_pb2 as wire
-from tests.handlers.metering import every, scrape, value
+from tests.handlers.metering import IDENTITY, every, metered, scrape, value
 from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, ask_message, ask_rest
-from tests.handlers.worker import IDENTITY, metered
 from tests.pictures import colours, npy, png
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,7 +152,7 @@ def test_cards_that_are_refused_are_cards(directory: Path, tmp_path: Path) -> No
     [("nose", "unknown_layer"), ("all", "bad_request"), ("conv1", "ok"), ("conv2", "reply_too_large")],
 )
 def test_filters_are_cards_whatever_becomes_of_them(directory: Path, filters: str, code: str) -> None:
-    service = metered(Cifar(), limits=Limits(max_reply_bytes=10_000))
+    service = metered(limits=Limits(max_reply_bytes=10_000))
     ask_message(service, wire.PredictRequest(filters=filters))
     ask_message(service, wire.PredictRequest(pictures=[GOOD]))
     assert counts(directory, "convscope_cards_total") == {(code, "grpc"): 1}
@@ -173,7 +170,7 @@ def test_what_cannot_be_recorded_once_is_missing_once(service: Pipeline, directo
 def test_what_warms_the_server_up_is_not_counted(directory: Path, tmp_path: Path) -> None:
     flag = tmp_path / "starting"
     flag.touch()
-    service = metered(Cifar(), starting_file=flag)
+    service = metered(starting_file=flag)
     service.respond([message(GOOD)], [GRPC])
     warm_up(service, CIFAR_INPUT, ("conv1",), 64)
     assert not counts(directory, "convscope_requests_total")
@@ -267,38 +264,43 @@ class TestSlots:
         assert slot_name(arguments) == (name or str(os.getpid()))
 
     def test_a_killed_workers_successor_goes_on_counting_and_has_nothing_in_flight(
-        self, left: Path, tmp_path: Path
+        self, left: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        shutil.copytree(left, tmp_path, dirs_exist_ok=True)
-        assert work(tmp_path, 3, "ends").returncode == 0
-        assert value(tmp_path, "convscope_in_flight") == 0
-        assert counts(tmp_path, "convscope_requests_total") == {("ok", "protobuf", "grpc"): 5}
-        assert counts(tmp_path, "convscope_handler_seconds_count") == {("grpc",): 5}
-        assert value(tmp_path, "convscope_worker_starts_total") == 2
-        assert {path.name for path in tmp_path.iterdir()} == {path.name for path in left.iterdir()}
+        files = {path.name for path in left.iterdir()}
+        assert value(left, "convscope_in_flight") == 1
+        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(left))
+        successor = metered()
+        assert value(left, "convscope_in_flight") == 0
+        successor.telemetry.loaded(0.5)
+        for _ in range(3):
+            ask_message(successor, wire.PredictRequest(pictures=[GOOD]))
+        assert counts(left, "convscope_requests_total") == {("ok", "protobuf", "grpc"): 5}
+        assert counts(left, "convscope_handler_seconds_count") == {("grpc",): 5}
+        assert value(left, "convscope_worker_starts_total") == 2
+        assert {path.name for path in left.iterdir()} == files
 
-    def test_nothing_is_in_flight_as_soon_as_the_successor_has_loaded(self, left: Path, directory: Path) -> None:
-        shutil.copytree(left, directory, dirs_exist_ok=True)
-        assert value(directory, "convscope_in_flight") == 1
-        metered()
-        assert value(directory, "convscope_in_flight") == 0
-
-    def test_two_workers_add_up(self, service: Pipeline, directory: Path) -> None:
-        service.telemetry.loaded(0.25)
-        ask_message(service, wire.PredictRequest(pictures=[GOOD]))
-        assert work(directory, 2, "ends", port=9001).returncode == 0
+    def test_two_workers_add_up(self, service: Pipeline, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], "/tmp/.ts.sock.9001"])
+        for worker, seconds, requests in ((service, 0.25, 1), (metered(), 0.5, 2)):
+            worker.telemetry.loaded(seconds)
+            for _ in range(requests):
+                ask_message(worker, wire.PredictRequest(pictures=[GOOD]))
         assert counts(directory, "convscope_requests_total") == {("ok", "protobuf", "grpc"): 3}
         assert value(directory, "convscope_load_seconds") == 0.5
         assert value(directory, "convscope_worker_starts_total") == 2
         assert [number for _, number in scrape(directory)["convscope_model_info"]] == [1]
+        assert {path.name.rpartition("_")[2] for path in directory.iterdir()} == {"slot9000.db", "slot9001.db"}
 
 
-@pytest.fixture(scope="module")
-def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return what a killed worker left."""
-    folder = tmp_path_factory.mktemp("left")
-    assert work(folder, 2, "killed").returncode == -signal.SIGKILL
-    assert value(folder, "convscope_in_flight") == 1
+@pytest.fixture
+def left(service: Pipeline, directory: Path, tmp_path: Path) -> Path:
+    """Return what a worker leaves that is killed in its third request: its mapped files as they are then."""
+    folder, run = tmp_path / "left", service.predictor.run
+    service.telemetry.loaded(0.5)
+    for _ in range(2):
+        service.respond([message(GOOD)], [GRPC])
+    service.predictor.run = lambda jobs: (shutil.copytree(directory, folder), run(jobs))[1]  # type: ignore[method-assign,func-returns-value]
+    service.respond([message(GOOD)], [GRPC])
     return folder
 
 
@@ -323,11 +325,14 @@ def not_json(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [cut, emptied, scribbled, overlong, not_json])
-def test_a_damaged_file_is_begun_anew(left: Path, directory: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_file_is_begun_anew(
+    left: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
+) -> None:
     for path in left.iterdir():
-        (directory / path.name).write_bytes(damage(path.read_bytes()))
+        path.write_bytes(damage(path.read_bytes()))
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(left))
     ask_message(metered(), wire.PredictRequest(pictures=[GOOD]))
-    assert counts(directory, "convscope_requests_total") == {("ok", "protobuf", "grpc"): 1}
+    assert counts(left, "convscope_requests_total") == {("ok", "protobuf", "grpc"): 1}
 
 
 class TestWithoutMetrics:
@@ -396,11 +401,3 @@ class TestWithoutMetrics:
 def sizes(directory: Path) -> dict[str, int]:
     """Return how many bytes of each file are in use, as its head says."""
     return {path.name: struct.unpack("i", path.read_bytes()[:4])[0] for path in directory.iterdir()}
-
-
-def work(directory: Path, count: int, ending: str, *, port: int = 9000) -> subprocess.CompletedProcess[str]:
-    """Run a worker that answers `count` requests, in a process of its own."""
-    code = "from tests.handlers.worker import main; main()"
-    command = [sys.executable, "-c", code, "--sock-name", f"/tmp/.ts.sock.{port}", str(count), ending]
-    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +20,6 @@ from tests.handlers.support import CIFAR_CLASSES, ask_json, ask_message, make_se
 from tests.pictures import npy, photograph, png
 from tests.thorough import variants
 
-ROOT = Path(__file__).parents[2]
 RECIPE = Preprocessing(3, 224, 224, resize=(256,))
 
 
@@ -58,7 +54,7 @@ class TestLongPictures:
         picture = photograph(6, 1500) / np.float32(255)
         recipe = Preprocessing(3, 224, 224, resize=(256,), interpolation="bicubic")
         levels = one(npy((picture * 255).round().astype(np.uint8)), recipe)
-        assert np.clip(one(npy(picture), recipe), 0, 1) * 255 == pytest.approx(levels.astype(float), abs=1.6)
+        assert np.abs(np.clip(one(npy(picture), recipe), 0, 1) * 255 - levels).max() <= 1.6
 
     def test_without_antialiasing_they_are_refused(self) -> None:
         recipe = Preprocessing(3, 224, 224, resize=(256,), antialias=False)
@@ -85,24 +81,6 @@ class TestLongPictures:
         with pytest.raises(BadImage, match="nothing is left of its shorter side"):
             one(npy(photograph(1, 300)), recipe)
 
-    @pytest.mark.parametrize("shape", [(16_000_000, 1, 3), (1, 16_000_000, 3)])
-    def test_the_longest_takes_little_memory(self, shape: tuple[int, ...]) -> None:
-        measured = """
-import resource, sys
-import numpy as np
-from handlers.images.preprocessing import Preprocessing, fit
-recipe = Preprocessing(3, 224, 224, resize=(256,), interpolation="bicubic")
-picture = np.zeros([int(side) for side in sys.argv[1:]], np.uint8)
-picture[:] = 7
-fit(picture[:300, :300], recipe)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-assert (fit(picture, recipe) == 7).all()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
-"""
-        command = [sys.executable, "-c", measured, *map(str, shape)]
-        done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True)
-        assert int(done.stdout) < 100  # MB; the resized picture would have 3 TB.
-
 
 class TestArrays:
     def test_bytes_are_resized_and_cropped_as_the_same_picture_in_a_file(self) -> None:
@@ -115,7 +93,7 @@ class TestArrays:
         assert np.array_equal(one(npy(prepared), RECIPE), prepared)
         other = photograph(300, 200) / np.float32(255)
         levels = one(npy((other * 255).round().astype(np.uint8)), RECIPE)
-        assert one(npy(other), RECIPE) * 255 == pytest.approx(levels.astype(float), abs=1.1)
+        assert np.abs(one(npy(other), RECIPE) * 255 - levels).max() <= 1.1
 
     def test_padding_is_of_its_levels_in_either_dtype(self) -> None:
         recipe = Preprocessing(3, 32, 32, resize=(16,), fill=(255, 0, 51))

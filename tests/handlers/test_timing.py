@@ -17,9 +17,8 @@ from handlers.entry import ConvscopeHandler
 from handlers.networks.cifar import Cifar
 from handlers.pipeline import Pipeline
 from handlers.wire import convscope_pb2 as wire
-from tests.handlers.metering import scrape
+from tests.handlers.metering import metered, scrape
 from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, REQUEST_ID, ask_json, ask_message, ask_rest, make_service
-from tests.handlers.worker import metered
 from tests.pictures import colours, png
 
 GOOD = png(colours())

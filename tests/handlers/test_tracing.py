@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from handlers.pipeline import Pipeline
 from handlers.settings import Settings
 from handlers.wire import convscope_pb2 as wire
 from tests.collector import Collector, collecting
-from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, ask_message, ask_rest, make_service
+from tests.handlers.support import CIFAR_CLASSES, CIFAR_INPUT, ask_message, ask_rest, make_service, unpack
 from tests.pictures import colours, png
+from tests.server.harness import poll
 from tests.tracing import PARENT, PICTURE, STAGES, trace, traceparent
 
 ROOT = Path(__file__).parents[2]
@@ -145,10 +146,8 @@ def test_what_fails_in_tracing_costs_no_request_and_is_told_once(
 
 
 WORKER = """
-import json, os, sys
+import json, sys
 from pathlib import Path
-if os.environ.get("WITHOUT"):
-    sys.modules["opentelemetry.sdk"] = None
 from handlers import loading
 from handlers.ops import log
 log.set_up("digits", "1.0")
@@ -161,58 +160,53 @@ print(json.dumps({"size": len(response.body), "imported": imported}), flush=True
 """
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("digits")
-    with zipfile.ZipFile(ROOT / "model_store/digits.mar") as archive:
-        archive.extractall(folder)
-    return folder
-
-
-def work(digits: Path, **environment: str) -> tuple[list[str], list[dict[str, Any]]]:
-    """Run a worker that answers two requests; return what it imports of OpenTelemetry, and its log."""
-    arguments = [str(digits), png(colours()).hex(), GOOD]
+def test_off_nothing_of_opentelemetry_is_imported_and_jobs_keep_no_times(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", WORKER, *arguments],
+        [sys.executable, "-c", WORKER, unpack("digits", tmp_path), png(colours()).hex(), GOOD],
         cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if not name.startswith("OTEL_")} | environment,
+        env={name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    [found] = [line for line in lines if "imported" in line]
-    assert found["size"] > 100
-    log = [line for line in lines if "imported" not in line]
-    [failure] = [line for line in log if line.get("code")]
-    assert failure["trace_id"] == trace("good")
-    return found["imported"], [line for line in log if line is not failure]
-
-
-def test_off_nothing_of_opentelemetry_is_imported_and_jobs_keep_no_times(digits: Path) -> None:
-    assert work(digits) == ([], [])
+    failure, found = map(json.loads, done.stdout.splitlines())
+    assert (failure["code"], failure["trace_id"]) == ("bad_image", trace("good"))
+    assert (found["size"] > 100, found["imported"]) == (True, [])
     assert Job({}, {}).intervals is None
 
 
-def test_asked_for_without_opentelemetry_the_log_says_so_once(digits: Path) -> None:
-    _, log = work(digits, WITHOUT="1", OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
-    [entry] = log
+def entries(service: Pipeline, output: io.StringIO) -> list[dict[str, Any]]:
+    """Have a request answered, and return what is in the log."""
+    assert not ask_message(service, wire.PredictRequest(pictures=[PICTURE])).HasField("error")
+    return [json.loads(line) for line in output.getvalue().splitlines()]
+
+
+def test_asked_for_without_opentelemetry_the_log_says_so_once(
+    network: Cifar, monkeypatch: pytest.MonkeyPatch, output: io.StringIO
+) -> None:
+    monkeypatch.delitem(sys.modules, "handlers.ops.tracing")
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    [entry] = entries(traced(network, "http://127.0.0.1:9", monkeypatch), output)
     assert entry["level"] == "warning"
     assert entry["message"].startswith("no spans are sent, though OTEL_EXPORTER_OTLP_ENDPOINT is set: opentelemetry-")
 
 
-def test_a_protocol_that_is_not_there_is_told(digits: Path) -> None:
-    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
-    _, [entry] = work(digits, **variables)
+def test_a_protocol_that_is_not_there_is_told(
+    network: Cifar, monkeypatch: pytest.MonkeyPatch, output: io.StringIO
+) -> None:
+    [entry] = entries(traced(network, "http://127.0.0.1:9", monkeypatch, EXPORTER_OTLP_PROTOCOL="grpc"), output)
     assert entry["message"] == (
         "no spans are sent: they can be sent by http/protobuf alone, not by the protocol that the variables ask for"
     )
 
 
-def test_a_collector_that_is_gone_is_told_in_the_log_and_costs_nothing(digits: Path) -> None:
-    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
-    imported, [entry] = work(digits, **variables)
-    assert "opentelemetry.sdk.trace" in imported
-    assert (entry["level"], entry["model"]) == ("error", "digits")
+def test_a_collector_that_is_gone_is_told_in_the_log_and_costs_nothing(
+    network: Cifar, monkeypatch: pytest.MonkeyPatch, output: io.StringIO
+) -> None:
+    service = traced(network, "http://127.0.0.1:9", monkeypatch, EXPORTER_OTLP_TIMEOUT="1")
+    assert entries(service, output) == []
+    [line] = poll(output.getvalue).splitlines()  # type: ignore[attr-defined]
+    entry = json.loads(line)
+    assert (entry["level"], entry["model"]) == ("error", "cifar")
     assert entry["message"].startswith("Failed to export spans batch")

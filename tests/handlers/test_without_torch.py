@@ -8,7 +8,6 @@ import json
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from safetensors.numpy import load_file, save_file
 from handlers import loading
 from handlers.network.archive import REFERENCE, WEIGHTS
 from handlers.wire import convscope_pb2 as wire
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.handlers.support import unpack
 
 # Runs in the unpacked archive's folder, with the archive's own handlers.
 SCRIPT = """
@@ -61,13 +59,14 @@ for dtype, shape in itertools.product((np.uint8, np.float32), [(32, 32, 3), (2, 
     files[f"array {np.dtype(dtype)} {shape}"] = file.getvalue()
 for name, file in files.items():
     ask(f"scores of {name}", {"request": wire.PredictRequest(pictures=[file], top_k=0).SerializeToString()})
-for dtype, more in itertools.product(
-    (wire.FLOAT32, wire.FLOAT16, wire.UINT8),
-    (
-        {}, {"pool": 1}, {"pool": 3}, {"pool": 16}, {"pool": 5, "channels": {"strongest": 2}},
-        {"channels": {"strongest": 5}}, {"channels": {"indexes": [7, 0, 3]}},
-    ),
-):
+selections = [
+    {"pool": 1}, {"pool": 3}, {"pool": 16}, {"pool": 5, "channels": {"strongest": 2}},
+    {"channels": {"strongest": 5}}, {"channels": {"indexes": [7, 0, 3]}},
+]
+for dtype, more in [
+    *((wire.FLOAT32, more) for more in selections),
+    *itertools.product((wire.FLOAT32, wire.FLOAT16, wire.UINT8), ({}, {"pool": 5})),
+]:
     asked = wire.PredictRequest(pictures=list(files.values()), layers=["all"], map_dtype=dtype, **more)
     ask(f"maps {dtype} {more}", {"request": asked.SerializeToString()})
 picture = files["png 32x32"]
@@ -89,25 +88,23 @@ print(json.dumps({"imported": not before, "replies": replies}))
 
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cifar")
-    with zipfile.ZipFile(ROOT / "model_store/cifar.mar") as archive:
-        archive.extractall(folder)
-    return folder
+    return unpack("cifar", tmp_path_factory.mktemp("cifar"))
 
 
-def run(folder: Path, how: str, code: str = SCRIPT) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-c", code, how], cwd=folder, capture_output=True, text=True, timeout=300)
+def run(folder: Path, *arguments: str | Path, code: str = SCRIPT) -> Any:
+    """Run it in a process of its own; return what the last line that it prints says."""
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def run_here(folder: Path, code: str = SCRIPT) -> dict[str, Any]:
+def run_here(folder: Path) -> dict[str, Any]:
     """Run it in this process, which has imported torch; the archive's handlers are those of the repository."""
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["script", "imported"])
-        exec(compile(code, "script", "exec"), {})
+        exec(compile(SCRIPT, "script", "exec"), {})
     found: dict[str, Any] = json.loads(said.getvalue().splitlines()[-1])
     return found
 
@@ -131,7 +128,7 @@ def test_every_reply_but_those_that_torch_alone_gives_and_the_card_is_the_same_b
         "an edit",
         "card",
     }
-    assert sum(reply[0] == 200 for reply in without.values()) > 40
+    assert sum(reply[0] == 200 for reply in without.values()) > 30
 
 
 def test_an_explanation_by_gradients_is_rejected_and_says_what_needs_none(answers: dict[str, dict[str, Any]]) -> None:
@@ -179,34 +176,33 @@ for name in ("torch", "torchvision"):
     sys.modules[name] = None
 from handlers import loading
 
-try:
-    loading.load(Path.cwd(), model="cifar", version="1.0", config={}, batch_size=4, gpu=None)
-except (OSError, RuntimeError) as err:
-    print(json.dumps({"error": str(err)}))
+errors = []
+for folder in sys.argv[1:]:
+    try:
+        loading.load(Path(folder), model="cifar", version="1.0", config={}, batch_size=4, gpu=None)
+    except (OSError, RuntimeError) as err:
+        errors.append(str(err))
+print(json.dumps(errors))
 """
+
+
+@pytest.fixture(scope="module")
+def broken(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Archives of which a file is wrong: a graph of another activation, other weights, a missing reference."""
+    folder = tmp_path_factory.mktemp("broken")
+    broken = {what: Path(shutil.copytree(unpacked, folder / what)) for what in ("graph", "weights", "reference")}
+    graph = (unpacked / "graph.onnx").read_bytes()
+    assert b"Relu" in graph
+    (broken["graph"] / "graph.onnx").write_bytes(graph.replace(b"Relu", b"Sign"))
+    weights = load_file(unpacked / WEIGHTS)
+    weights["conv2.weight"][3] *= 1.01
+    save_file(weights, broken["weights"] / WEIGHTS)
+    (broken["reference"] / REFERENCE).unlink()
+    return broken
 
 
 class TestWhatComputesSomethingElse:
     """It is found when the worker starts, without torch too."""
-
-    @pytest.fixture
-    def folder(self, unpacked: Path, tmp_path: Path) -> Path:
-        return Path(shutil.copytree(unpacked, tmp_path / "cifar"))
-
-    @pytest.fixture
-    def wrong_graph(self, folder: Path) -> Path:
-        """A graph whose activation is another one."""
-        graph = (folder / "graph.onnx").read_bytes()
-        assert b"Relu" in graph
-        (folder / "graph.onnx").write_bytes(graph.replace(b"Relu", b"Sign"))
-        return folder
-
-    @pytest.fixture
-    def wrong_weights(self, folder: Path) -> Path:
-        weights = load_file(folder / WEIGHTS)
-        weights["conv2.weight"][3] *= 1.01
-        save_file(weights, folder / WEIGHTS)
-        return folder
 
     def load(self, folder: Path) -> str:
         """Load the archive with torch; return the name of the engine that runs."""
@@ -216,23 +212,19 @@ class TestWhatComputesSomethingElse:
         return wire.PredictReply.FromString(response.body).card.engine
 
     def test_torch_runs_in_place_of_a_wrong_graph_and_says_so(
-        self, wrong_graph: Path, caplog: pytest.LogCaptureFixture
+        self, broken: dict[str, Path], caplog: pytest.LogCaptureFixture
     ) -> None:
-        assert self.load(wrong_graph).startswith("torch-")
+        assert self.load(broken["graph"]).startswith("torch-")
         assert "torch runs instead of onnxruntime: RuntimeError: the scores differ from torch's by" in caplog.text
 
-    def test_without_torch_a_wrong_graph_is_a_failure(self, wrong_graph: Path) -> None:
-        error = run(wrong_graph, "without", LOAD)["error"]
-        assert error.startswith("torch must run this network, and torch or torchvision is not installed: ")
-        assert "the scores differ from torch's by" in error
-
-    def test_other_weights_are_a_failure(self, wrong_weights: Path) -> None:
+    def test_other_weights_are_a_failure(self, broken: dict[str, Path]) -> None:
         with pytest.raises(RuntimeError, match=r"the archive is damaged.*the scores differ from torch's by"):
-            self.load(wrong_weights)
-        error = run(wrong_weights, "without", LOAD)["error"]
-        assert "not installed" in error
-        assert "the scores differ from torch's by" in error
+            self.load(broken["weights"])
 
-    def test_a_missing_reference_is_a_failure(self, folder: Path) -> None:
-        (folder / REFERENCE).unlink()
-        assert run(folder, "without", LOAD) == {"error": "reference.safetensors is missing"}
+    def test_without_torch_each_is_a_failure(self, unpacked: Path, broken: dict[str, Path]) -> None:
+        graph, weights, reference = run(unpacked, *broken.values(), code=LOAD)
+        assert graph.startswith("torch must run this network, and torch or torchvision is not installed: ")
+        assert "the scores differ from torch's by" in graph
+        assert "not installed" in weights
+        assert "the scores differ from torch's by" in weights
+        assert reference == "reference.safetensors is missing"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Open = Callable[..., "Watched"]
 
 
-@pytest.fixture(scope="module")  # Not for longer: while it is open, asyncio.run() does not work.
+@pytest.fixture(scope="package")  # Not for longer: while it is open, asyncio.run() does not work.
 def browser() -> Iterator[Browser]:
     from tests.page.browser import MISSING, chromium, find
 

@@ -49,11 +49,20 @@ def layer(page: Any, name: str) -> Any:
     return page.get_by_role("region", name=name, exact=True)
 
 
-def test_it_needs_no_network_and_says_nothing_to_the_console(open_report: Open):
+def test_it_needs_no_network_and_the_rest_of_the_channels_comes_on_demand(open_report: Open):
     watched = open_report()
     watched.context.set_offline(True)
-    watched.page.get_by_role("button", name="Show all 12 channels of conv1").click()
-    watched.page.reload()
+    page = watched.page
+    page.reload()
+    tiles = layer(page, "conv1").get_by_role("button", name="enlarge")
+    assert tiles.count() == 6
+    page.get_by_role("button", name="Show all 12 channels of conv1").focus()
+    page.keyboard.press("Enter")
+    assert tiles.count() == 12
+    page.locator(".tile:focus").wait_for()  # The page's policy forbids Playwright's `wait_for_function`.
+    tiles.nth(11).click()
+    assert tiles.nth(11).get_attribute("aria-pressed") == "true"
+    assert page.locator('.tile[aria-pressed="true"]').count() == 1
     assert {url.partition(":")[0] for url in watched.fetched} <= {"file", "data"}
     assert len([url for url in watched.fetched if url.startswith("file")]) == 2
     assert not watched.wrong
@@ -88,16 +97,10 @@ def test_no_text_of_others_becomes_markup(open_report: Open):
 
 
 def test_how_the_picture_was_converted_stands_beside_it(open_report: Open):
-    page = open_report(Service(notes=("grey to RGB", "cropped"))).page
-    section = page.get_by_role("region", name="Input", exact=True)
+    section = open_report(Service(notes=("grey to RGB", "cropped"))).page.get_by_role(
+        "region", name="Input", exact=True
+    )
     assert section.get_by_role("paragraph").all_inner_texts() == ["Converted: grey to RGB, cropped"]
-    assert "Converted" not in open_report().page.inner_text("body")
-
-
-def test_scores_are_listed_with_their_shares(open_report: Open):
-    page = open_report().page
-    items = page.get_by_role("region", name="Scores").get_by_role("listitem")
-    assert [re.sub(r"\s+", " ", text) for text in items.all_inner_texts()] == ["cat 75.00 %", "dog 25.00 %"]
 
 
 def test_pointing_at_a_cell_marks_its_receptive_field(open_report: Open):
@@ -116,6 +119,9 @@ def test_pointing_at_a_cell_marks_its_receptive_field(open_report: Open):
     assert field(page) == [17, 0, 8, 5]
     page.mouse.move(2, 2)
     assert "conv1, channel" in description(page)  # Back to the map in large.
+    layer(page, "head").get_by_role("button", name="head: all numbers").click()
+    assert "Receptive field unknown." in description(page)
+    assert page.locator("#picture-field").count() == 0
 
 
 def test_pointing_at_a_cell_marks_it_in_the_original_too(open_report: Open):
@@ -142,17 +148,6 @@ def test_without_a_recipe_there_is_no_second_picture(open_report: Open):
     page = open_report(Service(place=((80, 120), (0.0, 0.0, 80.0, 120.0)))).page
     assert not page.is_visible("#original")
     assert "In the original" not in description(page)
-
-
-def test_the_description_has_the_value_of_the_cell(open_report: Open):
-    page = open_report().page
-    cells = np.random.default_rng(5).normal(size=(12, SIDE, SIDE)).astype(np.float32)  # As the service made it.
-    channel, row, column, value = re.match(
-        r"conv1, channel (\d+), row (\d+), column (\d+): about (\S+) \(min", description(page)
-    ).groups()  # type: ignore[union-attr]
-    assert int(channel) == cells.mean(axis=(1, 2)).argmax()
-    assert (int(row), int(column)) == np.unravel_index(cells[int(channel)].argmax(), (SIDE, SIDE))
-    assert float(value) == pytest.approx(cells[int(channel)].max(), rel=1e-3)
 
 
 def test_it_can_be_read_by_keys_alone(open_report: Open):
@@ -187,26 +182,6 @@ def test_it_can_be_read_by_keys_alone(open_report: Open):
     assert page.evaluate("document.activeElement.id") == "map"
 
 
-def test_the_rest_of_the_channels_comes_on_demand(open_report: Open):
-    page = open_report().page
-    tiles = layer(page, "conv1").get_by_role("button", name="enlarge")
-    assert tiles.count() == 6
-    page.get_by_role("button", name="Show all 12 channels of conv1").focus()
-    page.keyboard.press("Enter")
-    assert tiles.count() == 12
-    page.locator(".tile:focus").wait_for()  # The page's policy forbids Playwright's `wait_for_function`.
-    tiles.nth(11).click()
-    assert tiles.nth(11).get_attribute("aria-pressed") == "true"
-    assert page.locator('.tile[aria-pressed="true"]').count() == 1
-
-
-def test_a_layer_without_a_receptive_field_says_so(open_report: Open):
-    page = open_report().page
-    layer(page, "head").get_by_role("button", name="head: all numbers").click()
-    assert "Receptive field unknown." in description(page)
-    assert page.locator("#picture-field").count() == 0
-
-
 def test_the_heat_map_describes_its_cells(open_report: Open):
     page = open_report().page
     page.get_by_role("region", name="Heat map").get_by_role("button").focus()
@@ -239,21 +214,17 @@ def brightness(page: Any) -> float:
     return sum(map(float, re.findall(r"[\d.]+", colour)[:3])) / 765
 
 
-def test_it_is_light_or_dark_as_the_reader_likes_it(open_report: Open):
-    assert brightness(open_report(color_scheme="light").page) > 0.9
-    assert brightness(open_report(color_scheme="dark").page) < 0.2
-
-
-def test_nothing_moves_for_who_does_not_want_it(open_report: Open):
-    smooth = "getComputedStyle(document.documentElement).scrollBehavior"
-    assert open_report(reduced_motion="no-preference").page.evaluate(smooth) == "smooth"
-    assert open_report(reduced_motion="reduce").page.evaluate(smooth) == "auto"
-
-
-@pytest.mark.parametrize("width", [320, 800, 1600])
-def test_it_fits_narrow_and_wide_windows(width: int, open_report: Open):
-    page = open_report(viewport={"width": width, "height": 700}).page
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+def test_it_suits_the_readers_window_and_wishes(open_report: Open):
+    page = open_report(viewport={"width": 320, "height": 700}, color_scheme="light").page
+    for width in (320, 800, 1600):
+        page.set_viewport_size({"width": width, "height": 700})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert brightness(page) > 0.9
+    page.emulate_media(color_scheme="dark")
+    assert brightness(page) < 0.2
+    for motion, behavior in (("no-preference", "smooth"), ("reduce", "auto")):
+        page.emulate_media(reduced_motion=motion)
+        assert page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == behavior
 
 
 def test_it_prints_bars_and_every_column_and_nothing_to_press(open_report: Open):
@@ -269,17 +240,17 @@ def test_it_prints_bars_and_every_column_and_nothing_to_press(open_report: Open)
     assert len(re.findall(rb"/Type /Page\b", page.pdf(format="A4"))) <= 4
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_fault(scheme: str, open_report: Open):
-    watched = open_report(
-        Service(notes=("cropped",)), color_scheme=scheme, bypass_csp=True
-    )  # axe is a script that the page does not know.
-    result = Axe().run(watched.page)
-    assert result.violations_count == 0, result.generate_report()
-    assert len(result.response["passes"]) > 20
+def test_axe_finds_no_fault(open_report: Open):
+    options = {"color_scheme": "light", "bypass_csp": True}  # axe is a script that the page does not know.
+    page = open_report(Service(notes=("cropped",)), **options).page
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        result = Axe().run(page)
+        assert result.violations_count == 0, result.generate_report()
+        assert len(result.response["passes"]) > 20
 
 
-def test_a_screen_reader_finds_landmarks_headings_and_names(open_report: Open):
+def test_a_screen_reader_finds_landmarks_headings_names_and_values(open_report: Open):
     page = open_report().page
     assert page.get_by_role("main").count() == page.get_by_role("banner").count() == 1
     headings = page.get_by_role("heading").all_inner_texts()
@@ -292,3 +263,13 @@ def test_a_screen_reader_finds_landmarks_headings_and_names(open_report: Open):
     table = page.get_by_role("table", name="Layers of the network")
     assert table.get_by_role("columnheader", name="receptive field").count() == 1
     assert table.get_by_role("rowheader", name="conv2").count() == 1
+    items = page.get_by_role("region", name="Scores").get_by_role("listitem")
+    assert [re.sub(r"\s+", " ", text) for text in items.all_inner_texts()] == ["cat 75.00 %", "dog 25.00 %"]
+    assert "Converted" not in page.inner_text("body")
+    cells = np.random.default_rng(5).normal(size=(12, SIDE, SIDE)).astype(np.float32)  # As the service made it.
+    channel, row, column, value = re.match(
+        r"conv1, channel (\d+), row (\d+), column (\d+): about (\S+) \(min", description(page)
+    ).groups()  # type: ignore[union-attr]
+    assert int(channel) == cells.mean(axis=(1, 2)).argmax()
+    assert (int(row), int(column)) == np.unravel_index(cells[int(channel)].argmax(), (SIDE, SIDE))
+    assert float(value) == pytest.approx(cells[int(channel)].max(), rel=1e-3)

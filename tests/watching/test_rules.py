@@ -193,14 +193,17 @@ def misspelt(groups: list[dict[str, Any]], *series: str) -> list[dict[str, Any]]
 
 @pytest.mark.usefixtures("prometheus_installed")
 def test_a_misspelt_rule_that_pages_depend_on_is_a_page_itself(tmp_path: Path) -> None:
-    calm, *_ = cases(Path(__file__).parent / "rules/outage.yaml")
-    files = []
-    for number, name in enumerate(read_by_pages()):
-        expression = f'group by (alertname) (ALERTS{{alertname="RulesMissing", rule="{name}", alertstate="firing"}})'
-        expected = [{"labels": '{alertname="RulesMissing"}', "value": 1}]
+    calm, *_ = cases(Path(__file__).parent / "rules/calm.yaml")
+    pages, files = read_by_pages(), []
+    objectives = [name for name in pages if name.startswith("convscope:objective:")]
+    for number, wrong in enumerate([objectives, *([name] for name in pages if name not in objectives)]):
+        expression = (
+            f'group by (rule) (ALERTS{{alertname="RulesMissing", rule=~"{"|".join(wrong)}", alertstate="firing"}})'
+        )
+        expected = [{"labels": f'{{rule="{name}"}}', "value": 1} for name in wrong]
         test = calm | {"promql_expr_test": [{"expr": expression, "eval_time": "6m", "exp_samples": expected}]}
-        rules = misspelt(needed(test), name)
-        files.append(write_case(tmp_path / str(number), test | {"name": name}, {"evaluation_interval": "30s"}, rules))
+        rules = misspelt(needed(test), *wrong)
+        files.append(write_case(tmp_path / str(number), test, {"evaluation_interval": "30s"}, rules))
     assert files
     promtool("test", "rules", *files)
 

@@ -20,6 +20,8 @@ from tests.watching.promql import ROOT, RULES
 FETCHED = ROOT / ".tools/prometheus/usr/bin"
 MISSING = "no Prometheus: neither on PATH nor in .tools (`make prometheus` fetches Debian's)"
 
+SELDOM = {"GOGC": "400"}  # Collecting garbage so is a fifth less of the processor's time.
+
 Sample = tuple[dict[str, str], float]
 
 
@@ -31,8 +33,7 @@ def find(name: str) -> str | None:
 def promtool(*arguments: str | Path, text: str | None = None) -> str:
     """Run promtool and return what it says; raises AssertionError if it finds fault."""
     command = [find("promtool") or "promtool", *map(str, arguments)]
-    seldom = os.environ | {"GOGC": "400"}  # Collecting garbage so is a fifth less of the processor's time.
-    answer = subprocess.run(command, input=text, env=seldom, capture_output=True, text=True, check=False)
+    answer = subprocess.run(command, input=text, env=os.environ | SELDOM, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, f"{' '.join(command)}\n{answer.stdout}{answer.stderr}"
     return answer.stdout + answer.stderr
 
@@ -121,7 +122,7 @@ def watching(work: Path, metrics_port: int) -> Iterator[Prometheus]:
         f"--web.listen-address=127.0.0.1:{port}",
     ]
     with (work / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=os.environ | SELDOM, stdout=log, stderr=log)
     prometheus = Prometheus(f"http://127.0.0.1:{port}")
     try:
         poll(lambda: prometheus.ready() or process.poll() is not None, 60)

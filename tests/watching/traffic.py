@@ -52,7 +52,6 @@ class Sender:
 
     def __init__(self, server: Launched) -> None:
         self.tally = Tally()
-        self.settled = 0  # Requests of the tally that Prometheus is known to have seen.
         self._rest_url = f"http://127.0.0.1:{server.port('REST')}"
         addresses = {"rest": self._rest_url, "grpc": f"grpc://127.0.0.1:{server.port('gRPC')}"}
         self.clients = {name: Client(url, retries=0, deadline_s=120) for name, url in addresses.items()}
