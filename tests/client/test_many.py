@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ import convscope
 import numpy as np
 import pytest
 from convscope import AsyncClient, Client, Prediction
+from convscope.testing import FakeTransport, Request, prediction
 
 from tests.client.stand_in import StandIn, fetch_maps
 
@@ -247,6 +249,31 @@ def test_a_stream_forsaken_without_closing_it_leaves_no_task(url: str, stand_in:
                 await asyncio.sleep(0)
 
     asyncio.run(asyncio.wait_for(ask(), 20))
+
+
+def test_a_blocking_stream_may_be_forsaken_in_one_of_its_own_threads(monkeypatch: pytest.MonkeyPatch):
+    errors: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", errors.append)
+    numbers, (came, leave, left) = itertools.count(), (threading.Event() for _ in range(3))
+
+    def respond(request: Request) -> Prediction:
+        if next(numbers):
+            came.set()
+            leave.wait(20)
+            streams.clear()  # The last reference to the stream: it is closed here.
+            left.set()
+        else:
+            came.wait(20)
+        return prediction({"cat": 1.0})
+
+    with Client("http://unused", transport=FakeTransport(respond), retries=0) as client:
+        streams = [client.predict_many([b"one", b"two"], model="cifar", concurrency=2)]
+        next(streams[0])
+        leave.set()
+        assert left.wait(20)
+    while [thread for thread in threading.enumerate() if thread.name.startswith("convscope-many")]:
+        time.sleep(0.01)
+    assert not errors
 
 
 def test_requests_on_their_way_are_cancelled_with_their_stream(url: str, stand_in: StandIn):

@@ -6,6 +6,7 @@ Reads ahead at most 2 × `concurrency` batches. One version uses threads, the ot
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import (
     AsyncGenerator,
@@ -22,6 +23,8 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 READ_AHEAD_FACTOR = 2  # Batches started per concurrent one, so that one slow response does not leave workers idle.
+
+_own = threading.local()
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -54,7 +57,8 @@ def map_batches(
     pending: deque[Future[list[Result | Exception]]] = deque()
     failure: Exception | None = None
     exhausted = False
-    with bar as progress, ThreadPoolExecutor(concurrency, thread_name_prefix="convscope-many") as pool:
+    pool = ThreadPoolExecutor(concurrency, "convscope-many", initializer=setattr, initargs=(_own, "pool", True))
+    with bar as progress:
         try:
             while not exhausted or pending:
                 if not exhausted:
@@ -76,6 +80,8 @@ def map_batches(
         finally:
             for future in pending:
                 future.cancel()
+            # A forsaken generator may be closed by one of its own threads, which cannot wait for itself.
+            pool.shutdown(wait=not hasattr(_own, "pool"))
 
 
 async def map_batches_async(
