@@ -52,8 +52,8 @@ serve: .venv/installed stop ## Serve every archive of model_store/ until Ctrl-C
 	$(BIN)/python -m server --rest-port $(PORT)
 
 # Tests run in parts, a process each, which imports what its rooms need alone. JOBS of them run at a time, those that take longest
-# first: two more than there are cores, since tests wait for servers, those of watched, server and wire most of the time.
-JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 1) + 2)
+# first: three for each core, since tests wait for servers, those of watched, server, client and wire most of the time.
+JOBS ?= $(shell expr 3 \* $$(nproc 2>/dev/null || echo 1))
 MARKS := not docker and not gpu and not kubernetes
 PACKAGED := $(patsubst %,tests/archiver/test_%.py,packages recipes stock_torchserve survey your_own_network)
 WATCHED := $(patsubst %,tests/server/test_%.py,life refusals watched)
@@ -72,7 +72,7 @@ of-rest := tests $(patsubst %,--ignore=tests/%,archiver client e2e handlers kser
 without = $(if $(filter e2e,$(1)),,-p no:schemathesis) -p no:zarr
 # KServe's model server has no release for Python 3.14.
 KSERVE := $(if $(wildcard .venv/lib/python3.14),,test-kserve)
-PARTS := $(patsubst %,part-%,e2e watched rest archiver server handlers watching wire) $(KSERVE) part-packaged lint part-client
+PARTS := $(patsubst %,part-%,rest e2e watched archiver server watching client wire handlers) $(KSERVE) part-packaged lint
 in_parts = @$(MAKE) --no-print-directory --keep-going --jobs=$(JOBS) --output-sync=target
 
 check: .venv/installed ## Lint, type-check, and run the tests that start no process: about a minute

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -230,16 +229,16 @@ def test_ctrl_c_is_one_line_and_no_traceback(stand_in: StandIn, pictures: Path, 
         path = f"{pictures}{os.pathsep}{ROOT}"
         (pictures / "httpx.py").write_text("import pathlib, time; pathlib.Path('begun').touch(); time.sleep(60)")
     command = [sys.executable, "-m", "convscope", "predict", "cat.png", "--model", "slow", "--url", stand_in.rest_url]
-    with subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment(PYTHONPATH=path),
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # A shell's job in the background ignores it.
-    ) as process:
+    pipe = subprocess.PIPE
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # A child inherits it if it is ignored.
+    try:
+        process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment(PYTHONPATH=path))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
         deadline = time.monotonic() + 60
         while not (stand_in.requests or (pictures / "begun").exists()):
+            assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
