@@ -503,10 +503,11 @@ class TestResume:
 
     def test_asks_for_what_is_missing_only(self, service: Service, folder: Path) -> None:
         self.interrupt(service)
-        assert len(pandas.read_parquet("features.parquet.parts/data")) == 2
+        there = 2 * json.loads(Path("features.parquet.parts/progress.json").read_text())["parts"]
+        assert there in (2, 4)  # The part before the failure may be on disk in time, or not.
         service.requests.clear()
-        assert run(service, "features.parquet", concurrency=1) == (Path("features.parquet"), 7, 1, 2)
-        assert sum(len(request.pictures) for request in service.requests if request.top_k == 1) == 7 - 2
+        assert run(service, "features.parquet", concurrency=1) == (Path("features.parquet"), 7, 1, there)
+        assert sum(len(request.pictures) for request in service.requests if request.top_k == 1) == 7 - there
 
     @pytest.mark.parametrize(
         ("changes", "words"),
