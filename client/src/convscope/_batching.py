@@ -57,7 +57,7 @@ def map_batches(
     pending: deque[Future[list[Result | Exception]]] = deque()
     failure: Exception | None = None
     exhausted = False
-    pool = ThreadPoolExecutor(concurrency, "convscope-many", initializer=setattr, initargs=(_own, "pool", True))
+    pool = ThreadPoolExecutor(concurrency, "convscope-many", initializer=setattr, initargs=(_own, "pool", pending))
     with bar as progress:
         try:
             while not exhausted or pending:
@@ -81,7 +81,7 @@ def map_batches(
             for future in pending:
                 future.cancel()
             # A forsaken generator may be closed by one of its own threads, which cannot wait for itself.
-            pool.shutdown(wait=not hasattr(_own, "pool"))
+            pool.shutdown(wait=getattr(_own, "pool", None) is not pending)
 
 
 async def map_batches_async(
