@@ -166,6 +166,12 @@ def test_a_notebook_shows_scores_and_tiles_and_no_markup_of_strangers():
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(b64decode(png)))), tile_grid(CELLS))
 
 
+def test_a_notebook_shows_what_was_converted_and_no_table_without_scores():
+    html = make_prediction(top=[], notes=("<CMYK>",))._repr_html_()
+    assert "<p>converted: &lt;CMYK&gt;</p>" in html
+    assert "<table>" not in html
+
+
 def test_a_notebook_shows_an_error_instead_of_raising_it():
     html = make_prediction(error=convscope.BadImage("<b>no</b>"))._repr_html_()
     assert "bad_image: &lt;b&gt;no&lt;/b&gt;" in html
