@@ -334,3 +334,10 @@ def test_protobuf_fields_of_a_later_version_are_skipped() -> None:
 def test_bytes_that_are_no_message_are_rejected(message: bytes) -> None:
     with pytest.raises(BadRequest, match=r"not a convscope\.v1\.PredictRequest"):
         parse(Job({"request": message}, {}), max_images=4)
+
+
+@pytest.mark.parametrize("layers", [["x" * 2**21], ["x" * 20] * 100_000], ids=["a long one", "many"])
+def test_options_of_megabytes_are_refused_before_they_are_parsed(layers: list[str]) -> None:
+    message = wire.PredictRequest(pictures=[GOOD], layers=layers).SerializeToString()
+    with pytest.raises(BadRequest, match=r"the options take more than 2,097,152 bytes"):
+        parse(Job({"request": message}, {}), max_images=4)
