@@ -410,13 +410,22 @@ class TestPatch:
         assert not np.allclose(logits(ask(service, [zero]).results[0]), by_hand(network, [])[0], rtol=1e-3)
 
     def test_across_passes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """However many pictures run together, the result is the same."""
-        _, service = make(Residual)
+        """However many run together, the result is the same. An edited picture needs itself and another unedited."""
+        ran: list[int] = []
+
+        class Counted(Residual):
+            def __init__(self) -> None:
+                super().__init__()
+                self.two.register_forward_pre_hook(lambda _, inputs: ran.append(len(inputs[0])))
+
+        _, service = make(Counted)
         edits = [{"layer": "inner", "operation": "patch", "value": (i + 2) % 5, "picture": i} for i in range(4)]
         expected = ask(service, edits, FILES, layers=["out"], compare=True)
-        for rows in (1, 3, 4):
+        for rows, passes in ((1, [3, 3, 3, 3, 1]), (4, [3, 3, 3, 3, 1]), (6, [6, 6, 1]), (100, [9])):
+            ran.clear()
             monkeypatch.setattr(editor, "MAX_INPUT_BYTES", rows * 3 * 8 * 8 * 4)
             found = ask(service, edits, FILES, layers=["out"], compare=True)
+            assert ran == passes
             for one, two in zip(found.results, expected.results, strict=True):
                 assert np.allclose(logits(one), logits(two), rtol=1e-5, atol=1e-6)
                 assert np.allclose(maps(one)["out"], maps(two)["out"], rtol=1e-5, atol=1e-6)
