@@ -455,11 +455,17 @@ class TestRefused:
         reply = ask_message(service, wire.PredictRequest(pictures=pictures, explain=asked))
         assert [result.error.code for result in reply.results] == ["image_too_large", ""]
 
-    def test_a_reply_too_large_to_send_before_it_is_computed(self, network: Cifar) -> None:
-        limits = Limits(max_reply_bytes=10_000)
-        small = make_service(network, CIFAR_INPUT, CIFAR_CLASSES, limits=limits)
-        assert refusal(small, method="input_gradient")[0] == "reply_too_large"
-        assert explain(small, method="occlusion").heat.shape == [1, 32, 32]
+    @pytest.mark.parametrize(
+        ("method", "heat_bytes"), [("input_gradient", 12_288), ("occlusion", 4_096), ("grad_cam", 1_024)]
+    )
+    def test_a_reply_too_large_to_send_before_it_is_computed(
+        self, network: Cifar, monkeypatch: pytest.MonkeyPatch, method: str, heat_bytes: int
+    ) -> None:
+        large = make_service(network, CIFAR_INPUT, CIFAR_CLASSES, limits=Limits(max_reply_bytes=heat_bytes + 1_000))
+        assert len(explain(large, method=method).heat.data) == heat_bytes
+        small = make_service(network, CIFAR_INPUT, CIFAR_CLASSES, limits=Limits(max_reply_bytes=heat_bytes - 1))
+        monkeypatch.setattr(small.predictor, "run", lambda jobs: pytest.fail("it ran") if jobs else None)
+        assert refusal(small, method=method)[0] == "reply_too_large"
 
 
 def test_a_bad_picture_fails_alone(service: Pipeline) -> None:
