@@ -34,6 +34,7 @@ STAGES_S = {"read_s": 0.001, "decode_s": 0.002, "preprocess_s": 0.003, "forward_
 HANDLER_S = 0.016
 RELOADED = "7.0"  # Of `StandIn.newest`, a version with another card.
 NARROW = 3  # Pictures in a request to the model `slow-narrow`.
+TIGHT_BYTES = 27_000  # Of a reply of the model `tight`.
 
 # Model name: HTTP status, TorchServe's type and message on REST; status and details on gRPC.
 LISTED = "Model not found (models: cifar/1.0, cifar/0.9, died/1.0): -"
@@ -208,7 +209,12 @@ def describe(model: str, version: str) -> wire.ModelCard:
         training=wire.Training(
             data="pictures", train_pictures=50, test_pictures=10, epochs=5, test_accuracy=0.75, seconds=1.5, machine="m"
         ),
-        limits=wire.Limits(max_images=64, max_image_bytes=1000, max_image_pixels=2000, max_reply_bytes=3000000),
+        limits=wire.Limits(
+            max_images=64,
+            max_image_bytes=1000,
+            max_image_pixels=2000,
+            max_reply_bytes=TIGHT_BYTES if model == "tight" else 3000000,
+        ),
         multiply_adds=12345,
         edits=["zero", "scale"],
     )

@@ -87,6 +87,18 @@ def test_large_files_are_sent_in_requests_that_the_server_takes(
     assert [list(map(len, request.pictures)) for request in batches(stand_in)] == [[60, 30, 10], [1, 99], [200], [5]]
 
 
+@pytest.mark.parametrize(
+    ("more", "requests"),
+    [([], [5, 1]), (["--compare", "--edits", '[{"layer": "conv2", "operation": "zero"}]'], [4, 2])],
+)
+def test_maps_are_asked_for_in_requests_whose_replies_the_server_sends(
+    stand_in: StandIn, many: list[str], more: list[str], requests: list[int]
+) -> None:
+    arguments = ["predict", *many[:6], "--model", "tight", "--url", stand_in.rest_url, "--layers", "conv1", *more]
+    assert main(arguments) == 0
+    assert [len(request.pictures) for request in batches(stand_in)] == requests
+
+
 @pytest.mark.parametrize("count", [2, 64])
 def test_as_many_pictures_as_the_model_accepts_are_one_request(
     capsys: pytest.CaptureFixture[str], stand_in: StandIn, many: list[str], count: int

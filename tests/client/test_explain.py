@@ -150,8 +150,11 @@ def test_the_overlay_is_large_and_red_where_the_heat_is(client: Client) -> None:
 
 
 def test_a_figure_shows_picture_heat_and_overlay(client: Client) -> None:
-    figure = client.explain(b"cat", model="cifar", method="input_gradient").figure()
+    explanation = client.explain(b"cat", model="cifar", method="input_gradient")
+    figure = explanation.figure()
     assert len(figure.axes) == 4  # One is the heat's scale.
+    [heat] = [place.images[0].get_array() for place in figure.axes[:3] if place.images[0].get_array().ndim == 2]
+    assert np.allclose(heat, explanation.heat.sum(axis=0))
     assert figure.get_suptitle().endswith("input_gradient")
 
 

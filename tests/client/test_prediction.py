@@ -15,7 +15,7 @@ import convscope
 import numpy as np
 import pytest
 from convscope import ClassScore, Prediction, _export
-from convscope.pixels import encode_png, grey_tiles, tile_grid
+from convscope.pixels import encode_png, grey_tiles, tile_grid, to_display_pixels
 from PIL import Image
 
 CELLS = np.random.default_rng(0).normal(size=(10, 4, 6)).astype(np.float32)
@@ -105,6 +105,12 @@ def test_a_png_is_what_other_programs_read():
     image.load()
     assert image.mode == "L"
     assert np.array_equal(np.asarray(image), grey)
+
+
+def test_display_pixels_are_clipped_to_the_range_of_bytes():
+    found = to_display_pixels(np.array([[[-1, 0, 0.2], [0.5, 1, 3]]], np.float32))
+    assert found.shape == (128, 256, 3)
+    assert found[0, [0, -1]].tolist() == [[0, 0, 51], [128, 255, 255]]
 
 
 def test_a_figure_has_a_numbered_tile_a_channel_scaled_to_its_own_range():
