@@ -269,13 +269,14 @@ def test_retries_can_be_switched_off(capsys, url: str, stand_in: StandIn, pictur
 def test_save_writes_a_folder_for_each_picture(capsys, url: str, pictures: Path):
     (pictures / "more").mkdir()
     (pictures / "more" / "cat.jpg").write_bytes(b"other cat")
+    (pictures / "cat[3].png").write_bytes(b"a third")
     np.save(pictures / "two.npy", np.zeros((2, 4, 4), np.uint8)[..., None])
-    names = ["cat.png", "torn.png", "more/cat.jpg", "two.npy"]
+    names = ["cat.png", "torn.png", "more/cat.jpg", "cat[3].png", "two.npy"]
     status, out, _ = run(
         capsys, "predict", *names, "--model", "cifar", "--layers", "all", "--save", "out", "--url", url
     )
     assert status == 1  # torn.png.
-    assert sorted(path.name for path in (pictures / "out").iterdir()) == ["cat", "cat-2", "two[0]", "two[1]"]
+    assert sorted(path.name for path in (pictures / "out").iterdir()) == ["cat", "cat-2", "cat[3]", "two[0]", "two[1]"]
     with np.load(pictures / "out" / "cat-2" / "maps.npz") as maps:
         assert np.array_equal(maps["conv1"], fetch_maps(b"other cat", LAYERS["conv1"]))
     assert "saved out/cat-2" in out
