@@ -87,15 +87,21 @@ def test_large_files_are_sent_in_requests_that_the_server_takes(
     assert [list(map(len, request.pictures)) for request in batches(stand_in)] == [[60, 30, 10], [1, 99], [200], [5]]
 
 
+COMPARED = ["--compare", "--edits", '[{"layer": "conv2", "operation": "zero"}]']
+
+
 @pytest.mark.parametrize(
-    ("more", "requests"),
-    [([], [5, 1]), (["--compare", "--edits", '[{"layer": "conv2", "operation": "zero"}]'], [4, 2])],
+    ("command", "requests"),
+    [
+        (["predict", "--layers", "conv1"], [5, 1]),
+        (["predict", "--layers", "conv1", *COMPARED], [4, 2]),
+        (["explain"], [1] * 6),  # Its heat and picture are up to 24,576 bytes.
+    ],
 )
-def test_maps_are_asked_for_in_requests_whose_replies_the_server_sends(
-    stand_in: StandIn, many: list[str], more: list[str], requests: list[int]
+def test_arrays_are_asked_for_in_requests_whose_replies_the_server_sends(
+    stand_in: StandIn, many: list[str], command: list[str], requests: list[int]
 ) -> None:
-    arguments = ["predict", *many[:6], "--model", "tight", "--url", stand_in.rest_url, "--layers", "conv1", *more]
-    assert main(arguments) == 0
+    assert main([*command, *many[:6], "--model", "tight", "--url", stand_in.rest_url]) == 0
     assert [len(request.pictures) for request in batches(stand_in)] == requests
 
 

@@ -56,6 +56,14 @@ def test_maps_are_read_only(dtype: int):
         read[0, 0] = 1
 
 
+def test_a_score_that_is_a_number_has_no_probability():
+    result = wire.Result(top=[wire.ClassScore(index=2, label="age", value=-3.5)])
+    [prediction] = read_predictions(wire.PredictReply(model="m", version="1", results=[result]), 1)
+    [score] = prediction.top
+    assert (score.index, score.label, score.value) == (2, "age", -3.5)
+    assert np.isnan([score.probability, score.logit]).all()
+
+
 def test_float32_is_not_copied_once_parsed():
     read = read_tensor(wire.Tensor(dtype=wire.FLOAT32, shape=[2, 3], data=bytes(24)))
     base = read
