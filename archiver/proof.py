@@ -242,8 +242,9 @@ def gives_probabilities(network: nn.Module, pictures: Tensor, output: str, kind:
     if last:
         raise ArchiveError(f"its outputs went through a {last} in the network already: --scores {last}")
     raise ArchiveError(
-        "all outputs lie between 0 and 1 on pictures of noise, and what they went through is not to be seen: add "
-        f"--probabilities if they went through a {kind} already, --no-probabilities if they are logits"
+        "all outputs lie between 0 and 1 on pictures of noise, and the network does not show whether they are "
+        f"probabilities: add --probabilities if they went through a {kind} already, --no-probabilities if they "
+        "are logits"
     )
 
 

@@ -286,7 +286,7 @@ def check_scores(
         )
     if gives_probabilities and not _is_share(scores):
         raise ArchiveError(
-            f"its outputs are said to be probabilities, and are not within 0 and 1: {_some(scores)}; say "
+            f"--probabilities was given, but its outputs are not within 0 and 1: {_some(scores)}; say "
             "--no-probabilities if they are logits"
         )
     if gives_probabilities and kind == SOFTMAX and not _sums_to_one(scores):

@@ -56,7 +56,7 @@ class _Decoded(NamedTuple):
 
 
 class Pipeline:
-    """What responds to the requests of one model.
+    """Responds to the requests of one model.
 
     Args:
         predictor: Runs the network.
@@ -65,7 +65,7 @@ class Pipeline:
         archive: What is served.
         described: The model card.
         identity: What every response names as its server.
-        limits: In force.
+        limits: The limits of a request.
         drain_file: While this file exists, readiness fails.
         starting_file: While this file exists, readiness fails, and requests are neither counted nor logged.
         telemetry: Counts and logs requests.
@@ -307,7 +307,7 @@ class Pipeline:
         """Return the model card after one real forward pass: the readiness probe."""
         job.predicts_nothing = True
         if self._drain_file is not None and self._drain_file.exists():
-            raise Draining("the server is stopping; requests in flight finish, new ones go elsewhere")
+            raise Draining("the server is stopping: send new requests to another replica")
         if self._is_starting():
             raise Draining("the server is starting and warms up; ask again in a moment")
         self.predictor.run_black()

@@ -243,7 +243,7 @@ class Control:
             thread.start()
 
     def close(self) -> None:
-        """Take no more questions, and wait for the end of a reload that is under way."""
+        """Accept no more requests, and wait for a running reload to end."""
         self._closed.set()
         self._server.shutdown()
         self._server.server_close()

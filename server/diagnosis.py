@@ -172,8 +172,8 @@ class Diagnosis:
         said = describe_host(self._folder, memory)
         killed = (self._kills or 0) - (before or 0)
         if killed > 0:
-            return f"the kernel has killed {killed} of this container's processes for want of memory; {said}"
-        return f"the kernel has counted no kill for want of memory; {said}" if self._kills is not None else said
+            return f"the kernel has killed {killed} of this container's processes: out of memory; {said}"
+        return f"the kernel has counted no out-of-memory kill; {said}" if self._kills is not None else said
 
     def _note(self, label: str, record: Record, now: float) -> None:
         """Record what TorchServe logs about the worker of a label."""

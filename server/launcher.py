@@ -384,7 +384,7 @@ class Launcher:
     def _drain(self, process: JavaProcess) -> None:
         settings = self._settings
         self._directory.drain_file.touch()
-        self._say(f"stopping: requests in flight get {settings.drain_s:g} s; again stops at once")
+        self._say(f"stopping: requests in flight get {settings.drain_s:g} s; send the signal again to stop at once")
         unready_until = time.monotonic() + settings.unready_s
         while time.monotonic() < unready_until and not self._killed() and process.poll() is None:
             time.sleep(PAUSE_S)

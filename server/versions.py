@@ -1,4 +1,4 @@
-"""The versions that TorchServe serves: taken in beside the others, made the default, let finish, taken away.
+"""The versions that TorchServe serves: loads a new one, makes it the default, then drains and removes the old one.
 
 What TorchServe does when a version is unregistered decides the order. It kills the workers at once, and puts the
 requests that they had back into a queue that nothing reads any more, so those callers wait until their deadlines.

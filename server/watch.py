@@ -585,7 +585,7 @@ class _Model:
         self._changed_at = self._answered_at = self._restarted_at = now
         self._restart_at = now + self._back_off_s
         self._back_off_s = min(2 * self._back_off_s, LONGEST_BACK_OFF_S)
-        self._watch.say(f"{self.name}: {REASONS[reason]}; all its workers are started anew")
+        self._watch.say(f"{self.name}: {REASONS[reason]}; restarting all its workers")
         self._watch.publish()
 
 

@@ -143,7 +143,7 @@ def list_replicas() -> None:
 
 def _explain(replica: Replica) -> str:
     if replica.state != "running":
-        memory = ", for want of memory" if replica.killed else ""
+        memory = ", out of memory" if replica.killed else ""
         return f"it does not run{memory}: docker logs --tail 50 {replica.name}"
     said = ask_ready(replica)
     known = {name: value for name, value in said.items() if name != "ready"}
@@ -251,7 +251,7 @@ def _wait_ready(container: str, restarts: int, check: Callable[[Replica], None] 
         if found.ready:
             return found
         if found.state in ("exited", "dead", "restarting") or found.restarts > restarts:
-            raise Refused("it ended" + (", for want of memory" if found.killed else ""))
+            raise Refused("it ended" + (", out of memory" if found.killed else ""))
         if found.health == "unhealthy" or time.monotonic() > until:
             raise Refused(f"it does not become ready: {_explain(found)}")
         if check and time.monotonic() > check_at:

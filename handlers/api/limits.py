@@ -19,7 +19,7 @@ from handlers.network.archive import Layer
 from handlers.settings import STOCK_MAX_RESPONSE_BYTES
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "uint8": 1}
-"""Of a map's cell, by dtype."""
+"""Bytes per cell of a map, by dtype."""
 
 _FRAME_BYTES = 65_536  # Room for status, headers and request ids, which count towards that size.
 

@@ -40,7 +40,7 @@ def choose(accept: str, *, default: str, without: str = "") -> str:
         BadRequest: No accepted format is offered, or the text has more than a thousand characters.
     """
     if len(accept) > _LONGEST:
-        raise BadRequest(f"what is accepted may be said in {_LONGEST:,} characters, not {len(accept):,}")
+        raise BadRequest(f"accept has {len(accept):,} characters; at most {_LONGEST:,} are read")
     return _choose(accept, default, without)
 
 

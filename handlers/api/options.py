@@ -168,7 +168,7 @@ class Options:
         timing, compare = values.get("timing", False), values.get("compare", False)
         for name, switch in (("timing", timing), ("compare", compare)):
             if not isinstance(switch, bool):
-                raise BadRequest(f"{name} must be true or false; as text 1 or 0 will do")
+                raise BadRequest(f"{name} must be true or false (as text also 1 or 0)")
         pool, channels = values.get("pool"), values.get("channels")
         if isinstance(channels, (list, tuple)):
             _check_length(channels, "channels")

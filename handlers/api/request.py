@@ -40,8 +40,8 @@ _FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}", re.ASCII)
 _URL_SAFE = str.maketrans("-_", "+/", " \t\r\n\f\v")
 _NO_BODY = (
-    "the request has no body; send a picture, curl -T does, or for the model card GET /predictions/<model> without "
-    "options and without Content-Type"
+    "the request has no body: send a picture (curl -T cat.png), or GET /predictions/<model> without options and "
+    "without Content-Type for the model card"
 )
 
 # Lists are counted before they are parsed, since a parser makes an object of every item: 64 MiB of empty pictures took
@@ -129,7 +129,9 @@ def parse(job: Job, *, max_images: int) -> Request:
             raise BadRequest("accept must be text, such as image/png")
     job.media_type = accepted_type(job)
     if headers.get("url_path"):
-        raise BadRequest("nothing may stand behind the model and its version in the path; options go elsewhere")
+        raise BadRequest(
+            "the path must end after the model and its version; send options as headers, form fields or JSON"
+        )
     given = _header_options(headers)
     if is_rest and is_empty:
         if _asks_for_card(headers, given):
@@ -298,13 +300,14 @@ def _from_fields(job: Job, content_type: str, given: Mapping[str, str], max_imag
     fields = job.parameters
     if "data" not in fields and content_type == "application/x-www-form-urlencoded":
         raise BadRequest(
-            "the body came as a web form, curl's way with -d; send a picture with curl -T or curl -F data=@"
+            "the body is application/x-www-form-urlencoded (curl -d); send the picture with curl -T FILE or "
+            "curl -F data=@FILE"
         )
     job.identify(*map(fields.get, _IDENTITY))
     _check_keys(fields, _PLAIN_KEYS)
     describe = _text(fields.get("describe", ""), "describe").strip().lower() or "false"
     if describe not in SWITCH:
-        raise BadRequest("describe must be true or false; 1 or 0 will do")
+        raise BadRequest("describe must be true or false (or 1 or 0)")
     filters = _text(fields.get("filters", ""), "filters").strip()
     if SWITCH[describe] or filters:
         return Request(is_describe=SWITCH[describe], filters=filters)

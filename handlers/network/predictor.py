@@ -72,7 +72,7 @@ class Predictor:
             layers = frozenset() if self._network.has_scores else frozenset(self._network.layers)
         logits, _ = self._network.run(to_input_on(self._device, [self._black], self._preprocessing), layers)
         if logits is not None and not np.isfinite(logits).all():
-            raise RuntimeError("the network's scores for a black picture are not finite; are its weights?")
+            raise RuntimeError("the scores for a black picture are not finite; check the weights for NaN or infinity")
         return logits
 
     def check_maps_leave_scores_alone(self) -> None:

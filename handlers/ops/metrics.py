@@ -114,7 +114,9 @@ class Metrics:
         versions = {name: [_version(name)] for name in ("torch", "torchvision")}
         metrics = {
             "requests": _Metric("convscope_requests_total", "Prediction requests answered.", transport | kind | code),
-            "cards": _Metric("convscope_cards_total", "Model cards answered: readiness probes.", transport | code),
+            "cards": _Metric(
+                "convscope_cards_total", "Model cards and filters returned; mostly readiness probes.", transport | code
+            ),
             "pictures": _Metric(
                 "convscope_pictures_total", "Pictures answered, each by its own result.", transport | code
             ),

@@ -103,7 +103,7 @@ class Telemetry:
             record(*arguments)
         except Exception:
             if what not in self._failed:
-                logger.warning("%s miss what could not be recorded, now and perhaps later", what, exc_info=True)
+                logger.warning("%s could not be recorded and will be incomplete", what, exc_info=True)
             self._failed.add(what)
 
 

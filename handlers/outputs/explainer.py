@@ -209,7 +209,7 @@ class Explainer:
         if self._preprocessing.bgr and len(heat) == 3:
             heat = heat[::-1]  # In the order of the picture's channels.
         if not np.isfinite(heat).all():
-            raise BadRequest(f"{asked.method} of this picture is not finite; occlusion may be")
+            raise BadRequest(f"{asked.method} is not finite for this picture; try occlusion")
         dtype = "float32" if is_png else job.options.map_dtype
         [cells] = prepare("explanation", np.ascontiguousarray(heat[None], np.float32), Options(map_dtype=dtype))
         if isinstance(cells, BadImage):

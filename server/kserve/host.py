@@ -121,7 +121,7 @@ async def _serve(asked: Asked, models: Models, files: Files, reporter: Reporter)
         models.directory.drain_file.touch()
         await asyncio.to_thread(control.close)
         control = None
-        reporter.say(f"stopping: requests in flight get {settings.drain_s:g} s; again stops at once")
+        reporter.say(f"stopping: requests in flight get {settings.drain_s:g} s; send the signal again to stop at once")
         await asyncio.sleep(settings.unready_s)
         http.should_exit = True
         await asyncio.gather(serving, grpc.stop(settings.drain_s))

@@ -543,5 +543,5 @@ class Models:
             Rejected: One is not ready.
         """
         if self.is_draining:
-            raise Rejected("draining", "the server is stopping; requests in flight finish, new ones go elsewhere")
+            raise Rejected("draining", "the server is stopping: send new requests to another replica")
         await asyncio.gather(*(model.describe() for model in models or self._models))

@@ -57,7 +57,7 @@ def test_stopped_workers_take_a_replica_out_at_once_and_the_launcher_replaces_th
     wait_until(lambda: stack.balanced() == before - 1, OUT_S)
     wait_until(lambda: stack.balanced() == before, 120)
     said = [entry["message"] for entry in read_log(stack, replica, since)]
-    assert any("started anew" in message for message in said)
+    assert any("restarting all its workers" in message for message in said)
     assert not any("Worker died" in message for message in said), "the launcher ended them"
 
 

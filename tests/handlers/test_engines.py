@@ -307,7 +307,7 @@ class TestWithoutIt:
     def test_neither_does_what_the_archive_was_made_to_do(self, archive: Archive) -> None:
         (archive.directory / WEIGHTS).write_bytes(packing.weights(Cifar().state_dict()))
         other = Eager(Cifar(), Cifar.layers, has_scores=True)
-        with pytest.raises(RuntimeError, match="the archive is damaged, neither its graph nor its weights will do"):
+        with pytest.raises(RuntimeError, match="neither its graph nor its weights reproduce the reference"):
             choose(archive, lambda: other)
 
     def test_nothing(self, archive: Archive) -> None:

@@ -394,7 +394,7 @@ class TestWithoutMetrics:
         for _ in range(3):
             assert not ask_message(service, wire.PredictRequest(pictures=[GOOD])).HasField("error")
         assert [record.getMessage() for record in caplog.records] == [
-            "metrics miss what could not be recorded, now and perhaps later"
+            "metrics could not be recorded and will be incomplete"
         ]
 
 

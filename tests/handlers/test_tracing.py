@@ -146,7 +146,7 @@ def test_what_fails_in_tracing_costs_no_request_and_is_told_once(
     for _ in range(2):
         assert not ask_message(service, wire.PredictRequest(pictures=[PICTURE])).HasField("error")
     messages = [record.getMessage() for record in caplog.records if record.name.startswith("handlers")]
-    assert messages == ["spans miss what could not be recorded, now and perhaps later"]
+    assert messages == ["spans could not be recorded and will be incomplete"]
 
 
 WORKER = """

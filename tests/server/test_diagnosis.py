@@ -143,13 +143,13 @@ def test_a_traceback_of_a_request_is_not_taken_for_the_cause_of_a_later_death(wo
 def test_of_a_worker_that_ended_without_a_message_what_the_kernel_knows_is_told_and_no_more(work):
     death = read_death(work, RETRY, kills=(2, 2))
     assert death.cause == "killed"
-    assert "; the kernel has counted no kill for want of memory; memory used 512 MiB of 1024 MiB, free in" in death.text
+    assert "; the kernel has counted no out-of-memory kill; memory used 512 MiB of 1024 MiB, free in" in death.text
     death = read_death(work, RETRY, kills=(2, 3))
     assert death.cause == "oom"
-    assert "; the kernel has killed 1 of this container's processes for want of memory; memory used" in death.text
+    assert "; the kernel has killed 1 of this container's processes: out of memory; memory used" in death.text
     death = read_death(work, RETRY, kills=(None, None))
     assert death.cause == "killed"
-    assert "want of memory" not in death.text, "the kernel does not say"
+    assert "of-memory" not in death.text, "the kernel does not say"
 
 
 def test_a_worker_that_crashed_says_by_what(work):

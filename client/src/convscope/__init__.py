@@ -1,4 +1,4 @@
-"""Python client for a convscope server: class scores and feature maps of a served CNN, over REST or gRPC.
+"""Python client for a convscope server: class scores and feature maps of a served image network, over REST or gRPC.
 
     from convscope import Client
 

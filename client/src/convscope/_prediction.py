@@ -81,7 +81,7 @@ class Timing:
         decode_s: Decoding and resizing.
         preprocess_s: Normalising and batching.
         forward_s: Forward passes that this request was part of.
-        encode_s: Encoding the reply.
+        encode_s: Selecting, pooling and converting the maps, and encoding the reply.
         handler_s: The worker's handler, from receiving the batch to the complete reply.
         batch_requests: Number of requests in that batch.
         total_s: Seconds from sending the request to parsing the reply, last attempt only; measured by the client.

@@ -93,7 +93,9 @@ def choose(
         try:
             compare(take(eager, noise(archive.preprocessing, PICTURES)), read(archive.directory / REFERENCE), _DAMAGED)
         except RuntimeError as err:
-            raise RuntimeError(f"the archive is damaged, neither its graph nor its weights will do: {err}") from err
+            raise RuntimeError(
+                f"the archive is damaged: neither its graph nor its weights reproduce the reference: {err}"
+            ) from err
     return choose_in_torch(eager, archive.preprocessing, wanted=wanted, precision=precision)
 
 
