@@ -153,8 +153,10 @@ def test_a_figure_shows_picture_heat_and_overlay(client: Client) -> None:
     explanation = client.explain(b"cat", model="cifar", method="input_gradient")
     figure = explanation.figure()
     assert len(figure.axes) == 4  # One is the heat's scale.
-    [heat] = [place.images[0].get_array() for place in figure.axes[:3] if place.images[0].get_array().ndim == 2]
+    picture, heat, overlay = (place.images[0].get_array() for place in figure.axes[:3])
+    assert np.allclose(picture, explanation.picture.transpose(1, 2, 0))
     assert np.allclose(heat, explanation.heat.sum(axis=0))
+    assert np.array_equal(overlay, explanation.overlay())
     assert figure.get_suptitle().endswith("input_gradient")
 
 
