@@ -1,10 +1,9 @@
 """The floor: decoding, forward pass and encoding in a loop of each process, without a server.
 
-    python -m benchmarks.floor convscope|forward|tuned ARCHIVE WORKERS    # answers lines: {"body": a file, "seconds"}
+    python -m benchmarks.floor convscope|tuned ARCHIVE WORKERS    # answers lines: {"body": a file, "seconds"}
 
 `convscope` is our handler's own code, from a request's bytes to a reply's, with the settings that our launcher gives
-its workers; `forward` its forward pass alone; `tuned` is the network of the tuned rivals. All processes begin at the
-same moment.
+its workers; `tuned` is the network of the tuned rivals. All processes begin at the same moment.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _barrier: Any
 _warm: set[int] = set()
 
 
-def _pipeline(archive: Path) -> Any:
+def _ours(archive: Path) -> Respond:
     import yaml
 
     from handlers.loading import load
@@ -38,17 +37,8 @@ def _pipeline(archive: Path) -> Any:
     with zipfile.ZipFile(archive) as file:
         file.extractall(folder)
     config = yaml.safe_load((folder / "model-config.yaml").read_text())
-    return load(folder, model=archive.stem, version="1.0", config=config, batch_size=1, gpu=None)
-
-
-def _ours(archive: Path) -> Respond:
-    pipeline = _pipeline(archive)
+    pipeline = load(folder, model=archive.stem, version="1.0", config=config, batch_size=1, gpu=None)
     return lambda body: pipeline.respond([{"request": body}], [{}])
-
-
-def _forward(archive: Path) -> Respond:
-    predictor = _pipeline(archive).predictor
-    return lambda _: predictor.run_black()
 
 
 def _tuned(archive: Path) -> Respond:
@@ -63,7 +53,7 @@ def _tuned(archive: Path) -> Respond:
     return respond
 
 
-_NETWORKS = {"convscope": _ours, "forward": _forward, "tuned": _tuned}
+_NETWORKS = {"convscope": _ours, "tuned": _tuned}
 
 
 def _begin(network: str, archive: Path, barrier: Any) -> None:

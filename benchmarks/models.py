@@ -57,12 +57,6 @@ NETWORKS = {
     "resnet18": _torchvision("resnet18", layer3="layer3.1.relu_1", layer4="layer4.1.relu_1"),
     "mobilenet_v3_small": _torchvision("mobilenet_v3_small", stage8="features.8.add", last="features.12"),
     "efficientnet_b0": _torchvision("efficientnet_b0", stage5="features.5.2.add", last="features.8"),
-    "first_map": Network(  # Of 0.8 MB a picture, for `large_reply`.
-        "torchvision.models:mobilenet_v3_small",
-        {"first": "features.0"},
-        ("--torchvision", "mobilenet_v3_small"),
-        ("scores",),
-    ),
     "cifar": Network(
         "handlers.networks:Cifar",
         {"conv1": "relu1", "conv2": "conv2"},
