@@ -106,19 +106,6 @@ def _values(tensor: ours.Tensor) -> Any:
     return cells
 
 
-def ask_null(place: Place, asked: Asked, wire: Wire) -> bytes | None:
-    """Ask for as many bytes as our service's reply has, with a request as long as ours."""
-    size = place.model.folder / reply_size(asked)  # Written when our service was checked.
-    if not size.exists():
-        return None
-    return wrap(place, b"%012d" % int(size.read_text()) + our_request(place.model, asked)[12:], wire)
-
-
-def reply_size(asked: Asked) -> str:
-    """Name the file that holds the size of our reply."""
-    return f"reply-{asked.want}-{asked.pictures}-{asked.photograph}.size"
-
-
 def ask_binary(path: str, *, many: bool = False, media: str = BINARY) -> Callable[[Place, Asked, Wire], bytes | None]:
     """Make the function that asks a rival with `pack`ed pictures."""
 

@@ -269,15 +269,6 @@ def _export(plain: Plain, want: str, folder: Path) -> None:
     program.save(path)
 
 
-def null_archive(model: Model, store: Path) -> None:
-    """Put the null handler into an archive of the model's name with the model's own TorchServe settings."""
-    store.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(model.archive) as file:
-        members = {"model-config.yaml": file.read("model-config.yaml")}
-    members["handler.py"] = (ROOT / "benchmarks/rivals/torchserve_null.py").read_bytes()
-    write_archive(store / f"{model.name}.mar", model.name, members, {"configFile": "model-config.yaml"})
-
-
 def write_archive(path: Path, name: str, members: dict[str, bytes], more: dict[str, str] | None = None) -> None:
     """Write a TorchServe archive whose handler is `handler.py`."""
     described = {"modelName": name, "modelVersion": "1.0", "handler": "handler.py", **(more or {})}

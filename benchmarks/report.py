@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks.summaries import MOST_STEAL, Summaries, Summary, keep, ratios, spread, summarise
 
-_COLOURS = {"ours": "#1f77b4", "documented": "#999999", "tuned": "#d08770", "wall": "#bbccdd", "floor": "#dddddd"}
+_COLOURS = {"ours": "#1f77b4", "documented": "#999999", "tuned": "#d08770", "floor": "#dddddd"}
 
 
 def write(found: dict[str, Any], out: Path) -> None:
@@ -106,10 +106,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
 
 
 def draw(found: dict[str, Any], summaries: Summaries, path: Path) -> None:
-    """Draw a panel of bars a workload: the median rate, with the least and the largest.
-
-    A panel ends where the fastest server ends that does the work; the wall does none, and may be cut off there.
-    """
+    """Draw a panel of bars a workload: the median rate, with the least and the largest."""
     panels = [workload for workload in summaries if "open" not in workload]
     if not panels:
         return
@@ -128,11 +125,6 @@ def draw(found: dict[str, Any], summaries: Summaries, path: Path) -> None:
         ]
         colours = [_COLOURS[found["servers"][name]["kind"]] for name in names]
         axis.barh(names, middles, xerr=reach, color=colours, ecolor="#444444", capsize=2)
-        end = 1.1 * max(max(rates[name]) for name in names if found["servers"][name]["kind"] != "wall")
-        axis.set_xlim(0, end)
-        for place, middle in enumerate(middles):
-            if middle > end:
-                axis.text(0.99 * end, place, f"{middle:,.0f} →", ha="right", va="center", fontsize=8)
         axis.set_title(workload, fontsize=10)
         axis.set_xlabel("pictures/s", fontsize=8)
         axis.tick_params(labelsize=8)

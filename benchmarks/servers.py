@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.asking import BINARY, Place, ask_binary, ask_litserve, ask_null, ask_ours, card, read_ours, read_rival
+from benchmarks.asking import BINARY, Place, ask_binary, ask_litserve, ask_ours, card, read_ours, read_rival
 from benchmarks.load import ROOT, Wire
-from benchmarks.models import PYTHON, Model, null_archive, write_archive
+from benchmarks.models import PYTHON, Model, write_archive
 from benchmarks.workloads import Asked
 
 BENCH_BIN = Path(sys.executable).parent
@@ -20,7 +20,7 @@ BENCH_BIN = Path(sys.executable).parent
 CORES = len(os.sched_getaffinity(0))
 JVM_S = 15.0  # On a busy pair of cores it compiles for more than ten seconds, and costs three times as much meanwhile.
 
-Kind = Literal["ours", "documented", "tuned", "wall", "floor"]
+Kind = Literal["ours", "documented", "tuned", "floor"]
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Server:
     Attributes:
         name: As in tables and for `--servers`.
         kind: `ours`; `documented`, a rival as its documentation advises; `tuned`, a rival with the fastest decoder and
-            engine; `wall`, TorchServe with a handler that does nothing; `floor`, the work alone in one process.
+            engine; `floor`, the work alone in one process.
         command: How to start it; may write into its folder.
         ask: A request's bytes on the wire; None where it cannot.
-        read: A reply's values: probabilities, then each map; None where there are none.
+        read: A reply's values: probabilities, then each map.
         environment: Variables added to ours.
         scaled: It decodes JPEG files at a reduced scale.
         only: Names of the workloads that it takes part in, with * for anything.
@@ -45,7 +45,7 @@ class Server:
     kind: Kind
     command: Callable[[Place], list[str]]
     ask: Callable[[Place, Asked, Wire], bytes | None]
-    read: Callable[[Model, bytes, Asked, Wire], list[Any] | None]
+    read: Callable[[Model, bytes, Asked, Wire], list[Any]]
     environment: Mapping[str, str] = field(default_factory=dict)
     scaled: bool = False
     only: str = "*"
@@ -65,7 +65,11 @@ def _ours(
     only: str = "*",
 ) -> Server:
     def command(place: Place) -> list[str]:
-        return [*_launch(place, place.model.archive.parent, workers), *options]
+        store = ["--model-store", str(place.model.archive.parent), "--models", place.model.name]
+        ports = ["--rest-port", str(place.rest), "--grpc-port", str(place.grpc), "--metrics-port", str(place.others[0])]
+        count = ["--workers", str(workers or place.workers)]
+        own = ["--device", "cpu", "--work-dir", str(place.folder)]
+        return [PYTHON, "-m", "server", *store, *ports, *count, *own, *options]
 
     return Server(name, "ours", command, ask_ours, read_ours, environment or {}, scaled, only, JVM_S, card)
 
@@ -75,19 +79,6 @@ def _start_kserve(place: Place) -> list[str]:
     command = [str(ROOT / ".venv-kserve/bin/python"), "-m", "server.kserve", "--models", place.model.name]
     command += ["--model-store", str(place.model.archive.parent), "--workers", str(place.workers), "--device", "cpu"]
     return [*command, "--http-port", str(place.rest), "--grpc-port", str(place.grpc), "--work-dir", str(place.folder)]
-
-
-def _start_null(place: Place) -> list[str]:
-    null_archive(place.model, place.folder / "store")
-    return _launch(place, place.folder / "store")
-
-
-def _launch(place: Place, store: Path, workers: int | None = None) -> list[str]:
-    """Start our launcher, which also starts the null handler, so that all flags are the same."""
-    ports = ["--rest-port", str(place.rest), "--grpc-port", str(place.grpc), "--metrics-port", str(place.others[0])]
-    command = [PYTHON, "-m", "server", "--model-store", str(store), "--models", place.model.name, *ports]
-    count = str(workers or place.workers)
-    return [*command, "--workers", count, "--device", "cpu", "--work-dir", str(place.folder)]
 
 
 def _start_stock(place: Place) -> list[str]:
@@ -136,7 +127,7 @@ def _floor(network: str, python: str) -> Server:
     def command(place: Place) -> list[str]:
         return [python, "-m", "benchmarks.floor", network, str(place.model.archive), str(place.workers)]
 
-    return Server(f"floor, {network}", "floor", command, lambda *_: None, lambda *_: None)
+    return Server(f"floor, {network}", "floor", command, lambda *_: None, read_rival)
 
 
 def _documented(name: str, command: Callable[[Place], list[str]], path: str = "/predict", **more: Any) -> Server:
@@ -159,7 +150,6 @@ SERVERS = (
     _ours("convscope, one worker on all cores", workers=1),
     _ours("convscope, scaled decoding", "--scaled-decoding", scaled=True, only="scores, [31]* MP, c=8"),
     Server("convscope on KServe", "ours", _start_kserve, ask_ours, read_ours, probe=card),
-    Server("TorchServe, null", "wall", _start_null, ask_null, lambda *_: None, warm_up_s=JVM_S, probe=card),
     _documented("TorchServe", _start_stock, "/predictions/stock", warm_up_s=JVM_S),
     _documented("FastAPI", _uvicorn("fastapi")),
     _documented("FastAPI, one process", _uvicorn("fastapi", workers=1), environment=_ALL_CORES),
@@ -197,7 +187,7 @@ def environment(server: Server, place: Place) -> dict[str, str]:
     variables |= {"BENCH_WORKERS": str(place.workers), "BENTOML_HOME": str(place.folder / "bentoml")}
     variables |= {"BENTOML_DO_NOT_TRACK": "True", "RAY_USAGE_STATS_ENABLED": "0"}
     variables |= {"RAY_memory_monitor_refresh_ms": "0"}  # Ray does not kill its replicas when others fill the memory.
-    if server.kind not in ("ours", "wall") or place.workers == 1:
+    if server.kind != "ours" or place.workers == 1:
         variables |= _ONE_THREAD
     if server.name == "floor, convscope":
         variables |= place.settings
