@@ -4,13 +4,10 @@ In a closed loop every connection asks again once it is answered. In an open loo
 at random (Poisson), whatever the server does, and a latency counts from when its request was due: a server that
 stalls cannot make the load wait with it (coordinated omission). Every reply's status and size are checked; some are
 kept for their content.
-
-    python -m benchmarks.load       # its own ceiling, against a server that does nothing
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import pickle
 import random
@@ -19,7 +16,6 @@ import select
 import socket
 import subprocess
 import sys
-import threading
 import time
 from array import array
 from collections import Counter, deque
@@ -191,54 +187,8 @@ def _order(requests: tuple[Request, ...]) -> list[int]:
     return random.Random(0).choices(range(len(requests)), weights, k=1009)  # noqa: S311 (an order, no secret)
 
 
-def ceiling(size: int, connections: int, seconds: float, sent: int = 2331) -> Outcome:
-    """Measure the load against a server in threads of this process that reads `sent` bytes, answers `size`, no more."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-    answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size + bytes(size)
-
-    def serve(caller: socket.socket) -> None:
-        got = 0
-        while count := len(caller.recv(2**20)):
-            got += count
-            if got == len(message):
-                got = 0
-                caller.sendall(answer)
-
-    def accept() -> None:
-        while True:
-            threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
-
-    message = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % sent + bytes(sent)
-    threading.Thread(target=accept, daemon=True).start()
-    return measure(Load(listener.getsockname(), "REST", (Request(message, size),), connections, seconds))
-
-
 def answer() -> None:
     """Run the pickled load on standard input; write the outcome likewise."""
     load = pickle.load(sys.stdin.buffer)  # noqa: S301 (from our own process)
     gc.disable()
     sys.stdout.buffer.write(pickle.dumps(run(load)))
-
-
-def main() -> None:
-    """Print the ceiling."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.load", description="Measure what the load itself can do."
-    )
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement (default: 3)")
-    options = parser.parse_args()
-    for size, sent in ((1_000, 2331), (25_000, 2331), (98_344, 2331), (4_000, 107_000), (4_000, 4_000_000)):
-        for connections in (1, 8, 32):
-            found = ceiling(size, connections, options.seconds, sent)
-            count = len(found.latencies)
-            print(
-                f"{sent:,} bytes sent, {size:,} back, {connections} connections: {count / found.wall_s:,.0f}/s; "
-                f"the load's own cost {found.cpu_s / count * 1e6:.0f} µs a request, "
-                f"so at most {count / found.cpu_s:,.0f}/s"
-            )
-
-
-if __name__ == "__main__":
-    from benchmarks import load  # The child that measures knows its classes by this name, not as __main__'s.
-
-    load.main()

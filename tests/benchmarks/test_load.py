@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import random
-import re
 import socket
 import statistics
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from benchmarks.load import ROOT, Load, Request, measure, run
+from benchmarks.load import Load, Request, measure, run
 from benchmarks.wires import Address, Grpc
 
 Serve = Callable[[socket.socket], None]
@@ -148,23 +145,6 @@ def test_a_mixture_is_asked_in_its_proportions(start: Start) -> None:
     large = (outcome.body_bytes - 2 * len(outcome.latencies)) / 98
     assert large / len(outcome.latencies) == pytest.approx(0.25, abs=0.1)
     assert dict(outcome.kept).items() <= {0: b"hi", 1: b"lo" * 50}.items()
-
-
-def test_it_tells_its_own_ceiling_and_what_it_takes() -> None:
-    command = [sys.executable, "-m", "benchmarks.load"]
-    told = subprocess.run([*command, "--seconds", "0.01"], cwd=ROOT, capture_output=True, text=True, check=True)
-    lines = told.stdout.splitlines()
-    assert [line.split(":")[0] for line in lines[::4]] == [
-        "2,331 bytes sent, 1,000 back, 1 connections",
-        "2,331 bytes sent, 25,000 back, 8 connections",
-        "2,331 bytes sent, 98,344 back, 32 connections",
-        "4,000,000 bytes sent, 4,000 back, 1 connections",
-    ]
-    assert all(
-        re.search(r": [\d,]+/s; the load's own cost \d+ µs a request, so at most [\d,]+/s$", line) for line in lines
-    )
-    helped = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "--seconds" in helped.stdout
 
 
 def test_grpc_keeps_to_the_windows_and_finds_the_status(start: Start) -> None:
