@@ -154,12 +154,12 @@ def run(load: Load) -> Outcome:
                 broken = True
             del busy[ready]
             if broken:
-                ready.close()
+                caller.close()
             free.append(wire(load.address) if broken else caller)
     outcome.wall_s = clock() - began
     outcome.cpu_s = _cpu_s() - cpu_before
     for caller in (*free, *(caller for caller, _, _ in busy.values())):
-        caller.socket.close()
+        caller.close()
     return outcome
 
 
