@@ -1,7 +1,7 @@
 """Connections that send prepared requests and find the ends of replies; neither wire knows what a body means.
 
 A load that shares two cores with the server must cost less than it. An HTTP library for Python takes 200 µs and more a
-call, so `Http` is a socket and as little Python as possible. Over gRPC only our own service is asked, so grpcio will do.
+call, so `Http` is a socket and as little Python as possible. Over gRPC only our own service is asked: grpcio will do.
 """
 
 from __future__ import annotations
