@@ -65,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0, or 1 if a network's row has a fault.
     """
     options = _parse(argv)
+    if options.list:
+        print(*(case.name for case in CASES))
+        return 0
     names = options.only.split(",") if options.only else [case.name for case in CASES]
     if unknown := set(names) - {case.name for case in CASES}:
         print(f"error: no such networks: {', '.join(sorted(unknown))}", file=sys.stderr)
@@ -96,17 +99,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", metavar="A,B", help="these networks; the rows of the others stay as they are")
     parser.add_argument("--keep", action="store_true", help=f"keep weights, archives and arrays in {WORK.name}/")
     parser.add_argument("--jobs", type=int, default=2, help="networks that are archived at a time (default: 2)")
-    parser.add_argument("--list", action=_List, help="print the networks' names and exit")
+    parser.add_argument("--list", action="store_true", help="print the networks' names and exit")
     return parser.parse_args(argv)
-
-
-class _List(argparse.Action):
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options, nargs=0)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        print(*(case.name for case in CASES))
-        parser.exit()
 
 
 def run_group(
@@ -201,20 +195,8 @@ def _serving(store: Path) -> Iterator[str]:
         yield ""
         return
     command = [sys.executable, "-m", "server", "--model-store", str(store), "--workers", "1", "--device", "cpu"]
-    command += [
-        "--rest-port",
-        "0",
-        "--grpc-port",
-        "0",
-        "--metrics-port",
-        "0",
-        "--warm-up-s",
-        "0",
-        "--watch-s",
-        "3600",
-        "--startup-timeout-s",
-        "600",
-    ]
+    command += ["--rest-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    command += ["--warm-up-s", "0", "--watch-s", "3600", "--startup-timeout-s", "600"]
     with (WORK / "server.txt").open("w") as log:
         server = subprocess.Popen(command, cwd=ROOT, env=_ENVIRONMENT, stdout=subprocess.PIPE, stderr=log, text=True)
     said = ""
@@ -269,10 +251,9 @@ def compare(case: Case, row: Row, reference: _Reference, pictures: Sequence[Path
     """Compare what was served with the reference.
 
     Returns:
-        `pixels`, the largest difference in levels of 255, and `pixels_beyond`, the share of values that differ by more
-        than one; `scores`, `maps` and `pooled`, the largest difference as a share of the largest value, with the
-        library's own pixels (`own_…`) and with the service's (`same_…`); `own_top5` and `same_top5`, in how many
-        pictures the first five are the same; `fault`, what is wrong.
+        `pixels`, the largest difference in levels of 255; `scores`, `maps` and `pooled`, the largest difference as a
+        share of the largest value, with the library's own pixels (`own_…`) and with the service's (`same_…`);
+        `own_top5` and `same_top5`, in how many pictures the first five are the same; `fault`, what is wrong.
     """
     _say(f"{case.name}: comparing")
     folder = WORK / case.name
