@@ -160,7 +160,6 @@ class Outcome:
         answers: When each answered request was sent, and the seconds until its answer.
         refusals: When each other request was sent.
         replicas: Since when how many replicas are ready.
-        seconds: For how long requests were sent.
     """
 
     sent: int = 0
@@ -168,7 +167,6 @@ class Outcome:
     answers: list[tuple[float, float]] = field(default_factory=list)
     refusals: list[float] = field(default_factory=list)
     replicas: list[tuple[float, int]] = field(default_factory=list)
-    seconds: float = 0.0
 
     def latency(self, share: float, since: float = 0.0, until: float = math.inf) -> float:
         """Return a percentile of the seconds of requests sent in a time; nan without any."""
@@ -543,5 +541,4 @@ def simulate(
     if hang_at_s is not None:
         simulation.env.process(simulation.hang(simulation.replicas[0], hang_at_s))
     simulation.env.run()
-    simulation.outcome.seconds = seconds
     return simulation.outcome
