@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import models
-from benchmarks.asking import Place
 from benchmarks.load import ROOT
 from benchmarks.running import Running
-from benchmarks.servers import CORES, SERVERS, Server
+from benchmarks.servers import CORES, SERVERS, Place, Server
 from benchmarks.summaries import spread
 from benchmarks.workloads import closed
 

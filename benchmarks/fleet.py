@@ -36,16 +36,15 @@ import yaml
 from scipy.optimize import nnls
 
 from benchmarks import machine, models, servers
-from benchmarks.asking import Place, our_request, wrap
 from benchmarks.capacity import read
 from benchmarks.load import ROOT, Load, Request
 from benchmarks.load import Outcome as Measured
 from benchmarks.load import measure as run_load
-from benchmarks.report import table
 from benchmarks.rivals.torchserve_waiting import BATCH_S, REQUEST_S
 from benchmarks.running import Running, ask_on, free_port
+from benchmarks.servers import Place, our_request, wrap
 from benchmarks.simulation import CHECK_S, Autoscaler, Costs, Fleet, Outcome, simulate
-from benchmarks.summaries import percentile
+from benchmarks.summaries import percentile, table
 from benchmarks.wires import Http
 from benchmarks.workloads import Asked
 

@@ -25,7 +25,7 @@ import torch
 
 from archiver.geometry import blank
 from archiver.operations import count_multiply_adds
-from benchmarks import report
+from benchmarks import summaries
 from benchmarks.engines import NETWORKS
 from handlers.api.options import Options
 from handlers.images.preprocessing import Picture, Preprocessing, to_input_on
@@ -183,7 +183,7 @@ def table(records: list[Timing]) -> str:
         share = max(one.copies_us, one.arithmetic_us) / one.median_us
         names = (one.network, str(one.batch), one.map_dtype, one.way)
         rows.append([*names, *(f"{value:,.2f}" for value in figures), f"{share:.0%}"])
-    return "\n".join(report.table(head, rows))
+    return "\n".join(summaries.table(head, rows))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-from benchmarks.summaries import MOST_STEAL, Summaries, Summary, keep, ratios, spread, summarise
+from benchmarks.summaries import MOST_STEAL, Summaries, Summary, keep, ratios, spread, summarise, table
 
 _COLOURS = {"ours": "#1f77b4", "documented": "#999999", "tuned": "#d08770", "floor": "#dddddd"}
 
@@ -97,12 +96,6 @@ def _servers(servers: dict[str, Any]) -> list[str]:
         row += [", ".join(f"{process['name']} {process['uss']:,.0f}" for process in processes)]
         rows.append(row)
     return table(("server", "first answer, s", "USS, MiB", "PSS, MiB", "USS of each process"), rows)
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """Lay out a table, with an empty line behind it."""
-    head = list(head)
-    return [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
 def draw(found: dict[str, Any], summaries: Summaries, path: Path) -> None:

@@ -19,11 +19,10 @@ from typing import Any
 import psutil
 
 from benchmarks import machine, models
-from benchmarks.asking import Place, our_request
 from benchmarks.load import ROOT, Load, Outcome, Request, Wire, measure
 from benchmarks.models import Model
 from benchmarks.rivals.network import pack
-from benchmarks.servers import Server, clean, environment
+from benchmarks.servers import Place, Server, clean, environment, our_request
 from benchmarks.wires import Grpc, Http, Reply
 from benchmarks.workloads import Asked, Workload
 

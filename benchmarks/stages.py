@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from convscope._wire import convscope_pb2 as ours
 
-from benchmarks.asking import JSON, PROTOBUF, our_request, wrap
 from benchmarks.running import Running, ask_on
+from benchmarks.servers import JSON, PROTOBUF, our_request, wrap
 from benchmarks.wires import Http
 from benchmarks.workloads import Asked, Workload
 
