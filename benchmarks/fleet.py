@@ -35,14 +35,14 @@ import numpy as np
 import yaml
 from scipy.optimize import nnls
 
-from benchmarks import machine, models, servers
+from benchmarks import machine, models
 from benchmarks.capacity import read
 from benchmarks.load import ROOT, Load, Request
 from benchmarks.load import Outcome as Measured
 from benchmarks.load import measure as run_load
 from benchmarks.rivals.torchserve_waiting import BATCH_S, REQUEST_S
 from benchmarks.running import Running, ask_on, free_port
-from benchmarks.servers import Place, our_request, wrap
+from benchmarks.servers import JVM_S, OURS, Place, our_request, wrap
 from benchmarks.simulation import CHECK_S, Autoscaler, Costs, Fleet, Outcome, simulate
 from benchmarks.summaries import percentile, table
 from benchmarks.wires import Http
@@ -129,17 +129,12 @@ class Standing:
 def standing(network: str, envoy: Path, count: int) -> Iterator[Standing]:
     """Start replicas of one worker with one thread each, and a gateway before them; warm them up."""
     work = ROOT / "out/bench"
-    ours = next(server for server in servers.SERVERS if server.name == "convscope, one worker")
     model = _waiting(work) if network == "waiting" else models.prepare(network, work)
     asked = Asked("scores", 1, next(iter(model.pictures)))
     with contextlib.ExitStack() as stack:
         replicas = []
         for number in range(count):
-            server = dataclasses.replace(
-                ours,
-                name=f"replica {number}",
-                command=lambda place: [*ours.command(place), "--ready-port", str(place.others[1])],
-            )
+            server = dataclasses.replace(OURS, name=f"replica {number}", command=_start_replica)
             replicas.append(stack.enter_context(Running(server, model, work, 1)))
         folder = replicas[0].place.folder / "gateway"
         ports = {old: free_port() for old in (8443, 9901, 9902)}
@@ -156,8 +151,12 @@ def standing(network: str, envoy: Path, count: int) -> Iterator[Standing]:
         message = message.replace(b"\r\n\r\n", b"\r\nx-api-key: " + key.encode() + b"\r\n\r\n", 1)
         found = Standing(replicas, gateway, ports[8443], ports[9902], message)
         _await(found, folder / "log")
-        found.load(8 * count, servers.JVM_S * count)
+        found.load(8 * count, JVM_S * count)
         yield found
+
+
+def _start_replica(place: Place) -> list[str]:
+    return [*OURS.command(place), "--ready-port", str(place.others[1])]
 
 
 def _waiting(work: Path) -> models.Model:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from convscope._reply import read_tensor
 from convscope._wire import convscope_pb2 as ours
 from convscope._wire import inference_pb2 as torchserve
 
@@ -125,24 +126,9 @@ def read_ours(model: Model, body: bytes, asked: Asked, wire: Wire) -> list[Any]:
     assert not reply.HasField("error"), reply.error.message
     columns = []
     for result in reply.results:
-        maps = [_values(one.tensor) for one in result.maps]
-        columns.append([_by_class([(top.index, top.probability) for top in result.top]), *maps])
-    return [np.concatenate(column) for column in zip(*columns, strict=True)]
-
-
-def _by_class(scores: list[tuple[int, float]]) -> Any:
-    return np.array([probability for _, probability in sorted(scores)], np.float32)[None]
-
-
-def _values(tensor: ours.Tensor) -> Any:
-    kind = {ours.FLOAT32: "<f4", ours.FLOAT16: "<f2", ours.UINT8: "u1"}[tensor.dtype]
-    cells = np.frombuffer(tensor.data, kind).reshape(1, *tensor.shape).astype(np.float32)
-    if tensor.dtype == ours.UINT8:
-        cells = (
-            cells * np.array(tensor.scale, np.float32)[:, None, None]
-            + np.array(tensor.offset, np.float32)[:, None, None]
-        )
-    return cells
+        scores = [top.probability for top in sorted(result.top, key=lambda top: top.index)]
+        columns.append([np.array(scores, np.float32), *(read_tensor(one.tensor) for one in result.maps)])
+    return [np.stack(column) for column in zip(*columns, strict=True)]
 
 
 def ask_binary(path: str, *, many: bool = False, media: str = BINARY) -> Callable[[Place, Asked, Wire], bytes | None]:
@@ -264,8 +250,9 @@ def _tuned(name: str, command: Callable[[Place], list[str]], *, many: bool = Fal
 _MOSEC = _module("mosec", "--address", "127.0.0.1", "--port", "{0.rest}", "--timeout", "60000")
 _ALL_CORES = {"OMP_NUM_THREADS": str(CORES)}  # What torch takes by itself, as in a first example of any documentation.
 
+OURS = _ours("convscope")
 SERVERS = (
-    _ours("convscope"),
+    OURS,
     _ours("convscope, one worker", workers=1, environment=_ONE_THREAD, only="scores, 0.3 MP, c=8"),
     _ours("convscope, one thread a worker", environment=_ONE_THREAD),
     _ours("convscope, one worker on all cores", workers=1),

@@ -90,6 +90,12 @@ MIXED = (
 DOCUMENTED = "TorchServe|FastAPI|LitServe|mosec|BentoML"
 PHOTOGRAPHS = f"convscope|{DOCUMENTED}|uvicorn, tuned|mosec, tuned|floor, convscope"
 
+SMALL = (
+    *(closed("scores", callers) for callers in (1, 8, 32)),
+    *(closed(want, 8) for want in ("float32", "uint8")),
+    closed("float16", 4, pictures=32),
+)
+
 STANDARD = (
     Part(
         "resnet50",
@@ -112,11 +118,7 @@ STANDARD = (
     Part(
         "cifar",
         "cifar",
-        (
-            *(closed("scores", callers) for callers in (1, 8, 32)),
-            *(closed(want, 8) for want in ("float32", "uint8")),
-            closed("float16", 4, pictures=32),
-        ),
+        SMALL,
         "convscope|TorchServe|FastAPI|mosec|mosec, batching|uvicorn, tuned|mosec, tuned, batching|floor, convscope",
         workers=1,
     ),
