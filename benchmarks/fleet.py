@@ -37,7 +37,7 @@ from scipy.optimize import nnls
 
 from benchmarks import machine, models
 from benchmarks.capacity import read
-from benchmarks.load import ROOT, Load, Request
+from benchmarks.load import ROOT, Load
 from benchmarks.load import Outcome as Measured
 from benchmarks.load import measure as run_load
 from benchmarks.rivals.torchserve_waiting import BATCH_S, REQUEST_S
@@ -88,7 +88,7 @@ class Standing:
             is the share of all processors that other processes and guests of the machine took.
         """
         others, before = machine.Interval(), self._cpu_s()
-        load = Load(("127.0.0.1", self.port), "REST", (Request(self.message),), callers, seconds, rate, poisson=True)
+        load = Load(("127.0.0.1", self.port), "REST", self.message, callers, seconds, rate=rate, poisson=True)
         found = run_load(load)
         used = {name: spent - before[name] for name, spent in self._cpu_s().items()} | {"caller": found.cpu_s}
         used["others"] = sum(others.end(sum(used.values())))
@@ -281,7 +281,7 @@ def _ready_s(replica: Running) -> float:
     """Return the launcher's processor time for a health check."""
     before = machine.cpu_s(replica.process.pid)["python"]
     message = b"GET /ready HTTP/1.1\r\nhost: gateway\r\n\r\n"
-    found = run_load(Load(("127.0.0.1", replica.place.others[1]), "REST", (Request(message),), 1, 2.0))
+    found = run_load(Load(("127.0.0.1", replica.place.others[1]), "REST", message, 1, 2.0))
     return (machine.cpu_s(replica.process.pid)["python"] - before) / len(found.latencies)
 
 

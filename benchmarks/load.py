@@ -34,41 +34,28 @@ _LAST_CALL_S = 20.0  # How long replies may be late at the end.
 
 
 @dataclass(frozen=True)
-class Request:
-    """A prepared request.
-
-    Attributes:
-        message: What goes over the wire: a whole HTTP request, or a serialized gRPC message.
-        size: Bytes its reply's body must have; None for any.
-        slack: How many more or fewer are right too: numbers in JSON differ in length.
-        weight: How often it is asked, beside the others of a mixture.
-    """
-
-    message: bytes
-    size: int | None = None
-    slack: int = 0
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
 class Load:
     """What to ask, whom, and how.
 
     Attributes:
         address: The server's.
         wire: What it speaks.
-        requests: What to ask, in a random order that is the same every time.
+        message: What goes over the wire: a whole HTTP request, or a serialized gRPC message.
         connections: Callers; in an open loop, the most requests in flight.
         seconds: How long new requests are sent.
+        size: Bytes a reply's body must have; None for any.
+        slack: How many more or fewer are right too: numbers in JSON differ in length.
         rate: Requests a second of an open loop; None for a closed one.
         poisson: In an open loop, draw the times between requests, the same every time, instead of a constant.
     """
 
     address: Address
     wire: Wire
-    requests: tuple[Request, ...]
+    message: bytes
     connections: int
     seconds: float
+    size: int | None = None
+    slack: int = 0
     rate: float | None = None
     poisson: bool = False
 
@@ -83,7 +70,7 @@ class Outcome:
         cpu_s: Processor time of the load itself.
         body_bytes: Of good replies together.
         errors: What went wrong, counted.
-        kept: Number of the request, and body: replies spread over the run.
+        kept: Bodies of replies spread over the run.
     """
 
     latencies: array[float] = field(default_factory=lambda: array("d"))
@@ -91,7 +78,7 @@ class Outcome:
     cpu_s: float = 0.0
     body_bytes: int = 0
     errors: Counter[str] = field(default_factory=Counter)
-    kept: list[tuple[int, bytes]] = field(default_factory=list)
+    kept: list[bytes] = field(default_factory=list)
 
 
 def measure(load: Load) -> Outcome:
@@ -106,11 +93,10 @@ def measure(load: Load) -> Outcome:
 def run(load: Load) -> Outcome:
     """Run a load here."""
     outcome = Outcome()
-    order = _order(load.requests)
     gaps = random.Random(0)  # noqa: S311 (times, no secret)
     wire = _WIRES[load.wire]
     free = [wire(load.address) for _ in range(load.connections)]
-    busy: dict[socket.socket, tuple[Http | Grpc, int, float]] = {}
+    busy: dict[socket.socket, tuple[Http | Grpc, float]] = {}  # The connection, and when its request was due.
     clock = time.perf_counter
     cpu_before = _cpu_s()
     asked = 0
@@ -127,27 +113,27 @@ def run(load: Load) -> Outcome:
                 waiting.append(due)
                 due += gaps.expovariate(load.rate) if load.poisson else 1 / load.rate
         while waiting and free:
-            caller, number, since = free.pop(), order[asked % len(order)], waiting.popleft()
+            caller, since = free.pop(), waiting.popleft()
             asked += 1
-            caller.send(load.requests[number].message)
-            busy[caller.socket] = (caller, number, since)
+            caller.send(load.message)
+            busy[caller.socket] = (caller, since)
         if now > end + _LAST_CALL_S:
             outcome.errors["no answer"] += len(busy) + len(waiting)
             break
         if load.rate is None and not busy:
             continue
         wait = max(0.0, min(due, end) - clock()) if load.rate and now < end else 1.0
-        sending = [one for one, (caller, *_) in busy.items() if caller.unsent]
+        sending = [one for one, (caller, _) in busy.items() if caller.unsent]
         readable, writable, _ = select.select(list(busy), sending, (), wait)
         for ready in {*readable, *writable}:
-            caller, number, since = busy[ready]
+            caller, since = busy[ready]
             try:
                 if ready in writable:
                     caller.push()
                 reply = caller.receive() if ready in readable else None
                 if reply is None:
                     continue
-                _note(outcome, load.requests[number], number, reply, clock() - since, asked)
+                _note(outcome, load, reply, clock() - since, asked)
                 broken = reply.status != 200
             except OSError as error:
                 outcome.errors[type(error).__name__] += 1
@@ -158,7 +144,7 @@ def run(load: Load) -> Outcome:
             free.append(wire(load.address) if broken else caller)
     outcome.wall_s = clock() - began
     outcome.cpu_s = _cpu_s() - cpu_before
-    for caller in (*free, *(caller for caller, _, _ in busy.values())):
+    for caller in (*free, *(caller for caller, _ in busy.values())):
         caller.close()
     return outcome
 
@@ -168,23 +154,16 @@ def _cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _note(outcome: Outcome, request: Request, number: int, reply: Reply, latency: float, asked: int) -> None:
+def _note(outcome: Outcome, load: Load, reply: Reply, latency: float, asked: int) -> None:
     if reply.status != 200:
         outcome.errors[f"status {reply.status}"] += 1
-    elif request.size is not None and abs(len(reply.body) - request.size) > request.slack:
-        outcome.errors[f"{len(reply.body)} bytes instead of {request.size}"] += 1
+    elif load.size is not None and abs(len(reply.body) - load.size) > load.slack:
+        outcome.errors[f"{len(reply.body)} bytes instead of {load.size}"] += 1
     else:
         outcome.latencies.append(latency)
         outcome.body_bytes += len(reply.body)
         if len(outcome.kept) < _KEPT and asked >= 25 * 4 ** len(outcome.kept):
-            outcome.kept.append((number, bytes(reply.body)))
-
-
-def _order(requests: tuple[Request, ...]) -> list[int]:
-    if len(requests) == 1:
-        return [0]
-    weights = [request.weight for request in requests]
-    return random.Random(0).choices(range(len(requests)), weights, k=1009)  # noqa: S311 (an order, no secret)
+            outcome.kept.append(bytes(reply.body))
 
 
 def answer() -> None:

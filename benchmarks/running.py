@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from benchmarks import machine, models
-from benchmarks.load import ROOT, Load, Outcome, Request, Wire, measure
+from benchmarks.load import ROOT, Load, Outcome, Wire, measure
 from benchmarks.models import Model
 from benchmarks.rivals.network import pack
 from benchmarks.servers import Place, Server, clean, environment, our_request
@@ -100,8 +100,8 @@ class Running:
         if not fnmatch(workload.name, self.server.only):
             return False
         if self.server.kind == "floor":
-            return workload.share is None and len(workload.asked) == 1
-        return all(self.server.ask(self.place, one, workload.wire) for one in workload.asked)
+            return workload.share is None
+        return self.server.ask(self.place, workload.asked, workload.wire) is not None
 
     def worker_settings(self) -> dict[str, str]:
         """Return the variables that decide how a worker of our launcher works: threads, engine, memory allocation."""
@@ -145,14 +145,12 @@ class Running:
         """
         if self.server.kind == "floor":
             return
-        kinds = dict.fromkeys((asked, one.wire) for one in workloads if self.can(one) for asked in one.asked)
+        kinds = dict.fromkeys((one.asked, one.wire) for one in workloads if self.can(one))
         for asked, wire in kinds:
             self.check(asked, wire)
         for asked, wire in kinds:  # A JVM compiles the code of each kind anew.
             needed = self.server.warm_up_s / (2 if asked.photograph else 1)  # Java sees fewer bytes a second otherwise.
-            self.load(
-                Workload("warm-up", (asked,), 8 if asked.pictures == 1 else 2, wire), max(0.5, needed / len(kinds))
-            )
+            self.load(Workload("warm-up", asked, 8 if asked.pictures == 1 else 2, wire), max(0.5, needed / len(kinds)))
 
     def take(self, workload: Workload, seconds: float) -> dict[str, Any]:
         """Measure a workload once."""
@@ -163,7 +161,7 @@ class Running:
         others = machine.Interval()
         before = machine.cpu_s(self.process.pid)
         if self.server.kind == "floor":
-            outcome = self._run_floor(workload.asked[0], seconds)
+            outcome = self._run_floor(workload.asked, seconds)
         else:
             outcome = self.load(workload, seconds, rate)
         used = {name: spent - before.get(name, 0.0) for name, spent in machine.cpu_s(self.process.pid).items()}
@@ -172,7 +170,7 @@ class Running:
             "server": self.server.name,
             "workload": workload.name,
             "latencies": outcome.latencies,
-            "pictures": workload.asked[0].pictures,
+            "pictures": workload.asked.pictures,
             "wall_s": outcome.wall_s,
             "rate": rate,
             "cpu_s": used,
@@ -185,17 +183,14 @@ class Running:
 
     def load(self, workload: Workload, seconds: float, rate: float | None = None) -> Outcome:
         """Run a workload's load against this server, and check the replies that were kept."""
-        requests = []
-        for one in workload.asked:
-            message = self.server.ask(self.place, one, workload.wire)
-            assert message is not None
-            requests.append(Request(message, self._sizes.get((one, workload.wire)), self._slack, one.weight))
-        port = self.place.grpc if workload.wire == "gRPC" else self.place.rest
-        load = Load(("127.0.0.1", port), workload.wire, tuple(requests), workload.callers, seconds, rate)
-        outcome = measure(load)
-        for number, body in outcome.kept:
+        message = self.server.ask(self.place, workload.asked, workload.wire)
+        assert message is not None
+        address = "127.0.0.1", self.place.grpc if workload.wire == "gRPC" else self.place.rest
+        size = self._sizes.get((workload.asked, workload.wire))
+        outcome = measure(Load(address, workload.wire, message, workload.callers, seconds, size, self._slack, rate))
+        for body in outcome.kept:
             try:
-                self._compare(body, workload.asked[number], workload.wire)
+                self._compare(body, workload.asked, workload.wire)
             except AssertionError as error:
                 outcome.errors[f"wrong content: {error}"] += 1
         outcome.kept.clear()
