@@ -21,7 +21,6 @@ import psutil
 from benchmarks import machine, models
 from benchmarks.load import ROOT, Load, Outcome, Wire, measure
 from benchmarks.models import Model
-from benchmarks.rivals.network import pack
 from benchmarks.servers import Place, Server, clean, environment, our_request
 from benchmarks.wires import Grpc, Http, Reply
 from benchmarks.workloads import Asked, Workload
@@ -201,9 +200,8 @@ class Running:
         models.check(found, self.place.model, asked, scaled=self.server.scaled)
 
     def _run_floor(self, asked: Asked, seconds: float) -> Outcome:
-        model, body = self.place.model, self.place.folder / "body"
-        ours = self.server.name == "floor, convscope"
-        body.write_bytes(our_request(model, asked) if ours else pack(asked.want, model.files(asked)))
+        body = self.place.folder / "body"
+        body.write_bytes(our_request(self.place.model, asked))
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write(json.dumps({"body": str(body), "seconds": seconds}) + "\n")

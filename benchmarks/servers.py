@@ -230,11 +230,8 @@ def _start_bento(place: Place) -> list[str]:
     return [str(BENCH_BIN / "bentoml"), "serve", app, "--host", "127.0.0.1", "--port", str(place.rest)]
 
 
-def _floor(network: str, python: str) -> Server:
-    def command(place: Place) -> list[str]:
-        return [python, "-m", "benchmarks.floor", network, str(place.model.archive), str(place.workers)]
-
-    return Server(f"floor, {network}", "floor", command, lambda *_: None, read_rival)
+def _start_floor(place: Place) -> list[str]:
+    return [PYTHON, "-m", "benchmarks.floor", str(place.model.archive), str(place.workers)]
 
 
 def _documented(name: str, command: Callable[[Place], list[str]], path: str = "/predict", **more: Any) -> Server:
@@ -277,8 +274,7 @@ SERVERS = (
     _tuned("uvicorn, tuned", _uvicorn("tuned_uvicorn", "--interface", "asgi3", "--lifespan", "off"), many=True),
     _tuned("mosec, tuned", _MOSEC),
     _tuned("mosec, tuned, batching", _MOSEC, batch=32),
-    _floor("convscope", PYTHON),
-    _floor("tuned", sys.executable),
+    Server("floor, convscope", "floor", _start_floor, lambda *_: None, read_ours),
 )
 
 
@@ -297,7 +293,7 @@ def environment(server: Server, place: Place) -> dict[str, str]:
     variables |= {"RAY_memory_monitor_refresh_ms": "0"}  # Ray does not kill its replicas when others fill the memory.
     if server.kind != "ours" or place.workers == 1:
         variables |= _ONE_THREAD
-    if server.name == "floor, convscope":
+    if server.kind == "floor":
         variables |= place.settings
     return {**variables, **server.environment}
 
