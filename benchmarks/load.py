@@ -140,12 +140,12 @@ def run(load: Load) -> Outcome:
                 broken = True
             del busy[ready]
             if broken:
-                caller.close()
+                ready.close()
             free.append(wire(load.address) if broken else caller)
     outcome.wall_s = clock() - began
     outcome.cpu_s = _cpu_s() - cpu_before
     for caller in (*free, *(caller for caller, _ in busy.values())):
-        caller.close()
+        caller.socket.close()
     return outcome
 
 

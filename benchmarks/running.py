@@ -133,7 +133,7 @@ class Running:
         caller: Http | Grpc
         caller = Http(("127.0.0.1", self.place.rest)) if wire == "REST" else Grpc(("127.0.0.1", self.place.grpc))
         caller.socket.settimeout(timeout_s)
-        with contextlib.closing(caller):
+        with caller.socket:
             return ask_on(caller, message)
 
     def warm_up(self, workloads: Iterable[Workload]) -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import random
 import socket
 import statistics
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
-import grpc
 import pytest
 
 from benchmarks.load import Load, measure, run
-from benchmarks.wires import Address
+from benchmarks.wires import Address, Grpc
 
 Serve = Callable[[socket.socket], None]
 Start = Callable[[Serve], Address]
@@ -142,27 +141,35 @@ def test_replies_are_kept_for_their_content(start: Start) -> None:
     assert set(outcome.kept) == {b"hi"}
 
 
-def test_grpc_finds_the_reply_and_the_status() -> None:
-    class Service(grpc.GenericRpcHandler):
-        def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-            def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
-                if request == b"bad":
-                    context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no")
-                return call.method.rpartition("/")[2].encode() + request
+def test_grpc_keeps_to_the_windows_and_finds_the_status(start: Start) -> None:
+    """The peer grants 10 bytes of the message at first, the rest later, and answers in two frames."""
+    received = bytearray()
 
-            return grpc.unary_unary_rpc_method_handler(answer)
+    def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+        return struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
 
-    server = grpc.server(ThreadPoolExecutor(2), (Service(),))
-    address = "127.0.0.1", server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    size = 3_000_000
-    good = run(Load(address, "gRPC", b"m" * size, 2, 0.5, size=size + len("Predictions")))
-    bad = run(Load(address, "gRPC", b"bad", 1, 0.1))
-    server.stop(None)
-    assert len(good.latencies) >= 2
-    assert not good.errors
-    assert set(bad.errors) == {"status 3"}
-    assert not bad.latencies
+    def serve(caller: socket.socket) -> None:
+        caller.sendall(frame(4, 0, 0, struct.pack(">HI", 4, 10)))
+        caller.recv(24, socket.MSG_WAITALL)
+        while len(head := caller.recv(9, socket.MSG_WAITALL)) == 9:
+            size = int.from_bytes(head[:3])
+            payload = caller.recv(size, socket.MSG_WAITALL) if size else b""
+            if head[3] == 0:
+                received.extend(payload)
+                assert len(payload) <= 10 or len(received) > 10
+                if len(received) == 10:
+                    caller.sendall(frame(8, 0, 1, struct.pack(">I", 1000)))
+                if head[4] & 1:
+                    caller.sendall(frame(1, 4, 1, b"\x88") + frame(0, 0, 1, b"\0\0\0\0\5he") + frame(0, 0, 1, b"llo"))
+                    caller.sendall(frame(1, 5, 1, b"\x00\x0bgrpc-status\x010"))
+
+    wire = Grpc(start(serve))
+    with wire.socket:
+        wire.send(b"m" * 100)
+        while (reply := wire.receive()) is None:
+            pass
+    assert bytes(received) == b"\0\0\0\0\x64" + b"m" * 100
+    assert (reply.status, bytes(reply.body)) == (200, b"hello")
 
 
 def test_a_load_in_its_own_process_brings_its_outcome_back(start: Start) -> None:
