@@ -23,8 +23,6 @@ from benchmarks.rivals.network import pack
 from benchmarks.workloads import Asked
 
 PROTOBUF, JSON, BINARY = "application/x-protobuf", "application/json", "application/octet-stream"
-BENCH_BIN = Path(sys.executable).parent
-
 CORES = len(os.sched_getaffinity(0))
 JVM_S = 15.0  # On a busy pair of cores it compiles for more than ten seconds, and costs three times as much meanwhile.
 
@@ -163,29 +161,16 @@ def card(place: Place) -> bytes:
 _ONE_THREAD = {"CONVSCOPE_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def _ours(
-    name: str,
-    *options: str,
-    workers: int | None = None,
-    environment: Mapping[str, str] | None = None,
-    scaled: bool = False,
-    only: str = "*",
-) -> Server:
-    def command(place: Place) -> list[str]:
-        store = ["--model-store", str(place.model.archive.parent), "--models", place.model.name]
-        ports = ["--rest-port", str(place.rest), "--grpc-port", str(place.grpc), "--metrics-port", str(place.others[0])]
-        count = ["--workers", str(workers or place.workers)]
-        own = ["--device", "cpu", "--work-dir", str(place.folder)]
-        return [PYTHON, "-m", "server", *store, *ports, *count, *own, *options]
-
-    return Server(name, "ours", command, ask_ours, read_ours, environment or {}, scaled, only, JVM_S, card)
+def _run(words: str, python: str = sys.executable) -> Callable[[Place], list[str]]:
+    """Return the command of a module; {0.rest} and the like in its words stand for the attributes of the `Place`."""
+    return lambda place: [python, "-m", *(word.format(place) for word in words.split())]
 
 
-def _start_kserve(place: Place) -> list[str]:
-    """Start our second host, from the environment that `make kserve` makes."""
-    command = [str(ROOT / ".venv-kserve/bin/python"), "-m", "server.kserve", "--models", place.model.name]
-    command += ["--model-store", str(place.model.archive.parent), "--workers", str(place.workers), "--device", "cpu"]
-    return [*command, "--http-port", str(place.rest), "--grpc-port", str(place.grpc), "--work-dir", str(place.folder)]
+def _ours(name: str, options: str = "", *, workers: str = "{0.workers}", **more: Any) -> Server:
+    store = "--model-store {0.model.archive.parent} --models {0.model.name} --work-dir {0.folder} --device cpu"
+    ports = "--rest-port {0.rest} --grpc-port {0.grpc} --metrics-port {0.others[0]}"
+    command = _run(f"server {store} {ports} --workers {workers} {options}", PYTHON)
+    return Server(name, "ours", command, ask_ours, read_ours, warm_up_s=JVM_S, probe=card, **more)
 
 
 def _start_stock(place: Place) -> list[str]:
@@ -212,28 +197,6 @@ def _start_stock(place: Place) -> list[str]:
     return [*command, "--model-store", str(store), "--ts-config", str(config)]
 
 
-def _uvicorn(app: str, *more: str, workers: int | None = None) -> Callable[[Place], list[str]]:
-    def command(place: Place) -> list[str]:
-        where = [f"benchmarks.rivals.{app}:app", "--port", str(place.rest), "--log-level", "warning", "--no-access-log"]
-        return [str(BENCH_BIN / "uvicorn"), *where, "--workers", str(workers or place.workers), *more]
-
-    return command
-
-
-def _module(name: str, *options: str) -> Callable[[Place], list[str]]:
-    """Run a module of `rivals`; in its options stand {0.rest} for the port and the like, of the `Place`."""
-    return lambda place: [sys.executable, "-m", f"benchmarks.rivals.{name}", *(one.format(place) for one in options)]
-
-
-def _start_bento(place: Place) -> list[str]:
-    app = "benchmarks.rivals.bento:Classifier"
-    return [str(BENCH_BIN / "bentoml"), "serve", app, "--host", "127.0.0.1", "--port", str(place.rest)]
-
-
-def _start_floor(place: Place) -> list[str]:
-    return [PYTHON, "-m", "benchmarks.floor", str(place.model.archive), str(place.workers)]
-
-
 def _documented(name: str, command: Callable[[Place], list[str]], path: str = "/predict", **more: Any) -> Server:
     many, media = name.startswith("FastAPI"), "image/jpeg" if name == "KServe" else BINARY  # It parses BINARY as JSON.
     return Server(name, "documented", command, ask_binary(path, many=many, media=media), read_rival, **more)
@@ -244,37 +207,42 @@ def _tuned(name: str, command: Callable[[Place], list[str]], *, many: bool = Fal
     return Server(name, "tuned", command, ask_binary("/predict", many=many), read_rival, variables, scaled=True)
 
 
-_MOSEC = _module("mosec", "--address", "127.0.0.1", "--port", "{0.rest}", "--timeout", "60000")
+_MOSEC = _run("benchmarks.rivals.mosec --address 127.0.0.1 --port {0.rest} --timeout 60000")
+_FASTAPI = "uvicorn benchmarks.rivals.fastapi:app --port {0.rest} --log-level warning --no-access-log --workers"
+_TUNED_UVICORN = _FASTAPI.replace("fastapi", "tuned_uvicorn") + " {0.workers} --interface asgi3 --lifespan off"
+_KSERVE = "benchmarks.rivals.kserve --http_port={0.rest} --workers={0.workers} --enable_grpc=false"
+_SECOND_HOST = _run(
+    "server.kserve --model-store {0.model.archive.parent} --models {0.model.name} --work-dir {0.folder} --device cpu "
+    "--http-port {0.rest} --grpc-port {0.grpc} --workers {0.workers}",
+    str(ROOT / ".venv-kserve/bin/python"),
+)
+_FLOOR = _run("benchmarks.floor {0.model.archive} {0.workers}", PYTHON)
 _ALL_CORES = {"OMP_NUM_THREADS": str(CORES)}  # What torch takes by itself, as in a first example of any documentation.
 
 OURS = _ours("convscope")
 SERVERS = (
     OURS,
-    _ours("convscope, one worker", workers=1, environment=_ONE_THREAD, only="scores, 0.3 MP, c=8"),
+    _ours("convscope, one worker", workers="1", environment=_ONE_THREAD, only="scores, 0.3 MP, c=8"),
     _ours("convscope, one thread a worker", environment=_ONE_THREAD),
-    _ours("convscope, one worker on all cores", workers=1),
+    _ours("convscope, one worker on all cores", workers="1"),
     _ours("convscope, scaled decoding", "--scaled-decoding", scaled=True, only="scores, [31]* MP, c=8"),
-    Server("convscope on KServe", "ours", _start_kserve, ask_ours, read_ours, probe=card),
+    Server("convscope on KServe", "ours", _SECOND_HOST, ask_ours, read_ours, probe=card),
     _documented("TorchServe", _start_stock, "/predictions/stock", warm_up_s=JVM_S),
-    _documented("FastAPI", _uvicorn("fastapi")),
-    _documented("FastAPI, one process", _uvicorn("fastapi", workers=1), environment=_ALL_CORES),
+    _documented("FastAPI", _run(f"{_FASTAPI} {{0.workers}}")),
+    _documented("FastAPI, one process", _run(f"{_FASTAPI} 1"), environment=_ALL_CORES),
     *(
-        Server(f"LitServe{name}", "documented", _module("litserve", "{0.rest}", str(batch)), ask_litserve, read_rival)
-        for name, batch in (("", 1), (", batching", 32))
+        Server(name, "documented", _run(f"benchmarks.rivals.litserve {{0.rest}} {batch}"), ask_litserve, read_rival)
+        for name, batch in (("LitServe", 1), ("LitServe, batching", 32))
     ),
     _documented("mosec", _MOSEC),
     _documented("mosec, batching", _MOSEC, environment={"BENCH_BATCH": "32"}),
-    _documented("BentoML", _start_bento),
-    _documented("Ray Serve", _module("ray_serve", "{0.rest}", "{0.folder}"), "/"),
-    _documented(
-        "KServe",
-        _module("kserve", "--http_port={0.rest}", "--workers={0.workers}", "--enable_grpc=false"),
-        "/v1/models/network:predict",
-    ),
-    _tuned("uvicorn, tuned", _uvicorn("tuned_uvicorn", "--interface", "asgi3", "--lifespan", "off"), many=True),
+    _documented("BentoML", _run("bentoml serve benchmarks.rivals.bento:Classifier --host 127.0.0.1 --port {0.rest}")),
+    _documented("Ray Serve", _run("benchmarks.rivals.ray_serve {0.rest} {0.folder}"), "/"),
+    _documented("KServe", _run(_KSERVE), "/v1/models/network:predict"),
+    _tuned("uvicorn, tuned", _run(_TUNED_UVICORN), many=True),
     _tuned("mosec, tuned", _MOSEC),
     _tuned("mosec, tuned, batching", _MOSEC, batch=32),
-    Server("floor, convscope", "floor", _start_floor, lambda *_: None, read_ours),
+    Server("floor, convscope", "floor", _FLOOR, lambda *_: None, read_ours),
 )
 
 
