@@ -113,21 +113,6 @@ class Running:
                     return {key: value for key, value in variables if key.startswith(chosen) and key not in files}
         raise RuntimeError("our launcher has no worker")
 
-    def check(self, asked: Asked, wire: Wire) -> None:
-        """Ask once, hold the values to eager torch's, and remember the size.
-
-        Raises:
-            AssertionError: The reply is not right.
-        """
-        message = self.server.ask(self.place, asked, wire)
-        if message is None or (asked, wire) in self._sizes:
-            return
-        reply = self.ask(message, wire)
-        assert reply.status == 200, f"{self.server.name}: {reply.status} {bytes(reply.body[:300])!r}"
-        body = bytes(reply.body)
-        self._compare(body, asked, wire)
-        self._sizes[asked, wire] = len(body)
-
     def ask(self, message: bytes, wire: Wire, timeout_s: float = 60.0) -> Reply:
         """Ask once, on a connection of its own."""
         caller: Http | Grpc
@@ -137,7 +122,7 @@ class Running:
             return ask_on(caller, message)
 
     def warm_up(self, workloads: Iterable[Workload]) -> None:
-        """Check every kind of request, then run each until the server is at its own speed.
+        """Hold a reply of each kind to eager torch and remember its size; run each until the server is at its speed.
 
         Raises:
             AssertionError: A reply is not right.
@@ -146,7 +131,12 @@ class Running:
             return
         kinds = dict.fromkeys((one.asked, one.wire) for one in workloads if self.can(one))
         for asked, wire in kinds:
-            self.check(asked, wire)
+            message = self.server.ask(self.place, asked, wire)
+            assert message is not None
+            reply = self.ask(message, wire)
+            assert reply.status == 200, f"{self.server.name}: {reply.status} {bytes(reply.body[:300])!r}"
+            self._compare(bytes(reply.body), asked, wire)
+            self._sizes[asked, wire] = len(reply.body)
         for asked, wire in kinds:  # A JVM compiles the code of each kind anew.
             needed = self.server.warm_up_s / (2 if asked.photograph else 1)  # Java sees fewer bytes a second otherwise.
             self.load(Workload("warm-up", asked, 8 if asked.pictures == 1 else 2, wire), max(0.5, needed / len(kinds)))
