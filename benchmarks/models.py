@@ -156,8 +156,7 @@ def archive(model: Model, checkout: Path, store: Path) -> None:
     store.mkdir(parents=True, exist_ok=True)
     classes = model.folder / "classes.txt"
     classes.write_text("\n".join(f"class {index}" for index in range(model.classes)))
-    program = ["archiver", "--quiet"] if (checkout / "archiver").is_dir() else ["training.archive"]  # As it once was.
-    command = [PYTHON, "-m", *program, "--name", model.name, *network.archiver]
+    command = [PYTHON, "-m", "archiver", "--quiet", "--name", model.name, *network.archiver]
     command += ["--layers", ",".join(f"{layer}={node}" for layer, node in network.layers.items())]
     command += ["--state-dict", str(model.folder / "weights.pt"), "--classes", str(classes), "--store", str(store)]
     subprocess.run(command, cwd=checkout, check=True)
