@@ -8,7 +8,8 @@
     python -m benchmarks.fleet crowd     # three times the load from one moment to the next, and the autoscaler
 
 ENVOY is a program of the version in docker-compose.yml; only `measure` and `check` start servers. They give each
-replica one worker with one thread, and want a machine that does nothing else. docs/capacity.md has the results; `benchmarks.simulation` says what is modelled.
+replica one worker with one thread, and want a machine that does nothing else. docs/capacity.md has the results;
+`benchmarks.simulation` says what is modelled.
 """
 
 from __future__ import annotations

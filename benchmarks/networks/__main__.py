@@ -119,9 +119,10 @@ def run_group(
     for case in ready:
         (store / f"{case.name}.mar").symlink_to(WORK / case.name / f"{case.name}.mar")
     try:
-        with _serving(store) as url, Client(url, deadline_s=300) if ready else contextlib.nullcontext() as client:
-            for case in ready:
-                _attempt(rows[case.name], lambda case=case: ask(client, case, pictures[case.channels]))
+        if ready:
+            with _serving(store) as url, Client(url, deadline_s=300) as client:
+                for case in ready:
+                    _attempt(rows[case.name], lambda case=case: ask(client, case, pictures[case.channels]))
     except (OSError, RuntimeError) as err:
         for case in ready:
             rows[case.name]["fault"] = f"the server: {err}"
@@ -191,9 +192,6 @@ def _serving(store: Path) -> Iterator[str]:
     Raises:
         RuntimeError: It does not start.
     """
-    if not any(store.iterdir()):
-        yield ""
-        return
     command = [sys.executable, "-m", "server", "--model-store", str(store), "--workers", "1", "--device", "cpu"]
     command += ["--rest-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     command += ["--warm-up-s", "0", "--watch-s", "3600", "--startup-timeout-s", "600"]
@@ -234,7 +232,7 @@ def ask(client: Client, case: Case, pictures: Sequence[Path]) -> Row:
     last = [layer.name for layer in card.layers if min(layer.shape[1:]) >= 2][-1]
     arrays["pooled"] = client.predict(pictures[0], model=case.name, layers=[last], pool=2).maps[last]
     np.savez(WORK / case.name / "served.npz", **arrays)
-    beside = [layer.name for layer in card.layers if getattr(layer, "layout", "") == "extra_tokens"]
+    beside = [layer.name for layer in card.layers if layer.layout == "extra_tokens"]
     return {"engine": seen.engine, "beside": beside, "last": last}
 
 
@@ -242,8 +240,7 @@ def _scores(seen: Prediction, outputs: int) -> tuple[Array, Array]:
     """Return the network's numbers and the probabilities, (K,) each, by index; values have no probability."""
     found = np.full((2, outputs), np.nan, np.float32)
     for one in seen.top:
-        value = getattr(one, "value", None)
-        found[:, one.index] = (one.logit, one.probability) if value is None else (value, np.nan)
+        found[:, one.index] = (one.logit, one.probability) if one.value is None else (one.value, np.nan)
     return found[0], found[1]
 
 
