@@ -1,8 +1,11 @@
 """Connections that send prepared requests and find the ends of replies, with as little Python as possible.
 
 A load that shares two cores with the server must cost less than it; HTTP and gRPC libraries for Python take 200 µs and
-more a call. With grpcio the load took 320 to 420 µs a request instead of 77 to 149, and 32 callers got 1,540 scores a
-second of `cifar` instead of 2,663 (n = 1, two cores of an AMD EPYC, 2026-12-01). Neither wire knows what a body means.
+more a call. Neither wire knows what a body means.
+
+With grpcio in place of `Grpc`, a thread a connection, the load took 320 to 420 µs a request instead of 77 to 149,
+and 32 callers got 1,540 scores a second of `cifar` instead of 2,663: `python -m benchmarks --full --parts cifar --only
+'gRPC, c=8|gRPC, c=32' --servers convscope --rounds 1`, two cores of an AMD EPYC, 2026-12-01.
 """
 
 from __future__ import annotations
