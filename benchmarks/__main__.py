@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def run(part: Part, workloads: list[Workload], options: argparse.Namespace) -> d
     starts: dict[str, Any] = {}
     left_out: dict[str, str] = {}
     takes: list[dict[str, Any]] = []
-    running: list[Running] = []
+    running: dict[str, Running] = {}
 
     def leave_out(server: Server, error: BaseException) -> None:
         say(f"{server.name} is left out: {error}")
@@ -82,7 +83,7 @@ def run(part: Part, workloads: list[Workload], options: argparse.Namespace) -> d
 
     with contextlib.ExitStack() as stack:
         for server in servers:
-            ours = next((one for one in running if one.server.name == "convscope"), None)
+            ours = running.get("convscope")
             try:
                 settings = ours.worker_settings() if ours and server.kind == "floor" else None
                 one = stack.enter_context(Running(server, model, work, workers, settings))
@@ -90,24 +91,26 @@ def run(part: Part, workloads: list[Workload], options: argparse.Namespace) -> d
             except _FAULTS as error:
                 leave_out(server, error)
                 continue
-            running.append(one)
+            running[server.name] = one
             starts[server.name] = {"kind": server.kind, "first_answer_s": one.first_answer_s}
             say(f"{server.name} answers, {one.first_answer_s:.1f} s after its start")
+        order = deque(running.values())
         for number in range(options.rounds):
             began = time.monotonic()
             for workload in workloads:
-                for one in running[number % len(running) :] + running[: number % len(running)]:
+                for one in order:
                     try:
                         if one.can(workload) and one.server.name not in left_out:
                             takes.append({"round": number, **one.take(workload, options.seconds * _longer(workload))})
                     except _FAULTS as error:
                         leave_out(one.server, error)
+            order.rotate(-1)
             say(f"{part.name}: round {number + 1} of {options.rounds}: {time.monotonic() - began:.0f} s")
-        for one in running:
-            starts[one.server.name]["memory_mib"] = machine.memory_mib(one.process.pid)
-        ours = next((one for one in running if one.server.name == "convscope" and "convscope" not in left_out), None)
+        for name, one in running.items():
+            starts[name]["memory_mib"] = machine.memory_mib(one.process.pid)
+        ours = None if "convscope" in left_out else running.get("convscope")
         of_stages, of_formats = (stages.measure(ours, workloads), stages.formats(ours)) if ours else ({}, {})
-        for one in running:
+        for one in running.values():
             one.stop()
         return {
             "model": part.name,
@@ -132,7 +135,7 @@ def run(part: Part, workloads: list[Workload], options: argparse.Namespace) -> d
 
 def _longer(workload: Workload) -> float:
     """Return how many times as long to measure: 32 photographs take a worker as long as a measurement of others."""
-    return 3.0 if any(one.photograph and one.pictures >= 32 for one in workload.asked) else 1.0
+    return 3.0 if workload.asked.photograph and workload.asked.pictures >= 32 else 1.0
 
 
 def matches(name: str, patterns: str) -> bool:

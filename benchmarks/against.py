@@ -13,25 +13,18 @@ import contextlib
 import os
 import shlex
 import statistics
-from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from benchmarks import models
-from benchmarks.asking import Place
 from benchmarks.load import ROOT
 from benchmarks.running import Running
-from benchmarks.servers import CORES, SERVERS, Server
+from benchmarks.servers import CORES, OURS, Place, Server
 from benchmarks.summaries import spread
-from benchmarks.workloads import closed
+from benchmarks.workloads import SMALL, closed
 
-SMALL = (
-    *(closed("scores", callers) for callers in (1, 8, 32)),
-    *(closed(want, 8) for want in ("float32", "uint8")),
-    closed("float16", 4, 32),
-)
 WORKLOADS = (
     *(closed("scores", callers, photograph="0.3 MP") for callers in (1, 8)),
     *(closed("scores", 8, photograph=size) for size in ("3 MP", "12 MP")),
@@ -61,8 +54,8 @@ def main() -> None:
     print("|---|---|---|---|")
     with contextlib.ExitStack() as stack:
         running = {
-            name: stack.enter_context(Running(service(name, *one), model, work, workers))
-            for name, one in archived(model, checkouts).items()
+            name: stack.enter_context(Running(service(name, checkout, model), model, work, workers))
+            for name, checkout in checkouts.items()
         }
         for one in running.values():
             one.warm_up(workloads)
@@ -82,34 +75,24 @@ def main() -> None:
     print(f"\n{options.rounds} rounds of {options.seconds:g} s, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
 
 
-def archived(model: models.Model, checkouts: Mapping[str, Path]) -> dict[str, tuple[Path, Path]]:
-    """Return each checkout with the folder in which its own archiver has put the model, by the checkout's name."""
-    found = {}
-    for name, checkout in checkouts.items():
-        path = checkout.resolve()
-        found[name] = (path, model.folder / "-".join(path.parts[1:]))
-        models.archive(model, *found[name])
-    return found
-
-
-def service(name: str, checkout: Path, store: Path) -> Server:
-    """Return the row of the table for a checkout's service with the archives of a folder."""
-    ours = next(server for server in SERVERS if server.name == "convscope")
+def service(name: str, checkout: Path, model: models.Model) -> Server:
+    """Return the row of the table for a checkout's service, with an archive by its own archiver."""
+    checkout = checkout.resolve()
+    store = model.folder / "-".join(checkout.parts[1:])
+    models.archive(model, checkout, store)
 
     def start(place: Place) -> list[str]:
-        words = ours.command(place)
+        words = OURS.command(place)
         words[words.index("--model-store") + 1] = str(store)
         return ["sh", "-c", f"cd {shlex.quote(str(checkout))} && exec {shlex.join(words)}"]
 
-    return replace(ours, name=name, command=start)
+    return replace(OURS, name=name, command=start)
 
 
 def _figures(take: dict[str, Any]) -> tuple[float, ...]:
-    """Return pictures a second, and processor time a request of Java and of all else."""
+    """Return pictures a second, and processor time a request of Java and of Python."""
     count, cpu_s = len(take["latencies"]), take["cpu_s"]
-    java = sum(spent for name, spent in cpu_s.items() if "java" in name)
-    rest = sum(spent for name, spent in cpu_s.items() if "java" not in name)
-    return count * take["pictures"] / take["wall_s"], java / count * 1e6, rest / count * 1e6
+    return count * take["pictures"] / take["wall_s"], *(cpu_s[name] / count * 1e6 for name in ("java", "python"))
 
 
 if __name__ == "__main__":

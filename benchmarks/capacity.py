@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks import models
 from benchmarks.load import ROOT
 from benchmarks.running import Running
-from benchmarks.servers import SERVERS
+from benchmarks.servers import OURS
 from benchmarks.summaries import spread
 from benchmarks.workloads import closed
 
@@ -34,9 +34,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     options = parser.parse_args()
     work = ROOT / "out/bench"
-    ours = next(server for server in SERVERS if server.name == "convscope")
     found: dict[str, list[tuple[float, float]]] = {one.name: [] for one in WORKLOADS}
-    with Running(ours, models.prepare("cifar", work), work, 1) as running:
+    with Running(OURS, models.prepare("cifar", work), work, 1) as running:
         running.warm_up(WORKLOADS)
         for _ in range(options.rounds):
             for workload in WORKLOADS:

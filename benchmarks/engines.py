@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
+import itertools
 import logging
 import statistics
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -162,27 +163,19 @@ ENGINES = {
 }
 
 
-def alternate(
-    ways: Mapping[str, Callable[[], object]], rounds: int, seconds: float = 0.02
-) -> dict[str, tuple[float, float]]:
-    """Time every way once a round, in turning order.
-
-    Returns:
-        By name: the least and the median of the rounds, in microseconds a call.
-    """
+def alternate(ways: Sequence[Callable[[], object]], rounds: int, seconds: float = 0.02) -> list[list[float]]:
+    """Return the microseconds of a call of each way in each round; the order turns."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for way in ways.values():
-        way()
+    times: list[list[float]] = [[] for _ in ways]
     for number in range(rounds):
-        for name, way in list(ways.items())[:: 1 if number % 2 else -1]:
+        for way, found in list(zip(ways, times, strict=True))[:: 1 if number % 2 else -1]:
             began, calls, taken = clock(), 0, 0.0
             while taken < seconds:
                 way()
                 calls += 1
                 taken = clock() - began
-            times[name].append(taken / calls * 1e6)
-    return {name: (min(found), statistics.median(found)) for name, found in times.items()}
+            found.append(taken / calls * 1e6)
+    return times
 
 
 def difference(found: tuple[Any, ...], expected: tuple[Tensor, ...]) -> float:
@@ -191,90 +184,59 @@ def difference(found: tuple[Any, ...], expected: tuple[Tensor, ...]) -> float:
     return max(float(np.abs(one - other).max() / np.abs(other).max()) for one, other in pairs)
 
 
-def measure(name: str, rounds: int, wanted: list[str], batches: list[int]) -> list[dict[str, Any]]:
-    """Measure one network by every engine, and return a record for each engine, batch and set of outputs."""
-    make, layers, shape = NETWORKS[name]
+def make(engine: str, network: str, *, maps: bool) -> Run:
+    """Return a way to run a network, which has run once."""
+    constructor, layers, shape = NETWORKS[network]
     torch.manual_seed(0)
     example = torch.rand(2, *shape)
-    records: list[dict[str, Any]] = []
-    for maps in (False, True):
-        runs: dict[str, Run] = {}
-        ready: dict[str, float] = {}
-        for engine in wanted:
-            torch.manual_seed(0)
-            began = time.perf_counter()
-            try:
-                with torch.inference_mode() if engine == "eager" else torch.no_grad():
-                    runs[engine] = ENGINES[engine](Outputs(make().eval(), layers if maps else {}), example)
-                    runs[engine](example)
-            except Exception as err:  # Whatever an engine cannot do, it is left out and said so.
-                print(f"{name}: {engine} does not run: {type(err).__name__}: {str(err).splitlines()[0][:120]}")
-                runs.pop(engine, None)
-            ready[engine] = time.perf_counter() - began
-        for batch in batches:
-            images = torch.rand(batch, *shape)
-            with torch.inference_mode():
-                expected = runs["eager"](images)
-                ways = {engine: partial(run, images) for engine, run in runs.items()}
-                found = alternate(ways, rounds)
-                for engine, (least, median) in found.items():
-                    share = difference(runs[engine](images), expected)
-                    records.append(
-                        {
-                            "network": name,
-                            "maps": maps,
-                            "batch": batch,
-                            "engine": engine,
-                            "least_us": least / batch,
-                            "median_us": median / batch,
-                            "difference": share,
-                            "ready_s": ready[engine],
-                        }
-                    )
-    return records
-
-
-def table(records: list[dict[str, Any]]) -> str:
-    """Lay out microseconds a picture, least / median, an engine a column."""
-    engines = list(dict.fromkeys(record["engine"] for record in records))
-    lines = ["| network | batch | outputs | " + " | ".join(engines) + " |", "|---|---|---|" + "---|" * len(engines)]
-    cells = {(r["network"], r["batch"], r["maps"], r["engine"]): r for r in records}
-    for network, batch, maps in dict.fromkeys((r["network"], r["batch"], r["maps"]) for r in records):
-        row = [cells.get((network, batch, maps, engine)) for engine in engines]
-        shown = [f"{r['least_us']:,.0f} / {r['median_us']:,.0f}" if r else "–" for r in row]
-        lines.append(f"| {network} | {batch} | {'maps' if maps else 'scores'} | " + " | ".join(shown) + " |")
-    for engine in engines:
-        own = [record for record in records if record["engine"] == engine]
-        worst, slowest = max(r["difference"] for r in own), max(r["ready_s"] for r in own)
-        lines.append(f"\n{engine}: difference up to {worst:.1e}, ready after up to {slowest:.1f} s")
-    return "\n".join(lines)
+    torch.manual_seed(0)
+    with torch.inference_mode() if engine == "eager" else torch.no_grad():
+        run = ENGINES[engine](Outputs(constructor().eval(), layers if maps else {}), example)
+        run(example)
+    return run
 
 
 def main() -> None:
-    """Measure, print the table and write every record."""
+    """Measure, and print a line of microseconds a picture for each network, batch and set of outputs."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--engines", default=",".join(ENGINES))
-    parser.add_argument("--out", type=Path, default=Path("out/engines.json"))
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    records = []
-    for name in options.networks.split(","):
-        records += measure(
-            name, options.rounds, options.engines.split(","), [int(batch) for batch in options.batches.split(",")]
-        )
-    print(table(records))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(
-        json.dumps(
-            {"torch": torch.__version__, "rounds": options.rounds, "threads": options.threads, "records": records}
-        )
-    )
+    engines = options.engines.split(",")
+    off, ready_s = dict.fromkeys(engines, 0.0), dict.fromkeys(engines, 0.0)  # The largest of each engine.
+    print(f"| network | batch | outputs | {' | '.join(engines)} |\n|---|---|---{'|---' * len(engines)}|")
+    for network, maps in itertools.product(options.networks.split(","), (False, True)):
+        runs: dict[str, Run] = {}
+        for engine in engines:
+            began = time.perf_counter()
+            try:
+                runs[engine] = make(engine, network, maps=maps)
+            except Exception as err:  # Whatever an engine cannot do, it is left out and said so.
+                said = f"{type(err).__name__}: {str(err).splitlines()[0][:120]}"
+                print(f"{network}: {engine} does not run: {said}", file=sys.stderr)
+            ready_s[engine] = max(ready_s[engine], time.perf_counter() - began)
+        for batch in map(int, options.batches.split(",")):
+            images = torch.rand(batch, *NETWORKS[network][2])
+            with torch.inference_mode():
+                expected = runs["eager"](images)
+                for engine, run in runs.items():  # Each compiles for this batch.
+                    off[engine] = max(off[engine], difference(run(images), expected))
+                times = alternate([partial(run, images) for run in runs.values()], options.rounds)
+            cells = dict.fromkeys(engines, "–") | {
+                engine: f"{min(found) / batch:,.0f} / {statistics.median(found) / batch:,.0f}"
+                for engine, found in zip(runs, times, strict=True)
+            }
+            outputs = "maps" if maps else "scores"
+            print(f"| {network} | {batch} | {outputs} | {' | '.join(cells.values())} |", flush=True)
+    for engine in engines:
+        print(f"\n{engine}: difference up to {off[engine]:.1e}, ready after up to {ready_s[engine]:.1f} s")
+    print(f"\ntorch {torch.__version__}, {options.rounds} rounds, threads: {options.threads}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@
     python -m benchmarks.fleet crowd     # three times the load from one moment to the next, and the autoscaler
 
 ENVOY is a program of the version in docker-compose.yml; only `measure` and `check` start servers. They give each
-replica one worker with one thread. docs/capacity.md has the results; `benchmarks.simulation` says what is modelled.
+replica one worker with one thread, and want a machine that does nothing else. docs/capacity.md has the results;
+`benchmarks.simulation` says what is modelled.
 """
 
 from __future__ import annotations
@@ -28,21 +29,25 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.request import urlopen
 
+import numpy as np
 import yaml
+from scipy.optimize import nnls
 
-from benchmarks.report import table
+from benchmarks import machine, models
+from benchmarks.capacity import read
+from benchmarks.load import ROOT, Load
+from benchmarks.load import Outcome as Measured
+from benchmarks.load import measure as run_load
 from benchmarks.rivals.torchserve_waiting import BATCH_S, REQUEST_S
-from benchmarks.simulation import CHECK_S, ROOT, Autoscaler, Costs, Fleet, Outcome, simulate
-from benchmarks.summaries import percentile
-
-if TYPE_CHECKING:
-    from benchmarks.asking import Place
-    from benchmarks.load import Outcome as Measured
-    from benchmarks.models import Model
-    from benchmarks.running import Running
+from benchmarks.running import Running, ask_on, free_port
+from benchmarks.servers import JVM_S, OURS, Place, our_request, wrap
+from benchmarks.simulation import CHECK_S, Autoscaler, Costs, Fleet, Outcome, simulate
+from benchmarks.summaries import percentile, table
+from benchmarks.wires import Http
+from benchmarks.workloads import Asked
 
 RESULTS = ROOT / "benchmarks/results/fleet.json"
 ASSUMPTIONS = ROOT / "benchmarks/fleet-assumptions.yaml"
@@ -83,12 +88,9 @@ class Standing:
             What came of it, and processor seconds of `java`, `python` (the workers), `gateway` and `caller`. `others`
             is the share of all processors that other processes and guests of the machine took.
         """
-        from benchmarks import machine
-        from benchmarks.load import Load, Request, measure
-
         others, before = machine.Interval(), self._cpu_s()
-        load = Load(("127.0.0.1", self.port), "REST", (Request(self.message),), callers, seconds, rate, poisson=True)
-        found = measure(load)
+        load = Load(("127.0.0.1", self.port), "REST", self.message, callers, seconds, rate=rate, poisson=True)
+        found = run_load(load)
         used = {name: spent - before[name] for name, spent in self._cpu_s().items()} | {"caller": found.cpu_s}
         used["others"] = sum(others.end(sum(used.values())))
         return found, used
@@ -101,7 +103,6 @@ class Standing:
             and the caller also for rejected requests; requests a `batch`; `requests`, how many reached a worker; and
             `callers`, `others`, `median_s`.
         """
-        from benchmarks.capacity import read
 
         def count() -> tuple[float, float]:
             counts = [read(replica.place.others[0])[1:] for replica in self.replicas]
@@ -118,8 +119,6 @@ class Standing:
         return outcome, taken | {"median_s": statistics.median(outcome.latencies)}
 
     def _cpu_s(self) -> dict[str, float]:
-        from benchmarks import machine
-
         found = {"java": 0.0, "python": 0.0, "gateway": sum(machine.cpu_s(self.gateway.pid).values())}
         for replica in self.replicas:
             for name, spent in machine.cpu_s(replica.process.pid).items():
@@ -130,23 +129,13 @@ class Standing:
 @contextlib.contextmanager
 def standing(network: str, envoy: Path, count: int) -> Iterator[Standing]:
     """Start replicas of one worker with one thread each, and a gateway before them; warm them up."""
-    from benchmarks import models, servers
-    from benchmarks.asking import our_request, wrap
-    from benchmarks.running import Running, free_port
-    from benchmarks.workloads import Asked
-
     work = ROOT / "out/bench"
-    ours = next(server for server in servers.SERVERS if server.name == "convscope, one worker")
     model = _waiting(work) if network == "waiting" else models.prepare(network, work)
     asked = Asked("scores", 1, next(iter(model.pictures)))
     with contextlib.ExitStack() as stack:
         replicas = []
         for number in range(count):
-            server = dataclasses.replace(
-                ours,
-                name=f"replica {number}",
-                command=lambda place: [*ours.command(place), "--ready-port", str(place.others[1])],
-            )
+            server = dataclasses.replace(OURS, name=f"replica {number}", command=_start_replica)
             replicas.append(stack.enter_context(Running(server, model, work, 1)))
         folder = replicas[0].place.folder / "gateway"
         ports = {old: free_port() for old in (8443, 9901, 9902)}
@@ -163,19 +152,21 @@ def standing(network: str, envoy: Path, count: int) -> Iterator[Standing]:
         message = message.replace(b"\r\n\r\n", b"\r\nx-api-key: " + key.encode() + b"\r\n\r\n", 1)
         found = Standing(replicas, gateway, ports[8443], ports[9902], message)
         _await(found, folder / "log")
-        found.load(8 * count, servers.JVM_S * count)
+        found.load(8 * count, JVM_S * count)
         yield found
 
 
-def _waiting(work: Path) -> Model:
-    from benchmarks.models import Model, write_archive
+def _start_replica(place: Place) -> list[str]:
+    return [*OURS.command(place), "--ready-port", str(place.others[1])]
 
-    model = Model("waiting", work, work / "waiting/store/waiting.mar", {"": (b"a picture",)}, 0, {})
+
+def _waiting(work: Path) -> models.Model:
+    model = models.Model("waiting", work, work / "waiting/store/waiting.mar", {"": (b"a picture",)}, 0, {})
     model.archive.parent.mkdir(parents=True, exist_ok=True)
     config = (ROOT / "handlers/model-config.yaml").read_text().replace("batchSize: 1\n", "batchSize: 8\n")
     handler = (ROOT / "benchmarks/rivals/torchserve_waiting.py").read_bytes()
     members = {"handler.py": handler, "model-config.yaml": config.encode()}
-    write_archive(model.archive, model.name, members, {"configFile": "model-config.yaml"})
+    models.write_archive(model.archive, model.name, members, {"configFile": "model-config.yaml"})
     return model
 
 
@@ -210,9 +201,6 @@ def _endpoint(port: int, ready_port: int) -> dict[str, Any]:
 
 
 def _await(standing: Standing, log: Path) -> None:
-    from benchmarks.running import ask_on
-    from benchmarks.wires import Http
-
     for _ in range(300):
         with contextlib.suppress(OSError):
             caller = Http(("127.0.0.1", standing.port))
@@ -231,8 +219,6 @@ def _await(standing: Standing, log: Path) -> None:
 
 def measure(network: str, envoy: Path, seconds: float, rounds: int) -> None:
     """Measure what a request to a network costs, and write it to `RESULTS`."""
-    from benchmarks import machine
-
     runs: list[dict[str, float]] = []
     with standing(network, envoy, 1) as found:
         [replica] = found.replicas
@@ -274,8 +260,6 @@ def fit(runs: Sequence[dict[str, float]], batch: int) -> Costs:
     the front end takes is counted before the queue. Gateway and caller are averaged over the runs with four callers or
     more, as a gateway has them.
     """
-    import numpy as np
-    from scipy.optimize import nnls
 
     def split(name: str) -> tuple[float, float]:
         found, _ = nnls(np.array([(1 / run["batch"], 1.0) for run in runs]), np.array([run[name] for run in runs]))
@@ -296,13 +280,9 @@ def fit(runs: Sequence[dict[str, float]], batch: int) -> Costs:
 
 def _ready_s(replica: Running) -> float:
     """Return the launcher's processor time for a health check."""
-    from benchmarks import machine
-    from benchmarks.load import Load, Request
-    from benchmarks.load import measure as ask
-
     before = machine.cpu_s(replica.process.pid)["python"]
     message = b"GET /ready HTTP/1.1\r\nhost: gateway\r\n\r\n"
-    found = ask(Load(("127.0.0.1", replica.place.others[1]), "REST", (Request(message),), 1, 2.0))
+    found = run_load(Load(("127.0.0.1", replica.place.others[1]), "REST", message, 1, 2.0))
     return (machine.cpu_s(replica.process.pid)["python"] - before) / len(found.latencies)
 
 
@@ -314,7 +294,7 @@ def _series(port: int) -> int:
 # --- check
 
 
-def check(network: str, envoy: Path, seconds: float, rounds: int, seed: int, *, real_time: bool) -> None:
+def check(network: str, envoy: Path, seconds: float, rounds: int, seed: int) -> None:
     """Print latencies of the simulation beside those of three running replicas, and what a request took.
 
     A network shares the processors of this machine with gateway, front ends, callers and whatever else runs. The
@@ -330,37 +310,32 @@ def check(network: str, envoy: Path, seconds: float, rounds: int, seed: int, *, 
         seconds: Of each measurement.
         rounds: How many.
         seed: Of the simulations.
-        real_time: Give all that is measured real-time priority, so that others have what it leaves.
     """
     callers = deployed_most() - 3  # As many as the gateway takes, or fewer.
     found: dict[float, list[tuple[Measured, dict[str, float]]]] = {share: [] for share in SHARES}
     waiting = Costs(batch_s=BATCH_S, request_s=REQUEST_S)
     with standing(network, envoy, 3) as there:
         model = Fleet(3, 1, gateways=1, batch=batch_size(there.replicas[0].place.model.archive))
-        with _preferred(there) if real_time else contextlib.nullcontext():
-            if real_time:
-                there.load(callers, 2 * seconds)  # Others had the processors while it warmed up.
-            if network == "waiting":
-                lone, _ = there.load(1, seconds)
-                waiting = dataclasses.replace(waiting, delay_s=statistics.median(lone.latencies) - BATCH_S - REQUEST_S)
-            ask = there.load if network == "waiting" else there.sample
-            closed, _ = there.load(callers, seconds)
-            most, _ = there.load(CONNECTIONS, seconds, 1.3 * len(closed.latencies) / closed.wall_s)
-            capacity = len(most.latencies) / seconds
-            for number in range(rounds + 1):
-                for share in SHARES:
-                    outcome, taken = ask(CONNECTIONS, seconds, share * capacity)
-                    if number:  # The first round only warms up: Java compiles what this load needs.
-                        found[share].append((outcome, taken | {"rate": share * capacity}))
-                        print(f"{share:.0%}", *(f"{name}={value:.5g}" for name, value in taken.items()), flush=True)
+        if network == "waiting":
+            lone, _ = there.load(1, seconds)
+            waiting = dataclasses.replace(waiting, delay_s=statistics.median(lone.latencies) - BATCH_S - REQUEST_S)
+        ask = there.load if network == "waiting" else there.sample
+        closed, _ = there.load(callers, seconds)
+        most, _ = there.load(CONNECTIONS, seconds, 1.3 * len(closed.latencies) / closed.wall_s)
+        capacity = len(most.latencies) / seconds
+        for number in range(rounds + 1):
+            for share in SHARES:
+                outcome, taken = ask(CONNECTIONS, seconds, share * capacity)
+                if number:  # The first round only warms up: Java compiles what this load needs.
+                    found[share].append((outcome, taken | {"rate": share * capacity}))
+                    print(f"{share:.0%}", *(f"{name}={value:.5g}" for name, value in taken.items()), flush=True)
     rows, costs = [], waiting
     for share, runs in found.items():
         real, simulated = [], []
         for number, (outcome, taken) in enumerate(runs):
             if network != "waiting":
                 costs = scaled(load_costs(network)[1], taken)
-                cores = (os.cpu_count() or 1) * (1 if real_time else 1 - taken["others"])
-                model = dataclasses.replace(model, together=cores)
+                model = dataclasses.replace(model, together=(os.cpu_count() or 1) * (1 - taken["others"]))
             guess = simulate(model, costs, taken["rate"], seconds, seed=seed + number, connections=CONNECTIONS)
             refused = outcome.errors.pop("status 503", 0)
             assert not outcome.errors, outcome.errors
@@ -387,17 +362,6 @@ def check(network: str, envoy: Path, seconds: float, rounds: int, seed: int, *, 
 
 def _median(runs: Sequence[tuple[Measured, dict[str, float]]], name: str) -> float:
     return statistics.median(taken[name] for _, taken in runs)
-
-
-@contextlib.contextmanager
-def _preferred(there: Standing) -> Iterator[None]:
-    """Give all that runs real-time priority, and meanwhile what this process starts."""
-    from benchmarks import machine
-
-    for process in (os.getpid(), there.gateway.pid, *(one.process.pid for one in there.replicas)):
-        machine.prefer(process)
-    yield
-    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def scaled(costs: Costs, taken: dict[str, float]) -> Costs:
@@ -510,7 +474,7 @@ def price(fleet: Fleet, rate: float, kind: dict[str, Any], assumed: dict[str, An
     return float(machines * kind["usd_per_hour"] / 3600 / rate * 1e6)
 
 
-def gateways(network: str, requests: int, seed: int, assumed: dict[str, Any]) -> None:
+def gateways(network: str, requests: int, seed: int) -> None:
     """Print the latency of fleets that are as loaded, by their size and by the number of their gateways."""
     measured, costs = load_costs(network)
     rows = []
@@ -618,7 +582,7 @@ def crowd(network: str, seed: int, assumed: dict[str, Any]) -> None:
     print(*table(["s", "requests/s", "replicas ready at the end", "p50, ms", "p99, ms", "rejected"], rows), sep="\n")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fleet", description=__doc__.partition("\n")[0])
     parser.add_argument("what", choices=("measure", "check", "sizes", "gateways", "limits", "crowd"))
@@ -626,29 +590,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--envoy", type=Path, help="an Envoy program, for measure and check")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement (default: 4)")
     parser.add_argument("--rounds", type=int, default=3, help="of measure and check (default: 3)")
-    parser.add_argument(
-        "--real-time",
-        action="store_true",
-        help="check with real-time priority, on a machine that others use (needs root)",
-    )
     parser.add_argument("--requests", type=int, default=100_000, help="in each simulation (default: 100000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--assumptions", type=Path, default=ASSUMPTIONS, help="prices and the like")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args()
     assumed = yaml.safe_load(given.assumptions.read_text())
-    if given.what in ("measure", "check"):
-        if given.envoy is None or not given.envoy.is_file():
-            parser.error(f"{given.what} needs --envoy, a program of the version in docker-compose.yml")
-        if given.what == "measure":
+    if given.what in ("measure", "check") and not (given.envoy and given.envoy.is_file()):
+        parser.error(f"{given.what} needs --envoy, a program of the version in docker-compose.yml")
+    match given.what:
+        case "measure":
             measure(given.network, given.envoy, given.seconds, given.rounds)
-        else:
-            check(given.network, given.envoy, given.seconds, given.rounds, given.seed, real_time=given.real_time)
-    elif given.what == "crowd":
-        crowd(given.network, given.seed, assumed)
-    else:
-        {"sizes": sizes, "gateways": gateways, "limits": limits}[given.what](
-            given.network, given.requests, given.seed, assumed
-        )
+        case "check":
+            check(given.network, given.envoy, given.seconds, given.rounds, given.seed)
+        case "sizes":
+            sizes(given.network, given.requests, given.seed, assumed)
+        case "gateways":
+            gateways(given.network, given.requests, given.seed)
+        case "limits":
+            limits(given.network, given.requests, given.seed, assumed)
+        case "crowd":
+            crowd(given.network, given.seed, assumed)
 
 
 if __name__ == "__main__":

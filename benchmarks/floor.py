@@ -1,10 +1,8 @@
-"""The floor: decoding, forward pass and encoding in a loop of each process, without a server.
+"""The floor: our handler's own code in a loop of each process, from a request's bytes to a reply's, without a server.
 
-    python -m benchmarks.floor convscope|forward|tuned ARCHIVE WORKERS    # answers lines: {"body": a file, "seconds"}
+    python -m benchmarks.floor ARCHIVE WORKERS    # answers lines: {"body": a file, "seconds"}
 
-`convscope` is our handler's own code, from a request's bytes to a reply's, with the settings that our launcher gives
-its workers; `forward` its forward pass alone; `tuned` is the network of the tuned rivals. All processes begin at the
-same moment.
+Its settings are those that our launcher gives its workers. All processes begin at the same moment.
 """
 
 from __future__ import annotations
@@ -15,60 +13,27 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rivals.network import unpack
+import yaml
 
-Respond = Callable[[bytes], object]
+from handlers.loading import load
 
-_respond: Respond
+_pipeline: Any
 _barrier: Any
 _warm: set[int] = set()
 
 
-def _pipeline(archive: Path) -> Any:
-    import yaml
-
-    from handlers.loading import load
-
+def _begin(archive: Path, barrier: Any) -> None:
+    global _pipeline, _barrier
     folder = Path(tempfile.mkdtemp())
     with zipfile.ZipFile(archive) as file:
         file.extractall(folder)
     config = yaml.safe_load((folder / "model-config.yaml").read_text())
-    return load(folder, model=archive.stem, version="1.0", config=config, batch_size=1, gpu=None)
-
-
-def _ours(archive: Path) -> Respond:
-    pipeline = _pipeline(archive)
-    return lambda body: pipeline.respond([{"request": body}], [{}])
-
-
-def _forward(archive: Path) -> Respond:
-    predictor = _pipeline(archive).predictor
-    return lambda _: predictor.run_black()
-
-
-def _tuned(archive: Path) -> Respond:
-    from benchmarks.rivals.network import Tuned, encode
-
-    network = Tuned()
-
-    def respond(body: bytes) -> object:
-        want, files = unpack(body)
-        return encode(network.answer(files, want))
-
-    return respond
-
-
-_NETWORKS = {"convscope": _ours, "forward": _forward, "tuned": _tuned}
-
-
-def _begin(network: str, archive: Path, barrier: Any) -> None:
-    global _respond, _barrier
-    _respond, _barrier = _NETWORKS[network](archive), barrier
+    _pipeline = load(folder, model=archive.stem, version="1.0", config=config, batch_size=1, gpu=None)
+    _barrier = barrier
 
 
 def _ready(_: int) -> None:
@@ -77,13 +42,13 @@ def _ready(_: int) -> None:
 
 def _loop(body: bytes, seconds: float) -> tuple[list[float], float]:
     if hash(body) not in _warm:
-        _respond(body)
+        _pipeline.respond([{"request": body}], [{}])
         _warm.add(hash(body))
     _barrier.wait()
     latencies = []
     began = now = time.perf_counter()
     while now < began + seconds:
-        _respond(body)
+        _pipeline.respond([{"request": body}], [{}])
         before, now = now, time.perf_counter()
         latencies.append(now - before)
     return latencies, now - began
@@ -91,10 +56,10 @@ def _loop(body: bytes, seconds: float) -> tuple[list[float], float]:
 
 def main() -> None:
     """Answer one line for each line read: all processes' latencies, and their number over the sum of the rates."""
-    network, archive, workers = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    archive, workers = Path(sys.argv[1]), int(sys.argv[2])
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(workers)
-    with ProcessPoolExecutor(workers, context, _begin, (network, archive, barrier)) as pool:
+    with ProcessPoolExecutor(workers, context, _begin, (archive, barrier)) as pool:
         list(pool.map(_ready, range(workers)))
         print("ready", flush=True)
         for line in sys.stdin:

@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from archiver.geometry import blank
 from archiver.operations import count_multiply_adds
+from benchmarks import summaries
 from benchmarks.engines import NETWORKS
 from handlers.api.options import Options
 from handlers.images.preprocessing import Picture, Preprocessing, to_input_on
@@ -177,25 +176,21 @@ def measure(
 
 def table(records: list[Timing]) -> str:
     """Lay records out, one a line."""
-    lines = [
-        "| network | batch | maps | way | floor: copies | floor: arithmetic | least | median | of the floor |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = ("network", "batch", "maps", "way", "floor: copies", "floor: arithmetic", "least", "median", "of the floor")
+    rows = []
     for one in records:
+        figures = (one.copies_us, one.arithmetic_us, one.least_us, one.median_us)
         share = max(one.copies_us, one.arithmetic_us) / one.median_us
-        figures = " | ".join(
-            f"{value:,.2f}" for value in (one.copies_us, one.arithmetic_us, one.least_us, one.median_us)
-        )
-        lines.append(f"| {one.network} | {one.batch} | {one.map_dtype} | {one.way} | {figures} | {share:.0%} |")
-    return "\n".join(lines)
+        names = (one.network, str(one.batch), one.map_dtype, one.way)
+        rows.append([*names, *(f"{value:,.2f}" for value in figures), f"{share:.0%}"])
+    return "\n".join(summaries.table(head, rows))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure, print the floor's rates and the table, and write every record."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and print the floor's rates and the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.partition("\n")[0])
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=Path("out/gpu.json"))
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks.gpu measures a CUDA GPU, and torch sees none here.")
@@ -210,9 +205,6 @@ def main(arguments: list[str] | None = None) -> None:
     for network in options.networks.split(","):
         records += measure(network, device, found, options.rounds, BATCHES, record_on_gpu)
     print(table(records))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    said = {"torch": torch.__version__, "rounds": options.rounds, "rates": asdict(found)}
-    options.out.write_text(json.dumps({**said, "records": [asdict(record) for record in records]}))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,10 @@ In a closed loop every connection asks again once it is answered. In an open loo
 at random (Poisson), whatever the server does, and a latency counts from when its request was due: a server that
 stalls cannot make the load wait with it (coordinated omission). Every reply's status and size are checked; some are
 kept for their content.
-
-    python -m benchmarks.load       # its own ceiling, against a server that does nothing
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import pickle
 import random
@@ -19,7 +16,6 @@ import select
 import socket
 import subprocess
 import sys
-import threading
 import time
 from array import array
 from collections import Counter, deque
@@ -38,41 +34,28 @@ _LAST_CALL_S = 20.0  # How long replies may be late at the end.
 
 
 @dataclass(frozen=True)
-class Request:
-    """A prepared request.
-
-    Attributes:
-        message: What goes over the wire: a whole HTTP request, or a serialized gRPC message.
-        size: Bytes its reply's body must have; None for any.
-        slack: How many more or fewer are right too: numbers in JSON differ in length.
-        weight: How often it is asked, beside the others of a mixture.
-    """
-
-    message: bytes
-    size: int | None = None
-    slack: int = 0
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
 class Load:
     """What to ask, whom, and how.
 
     Attributes:
         address: The server's.
         wire: What it speaks.
-        requests: What to ask, in a random order that is the same every time.
+        message: What goes over the wire: a whole HTTP request, or a serialized gRPC message.
         connections: Callers; in an open loop, the most requests in flight.
         seconds: How long new requests are sent.
+        size: Bytes a reply's body must have; None for any.
+        slack: How many more or fewer are right too: numbers in JSON differ in length.
         rate: Requests a second of an open loop; None for a closed one.
         poisson: In an open loop, draw the times between requests, the same every time, instead of a constant.
     """
 
     address: Address
     wire: Wire
-    requests: tuple[Request, ...]
+    message: bytes
     connections: int
     seconds: float
+    size: int | None = None
+    slack: int = 0
     rate: float | None = None
     poisson: bool = False
 
@@ -87,7 +70,7 @@ class Outcome:
         cpu_s: Processor time of the load itself.
         body_bytes: Of good replies together.
         errors: What went wrong, counted.
-        kept: Number of the request, and body: replies spread over the run.
+        kept: Bodies of replies spread over the run.
     """
 
     latencies: array[float] = field(default_factory=lambda: array("d"))
@@ -95,7 +78,7 @@ class Outcome:
     cpu_s: float = 0.0
     body_bytes: int = 0
     errors: Counter[str] = field(default_factory=Counter)
-    kept: list[tuple[int, bytes]] = field(default_factory=list)
+    kept: list[bytes] = field(default_factory=list)
 
 
 def measure(load: Load) -> Outcome:
@@ -110,11 +93,10 @@ def measure(load: Load) -> Outcome:
 def run(load: Load) -> Outcome:
     """Run a load here."""
     outcome = Outcome()
-    order = _order(load.requests)
     gaps = random.Random(0)  # noqa: S311 (times, no secret)
     wire = _WIRES[load.wire]
     free = [wire(load.address) for _ in range(load.connections)]
-    busy: dict[socket.socket, tuple[Http | Grpc, int, float]] = {}
+    busy: dict[socket.socket, tuple[Http | Grpc, float]] = {}  # The connection, and when its request was due.
     clock = time.perf_counter
     cpu_before = _cpu_s()
     asked = 0
@@ -131,27 +113,27 @@ def run(load: Load) -> Outcome:
                 waiting.append(due)
                 due += gaps.expovariate(load.rate) if load.poisson else 1 / load.rate
         while waiting and free:
-            caller, number, since = free.pop(), order[asked % len(order)], waiting.popleft()
+            caller, since = free.pop(), waiting.popleft()
             asked += 1
-            caller.send(load.requests[number].message)
-            busy[caller.socket] = (caller, number, since)
+            caller.send(load.message)
+            busy[caller.socket] = (caller, since)
         if now > end + _LAST_CALL_S:
             outcome.errors["no answer"] += len(busy) + len(waiting)
             break
         if load.rate is None and not busy:
             continue
         wait = max(0.0, min(due, end) - clock()) if load.rate and now < end else 1.0
-        sending = [one for one, (caller, *_) in busy.items() if caller.unsent]
+        sending = [one for one, (caller, _) in busy.items() if caller.unsent]
         readable, writable, _ = select.select(list(busy), sending, (), wait)
         for ready in {*readable, *writable}:
-            caller, number, since = busy[ready]
+            caller, since = busy[ready]
             try:
                 if ready in writable:
                     caller.push()
                 reply = caller.receive() if ready in readable else None
                 if reply is None:
                     continue
-                _note(outcome, load.requests[number], number, reply, clock() - since, asked)
+                _note(outcome, load, reply, clock() - since, asked)
                 broken = reply.status != 200
             except OSError as error:
                 outcome.errors[type(error).__name__] += 1
@@ -162,7 +144,7 @@ def run(load: Load) -> Outcome:
             free.append(wire(load.address) if broken else caller)
     outcome.wall_s = clock() - began
     outcome.cpu_s = _cpu_s() - cpu_before
-    for caller in (*free, *(caller for caller, _, _ in busy.values())):
+    for caller in (*free, *(caller for caller, _ in busy.values())):
         caller.socket.close()
     return outcome
 
@@ -172,45 +154,16 @@ def _cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _note(outcome: Outcome, request: Request, number: int, reply: Reply, latency: float, asked: int) -> None:
+def _note(outcome: Outcome, load: Load, reply: Reply, latency: float, asked: int) -> None:
     if reply.status != 200:
         outcome.errors[f"status {reply.status}"] += 1
-    elif request.size is not None and abs(len(reply.body) - request.size) > request.slack:
-        outcome.errors[f"{len(reply.body)} bytes instead of {request.size}"] += 1
+    elif load.size is not None and abs(len(reply.body) - load.size) > load.slack:
+        outcome.errors[f"{len(reply.body)} bytes instead of {load.size}"] += 1
     else:
         outcome.latencies.append(latency)
         outcome.body_bytes += len(reply.body)
         if len(outcome.kept) < _KEPT and asked >= 25 * 4 ** len(outcome.kept):
-            outcome.kept.append((number, bytes(reply.body)))
-
-
-def _order(requests: tuple[Request, ...]) -> list[int]:
-    if len(requests) == 1:
-        return [0]
-    weights = [request.weight for request in requests]
-    return random.Random(0).choices(range(len(requests)), weights, k=1009)  # noqa: S311 (an order, no secret)
-
-
-def ceiling(size: int, connections: int, seconds: float, sent: int = 2331) -> Outcome:
-    """Measure the load against a server in threads of this process that reads `sent` bytes, answers `size`, no more."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-    answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size + bytes(size)
-
-    def serve(caller: socket.socket) -> None:
-        got = 0
-        while count := len(caller.recv(2**20)):
-            got += count
-            if got == len(message):
-                got = 0
-                caller.sendall(answer)
-
-    def accept() -> None:
-        while True:
-            threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
-
-    message = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % sent + bytes(sent)
-    threading.Thread(target=accept, daemon=True).start()
-    return measure(Load(listener.getsockname(), "REST", (Request(message, size),), connections, seconds))
+            outcome.kept.append(bytes(reply.body))
 
 
 def answer() -> None:
@@ -218,27 +171,3 @@ def answer() -> None:
     load = pickle.load(sys.stdin.buffer)  # noqa: S301 (from our own process)
     gc.disable()
     sys.stdout.buffer.write(pickle.dumps(run(load)))
-
-
-def main() -> None:
-    """Print the ceiling."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.load", description="Measure what the load itself can do."
-    )
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement (default: 3)")
-    options = parser.parse_args()
-    for size, sent in ((1_000, 2331), (25_000, 2331), (98_344, 2331), (4_000, 107_000), (4_000, 4_000_000)):
-        for connections in (1, 8, 32):
-            found = ceiling(size, connections, options.seconds, sent)
-            count = len(found.latencies)
-            print(
-                f"{sent:,} bytes sent, {size:,} back, {connections} connections: {count / found.wall_s:,.0f}/s; "
-                f"the load's own cost {found.cpu_s / count * 1e6:.0f} µs a request, "
-                f"so at most {count / found.cpu_s:,.0f}/s"
-            )
-
-
-if __name__ == "__main__":
-    from benchmarks import load  # The child that measures knows its classes by this name, not as __main__'s.
-
-    load.main()

@@ -39,17 +39,6 @@ def memory_mib(pid: int) -> list[dict[str, Any]]:
     return found
 
 
-def prefer(pid: int) -> None:
-    """Give a process and its descendants real-time priority: others get the processors only while these are idle.
-
-    Needs root. Linux leaves others a twentieth of each second.
-    """
-    for process in _tree(pid):
-        for thread in process.threads():
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setscheduler(thread.id, os.SCHED_RR, os.sched_param(1))
-
-
 class Interval:
     """How much of all processors others took since it was made: other guests (steal) and other processes here."""
 

@@ -57,12 +57,6 @@ NETWORKS = {
     "resnet18": _torchvision("resnet18", layer3="layer3.1.relu_1", layer4="layer4.1.relu_1"),
     "mobilenet_v3_small": _torchvision("mobilenet_v3_small", stage8="features.8.add", last="features.12"),
     "efficientnet_b0": _torchvision("efficientnet_b0", stage5="features.5.2.add", last="features.8"),
-    "first_map": Network(  # Of 0.8 MB a picture, for `large_reply`.
-        "torchvision.models:mobilenet_v3_small",
-        {"first": "features.0"},
-        ("--torchvision", "mobilenet_v3_small"),
-        ("scores",),
-    ),
     "cifar": Network(
         "handlers.networks:Cifar",
         {"conv1": "relu1", "conv2": "conv2"},
@@ -162,8 +156,7 @@ def archive(model: Model, checkout: Path, store: Path) -> None:
     store.mkdir(parents=True, exist_ok=True)
     classes = model.folder / "classes.txt"
     classes.write_text("\n".join(f"class {index}" for index in range(model.classes)))
-    program = ["archiver", "--quiet"] if (checkout / "archiver").is_dir() else ["training.archive"]  # As it once was.
-    command = [PYTHON, "-m", *program, "--name", model.name, *network.archiver]
+    command = [PYTHON, "-m", "archiver", "--quiet", "--name", model.name, *network.archiver]
     command += ["--layers", ",".join(f"{layer}={node}" for layer, node in network.layers.items())]
     command += ["--state-dict", str(model.folder / "weights.pt"), "--classes", str(classes), "--store", str(store)]
     subprocess.run(command, cwd=checkout, check=True)
@@ -273,15 +266,6 @@ def _export(plain: Plain, want: str, folder: Path) -> None:
     )
     assert program is not None
     program.save(path)
-
-
-def null_archive(model: Model, store: Path) -> None:
-    """Put the null handler into an archive of the model's name with the model's own TorchServe settings."""
-    store.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(model.archive) as file:
-        members = {"model-config.yaml": file.read("model-config.yaml")}
-    members["handler.py"] = (ROOT / "benchmarks/rivals/torchserve_null.py").read_bytes()
-    write_archive(store / f"{model.name}.mar", model.name, members, {"configFile": "model-config.yaml"})
 
 
 def write_archive(path: Path, name: str, members: dict[str, bytes], more: dict[str, str] | None = None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-from benchmarks.summaries import MOST_STEAL, Summaries, Summary, keep, ratios, spread, summarise
+from benchmarks.summaries import MOST_STEAL, Summaries, Summary, keep, ratios, spread, summarise, table
 
-_COLOURS = {"ours": "#1f77b4", "documented": "#999999", "tuned": "#d08770", "wall": "#bbccdd", "floor": "#dddddd"}
+_COLOURS = {"ours": "#1f77b4", "documented": "#999999", "tuned": "#d08770", "floor": "#dddddd"}
 
 
 def write(found: dict[str, Any], out: Path) -> None:
@@ -99,17 +98,8 @@ def _servers(servers: dict[str, Any]) -> list[str]:
     return table(("server", "first answer, s", "USS, MiB", "PSS, MiB", "USS of each process"), rows)
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """Lay out a table, with an empty line behind it."""
-    head = list(head)
-    return [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows), ""]
-
-
 def draw(found: dict[str, Any], summaries: Summaries, path: Path) -> None:
-    """Draw a panel of bars a workload: the median rate, with the least and the largest.
-
-    A panel ends where the fastest server ends that does the work; the wall does none, and may be cut off there.
-    """
+    """Draw a panel of bars a workload: the median rate, with the least and the largest."""
     panels = [workload for workload in summaries if "open" not in workload]
     if not panels:
         return
@@ -128,11 +118,6 @@ def draw(found: dict[str, Any], summaries: Summaries, path: Path) -> None:
         ]
         colours = [_COLOURS[found["servers"][name]["kind"]] for name in names]
         axis.barh(names, middles, xerr=reach, color=colours, ecolor="#444444", capsize=2)
-        end = 1.1 * max(max(rates[name]) for name in names if found["servers"][name]["kind"] != "wall")
-        axis.set_xlim(0, end)
-        for place, middle in enumerate(middles):
-            if middle > end:
-                axis.text(0.99 * end, place, f"{middle:,.0f} →", ha="right", va="center", fontsize=8)
         axis.set_title(workload, fontsize=10)
         axis.set_xlabel("pictures/s", fontsize=8)
         axis.tick_params(labelsize=8)

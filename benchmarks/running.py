@@ -19,11 +19,9 @@ from typing import Any
 import psutil
 
 from benchmarks import machine, models
-from benchmarks.asking import Place, our_request, reply_size
-from benchmarks.load import ROOT, Load, Outcome, Request, Wire, measure
+from benchmarks.load import ROOT, Load, Outcome, Wire, measure
 from benchmarks.models import Model
-from benchmarks.rivals.network import pack
-from benchmarks.servers import Server, clean, environment
+from benchmarks.servers import Place, Server, clean, environment, our_request
 from benchmarks.wires import Grpc, Http, Reply
 from benchmarks.workloads import Asked, Workload
 
@@ -101,8 +99,8 @@ class Running:
         if not fnmatch(workload.name, self.server.only):
             return False
         if self.server.kind == "floor":
-            return workload.share is None and len(workload.asked) == 1
-        return all(self.server.ask(self.place, one, workload.wire) for one in workload.asked)
+            return workload.share is None
+        return self.server.ask(self.place, workload.asked, workload.wire) is not None
 
     def worker_settings(self) -> dict[str, str]:
         """Return the variables that decide how a worker of our launcher works: threads, engine, memory allocation."""
@@ -115,23 +113,6 @@ class Running:
                     return {key: value for key, value in variables if key.startswith(chosen) and key not in files}
         raise RuntimeError("our launcher has no worker")
 
-    def check(self, asked: Asked, wire: Wire) -> None:
-        """Ask once, hold the values to eager torch's, and remember the size.
-
-        Raises:
-            AssertionError: The reply is not right.
-        """
-        message = self.server.ask(self.place, asked, wire)
-        if message is None or (asked, wire) in self._sizes:
-            return
-        reply = self.ask(message, wire)
-        assert reply.status == 200, f"{self.server.name}: {reply.status} {bytes(reply.body[:300])!r}"
-        body = bytes(reply.body)
-        self._compare(body, asked, wire)
-        self._sizes[asked, wire] = len(body)
-        if self.server.kind == "ours" and wire == "REST":
-            (self.place.model.folder / reply_size(asked)).write_text(str(len(body)))
-
     def ask(self, message: bytes, wire: Wire, timeout_s: float = 60.0) -> Reply:
         """Ask once, on a connection of its own."""
         caller: Http | Grpc
@@ -141,21 +122,24 @@ class Running:
             return ask_on(caller, message)
 
     def warm_up(self, workloads: Iterable[Workload]) -> None:
-        """Check every kind of request, then run each until the server is at its own speed.
+        """Hold a reply of each kind to eager torch and remember its size; run each until the server is at its speed.
 
         Raises:
             AssertionError: A reply is not right.
         """
         if self.server.kind == "floor":
             return
-        kinds = dict.fromkeys((asked, one.wire) for one in workloads if self.can(one) for asked in one.asked)
+        kinds = dict.fromkeys((one.asked, one.wire) for one in workloads if self.can(one))
         for asked, wire in kinds:
-            self.check(asked, wire)
+            message = self.server.ask(self.place, asked, wire)
+            assert message is not None
+            reply = self.ask(message, wire)
+            assert reply.status == 200, f"{self.server.name}: {reply.status} {bytes(reply.body[:300])!r}"
+            self._compare(bytes(reply.body), asked, wire)
+            self._sizes[asked, wire] = len(reply.body)
         for asked, wire in kinds:  # A JVM compiles the code of each kind anew.
             needed = self.server.warm_up_s / (2 if asked.photograph else 1)  # Java sees fewer bytes a second otherwise.
-            self.load(
-                Workload("warm-up", (asked,), 8 if asked.pictures == 1 else 2, wire), max(0.5, needed / len(kinds))
-            )
+            self.load(Workload("warm-up", asked, 8 if asked.pictures == 1 else 2, wire), max(0.5, needed / len(kinds)))
 
     def take(self, workload: Workload, seconds: float) -> dict[str, Any]:
         """Measure a workload once."""
@@ -166,7 +150,7 @@ class Running:
         others = machine.Interval()
         before = machine.cpu_s(self.process.pid)
         if self.server.kind == "floor":
-            outcome = self._run_floor(workload.asked[0], seconds)
+            outcome = self._run_floor(workload.asked, seconds)
         else:
             outcome = self.load(workload, seconds, rate)
         used = {name: spent - before.get(name, 0.0) for name, spent in machine.cpu_s(self.process.pid).items()}
@@ -175,7 +159,7 @@ class Running:
             "server": self.server.name,
             "workload": workload.name,
             "latencies": outcome.latencies,
-            "pictures": workload.asked[0].pictures,
+            "pictures": workload.asked.pictures,
             "wall_s": outcome.wall_s,
             "rate": rate,
             "cpu_s": used,
@@ -188,17 +172,14 @@ class Running:
 
     def load(self, workload: Workload, seconds: float, rate: float | None = None) -> Outcome:
         """Run a workload's load against this server, and check the replies that were kept."""
-        requests = []
-        for one in workload.asked:
-            message = self.server.ask(self.place, one, workload.wire)
-            assert message is not None
-            requests.append(Request(message, self._sizes.get((one, workload.wire)), self._slack, one.weight))
-        port = self.place.grpc if workload.wire == "gRPC" else self.place.rest
-        load = Load(("127.0.0.1", port), workload.wire, tuple(requests), workload.callers, seconds, rate)
-        outcome = measure(load)
-        for number, body in outcome.kept:
+        message = self.server.ask(self.place, workload.asked, workload.wire)
+        assert message is not None
+        address = "127.0.0.1", self.place.grpc if workload.wire == "gRPC" else self.place.rest
+        size = self._sizes.get((workload.asked, workload.wire))
+        outcome = measure(Load(address, workload.wire, message, workload.callers, seconds, size, self._slack, rate))
+        for body in outcome.kept:
             try:
-                self._compare(body, workload.asked[number], workload.wire)
+                self._compare(body, workload.asked, workload.wire)
             except AssertionError as error:
                 outcome.errors[f"wrong content: {error}"] += 1
         outcome.kept.clear()
@@ -206,13 +187,11 @@ class Running:
 
     def _compare(self, body: bytes, asked: Asked, wire: Wire) -> None:
         found = self.server.read(self.place.model, body, asked, wire)
-        if found is not None:
-            models.check(found, self.place.model, asked, scaled=self.server.scaled)
+        models.check(found, self.place.model, asked, scaled=self.server.scaled)
 
     def _run_floor(self, asked: Asked, seconds: float) -> Outcome:
-        model, body = self.place.model, self.place.folder / "body"
-        ours = self.server.name == "floor, convscope"
-        body.write_bytes(our_request(model, asked) if ours else pack(asked.want, model.files(asked)))
+        body = self.place.folder / "body"
+        body.write_bytes(our_request(self.place.model, asked))
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write(json.dumps({"body": str(body), "seconds": seconds}) + "\n")

@@ -1,7 +1,9 @@
-"""The servers: how each is started, and which requests of `asking` it gets. `SERVERS` is the one table of them."""
+"""The servers: how each is started and asked, and its replies read into arrays. `SERVERS` is the one table of them."""
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import shutil
 import sys
@@ -10,17 +12,44 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.asking import BINARY, Place, ask_binary, ask_litserve, ask_null, ask_ours, card, read_ours, read_rival
+import numpy as np
+from convscope._reply import read_tensor
+from convscope._wire import convscope_pb2 as ours
+from convscope._wire import inference_pb2 as torchserve
+
 from benchmarks.load import ROOT, Wire
-from benchmarks.models import PYTHON, Model, null_archive, write_archive
+from benchmarks.models import PYTHON, Model, write_archive
+from benchmarks.rivals.network import pack
 from benchmarks.workloads import Asked
 
-BENCH_BIN = Path(sys.executable).parent
-
+PROTOBUF, JSON, BINARY = "application/x-protobuf", "application/json", "application/octet-stream"
 CORES = len(os.sched_getaffinity(0))
 JVM_S = 15.0  # On a busy pair of cores it compiles for more than ten seconds, and costs three times as much meanwhile.
 
-Kind = Literal["ours", "documented", "tuned", "wall", "floor"]
+Kind = Literal["ours", "documented", "tuned", "floor"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server runs and what it serves.
+
+    Attributes:
+        model: The network.
+        folder: For the server's own.
+        workers: How many.
+        rest: Port.
+        grpc: Port.
+        others: More ports.
+        settings: Variables that our launcher gave its workers, for the floor.
+    """
+
+    model: Model
+    folder: Path
+    workers: int
+    rest: int
+    grpc: int
+    others: tuple[int, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -30,10 +59,10 @@ class Server:
     Attributes:
         name: As in tables and for `--servers`.
         kind: `ours`; `documented`, a rival as its documentation advises; `tuned`, a rival with the fastest decoder and
-            engine; `wall`, TorchServe with a handler that does nothing; `floor`, the work alone in one process.
+            engine; `floor`, the work alone in one process.
         command: How to start it; may write into its folder.
         ask: A request's bytes on the wire; None where it cannot.
-        read: A reply's values: probabilities, then each map; None where there are none.
+        read: A reply's values: probabilities, then each map.
         environment: Variables added to ours.
         scaled: It decodes JPEG files at a reduced scale.
         only: Names of the workloads that it takes part in, with * for anything.
@@ -45,7 +74,7 @@ class Server:
     kind: Kind
     command: Callable[[Place], list[str]]
     ask: Callable[[Place, Asked, Wire], bytes | None]
-    read: Callable[[Model, bytes, Asked, Wire], list[Any] | None]
+    read: Callable[[Model, bytes, Asked, Wire], list[Any]]
     environment: Mapping[str, str] = field(default_factory=dict)
     scaled: bool = False
     only: str = "*"
@@ -53,41 +82,95 @@ class Server:
     probe: Callable[[Place], bytes] | None = None
 
 
+def post(place: Place, path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
+    """Write a whole HTTP request."""
+    lines = [f"POST {path} HTTP/1.1", f"host: 127.0.0.1:{place.rest}"]
+    lines += [f"{name}: {value}" for name, value in {**headers, "content-length": str(len(body))}.items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def our_request(model: Model, asked: Asked, *, timing: bool = False) -> bytes:
+    """Write a PredictRequest: all classes, since the rivals answer all."""
+    request = ours.PredictRequest(pictures=model.files(asked), top_k=0)
+    if asked.want != "scores":
+        request.layers.append("all")
+    if asked.want in ("float16", "uint8"):
+        request.map_dtype = ours.FLOAT16 if asked.want == "float16" else ours.UINT8
+    if asked.want == "pool":
+        request.pool = 1
+    if timing:
+        request.timing = True
+    return request.SerializeToString()
+
+
+def wrap(place: Place, body: bytes, wire: Wire, accept: str = PROTOBUF) -> bytes:
+    """Put a PredictRequest on a wire, with the headers that our client sends."""
+    if wire == "gRPC":
+        return torchserve.PredictionsRequest(model_name=place.model.name, input={"request": body}).SerializeToString()
+    headers = {"accept": accept, "content-type": PROTOBUF, "user-agent": "convscope", "x-request-id": "0" * 32}
+    return post(place, f"/predictions/{place.model.name}", body, headers)
+
+
+def ask_ours(place: Place, asked: Asked, wire: Wire) -> bytes | None:
+    """Ask our service."""
+    return wrap(place, our_request(place.model, asked), wire)
+
+
+def read_ours(model: Model, body: bytes, asked: Asked, wire: Wire) -> list[Any]:
+    """Read our reply: of each picture the probabilities in the order of the classes, then its maps."""
+    if wire == "gRPC":
+        body = torchserve.PredictionResponse.FromString(body).prediction
+    reply = ours.PredictReply.FromString(body)
+    assert not reply.HasField("error"), reply.error.message
+    columns = []
+    for result in reply.results:
+        scores = [top.probability for top in sorted(result.top, key=lambda top: top.index)]
+        columns.append([np.array(scores, np.float32), *(read_tensor(one.tensor) for one in result.maps)])
+    return [np.stack(column) for column in zip(*columns, strict=True)]
+
+
+def ask_binary(path: str, *, many: bool = False, media: str = BINARY) -> Callable[[Place, Asked, Wire], bytes | None]:
+    """Make the function that asks a rival with `pack`ed pictures."""
+
+    def ask(place: Place, asked: Asked, wire: Wire) -> bytes | None:
+        if wire != "REST" or (asked.pictures > 1 and not many):
+            return None
+        return post(place, path, pack(asked.want, place.model.files(asked)), {"content-type": media})
+
+    return ask
+
+
+def ask_litserve(place: Place, asked: Asked, wire: Wire) -> bytes | None:
+    """Ask LitServe: one picture, as base64 in JSON."""
+    if wire != "REST" or asked.pictures > 1:
+        return None
+    body = {"image_data": base64.b64encode(place.model.files(asked)[0]).decode(), "want": asked.want}
+    return post(place, "/predict", json.dumps(body).encode(), {"content-type": JSON})
+
+
+def read_rival(model: Model, body: bytes, asked: Asked, wire: Wire) -> list[Any]:
+    """Read a rival's reply."""
+    return model.read(body, asked)
+
+
+def card(place: Place) -> bytes:
+    """Ask for the model card, which is the readiness probe."""
+    return f"GET /predictions/{place.model.name} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()
+
+
 _ONE_THREAD = {"CONVSCOPE_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def _ours(
-    name: str,
-    *options: str,
-    workers: int | None = None,
-    environment: Mapping[str, str] | None = None,
-    scaled: bool = False,
-    only: str = "*",
-) -> Server:
-    def command(place: Place) -> list[str]:
-        return [*_launch(place, place.model.archive.parent, workers), *options]
-
-    return Server(name, "ours", command, ask_ours, read_ours, environment or {}, scaled, only, JVM_S, card)
+def _run(words: str, python: str = sys.executable) -> Callable[[Place], list[str]]:
+    """Return the command of a module; {0.rest} and the like in its words stand for the attributes of the `Place`."""
+    return lambda place: [python, "-m", *(word.format(place) for word in words.split())]
 
 
-def _start_kserve(place: Place) -> list[str]:
-    """Start our second host, from the environment that `make kserve` makes."""
-    command = [str(ROOT / ".venv-kserve/bin/python"), "-m", "server.kserve", "--models", place.model.name]
-    command += ["--model-store", str(place.model.archive.parent), "--workers", str(place.workers), "--device", "cpu"]
-    return [*command, "--http-port", str(place.rest), "--grpc-port", str(place.grpc), "--work-dir", str(place.folder)]
-
-
-def _start_null(place: Place) -> list[str]:
-    null_archive(place.model, place.folder / "store")
-    return _launch(place, place.folder / "store")
-
-
-def _launch(place: Place, store: Path, workers: int | None = None) -> list[str]:
-    """Start our launcher, which also starts the null handler, so that all flags are the same."""
-    ports = ["--rest-port", str(place.rest), "--grpc-port", str(place.grpc), "--metrics-port", str(place.others[0])]
-    command = [PYTHON, "-m", "server", "--model-store", str(store), "--models", place.model.name, *ports]
-    count = str(workers or place.workers)
-    return [*command, "--workers", count, "--device", "cpu", "--work-dir", str(place.folder)]
+def _ours(name: str, options: str = "", *, workers: str = "{0.workers}", **more: Any) -> Server:
+    store = "--model-store {0.model.archive.parent} --models {0.model.name} --work-dir {0.folder} --device cpu"
+    ports = "--rest-port {0.rest} --grpc-port {0.grpc} --metrics-port {0.others[0]}"
+    command = _run(f"server {store} {ports} --workers {workers} {options}", PYTHON)
+    return Server(name, "ours", command, ask_ours, read_ours, warm_up_s=JVM_S, probe=card, **more)
 
 
 def _start_stock(place: Place) -> list[str]:
@@ -114,31 +197,6 @@ def _start_stock(place: Place) -> list[str]:
     return [*command, "--model-store", str(store), "--ts-config", str(config)]
 
 
-def _uvicorn(app: str, *more: str, workers: int | None = None) -> Callable[[Place], list[str]]:
-    def command(place: Place) -> list[str]:
-        where = [f"benchmarks.rivals.{app}:app", "--port", str(place.rest), "--log-level", "warning", "--no-access-log"]
-        return [str(BENCH_BIN / "uvicorn"), *where, "--workers", str(workers or place.workers), *more]
-
-    return command
-
-
-def _module(name: str, *options: str) -> Callable[[Place], list[str]]:
-    """Run a module of `rivals`; in its options stand {0.rest} for the port and the like, of the `Place`."""
-    return lambda place: [sys.executable, "-m", f"benchmarks.rivals.{name}", *(one.format(place) for one in options)]
-
-
-def _start_bento(place: Place) -> list[str]:
-    app = "benchmarks.rivals.bento:Classifier"
-    return [str(BENCH_BIN / "bentoml"), "serve", app, "--host", "127.0.0.1", "--port", str(place.rest)]
-
-
-def _floor(network: str, python: str) -> Server:
-    def command(place: Place) -> list[str]:
-        return [python, "-m", "benchmarks.floor", network, str(place.model.archive), str(place.workers)]
-
-    return Server(f"floor, {network}", "floor", command, lambda *_: None, lambda *_: None)
-
-
 def _documented(name: str, command: Callable[[Place], list[str]], path: str = "/predict", **more: Any) -> Server:
     many, media = name.startswith("FastAPI"), "image/jpeg" if name == "KServe" else BINARY  # It parses BINARY as JSON.
     return Server(name, "documented", command, ask_binary(path, many=many, media=media), read_rival, **more)
@@ -149,38 +207,42 @@ def _tuned(name: str, command: Callable[[Place], list[str]], *, many: bool = Fal
     return Server(name, "tuned", command, ask_binary("/predict", many=many), read_rival, variables, scaled=True)
 
 
-_MOSEC = _module("mosec", "--address", "127.0.0.1", "--port", "{0.rest}", "--timeout", "60000")
+_MOSEC = _run("benchmarks.rivals.mosec --address 127.0.0.1 --port {0.rest} --timeout 60000")
+_FASTAPI = "uvicorn benchmarks.rivals.fastapi:app --port {0.rest} --log-level warning --no-access-log --workers"
+_TUNED_UVICORN = _FASTAPI.replace("fastapi", "tuned_uvicorn") + " {0.workers} --interface asgi3 --lifespan off"
+_KSERVE = "benchmarks.rivals.kserve --http_port={0.rest} --workers={0.workers} --enable_grpc=false"
+_SECOND_HOST = _run(
+    "server.kserve --model-store {0.model.archive.parent} --models {0.model.name} --work-dir {0.folder} --device cpu "
+    "--http-port {0.rest} --grpc-port {0.grpc} --workers {0.workers}",
+    str(ROOT / ".venv-kserve/bin/python"),
+)
+_FLOOR = _run("benchmarks.floor {0.model.archive} {0.workers}", PYTHON)
 _ALL_CORES = {"OMP_NUM_THREADS": str(CORES)}  # What torch takes by itself, as in a first example of any documentation.
 
+OURS = _ours("convscope")
 SERVERS = (
-    _ours("convscope"),
-    _ours("convscope, one worker", workers=1, environment=_ONE_THREAD, only="scores, 0.3 MP, c=8"),
+    OURS,
+    _ours("convscope, one worker", workers="1", environment=_ONE_THREAD, only="scores, 0.3 MP, c=8"),
     _ours("convscope, one thread a worker", environment=_ONE_THREAD),
-    _ours("convscope, one worker on all cores", workers=1),
+    _ours("convscope, one worker on all cores", workers="1"),
     _ours("convscope, scaled decoding", "--scaled-decoding", scaled=True, only="scores, [31]* MP, c=8"),
-    Server("convscope on KServe", "ours", _start_kserve, ask_ours, read_ours, probe=card),
-    Server("TorchServe, null", "wall", _start_null, ask_null, lambda *_: None, warm_up_s=JVM_S, probe=card),
+    Server("convscope on KServe", "ours", _SECOND_HOST, ask_ours, read_ours, probe=card),
     _documented("TorchServe", _start_stock, "/predictions/stock", warm_up_s=JVM_S),
-    _documented("FastAPI", _uvicorn("fastapi")),
-    _documented("FastAPI, one process", _uvicorn("fastapi", workers=1), environment=_ALL_CORES),
+    _documented("FastAPI", _run(f"{_FASTAPI} {{0.workers}}")),
+    _documented("FastAPI, one process", _run(f"{_FASTAPI} 1"), environment=_ALL_CORES),
     *(
-        Server(f"LitServe{name}", "documented", _module("litserve", "{0.rest}", str(batch)), ask_litserve, read_rival)
-        for name, batch in (("", 1), (", batching", 32))
+        Server(name, "documented", _run(f"benchmarks.rivals.litserve {{0.rest}} {batch}"), ask_litserve, read_rival)
+        for name, batch in (("LitServe", 1), ("LitServe, batching", 32))
     ),
     _documented("mosec", _MOSEC),
     _documented("mosec, batching", _MOSEC, environment={"BENCH_BATCH": "32"}),
-    _documented("BentoML", _start_bento),
-    _documented("Ray Serve", _module("ray_serve", "{0.rest}", "{0.folder}"), "/"),
-    _documented(
-        "KServe",
-        _module("kserve", "--http_port={0.rest}", "--workers={0.workers}", "--enable_grpc=false"),
-        "/v1/models/network:predict",
-    ),
-    _tuned("uvicorn, tuned", _uvicorn("tuned_uvicorn", "--interface", "asgi3", "--lifespan", "off"), many=True),
+    _documented("BentoML", _run("bentoml serve benchmarks.rivals.bento:Classifier --host 127.0.0.1 --port {0.rest}")),
+    _documented("Ray Serve", _run("benchmarks.rivals.ray_serve {0.rest} {0.folder}"), "/"),
+    _documented("KServe", _run(_KSERVE), "/v1/models/network:predict"),
+    _tuned("uvicorn, tuned", _run(_TUNED_UVICORN), many=True),
     _tuned("mosec, tuned", _MOSEC),
     _tuned("mosec, tuned, batching", _MOSEC, batch=32),
-    _floor("convscope", PYTHON),
-    _floor("tuned", sys.executable),
+    Server("floor, convscope", "floor", _FLOOR, lambda *_: None, read_ours),
 )
 
 
@@ -197,9 +259,9 @@ def environment(server: Server, place: Place) -> dict[str, str]:
     variables |= {"BENCH_WORKERS": str(place.workers), "BENTOML_HOME": str(place.folder / "bentoml")}
     variables |= {"BENTOML_DO_NOT_TRACK": "True", "RAY_USAGE_STATS_ENABLED": "0"}
     variables |= {"RAY_memory_monitor_refresh_ms": "0"}  # Ray does not kill its replicas when others fill the memory.
-    if server.kind not in ("ours", "wall") or place.workers == 1:
+    if server.kind != "ours" or place.workers == 1:
         variables |= _ONE_THREAD
-    if server.name == "floor, convscope":
+    if server.kind == "floor":
         variables |= place.settings
     return {**variables, **server.environment}
 

@@ -26,16 +26,14 @@ import statistics
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 from typing import Any
 
 import simpy
 import yaml
 
+from benchmarks.load import ROOT
 from benchmarks.summaries import percentile
-
-ROOT = Path(__file__).resolve().parents[1]
 
 # deploy/envoy: http.yaml (a retry, its pause, the time of a route), model.lua (the wait before a second replica),
 # clusters.yaml (a health check's pause and timeout, how many must fail; how often names are looked up).
@@ -94,7 +92,6 @@ class Fleet:
         gateway_cores: Of a gateway; it has so many threads.
         together: If not None, everything shares so many processors of one machine, the callers' one thread as well.
         batch: `batchSize` of the archive.
-        batch_delay_s: How long a batch that is not full waits for more (`maxBatchDelay`); 0 with the latency patch.
         queue: Requests that wait in a replica; above it the answer is 503.
         max_requests: In flight of one gateway.
         link_bits_s: Of the network between gateway and replica.
@@ -107,7 +104,6 @@ class Fleet:
     gateway_cores: float = 2.0
     together: float | None = None
     batch: int = 1
-    batch_delay_s: float = 0.0
     queue: int = 100
     max_requests: int = 48
     link_bits_s: float = math.inf
@@ -164,7 +160,6 @@ class Outcome:
         answers: When each answered request was sent, and the seconds until its answer.
         refusals: When each other request was sent.
         replicas: Since when how many replicas are ready.
-        seconds: For how long requests were sent.
     """
 
     sent: int = 0
@@ -172,7 +167,6 @@ class Outcome:
     answers: list[tuple[float, float]] = field(default_factory=list)
     refusals: list[float] = field(default_factory=list)
     replicas: list[tuple[float, int]] = field(default_factory=list)
-    seconds: float = 0.0
 
     def latency(self, share: float, since: float = 0.0, until: float = math.inf) -> float:
         """Return a percentile of the seconds of requests sent in a time; nan without any."""
@@ -303,8 +297,6 @@ class Replica:
                 wake = self._env.event()
                 self._idle.append(wake)
                 yield wake
-            if self._fleet.batch_delay_s and len(queue) < self._fleet.batch:
-                yield self._env.timeout(self._fleet.batch_delay_s)
             batch = [queue.popleft() for _ in range(min(self._fleet.batch, len(queue)))]
             seconds = (costs.batch_s + costs.request_s * len(batch)) * self._random.choice(costs.spread)
             yield thread.work(costs.handover_s + seconds)
@@ -549,5 +541,4 @@ def simulate(
     if hang_at_s is not None:
         simulation.env.process(simulation.hang(simulation.replicas[0], hang_at_s))
     simulation.env.run()
-    simulation.outcome.seconds = seconds
     return simulation.outcome

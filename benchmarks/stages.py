@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from convscope._wire import convscope_pb2 as ours
 
-from benchmarks.asking import JSON, PROTOBUF, our_request, wrap
 from benchmarks.running import Running, ask_on
+from benchmarks.servers import JSON, PROTOBUF, our_request, wrap
 from benchmarks.wires import Http
 from benchmarks.workloads import Asked, Workload
 
@@ -24,7 +24,7 @@ def measure(running: Running, workloads: Iterable[Workload], seconds: float = 1.
     found: dict[str, dict[str, float]] = {}
     caller = Http(("127.0.0.1", running.place.rest))
     caller.socket.settimeout(60)
-    for asked in dict.fromkeys(asked for workload in workloads for asked in workload.asked):
+    for asked in dict.fromkeys(workload.asked for workload in workloads):
         message = wrap(running.place, our_request(running.place.model, asked, timing=True), "REST")
         seen: dict[str, list[float]] = {name: [] for name in (*_STAGES, "caller", "elsewhere")}
         end = time.perf_counter() + seconds

@@ -1,4 +1,4 @@
-"""Summarises the rounds of each workload and server."""
+"""Summarises the rounds of each workload and server, and lays out tables."""
 
 from __future__ import annotations
 
@@ -71,3 +71,9 @@ def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
     if not values:
         return "–"
     return f"{form} ({form}–{form})".format(statistics.median(values), min(values), max(values))
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """Lay out a table, with an empty line behind it."""
+    head = list(head)
+    return [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows), ""]

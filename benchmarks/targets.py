@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load import ROOT
-from benchmarks.report import table
-from benchmarks.summaries import Summary, spread
+from benchmarks.summaries import Summary, spread, table
 
 YARDSTICK = ROOT / "benchmarks/results/yardstick.json"
 """What ours had to `uvicorn, tuned` on 32×32 pictures before photographs were looked at: the ratios of each round."""

@@ -16,13 +16,11 @@ class Asked:
         want: `scores` alone, or with maps as `float32`, `float16`, `uint8`, or `pool` (an embedding, pool = 1).
         pictures: In one request.
         photograph: Its size, a key of `photographs.SIZES`; empty for the samples of 32×32.
-        weight: How often, beside the others of a mixture.
     """
 
     want: str
     pictures: int = 1
     photograph: str = ""
-    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -31,14 +29,14 @@ class Workload:
 
     Attributes:
         name: As in tables and for `--only`.
-        asked: One kind of request, or a mixture.
+        asked: What is requested.
         callers: Connections, each with one request in flight; in an open loop, the most there may be.
         wire: REST or gRPC.
         share: Of the saturation rate, found just before at 32 callers, for an open loop; None for a closed loop.
     """
 
     name: str
-    asked: tuple[Asked, ...]
+    asked: Asked
     callers: int
     wire: Wire = "REST"
     share: float | None = None
@@ -69,26 +67,25 @@ def closed(want: str, callers: int, pictures: int = 1, photograph: str = "", wir
     many = f", {pictures} pictures" if pictures > 1 else ""
     grpc = ", gRPC" if wire == "gRPC" else ""
     name = f"{want}{size}{many}{grpc}, c={callers}"
-    return Workload(name, (Asked(want, pictures, photograph),), callers, wire)
+    return Workload(name, Asked(want, pictures, photograph), callers, wire)
 
 
 def _open(want: str) -> Workload:
-    return Workload(f"{want}, open loop at 70 %", (Asked(want),), 128, share=0.7)
+    return Workload(f"{want}, open loop at 70 %", Asked(want), 128, share=0.7)
 
 
 def _alone(callers: Iterable[int], *sizes: str) -> tuple[Workload, ...]:
     return tuple(closed("scores", count, photograph=size) for size in sizes for count in callers)
 
 
-MIXED = (
-    Asked("scores", weight=0.5),
-    Asked("float32", weight=0.2),
-    Asked("uint8", weight=0.2),
-    Asked("pool", weight=0.1),
-)
-
 DOCUMENTED = "TorchServe|FastAPI|LitServe|mosec|BentoML"
 PHOTOGRAPHS = f"convscope|{DOCUMENTED}|uvicorn, tuned|mosec, tuned|floor, convscope"
+
+SMALL = (
+    *(closed("scores", callers) for callers in (1, 8, 32)),
+    *(closed(want, 8) for want in ("float32", "uint8")),
+    closed("float16", 4, pictures=32),
+)
 
 STANDARD = (
     Part(
@@ -112,11 +109,7 @@ STANDARD = (
     Part(
         "cifar",
         "cifar",
-        (
-            *(closed("scores", callers) for callers in (1, 8, 32)),
-            *(closed(want, 8) for want in ("float32", "uint8")),
-            closed("float16", 4, pictures=32),
-        ),
+        SMALL,
         "convscope|TorchServe|FastAPI|mosec|mosec, batching|uvicorn, tuned|mosec, tuned, batching|floor, convscope",
         workers=1,
     ),
@@ -151,10 +144,8 @@ FULL = (
             *(closed("float16", 1, pictures=count) for count in (2, 4, 8, 16, 32, 64)),
             *(closed(want, 4, pictures=32) for want in ("scores", "float32", "float16", "uint8")),
             closed("float16", 4, pictures=32, wire="gRPC"),
-            Workload("mixed, c=8", MIXED, 8),
             _open("scores"),
             _open("float32"),
-            Workload("mixed, open loop at 70 %", MIXED, 128, share=0.7),
         ),
         "*",
         workers=1,

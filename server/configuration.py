@@ -293,7 +293,7 @@ def flush_s(environment: Mapping[str, str]) -> float:
 def default_workers(models: int, gpus: int, cores: int) -> int:
     """Return the default number of workers per model: one per GPU, else one per core, shared among the models.
 
-    At most four, since each worker needs memory of its own. benchmarks/README.md has measurements.
+    At most four, since each worker needs memory of its own. docs/decisions/0021-workers-and-threads.md has figures.
     """
     return gpus or max(1, min(cores, MOST_WORKERS) // max(1, models))
 

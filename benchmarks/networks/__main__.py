@@ -65,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0, or 1 if a network's row has a fault.
     """
     options = _parse(argv)
+    if options.list:
+        print(*(case.name for case in CASES))
+        return 0
     names = options.only.split(",") if options.only else [case.name for case in CASES]
     if unknown := set(names) - {case.name for case in CASES}:
         print(f"error: no such networks: {', '.join(sorted(unknown))}", file=sys.stderr)
@@ -96,17 +99,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", metavar="A,B", help="these networks; the rows of the others stay as they are")
     parser.add_argument("--keep", action="store_true", help=f"keep weights, archives and arrays in {WORK.name}/")
     parser.add_argument("--jobs", type=int, default=2, help="networks that are archived at a time (default: 2)")
-    parser.add_argument("--list", action=_List, help="print the networks' names and exit")
+    parser.add_argument("--list", action="store_true", help="print the networks' names and exit")
     return parser.parse_args(argv)
-
-
-class _List(argparse.Action):
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options, nargs=0)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        print(*(case.name for case in CASES))
-        parser.exit()
 
 
 def run_group(
@@ -125,9 +119,10 @@ def run_group(
     for case in ready:
         (store / f"{case.name}.mar").symlink_to(WORK / case.name / f"{case.name}.mar")
     try:
-        with _serving(store) as url, Client(url, deadline_s=300) if ready else contextlib.nullcontext() as client:
-            for case in ready:
-                _attempt(rows[case.name], lambda case=case: ask(client, case, pictures[case.channels]))
+        if ready:
+            with _serving(store) as url, Client(url, deadline_s=300) as client:
+                for case in ready:
+                    _attempt(rows[case.name], lambda case=case: ask(client, case, pictures[case.channels]))
     except (OSError, RuntimeError) as err:
         for case in ready:
             rows[case.name]["fault"] = f"the server: {err}"
@@ -197,24 +192,9 @@ def _serving(store: Path) -> Iterator[str]:
     Raises:
         RuntimeError: It does not start.
     """
-    if not any(store.iterdir()):
-        yield ""
-        return
     command = [sys.executable, "-m", "server", "--model-store", str(store), "--workers", "1", "--device", "cpu"]
-    command += [
-        "--rest-port",
-        "0",
-        "--grpc-port",
-        "0",
-        "--metrics-port",
-        "0",
-        "--warm-up-s",
-        "0",
-        "--watch-s",
-        "3600",
-        "--startup-timeout-s",
-        "600",
-    ]
+    command += ["--rest-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    command += ["--warm-up-s", "0", "--watch-s", "3600", "--startup-timeout-s", "600"]
     with (WORK / "server.txt").open("w") as log:
         server = subprocess.Popen(command, cwd=ROOT, env=_ENVIRONMENT, stdout=subprocess.PIPE, stderr=log, text=True)
     said = ""
@@ -252,7 +232,7 @@ def ask(client: Client, case: Case, pictures: Sequence[Path]) -> Row:
     last = [layer.name for layer in card.layers if min(layer.shape[1:]) >= 2][-1]
     arrays["pooled"] = client.predict(pictures[0], model=case.name, layers=[last], pool=2).maps[last]
     np.savez(WORK / case.name / "served.npz", **arrays)
-    beside = [layer.name for layer in card.layers if getattr(layer, "layout", "") == "extra_tokens"]
+    beside = [layer.name for layer in card.layers if layer.layout == "extra_tokens"]
     return {"engine": seen.engine, "beside": beside, "last": last}
 
 
@@ -260,8 +240,7 @@ def _scores(seen: Prediction, outputs: int) -> tuple[Array, Array]:
     """Return the network's numbers and the probabilities, (K,) each, by index; values have no probability."""
     found = np.full((2, outputs), np.nan, np.float32)
     for one in seen.top:
-        value = getattr(one, "value", None)
-        found[:, one.index] = (one.logit, one.probability) if value is None else (value, np.nan)
+        found[:, one.index] = (one.logit, one.probability) if one.value is None else (one.value, np.nan)
     return found[0], found[1]
 
 
@@ -269,10 +248,9 @@ def compare(case: Case, row: Row, reference: _Reference, pictures: Sequence[Path
     """Compare what was served with the reference.
 
     Returns:
-        `pixels`, the largest difference in levels of 255, and `pixels_beyond`, the share of values that differ by more
-        than one; `scores`, `maps` and `pooled`, the largest difference as a share of the largest value, with the
-        library's own pixels (`own_…`) and with the service's (`same_…`); `own_top5` and `same_top5`, in how many
-        pictures the first five are the same; `fault`, what is wrong.
+        `pixels`, the largest difference in levels of 255; `scores`, `maps` and `pooled`, the largest difference as a
+        share of the largest value, with the library's own pixels (`own_…`) and with the service's (`same_…`);
+        `own_top5` and `same_top5`, in how many pictures the first five are the same; `fault`, what is wrong.
     """
     _say(f"{case.name}: comparing")
     folder = WORK / case.name

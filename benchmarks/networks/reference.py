@@ -9,7 +9,6 @@ forward hooks. Axes: `N` batch, `C` channels, `H, W` picture pixels, `h, w` map 
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import importlib
 import json
@@ -17,7 +16,7 @@ import re
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torchvision.models.feature_extraction import create_feature_extractor
 
 Array = np.ndarray[Any, Any]
 OWN = Path(__file__).with_name("own")
@@ -177,32 +175,11 @@ class Recorder(TorchFunctionMode):
     modules, which are no nodes, are found by their path.
     """
 
-    def __init__(self, network: nn.Module, wanted: set[str]) -> None:
+    def __init__(self, wanted: set[str]) -> None:
         super().__init__()
-        self.wanted = wanted
-        self._network, self._calls, self._scopes = network, Counter[str](), [""]
-        self._nodes: dict[str, Tensor] = {}
-        self._modules: dict[str, Tensor] = {}
-
-    @property
-    def found(self) -> dict[str, Tensor]:
-        """The tensors by place."""
-        return self._modules | self._nodes
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take what is made for as long as the context lasts."""
-        handles = []
-        for name, part in self._network.named_modules():
-            if name:
-                handles.append(part.register_forward_pre_hook(lambda *_, name=name: self._scopes.append(name)))
-                handles.append(part.register_forward_hook(lambda part, _, out, name=name: self._leave(name, part, out)))
-        try:
-            with torch.no_grad(), self:
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        self._wanted, self._calls, self._scopes = wanted, Counter[str](), [""]
+        self.nodes: dict[str, Tensor] = {}
+        self.modules: dict[str, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -211,10 +188,15 @@ class Recorder(TorchFunctionMode):
             self._take(f"{self._scopes[-1]}.{operation}".lstrip("."), out)
         return out
 
-    def _leave(self, name: str, part: nn.Module, out: Any) -> None:
+    def enter(self, name: str) -> None:
+        """Note that a module begins."""
+        self._scopes.append(name)
+
+    def leave(self, name: str, part: nn.Module, out: Any) -> None:
+        """Take what a module made."""
         self._scopes.pop()
-        if isinstance(out, Tensor) and name in self.wanted:
-            self._modules[name] = out.clone()
+        if isinstance(out, Tensor) and name in self._wanted:
+            self.modules[name] = out.clone()
         if type(part).__module__.startswith("torch.nn") and not isinstance(part, nn.Sequential):
             self._take(name, out)
 
@@ -223,11 +205,11 @@ class Recorder(TorchFunctionMode):
         again = self._calls[name]
         self._calls[name] += 1
         place = f"{name}_{again}" if again else name
-        if place in self.wanted and isinstance(out, Tensor):
-            self._nodes[place] = out.clone()
+        if place in self._wanted and isinstance(out, Tensor):
+            self.nodes[place] = out.clone()
 
 
-def look(network: nn.Module, images: Tensor, nodes: set[str]) -> tuple[Any, dict[str, Tensor], set[str]]:
+def look(network: nn.Module, images: Tensor, nodes: set[str]) -> tuple[Any, dict[str, Tensor]]:
     """Run a network and take what some of its places make.
 
     Args:
@@ -236,18 +218,19 @@ def look(network: nn.Module, images: Tensor, nodes: set[str]) -> tuple[Any, dict
         nodes: As torchvision's feature extraction names them.
 
     Returns:
-        The network's output, the tensors by place, and the places that hooks do not reach: an operation that a trace
-        counts otherwise. These are taken by torchvision's own feature extraction.
+        The network's output, and the tensors by place.
     """
-    recorder = Recorder(network, nodes)
-    with recorder.listening():
-        output = network(images)
-    found = recorder.found
-    lacking = nodes - found.keys()
-    if lacking:
-        with torch.no_grad():
-            found |= create_feature_extractor(network, sorted(lacking)).eval()(images)
-    return output, found, lacking
+    recorder, handles = Recorder(nodes), []
+    for name, part in network.named_modules():
+        if name:
+            handles.append(part.register_forward_pre_hook(lambda *_, name=name: recorder.enter(name)))
+            handles.append(part.register_forward_hook(lambda part, _, out, name=name: recorder.leave(name, part, out)))
+    try:
+        with torch.no_grad(), recorder:
+            return network(images), recorder.modules | recorder.nodes
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def expect(
@@ -268,8 +251,8 @@ def expect(
         last: The layer of which `pooled` is made, 2×2 cells of the first picture's map.
 
     Returns:
-        `layouts`, how many layers have which, `transform` in words, `by_extractor`, the layers that hooks do not reach,
-        `spread`, the largest difference of two pictures' scores as a share of the largest, and `rounding`.
+        `layouts`, how many layers have which, `transform` in words, `spread`, the largest difference of two pictures'
+        scores as a share of the largest, and `rounding`.
     """
     network = build(case)
     state = torch.load(_file(folder), weights_only=True)
@@ -285,11 +268,9 @@ def expect(
     layouts = {layer: _layout(case, place) for layer, place in layers.items()}
     nodes = {place for place in layers.values() if not place.startswith("output:")}
     arrays: dict[str, Array] = {}
-    lacking: set[str] = set()
     for number, path in enumerate(pictures):
         for way, pixels in (("own", recipe.pixels(path)), ("same", served[f"pixels/{number}"])):
-            output, found, by_extractor = look(network, recipe.normalise(pixels), nodes)
-            lacking |= by_extractor
+            output, found = look(network, recipe.normalise(pixels), nodes)
             arrays[f"{way}/pixels/{number}"] = pixels
             if case["scores"] != "none":
                 scores = _returned(output, case["output"])[0].reshape(-1)  # (K,)
@@ -312,7 +293,6 @@ def expect(
     return {
         "layouts": Counter(layouts.values()),
         "transform": recipe.words,
-        "by_extractor": sorted(layer for layer, place in layers.items() if place in lacking),
         "spread": None if spread is None else float(spread),
         "rounding": rounding,
     }
@@ -332,7 +312,7 @@ def _rounding(network: nn.Module, images: Tensor, nodes: set[str]) -> float:
     def every() -> list[dict[str, Tensor]]:
         weight = next(network.parameters())
         looked = [look(network, image[None].to(weight.dtype), nodes) for image in images]
-        return [found | ({"": output} if isinstance(output, Tensor) else {}) for output, found, _ in looked]
+        return [found | ({"": output} if isinstance(output, Tensor) else {}) for output, found in looked]
 
     single = every()
     network.double()

@@ -62,8 +62,7 @@ def _cells(name: str, row: Mapping[str, Any]) -> Iterator[str]:
     yield _input(row["preprocessing"])
     yield _layouts(row.get("layouts", {}))
     yield str(row.get("engine", "–")).partition("-")[0]
-    beyond = row.get("pixels_beyond")
-    yield _share(row.get("pixels"), "{:.2f}") + (f" ({_share(beyond)} of them beyond 1)" if beyond else "")
+    yield _share(row.get("pixels"), "{:.2f}")
     for way in ("own", "same"):
         yield _share(row.get(f"{way}_scores"))
         yield _share(row.get(f"{way}_maps"))

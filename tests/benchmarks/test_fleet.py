@@ -110,14 +110,6 @@ def test_an_overloaded_replica_answers_full_batches() -> None:
     assert outcome.ends["queue full"] == outcome.sent - outcome.ends["answered"]
 
 
-def test_a_batch_waits_for_others_only_where_torchserve_is_not_patched() -> None:
-    costs = Costs(batch_s=S, request_s=S)
-    alone = simulate(dataclasses.replace(QUEUE, batch=8), costs, 20, 2.0)
-    waiting = simulate(dataclasses.replace(QUEUE, batch=8, batch_delay_s=5 * S), costs, 20, 2.0)
-    assert alone.latency(0.5) == pytest.approx(2 * S)
-    assert waiting.latency(0.5) == pytest.approx(7 * S)
-
-
 def test_no_more_is_in_flight_than_the_gateway_lets_through() -> None:
     outcome = simulate(dataclasses.replace(QUEUE, max_requests=20), Costs(request_s=S), 2 / S, 2.0)
     assert set(outcome.ends) == {"answered", "no room"}

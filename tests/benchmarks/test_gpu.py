@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -14,11 +12,10 @@ from tests.handlers.test_cuda_graphs import Recorder
 CPU = torch.device("cpu")
 
 
-def test_without_a_gpu_it_says_so_and_measures_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_gpu_it_says_so_and_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="measures a CUDA GPU, and torch sees none here"):
-        gpu.main(["--out", str(tmp_path / "out.json")])
-    assert not list(tmp_path.iterdir())
+        gpu.main([])
 
 
 def test_the_floor_is_bytes_by_the_bus_and_multiply_adds_by_the_arithmetic() -> None:
@@ -38,4 +35,4 @@ def test_every_way_is_measured_for_every_batch_and_dtype() -> None:
     assert all(0 < one.least_us <= one.median_us for one in records)
     copies = {one.map_dtype: one.copies_us for one in records if one.batch == 1}
     assert copies["uint8"] < copies["float16"] < copies["float32"], "only what was asked for is copied"
-    assert len(table(records).splitlines()) == len(records) + 2
+    assert len(table(records).strip().splitlines()) == len(records) + 2

@@ -60,7 +60,7 @@ class AsyncClient(BaseClient):
 
     Args:
         backend: HTTP library for `http` and `https`: `"httpx"`, or `"aiohttp"` (through httpx-aiohttp, extra
-            `convscope[aiohttp]`), which uses less CPU time per call; see benchmarks/README.md.
+            `convscope[aiohttp]`), which uses less CPU time per call; see docs/decisions/0010-client-on-httpx.md.
     """
 
     def __init__(
