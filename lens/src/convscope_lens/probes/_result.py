@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from convscope.commands import format_table, printable
 from numpy.typing import NDArray
 
-from convscope_lens.probes._statistics import Curve, Sums, interval, ratio
+from convscope_lens.probes._statistics import CHANCE, Curve, Figures, interval, ratio
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from convscope_lens.probes._session import ProbeSession, ScoreSums
 
 SCORES, TOTALS, PICTURE = "scores", "totals", "picture"
-CHANCE, ANOTHER = "chance", "another picture"
 _AXIS_LABELS = {
     SCORES: "share",
     "energy": "share of the energy",
@@ -29,29 +28,6 @@ _AXIS_LABELS = {
 }
 _MARKERS = "osD^vP*X"  # Lines are distinguishable without colour.
 _WHOLE_STEPS = ("shift", "border", "shuffle", "pool")  # Between their steps nothing was measured: no line is drawn.
-
-
-class Figures(NamedTuple):
-    """Figures of one kind, as sums over pictures.
-
-    Attributes:
-        sums: Layer or score → (N, S, 2): numerators and denominators.
-        root: Whether a figure is the root of the ratio.
-        baseline: What the baseline is; empty without one.
-        baselines: Layer or score → (S,).
-        varies: Whether the figure depends on the pictures, so that it has an interval.
-    """
-
-    sums: Mapping[str, Sums]
-    root: bool = True
-    baseline: str = ""
-    baselines: Mapping[str, Curve] = {}
-    varies: bool = True
-
-
-def distances(sums: Mapping[str, Sums], another: Mapping[str, Sums]) -> Figures:
-    """Return relative distances with those from another picture as their baseline."""
-    return Figures(sums, True, ANOTHER, {name: ratio(other, root=True) for name, other in another.items()})
 
 
 @dataclass(frozen=True)

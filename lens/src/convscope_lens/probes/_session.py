@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import EllipsisType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from convscope import ConvscopeError
 from numpy.typing import NDArray
 
 from convscope_lens.probes._images import File, Grid, MapArray, PictureArray, Source, list_pictures, load_network_inputs
-from convscope_lens.probes._statistics import Curve, Sums
+from convscope_lens.probes._statistics import ANOTHER, Curve, Figures, Sums, ratio
 
 if TYPE_CHECKING:
     from convscope import Client, Layer, ModelCard, Prediction
@@ -170,6 +171,38 @@ class PictureSums:
     def sums(self) -> dict[str, Sums]:
         """Return the sums by name, each (N, S, 2), float64."""
         return {name: np.reshape(rows, (-1, self._steps, 2)) for name, rows in self._rows.items()}
+
+
+class Distances(PictureSums):
+    """The sums of relative distances; in `another` those of their baseline, the distance from another picture's map."""
+
+    def __init__(self, names: Iterable[str], steps: int) -> None:
+        super().__init__(names, steps)
+        self.another = PictureSums(self._rows, steps)
+
+    def next_picture(self) -> None:
+        """Begin with the next picture."""
+        super().next_picture()
+        self.another.next_picture()
+
+    def compare(
+        self,
+        name: str,
+        step_index: int,
+        found: MapArray,
+        expected: MapArray,
+        unrelated: MapArray | None,
+        cells: NDArray[np.bool_] | EllipsisType = ...,
+    ) -> None:
+        """Add the distance of some cells (h, w) of a map (h, w, C) from those expected, and from another picture's."""
+        self.add_distance(name, step_index, found[cells], expected[cells])
+        if unrelated is not None:
+            self.another.add_distance(name, step_index, found[cells], unrelated[cells])
+
+    def figures(self, baseline: str = ANOTHER) -> Figures:
+        """Return the distances; `baseline` says what theirs is."""
+        baselines = {name: ratio(sums, root=True) for name, sums in self.another.sums().items()}
+        return Figures(self.sums(), True, baseline, baselines)
 
 
 class ScoreSums:
