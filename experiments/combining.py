@@ -40,7 +40,8 @@ def run(setting: Setting) -> Result:
     figures: Figures = {"pictures": len(images), "unexplained": [], "combined": []}
     with setting.client("simple", "cifar", untrained=["simple", "cifar"]) as client:
         for name in ("simple", "cifar"):
-            made = {kind: _unexplained(client, _model(name, kind), images) for kind in KINDS}
+            models = dict(zip(KINDS, (name, name + service.UNTRAINED), strict=True))
+            made = {kind: _unexplained(client, model, images) for kind, model in models.items()}
             for layer in made["trained"]:
                 row = {kind: interval(made[kind][layer]) for kind in KINDS}
                 figures["unexplained"].append({"network": name, "layer": layer, **row})
@@ -54,10 +55,6 @@ def run(setting: Setting) -> Result:
                 found |= {kind: interval(channels_for_half(shares)), "of": shares.shape[1]}
             figures["combined"].append(found)
     return Result(figures)
-
-
-def _model(name: str, kind: str) -> str:
-    return name if kind == "trained" else name + service.UNTRAINED
 
 
 def _unexplained(client: Client, model: str, images: list[NDArray[np.uint8]]) -> dict[str, NDArray[np.float64]]:
