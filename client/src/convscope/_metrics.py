@@ -31,9 +31,6 @@ OTHER = "other"  # Any other code. Bounds the label's cardinality.
 class _MetricSet:
     """The metrics of one registry, shared by all clients that use it.
 
-    Args:
-        registry: The registry to add them to.
-
     Raises:
         ValueError: The registry already contains another metric with one of their names.
     """
@@ -97,13 +94,7 @@ class Metrics:
         self._transport = transport
 
     def observe(self, model: str, seconds: float, result: TimedReply | BaseException) -> None:
-        """Record a finished request. Argument errors are not recorded.
-
-        Args:
-            model: Name of the model.
-            seconds: Duration of the call.
-            result: The reply, or the exception that was raised.
-        """
+        """Record a finished request: its reply, or the exception that it raised. Argument errors are not recorded."""
         if isinstance(result, asyncio.CancelledError):
             code = "cancelled"
         elif isinstance(result, BaseException) and not isinstance(result, ConvscopeError):
@@ -118,11 +109,7 @@ class Metrics:
         self._labelled(self._metrics.outside_seconds, model).observe(max(result.total_s - handler_s, 0.0))
 
     def count_retry(self, model: str) -> None:
-        """Count a retry.
-
-        Args:
-            model: Name of the model.
-        """
+        """Count a retry."""
         self._labelled(self._metrics.retries, model).inc()
 
     def _labelled(self, metric: Any, model: str, *code: str) -> Any:

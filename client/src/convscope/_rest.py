@@ -500,15 +500,7 @@ class ReplyReader:
 
 
 def read_response(status: int, headers: Mapping[str, str], body: bytes) -> PredictReply:
-    """Parse an HTTP response.
-
-    Args:
-        status: HTTP status code.
-        headers: By name, case-insensitive.
-        body: Complete response body.
-
-    Returns:
-        The reply.
+    """Parse an HTTP response; names of headers are case-insensitive.
 
     Raises:
         ConvscopeError: The response is not a reply, or the service is starting or draining.
@@ -541,17 +533,7 @@ def map_httpx_exceptions(url: str, deadline_s: float, *, new_connections: Sized)
 
 
 def translate(error: Exception, url: str, deadline_s: float, *, reused: bool) -> TransportError:
-    """Map an exception of httpx to one of ours.
-
-    Args:
-        error: Exception of httpx.
-        url: URL of the service, for the message.
-        deadline_s: Deadline of the request, for the message.
-        reused: Whether the request used an existing connection.
-
-    Returns:
-        An exception to raise.
-    """
+    """Map an exception of httpx to one of ours; `reused` says whether the request used an existing connection."""
     reason = str(error) or type(error).__name__
     ours = next(TRANSLATIONS[base] for base in type(error).__mro__ if base in TRANSLATIONS)
     if type(error.__cause__).__module__.partition(".")[0] == "aiohttp" and ours is DeadlineExceeded:

@@ -402,18 +402,10 @@ def _part(rows: Iterable[Row], size: int, plan: _Plan) -> Part:
 def _write_parts(
     store_type: type[Store], layout: Layout, folder: Path, plan: _Plan, rows: Iterator[Row], counted: dict[str, int]
 ) -> tuple[Store, dict[str, int]]:
-    """Write rows in parts, each while the rows of the next are received.
-
-    Args:
-        store_type: Of what writes the parts.
-        layout: What it writes.
-        folder: Folder of progress.json, and of the parts, `data`.
-        plan: The plan of the export.
-        rows: The rows after those of the counted parts.
-        counted: Content of progress.json: the number of parts, and of errors in them.
+    """Write the rows after those of the counted parts, each part while the rows of the next are received.
 
     Returns:
-        The store with all parts, and the content of progress.json at the end.
+        The store with all parts, and the content of progress.json at the end: the number of parts, and of errors.
     """
 
     def write(part: Part, before: Mapping[str, int]) -> dict[str, int]:

@@ -138,12 +138,7 @@ class ProbeSession:
 
 
 class PictureSums:
-    """The numerator and the denominator of ratios, by name, picture and step.
-
-    Args:
-        names: Names of the layers.
-        steps: Number of steps.
-    """
+    """The numerator and the denominator of ratios, by name, picture and step."""
 
     def __init__(self, names: Iterable[str], steps: int) -> None:
         self._steps = steps
@@ -206,12 +201,7 @@ class Distances(PictureSums):
 
 
 class ScoreSums:
-    """Scores of changed copies of pictures, by step, beside those of the unchanged pictures.
-
-    Args:
-        session: The session.
-        steps: Number of steps.
-    """
+    """Scores of changed copies of pictures, by step, beside those of the unchanged pictures."""
 
     def __init__(self, session: ProbeSession, steps: int) -> None:
         self._labels = [label for label in session.labels if label is not None]
