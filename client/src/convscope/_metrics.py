@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -36,34 +37,24 @@ class _MetricSet:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.request_seconds = _histogram(
+        labels = ("model", "transport")
+        histogram = partial(Histogram, registry=registry, buckets=BUCKETS_S)
+        self.request_seconds = histogram(
             "convscope_client_request_seconds",
             "Duration of predict, predict_many and explain requests as the caller sees it, including retries.",
-            ("model", "transport", "code"),
-            registry,
+            (*labels, "code"),
         )
-        self.server_seconds = _histogram(
+        self.server_seconds = histogram(
             "convscope_client_server_seconds",
             "Handler time of successful requests, as reported by the server.",
-            ("model", "transport"),
-            registry,
+            labels,
         )
-        self.outside_seconds = _histogram(
+        self.outside_seconds = histogram(
             "convscope_client_outside_seconds",
             "Time of successful requests outside the handler: network, gateway, queue and client; last attempt only.",
-            ("model", "transport"),
-            registry,
+            labels,
         )
-        self.retries = Counter(
-            "convscope_client_retries_total",
-            "Number of retries.",
-            ("model", "transport"),
-            registry=registry,
-        )
-
-
-def _histogram(name: str, documentation: str, labels: tuple[str, ...], registry: CollectorRegistry) -> Histogram:
-    return Histogram(name, documentation, labels, registry=registry, buckets=BUCKETS_S)
+        self.retries = Counter("convscope_client_retries_total", "Number of retries.", labels, registry=registry)
 
 
 _metric_sets: WeakKeyDictionary[CollectorRegistry, _MetricSet] = WeakKeyDictionary()
