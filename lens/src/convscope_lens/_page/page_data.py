@@ -69,26 +69,18 @@ def fetch_page_data(
 ) -> dict[str, Any]:
     """Predict and explain a picture, and return the data of the page.
 
-    Args:
-        client: An open client.
-        file: The picture.
-        card: The model card.
-        model: Name of the model.
-        title: Title of the picture.
-        max_values: Maximum number of values of all maps together, as they are shown. If there are more, each layer has
-            as many of its strongest channels as fit.
-        layers: As in `Client.predict`.
-        version: As in `Client.predict`.
-        method: Method of the heat map; None for none.
-        layer: Layer that `method` uses; None for the service's choice.
-        target: Index of the class to explain; None for the most probable one.
-        top_k: Number of scores; 0 for all.
-        by_default: Whether nobody asked for `method`: if it does not suit the network there is no heat map, and
-            `heat_note` says why.
-        kernels: Whether to include the kernels of layers with few weights.
-        edits: As in `Client.predict`. With them there is no heat map, since explanations are of the unedited network;
-            scores and maps come with what the edits changed.
-        request_id: Id of the request for the maps.
+    Arguments that are not listed here are those of `Client.predict` and `Client.explain`; `layer` is that of the heat map.
+
+    * `title`: of the picture.
+    * `max_values`: maximum number of values of all maps together, as they are shown. If there are more, each layer has
+      as many of its strongest channels as fit.
+    * `method`: of the heat map; None for none.
+    * `by_default`: whether nobody asked for `method`: if it does not suit the network there is no heat map, and
+      `heat_note` says why.
+    * `kernels`: whether to include the kernels of layers with few weights.
+    * `edits`: with them there is no heat map, since explanations are of the unedited network; scores and maps come with
+      what the edits changed.
+    * `request_id`: of the request for the maps.
 
     Returns:
         A dict of `title`, `model`, `picture`, `original`, `notes`, how the picture was converted, `scores`, `layers`,

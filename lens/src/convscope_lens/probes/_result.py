@@ -233,17 +233,9 @@ def make_result(
 ) -> ProbeResult:
     """Return a result: figures, intervals and baselines from the sums by picture.
 
-    Args:
-        name: Name of the probe.
-        session: The session.
-        step_label: Axis label of the steps.
-        steps: (S,), float64.
-        scores: The scores by step; None if the probe has none.
-        controls: Scores of control pictures by step: `agreement` and `accuracy` are added under `<name>_agreement`.
-        measures: Measure → figures by layer.
-        totals: Kind → figures of one step, by name of the total.
-        counts: More totals, whole numbers.
-        note: How pictures were changed.
+    `scores` and `measures` are by step. Of the `controls`, scores of control pictures by step, `agreement` and
+    `accuracy` are added, as in `<name>_agreement`. `totals` are figures of one step; `counts` are more totals, whole
+    numbers.
     """
     kinds: dict[str, Figures] = {}
     single: dict[str, Figures] = dict(totals or {})

@@ -25,17 +25,8 @@ NO_LAYERS = "none"
 class ProbeSession:
     """A model, the pictures it is probed with, and the layers that are measured.
 
-    Pictures are sent in a random order, so that the picture before another one, its baseline, is seldom of the same
-    class though folders are sorted.
-
-    Args:
-        client: An open client.
-        sources: Pictures and folders, as in `list_pictures`.
-        model: Name of the model.
-        version: Version of the model; None for the server's default.
-        layers: Names, one name, `"all"`, or `"none"` to measure scores alone.
-        limit: Use a random sample of this size; None for all.
-        seed: Seed of the sample and of the order.
+    Arguments are those of the probes; with the layers `"none"` scores alone are measured. Pictures are sent in a random
+    order, so that the picture before another one, its baseline, is seldom of the same class though folders are sorted.
 
     Attributes:
         model: Name of the model.
