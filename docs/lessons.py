@@ -25,8 +25,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     from convscope import Client
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
@@ -198,7 +199,6 @@ def draw(client: Client) -> None:
 
 def figures(client: Client) -> dict[str, Figure]:
     """Return the figures that show a changed picture beside its map, by the name of their file."""
-    import numpy as np
     from PIL import Image
     from scipy.ndimage import gaussian_filter
 
@@ -300,8 +300,6 @@ def _telling(feature_map: NDArray[np.float32]) -> int:
 
 def _shuffled(picture: NDArray[np.float32], block: int) -> NDArray[np.float32]:
     """Return a picture whose blocks have changed places at random, none staying where it was."""
-    import numpy as np
-
     side = picture.shape[0] // block
     parts = picture.reshape(side, block, side, block, -1).swapaxes(1, 2).reshape(side * side, block, block, -1)
     order = np.roll(rng_order := np.random.default_rng(0).permutation(side * side), 1)
@@ -339,16 +337,10 @@ def _tiles(rows: Sequence[Sequence[Tile]], *, numbers: bool = False, shared: boo
                 ax.imshow(values, cmap="gray", interpolation="nearest", **limits)
             if numbers:
                 middle = (float(values.min()) + float(values.max())) / 2
-                for (y, x), value in _cells(values):
+                for (y, x), value in np.ndenumerate(values.astype(float)):
                     colour = "black" if title.startswith("filter") or value > middle else "white"
                     ax.text(x, y, f"{value:g}", ha="center", va="center", color=colour, fontsize="small")
     return figure
-
-
-def _cells(values: NDArray[np.floating]) -> list[tuple[tuple[int, ...], float]]:
-    import numpy as np
-
-    return [(place, float(value)) for place, value in np.ndenumerate(values)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from experiments import service
-from experiments.experiment import Figures, Result, Setting, interval, markdown, shown
+from experiments.experiment import Figures, Result, Setting, interval, markdown, predictions, shown
 from experiments.learning import CLASSES, INPUT, files, pixels
 from handlers.images.preprocessing import to_input
 from handlers.network.engines.eager import Eager
@@ -108,12 +108,11 @@ def _strongest(
     """Return by layer the largest cell of each picture and channel, (N, C), and its place in the flat map, (N, C)."""
     values: dict[str, list[Any]] = {layer: [] for layer in layers}
     places: dict[str, list[Any]] = {layer: [] for layer in layers}
-    for start in range(0, len(images), BATCH):
-        for one in client.predict(images[start : start + BATCH], model=model, layers=layers, top_k=1):
-            for layer in layers:
-                cells = one.maps[layer].reshape(len(one.maps[layer]), -1)
-                places[layer].append(cells.argmax(1))
-                values[layer].append(cells.max(1))
+    for one in predictions(client, images, batch=BATCH, model=model, layers=layers, top_k=1):
+        for layer in layers:
+            cells = one.maps[layer].reshape(len(one.maps[layer]), -1)
+            places[layer].append(cells.argmax(1))
+            values[layer].append(cells.max(1))
     return {layer: (np.stack(values[layer]), np.stack(places[layer])) for layer in layers}
 
 

@@ -16,12 +16,21 @@ from convscope import Client, Edit
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from experiments.experiment import Figures, Result, Setting, interval, markdown, plot, shown
+from experiments.experiment import (
+    Figures,
+    Result,
+    Setting,
+    embeddings,
+    interval,
+    markdown,
+    plot,
+    predictions,
+    shown,
+)
 from experiments.learning import CLASSES, files
 
 MODEL = "deep"
 SHARE = 0.1  # Of a layer's channels that are silenced.
-BATCH = 50
 KINDS = {"own": "its own class", "others": "other classes", "random": "its own class, random channels"}
 
 
@@ -35,7 +44,7 @@ def run(setting: Setting) -> Result:
     rng = np.random.default_rng(0)
     with setting.client(MODEL) as client:
         sizes = {layer.name: layer.shape[0] for layer in client.model_card(MODEL).layers}
-        embeddings = _embeddings(client, [path for path, _ in chosen], layers)
+        by_layer = embeddings(client, MODEL, [path for path, _ in chosen], layers)
         labels = np.array([label for _, label in chosen])
         paths = [path for path, _ in tested]
         before = dict(zip(paths, probabilities(client, paths), strict=True))
@@ -44,7 +53,7 @@ def run(setting: Setting) -> Result:
             count = max(1, round(SHARE * sizes[layer]))
             changes: dict[str, list[float]] = {name: [] for name in KINDS}
             for index in classes:
-                best = selective(embeddings[layer], labels == index)[:count]
+                best = selective(by_layer[layer], labels == index)[:count]
                 own = [path for path, label in tested if label == index]
                 others = [(path, label) for path, label in tested if label != index]
                 others = others[index % 9 :: max(1, len(others) // len(own))][: len(own)]
@@ -89,24 +98,15 @@ def selective(embeddings: NDArray[np.float64], of_class: NDArray[np.bool_]) -> l
     return [int(channel) for channel in np.argsort(-ratio, kind="stable")]
 
 
-def _embeddings(client: Client, paths: Sequence[Any], layers: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-    """Return the mean activation of each channel, (N, C), by layer."""
-    seen = []
-    for start in range(0, len(paths), BATCH):
-        seen += client.predict(paths[start : start + BATCH], model=MODEL, layers=layers, pool=1, top_k=1)
-    return {layer: np.stack([one.maps[layer].reshape(-1) for one in seen]).astype(np.float64) for layer in layers}
-
-
 def probabilities(
     client: Client, paths: Sequence[Any], layer: str = "", silenced: Sequence[int] = ()
 ) -> NDArray[np.float64]:
     """Return the probability of each class, (N, K), with some channels of a layer set to 0."""
     found = np.zeros((len(paths), len(CLASSES)))
     edits = [Edit(layer=layer, operation="zero", channels=tuple(silenced))] if silenced else []
-    for start in range(0, len(paths), BATCH):
-        for place, one in enumerate(client.predict(paths[start : start + BATCH], model=MODEL, top_k=0, edits=edits)):
-            for score in one.top:
-                found[start + place, score.index] = score.probability
+    for place, one in enumerate(predictions(client, paths, model=MODEL, top_k=0, edits=edits)):
+        for score in one.top:
+            found[place, score.index] = score.probability
     return found
 
 

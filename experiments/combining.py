@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import unfold
 
 from experiments import service
-from experiments.experiment import Figures, Result, Setting, interval, markdown, shown
+from experiments.experiment import Figures, Result, Setting, interval, markdown, predictions, shown
 from experiments.learning import INPUT, files, pixels
 from handlers.images.preprocessing import normalise
 
@@ -40,7 +40,8 @@ def run(setting: Setting) -> Result:
     figures: Figures = {"pictures": len(images), "unexplained": [], "combined": []}
     with setting.client("simple", "cifar", untrained=["simple", "cifar"]) as client:
         for name in ("simple", "cifar"):
-            made = {kind: _unexplained(client, _model(name, kind), images) for kind in KINDS}
+            models = dict(zip(KINDS, (name, name + service.UNTRAINED), strict=True))
+            made = {kind: _unexplained(client, model, images) for kind, model in models.items()}
             for layer in made["trained"]:
                 row = {kind: interval(made[kind][layer]) for kind in KINDS}
                 figures["unexplained"].append({"network": name, "layer": layer, **row})
@@ -56,17 +57,12 @@ def run(setting: Setting) -> Result:
     return Result(figures)
 
 
-def _model(name: str, kind: str) -> str:
-    return name if kind == "trained" else name + service.UNTRAINED
-
-
 def _unexplained(client: Client, model: str, images: list[NDArray[np.uint8]]) -> dict[str, NDArray[np.float64]]:
     """Return by layer, for each channel, the share of its variance that the best linear filter leaves, (C,)."""
     maps: dict[str, list[NDArray[np.float32]]] = {}
-    for start in range(0, len(images), BATCH):
-        for one in client.predict(images[start : start + BATCH], model=model, layers="all", top_k=1):
-            for layer, values in one.maps.items():
-                maps.setdefault(layer, []).append(values)
+    for one in predictions(client, images, model=model, layers="all", top_k=1):
+        for layer, values in one.maps.items():
+            maps.setdefault(layer, []).append(values)
     return {layer: left_over(client.model_card(model).layer(layer), images, maps[layer]) for layer in maps}
 
 

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from experiments import service
-from experiments.experiment import Figures, Result, Setting, interval, markdown, shown
+from experiments.experiment import Figures, Result, Setting, interval, markdown, predictions, shown
 from experiments.learning import digits
 from training import data
 from training.recipes import RECIPES
 from training.run import Plan, Run, input_of
 
-BATCH = 50
 SHARE = 0.25  # Of a digit's windows that count as its edges, and as its corners.
 KINDS = ("trained", "untrained")
 NAMES = {
@@ -78,11 +77,10 @@ def _responses(client: Client, model: str, images: list[NDArray[np.uint8]]) -> l
     """Return how far the maps of each picture are from those of a black one, (C, 26, 26), at least 0."""
     found = []
     [black] = client.predict([np.zeros_like(images[0])], model=model, layers="conv1")
-    for start in range(0, len(images), BATCH):
-        for one in client.predict(images[start : start + BATCH], model=model, layers="conv1"):
-            response = abs(one.maps["conv1"] - black.maps["conv1"])
-            border = (response.shape[1] - 26) // 2  # `edges` pads its pictures, `digits` does not.
-            found.append(response[:, border : border + 26, border : border + 26])
+    for one in predictions(client, images, model=model, layers="conv1"):
+        response = abs(one.maps["conv1"] - black.maps["conv1"])
+        border = (response.shape[1] - 26) // 2  # `edges` pads its pictures, `digits` does not.
+        found.append(response[:, border : border + 26, border : border + 26])
     return found
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from convscope import Client
+from convscope import Client, Prediction
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
@@ -70,12 +70,28 @@ class Setting:
 
         Args:
             *models: Names of archives.
-            untrained: Networks to serve with their first weights too, as `NAME-untrained`; then everything is served in
+            untrained: Networks to serve with their first weights (seed 0) too, as `NAME-untrained`; then everything is
+                served in this process.
+            twins: Networks by the names `NAME-...` to serve beside them with the card of the archive NAME, likewise in
                 this process.
-            twins: Networks by the names `NAME-...` to serve beside them, likewise in this process.
         """
-        with service.client(self.store, models, untrained, self.url, twins) as client:
+        first = {name + service.UNTRAINED: service.first_weights(name) for name in untrained}
+        with service.client(self.store, self.url, models, first | dict(twins or {})) as client:
             yield client
+
+
+def predictions(client: Client, pictures: Sequence[Any], *, batch: int = 50, **options: Any) -> Iterator[Prediction]:
+    """Predict for many pictures, `batch` in each request; options are those of `Client.predict`."""
+    for start in range(0, len(pictures), batch):
+        yield from client.predict(pictures[start : start + batch], **options)
+
+
+def embeddings(
+    client: Client, model: str, pictures: Sequence[Any], layers: Sequence[str], pool: int = 1
+) -> dict[str, NDArray[np.float64]]:
+    """Return the maps of each picture, averaged to `pool`×`pool` cells, by layer: (N, C·pool²)."""
+    seen = list(predictions(client, pictures, model=model, layers=layers, pool=pool, top_k=1))
+    return {layer: np.stack([one.maps[layer].reshape(-1) for one in seen]).astype(np.float64) for layer in layers}
 
 
 def interval(values: ArrayLike) -> dict[str, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -119,6 +120,11 @@ class Learner:
     def measured(self, split: Split | None = None) -> Figures:
         """Return loss and accuracy on the test pictures, or on others."""
         return evaluate(self.model, split or self.corpus.test, self.preprocessing)
+
+    def right(self, images: Tensor | None = None) -> NDArray[np.float64]:
+        """Return whether the answer to each test picture is right, (N,), 0 or 1; `images` are the same, changed."""
+        answers = self.answers(self.corpus.test.images if images is None else images)
+        return np.asarray((answers == self.corpus.test.labels).double().numpy())
 
     @torch.inference_mode()
     def answers(self, images: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def run(setting: Setting) -> Result:
                 torch.manual_seed(seed)
                 learner = Learner(twin(is_normalised), corpus, recipe_of(setting.size(5, 1), rate, 64), seed)
                 learner.epochs()
-                right[name].append((learner.answers(corpus.test.images) == corpus.test.labels).double().numpy())
+                right[name].append(learner.right())
         means = {name: np.mean(values, axis=0) for name, values in right.items()}
         row: Figures = {"rate": rate, "difference": interval(means["with"] - means["without"])}
         for name, values in right.items():

@@ -117,7 +117,7 @@ def _twins(setting: Setting, corpus: Corpus) -> list[Figures]:
             model.relu1, model.pool1 = activation(), pool(2)  # type: ignore[assignment]
             learner = Learner(model, corpus, recipe_of(setting.size(4, 1), 0.001, 64), seed)
             learner.epochs()
-            values.append((learner.answers(corpus.test.images) == corpus.test.labels).double().numpy())
+            values.append(learner.right())
         right[name] = np.mean(values, axis=0)
         difference = interval(right[name] - right[next(iter(TWINS))])
         found.append({"twin": name, "seeds": len(values), "accuracy": interval(right[name]), "difference": difference})

@@ -53,23 +53,8 @@ class InProcess:
 
 
 @contextmanager
-def client(
-    store: Path,
-    models: Sequence[str],
-    untrained: Sequence[str] = (),
-    url: str = "",
-    twins: Mapping[str, nn.Module] | None = None,
-) -> Iterator[Client]:
-    """Open a client on a running server, or on archives in this process.
-
-    Args:
-        store: Folder of the archives.
-        models: Archives to serve in this process.
-        untrained: Networks to serve in this process with first weights (seed 0), as `NAME-untrained`.
-        url: Of the server; ignored if there are untrained networks or twins. Empty for this process.
-        twins: Networks to serve in this process by names `NAME-...`, with the card of the archive NAME.
-    """
-    twins = {**{name + UNTRAINED: first_weights(name) for name in untrained}, **(twins or {})}
+def client(store: Path, url: str, models: Sequence[str], twins: Mapping[str, nn.Module]) -> Iterator[Client]:
+    """Open a client on a running server, or on archives and twins in this process; see `Setting.client`."""
     if url and not twins:
         with Client(url, deadline_s=_DEADLINE_S) as served:
             yield served

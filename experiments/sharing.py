@@ -127,7 +127,7 @@ def _digits(setting: Setting) -> list[Figures]:
                 recipe = recipe_of(max(1, steps * 32 // count), 0.003)
                 learner = Learner(network(is_shared), corpus, recipe, seed)
                 learner.epochs()
-                values.append((learner.answers(corpus.test.images) == corpus.test.labels).numpy().astype(float))
+                values.append(learner.right())
         shared, unshared = (np.mean(values, axis=0) for values in right.values())
         found.append(
             {

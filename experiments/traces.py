@@ -34,7 +34,7 @@ def run(setting: Setting) -> Result:
         def after(epoch: int, found: Figures, learner: Learner = learner) -> None:
             trained[epoch].append(found)
             tested[epoch].append(learner.measured())
-            right[epoch].append((learner.answers(corpus.test.images) == corpus.test.labels).double().numpy())
+            right[epoch].append(learner.right())
 
         learner.epochs(after)
     rows: list[Found] = []

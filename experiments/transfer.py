@@ -7,15 +7,13 @@ them. Beside it: the same from the untrained twin, and the pixels themselves.
 from __future__ import annotations
 
 import numpy as np
-from convscope import Client
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from experiments.experiment import Figures, Result, Setting, interval, markdown, plot, shown
+from experiments.experiment import Figures, Result, Setting, embeddings, interval, markdown, plot, shown
 from experiments.learning import digits
 
 POOL = 4
-BATCH = 50
 
 
 def classify(
@@ -45,7 +43,7 @@ def run(setting: Setting) -> Result:
     right = {}
     with setting.client("deep", untrained=["deep"]) as client:
         for name in ("deep", "deep-untrained"):
-            train, test = (_embeddings(client, name, some, layers) for some in pictures)
+            train, test = (embeddings(client, name, list(some), layers, POOL) for some in pictures)
             right[name] = {layer: classify(train[layer], labels, test[layer]) == expected for layer in layers}
     flat = [some[:, :, :, 0].reshape(len(some), -1) / 255 for some in pictures]
     on_pixels = (classify(flat[0], labels, flat[1]) == expected).astype(float)
@@ -65,17 +63,6 @@ def run(setting: Setting) -> Result:
         ],
     }
     return Result(figures, _drawn(figures))
-
-
-def _embeddings(
-    client: Client, model: str, pictures: NDArray[np.uint8], layers: list[str]
-) -> dict[str, NDArray[np.float64]]:
-    """Return (N, C·16) by layer."""
-    seen = []
-    for start in range(0, len(pictures), BATCH):
-        some = list(pictures[start : start + BATCH])
-        seen += client.predict(some, model=model, layers=layers, pool=POOL, top_k=1)
-    return {layer: np.stack([one.maps[layer].reshape(-1) for one in seen]).astype(np.float64) for layer in layers}
 
 
 def table(figures: Figures) -> str:

@@ -112,8 +112,7 @@ def run(setting: Setting) -> Result:
             learner = Learner(made(), pictures, recipe_of(setting.size(6, 1), 0.01), seed)
             model = learner.epochs()
             for turn in TURNS:
-                answers = learner.answers(corpus.test.images.rot90(turn, (2, 3)))
-                found[turn].append((answers == corpus.test.labels).double().numpy())
+                found[turn].append(learner.right(corpus.test.images.rot90(turn, (2, 3))))
             change.append(_change(model, corpus.test.images[:100].float() / 255))
         right[name] = {turn: np.mean(values, axis=0) for turn, values in found.items()}
         networks.append(

@@ -39,7 +39,6 @@ from convscope._retries import Attempts
 from convscope._transport import AsyncTransport, Backend, open_async_transport
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
     import numpy as np
@@ -234,27 +233,22 @@ class AsyncClient(BaseClient):
     async def _request_results(
         self, read: Callable[..., list[Result]], files: list[bytes], template: PredictRequest, call: CallContext
     ) -> list[Result]:
-        """Send picture files in one request, and convert the reply with `read`."""
+        """Send picture files in one request, record it in the metrics, and convert the reply with `read`."""
         with attach_request_id(call.request_id):
             request = request_with_pictures(template, files, call.request_id)
             if not files:
                 return []
-            result = await self._send_and_observe(request, call)
+            started = time.perf_counter()
+            try:
+                result = await self._send(request, call)
+            except BaseException as error:
+                self._observe(call.model, started, error)
+                raise
+            self._observe(call.model, started, result)
             check_edits(result.reply, len(template.edits))
             total_s = result.total_s if call.timing else None
             results = read(result.reply, len(files), request_id=call.request_id, total_s=total_s)
             return add_notes(results, files)
-
-    async def _send_and_observe(self, request: PredictRequest, call: CallContext) -> TimedReply:
-        """Send a request as `_send` does, and record it in the metrics."""
-        started = time.perf_counter()
-        try:
-            result = await self._send(request, call)
-        except BaseException as error:
-            self._observe(call.model, started, error)
-            raise
-        self._observe(call.model, started, result)
-        return result
 
     async def _send(self, request: PredictRequest, call: CallContext, *, max_retries: int | None = None) -> TimedReply:
         """Send a request until there is a reply or the error is final."""
@@ -292,10 +286,5 @@ class AsyncClient(BaseClient):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()

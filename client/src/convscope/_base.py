@@ -177,31 +177,14 @@ class BaseClient:
 
 
 def listed_models(error: ModelNotFound | None) -> list[ServedModel]:
-    """Return the models that the answer to a call for `NO_MODEL` lists.
-
-    Args:
-        error: The answer; None if there was another.
-
-    Raises:
-        ProtocolError: It lists none.
-    """
+    """Return the models that the answer to a call for `NO_MODEL` lists; raise ProtocolError if it lists none."""
     if error is None or error.models is None:
         raise ProtocolError("the server does not list its models: it is older than this client, or has too many")
     return list(error.models)
 
 
 def only_result(results: list[Result]) -> Result:
-    """Return the result of a single picture.
-
-    Args:
-        results: A list of one result.
-
-    Returns:
-        The result.
-
-    Raises:
-        ConvscopeError: The picture's own error.
-    """
+    """Return the result of a single picture; raise its own error."""
     [result] = results
     if result.error is not None:
         raise result.error
@@ -209,15 +192,7 @@ def only_result(results: list[Result]) -> Result:
 
 
 def add_notes(results: list[Result], files: Iterable[bytes]) -> list[Result]:
-    """Add what the client did to the pictures to the notes of their results.
-
-    Args:
-        results: One per file; changed in place.
-        files: The files that were sent.
-
-    Returns:
-        The same results.
-    """
+    """Add what the client did to each picture to the notes of its result, in place; return the results."""
     for result, file in zip(results, files, strict=True):
         prediction = result.prediction if isinstance(result, Explanation) else result
         if isinstance(file, ConvertedFile) and prediction.error is None:
@@ -226,13 +201,7 @@ def add_notes(results: list[Result], files: Iterable[bytes]) -> list[Result]:
 
 
 def check_predict_many(pictures: object, options: Mapping[str, Any], *, concurrency: int, batch: int) -> None:
-    """Check the arguments of `predict_many`.
-
-    Args:
-        pictures: Should be an iterable of pictures.
-        options: The options of its requests; each has its own id, so `request_id` is not one of them.
-        concurrency: Number of concurrent requests.
-        batch: Items per request.
+    """Check the arguments of `predict_many`. Each request has its own id, so `request_id` is not one of the options.
 
     Raises:
         TypeError: `pictures` is a single picture or not an iterable, a number is not an int, or there is a request id.
@@ -250,14 +219,7 @@ def check_predict_many(pictures: object, options: Mapping[str, Any], *, concurre
 
 
 def progress_bar(pictures: object, enabled: bool) -> AbstractContextManager[Any]:
-    """Create a progress bar.
-
-    Args:
-        pictures: Their number is the total of the bar, if known.
-        enabled: Whether to create a bar.
-
-    Returns:
-        A context manager of a tqdm bar, or a null context.
+    """Return a tqdm bar, whose total is the number of pictures if that is known; or a null context.
 
     Raises:
         ImportError: tqdm is not installed.
@@ -301,16 +263,10 @@ def failed_predictions(count: int, call: CallContext, error: ConvscopeError) -> 
 def merge_predictions(
     encoded: list[list[bytes] | Exception], predictions: list[Prediction], call: CallContext
 ) -> list[Prediction | Exception]:
-    """Return the results of a batch of `predict_many` in the order of its pictures.
+    """Return the results of a batch of `predict_many` in the order of its pictures; `predictions` has one per file.
 
-    Args:
-        encoded: From `encode_batch`.
-        predictions: One per file.
-        call: The call that the batch was sent with.
-
-    Returns:
-        Predictions. A picture that cannot be read or encoded holds `BadImage`; any other exception takes the place of
-        the prediction, to be raised there.
+    A picture that cannot be read or encoded holds `BadImage`; any other exception takes the place of the prediction, to
+    be raised there.
     """
     remaining = iter(predictions)
     results: list[Prediction | Exception] = []

@@ -140,22 +140,18 @@ async def map_batches_async(
 def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Yield lists of `size` items. If the iterable raises, yield the preceding items first."""
     group: list[Item] = []
-    failure: Exception | None = None
-    iterator = iter(items)
-    while failure is None:
-        try:
-            group.append(next(iterator))
-        except StopIteration:
-            break
-        except Exception as error:
-            failure = error
-        if len(group) == size:
+    try:
+        for item in items:
+            group.append(item)
+            if len(group) == size:
+                yield group
+                group = []
+    except Exception:
+        if group:
             yield group
-            group = []
+        raise
     if group:
         yield group
-    if failure is not None:
-        raise failure
 
 
 async def _batches_async(items: Iterable[Item] | AsyncIterable[Item], size: int) -> AsyncIterator[list[Item]]:
@@ -165,19 +161,15 @@ async def _batches_async(items: Iterable[Item] | AsyncIterable[Item], size: int)
             yield group
         return
     group = []
-    failure: Exception | None = None
-    iterator = aiter(items)
-    while failure is None:
-        try:
-            group.append(await anext(iterator))
-        except StopAsyncIteration:
-            break
-        except Exception as error:
-            failure = error
-        if len(group) == size:
+    try:
+        async for item in items:
+            group.append(item)
+            if len(group) == size:
+                yield group
+                group = []
+    except Exception:
+        if group:
             yield group
-            group = []
+        raise
     if group:
         yield group
-    if failure is not None:
-        raise failure

@@ -247,7 +247,7 @@ def _parse_deadline(text: str) -> float:
 
 
 def _add_models(commands: SubParsers) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser("models", help="list the models of the server")
+    parser = commands.add_parser("models", help="list the models of the server")
     parser.set_defaults(run=_models)
     return parser
 
@@ -263,7 +263,7 @@ def _add_pictures(parser: argparse.ArgumentParser, saved: str) -> None:
 
 
 def _add_predict(commands: SubParsers) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser("predict", help="class scores and feature maps of pictures")
+    parser = commands.add_parser("predict", help="class scores and feature maps of pictures")
     _add_pictures(parser, "scores and maps")
     parser.add_argument("--layers", type=parse_names, metavar="A,B|all", help="layers whose maps to return")
     parser.add_argument(
@@ -291,9 +291,7 @@ def _add_predict(commands: SubParsers) -> argparse.ArgumentParser:
 
 
 def _add_explain(commands: SubParsers) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "explain", help="heat map of what contributes to a class score"
-    )
+    parser = commands.add_parser("explain", help="heat map of what contributes to a class score")
     _add_pictures(parser, "heat and overlay")
     parser.add_argument("--method", default="grad_cam", choices=METHODS, help=METHOD_HELP)
     parser.add_argument(
@@ -318,16 +316,14 @@ def _add_explain(commands: SubParsers) -> argparse.ArgumentParser:
 
 
 def _add_card(commands: SubParsers) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "card", help="show the model card: input, classes, layers, limits"
-    )
+    parser = commands.add_parser("card", help="show the model card: input, classes, layers, limits")
     parser.add_argument("model", type=parse_model_name, help=MODEL_HELP)
     parser.set_defaults(run=_card)
     return parser
 
 
 def _add_ready(commands: SubParsers) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser("ready", help="check whether a model is ready")
+    parser = commands.add_parser("ready", help="check whether a model is ready")
     parser.add_argument("model", type=parse_model_name, help=MODEL_HELP)
     parser.set_defaults(run=_ready)
     return parser

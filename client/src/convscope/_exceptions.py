@@ -205,11 +205,7 @@ _REJECTIONS: dict[str, type[RequestRejected]] = {
 
 @contextmanager
 def attach_request_id(request_id: str) -> Iterator[None]:
-    """Set `request_id` on a ConvscopeError raised in the block, unless it has one.
-
-    Args:
-        request_id: Id of the request.
-    """
+    """Set `request_id` on a ConvscopeError raised in the block, unless it has one."""
     try:
         yield
     except ConvscopeError as error:
@@ -218,16 +214,7 @@ def attach_request_id(request_id: str) -> Iterator[None]:
 
 
 def error_from_code(code: str, message: str, request_id: str | None = None) -> ConvscopeError:
-    """Map an `Error` of the contract to an exception.
-
-    Args:
-        code: The error's code; an unknown one becomes a plain `RequestRejected` with that code.
-        message: The error's message.
-        request_id: Id of the request.
-
-    Returns:
-        An exception to raise.
-    """
+    """Map an `Error` of the contract to an exception to raise: with an unknown code, a plain `RequestRejected`."""
     error: ConvscopeError
     if code == ServerError.code:
         error = ServerError(message)

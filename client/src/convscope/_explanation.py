@@ -188,10 +188,8 @@ class Explanation:
             ValueError: There is no heat, or no picture.
         """
         picture, heat, overlay = self.picture, self.heat.sum(axis=0), self.overlay()
-        try:
-            from convscope.figures import draw_explanation
-        except ImportError as error:
-            raise ImportError("figure() requires matplotlib: pip install 'convscope[figure]'") from error
+        from convscope.figures import draw_explanation
+
         return draw_explanation(picture, heat, overlay, title=self._title())
 
     def save(self, directory: str | os.PathLike[str], *, source: str | None = None, overwrite: bool = False) -> Path:

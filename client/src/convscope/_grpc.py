@@ -203,16 +203,7 @@ def map_grpc_exceptions(target: str, deadline_s: float) -> Iterator[None]:
 
 
 def translate(error: grpc.RpcError, target: str, deadline_s: float) -> ConvscopeError:
-    """Map an exception of grpc to one of ours.
-
-    Args:
-        error: Exception of grpc.
-        target: `host:port` of the service, for the message.
-        deadline_s: Deadline of the request, for the message.
-
-    Returns:
-        An exception to raise.
-    """
+    """Map an exception of grpc to one of ours; see `map_grpc_exceptions`."""
     status: grpc.StatusCode = error.code()
     details: str = error.details() or ""
     server_error = torchserve_error(details)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -31,42 +32,29 @@ OTHER = "other"  # Any other code. Bounds the label's cardinality.
 class _MetricSet:
     """The metrics of one registry, shared by all clients that use it.
 
-    Args:
-        registry: The registry to add them to.
-
     Raises:
         ValueError: The registry already contains another metric with one of their names.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.request_seconds = _histogram(
+        labels = ("model", "transport")
+        histogram = partial(Histogram, registry=registry, buckets=BUCKETS_S)
+        self.request_seconds = histogram(
             "convscope_client_request_seconds",
             "Duration of predict, predict_many and explain requests as the caller sees it, including retries.",
-            ("model", "transport", "code"),
-            registry,
+            (*labels, "code"),
         )
-        self.server_seconds = _histogram(
+        self.server_seconds = histogram(
             "convscope_client_server_seconds",
             "Handler time of successful requests, as reported by the server.",
-            ("model", "transport"),
-            registry,
+            labels,
         )
-        self.outside_seconds = _histogram(
+        self.outside_seconds = histogram(
             "convscope_client_outside_seconds",
             "Time of successful requests outside the handler: network, gateway, queue and client; last attempt only.",
-            ("model", "transport"),
-            registry,
+            labels,
         )
-        self.retries = Counter(
-            "convscope_client_retries_total",
-            "Number of retries.",
-            ("model", "transport"),
-            registry=registry,
-        )
-
-
-def _histogram(name: str, documentation: str, labels: tuple[str, ...], registry: CollectorRegistry) -> Histogram:
-    return Histogram(name, documentation, labels, registry=registry, buckets=BUCKETS_S)
+        self.retries = Counter("convscope_client_retries_total", "Number of retries.", labels, registry=registry)
 
 
 _metric_sets: WeakKeyDictionary[CollectorRegistry, _MetricSet] = WeakKeyDictionary()
@@ -97,13 +85,7 @@ class Metrics:
         self._transport = transport
 
     def observe(self, model: str, seconds: float, result: TimedReply | BaseException) -> None:
-        """Record a finished request. Argument errors are not recorded.
-
-        Args:
-            model: Name of the model.
-            seconds: Duration of the call.
-            result: The reply, or the exception that was raised.
-        """
+        """Record a finished request: its reply, or the exception that it raised. Argument errors are not recorded."""
         if isinstance(result, asyncio.CancelledError):
             code = "cancelled"
         elif isinstance(result, BaseException) and not isinstance(result, ConvscopeError):
@@ -118,11 +100,7 @@ class Metrics:
         self._labelled(self._metrics.outside_seconds, model).observe(max(result.total_s - handler_s, 0.0))
 
     def count_retry(self, model: str) -> None:
-        """Count a retry.
-
-        Args:
-            model: Name of the model.
-        """
+        """Count a retry."""
         self._labelled(self._metrics.retries, model).inc()
 
     def _labelled(self, metric: Any, model: str, *code: str) -> Any:

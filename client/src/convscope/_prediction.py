@@ -223,10 +223,8 @@ class Prediction:
             ValueError: The map was pooled to one number per channel.
         """
         feature_map = self.maps[layer]
-        try:
-            from convscope.figures import draw_map
-        except ImportError as error:
-            raise ImportError("figure() requires matplotlib: pip install 'convscope[figure]'") from error
+        from convscope.figures import draw_map
+
         return draw_map(
             feature_map,
             self._channels[layer],

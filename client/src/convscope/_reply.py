@@ -50,14 +50,7 @@ class TimedReply(NamedTuple):
 
 
 def parse_reply(data: bytes, retry_after_s: float | None = None) -> wire.PredictReply:
-    """Parse a serialised reply.
-
-    Args:
-        data: Serialised reply.
-        retry_after_s: Seconds to wait before retrying, from the server; None if it gave none.
-
-    Returns:
-        The reply.
+    """Parse a serialised reply; `retry_after_s` is what the server said beside it.
 
     Raises:
         Overloaded: The service is starting or draining.
@@ -108,15 +101,7 @@ def read_predictions(
 
 
 def check_edits(reply: wire.PredictReply, count: int) -> None:
-    """Check that the service did all edits of a request.
-
-    Args:
-        reply: The reply.
-        count: Number of edits that were sent.
-
-    Raises:
-        ProtocolError: It did not: it is too old to know them.
-    """
+    """Raise ProtocolError unless the service did all edits of a request; one that is too old does not know them."""
     if reply.results and reply.edits != count:
         raise ProtocolError("the service does not support edits (older than this client?)")
 
@@ -274,11 +259,7 @@ def read_tensor(tensor: wire.Tensor) -> NDArray[np.float32]:
 
 
 def read_filters(reply: wire.PredictReply, *, request_id: str = "") -> NDArray[np.float32]:
-    """Return the filters of a convolution.
-
-    Args:
-        reply: The reply.
-        request_id: Id that was sent; the reply's own id takes precedence.
+    """Return the filters of a convolution; see `read_predictions` for the id.
 
     Returns:
         (C_out, C_in, kernel height, kernel width), float32, any range, read-only.
@@ -298,14 +279,7 @@ def read_filters(reply: wire.PredictReply, *, request_id: str = "") -> NDArray[n
 
 
 def read_card(reply: wire.PredictReply, *, request_id: str = "") -> ModelCard:
-    """Convert a reply to a model card.
-
-    Args:
-        reply: The reply.
-        request_id: Id that was sent; the reply's own id takes precedence.
-
-    Returns:
-        The model card.
+    """Convert a reply to a model card; see `read_predictions` for the id.
 
     Raises:
         ConvscopeError: The reply is an error.

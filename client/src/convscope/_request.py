@@ -35,13 +35,9 @@ Number = TypeVar("Number", int, float)
 
 
 def check_model(model: str, version: str | None) -> None:
-    """Raise unless a model can have this name and version.
+    """Raise unless a model can have this name and version, which is None for the server's default.
 
     Both become segments of a REST path, where `..`, `a/b` or `a?b` would address something else.
-
-    Args:
-        model: Name of the model.
-        version: Version of the model; None for the server's default.
 
     Raises:
         TypeError: One of them is not a str.
@@ -70,20 +66,7 @@ def build_options(
     edits: Iterable[Edit | Mapping[str, Any]] = (),
     compare: bool = False,
 ) -> PredictRequest:
-    """Build a request without pictures.
-
-    Args:
-        layers: Public layer names, a single one, or `"all"`; none for scores only.
-        top_k: Number of classes to return; 0 for all.
-        map_dtype: Dtype of the maps on the wire.
-        pool: Average each map down to pool x pool cells; 1 for one number per channel.
-        channels: An int n for the n strongest channels, a sequence for the channels with these indexes.
-        timing: Whether the reply should contain its timing.
-        edits: Operations on maps while the network runs.
-        compare: Whether the reply should contain what the edits changed.
-
-    Returns:
-        The request.
+    """Build a request without pictures from the options of `Client.predict`.
 
     Raises:
         TypeError: An option has the wrong type.
@@ -113,15 +96,7 @@ def build_options(
 
 
 def request_with_pictures(template: PredictRequest, files: Sequence[bytes], request_id: str) -> PredictRequest:
-    """Return a copy of a request, with pictures.
-
-    Args:
-        template: A request without pictures; it is not changed.
-        files: Picture files.
-        request_id: Id of the new request.
-
-    Returns:
-        The request.
+    """Return a copy of a request, with picture files and an id of its own.
 
     Raises:
         ImageTooLarge: The files together are over this client's limit.
@@ -145,19 +120,7 @@ def build_explain_options(
     steps: int | None = None,
     picture: bool = True,
 ) -> Explain:
-    """Build the `explain` field of a request.
-
-    Args:
-        method: Name of the method; checked by the service.
-        layer: Layer whose map is used; None for the service's choice.
-        target: Index of the class to explain; None for the most probable one.
-        window: occlusion: height and width of the covered square, in pixels.
-        step: occlusion: distance from one square to the next, in pixels.
-        steps: integrated_gradients: number of points between the baseline and the picture.
-        picture: Whether the reply should contain the network's input.
-
-    Returns:
-        The `explain` field of a request.
+    """Build the `explain` field of a request from the options of `Client.explain`; the service checks the method.
 
     Raises:
         TypeError: An option has the wrong type.
@@ -183,13 +146,6 @@ def build_card_request(request_id: str) -> PredictRequest:
 
 def build_filters_request(layer: str, request_id: str) -> PredictRequest:
     """Build the request for the filters of a layer.
-
-    Args:
-        layer: Public name of the layer.
-        request_id: Id of the request.
-
-    Returns:
-        The request.
 
     Raises:
         TypeError: `layer` is not a str.
@@ -242,13 +198,7 @@ def trace_headers(request: PredictRequest) -> dict[str, str]:
 
 
 def validate_or_create_request_id(request_id: str | None) -> str:
-    """Return the id of a request, which the gateway, the server's log and the reply contain.
-
-    Args:
-        request_id: The caller's own id; None to create one.
-
-    Returns:
-        The id.
+    """Return the id of a request, which the gateway, the server's log and the reply contain; None creates one.
 
     Raises:
         TypeError: The id is not a str.

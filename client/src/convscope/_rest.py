@@ -10,7 +10,7 @@ it reads a response. So this module goes beyond the documented interface of http
 * `ConnectionTracker`: the extension `trace` is documented, but not that the events of `CONNECTED_EVENTS` have the
   network stream as `return_value`, nor that the socket of the stream is unusable in the TLS handshake.
 * `SocketRegistry`: sockets of `get_extra_info("socket")` are shut down from another thread, which ends its request.
-* `_SocketWatch`: sockets are polled while httpcore writes to them; after `httpcore.WriteError` from the body, httpcore
+* `_WatchedBody`: sockets are polled while httpcore writes to them; after `httpcore.WriteError` from the body, httpcore
   reads the response.
 * `_BaseRestTransport._new_client`: no `max_connections`. httpcore never releases a connection whose TLS handshake
   failed behind a proxy.
@@ -385,10 +385,6 @@ class RemainingTimeouts(Mapping[str, float]):
             raise deadline_error(self._deadline_s)
         return remaining_s
 
-    def expired(self) -> DeadlineExceeded:
-        """Return the exception for a step that did not complete in time."""
-        return deadline_error(self._deadline_s)
-
     def __getitem__(self, step: str) -> float:
         return self.remaining_s()
 
@@ -399,17 +395,22 @@ class RemainingTimeouts(Mapping[str, float]):
         return 4
 
 
-class _SocketWatch:
-    """Watches the socket of an upload: is it writable, has the server responded or closed the connection?
+class _WatchedBody:
+    """A request body that is sent in chunks while its socket is watched.
 
-    A server that rejects a request for its size responds at once, and may not read the rest of it.
+    Is the socket writable, and has the server responded or closed the connection? A server that rejects a request for
+    its size responds at once, and may not read the rest of it.
+
+    Args:
+        body: The body.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, body: bytes) -> None:
+        self._body = body
         self._poll: Any = None
 
-    def start(self, stream: Any) -> None:
-        """Watch an httpcore stream: first the connection, then TLS over it."""
+    def watch(self, stream: Any) -> None:
+        """Watch an httpcore stream, the connection of the request: first without TLS, then with it."""
         if not hasattr(select, "poll"):
             return  # Windows has no poll(): early responses are not noticed there.
         # Over TLS, readable bytes may be TLS records without data, but a closed connection is unambiguous.
@@ -418,11 +419,12 @@ class _SocketWatch:
         self._poll = select.poll()
         self._poll.register(stream.get_extra_info("socket"), select.POLLOUT | events)
 
-    def chunk_bytes(self) -> int:
-        """Return the size of the chunks."""
-        return CHUNK_BYTES if self._poll is None else WATCHED_CHUNK_BYTES
+    def _chunks(self) -> Iterator[bytes]:
+        size = CHUNK_BYTES if self._poll is None else WATCHED_CHUNK_BYTES
+        for start in range(0, len(self._body), size):
+            yield self._body[start : start + size]
 
-    def wait_writable(self, seconds: float) -> bool:
+    def _wait_writable(self, seconds: float) -> bool:
         """Wait up to `seconds` until the socket is writable; return whether it is.
 
         Raises:
@@ -436,7 +438,7 @@ class _SocketWatch:
         return bool(events)
 
 
-class Upload:
+class Upload(_WatchedBody):
     """A request body for `httpx.Client`, sent in chunks so that a deadline or an early response stops it.
 
     Args:
@@ -445,43 +447,24 @@ class Upload:
     """
 
     def __init__(self, body: bytes, timeouts: RemainingTimeouts) -> None:
-        self._body = body
+        super().__init__(body)
         self._timeouts = timeouts
-        self._watch = _SocketWatch()
-
-    def watch(self, stream: Any) -> None:
-        """Watch the connection of the request."""
-        self._watch.start(stream)
 
     def __iter__(self) -> Iterator[bytes]:
-        size = self._watch.chunk_bytes()
-        for start in range(0, len(self._body), size):
-            if not self._watch.wait_writable(self._timeouts.remaining_s()):
-                raise self._timeouts.expired()
-            yield self._body[start : start + size]
+        for chunk in self._chunks():
+            while not self._wait_writable(self._timeouts.remaining_s()):
+                pass  # At the deadline `remaining_s` raises.
+            yield chunk
 
 
-class AsyncUpload:
-    """A large request body for `httpx.AsyncClient`, sent in chunks so that an early response stops it.
-
-    Args:
-        body: The body.
-    """
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-        self._watch = _SocketWatch()
-
-    def watch(self, stream: Any) -> None:
-        """Watch the connection of the request."""
-        self._watch.start(stream)
+class AsyncUpload(_WatchedBody):
+    """A large request body for `httpx.AsyncClient`, sent in chunks so that an early response stops it."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        size = self._watch.chunk_bytes()
-        for start in range(0, len(self._body), size):
-            while not self._watch.wait_writable(0):
+        for chunk in self._chunks():
+            while not self._wait_writable(0):
                 await asyncio.sleep(_POLL_S)
-            yield self._body[start : start + size]
+            yield chunk
 
 
 class ReplyReader:
@@ -517,15 +500,7 @@ class ReplyReader:
 
 
 def read_response(status: int, headers: Mapping[str, str], body: bytes) -> PredictReply:
-    """Parse an HTTP response.
-
-    Args:
-        status: HTTP status code.
-        headers: By name, case-insensitive.
-        body: Complete response body.
-
-    Returns:
-        The reply.
+    """Parse an HTTP response; names of headers are case-insensitive.
 
     Raises:
         ConvscopeError: The response is not a reply, or the service is starting or draining.
@@ -558,17 +533,7 @@ def map_httpx_exceptions(url: str, deadline_s: float, *, new_connections: Sized)
 
 
 def translate(error: Exception, url: str, deadline_s: float, *, reused: bool) -> TransportError:
-    """Map an exception of httpx to one of ours.
-
-    Args:
-        error: Exception of httpx.
-        url: URL of the service, for the message.
-        deadline_s: Deadline of the request, for the message.
-        reused: Whether the request used an existing connection.
-
-    Returns:
-        An exception to raise.
-    """
+    """Map an exception of httpx to one of ours; `reused` says whether the request used an existing connection."""
     reason = str(error) or type(error).__name__
     ours = next(TRANSLATIONS[base] for base in type(error).__mro__ if base in TRANSLATIONS)
     if type(error.__cause__).__module__.partition(".")[0] == "aiohttp" and ours is DeadlineExceeded:

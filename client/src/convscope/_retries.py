@@ -113,9 +113,8 @@ class Attempts:
     def _is_retryable(self, error: ConvscopeError) -> bool:
         """Return whether the same request, sent again, might succeed."""
         worker_died = isinstance(error, ServerError) and str(error).startswith(WORKER_DIED)
-        if worker_died or isinstance(
-            error, DeadlineExceeded
-        ):  # A gateway timeout; at our own deadline no time is left.
+        is_timeout = isinstance(error, DeadlineExceeded)  # Of a gateway: at our own deadline no time is left.
+        if worker_died or is_timeout:
             # Only once: a request that kills workers, or takes too long, does so no more than twice.
             first = type(error) not in self._retried_once
             self._retried_once.add(type(error))

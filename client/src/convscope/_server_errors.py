@@ -50,15 +50,12 @@ def closed_error(url: str) -> ConnectError:
 
 
 def http_error(status: int, body: bytes, retry_after_s: float | None) -> ConvscopeError:
-    """Map an HTTP error response (from TorchServe or a gateway, not from our handler) to an exception.
+    """Map an HTTP error response (from TorchServe or a gateway, not from our handler) to an exception to raise.
 
     Args:
         status: HTTP status code.
         body: Complete response body.
         retry_after_s: Seconds to wait before retrying, from the server; None if it gave none.
-
-    Returns:
-        An exception to raise.
     """
     error_type, message = _read_error(body)
     server_error = torchserve_error(message)
@@ -99,13 +96,9 @@ def _read_error(body: bytes) -> tuple[str, str]:
 
 
 def torchserve_error(text: str) -> ConvscopeError | None:
-    """Map a TorchServe error message to an exception; None if it is not a known one.
+    """Map a TorchServe error message to an exception to raise; None if it is not a known one.
 
-    Args:
-        text: The message; on gRPC its last line is the name of a Java exception.
-
-    Returns:
-        An exception to raise, or None.
+    On gRPC the last line of the message is the name of a Java exception.
     """
     message = text.split("\n", 1)[0]
     if "Model not found" in text or "does not exist for model" in text:

@@ -53,15 +53,7 @@ class AsyncTransport(Protocol):
 
 
 def open_transport(url: str, *, api_key: str | None, ca_file: str | None) -> Transport:
-    """Create the transport for a URL. The first request connects.
-
-    Args:
-        url: `http://`, `https://`, `grpc://host:port` or `grpcs://host:port`.
-        api_key: Sent with every request as `x-api-key`, if given.
-        ca_file: PEM file of CA certificates; None for the default ones.
-
-    Returns:
-        The transport.
+    """Create the transport for a URL; see `Client` for the arguments. The first request connects.
 
     Raises:
         TypeError: An argument has the wrong type.

@@ -6,7 +6,11 @@ import io
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
+
+try:
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise ImportError("figure() requires matplotlib: pip install 'convscope[figure]'") from error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

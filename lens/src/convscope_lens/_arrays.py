@@ -10,8 +10,6 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_MAGIC = b"\x93NUMPY"
-
 
 def load_npy(file: bytes) -> NDArray[Any] | None:
     """Return the array in a .npy file; None if the file is of another format.
@@ -22,7 +20,7 @@ def load_npy(file: bytes) -> NDArray[Any] | None:
     Raises:
         ValueError: It is damaged, or holds Python objects.
     """
-    if not file.startswith(_MAGIC):
+    if not file.startswith(np.lib.format.MAGIC_PREFIX):
         return None
     try:
         array: NDArray[Any] = np.load(io.BytesIO(file), allow_pickle=False)

@@ -89,9 +89,7 @@ PROBES = {
 
 def add_report(commands: SubParsers) -> argparse.ArgumentParser:
     """Add `convscope report`."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "report", help="scores, maps and heat map of pictures, as HTML files"
-    )
+    parser = commands.add_parser("report", help="scores, maps and heat map of pictures, as HTML files")
     parser.add_argument("pictures", nargs="+", metavar="PICTURE|FOLDER|-", help=PICTURE_HELP)
     parser.add_argument("--model", required=True, type=parse_model_name, help=MODEL_HELP)
     parser.add_argument(
@@ -168,7 +166,7 @@ def _report_many(
 
 def add_ui(commands: SubParsers) -> argparse.ArgumentParser:
     """Add `convscope ui`."""
-    parser: argparse.ArgumentParser = commands.add_parser("ui", help="local web page: drop or draw a picture")
+    parser = commands.add_parser("ui", help="local web page: drop or draw a picture")
     parser.add_argument(
         "--model",
         required=True,
@@ -202,7 +200,7 @@ def _ui(client: Client, options: argparse.Namespace) -> int:
 
 def add_probe(commands: SubParsers) -> argparse.ArgumentParser:
     """Add `convscope probe`."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = commands.add_parser(
         "probe",
         help="measure how scores and maps change when pictures are shifted, rotated, scaled, blurred or shuffled",
         description="\n".join(f"{kind}: {probe.help}" for kind, probe in PROBES.items())
@@ -309,9 +307,7 @@ def _probe(client: Client, options: argparse.Namespace) -> int:
 
 def add_filters(commands: SubParsers) -> argparse.ArgumentParser:
     """Add `convscope filters`."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "filters", help="filters of a convolution: weights and peak frequency"
-    )
+    parser = commands.add_parser("filters", help="filters of a convolution: weights and peak frequency")
     parser.add_argument("model", type=parse_model_name, help=MODEL_HELP)
     parser.add_argument("--layer", metavar="NAME", help="the layer (default: the model's first layer)")
     parser.add_argument("--save", metavar="DIR", help="write <model>-<layer>-filters.png and -spectra.png to DIR")
@@ -349,9 +345,7 @@ def _filters(client: Client, options: argparse.Namespace) -> int:
 
 def add_strongest(commands: SubParsers) -> argparse.ArgumentParser:
     """Add `convscope strongest`."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "strongest", help="the patches of pictures that activate a channel most"
-    )
+    parser = commands.add_parser("strongest", help="the patches of pictures that activate a channel most")
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help=PICTURE_HELP)
     parser.add_argument("--model", required=True, type=parse_model_name, help=MODEL_HELP)
     parser.add_argument("--layer", required=True, type=parse_name)
@@ -462,7 +456,7 @@ def _patches_json(
 
 def add_ablate(commands: SubParsers) -> argparse.ArgumentParser:
     """Add `convscope ablate`."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = commands.add_parser(
         "ablate", help="which channels carry a class: the change of its logit as each channel is set to zero"
     )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE|FOLDER|-", help=PICTURE_HELP)
@@ -524,7 +518,7 @@ def _failure_lines(failed: list[tuple[str, PictureFailure]]) -> list[str]:
 
 def add_patch(commands: SubParsers) -> argparse.ArgumentParser:
     """Add `convscope patch`."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = commands.add_parser(
         "patch",
         help="causal tracing: which layer and region of one picture's maps restores its answer in another's run",
     )
@@ -585,7 +579,7 @@ def _save_result(
 
 def add_survey(commands: SubParsers) -> argparse.ArgumentParser:
     """Add `convscope survey`."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = commands.add_parser(
         "survey", help="a data set's portrait: what each channel does over all pictures of a folder"
     )
     parser.add_argument("folder", metavar="FOLDER", help="pictures; the classes are its subfolders, if there are any")

@@ -209,15 +209,7 @@ def fetch_inputs(
     version: str | None = None,
     deadline_s: float | None = None,
 ) -> Iterator[tuple[int, Explanation]]:
-    """Fetch the network's input for pictures, many in a request.
-
-    Args:
-        client: An open client.
-        card: The model card.
-        files: Number and file of each picture.
-        model: Name of the model.
-        version: Version of the model; None for the server's default.
-        deadline_s: Deadline of each request, in seconds; None for the client's.
+    """Fetch the network's input for numbered picture files, many in a request.
 
     Yields:
         The number of each picture, and an explanation with its input and region.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def add_export(commands: SubParsers) -> argparse.ArgumentParser:
     """Add `convscope export`."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = commands.add_parser(
         "export", help="features and scores of any number of pictures, as Parquet, .npy shards or Zarr"
     )
     parser.add_argument(

@@ -22,7 +22,7 @@ import shutil
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
@@ -150,7 +150,7 @@ def export(
     if not total:
         raise UsageError("there are no pictures to export")
     plan = _plan(client, model, version, layers, pool, map_dtype, all_scores, deadline_s)
-    size = rows_per_part or max(1, min(PART_ROWS, PART_BYTES // max(plan.row_bytes, 1)))
+    size = rows_per_part or max(1, min(PART_ROWS, PART_BYTES // max(_row_bytes(plan.columns), 1)))
     size = min(size, total)  # Zarr fills the last chunk up.
     pictures_text = f"{total}, whose names have the SHA-256 {digest.hexdigest()}"
     settings = {**plan.settings, "rows_per_part": size, "pictures": pictures_text}
@@ -175,9 +175,9 @@ def export(
         read_again = hashlib.sha256(found.standard_input)
         entries = islice(_hashed(found, read_again), resumed, None)
         rows = _rows(client, entries, plan, concurrency=concurrency, batch=plan.batch if batch is None else batch)
-        with closing(rows), _progress_bar(total, resumed, progress) as bar:
+        with closing(rows), _progress_bar(rows, total, resumed, progress) as shown:
             layout = Layout(plan.index, plan.columns, total, size)
-            store, counted = _write_parts(store_type, layout, parts, plan, _shown(rows, bar), counted)
+            store, counted = _write_parts(store_type, layout, parts, plan, iter(shown), counted)
         if read_again.digest() != digest.digest():
             raise ValueError("the list of pictures changed while they were read; see --overwrite")
         store.finish(counted["parts"], {**settings, "failed": counted["failed"]}).replace(out)
@@ -206,13 +206,9 @@ class _Plan:
     batch: int
     settings: dict[str, Any]
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row's arrays."""
-        return _row_bytes(self.columns)
-
 
 def _row_bytes(columns: Mapping[str, Column]) -> int:
+    """Return the bytes of a row's arrays."""
     return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in columns.values())
 
 
@@ -406,18 +402,10 @@ def _part(rows: Iterable[Row], size: int, plan: _Plan) -> Part:
 def _write_parts(
     store_type: type[Store], layout: Layout, folder: Path, plan: _Plan, rows: Iterator[Row], counted: dict[str, int]
 ) -> tuple[Store, dict[str, int]]:
-    """Write rows in parts, each while the rows of the next are received.
-
-    Args:
-        store_type: Of what writes the parts.
-        layout: What it writes.
-        folder: Folder of progress.json, and of the parts, `data`.
-        plan: The plan of the export.
-        rows: The rows after those of the counted parts.
-        counted: Content of progress.json: the number of parts, and of errors in them.
+    """Write the rows after those of the counted parts, each part while the rows of the next are received.
 
     Returns:
-        The store with all parts, and the content of progress.json at the end.
+        The store with all parts, and the content of progress.json at the end: the number of parts, and of errors.
     """
 
     def write(part: Part, before: Mapping[str, int]) -> dict[str, int]:
@@ -487,22 +475,12 @@ def _hashed(pictures: Iterable[Entry], digest: hashlib._Hash) -> Iterator[Entry]
         yield entry
 
 
-def _shown(rows: Iterable[Row], bar: Any) -> Iterator[Row]:
-    """Pass on the rows, and count them on the progress bar."""
-    for row in rows:
-        if bar is not None:
-            bar.update()
-        yield row
-
-
-@contextmanager
-def _progress_bar(total: int, done: int, enabled: bool) -> Iterator[Any]:
-    """Show a bar with the rate and the time left; None if it is not enabled."""
+def _progress_bar(rows: Iterable[Row], total: int, done: int, enabled: bool) -> AbstractContextManager[Iterable[Row]]:
+    """Return the rows; if enabled, with a bar that counts them and shows the rate and the time left."""
     if not enabled:
-        yield None
-        return
-    with _import("tqdm").tqdm(total=total, initial=done, unit=" pictures") as bar:
-        yield bar
+        return nullcontext(rows)
+    bar: AbstractContextManager[Iterable[Row]] = _import("tqdm").tqdm(rows, total=total, initial=done, unit=" pictures")
+    return bar
 
 
 def _import(package: str) -> Any:

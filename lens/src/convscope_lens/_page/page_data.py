@@ -69,26 +69,18 @@ def fetch_page_data(
 ) -> dict[str, Any]:
     """Predict and explain a picture, and return the data of the page.
 
-    Args:
-        client: An open client.
-        file: The picture.
-        card: The model card.
-        model: Name of the model.
-        title: Title of the picture.
-        max_values: Maximum number of values of all maps together, as they are shown. If there are more, each layer has
-            as many of its strongest channels as fit.
-        layers: As in `Client.predict`.
-        version: As in `Client.predict`.
-        method: Method of the heat map; None for none.
-        layer: Layer that `method` uses; None for the service's choice.
-        target: Index of the class to explain; None for the most probable one.
-        top_k: Number of scores; 0 for all.
-        by_default: Whether nobody asked for `method`: if it does not suit the network there is no heat map, and
-            `heat_note` says why.
-        kernels: Whether to include the kernels of layers with few weights.
-        edits: As in `Client.predict`. With them there is no heat map, since explanations are of the unedited network;
-            scores and maps come with what the edits changed.
-        request_id: Id of the request for the maps.
+    Arguments that are not listed are those of `Client.predict` and `Client.explain`; `layer` is that of the heat map.
+
+    * `title`: of the picture.
+    * `max_values`: maximum number of values of all maps together, as they are shown. If there are more, each layer has
+      as many of its strongest channels as fit.
+    * `method`: of the heat map; None for none.
+    * `by_default`: whether nobody asked for `method`: if it does not suit the network there is no heat map, and
+      `heat_note` says why.
+    * `kernels`: whether to include the kernels of layers with few weights.
+    * `edits`: with them there is no heat map, since explanations are of the unedited network; scores and maps come with
+      what the edits changed.
+    * `request_id`: of the request for the maps.
 
     Returns:
         A dict of `title`, `model`, `picture`, `original`, `notes`, how the picture was converted, `scores`, `layers`,
@@ -263,21 +255,26 @@ def thumbnail(file: bytes, side: int = THUMBNAIL_SIDE) -> str | None:
         file: PNG, JPEG, WebP or .npy.
         side: Pixels on the longer side, at most.
     """
-    from PIL import Image, ImageOps
-
     try:
-        array = load_npy(file)
-        if array is not None:
-            image = Image.fromarray(_array_pixels(array))
-        else:
-            image = Image.open(io.BytesIO(file), formats=("PNG", "JPEG", "WEBP"))
-            image.draft(None, (side, side))
-            image = ImageOps.exif_transpose(image)
+        image = _opened(file, side)
         image.thumbnail((side, side))
         image = _on_white(image)
     except Exception:  # Pillow raises many kinds for broken files; the service says what is wrong with them.
         return None
     return _data_url(image, lossy=max(image.size) > THUMBNAIL_SIDE)
+
+
+def _opened(file: bytes, side: int | None = None) -> Any:
+    """Return a picture file as an upright Pillow image; a large JPEG may be decoded to `side` pixels or more."""
+    from PIL import Image, ImageOps
+
+    array = load_npy(file)
+    if array is not None:
+        return Image.fromarray(_array_pixels(array))
+    image = Image.open(io.BytesIO(file), formats=("PNG", "JPEG", "WEBP"))
+    if side is not None:
+        image.draft(None, (side, side))
+    return ImageOps.exif_transpose(image)
 
 
 def _on_white(image: Any) -> Any:
@@ -694,21 +691,16 @@ def pack_file(file: bytes, input_spec: Input) -> dict[str, Any] | None:
         As `pack_picture`, but `exact` is false. None if the file cannot be read, or if the service crops it or resizes
         an array.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if input_spec.resize:
         return None
     try:
-        array = load_npy(file)
-        if array is not None:
-            image = Image.fromarray(_array_pixels(array))
-        else:
-            image = ImageOps.exif_transpose(Image.open(io.BytesIO(file), formats=("PNG", "JPEG", "WEBP")))
-            image = _on_white(image)
+        image = _on_white(_opened(file))
     except Exception:  # Pillow raises many kinds for broken files; the service says what is wrong with them.
         return None
     size = (input_spec.width or image.width, input_spec.height or image.height)
-    if array is not None and image.size != size:
+    if file.startswith(np.lib.format.MAGIC_PREFIX) and image.size != size:
         return None
     image = image.convert("L" if input_spec.channels == 1 else "RGB").resize(size, Image.Resampling.BILINEAR)
     pixels = np.asarray(image, np.float32) / 255

@@ -133,14 +133,7 @@ def write_reports(
 ) -> Iterator[Written]:
     """Write a report for each picture, and `index.html`, which lists them with their scores.
 
-    A picture that fails is listed with its error.
-
-    Args:
-        client: An open client.
-        pictures: Paths, and `-` for standard input.
-        folder: Created if missing; files of an earlier run are replaced.
-        model: Name of the model.
-        options: Of every report.
+    A picture that fails is listed with its error. A missing folder is created, files of an earlier run are replaced.
 
     Yields:
         What became of each picture, in order; the index is written after the last one.

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convscope_lens.probes._images import blur_picture
-from convscope_lens.probes._result import Figures, ProbeResult, distances, make_result
-from convscope_lens.probes._session import AnotherPicture, PictureSums, ProbeSession, ScoreSums, map_array
+from convscope_lens.probes._result import ProbeResult, make_result
+from convscope_lens.probes._session import AnotherPicture, Distances, PictureSums, ProbeSession, ScoreSums, map_array
+from convscope_lens.probes._statistics import Figures
 
 if TYPE_CHECKING:
     from convscope import Client, Layer
@@ -145,7 +146,8 @@ def shuffle(
         raise ValueError("blocks must be a non-empty list of integers >= 1")
     session = ProbeSession(client, pictures, model=model, version=version, layers=layers, limit=limit, seed=seed)
     names = [layer.name for layer in session.layers]
-    interior, whole, interior_another, whole_another, shares = (PictureSums(names, len(blocks)) for _ in range(5))
+    interior, whole = (Distances(names, len(blocks)) for _ in range(2))
+    shares = PictureSums(names, len(blocks))
     scores, another = ScoreSums(session, len(blocks)), AnotherPicture()
     rng = np.random.default_rng(seed)
     orders: list[list[BlockPermutation]] = []  # Of each picture, in the order of the pictures.
@@ -156,7 +158,7 @@ def shuffle(
 
     for number, (picture, (before, *predictions)) in enumerate(session.predict_copies(shuffled)):
         scores.next_picture(before)
-        for sums in (interior, whole, interior_another, whole_another, shares):
+        for sums in (interior, whole, shares):
             sums.next_picture()
         for step_index, prediction in enumerate(predictions):
             scores.add(step_index, prediction)
@@ -168,20 +170,12 @@ def shuffle(
                 inside = order.cells_within_blocks(layer, shuffled_map, picture)
                 shares.add(layer.name, step_index, float(inside.sum()), float(inside.size))
                 if layer.stride is None:
-                    whole.add_distance(layer.name, step_index, shuffled_map, original_map)
-                    if other_map is not None:
-                        whole_another.add_distance(layer.name, step_index, shuffled_map, other_map)
+                    whole.compare(layer.name, step_index, shuffled_map, original_map, other_map)
                 elif all(order.block % stride == 0 for stride in layer.stride):
-                    for against, over_all, over_inside in (
-                        (original_map, whole, interior),
-                        (other_map, whole_another, interior_another),
-                    ):
-                        if against is None:
-                            continue
-                        expected, defined = order.expected_map(layer, against)
-                        within = inside & defined
-                        over_all.add_distance(layer.name, step_index, shuffled_map[defined], expected[defined])
-                        over_inside.add_distance(layer.name, step_index, shuffled_map[within], expected[within])
+                    expected, defined = order.expected_map(layer, original_map)
+                    unrelated = None if other_map is None else order.expected_map(layer, other_map)[0]
+                    whole.compare(layer.name, step_index, shuffled_map, expected, unrelated, defined)
+                    interior.compare(layer.name, step_index, shuffled_map, expected, unrelated, inside & defined)
     return make_result(
         "shuffle",
         session,
@@ -191,8 +185,8 @@ def shuffle(
         controls=_grid_scores(session, blocks, orders),
         measures={
             "interior_share": Figures(shares.sums(), root=False, varies=False),
-            "interior": distances(interior.sums(), interior_another.sums()),
-            "whole": distances(whole.sums(), whole_another.sums()),
+            "interior": interior.figures(),
+            "whole": whole.figures(),
         },
         note="no block stays where it was; the grid's lines of one pixel are the control for seams",
     )

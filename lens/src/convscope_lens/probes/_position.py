@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convscope_lens.probes._images import Grid, interpolate, shift_picture, transform_points
-from convscope_lens.probes._result import CHANCE, Figures, ProbeResult, distances, make_result
-from convscope_lens.probes._session import AnotherPicture, PictureSums, ProbeSession, ScoreSums, map_array, map_grid
+from convscope_lens.probes._result import ProbeResult, make_result
+from convscope_lens.probes._session import (
+    AnotherPicture,
+    Distances,
+    PictureSums,
+    ProbeSession,
+    ScoreSums,
+    map_array,
+    map_grid,
+)
+from convscope_lens.probes._statistics import CHANCE, Figures, Sums
 
 if TYPE_CHECKING:
     from convscope import Client, Layer
 
     from convscope_lens.probes._images import MapArray, PictureArray, Source
-    from convscope_lens.probes._statistics import Sums
 
 MIXED_CHANNELS = 256  # Of a layer at most, for the mix of channels of `rotate` and `scale`: it is a matrix per step.
 _MIRRORED = "what comes in at the edges is the picture's own, mirrored"
@@ -84,7 +92,7 @@ def shift(
         raise ValueError("shifts must be a non-empty list of integers >= 1, max_shift >= 1 and pairs >= 0")
     session = ProbeSession(client, pictures, model=model, version=version, layers=layers, limit=limit, seed=seed)
     names = [layer.name for layer in session.layers]
-    interior, whole, interior_another, whole_another = (PictureSums(names, len(shifts)) for _ in range(4))
+    interior, whole = (Distances(names, len(shifts)) for _ in range(2))
     scores, another = ScoreSums(session, len(shifts)), AnotherPicture()
     offsets = [
         (step_index, pixels * down, pixels * right)
@@ -98,8 +106,8 @@ def shift(
 
     for picture, (unshifted, *predictions) in session.predict_copies(shifted):
         scores.next_picture(unshifted)
-        for sums in (interior, whole, interior_another, whole_another):
-            sums.next_picture()
+        interior.next_picture()
+        whole.next_picture()
         for (step_index, _, _), prediction in zip(offsets, predictions, strict=True):
             scores.add(step_index, prediction)
         for layer in session.layers:
@@ -109,12 +117,9 @@ def shift(
                 shifted_map = map_array(prediction, layer.name)
                 expected, defined = _expected_after_shift(layer, original_map, down, right)
                 inside = defined & _unaffected_cells(layer, shifted_map, picture, down, right)
-                whole.add_distance(layer.name, step_index, shifted_map[defined], expected[defined])
-                interior.add_distance(layer.name, step_index, shifted_map[inside], expected[inside])
-                if other_map is not None:
-                    expected, _ = _expected_after_shift(layer, other_map, down, right)
-                    whole_another.add_distance(layer.name, step_index, shifted_map[defined], expected[defined])
-                    interior_another.add_distance(layer.name, step_index, shifted_map[inside], expected[inside])
+                unrelated = None if other_map is None else _expected_after_shift(layer, other_map, down, right)[0]
+                whole.compare(layer.name, step_index, shifted_map, expected, unrelated, defined)
+                interior.compare(layer.name, step_index, shifted_map, expected, unrelated, inside)
     consistency, counts = _shift_consistency(session, pairs, max_shift, seed)
     return make_result(
         "shift",
@@ -122,10 +127,7 @@ def shift(
         "shift (px)",
         np.array(shifts, float),
         scores=scores,
-        measures={
-            "interior": distances(interior.sums(), interior_another.sums()),
-            "whole": distances(whole.sums(), whole_another.sums()),
-        },
+        measures={"interior": interior.figures(), "whole": whole.figures()},
         totals=consistency,
         counts=counts,
         note=f"pictures shifted down and right; {_MIRRORED}",
@@ -291,8 +293,7 @@ def _transform(
     shown = ["picture", *names] if names else []
     mixed_names = [name for name in names if session.card.layer(name).shape[0] <= MIXED_CHANNELS]
     fitted_pictures = session.picture_count // 2
-    distance, distance_another = (PictureSums(shown, len(changes)) for _ in range(2))
-    mixed, mixed_another = (PictureSums(mixed_names, len(changes)) for _ in range(2))
+    distance, mixed = Distances(shown, len(changes)), Distances(mixed_names, len(changes))
     mixes: dict[tuple[str, int], ChannelMix] = {}
     scores, another = ScoreSums(session, len(changes)), AnotherPicture()
 
@@ -303,8 +304,9 @@ def _transform(
         scores.next_picture(before)
         for step_index, prediction in enumerate(predictions):
             scores.add(step_index, prediction)
-        for sums in (distance, distance_another, *([mixed, mixed_another] if number >= fitted_pictures else [])):
-            sums.next_picture()
+        distance.next_picture()
+        if number >= fitted_pictures:
+            mixed.next_picture()
         pixels = _pixel_grid(picture)
         for name in shown:
             if name == "picture":
@@ -320,20 +322,17 @@ def _transform(
                 y, x = transform_points(grid.points(), _centre(pixels), degrees, factor)
                 inside = (y > -0.5) & (y < pixels.shape[0] - 0.5) & (x > -0.5) & (x < pixels.shape[1] - 0.5)
                 found, expected = interpolate(changed_map, grid.to_cells((y, x)))[inside], original_map[inside]
-                distance.add_distance(name, step_index, found, expected)
-                if other_map is None:
-                    continue
-                distance_another.add_distance(name, step_index, found, other_map[inside])
-                if name not in mixed_names:
+                unrelated = None if other_map is None else other_map[inside]
+                distance.compare(name, step_index, found, expected, unrelated)
+                if unrelated is None or name not in mixed_names:
                     continue
                 if number < fitted_pictures:
                     mix = mixes.setdefault((name, step_index), ChannelMix(found.shape[1]))
-                    mix.fit(found, expected, other_map[inside])
+                    mix.fit(found, expected, unrelated)
                 elif (name, step_index) in mixes:
-                    own, unrelated = mixes[name, step_index].apply(found)
-                    mixed.add_distance(name, step_index, own, expected)
-                    mixed_another.add_distance(name, step_index, unrelated, other_map[inside])
-    mixed_distances = distances(mixed.sums(), mixed_another.sums())
+                    own_mix, unrelated_mix = mixes[name, step_index].apply(found)
+                    mixed.add_distance(name, step_index, own_mix, expected)
+                    mixed.another.add_distance(name, step_index, unrelated_mix, unrelated)
     return make_result(
         name_of_probe,
         session,
@@ -341,8 +340,8 @@ def _transform(
         np.array([step for step, _, _ in changes], float),
         scores=scores,
         measures={
-            "distance": distances(distance.sums(), distance_another.sums()),
-            "mixed": mixed_distances._replace(baseline="the same fit between unrelated pictures"),
+            "distance": distance.figures(),
+            "mixed": mixed.figures("the same fit between unrelated pictures"),
         },
         counts={"fitted_pictures": fitted_pictures} if mixed_names else {},
         note=f"pictures changed about their centre; {_MIRRORED}",
@@ -448,7 +447,7 @@ def border(
     session = ProbeSession(client, pictures, model=model, version=version, layers=layers, limit=limit, seed=seed)
     strides = sorted({layer.stride for layer in session.layers if layer.stride is not None} | {(1, 1)})
     names = [layer.name for layer in session.layers]
-    constant, shifted, shifted_another = (PictureSums(names, rings) for _ in range(3))
+    constant, shifted = PictureSums(names, rings), Distances(names, rings)
     whole, corner, another = ScoreSums(session, 1), ScoreSums(session, 1), AnotherPicture()
 
     def copies(picture: PictureArray) -> list[PictureArray]:
@@ -463,8 +462,8 @@ def border(
         whole.add(0, centred)
         corner.next_picture(centred)
         corner.add(0, by_stride[1, 1])
-        for sums in (constant, shifted, shifted_another):
-            sums.next_picture()
+        constant.next_picture()
+        shifted.next_picture()
         edge = _margin(picture, margin)
         for layer in session.layers:
             for index, (numerator, denominator) in enumerate(_ring_deviation(map_array(plain, layer.name), rings)):
@@ -479,22 +478,17 @@ def border(
             rows, columns = (size - size // 2 for size in shifted_map.shape[:2])
             part = slice(down, down + rows), slice(right, right + columns)  # Smaller at the end of the map.
             expected, other_map = centred_map[part], another.swap(layer.name, centred_map)
+            unrelated = None if other_map is None else other_map[part]
             shifted_map = shifted_map[: expected.shape[0], : expected.shape[1]]
             ring = np.minimum.outer(np.arange(shifted_map.shape[0]), np.arange(shifted_map.shape[1]))
             for index in range(rings):
-                found = shifted_map[ring == index]
-                shifted.add_distance(layer.name, index, found, expected[ring == index])
-                if other_map is not None:
-                    shifted_another.add_distance(layer.name, index, found, other_map[part][ring == index])
+                shifted.compare(layer.name, index, shifted_map, expected, unrelated, ring == index)
     return make_result(
         "border",
         session,
         "ring (cells)",
         np.arange(rings, dtype=float),
-        measures={
-            "constant": Figures(constant.sums(), varies=False),
-            "shifted": distances(shifted.sums(), shifted_another.sums()),
-        },
+        measures={"constant": Figures(constant.sums(), varies=False), "shifted": shifted.figures()},
         totals=_border_totals(whole, corner),
         note=f"pictures without their margin on a background of {background:g}, in the centre and in the corner",
     )
@@ -595,8 +589,8 @@ def pool(
     if not session.layers:
         raise ValueError("pool measures maps: it needs layers")
     names = [layer.name for layer in session.layers]
-    kinds = ("maximum", "average")
-    own, others = ({kind: PictureSums(names, len(windows)) for kind in kinds} for _ in range(2))
+    reductions: dict[str, Callable[..., MapArray]] = {"maximum": np.max, "average": np.mean}
+    measured = {kind: Distances(names, len(windows)) for kind in reductions}
     another = AnotherPicture()
 
     def copies(picture: PictureArray) -> list[PictureArray]:
@@ -604,32 +598,30 @@ def pool(
         return [picture, shift_picture(picture, 0, pixels)]
 
     for _, (before, after) in session.predict_copies(copies):
-        for sums in (*own.values(), *others.values()):
-            sums.next_picture()
+        for distances in measured.values():
+            distances.next_picture()
         for layer in session.layers:
             original_map, shifted_map = map_array(before, layer.name), map_array(after, layer.name)
             other_map = another.swap(layer.name, original_map)
             for step_index, window in enumerate(windows):
                 if window > min(original_map.shape[:2]):
                     continue
-                for kind, found in _pooled(shifted_map, window).items():
-                    expected = _pooled(original_map, window)[kind]
-                    own[kind].add_distance(layer.name, step_index, found, expected)
-                    if other_map is not None:
-                        unrelated = _pooled(other_map, window)[kind]
-                        others[kind].add_distance(layer.name, step_index, found, unrelated)
+                for kind, reduce in reductions.items():
+                    found, expected = (_pooled(each, window, reduce) for each in (shifted_map, original_map))
+                    unrelated = None if other_map is None else _pooled(other_map, window, reduce)
+                    measured[kind].compare(layer.name, step_index, found, expected, unrelated)
     return make_result(
         "pool",
         session,
         "window (cells)",
         np.array(windows, float),
-        measures={kind: distances(own[kind].sums(), others[kind].sums()) for kind in kinds},
+        measures={kind: distances.figures() for kind, distances in measured.items()},
         note=f"pictures shifted right by {pixels} px; {_MIRRORED}",
     )
 
 
-def _pooled(feature_map: MapArray, window: int) -> dict[str, MapArray]:
-    """Return the largest and the mean value of each window of a map (h, w, C)."""
+def _pooled(feature_map: MapArray, window: int, reduce: Callable[..., MapArray]) -> MapArray:
+    """Return what each window of a map (h, w, C) is reduced to."""
     rows, columns = (size // window for size in feature_map.shape[:2])
     whole = feature_map[: rows * window, : columns * window].reshape(rows, window, columns, window, -1)
-    return {"maximum": whole.max(axis=(1, 3)), "average": whole.mean(axis=(1, 3))}
+    return reduce(whole, axis=(1, 3))

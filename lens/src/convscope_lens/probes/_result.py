@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from convscope.commands import format_table, printable
 from numpy.typing import NDArray
 
-from convscope_lens.probes._statistics import Curve, Sums, interval, ratio
+from convscope_lens.probes._statistics import CHANCE, Curve, Figures, interval, ratio
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from convscope_lens.probes._session import ProbeSession, ScoreSums
 
 SCORES, TOTALS, PICTURE = "scores", "totals", "picture"
-CHANCE, ANOTHER = "chance", "another picture"
 _AXIS_LABELS = {
     SCORES: "share",
     "energy": "share of the energy",
@@ -29,29 +28,6 @@ _AXIS_LABELS = {
 }
 _MARKERS = "osD^vP*X"  # Lines are distinguishable without colour.
 _WHOLE_STEPS = ("shift", "border", "shuffle", "pool")  # Between their steps nothing was measured: no line is drawn.
-
-
-class Figures(NamedTuple):
-    """Figures of one kind, as sums over pictures.
-
-    Attributes:
-        sums: Layer or score → (N, S, 2): numerators and denominators.
-        root: Whether a figure is the root of the ratio.
-        baseline: What the baseline is; empty without one.
-        baselines: Layer or score → (S,).
-        varies: Whether the figure depends on the pictures, so that it has an interval.
-    """
-
-    sums: Mapping[str, Sums]
-    root: bool = True
-    baseline: str = ""
-    baselines: Mapping[str, Curve] = {}
-    varies: bool = True
-
-
-def distances(sums: Mapping[str, Sums], another: Mapping[str, Sums]) -> Figures:
-    """Return relative distances with those from another picture as their baseline."""
-    return Figures(sums, True, ANOTHER, {name: ratio(other, root=True) for name, other in another.items()})
 
 
 @dataclass(frozen=True)
@@ -257,17 +233,9 @@ def make_result(
 ) -> ProbeResult:
     """Return a result: figures, intervals and baselines from the sums by picture.
 
-    Args:
-        name: Name of the probe.
-        session: The session.
-        step_label: Axis label of the steps.
-        steps: (S,), float64.
-        scores: The scores by step; None if the probe has none.
-        controls: Scores of control pictures by step: `agreement` and `accuracy` are added under `<name>_agreement`.
-        measures: Measure → figures by layer.
-        totals: Kind → figures of one step, by name of the total.
-        counts: More totals, whole numbers.
-        note: How pictures were changed.
+    `scores` and `measures` are by step. Of the `controls`, scores of control pictures by step, `agreement` and
+    `accuracy` are added, as in `<name>_agreement`. `totals` are figures of one step; `counts` are more totals, whole
+    numbers.
     """
     kinds: dict[str, Figures] = {}
     single: dict[str, Figures] = dict(totals or {})

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import EllipsisType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from convscope import ConvscopeError
 from numpy.typing import NDArray
 
 from convscope_lens.probes._images import File, Grid, MapArray, PictureArray, Source, list_pictures, load_network_inputs
-from convscope_lens.probes._statistics import Curve, Sums
+from convscope_lens.probes._statistics import ANOTHER, Curve, Figures, Sums, ratio
 
 if TYPE_CHECKING:
     from convscope import Client, Layer, ModelCard, Prediction
@@ -24,17 +25,8 @@ NO_LAYERS = "none"
 class ProbeSession:
     """A model, the pictures it is probed with, and the layers that are measured.
 
-    Pictures are sent in a random order, so that the picture before another one, its baseline, is seldom of the same
-    class though folders are sorted.
-
-    Args:
-        client: An open client.
-        sources: Pictures and folders, as in `list_pictures`.
-        model: Name of the model.
-        version: Version of the model; None for the server's default.
-        layers: Names, one name, `"all"`, or `"none"` to measure scores alone.
-        limit: Use a random sample of this size; None for all.
-        seed: Seed of the sample and of the order.
+    Arguments are those of the probes; with the layers `"none"` scores alone are measured. Pictures are sent in a random
+    order, so that the picture before another one, its baseline, is seldom of the same class though folders are sorted.
 
     Attributes:
         model: Name of the model.
@@ -137,12 +129,7 @@ class ProbeSession:
 
 
 class PictureSums:
-    """The numerator and the denominator of ratios, by name, picture and step.
-
-    Args:
-        names: Names of the layers.
-        steps: Number of steps.
-    """
+    """The numerator and the denominator of ratios, by name, picture and step."""
 
     def __init__(self, names: Iterable[str], steps: int) -> None:
         self._steps = steps
@@ -172,13 +159,40 @@ class PictureSums:
         return {name: np.reshape(rows, (-1, self._steps, 2)) for name, rows in self._rows.items()}
 
 
-class ScoreSums:
-    """Scores of changed copies of pictures, by step, beside those of the unchanged pictures.
+class Distances(PictureSums):
+    """The sums of relative distances; in `another` those of their baseline, the distance from another picture's map."""
 
-    Args:
-        session: The session.
-        steps: Number of steps.
-    """
+    def __init__(self, names: Iterable[str], steps: int) -> None:
+        super().__init__(names, steps)
+        self.another = PictureSums(self._rows, steps)
+
+    def next_picture(self) -> None:
+        """Begin with the next picture."""
+        super().next_picture()
+        self.another.next_picture()
+
+    def compare(
+        self,
+        name: str,
+        step_index: int,
+        found: MapArray,
+        expected: MapArray,
+        unrelated: MapArray | None,
+        cells: NDArray[np.bool_] | EllipsisType = ...,
+    ) -> None:
+        """Add the distance of some cells (h, w) of a map (h, w, C) from those expected, and from another picture's."""
+        self.add_distance(name, step_index, found[cells], expected[cells])
+        if unrelated is not None:
+            self.another.add_distance(name, step_index, found[cells], unrelated[cells])
+
+    def figures(self, baseline: str = ANOTHER) -> Figures:
+        """Return the distances; `baseline` says what theirs is."""
+        baselines = {name: ratio(sums, root=True) for name, sums in self.another.sums().items()}
+        return Figures(self.sums(), True, baseline, baselines)
+
+
+class ScoreSums:
+    """Scores of changed copies of pictures, by step, beside those of the unchanged pictures."""
 
     def __init__(self, session: ProbeSession, steps: int) -> None:
         self._labels = [label for label in session.labels if label is not None]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +11,27 @@ from numpy.typing import NDArray
 Curve: TypeAlias = NDArray[np.float64]  # (S,): a number per step.
 Sums: TypeAlias = NDArray[np.float64]  # (N, S, 2): a numerator and a denominator per picture and step.
 
+CHANCE, ANOTHER = "chance", "another picture"
 RESAMPLES = 1000
 _VALUES_AT_A_TIME = 2_000_000
+
+
+class Figures(NamedTuple):
+    """Figures of one kind, as sums over pictures.
+
+    Attributes:
+        sums: Layer or score → (N, S, 2): numerators and denominators.
+        root: Whether a figure is the root of the ratio.
+        baseline: What the baseline is; empty without one.
+        baselines: Layer or score → (S,).
+        varies: Whether the figure depends on the pictures, so that it has an interval.
+    """
+
+    sums: Mapping[str, Sums]
+    root: bool = True
+    baseline: str = ""
+    baselines: Mapping[str, Curve] = {}
+    varies: bool = True
 
 
 def ratio(sums: Sums, *, root: bool) -> Curve:
