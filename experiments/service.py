@@ -18,7 +18,6 @@ from convscope import Client
 from torch import nn
 
 from handlers.api.limits import Limits
-from handlers.loading import assemble
 from handlers.network import archive as archives
 from handlers.network.archive import Archive, eager_arguments
 from handlers.network.engines.eager import Eager
@@ -100,4 +99,4 @@ def first_weights(name: str, seed: int = 0) -> nn.Module:
 def _pipeline(archive: Archive, module: nn.Module, name: str) -> Pipeline:
     eager = Eager(module, device="cpu", **eager_arguments(archive.card))
     identity = Identity(name, "1.0", f"torch-{torch.__version__}", "cpu")
-    return assemble(archive, identity, _LIMITS, lambda: eager, eager)
+    return Pipeline(archive, identity, _LIMITS, lambda: eager, eager)

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import atexit
 import gc
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from handlers import optional_torch
-from handlers.api import card
 from handlers.api.limits import Limits
 from handlers.images.preprocessing import Preprocessing
 from handlers.network import archive as archives
-from handlers.network.archive import VALUE, Archive
+from handlers.network.archive import VALUE
 from handlers.network.engines.choice import choose
-from handlers.network.engines.engine import Engine
-from handlers.network.predictor import Predictor
 from handlers.ops.telemetry import Telemetry
 from handlers.ops.warm_up import batches
-from handlers.outputs.editor import Editor
-from handlers.outputs.explainer import Explainer
 from handlers.outputs.response import Identity
 from handlers.pipeline import Pipeline
 from handlers.settings import Settings
@@ -81,88 +75,14 @@ def load(
         _use_threads(settings.threads)
     identity = Identity(model, version, engine.name, device)
     limits = Limits.of(config, batch_size=batch_size, max_response_bytes=settings.max_response_bytes)
-    pipeline = assemble(
-        archive,
-        identity,
-        limits,
-        network,
-        engine,
-        drain_file=settings.drain_file,
-        starting_file=settings.starting_file,
-        telemetry=Telemetry.of(
-            identity,
-            tuple(archive.layers),
-            () if archive.scores == VALUE else archive.classes,  # Numbers have no most probable class to count.
-            settings.metrics_dir,
-            settings.log_requests_s,
-            sends_spans=settings.sends_spans,
-            drain_file=settings.drain_file,
-        ),
-        decode_threads=settings.threads,
-        scaled_decoding=settings.scaled_decoding,
-    )
-    warm_up(pipeline, archive.preprocessing, tuple(archive.layers), limits.max_images)
+    layers = tuple(archive.layers)
+    classes = () if archive.scores == VALUE else archive.classes  # Numbers have no most probable class to count.
+    telemetry = Telemetry.of(identity, layers, classes, settings)
+    pipeline = Pipeline(archive, identity, limits, network, engine, settings, telemetry)
+    warm_up(pipeline, archive.preprocessing, layers, limits.max_images)
     pipeline.telemetry.loaded(perf_counter() - began)
     _freeze()
     return pipeline
-
-
-def assemble(
-    archive: Archive,
-    identity: Identity,
-    limits: Limits,
-    network: Callable[[], Eager],
-    engine: Engine,
-    *,
-    drain_file: Path | None = None,
-    starting_file: Path | None = None,
-    telemetry: Telemetry | None = None,
-    decode_threads: int = 1,
-    scaled_decoding: bool = False,
-) -> Pipeline:
-    """Make the pipeline of a loaded archive.
-
-    Args:
-        archive: The loaded archive.
-        identity: What serves it; what its scores mean is filled in.
-        limits: In force.
-        network: Builds the archive's network in torch, or returns the one that it built.
-        engine: What predicts.
-        drain_file: As `Pipeline` takes it; None for no such file.
-        starting_file: Likewise.
-        telemetry: As `Pipeline` takes it; None to count and log nothing.
-        decode_threads: As `Pipeline` takes it.
-        scaled_decoding: Likewise.
-
-    Raises:
-        RuntimeError: The network fails on its first forward pass, or its graph computes something else.
-    """
-    identity = replace(identity, scores=archive.scores)
-    explainer = Explainer(archive, network, engine)
-    predictor = Predictor(
-        engine,
-        archive.preprocessing,
-        archive.classes,
-        identity.device,
-        scores=archive.scores,
-        gives_probabilities=archive.gives_probabilities,
-    )
-    editor = Editor(archive, network, predictor, identity.device)
-    predictor.check_maps_leave_scores_alone()
-    return Pipeline(
-        predictor,
-        explainer,
-        editor,
-        archive,
-        card.describe(archive, identity, limits, explainer.available(), editor.available()),
-        identity,
-        limits,
-        drain_file=drain_file,
-        starting_file=starting_file,
-        telemetry=telemetry or Telemetry(),
-        decode_threads=decode_threads,
-        scaled_decoding=scaled_decoding,
-    )
 
 
 def warm_up(pipeline: Pipeline, preprocessing: Preprocessing, layers: tuple[str, ...], max_images: int) -> None:

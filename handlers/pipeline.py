@@ -1,7 +1,7 @@
 """The pipeline: one request's way from TorchServe's parameters to its response. Read `Pipeline.respond` first.
 
 The requests of one batch come from different callers, so an error in one does not touch the others. TorchServe's
-context is known to `entry.py` alone; `loading.py` makes pipelines.
+context is known to `entry.py` alone; `loading.py` loads archives and makes pipelines of them.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import prod
-from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from handlers.api import card, media
 from handlers.api.errors import BadRequest, Draining, Internal, RequestError, TooManyImages, UnknownLayer
@@ -22,12 +21,17 @@ from handlers.api.request import accepted_type, check_count, parse, request_head
 from handlers.images.decoding import Budget, Encoded, Notes, open_file
 from handlers.images.preprocessing import ANY_SIZE, Picture
 from handlers.network.archive import Archive
+from handlers.network.engines.engine import Engine
 from handlers.network.predictor import Predictor
 from handlers.ops.telemetry import Telemetry
 from handlers.outputs import filters, formats, png
 from handlers.outputs.editor import Editor
 from handlers.outputs.explainer import Explainer
 from handlers.outputs.response import Identity, Response, Result, error_of
+from handlers.settings import Settings
+
+if TYPE_CHECKING:
+    from handlers.network.engines.eager import Eager
 
 _READING = "the request could not be read; the server's log has the reason"
 _ENCODING = "the reply could not be encoded; the server's log says why"
@@ -59,43 +63,42 @@ class Pipeline:
     """Responds to the requests of one model.
 
     Args:
-        predictor: Runs the network.
-        explainer: Explains its scores.
-        editor: Runs it with edits.
         archive: What is served.
-        described: The model card.
-        identity: What every response names as its server.
+        identity: What every response names as its server; what its scores mean is filled in.
         limits: The limits of a request.
-        drain_file: While this file exists, readiness fails.
-        starting_file: While this file exists, readiness fails, and requests are neither counted nor logged.
-        telemetry: Counts and logs requests.
-        decode_threads: Large pictures to decode at a time, 8 at most.
-        scaled_decoding: Whether large JPEGs may be decoded smaller than they are; see `open_file`.
+        network: Builds the archive's network in torch, or returns the one that it built.
+        engine: What predicts.
+        settings: Of its files that stop readiness, threads and scaled decoding; the defaults unless given.
+        telemetry: Counts and logs requests; None to do neither.
+
+    Raises:
+        RuntimeError: The network fails on its first forward pass, or its graph computes something else.
     """
 
     def __init__(
         self,
-        predictor: Predictor,
-        explainer: Explainer,
-        editor: Editor,
         archive: Archive,
-        described: Mapping[str, Any],
         identity: Identity,
         limits: Limits,
-        *,
-        drain_file: Path | None,
-        starting_file: Path | None,
-        telemetry: Telemetry,
-        decode_threads: int = 1,
-        scaled_decoding: bool = False,
+        network: Callable[[], Eager],
+        engine: Engine,
+        settings: Settings | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
-        self.predictor, self.explainer, self.editor, self.telemetry = predictor, explainer, editor, telemetry
-        self._archive, self._card = archive, described
+        settings = settings or Settings()
+        self._archive, self._limits = archive, limits
+        self._identity = replace(identity, scores=archive.scores)
         self._preprocessing, self._published = archive.preprocessing, archive.described.layers
-        self._identity, self._limits = identity, limits
-        self._drain_file, self._starting_file = drain_file, starting_file
-        self._scaled_decoding = scaled_decoding
-        self._decode_threads = min(decode_threads, _MOST_DECODERS)
+        self.telemetry = telemetry or Telemetry()
+        self.predictor = Predictor(engine, archive, identity.device)
+        self.explainer = Explainer(archive, network, engine)
+        self.editor = Editor(archive, network, self.predictor, identity.device)
+        self.predictor.check_maps_leave_scores_alone()
+        methods, operations = self.explainer.available(), self.editor.available()
+        self._card = card.describe(archive, self._identity, limits, methods, operations)
+        self._drain_file, self._starting_file = settings.drain_file, settings.starting_file
+        self._scaled_decoding = settings.scaled_decoding
+        self._decode_threads = min(settings.threads, _MOST_DECODERS)
         self._decoders = ThreadPoolExecutor(self._decode_threads, "decode")  # It starts a thread when it needs one.
 
     def respond(

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from handlers.api.errors import BadImage, Internal, RequestError
 from handlers.api.job import Job
 from handlers.api.options import Options
-from handlers.images.preprocessing import ANY_SIZE, Picture, Preprocessing, to_input_on
-from handlers.network.archive import SIGMOID, SOFTMAX, VALUE
+from handlers.images.preprocessing import ANY_SIZE, Picture, to_input_on
+from handlers.network.archive import SIGMOID, VALUE, Archive
 from handlers.network.engines.engine import MAX_INPUT_BYTES, Cells, Engine
 from handlers.outputs.maps import prepare
 from handlers.outputs.response import ClassScore, Result
@@ -31,30 +31,16 @@ class Predictor:
 
     Args:
         network: The loaded network, in its engine.
-        preprocessing: How pictures become its input.
-        classes: Labels by index; empty for a network without classes.
+        archive: Where it comes from.
         device: Where it runs: `cpu`, or `cuda:` and a number.
-        scores: What the network's outputs mean, one of `SCORES`.
-        gives_probabilities: Whether they went through the softmax or sigmoid in the network already.
     """
 
-    def __init__(
-        self,
-        network: Engine,
-        preprocessing: Preprocessing,
-        classes: tuple[str, ...],
-        device: str,
-        *,
-        scores: str = SOFTMAX,
-        gives_probabilities: bool = False,
-    ) -> None:
-        self._kind, self._gives_probabilities = scores, gives_probabilities
-        self._network = network
-        self._device = device
-        self._preprocessing = preprocessing
-        self._classes = classes
-        height, width = preprocessing.size or ANY_SIZE
-        self._black: Picture = np.zeros((height, width, preprocessing.channels), np.uint8)
+    def __init__(self, network: Engine, archive: Archive, device: str) -> None:
+        self._network, self._device = network, device
+        self._kind, self._gives_probabilities = archive.scores, archive.gives_probabilities
+        self._preprocessing, self._classes = archive.preprocessing, archive.classes
+        height, width = self._preprocessing.size or ANY_SIZE
+        self._black: Picture = np.zeros((height, width, self._preprocessing.channels), np.uint8)
 
     def run_black(self, layers: frozenset[str] | None = None) -> NDArray[np.float32] | None:
         """Run one real forward pass of a black picture.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from handlers.api.job import Job
 from handlers.ops import log
 from handlers.outputs.response import Identity
+from handlers.settings import Settings
 
 if TYPE_CHECKING:
     from handlers.ops.metrics import Metrics
@@ -41,11 +42,7 @@ class Telemetry:
         identity: Identity,
         layers: Sequence[str],
         classes: Sequence[str],
-        directory: Path | None,
-        log_requests_s: float = 0.0,
-        *,
-        sends_spans: bool = False,
-        drain_file: Path | None = None,
+        settings: Settings,
     ) -> Telemetry:
         """Keep metrics if there is a directory for them and prometheus_client is installed, and likewise spans.
 
@@ -53,20 +50,18 @@ class Telemetry:
             identity: What serves the requests.
             layers: Public names of the published ones.
             classes: Labels by index.
-            directory: Of prometheus_client's multiprocess mode; None for no metrics.
-            log_requests_s: Least seconds between two answered requests in the log; 0 for none.
-            sends_spans: Whether the environment says where spans are to be sent.
-            drain_file: While this file exists, they are sent at once.
+            settings: What is wanted of it.
         """
         metrics = None
-        if directory is not None:
+        if settings.metrics_dir is not None:
             try:
                 from handlers.ops.metrics import Metrics  # Needs prometheus_client, which a stock TorchServe may lack.
 
-                metrics = Metrics(identity, layers, classes, directory)
+                metrics = Metrics(identity, layers, classes, settings.metrics_dir)
             except Exception:
                 logger.warning("no metrics are kept, as they could not be set up", exc_info=True)
-        return cls(metrics, log.Samples(log_requests_s), _open_spans(identity, drain_file) if sends_spans else None)
+        spans = _open_spans(identity, settings.drain_file) if settings.sends_spans else None
+        return cls(metrics, log.Samples(settings.log_requests_s), spans)
 
     @property
     def makes_spans(self) -> bool:

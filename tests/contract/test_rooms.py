@@ -71,7 +71,7 @@ HANDLERS_USED = {
     # An archive is served in the experiment's own process, as a worker does it.
     "experiments": (
         *("handlers.networks.", "handlers.images.", "handlers.network.", "handlers.outputs.response."),
-        *("handlers.outputs.explanation_methods.", "handlers.loading.", "handlers.pipeline.", "handlers.api.limits."),
+        *("handlers.outputs.explanation_methods.", "handlers.pipeline.", "handlers.api.limits."),
         "handlers.wire.",
     ),
     # The contract; the handlers that run are those of each archive, in processes of their own.

@@ -25,7 +25,7 @@ Samples = list[tuple[dict[str, str], float]]
 def metered(network: nn.Module | None = None, classes: tuple[str, ...] = CIFAR_CLASSES, **kwargs: Any) -> Pipeline:
     """Make a service that keeps metrics where `PROMETHEUS_MULTIPROC_DIR` says."""
     layers = tuple(kwargs.get("layers") or (network or Cifar).layers)
-    kwargs["telemetry"] = Telemetry.of(IDENTITY, layers, classes, Settings.from_environment().metrics_dir)
+    kwargs["telemetry"] = Telemetry.of(IDENTITY, layers, classes, Settings.from_environment())
     return make_service(network or Cifar, CIFAR_INPUT, classes, **kwargs)
 
 

@@ -18,11 +18,11 @@ from archiver import packing
 from archiver.description import describe
 from handlers.api.limits import Limits
 from handlers.images.preprocessing import Preprocessing
-from handlers.loading import assemble
 from handlers.network.archive import DESCRIBED, GRAPH, REFERENCE, WEIGHTS, Archive, eager_arguments
 from handlers.network.engines.eager import Eager
 from handlers.outputs.response import Identity, Response
 from handlers.pipeline import Pipeline
+from handlers.settings import Settings
 from handlers.wire import convscope_pb2 as wire
 
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -79,19 +79,22 @@ def make_service(
     classes: tuple[str, ...],
     **kwargs: Any,
 ) -> Pipeline:
-    """Return a service of a network, in torch; the arguments are those of `make_archive` and of `assemble`.
+    """Return a service of a network, in torch; the arguments are those of `make_archive`, of `Pipeline` and of
+    `Settings`.
 
     Of a class, one network with random weights serves whoever asks: to draw up its card takes longer than a test.
     """
     own = {name: kwargs.pop(name) for name in ("layers", "layouts", "output", "has_gradients") if name in kwargs}
     limits = kwargs.pop("limits", Limits(max_reply_bytes=50_000_000))
+    settings = Settings(**{name: kwargs.pop(name) for name in vars(Settings()) if name in kwargs})
     device = kwargs.pop("device", "cpu")
     if isinstance(module, type):
         archive, eager = _made(module, preprocessing, classes, frozenset(own.items()))
     else:
         archive = make_archive(module, preprocessing, classes, **own)
         eager = Eager(module, **eager_arguments(archive.card), device=device)
-    return assemble(archive, Identity("cifar", "1.0", "torch-test", device), limits, lambda: eager, eager, **kwargs)
+    identity = Identity("cifar", "1.0", "torch-test", device)
+    return Pipeline(archive, identity, limits, lambda: eager, eager, settings, **kwargs)
 
 
 @cache

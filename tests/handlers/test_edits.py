@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from handlers import optional_torch
 from handlers.api.limits import Limits
 from handlers.images.preprocessing import Preprocessing, to_input
-from handlers.loading import assemble
 from handlers.network.engines.eager import Eager
 from handlers.network.engines.in_torch import choose_in_torch
 from handlers.networks.cifar import Cifar
@@ -369,7 +368,7 @@ class TestAsHooksDo:
         archive = make_archive(copy.deepcopy(network), SIZE, CIFAR_CLASSES, layouts=Residual.layouts)
         eager = Eager(copy.deepcopy(network), archive.layers, has_scores=True, layouts=archive.layouts)
         engine = choose_in_torch(eager, SIZE, wanted="torch", precision=precision)
-        service = assemble(archive, Identity("m", "1", engine.name, "cpu"), Limits(), lambda: eager, engine)
+        service = Pipeline(archive, Identity("m", "1", engine.name, "cpu"), Limits(), lambda: eager, engine)
         reply = ask(service, [{"layer": "inner", "operation": "scale", "value": 2}])
         expected = by_hand(network, [(network.relu, 1, lambda values: values * 2)])
         assert np.array_equal(logits(reply.results[0]), expected[0])
@@ -772,7 +771,7 @@ class TestNeighbours:
             built.append(1)
             return eager
 
-        service = assemble(archive, Identity("m", "1", "another engine", "cpu"), Limits(), build, eager)
+        service = Pipeline(archive, Identity("m", "1", "another engine", "cpu"), Limits(), build, eager)
         assert not ask_message(service, wire.PredictRequest(pictures=FILES[:1], layers=["out"])).HasField("error")
         assert not built
         assert ask(service, [ZERO]).edits == 1

@@ -27,6 +27,7 @@ from handlers.ops.metrics import MOST_CLASSES, Metrics, slot_name
 from handlers.ops.telemetry import Telemetry
 from handlers.outputs.response import Response
 from handlers.pipeline import Pipeline
+from handlers.settings import Settings
 from handlers.torchserve.patches import PATCHES
 from handlers.wire import convscope_pb2 as wire
 from tests.handlers.metering import IDENTITY, every, metered, scrape, value
@@ -340,7 +341,7 @@ class TestWithoutMetrics:
 
     def test_where_none_are_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
-        assert Telemetry.of(IDENTITY, (), CIFAR_CLASSES, None)._metrics is None
+        assert Telemetry.of(IDENTITY, (), CIFAR_CLASSES, Settings())._metrics is None
 
     def test_where_prometheus_client_is_not_installed(
         self, directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

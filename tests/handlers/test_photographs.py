@@ -216,9 +216,7 @@ def service(threads: int, **options: Any) -> Pipeline:
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8, 8), torch.nn.Flatten(), torch.nn.Linear(98, 3))
     limits = Limits(max_image_pixels=options.pop("max_image_pixels", 10**6), max_reply_bytes=10**6)
     classes = ("a", "b", "c")
-    return make_service(
-        network, RECIPE, classes, layers={"conv1": "0"}, limits=limits, decode_threads=threads, **options
-    )
+    return make_service(network, RECIPE, classes, layers={"conv1": "0"}, limits=limits, threads=threads, **options)
 
 
 LARGE = [jpeg(Image.fromarray(photograph(400, 500, seed))) for seed in range(6)]

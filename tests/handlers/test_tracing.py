@@ -90,7 +90,7 @@ def traced(network: Cifar, endpoint: str, patch: pytest.MonkeyPatch, **variables
     """Make a service that sends spans."""
     for name, value in {"EXPORTER_OTLP_ENDPOINT": endpoint, "BSP_SCHEDULE_DELAY": "50", **variables}.items():
         patch.setenv(f"OTEL_{name}", value)
-    telemetry = Telemetry.of(IDENTITY, (), (), None, sends_spans=True)
+    telemetry = Telemetry.of(IDENTITY, (), (), Settings(sends_spans=True))
     return make_service(network, CIFAR_INPUT, CIFAR_CLASSES, telemetry=telemetry)
 
 
