@@ -11,7 +11,6 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -189,16 +188,7 @@ class Encoded:
             raise _too_long(BadImage, size, err) from err
 
 
-def decode(
-    data: Bytes,
-    preprocessing: Preprocessing,
-    *,
-    max_bytes: int = DEFAULT_MAX_BYTES,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
-    max_images: int = DEFAULT_MAX_IMAGES,
-    budget: Budget | None = None,
-    scaled: bool = False,
-) -> list[Picture]:
+def decode(data: Bytes, preprocessing: Preprocessing, **options: Any) -> list[Picture]:
     """Read one file into pictures of the network's channels and size; for the arguments see `open_file`.
 
     Returns:
@@ -207,15 +197,7 @@ def decode(
     Raises:
         RequestError: As `open_file` and `Encoded.decode` say.
     """
-    return open_file(
-        data,
-        preprocessing,
-        max_bytes=max_bytes,
-        max_pixels=max_pixels,
-        max_images=max_images,
-        budget=budget,
-        scaled=scaled,
-    ).decode()
+    return open_file(data, preprocessing, **options).decode()
 
 
 def open_file(
@@ -328,7 +310,10 @@ def _decode_file(file: Png | Jpeg | Webp, channels: int, scale: int, notes: list
             notes.append(FIRST_FRAME)
         if file.has_profile:
             notes.append(NO_PROFILE)
-        image = _decode_jpeg(file, scale) if isinstance(file, Jpeg) else _DECODERS[type(file)](file, notes)
+        if isinstance(file, Jpeg):
+            image = _decode_jpeg(file, scale)
+        else:
+            image = _decode_png(file, notes) if isinstance(file, Png) else _decode_webp(file, notes)
         mode = "L" if channels == 1 else "RGB"
         if image.mode != mode:
             image = image.convert(mode)
@@ -352,7 +337,7 @@ def _colours(file: Png | Jpeg | Webp) -> str:
     return _GREY if isinstance(file, Png) and file.colour in (0, 4) else _RGB
 
 
-def _decode_jpeg(file: Jpeg, scale: int = 1) -> Image.Image:
+def _decode_jpeg(file: Jpeg, scale: int) -> Image.Image:
     """Decode a JPEG to mode L, RGB or CMYK, at 1/scale of its size, rounded up."""
     height, width = (-(-side // scale) for side in file.size)
     mode, raw = _JPEG_MODES[file.channels]
@@ -512,6 +497,3 @@ def _read_npy(data: Bytes) -> Picture:
     array = cells.reshape(shape, order="F" if header["fortran_order"] == b"True" else "C")
     picture: Picture = array.astype(dtype.newbyteorder("="), copy=False)
     return picture
-
-
-_DECODERS: dict[type, Callable[[Any, list[str]], Image.Image]] = {Png: _decode_png, Webp: _decode_webp}

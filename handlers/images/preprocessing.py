@@ -485,35 +485,29 @@ def resize(
         return _resize_by_pillow(picture, size, interpolation, box)
     if isinstance(picture, Image.Image):
         picture = to_array(picture)
-    if not antialias:
-        return _resize_without_antialiasing(picture, size, interpolation)
     height, width, _ = picture.shape
-    if height * size[1] > _MOST_BETWEEN and height != size[0]:
-        picture = _resize_bytes(picture, (size[0], width))
-    return _resize_bytes(picture, size)
+    if antialias and height * size[1] > _MOST_BETWEEN and height != size[0]:
+        picture = _resize_as_torch(picture, (size[0], width), interpolation, antialias)
+    return _resize_as_torch(picture, size, interpolation, antialias)
 
 
-def _resize_without_antialiasing(picture: Picture, size: tuple[int, int], interpolation: str) -> Picture:
-    """Resize by torch's filter that does not widen, as torchvision resizes tensors; bytes are resized as numbers."""
+def _resize_as_torch(picture: Picture, size: tuple[int, int], interpolation: str, antialias: bool) -> Picture:
+    """Resize as torch does, in torch where it is imported, which is faster.
+
+    Without antialiasing, bytes are resized as numbers and rounded, as torchvision resizes tensors.
+    """
     torch = optional_torch.imported()
+    if torch is None and antialias:
+        return resizing.bilinear(picture.view(np.uint8), size)
     if torch is None:
         return resizing.without_antialiasing(picture, size, interpolation)
     own = picture if picture.flags.writeable else picture.copy()  # torch warns of what it may not write to.
-    images = torch.from_numpy(own).permute(2, 0, 1)[None].float()
-    resized = torch.nn.functional.interpolate(images, size, mode=interpolation)
-    if picture.dtype == np.uint8:
-        resized = resized.round_().clamp_(0, 255).to(torch.uint8)
-    return np.asarray(resized[0].permute(1, 2, 0).numpy())
-
-
-def _resize_bytes(picture: Picture, size: tuple[int, int]) -> Picture:
-    """Resize colour by torch's antialiased bilinear filter, in torch where it is imported, which is faster."""
-    torch = optional_torch.imported()
-    if torch is None:
-        return resizing.bilinear(picture.view(np.uint8), size)
-    own = picture if picture.flags.writeable else picture.copy()  # torch warns of what it may not write to.
     images = torch.from_numpy(own).permute(2, 0, 1)[None]  # (1, C, H, W), of which channels lie side by side.
-    resized = torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
+    if not antialias:
+        images = images.float()
+    resized = torch.nn.functional.interpolate(images, size, mode=interpolation, antialias=antialias)
+    if not antialias and picture.dtype == np.uint8:
+        resized = resized.round_().clamp_(0, 255).to(torch.uint8)
     return np.asarray(resized[0].permute(1, 2, 0).numpy())
 
 
