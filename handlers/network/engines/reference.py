@@ -77,12 +77,9 @@ def compare(found: Reference, expected: Reference, tolerance: float = TOLERANCE)
             raise RuntimeError(f"{what} are not in the archive's reference")
         if kind == "shape" and not np.array_equal(value, expected[name]):
             raise RuntimeError(f"{what} have shape {tuple(value.tolist())} and not {tuple(expected[name].tolist())}")
-        if value.shape != expected[name].shape:
-            raise RuntimeError(f"{what} have shape {value.shape} and not {expected[name].shape}")
-        largest = expected.get(f"largest/{layer}")
-        off = difference(value, expected[name], None if largest is None else float(largest[0]))
-        if kind != "shape" and not off <= tolerance:
-            raise RuntimeError(f"{what} differ from torch's by {off:.1e} of its largest value")
+        if kind != "shape":
+            largest = expected.get(f"largest/{layer}")
+            _compare(what, value, expected[name], tolerance, None if largest is None else float(largest[0]))
 
 
 def check(engine: Engine, other: Engine, images: Cells, tolerance: float = TOLERANCE) -> None:
@@ -104,11 +101,17 @@ def check(engine: Engine, other: Engine, images: Cells, tolerance: float = TOLER
     if found is not None and expected is not None:
         pairs["the scores"] = (found, expected)
     for what, (one, two) in pairs.items():
-        if one.shape != two.shape:
-            raise RuntimeError(f"{what} have shape {one.shape} and not {two.shape}")
-        off = difference(one, two)
-        if not off <= tolerance:
-            raise RuntimeError(f"{what} differ from torch's by {off:.1e} of its largest value")
+        _compare(what, one, two, tolerance)
+
+
+def _compare(
+    what: str, found: NDArray[Any], expected: NDArray[Any], tolerance: float, largest: float | None = None
+) -> None:
+    if found.shape != expected.shape:
+        raise RuntimeError(f"{what} have shape {found.shape} and not {expected.shape}")
+    off = difference(found, expected, largest)
+    if not off <= tolerance:
+        raise RuntimeError(f"{what} differ from torch's by {off:.1e} of its largest value")
 
 
 def difference(found: NDArray[Any], expected: NDArray[Any], largest: float | None = None) -> float:
