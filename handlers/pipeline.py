@@ -144,7 +144,7 @@ class Pipeline:
             waiting = [job for job in jobs if job.response is None]
             self.predictor.run([job for job in waiting if not job.options.edits])
             self.editor.run([job for job in waiting if job.options.edits])
-            self.explainer.run(waiting)
+            self.explainer.run([job for job in waiting if job.options.explain is not None])
             for job in waiting:
                 self._step(job, self._encode, _ENCODING)
             handler_s = perf_counter() - began

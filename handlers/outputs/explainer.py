@@ -9,8 +9,7 @@ all wait for it. Axes: `C` channels, `H, W` picture pixels, `h, w` map cells, `K
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar
@@ -147,29 +146,14 @@ class Explainer:
         return size
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Add the explanation to every result for which one was asked; an error replaces the result."""
-        asking = [job for job in jobs if job.options.explain is not None]
-        if not asking:
-            return
-        for job in asking:
-            self._run(job, MAX_SECONDS / len(asking))
-
-    @contextmanager
-    def _in_torch(self) -> Iterator[Eager]:
-        """Give the network in torch, with its threads, and the mode of computing that keeps what gradients need."""
-        network = self._network()
-        import torch
-
-        with network.all_threads(), torch.inference_mode(False), torch.enable_grad():
-            yield network
-
-    def _run(self, job: Job, seconds: float) -> None:
-        job.resume()
-        ends = perf_counter() + seconds
-        for index, (picture, result) in enumerate(zip(job.pictures, job.results, strict=True)):
-            if isinstance(result, Result) and not isinstance(picture, RequestError):
-                job.results[index] = self._attempt(job, picture, job.sizes[index], result, ends)
-        job.lap("forward", "explain")
+        """Add the explanation to every result of jobs that ask for one; an error replaces the result."""
+        for job in jobs:
+            job.resume()
+            ends = perf_counter() + MAX_SECONDS / len(jobs)
+            for index, (picture, result) in enumerate(zip(job.pictures, job.results, strict=True)):
+                if isinstance(result, Result) and not isinstance(picture, RequestError):
+                    job.results[index] = self._attempt(job, picture, job.sizes[index], result, ends)
+            job.lap("forward", "explain")
 
     def _attempt(
         self, job: Job, picture: Picture, original: tuple[int, int], result: Result, ends: float
@@ -220,7 +204,10 @@ class Explainer:
         self, asked: Explain, image: NDArray[np.float32], target: int, check: Callable[[], None]
     ) -> tuple[NDArray[np.float32], float | None]:
         if asked.method in OF_GRADIENTS:
-            with self._in_torch() as network:
+            network = self._network()
+            import torch
+
+            with network.all_threads(), torch.inference_mode(False), torch.enable_grad():
                 heat, delta = self._heat_by_gradients(network, asked, image, target, check)
                 return heat.detach().float().cpu().numpy(), delta
         if asked.method == CAM:

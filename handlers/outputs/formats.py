@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -18,7 +17,7 @@ from handlers.api import media
 from handlers.api.errors import RequestError
 from handlers.outputs import png
 from handlers.outputs.maps import FeatureMap
-from handlers.outputs.protobuf import encode_results
+from handlers.outputs.protobuf import cell_bytes, encode_results
 from handlers.outputs.response import Change, ClassScore, Explanation, Identity, Piece, Response, Result, Timing
 from handlers.wire import convscope_pb2 as wire
 
@@ -112,7 +111,7 @@ def _to_npz(arrays: dict[str, NDArray[Any]]) -> bytes:
     return buffer.getvalue()
 
 
-def error_values(error: RequestError) -> dict[str, str]:
+def _error_values(error: RequestError) -> dict[str, str]:
     """Return an error as JSON has it."""
     return {"code": error.code, "message": error.message}
 
@@ -131,9 +130,9 @@ def _to_values(
     if edits:
         values["edits"] = edits
     if error is not None:
-        values["error"] = error_values(error)
+        values["error"] = _error_values(error)
     values["results"] = [
-        {"error": error_values(result)}
+        {"error": _error_values(result)}
         if isinstance(result, RequestError)
         else {
             **_scores_and_maps(result, tensor),
@@ -176,7 +175,7 @@ def _tensor_values(feature_map: FeatureMap) -> dict[str, Any]:
     values: dict[str, Any] = {
         "dtype": feature_map.dtype,
         "shape": feature_map.cells.shape,
-        "data": base64.b64encode(_little(feature_map.cells).data).decode("ascii"),
+        "data": base64.b64encode(cell_bytes(feature_map.cells)).decode("ascii"),
     }
     if feature_map.scale is not None and feature_map.offset is not None:
         values |= {"scale": feature_map.scale.tolist(), "offset": feature_map.offset.tolist()}
@@ -213,7 +212,3 @@ def _score_arrays(top: Sequence[ClassScore]) -> dict[str, NDArray[Any]]:
     for name in ("value",) if is_of_values else ("probability", "logit"):
         arrays[name] = np.array([getattr(score, name) for score in top], np.float32)
     return arrays
-
-
-def _little(cells: NDArray[Any]) -> NDArray[Any]:
-    return cells if sys.byteorder == "little" else cells.astype(cells.dtype.newbyteorder("<"))

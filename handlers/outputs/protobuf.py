@@ -107,9 +107,9 @@ def _explanation(item: Explanation) -> list[Piece]:
 
 
 def _tensor(item: FeatureMap) -> list[Piece]:
-    pieces: list[Piece] = [_tensor_head(item.dtype, item.cells.shape), *_frame(_DATA, [_cells(item.cells)])]
+    pieces: list[Piece] = [_tensor_head(item.dtype, item.cells.shape), *_frame(_DATA, [cell_bytes(item.cells)])]
     if item.scale is not None and item.offset is not None:  # Repeated numbers are packed, as these arrays are.
-        pieces += [*_frame(_SCALE, [_cells(item.scale)]), *_frame(_OFFSET, [_cells(item.offset)])]
+        pieces += [*_frame(_SCALE, [cell_bytes(item.scale)]), *_frame(_OFFSET, [cell_bytes(item.offset)])]
     return pieces
 
 
@@ -143,7 +143,7 @@ def _map_head(layer: str) -> bytes:
     return wire.FeatureMap(layer=layer).SerializeToString()
 
 
-def _cells(cells: NDArray[Any]) -> memoryview:
+def cell_bytes(cells: NDArray[Any]) -> memoryview:
     """Return numbers as bytes, little-endian and in C order."""
     cells = np.ascontiguousarray(cells)
     if sys.byteorder == "big":
