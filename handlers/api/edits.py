@@ -82,14 +82,14 @@ class Edit:
         if operation not in OPERATIONS:
             raise BadRequest(f"operation must be one of {', '.join(OPERATIONS)}")
         channels, excluded = _channels(given.get("channels", "all"))
-        region = tuple(_whole(edge, "an edge of region") for edge in _four(given.get("region"), "region"))
+        region = tuple(whole(edge, "an edge of region") for edge in _four(given.get("region"), "region"))
         box = tuple(_number(edge, "an edge of box") for edge in _four(given.get("box"), "box"))
         if region and box:
             raise BadRequest("region and box say the same in cells and in pixels; give one of them")
         for name, edges in (("region", region), ("box", box)):
             if edges and not (0 <= edges[0] < edges[2] and 0 <= edges[1] < edges[3]):
                 raise BadRequest(f"{name} must be [top, left, bottom, right] with 0 <= top < bottom, 0 <= left < right")
-        picture = None if "picture" not in given else _whole(given["picture"], "picture")
+        picture = None if "picture" not in given else whole(given["picture"], "picture")
         return cls(layer, operation, _value(operation, given), channels, excluded, region, box, picture)
 
     @staticmethod
@@ -164,7 +164,7 @@ def _channels(value: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         raise BadRequest(f"{_CHANNELS}; the list is empty")
     if len(listed) > _MOST_CHANNELS:
         raise BadRequest(f"channels lists {len(listed):,}; at most {_MOST_CHANNELS:,} are read")
-    indexes = tuple(dict.fromkeys(_whole(index, "a channel") for index in listed))
+    indexes = tuple(dict.fromkeys(whole(index, "a channel") for index in listed))
     return ((), indexes) if is_exception else (indexes, ())
 
 
@@ -175,7 +175,7 @@ def _value(operation: str, given: Mapping[str, Any]) -> tuple[float, ...]:
             raise BadRequest(f"{operation} takes no value")
         return ()
     if operation == PATCH:
-        return (_whole(value, "the value of patch, the index of a picture,"),)
+        return (whole(value, "the value of patch, the index of a picture,"),)
     if operation != CLAMP:
         return (_number(value, f"the value of {operation}"),)
     if not isinstance(value, (list, tuple)) or len(value) != 2:
@@ -194,9 +194,10 @@ def _four(value: Any, name: str) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _whole(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
-        raise BadRequest(f"{name} must be a whole number, at least 0, in 32 bits")
+def whole(value: Any, name: str, *, least: int = 0) -> int:
+    """Check that a value is a whole number of 32 bits."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
+        raise BadRequest(f"{name} must be a whole number, at least {least}, in 32 bits")
     return value
 
 

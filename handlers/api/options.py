@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from handlers.api import strict_json
-from handlers.api.edits import Edit, check_edit_count, read_edits
+from handlers.api.edits import Edit, check_edit_count, read_edits, whole
 from handlers.api.errors import BadRequest
 from handlers.wire import convscope_pb2 as wire
 
@@ -113,15 +113,6 @@ class Explain:
                 values[name] = SWITCH.get(word.lower(), word)
         return cls.from_value(values)
 
-    @classmethod
-    def from_message(cls, message: wire.Explain) -> Explain | None:
-        """Check the fields of a message.
-
-        Raises:
-            BadRequest: As `from_value`.
-        """
-        return cls.from_value({field.name: value for field, value in message.ListFields()})
-
 
 @dataclass(frozen=True)
 class Options:
@@ -172,19 +163,19 @@ class Options:
         pool, channels = values.get("pool"), values.get("channels")
         if isinstance(channels, (list, tuple)):
             _check_length(channels, "channels")
-            channels = tuple(dict.fromkeys(_whole(index, "a channel", least=0) for index in channels))
+            channels = tuple(dict.fromkeys(whole(index, "a channel") for index in channels))
             if not channels:
                 raise BadRequest("channels must name at least one channel; leave it out for all")
         elif channels is not None:
-            channels = _whole(channels, "channels (a number means that many of the strongest)", least=1)
+            channels = whole(channels, "channels (a number means that many of the strongest)", least=1)
         operations = read_edits(values["edits"]) if "edits" in values else ()
         if compare and not operations:
             raise BadRequest("compare says what edits change; name at least one operation in edits")
         return cls(
             layers=tuple(dict.fromkeys(layers)),
-            top_k=_whole(values.get("top_k", 5), "top_k (0 means all)", least=0),
+            top_k=whole(values.get("top_k", 5), "top_k (0 means all)"),
             map_dtype=map_dtype,
-            pool=None if pool is None else _whole(pool, "pool", least=1),
+            pool=None if pool is None else whole(pool, "pool", least=1),
             channels=channels,
             timing=timing,
             explain=_explain(values.get("explain")),
@@ -202,7 +193,7 @@ class Options:
         """Return the fields that a PredictRequest sets as values of JSON types.
 
         Raises:
-            BadRequest: A list is too long, channels are chosen in two ways, or as `Explain.from_message`.
+            BadRequest: A list is too long, channels are chosen in two ways, or as `Explain.from_value`.
         """
         _check_length(message.layers, "layers")
         _check_length(message.channels.indexes, "channels")
@@ -225,7 +216,7 @@ class Options:
         elif message.channels.strongest:
             values["channels"] = message.channels.strongest
         if message.HasField("explain"):
-            values["explain"] = Explain.from_message(message.explain)
+            values["explain"] = Explain.from_value({field.name: value for field, value in message.explain.ListFields()})
         if message.edits:
             check_edit_count(len(message.edits))
             values["edits"] = [Edit.read_message(edit) for edit in message.edits]
@@ -260,12 +251,6 @@ def _from_text(name: str, text: str) -> Any:
     if name in ("timing", "compare"):
         return SWITCH.get(text.lower(), text)
     return text if name == "map_dtype" else number_in(text)
-
-
-def _whole(value: Any, name: str, *, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
-        raise BadRequest(f"{name} must be a whole number, at least {least}, in 32 bits")
-    return value
 
 
 def _check_length(items: Sized, name: str) -> None:
