@@ -36,7 +36,7 @@ _FRAMES_OF_PNG = struct.Struct(">I")
 
 # As libjpeg finds the next marker: whatever precedes it is skipped, and restart markers have no content.
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-_END, _SCAN, _EXIF, _PROFILE, _ADOBE = 0xD9, 0xDA, 0xE1, 0xE2, 0xEE
+_END, _SCAN, _EXIF, _PROFILE = 0xD9, 0xDA, 0xE1, 0xE2
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _HUFFMAN = (BASELINE, EXTENDED, 0xC2, LOSSLESS)  # And progressive.
 _SEGMENTS = frozenset(range(0xC0, 0xFF)) - set(range(0xD0, 0xDA))  # Markers that a length follows.
@@ -94,7 +94,6 @@ class Jpeg(NamedTuple):
         channels: Components of the frame.
         frame: The frame's marker: `BASELINE`, `EXTENDED` or another.
         scans: How many scans there are.
-        transform: Adobe's number for the colour transform, None if it is not given.
         orientation: EXIF's, 1 to 8.
         file: The whole file.
         end: Where the marker of its end is.
@@ -105,7 +104,6 @@ class Jpeg(NamedTuple):
     channels: int
     frame: int
     scans: int
-    transform: int | None
     orientation: int
     file: Bytes
     end: int
@@ -224,7 +222,6 @@ def _read_jpeg(data: Bytes) -> Jpeg:
     """Walk a JPEG's segments, as libjpeg will: what lies between a segment and the next marker is skipped."""
     at, scans, frame, width, height, channels = 2, 0, 0, 0, 0, 0
     missing = set[int]()  # Channels that no scan has come for.
-    transform: int | None = None
     exif: Bytes | None = None
     has_profile = False
     for _ in range(MOST_PARTS):
@@ -260,9 +257,6 @@ def _read_jpeg(data: Bytes) -> Jpeg:
         elif kind == _PROFILE:
             if not scans and data[at + 2 : at + 15] == b"ICC_PROFILE\0\x01":  # The first piece.
                 has_profile = _is_foreign(bytes(data[at + 16 : at + min(length, _MOST_OF_PROFILE)]))
-        elif kind == _ADOBE:
-            if length >= 14 and data[at + 2 : at + 7] == b"Adobe":
-                transform = data[at + 13]
         elif kind not in _SEGMENTS:
             raise damaged("JPEG")
         at += length if length > 2 else 2
@@ -270,8 +264,7 @@ def _read_jpeg(data: Bytes) -> Jpeg:
         raise _too_many("JPEG", "segments", MOST_PARTS)
     if missing or not frame or not width * height:
         raise damaged("JPEG")
-    orientation = _read_orientation(exif)
-    return Jpeg((height, width), channels, frame, scans, transform, orientation, data, at - 2, has_profile)
+    return Jpeg((height, width), channels, frame, scans, _read_orientation(exif), data, at - 2, has_profile)
 
 
 def _read_webp(data: Bytes) -> Webp:
