@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from archiver.packing import ArchiveError
-from handlers.network.building import load_weights
+from handlers.network.modules import load_weights
 
 INDEX = ".safetensors.index.json"
 """How the file ends that says which of several safetensors files holds which tensor."""

@@ -174,7 +174,7 @@ class Archive:
         """
         from safetensors.torch import load_file
 
-        from handlers.network.building import build, load_weights
+        from handlers.network.modules import build, load_weights
 
         module = build(self.card["architecture"], self.card["arguments"])
         load_weights(module, load_file(self.directory / WEIGHTS))
