@@ -21,8 +21,8 @@ from archiver.packing import ArchiveError
 from archiver.trial import noise
 from handlers.images.preprocessing import Preprocessing
 from handlers.network.archive import GRAPH, SIGMOID, SOFTMAX, WEIGHTS, eager_arguments
+from handlers.network.engines import Engine
 from handlers.network.engines.eager import Eager
-from handlers.network.engines.engine import Engine
 from handlers.network.engines.onnx import Session
 from handlers.network.engines.reference import PICTURES, check
 from handlers.network.outputs import as_scores, select

@@ -29,9 +29,9 @@ from benchmarks import summaries
 from benchmarks.engines import NETWORKS
 from handlers.api.options import Options
 from handlers.images.preprocessing import Picture, Preprocessing, to_input_on
+from handlers.network.engines import Engine
 from handlers.network.engines.cuda_graphs import Captured, Record, record_on_gpu
 from handlers.network.engines.eager import Eager
-from handlers.network.engines.engine import Engine
 from handlers.outputs.maps import prepare
 
 BATCHES = (1, 8, 32)

@@ -21,7 +21,7 @@ from handlers.api.request import accepted_type, check_count, parse, request_head
 from handlers.images.decoding import Budget, Encoded, Notes, open_file
 from handlers.images.preprocessing import ANY_SIZE, Picture
 from handlers.network.archive import Archive
-from handlers.network.engines.engine import Engine
+from handlers.network.engines import Engine
 from handlers.network.predictor import Predictor
 from handlers.ops.telemetry import Telemetry
 from handlers.outputs import filters, formats, png

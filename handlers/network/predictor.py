@@ -19,7 +19,7 @@ from handlers.api.job import Job
 from handlers.api.options import Options
 from handlers.images.preprocessing import ANY_SIZE, Picture, to_input_on
 from handlers.network.archive import SIGMOID, VALUE, Archive
-from handlers.network.engines.engine import MAX_INPUT_BYTES, Cells, Engine
+from handlers.network.engines import MAX_INPUT_BYTES, Cells, Engine
 from handlers.outputs.maps import prepare
 from handlers.outputs.response import ClassScore, Result
 

@@ -27,7 +27,7 @@ from handlers.api.job import Job
 from handlers.api.options import PICTURE, Options
 from handlers.images.preprocessing import Picture, to_input_on
 from handlers.network.archive import Archive
-from handlers.network.engines.engine import MAX_INPUT_BYTES, CannotEditError, Cells
+from handlers.network.engines import MAX_INPUT_BYTES, CannotEditError, Cells
 from handlers.network.predictor import Predictor
 from handlers.outputs.explainer import MAX_RUNS, MAX_SECONDS
 from handlers.outputs.maps import prepare

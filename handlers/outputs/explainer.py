@@ -35,7 +35,7 @@ from handlers.api.options import (
 )
 from handlers.images.preprocessing import Picture, to_input
 from handlers.network.archive import Archive
-from handlers.network.engines.engine import Engine
+from handlers.network.engines import Engine
 from handlers.network.engines.reference import host
 from handlers.outputs import explanation_methods as methods
 from handlers.outputs.maps import FeatureMap, prepare

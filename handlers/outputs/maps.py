@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from handlers import optional_torch
 from handlers.api.errors import BadImage, BadRequest
 from handlers.api.options import Options
-from handlers.network.engines.engine import Cells
+from handlers.network.engines import Cells
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from handlers import optional_torch
 from handlers.images.preprocessing import noise
 from handlers.network.archive import NONE, REFERENCE, Archive
-from handlers.network.engines.engine import Engine
+from handlers.network.engines import Engine
 from handlers.network.engines.onnx import Session
 from handlers.network.engines.openvino import HINTS, Compiled
 from handlers.network.engines.reference import PICTURES, TOLERANCES, compare, read, take

@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 from torchvision import ops
 from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor, get_graph_node_names
 
-from handlers.network.engines.engine import CannotEditError, Cells
+from handlers.network.engines import CannotEditError, Cells
 from handlers.network.layouts import CHANNELS_FIRST, change, to_maps
 from handlers.network.modules import stop_working_in_place, watching
 from handlers.network.outputs import OUTPUT, as_scores, node_of, select

@@ -10,9 +10,9 @@ import logging
 import torch
 
 from handlers.images.preprocessing import Preprocessing, noise
+from handlers.network.engines import Cells, Engine
 from handlers.network.engines.cuda_graphs import Captured, Record, record_on_gpu
 from handlers.network.engines.eager import Eager
-from handlers.network.engines.engine import Cells, Engine
 from handlers.network.engines.reference import PICTURES, TOLERANCES, check
 
 logger = logging.getLogger(__name__)

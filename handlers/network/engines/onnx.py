@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.network.engines.engine import Cells
+from handlers.network.engines import Cells
 
 _IMAGES = "images"
 _ERRORS = 3  # Severity: ONNX Runtime's warnings are about the graph, which cannot be changed when serving.

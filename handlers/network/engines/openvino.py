@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.network.engines.engine import MAX_INPUT_BYTES, Cells
+from handlers.network.engines import MAX_INPUT_BYTES, Cells
 from handlers.network.engines.onnx import output_name
 
 logger = logging.getLogger(__name__)

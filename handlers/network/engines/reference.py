@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.network.engines.engine import Cells, Engine
+from handlers.network.engines import Cells, Engine
 
 PICTURES = 2
 """How many pictures of `noise` the reference is of."""
