@@ -6,13 +6,13 @@ What only the network or the pictures can tell (whether there is such a layer, c
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from handlers.api.errors import BadRequest
+from handlers.api.strict_json import check_names, whole
 from handlers.wire import convscope_pb2 as wire
 
 ZERO, SCALE, ADD, MEAN, CLAMP, PATCH = "zero", "scale", "add", "mean", "clamp", "patch"
@@ -72,9 +72,7 @@ class Edit:
         """
         if not isinstance(value, Mapping):
             raise BadRequest(f"an operation must be an object such as {_EXAMPLE}")
-        unknown = sorted(set(value) - set(_FIELDS))
-        if unknown:
-            raise BadRequest(f"unknown field {json.dumps(unknown[0][:40])}; there are {', '.join(_FIELDS)}")
+        check_names(value, _FIELDS)
         given = {name: item for name, item in value.items() if item is not None and item != ""}
         layer, operation = given.get("layer"), given.get("operation")
         if not isinstance(layer, str):
@@ -192,13 +190,6 @@ def _four(value: Any, name: str) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)) or len(value) != 4:
         raise BadRequest(f"{name} must be four numbers, [top, left, bottom, right]")
     return tuple(value)
-
-
-def whole(value: Any, name: str, *, least: int = 0) -> int:
-    """Check that a value is a whole number of 32 bits."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
-        raise BadRequest(f"{name} must be a whole number, at least {least}, in 32 bits")
-    return value
 
 
 def _number(value: Any, name: str) -> float:

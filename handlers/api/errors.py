@@ -101,8 +101,5 @@ class Draining(RequestError):
 class Internal(RequestError):
     """The server has a fault; the log says which."""
 
-    code = "internal"
-    status = 500
-
 
 CODES = tuple(kind.code for kind in RequestError.__subclasses__())

@@ -155,7 +155,7 @@ class Job:
             batch_requests: Requests in it.
         """
         stages = {f"{stage}_s": self.seconds.get(stage, 0.0) for stage in STAGES}
-        return Timing(**stages, handler_s=handler_s, batch_requests=batch_requests)
+        return {**stages, "handler_s": handler_s, "batch_requests": batch_requests}
 
 
 def _valid(value: Any) -> str | None:

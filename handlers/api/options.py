@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
 from handlers.api import strict_json
-from handlers.api.edits import Edit, check_edit_count, read_edits, whole
+from handlers.api.edits import Edit, check_edit_count, read_edits
 from handlers.api.errors import BadRequest
+from handlers.api.strict_json import check_names, whole
 from handlers.wire import convscope_pb2 as wire
 
 GRAD_CAM, CAM, OCCLUSION = "grad_cam", "cam", "occlusion"
@@ -76,9 +76,7 @@ class Explain:
             value = {"method": value}
         if not isinstance(value, Mapping):
             raise BadRequest('explain must be a method\'s name, or an object such as {"method": "grad_cam"}')
-        unknown = sorted(set(value) - set(_FIELDS))
-        if unknown:
-            raise BadRequest(f"unknown field {json.dumps(unknown[0][:40])} of explain; there are {', '.join(_FIELDS)}")
+        check_names(value, _FIELDS, " of explain")
         given = {name: item for name, item in value.items() if item is not None and item != ""}
         method, layer, view = given.get("method", GRAD_CAM), given.get("layer", ""), given.get("view", VIEWS[0])
         if method not in METHODS:

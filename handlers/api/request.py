@@ -12,7 +12,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -117,9 +117,10 @@ def parse(job: Job, *, max_images: int) -> Request:
         TooManyImages: More pictures than `max_images`.
     """
     headers = job.headers
-    is_rest, content_type = bool(headers), _content_type(headers)
+    is_rest, content_type = bool(headers), headers.get("content-type", "").partition(";")[0].strip().lower()
     is_empty = not job.parameters or (set(job.parameters) == {"body"} and not job.parameters["body"])
-    is_json = is_rest and not is_empty and "body" in job.parameters and _is_json(content_type)
+    is_json = content_type == "application/json" or content_type.endswith("+json")
+    is_json = is_json and is_rest and not is_empty and "body" in job.parameters
     if is_json:
         with suppress(BadRequest):
             job.media_type = choose(headers.get("accept", ""), default=REST_DEFAULT)
@@ -140,7 +141,7 @@ def parse(job: Job, *, max_images: int) -> Request:
     if is_json:
         return _from_json(job, given, max_images)
     if "request" in job.parameters and not is_rest:
-        _check_keys(job.parameters, _MESSAGE_KEYS)
+        strict_json.check_names(job.parameters, _MESSAGE_KEYS)
         return _from_protobuf(job, job.parameters["request"], given, max_images)
     if "body" not in job.parameters or not is_rest:
         return _from_fields(job, content_type, given, max_images)
@@ -177,14 +178,6 @@ def _check_alone(job: Job) -> None:
             "fields beside a body are not read; send the body alone with options in X-Convscope- headers, or a form "
             f"of {', '.join(_PLAIN_KEYS)}"
         )
-
-
-def _content_type(headers: Mapping[str, str]) -> str:
-    return headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def _is_json(content_type: str) -> bool:
-    return content_type == "application/json" or content_type.endswith("+json")
 
 
 def _from_protobuf(job: Job, body: bytes, given: Mapping[str, str], max_images: int) -> Request:
@@ -261,7 +254,7 @@ def _json_object(body: Bytes) -> Mapping[str, Any]:
 def _from_json(job: Job, given: Mapping[str, str], max_images: int) -> Request:
     body = job.parameters
     job.identify(*map(body.get, _IDENTITY))
-    _check_keys(body, _PLAIN_KEYS)
+    strict_json.check_names(body, _PLAIN_KEYS)
     said = {name: value for name, value in body.items() if value is not None and value != ""}
     describe, filters = said.get("describe", False), said.get("filters", "")
     if not isinstance(describe, bool):
@@ -304,7 +297,7 @@ def _from_fields(job: Job, content_type: str, given: Mapping[str, str], max_imag
             "curl -F data=@FILE"
         )
     job.identify(*map(fields.get, _IDENTITY))
-    _check_keys(fields, _PLAIN_KEYS)
+    strict_json.check_names(fields, _PLAIN_KEYS)
     describe = _text(fields.get("describe", ""), "describe").strip().lower() or "false"
     if describe not in SWITCH:
         raise BadRequest("describe must be true or false (or 1 or 0)")
@@ -346,12 +339,6 @@ def _word(value: Any, name: str) -> str:
         return value.decode() if isinstance(value, (bytes, bytearray)) else str(value)
     except UnicodeDecodeError as err:
         raise BadRequest(f"{name} is not UTF-8 text") from err
-
-
-def _check_keys(keys: Iterable[str], known: tuple[str, ...]) -> None:
-    unknown = sorted(set(keys) - set(known))
-    if unknown:
-        raise BadRequest(f"unknown field {json.dumps(unknown[0][:40])}; there are {', '.join(known)}")
 
 
 def check_count(count: int, max_images: int) -> None:

@@ -1,9 +1,12 @@
-"""JSON in requests: a name that occurs twice is an error, since one of its values would be ignored."""
+"""JSON in requests, of which nothing is ignored: a name that occurs twice, or is not known, is an error."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
+
+from handlers.api.errors import BadRequest
 
 
 class RepeatedName(ValueError):
@@ -41,3 +44,25 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise RepeatedName(f"{json.dumps(name[:40])} is given twice")
         found[name] = value
     return found
+
+
+def check_names(names: Iterable[str], known: tuple[str, ...], where: str = "") -> None:
+    """Check the names of fields.
+
+    Raises:
+        BadRequest: One is not known.
+    """
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise BadRequest(f"unknown field {json.dumps(unknown[0][:40])}{where}; there are {', '.join(known)}")
+
+
+def whole(value: Any, name: str, *, least: int = 0) -> int:
+    """Return a value that is a whole number of at least `least`.
+
+    Raises:
+        BadRequest: It is not, or has more than 32 bits.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
+        raise BadRequest(f"{name} must be a whole number, at least {least}, in 32 bits")
+    return value

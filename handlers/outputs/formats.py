@@ -60,12 +60,12 @@ def encode(
         def npz(**timing: Any) -> list[Piece]:
             return [_to_npz(arrays | {"reply": np.array(json.dumps(values | timing))})]
 
-        return Response(npz(), media.NPZ, add_timing=lambda timing: npz(timing=vars(timing)))
+        return Response(npz(), media.NPZ, add_timing=lambda timing: npz(timing=timing))
     values = _to_values(identity, results, error, request_id, edits, _tensor_values)
     body = json.dumps(values, allow_nan=False).encode()
 
     def add_timing(timing: Timing) -> list[Piece]:
-        return [body[:-1] + b", " + json.dumps({"timing": vars(timing)}).encode()[1:]]
+        return [body[:-1] + b", " + json.dumps({"timing": timing}).encode()[1:]]
 
     return Response([body], media.JSON, status, add_timing)
 
@@ -79,7 +79,7 @@ def _to_protobuf(
         tail.error.code, tail.error.message = error.code, error.message
 
     def add_timing(timing: Timing) -> list[Piece]:
-        tail.timing.CopyFrom(wire.Timing(**vars(timing)))
+        tail.timing.CopyFrom(wire.Timing(**timing))
         return [*pieces, tail.SerializeToString()]
 
     return Response([*pieces, tail.SerializeToString()], media.PROTOBUF, status, add_timing)

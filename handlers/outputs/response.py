@@ -5,15 +5,19 @@ How the first become the second is unknown here: see `formats`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from handlers.api.errors import RequestError
 from handlers.outputs.maps import FeatureMap
 
 Piece = bytes | memoryview
 """Part of a response; a map's cells are a piece of their own and are not copied until they are sent."""
+
+
+Timing = Mapping[str, Any]
+"""Where a request's time went, by the field names of `convscope.v1.Timing`; a stage it did not get through is 0."""
 
 
 class ClassScore(NamedTuple):  # There may be a thousand of them in a reply, and a frozen dataclass takes 1 µs to make.
@@ -95,19 +99,6 @@ class Identity:
     engine: str
     device: str
     scores: str = ""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Where a request's time went, in the fields of `convscope.v1.Timing`; a stage it did not get through is 0."""
-
-    read_s: float
-    decode_s: float
-    preprocess_s: float
-    forward_s: float
-    encode_s: float
-    handler_s: float
-    batch_requests: int
 
 
 @dataclass(frozen=True)
