@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from handlers.api import media
 from handlers.api.errors import RequestError
 from handlers.outputs import png
-from handlers.outputs.maps import FeatureMap
-from handlers.outputs.protobuf import cell_bytes, encode_results
+from handlers.outputs.maps import FeatureMap, cell_bytes
+from handlers.outputs.protobuf import encode_results
 from handlers.outputs.response import Change, ClassScore, Explanation, Identity, Piece, Response, Result, Timing
 from handlers.wire import convscope_pb2 as wire
 

@@ -5,6 +5,7 @@ How they are encoded is unknown here. Axes: `N` batch, `C` channels, `h, w` map 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,14 @@ class FeatureMap:
         shape = (-1, *(1 for _ in self.cells.shape[1:]))  # (C, 1, 1)
         values: NDArray[np.float32] = self.offset.reshape(shape) + self.scale.reshape(shape) * self.cells
         return values
+
+
+def cell_bytes(cells: NDArray[Any]) -> memoryview:
+    """Return numbers as bytes, little-endian and in C order."""
+    cells = np.ascontiguousarray(cells)
+    if sys.byteorder == "big":
+        cells = cells.astype(cells.dtype.newbyteorder("<"))
+    return cells.reshape(-1).view(np.uint8).data
 
 
 def prepare(layer: str, values: Cells, options: Options) -> list[FeatureMap | BadImage]:

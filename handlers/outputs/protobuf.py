@@ -8,16 +8,11 @@ by protobuf; only the frame around large bytes is written here: a field's tag, i
 from __future__ import annotations
 
 import struct
-import sys
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from handlers.api.errors import RequestError
-from handlers.outputs.maps import FeatureMap
+from handlers.outputs.maps import FeatureMap, cell_bytes
 from handlers.outputs.response import Change, Explanation, Piece, Result
 from handlers.wire import convscope_pb2 as wire
 
@@ -141,11 +136,3 @@ def _tensor_head(dtype: str, shape: tuple[int, ...]) -> bytes:
 @lru_cache(maxsize=256)
 def _map_head(layer: str) -> bytes:
     return wire.FeatureMap(layer=layer).SerializeToString()
-
-
-def cell_bytes(cells: NDArray[Any]) -> memoryview:
-    """Return numbers as bytes, little-endian and in C order."""
-    cells = np.ascontiguousarray(cells)
-    if sys.byteorder == "big":
-        cells = cells.astype(cells.dtype.newbyteorder("<"))
-    return cells.reshape(-1).view(np.uint8).data
