@@ -143,8 +143,10 @@ class Pipeline:
                 self._step(job, self._check, _READING)
             waiting = [job for job in jobs if job.response is None]
             self.predictor.run([job for job in waiting if not job.options.edits])
-            self.editor.run([job for job in waiting if job.options.edits])
-            self.explainer.run([job for job in waiting if job.options.explain is not None])
+            if edited := [job for job in waiting if job.options.edits]:
+                self.editor.run(edited)
+            if explained := [job for job in waiting if job.options.explain is not None]:
+                self.explainer.run(explained)
             for job in waiting:
                 self._step(job, self._encode, _ENCODING)
             handler_s = perf_counter() - began
