@@ -25,7 +25,7 @@ import torch
 from handlers.images.decoding import decode
 from handlers.images.preprocessing import noise, to_input
 from handlers.network import archive as archives
-from handlers.network.engines.engine import Engine
+from handlers.network.engines import Engine
 from handlers.network.engines.onnx import Session
 from handlers.network.engines.openvino import Compiled
 
