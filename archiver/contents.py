@@ -47,8 +47,8 @@ from handlers.network.archive import (
     WEIGHTS,
     eager_arguments,
 )
-from handlers.network.engines.eager import Eager
 from handlers.network.engines.reference import TOLERANCE, compare
+from handlers.network.engines.torch_engine import TorchEngine
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ class Contents:
                 more=lambda: _more_answers(network, self.preprocessing),
             )
             try:
-                eager = Eager(network, **eager_arguments(self.card))
+                eager = TorchEngine(network, **eager_arguments(self.card))
             except ValueError as err:  # A tensor is returned in a way that its graph does not show.
                 raise ArchiveError(f"{err}; return a dictionary or a tuple of tensors") from err
             check_batch_independence(eager, self.preprocessing)

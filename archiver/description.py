@@ -20,8 +20,8 @@ from archiver.operations import count_multiply_adds
 from archiver.trial import noise
 from handlers.api.options import CAM, GRAD_CAM, METHODS, OF_GRADIENTS, PICTURE
 from handlers.images.preprocessing import ANY_SIZE, Preprocessing
-from handlers.network.engines.eager import Eager
 from handlers.network.engines.reference import PICTURES, take
+from handlers.network.engines.torch_engine import TorchEngine
 from handlers.network.layouts import CHANNELS_LAST, parse
 
 _SAME = 1e-4  # How far a head may be from the linear one, as a share of the largest logit.
@@ -31,7 +31,7 @@ Values = dict[str, NDArray[Any]]
 
 
 def describe(
-    eager: Eager,
+    eager: TorchEngine,
     preprocessing: Preprocessing,
     classes: int,
     *,
@@ -155,7 +155,7 @@ def _operation(layer: LayerGeometry, kind: str) -> dict[str, Any]:
 
 
 def _heads(
-    eager: Eager, preprocessing: Preprocessing, classes: int, shapes: Mapping[str, tuple[int, ...]], names: _Names
+    eager: TorchEngine, preprocessing: Preprocessing, classes: int, shapes: Mapping[str, tuple[int, ...]], names: _Names
 ) -> dict[str, str]:
     """Return, by layer, the weight (K, C) that maps the mean over its cells to the logits, where there is one.
 
@@ -181,7 +181,7 @@ def _heads(
 
 
 def _default_layer(
-    eager: Eager, preprocessing: Preprocessing, shapes: Mapping[str, tuple[int, ...]], has_gradients: bool
+    eager: TorchEngine, preprocessing: Preprocessing, shapes: Mapping[str, tuple[int, ...]], has_gradients: bool
 ) -> str:
     """Return the last layer with more than one cell on which the scores depend; empty if there is no map."""
     wide = [name for name in shapes if min(shapes[name][1:]) > 1]
@@ -191,7 +191,7 @@ def _default_layer(
     return next(reversed(wide or [*shapes]), "")
 
 
-def _scores_depend_on(eager: Eager, preprocessing: Preprocessing, layer: str) -> bool:
+def _scores_depend_on(eager: TorchEngine, preprocessing: Preprocessing, layer: str) -> bool:
     """Return whether the scores depend on a layer's map at all: a transformer's need not on its last patches."""
     with torch.inference_mode(False), torch.enable_grad():
         logits, made = eager.forward_with_gradients(noise(preprocessing), frozenset([layer]))

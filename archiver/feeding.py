@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from archiver.geometry import NUMBERS, resolve
 from archiver.operations import of_function, watched
-from handlers.network.engines.eager import trace
+from handlers.network.engines.torch_engine import trace
 from handlers.network.outputs import OUTPUT
 
 PICTURE = ""

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from archiver.operations import Operation, of_function, watched
 from archiver.receptive_fields import CONSTANT, MAP_AXES, Extent, Field, follow
-from handlers.network.engines.eager import trace
+from handlers.network.engines.torch_engine import trace
 from handlers.network.layouts import CHANNELS_FIRST, CHANNELS_LAST, map_shape, parse
 from handlers.network.modules import watchable, watching
 from handlers.network.outputs import OUTPUT, node_of, select

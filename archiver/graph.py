@@ -29,8 +29,8 @@ from archiver.packing import ArchiveError
 from archiver.quiet import quiet_libraries
 from archiver.trial import noise
 from handlers.network.archive import eager_arguments
-from handlers.network.engines.eager import trace
 from handlers.network.engines.onnx import output_name
+from handlers.network.engines.torch_engine import trace
 from handlers.network.layouts import CHANNELS_FIRST, to_maps
 from handlers.network.modules import stop_working_in_place
 from handlers.network.outputs import OUTPUT, as_scores, node_of

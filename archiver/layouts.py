@@ -27,7 +27,7 @@ from archiver.packing import ArchiveError
 from archiver.receptive_fields import MAP_AXES
 from archiver.trial import noise
 from handlers.images.preprocessing import Preprocessing
-from handlers.network.engines.eager import trace
+from handlers.network.engines.torch_engine import trace
 from handlers.network.layouts import (
     CHANNELS_FIRST,
     CHANNELS_LAST,

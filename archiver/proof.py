@@ -22,9 +22,9 @@ from archiver.trial import noise
 from handlers.images.preprocessing import Preprocessing
 from handlers.network.archive import GRAPH, SIGMOID, SOFTMAX, WEIGHTS, eager_arguments
 from handlers.network.engines import Engine
-from handlers.network.engines.eager import Eager
-from handlers.network.engines.onnx import Session
+from handlers.network.engines.onnx import OnnxEngine
 from handlers.network.engines.reference import PICTURES, check
+from handlers.network.engines.torch_engine import TorchEngine
 from handlers.network.outputs import as_scores, select
 
 TOLERANCE = 1e-4
@@ -117,7 +117,7 @@ def check_batch_independence(engine: Engine, preprocessing: Preprocessing) -> No
     pictures = noise(preprocessing, 2)
     pictures[1] *= 0.5  # What is taken of a whole batch, a largest value say, is nearly the same in two of a kind.
     what, off = _compare_batches(engine, pictures)
-    if off <= TOLERANCE or (isinstance(engine, Eager) and _is_rounding(engine, pictures)):
+    if off <= TOLERANCE or (isinstance(engine, TorchEngine) and _is_rounding(engine, pictures)):
         return
     raise ArchiveError(
         f"an answer depends on what else is in the batch: {what} of a picture beside another differ by {off:.1e} of "
@@ -146,7 +146,7 @@ def _compare_batches(engine: Engine, pictures: Tensor) -> tuple[str, float]:
     return worst
 
 
-def _is_rounding(engine: Eager, pictures: Tensor) -> bool:
+def _is_rounding(engine: TorchEngine, pictures: Tensor) -> bool:
     """Return whether answers alone and together differ by rounding only: in float64 they then do not.
 
     A batch of another size is summed in another order. Statistics of a norm that hardly vary make much of that.
@@ -175,11 +175,11 @@ def check_graph(
     if find_spec("onnxruntime") is None:
         return
     try:
-        eager = Eager(network, **eager_arguments(card))
+        eager = TorchEngine(network, **eager_arguments(card))
         with TemporaryDirectory() as folder:  # As when it is served: the weights lie beside the graph.
             Path(folder, GRAPH).write_bytes(content)
             Path(folder, WEIGHTS).write_bytes(weights)
-            session = Session(Path(folder, GRAPH), eager.layers, has_scores=eager.has_scores, layouts=eager.layouts)
+            session = OnnxEngine(Path(folder, GRAPH), eager.layers, has_scores=eager.has_scores, layouts=eager.layouts)
             check(session, eager, noise(preprocessing, PICTURES).numpy())
             check_batch_independence(session, preprocessing)
             if preprocessing.size is None:
@@ -188,7 +188,7 @@ def check_graph(
         raise ArchiveError(f"the graph for ONNX Runtime does not do what the network does: {err}") from err
 
 
-def why_no_gradients(engine: Eager, preprocessing: Preprocessing) -> str:
+def why_no_gradients(engine: TorchEngine, preprocessing: Preprocessing) -> str:
     """Return why the scores have no gradient with respect to the picture; empty if they have one.
 
     What rounds its values somewhere has a gradient, which is 0: that is the truth, and not looked at here.

@@ -18,7 +18,7 @@ from torch import fx, nn
 from archiver.geometry import LayerGeometry, layer_geometry
 from archiver.receptive_fields import is_pointwise
 from archiver.survey import Survey
-from handlers.network.engines.eager import trace
+from handlers.network.engines.torch_engine import trace
 from handlers.network.layouts import TOKENS, parse
 
 MANY = 10

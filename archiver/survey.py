@@ -21,7 +21,7 @@ from torchvision.models.feature_extraction import get_graph_node_names
 from archiver.packing import ArchiveError
 from archiver.proof import check_mode, check_steady
 from handlers.network.archive import NONE, SIGMOID, SOFTMAX, VALUE
-from handlers.network.engines.eager import trace
+from handlers.network.engines.torch_engine import trace
 from handlers.network.layouts import CHANNELS_FIRST, map_shape
 from handlers.network.modules import stop_working_in_place, watchable, watching
 from handlers.network.outputs import OUTPUT, as_scores, node_of, select, tensors

@@ -26,8 +26,8 @@ from handlers.images.decoding import decode
 from handlers.images.preprocessing import noise, to_input
 from handlers.network import archive as archives
 from handlers.network.engines import Engine
-from handlers.network.engines.onnx import Session
-from handlers.network.engines.openvino import Compiled
+from handlers.network.engines.onnx import OnnxEngine
+from handlers.network.engines.openvino import OpenVinoEngine
 
 BATCH = 8
 
@@ -52,10 +52,10 @@ def main() -> None:
         known: dict[str, Any] = {"has_scores": True, "layouts": archive.layouts}
         engines: list[Engine] = [
             eager,
-            Session(*graph, **known),
-            Compiled(*graph, trial, **known),
+            OnnxEngine(*graph, **known),
+            OpenVinoEngine(*graph, trial, **known),
             eager.copy(torch.bfloat16),
-            Compiled(*graph, trial, precision="bfloat16", **known),
+            OpenVinoEngine(*graph, trial, precision="bfloat16", **known),
         ]
         ways = [(engine.name, engine, recipe) for engine in engines]
         if squashed != recipe:

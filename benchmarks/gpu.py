@@ -30,8 +30,8 @@ from benchmarks.engines import NETWORKS
 from handlers.api.options import Options
 from handlers.images.preprocessing import Picture, Preprocessing, to_input_on
 from handlers.network.engines import Engine
-from handlers.network.engines.cuda_graphs import Captured, Record, record_on_gpu
-from handlers.network.engines.eager import Eager
+from handlers.network.engines.cuda_graphs import CudaGraphEngine, Record, record_on_gpu
+from handlers.network.engines.torch_engine import TorchEngine
 from handlers.outputs.maps import prepare
 
 BATCHES = (1, 8, 32)
@@ -115,8 +115,8 @@ def ways(network: str, device: torch.device, record: Record = record_on_gpu) -> 
     module = make().eval()
     has = {"layers": layers, "has_scores": True, "device": device}
 
-    def eager(**more: object) -> Eager:
-        return Eager(copy.deepcopy(module), **has, **more)  # type: ignore[arg-type]
+    def eager(**more: object) -> TorchEngine:
+        return TorchEngine(copy.deepcopy(module), **has, **more)  # type: ignore[arg-type]
 
     last = {"memory_format": torch.channels_last}
     half = {"dtype": torch.float16 if device.type == "cuda" else torch.bfloat16}
@@ -129,7 +129,7 @@ def ways(network: str, device: torch.device, record: Record = record_on_gpu) -> 
     found: dict[str, tuple[Engine, str]] = {}
     for name, (engine, precision) in plain.items():
         found[name] = (engine, precision)
-        found[f"{name}, graphs"] = (Captured(engine, shape, record=record), precision)
+        found[f"{name}, graphs"] = (CudaGraphEngine(engine, shape, record=record), precision)
     return found
 
 

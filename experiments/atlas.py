@@ -20,7 +20,7 @@ from experiments import service
 from experiments.experiment import Figures, Result, Setting, interval, markdown, predictions, shown
 from experiments.learning import CLASSES, INPUT, files, pixels
 from handlers.images.preprocessing import to_input
-from handlers.network.engines.eager import Eager
+from handlers.network.engines.torch_engine import TorchEngine
 from handlers.outputs.explanation_methods import occlusion
 
 TOP = 9
@@ -144,7 +144,7 @@ class Looking:
 
     def __init__(self, module: nn.Module) -> None:
         layers = {name: f"{name}.relu" for name in LAYERS}
-        self._engine = Eager(module, layers, has_scores=False)
+        self._engine = TorchEngine(module, layers, has_scores=False)
 
     def heat(self, layer: Layer, channel: int, cell: tuple[int, int], image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return how much the cell falls if a square around each pixel is covered with the mean colour, (1, H, W).

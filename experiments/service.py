@@ -20,7 +20,7 @@ from torch import nn
 from handlers.api.limits import Limits
 from handlers.network import archive as archives
 from handlers.network.archive import Archive, eager_arguments
-from handlers.network.engines.eager import Eager
+from handlers.network.engines.torch_engine import TorchEngine
 from handlers.networks import NETWORKS
 from handlers.outputs.response import Identity
 from handlers.pipeline import Pipeline
@@ -97,6 +97,6 @@ def first_weights(name: str, seed: int = 0) -> nn.Module:
 
 
 def _pipeline(archive: Archive, module: nn.Module, name: str) -> Pipeline:
-    eager = Eager(module, device="cpu", **eager_arguments(archive.card))
+    eager = TorchEngine(module, device="cpu", **eager_arguments(archive.card))
     identity = Identity(name, "1.0", f"torch-{torch.__version__}", "cpu")
     return Pipeline(archive, identity, _LIMITS, lambda: eager, eager)

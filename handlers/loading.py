@@ -23,7 +23,7 @@ from handlers.pipeline import Pipeline
 from handlers.settings import Settings
 
 if TYPE_CHECKING:
-    from handlers.network.engines.eager import Eager
+    from handlers.network.engines.torch_engine import TorchEngine
 
 
 def load(
@@ -57,7 +57,7 @@ def load(
     _use_threads(1)  # Unless it predicts, torch only converts maps: too little work for several threads.
 
     @cache
-    def network() -> Eager:
+    def network() -> TorchEngine:
         """Build the network in torch, for all threads of a forward pass."""
         import torch
 

@@ -18,7 +18,7 @@ from handlers.api.errors import BadRequest, Draining, Internal, RequestError, To
 from handlers.api.job import Job, Parameters
 from handlers.api.limits import Limits, estimate_maps
 from handlers.api.request import accepted_type, check_count, parse, request_headers
-from handlers.images.decoding import Budget, Encoded, Notes, open_file
+from handlers.images.decoding import Budget, Notes, OpenedFile, open_file
 from handlers.images.preprocessing import ANY_SIZE, Picture
 from handlers.network.archive import Archive
 from handlers.network.engines import Engine
@@ -31,7 +31,7 @@ from handlers.outputs.response import Identity, Response, Result, error_of
 from handlers.settings import Settings
 
 if TYPE_CHECKING:
-    from handlers.network.engines.eager import Eager
+    from handlers.network.engines.torch_engine import TorchEngine
 
 _READING = "the request could not be read; the server's log has the reason"
 _ENCODING = "the reply could not be encoded; the server's log says why"
@@ -80,7 +80,7 @@ class Pipeline:
         archive: Archive,
         identity: Identity,
         limits: Limits,
-        network: Callable[[], Eager],
+        network: Callable[[], TorchEngine],
         engine: Engine,
         settings: Settings | None = None,
         telemetry: Telemetry | None = None,
@@ -133,11 +133,11 @@ class Pipeline:
                 job.resume()
                 self._step(job, self._parse, _READING)
                 self._step(job, self._open, _READING)
-            opened = [job for job in jobs if job.response is None]
+            parsed = [job for job in jobs if job.response is None]
             try:
-                self._decode(opened)
+                self._decode(parsed)
             except Exception as cause:  # No thread could be started.
-                for job in opened:
+                for job in parsed:
                     self._reject(job, Internal(_READING, unexpected=cause))
             for job in jobs:
                 self._step(job, self._check, _READING)
@@ -191,9 +191,9 @@ class Pipeline:
         limits = self._limits
         budget, count = Budget(limits.max_request_pixels), 0
         for file in job.files:
-            encoded: Encoded | RequestError
+            opened: OpenedFile | RequestError
             try:
-                encoded = open_file(
+                opened = open_file(
                     file,
                     self._preprocessing,
                     max_bytes=limits.max_image_bytes,
@@ -205,24 +205,24 @@ class Pipeline:
             except (TooManyImages, MemoryError):
                 raise
             except RequestError as error:
-                encoded = error
+                opened = error
             except Exception as cause:
-                encoded = Internal(_PICTURE, unexpected=cause)
-            job.encoded.append(encoded)
-            count += 1 if isinstance(encoded, RequestError) else len(encoded.sizes)
+                opened = Internal(_PICTURE, unexpected=cause)
+            job.opened.append(opened)
+            count += 1 if isinstance(opened, RequestError) else len(opened.sizes)
             check_count(count, limits.max_images)
         job.files = ()
         job.lap("decode")
 
     def _decode(self, jobs: Sequence[Job]) -> None:
         """Decode the files of all jobs, large ones several at a time; an error is that picture's own."""
-        files = [encoded for job in jobs for encoded in job.encoded]
-        large = sum(isinstance(encoded, Encoded) and encoded.pixels >= _WORTH_A_THREAD for encoded in files)
+        files = [opened for job in jobs for opened in job.opened]
+        large = sum(isinstance(opened, OpenedFile) and opened.pixels >= _WORTH_A_THREAD for opened in files)
         is_shared = large > 1 and self._decode_threads > 1
-        results = self._decoders.map(_decode, files) if is_shared else map(_decode, files)
+        results = self._decoders.map(_decode_file, files) if is_shared else map(_decode_file, files)
         for job in jobs:
-            decoded = [next(results) for _ in job.encoded]
-            job.encoded = []
+            decoded = [next(results) for _ in job.opened]
+            job.opened = []
             for pictures, sizes, notes, _, _ in decoded:
                 job.pictures += pictures
                 job.sizes += sizes
@@ -330,16 +330,16 @@ class Pipeline:
         return response
 
 
-def _decode(encoded: Encoded | RequestError) -> _Decoded:
+def _decode_file(opened: OpenedFile | RequestError) -> _Decoded:
     """Decode one file, in any thread."""
     began = perf_counter()
     pictures: Sequence[Picture | RequestError]
     sizes, notes = [(0, 0)], list[Notes]([()])
     try:
-        if isinstance(encoded, RequestError):
-            pictures = [encoded]
+        if isinstance(opened, RequestError):
+            pictures = [opened]
         else:
-            pictures, sizes, notes = encoded.decode(), encoded.sizes, encoded.notes
+            pictures, sizes, notes = opened.decode(), opened.sizes, opened.notes
     except RequestError as error:
         pictures = [error]
     except Exception as cause:

@@ -15,7 +15,7 @@ from typing import Any
 from handlers.api.errors import RequestError
 from handlers.api.media import GRPC_DEFAULT, REST_DEFAULT
 from handlers.api.options import DEFAULT
-from handlers.images.decoding import Encoded, Notes
+from handlers.images.decoding import Notes, OpenedFile
 from handlers.images.preprocessing import Picture
 from handlers.outputs.response import Response, Result, Timing
 
@@ -47,7 +47,7 @@ class Job:
         request_id: 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'.
         media_type: What the response will be encoded as.
         files: Pictures as sent, still encoded.
-        encoded: Each file with its header read, or its error.
+        opened: Each file with its header read, or its error.
         options: What was asked for.
         layers: Published layers asked for, in order.
         pictures: Each picture decoded, resized and cropped, or its error.
@@ -80,7 +80,7 @@ class Job:
         self.transport = TRANSPORTS[0] if headers else TRANSPORTS[1]
         self.media_type = REST_DEFAULT if headers else GRPC_DEFAULT
         self.files: tuple[bytes | bytearray, ...] = ()
-        self.encoded: list[Encoded | RequestError] = []
+        self.opened: list[OpenedFile | RequestError] = []
         self.options = DEFAULT
         self.layers: tuple[str, ...] = ()
         self.pictures: list[Picture | RequestError] = []

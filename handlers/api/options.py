@@ -191,10 +191,8 @@ class Options:
         """Return the fields that a PredictRequest sets as values of JSON types.
 
         Raises:
-            BadRequest: A list is too long, channels are chosen in two ways, or as `Explain.from_value`.
+            BadRequest: Channels are chosen in two ways, or as `Explain.from_value`.
         """
-        _check_length(message.layers, "layers")
-        _check_length(message.channels.indexes, "channels")
         values: dict[str, Any] = {}
         if message.layers:
             values["layers"] = tuple(message.layers)

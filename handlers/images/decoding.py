@@ -126,7 +126,7 @@ class Budget:
         self._left -= pixels
 
 
-class Encoded:
+class OpenedFile:
     """A file whose header was read and whose pixels were counted; what is left to do is decoding and resizing.
 
     `open_file` makes these in the order of a request's files, so which file a budget rejects does not depend on timing.
@@ -195,7 +195,7 @@ def decode(data: Bytes, preprocessing: Preprocessing, **options: Any) -> list[Pi
         One picture, or N of a four-dimensional array; each (H, W, C), uint8 in 0..255 or float32 on the 0..1 scale.
 
     Raises:
-        RequestError: As `open_file` and `Encoded.decode` say.
+        RequestError: As `open_file` and `OpenedFile.decode` say.
     """
     return open_file(data, preprocessing, **options).decode()
 
@@ -209,7 +209,7 @@ def open_file(
     max_images: int = DEFAULT_MAX_IMAGES,
     budget: Budget | None = None,
     scaled: bool = False,
-) -> Encoded:
+) -> OpenedFile:
     """Read a file's header, and check all that can be checked before it is decoded.
 
     Args:
@@ -238,7 +238,7 @@ def open_file(
         raise ImageTooLarge(f"the picture has {len(data):,} bytes; at most {max_bytes:,} are accepted")
     if data[:6] == _NPY_MAGIC:
         pictures = _decode_array(data, channels, max_pixels=max_pixels, max_images=max_images)
-        encoded, item_bytes = Encoded(pictures, preprocessing), pictures[0].itemsize
+        opened, item_bytes = OpenedFile(pictures, preprocessing), pictures[0].itemsize
     elif channels not in (1, 3):
         raise WrongChannels(f"encoded pictures are grey or RGB, this network takes {channels} channels; send an array")
     else:
@@ -246,16 +246,16 @@ def open_file(
         _check_pixels(*file.size, max_pixels, budget)
         may_scale = scaled and isinstance(file, Jpeg) and file.channels in (1, 3) and file.frame != LOSSLESS
         scale = largest_scale(_upright(file), preprocessing) if may_scale else 1
-        encoded, item_bytes = Encoded(file, preprocessing, scale), 1
+        opened, item_bytes = OpenedFile(file, preprocessing, scale), 1
     if preprocessing.size is None and preprocessing.resize:
-        for size in encoded.sizes:
+        for size in opened.sizes:
             tall, wide = preprocessing.place(size).resized
             if tall * wide > max_pixels:
                 larger = f"resized it would have {wide:,}×{tall:,} pixels, more than {max_pixels:,}"
                 raise _too_long(ImageTooLarge, size, larger)
             if budget is not None:  # All inputs are held at once, and a float takes the memory of four bytes.
                 budget.take(max(0, tall * wide - math.prod(size)) * item_bytes)
-    return encoded
+    return opened
 
 
 def _check_pixels(height: int, width: int, max_pixels: int, budget: Budget | None = None) -> None:
@@ -299,7 +299,7 @@ def _decode_file(file: Png | Jpeg | Webp, channels: int, scale: int, notes: list
     Args:
         file: The file.
         channels: 1 or 3.
-        scale: Of a JPEG, as of `Encoded`.
+        scale: Of a JPEG, as of `OpenedFile`.
         notes: Get what is done to the picture that changes what is seen.
 
     Raises:

@@ -23,7 +23,7 @@ from handlers.images.preprocessing import Preprocessing
 if TYPE_CHECKING:
     from torch import nn
 
-    from handlers.network.engines.eager import Eager
+    from handlers.network.engines.torch_engine import TorchEngine
 
 FORMAT = 1
 """Of card.json, where it stands under `format`."""
@@ -180,11 +180,11 @@ class Archive:
         load_weights(module, load_file(self.directory / WEIGHTS))
         return module.eval()
 
-    def eager(self, device: str) -> Eager:
+    def eager(self, device: str) -> TorchEngine:
         """Return the network in torch, on a device."""
-        from handlers.network.engines.eager import Eager
+        from handlers.network.engines.torch_engine import TorchEngine
 
-        return Eager(self.module, device=device, **eager_arguments(self.card))
+        return TorchEngine(self.module, device=device, **eager_arguments(self.card))
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Return a tensor of the state dict, or one that the archiver computed.
@@ -207,7 +207,7 @@ def scores_of(card: Mapping[str, Any], classes: Sequence[str]) -> str:
 
 
 def eager_arguments(card: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `Eager` that say what is read of a network: layers, layouts, and where the scores are."""
+    """Return the arguments of `TorchEngine` that the card has: layers, layouts, and which output the scores are."""
     return {
         "layers": dict(card["layers"]),
         "has_scores": scores_of(card, card["classes"]) != NONE,

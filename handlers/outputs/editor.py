@@ -36,7 +36,7 @@ from handlers.outputs.response import Change, ClassScore, Result
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from handlers.network.engines.eager import Eager
+    from handlers.network.engines.torch_engine import TorchEngine
 
 MAX_PIXELS = 2**20  # Of a picture that is edited and all that must run with it: of 512×512 four.
 
@@ -56,7 +56,7 @@ class Editor:
         device: Where the network runs: `cpu`, or `cuda:` and a number.
     """
 
-    def __init__(self, archive: Archive, network: Callable[[], Eager], predictor: Predictor, device: str) -> None:
+    def __init__(self, archive: Archive, network: Callable[[], TorchEngine], predictor: Predictor, device: str) -> None:
         self._network, self._predictor, self._device = network, predictor, device
         self._preprocessing = archive.preprocessing
         self._layers = archive.described.layers
@@ -192,7 +192,7 @@ class Editor:
         return needed
 
     def _run_together(
-        self, network: Eager, job: Job, needs: Mapping[int, Sequence[int]], height: int, width: int
+        self, network: TorchEngine, job: Job, needs: Mapping[int, Sequence[int]], height: int, width: int
     ) -> None:
         """Run pictures of one size in one pass, with those that they need unedited."""
         options = job.options

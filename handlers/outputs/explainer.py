@@ -44,7 +44,7 @@ from handlers.outputs.response import Explanation, Result
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from handlers.network.engines.eager import Eager
+    from handlers.network.engines.torch_engine import TorchEngine
 
 MAX_RUNS = 4096  # Of the network, for the explanations of one request.
 MAX_SECONDS = 25.0  # For the explanations of one batch: clients wait for 30 s, and TorchServe kills a worker after 120.
@@ -69,7 +69,7 @@ class Explainer:
         engine: The engine that predicts.
     """
 
-    def __init__(self, archive: Archive, network: Callable[[], Eager], engine: Engine) -> None:
+    def __init__(self, archive: Archive, network: Callable[[], TorchEngine], engine: Engine) -> None:
         self._archive = archive
         self._network = network
         self._engine = engine
@@ -218,7 +218,7 @@ class Explainer:
         return methods.occlusion(self._score, image, target, window, step, check), None
 
     def _heat_by_gradients(
-        self, network: Eager, asked: Explain, image: NDArray[np.float32], target: int, check: Callable[[], None]
+        self, network: TorchEngine, asked: Explain, image: NDArray[np.float32], target: int, check: Callable[[], None]
     ) -> tuple[Tensor, float | None]:
         import torch
 

@@ -24,7 +24,7 @@ from archiver.packing import ArchiveError
 from archiver.trial import noise
 from handlers import loading
 from handlers.images.preprocessing import Preprocessing, to_input
-from handlers.network.engines.eager import Eager
+from handlers.network.engines.torch_engine import TorchEngine
 from handlers.network.layouts import map_shape, parse, to_maps
 from handlers.pipeline import Pipeline
 from handlers.settings import Settings
@@ -145,7 +145,7 @@ def test_a_layout_is_found_and_turns_the_networks_own_tensor(
     handle.remove()
     found, unfit = Layouts(network, preprocessing).find([node])
     assert (found, unfit) == ({node: layout}, {})
-    eager = Eager(network, {"seen": node}, has_scores=True, layouts={"seen": layout} if layout else {})
+    eager = TorchEngine(network, {"seen": node}, has_scores=True, layouts={"seen": layout} if layout else {})
     _, maps = eager.forward(pictures, frozenset(["seen"]))
     expected = by_hand(made[0])
     assert maps["seen"].shape == expected.shape

@@ -19,7 +19,7 @@ from archiver.proof import (
 from archiver.survey import Survey, check_scores, survey
 from archiver.trial import noise
 from handlers.images.preprocessing import Preprocessing
-from handlers.network.engines.eager import Eager
+from handlers.network.engines.torch_engine import TorchEngine
 from handlers.networks import NETWORKS
 
 PREPROCESSING = Preprocessing(3, 16, 16)
@@ -130,15 +130,15 @@ class Masked(Net):
         return self.fc(maps.mean((2, 3)))
 
 
-def in_torch(network: nn.Module, node: str = "relu", *, has_scores: bool = True) -> Eager:
-    return Eager(network, {"conv1": node}, has_scores=has_scores)
+def in_torch(network: nn.Module, node: str = "relu", *, has_scores: bool = True) -> TorchEngine:
+    return TorchEngine(network, {"conv1": node}, has_scores=has_scores)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_our_own_networks_answer_a_picture_the_same_beside_another(name: str) -> None:
     torch.manual_seed(0)
     network = NETWORKS[name]()
-    engine = Eager(network, network.layers, has_scores=name != "edges")
+    engine = TorchEngine(network, network.layers, has_scores=name != "edges")
     check_batch_independence(engine, Preprocessing(*network.pictures))
 
 
@@ -158,7 +158,7 @@ def test_an_answer_that_depends_on_the_batch_is_refused(network: type[nn.Module]
 
 
 def test_rounding_in_a_batch_of_another_size_is_no_dependence_on_it() -> None:
-    engine = Eager(Rounds(), {}, has_scores=True)
+    engine = TorchEngine(Rounds(), {}, has_scores=True)
     pictures = noise(PREPROCESSING, 2)
     alone, together = (engine.forward(given)[0] for given in (pictures[:1], pictures))
     assert alone is not None

@@ -15,10 +15,10 @@ from convscope import Client
 from archiver.trial import noise
 from handlers.api.options import Options
 from handlers.images.preprocessing import to_input, to_input_on
-from handlers.network.engines.cuda_graphs import Captured
-from handlers.network.engines.eager import Eager
-from handlers.network.engines.in_torch import GPU_TOLERANCE, PRECISIONS, choose_in_torch
+from handlers.network.engines.cuda_graphs import CudaGraphEngine
 from handlers.network.engines.reference import difference
+from handlers.network.engines.torch_choice import GPU_TOLERANCE, PRECISIONS, choose_in_torch
+from handlers.network.engines.torch_engine import TorchEngine
 from handlers.networks.cifar import Cifar
 from handlers.outputs.maps import FeatureMap, prepare
 from handlers.wire import convscope_pb2 as wire
@@ -76,20 +76,20 @@ WAYS = {
 
 
 @pytest.fixture(scope="module")
-def on_cpu() -> Eager:
+def on_cpu() -> TorchEngine:
     torch.manual_seed(0)
-    return Eager(Cifar(), Cifar.layers, has_scores=True)
+    return TorchEngine(Cifar(), Cifar.layers, has_scores=True)
 
 
-def on_gpu(on_cpu: Eager, way: str) -> Any:
+def on_gpu(on_cpu: TorchEngine, way: str) -> Any:
     network = Cifar()
     network.load_state_dict(on_cpu.module.state_dict())
-    eager = Eager(network, Cifar.layers, has_scores=True, device="cuda:0")
+    eager = TorchEngine(network, Cifar.layers, has_scores=True, device="cuda:0")
     return choose_in_torch(eager, CIFAR_INPUT, **{"wanted": "auto", "precision": "float32", **WAYS[way][0]})
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_gives_the_maps_of_the_cpu_and_says_its_name(on_cpu: Eager, way: str) -> None:
+def test_every_way_gives_the_maps_of_the_cpu_and_says_its_name(on_cpu: TorchEngine, way: str) -> None:
     engine = on_gpu(on_cpu, way)
     _, name, tolerance = WAYS[way]
     assert engine.name == on_cpu.name + name
@@ -108,7 +108,7 @@ def test_every_way_gives_the_maps_of_the_cpu_and_says_its_name(on_cpu: Eager, wa
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_no_memory_is_shared_between_two_calls_on_the_gpu(on_cpu: Eager, way: str) -> None:
+def test_no_memory_is_shared_between_two_calls_on_the_gpu(on_cpu: TorchEngine, way: str) -> None:
     engine, images = on_gpu(on_cpu, way), noise(CIFAR_INPUT, 4)
     scores, maps = engine.forward(images, LAYERS)
     kept = {name: values.cpu() for name, values in maps.items()}
@@ -126,8 +126,8 @@ def test_what_cannot_be_recorded_runs_as_it_is() -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images * 2 if images.sum() > 0 else images
 
-    eager = Eager(Branching(), {}, has_scores=True, device="cuda:0")
-    captured = Captured(eager, (3, 32, 32))
+    eager = TorchEngine(Branching(), {}, has_scores=True, device="cuda:0")
+    captured = CudaGraphEngine(eager, (3, 32, 32))
     images = torch.rand(2, 3, 32, 32)
     for sign, factor in ((1, 2), (-1, 1)):
         scores, _ = captured.forward(images * sign)
@@ -136,7 +136,7 @@ def test_what_cannot_be_recorded_runs_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"pool": 1}, {"pool": 3}, {"channels": 2}])
-def test_bytes_made_on_the_gpu_are_those_of_the_cpu(on_cpu: Eager, options: dict[str, int]) -> None:
+def test_bytes_made_on_the_gpu_are_those_of_the_cpu(on_cpu: TorchEngine, options: dict[str, int]) -> None:
     values = on_cpu.forward(noise(CIFAR_INPUT, 8), LAYERS)[1]["conv2"]
     asked = Options(map_dtype="uint8", **options)  # type: ignore[arg-type]
     for one, other in zip(prepare("conv2", values.cuda(), asked), prepare("conv2", values.numpy(), asked), strict=True):
@@ -151,7 +151,7 @@ def test_bytes_made_on_the_gpu_are_those_of_the_cpu(on_cpu: Eager, options: dict
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
-def test_maps_of_every_dtype_are_own_memory_of_the_cpu(on_cpu: Eager, dtype: str) -> None:
+def test_maps_of_every_dtype_are_own_memory_of_the_cpu(on_cpu: TorchEngine, dtype: str) -> None:
     values = on_cpu.forward(noise(CIFAR_INPUT, 2), LAYERS)[1]["conv2"].cuda()
     asked = Options(map_dtype=dtype)  # type: ignore[arg-type]
     first = [item for item in prepare("conv2", values, asked) if isinstance(item, FeatureMap)]
@@ -164,7 +164,7 @@ def test_maps_of_every_dtype_are_own_memory_of_the_cpu(on_cpu: Eager, dtype: str
 GPU = "cuda:0"
 
 
-def test_bytes_sent_to_the_gpu_become_there_what_they_become_here(on_cpu: Eager) -> None:
+def test_bytes_sent_to_the_gpu_become_there_what_they_become_here(on_cpu: TorchEngine) -> None:
     pictures = [colours(seed) for seed in range(9)]
     found = to_input_on(GPU, pictures, CIFAR_INPUT)
     assert isinstance(found, torch.Tensor)

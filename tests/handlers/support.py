@@ -19,7 +19,7 @@ from archiver.description import describe
 from handlers.api.limits import Limits
 from handlers.images.preprocessing import Preprocessing
 from handlers.network.archive import DESCRIBED, GRAPH, REFERENCE, WEIGHTS, Archive, eager_arguments
-from handlers.network.engines.eager import Eager
+from handlers.network.engines.torch_engine import TorchEngine
 from handlers.outputs.response import Identity, Response
 from handlers.pipeline import Pipeline
 from handlers.settings import Settings
@@ -63,7 +63,7 @@ def make_archive(
     }
     if not has_gradients:
         card["no_gradients"] = "said so"
-    eager = Eager(module, **eager_arguments(card))
+    eager = TorchEngine(module, **eager_arguments(card))
     described, reference = describe(eager, preprocessing, len(classes), has_gradients=has_gradients)
     folder = Path(tempfile.mkdtemp(dir=_FOLDERS.name))
     (folder / WEIGHTS).write_bytes(packing.weights(module.state_dict()))
@@ -92,7 +92,7 @@ def make_service(
         archive, eager = _made(module, preprocessing, classes, frozenset(own.items()))
     else:
         archive = make_archive(module, preprocessing, classes, **own)
-        eager = Eager(module, **eager_arguments(archive.card), device=device)
+        eager = TorchEngine(module, **eager_arguments(archive.card), device=device)
     identity = Identity("cifar", "1.0", "torch-test", device)
     return Pipeline(archive, identity, limits, lambda: eager, eager, settings, **kwargs)
 
@@ -100,12 +100,12 @@ def make_service(
 @cache
 def _made(
     kind: type[torch.nn.Module], preprocessing: Preprocessing, classes: tuple[str, ...], own: frozenset[tuple[str, Any]]
-) -> tuple[Archive, Eager]:
+) -> tuple[Archive, TorchEngine]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = kind().eval()
     archive = make_archive(module, preprocessing, classes, **dict(own))
-    return archive, Eager(module, **eager_arguments(archive.card))
+    return archive, TorchEngine(module, **eager_arguments(archive.card))
 
 
 def ask_message(service: Pipeline, message: wire.PredictRequest) -> wire.PredictReply:

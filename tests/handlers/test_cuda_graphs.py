@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from archiver.trial import noise
-from handlers.network.engines.cuda_graphs import Captured, Outputs, Replay
-from handlers.network.engines.eager import Eager
-from handlers.network.engines.in_torch import choose_on_gpu
+from handlers.network.engines.cuda_graphs import CudaGraphEngine, Outputs, Replay
 from handlers.network.engines.reference import TOLERANCE, check
+from handlers.network.engines.torch_choice import choose_on_gpu
+from handlers.network.engines.torch_engine import TorchEngine
 from handlers.networks.cifar import Cifar
 from tests.handlers.support import CIFAR_INPUT
 
@@ -50,9 +50,9 @@ def stuck(compute: Callable[[], Outputs], device: torch.device) -> tuple[Replay,
 
 
 @pytest.fixture
-def eager() -> Eager:
+def eager() -> TorchEngine:
     torch.manual_seed(0)
-    return Eager(Cifar(), Cifar.layers, has_scores=True)
+    return TorchEngine(Cifar(), Cifar.layers, has_scores=True)
 
 
 @pytest.fixture
@@ -61,12 +61,12 @@ def recorder() -> Recorder:
 
 
 @pytest.fixture
-def captured(eager: Eager, recorder: Recorder) -> Captured:
-    return Captured(eager, PICTURE, record=recorder, kept=2, idle_calls=3)
+def captured(eager: TorchEngine, recorder: Recorder) -> CudaGraphEngine:
+    return CudaGraphEngine(eager, PICTURE, record=recorder, kept=2, idle_calls=3)
 
 
 def test_every_shape_is_recorded_once_and_replayed_with_the_pictures_of_the_call(
-    eager: Eager, captured: Captured, recorder: Recorder
+    eager: TorchEngine, captured: CudaGraphEngine, recorder: Recorder
 ) -> None:
     for scale in (1.0, -2.0, 0.5):
         for count in (1, 3):
@@ -79,14 +79,14 @@ def test_every_shape_is_recorded_once_and_replayed_with_the_pictures_of_the_call
     assert captured.recorded == ((1, LAYERS), (3, LAYERS))
 
 
-def test_sets_of_layers_are_recorded_apart(captured: Captured) -> None:
+def test_sets_of_layers_are_recorded_apart(captured: CudaGraphEngine) -> None:
     images = noise(CIFAR_INPUT, 2)
     assert captured.forward(images)[1] == {}
     assert set(captured.forward(images, frozenset({"conv2"}))[1]) == {"conv2"}
     assert captured.recorded == ((2, frozenset()), (2, frozenset({"conv2"})))
 
 
-def test_no_memory_is_shared_between_two_calls(captured: Captured) -> None:
+def test_no_memory_is_shared_between_two_calls(captured: CudaGraphEngine) -> None:
     images = noise(CIFAR_INPUT, 2)
     scores, maps = captured.forward(images, LAYERS)
     kept = {name: values.clone() for name, values in maps.items()}
@@ -96,14 +96,16 @@ def test_no_memory_is_shared_between_two_calls(captured: Captured) -> None:
     assert all(torch.equal(maps[name], kept[name]) for name in LAYERS)
 
 
-def test_the_callers_pictures_are_left_alone(captured: Captured) -> None:
+def test_the_callers_pictures_are_left_alone(captured: CudaGraphEngine) -> None:
     images = noise(CIFAR_INPUT, 2)
     captured.forward(images)
     captured.forward(torch.zeros_like(images))
     assert torch.equal(images, noise(CIFAR_INPUT, 2))
 
 
-def test_a_full_house_keeps_what_is_in_use_and_lets_go_of_what_is_idle(captured: Captured, recorder: Recorder) -> None:
+def test_a_full_house_keeps_what_is_in_use_and_lets_go_of_what_is_idle(
+    captured: CudaGraphEngine, recorder: Recorder
+) -> None:
     one, two, three = (noise(CIFAR_INPUT, count) for count in (1, 2, 3))
     for images in (one, two, three, one, two, three):  # More in turn than are kept: recorded twice, not six times.
         captured.forward(images)
@@ -116,8 +118,8 @@ def test_a_full_house_keeps_what_is_in_use_and_lets_go_of_what_is_idle(captured:
 
 
 def test_pictures_of_another_size_run_as_they_are(recorder: Recorder) -> None:
-    eager = Eager(torch.nn.Conv2d(3, 4, 3), {}, has_scores=False)
-    captured = Captured(eager, PICTURE, record=recorder)
+    eager = TorchEngine(torch.nn.Conv2d(3, 4, 3), {}, has_scores=False)
+    captured = CudaGraphEngine(eager, PICTURE, record=recorder)
     captured.forward(torch.rand(1, 3, 20, 20))
     assert captured.recorded == ()
     captured.forward(torch.rand(1, 3, 32, 32))
@@ -125,9 +127,9 @@ def test_pictures_of_another_size_run_as_they_are(recorder: Recorder) -> None:
 
 
 def test_what_cannot_be_recorded_runs_in_torch_and_is_told_once_a_shape(
-    eager: Eager, caplog: pytest.LogCaptureFixture
+    eager: TorchEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    captured = Captured(eager, PICTURE, record=refuse)
+    captured = CudaGraphEngine(eager, PICTURE, record=refuse)
     with caplog.at_level(logging.WARNING):
         for count in (1, 1, 2, 1):
             check(captured, eager, noise(CIFAR_INPUT, count))
@@ -138,40 +140,40 @@ def test_what_cannot_be_recorded_runs_in_torch_and_is_told_once_a_shape(
 class TestTheChoiceOnAGpu:
     """Made here of CPU tensors and a stand-in for CUDA graphs."""
 
-    def test_is_channels_last_and_recorded(self, eager: Eager, recorder: Recorder) -> None:
+    def test_is_channels_last_and_recorded(self, eager: TorchEngine, recorder: Recorder) -> None:
         engine = choose_on_gpu(eager, noise(CIFAR_INPUT, 2), record=recorder)
         assert engine.name == f"{eager.name}-channels-last-graphs"
         assert recorder.recordings == 1
         check(engine, eager, noise(CIFAR_INPUT, 3), 10 * TOLERANCE)
         assert all(weight.is_contiguous() for weight in eager.module.parameters()), "gradients keep the plain network"
 
-    def test_in_16_bits_keeps_its_precision(self, eager: Eager, recorder: Recorder) -> None:
+    def test_in_16_bits_keeps_its_precision(self, eager: TorchEngine, recorder: Recorder) -> None:
         engine = choose_on_gpu(eager, noise(CIFAR_INPUT, 2), precision="bfloat16", record=recorder)
         assert engine.name == f"{eager.name}-bfloat16-channels-last-graphs"
 
     def test_falls_back_on_channels_last_with_one_warning(
-        self, eager: Eager, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+        self, eager: TorchEngine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with caplog.at_level(logging.WARNING, "handlers.network.engines.in_torch"):
+        with caplog.at_level(logging.WARNING, "handlers.network.engines.torch_choice"):
             engine = choose_on_gpu(eager, noise(CIFAR_INPUT, 2), record=stuck)
         assert engine.name == f"{eager.name}-channels-last"
-        told = [record for record in caplog.records if record.name == "handlers.network.engines.in_torch"]
+        told = [record for record in caplog.records if record.name == "handlers.network.engines.torch_choice"]
         assert len(told) == 1
         assert "differ from torch's" in caplog.text
 
     def test_falls_back_on_plain_torch_where_nothing_else_computes_the_same(
-        self, eager: Eager, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+        self, eager: TorchEngine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        compute = Eager.compute
+        compute = TorchEngine.compute
 
-        def wrong(self: Eager, images: Tensor, layers: frozenset[str]) -> dict[str, Tensor]:
+        def wrong(self: TorchEngine, images: Tensor, layers: frozenset[str]) -> dict[str, Tensor]:
             found = compute(self, images, layers)
             return found if self is eager else {name: values * 1.1 for name, values in found.items()}
 
-        monkeypatch.setattr(Eager, "compute", wrong)
-        with caplog.at_level(logging.WARNING, "handlers.network.engines.in_torch"):
+        monkeypatch.setattr(TorchEngine, "compute", wrong)
+        with caplog.at_level(logging.WARNING, "handlers.network.engines.torch_choice"):
             assert choose_on_gpu(eager, noise(CIFAR_INPUT, 2), record=refuse) is eager
-        told = [record for record in caplog.records if record.name == "handlers.network.engines.in_torch"]
+        told = [record for record in caplog.records if record.name == "handlers.network.engines.torch_choice"]
         assert len(told) == 1
         assert "channels-last" in told[0].getMessage()
         assert "cannot be recorded" in told[0].getMessage()

@@ -1,7 +1,7 @@
 """On a GPU that only seems to be there: no operation mixes devices, and none that is to be recorded waits for the GPU.
 
 torch's fake tensors have a device, a shape and no values: two devices in one operation are an error, and so is reading
-a value, for which a GPU would have to be waited for, and which a recording (`Captured`) forbids.
+a value, for which a GPU would have to be waited for, and which a recording (`CudaGraphEngine`) forbids.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from archiver.geometry import blank, layer_geometry
 from archiver.operations import count_multiply_adds
 from handlers.images import preprocessing as pictures
-from handlers.network.engines.eager import SCORES, Eager
+from handlers.network.engines.torch_engine import SCORES, TorchEngine
 from handlers.networks import NETWORKS, Network
 from handlers.outputs.maps import quantise_in_torch
 from tests.handlers.support import CIFAR_INPUT
@@ -67,7 +67,7 @@ def test_a_pass_stays_on_the_gpu_and_waits_for_nothing(
 ) -> None:
     network, images = made(name, dtype)
     has_scores = name != "edges"
-    eager = Eager(network, network.layers, has_scores=has_scores, device=GPU, dtype=dtype, memory_format=order)
+    eager = TorchEngine(network, network.layers, has_scores=has_scores, device=GPU, dtype=dtype, memory_format=order)
     with torch.inference_mode():
         found = eager.compute(images, frozenset(network.layers))
     assert found.keys() == {*network.layers} | ({SCORES} if has_scores else set())
@@ -106,7 +106,7 @@ def test_pictures_are_normalised_on_the_gpu() -> None:
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_what_gradients_are_taken_of_is_on_the_gpu(name: str) -> None:
     network, images = made(name)
-    eager = Eager(network, network.layers, has_scores=True, device=GPU)
+    eager = TorchEngine(network, network.layers, has_scores=True, device=GPU)
     [layer] = list(network.layers)[-1:]
     logits, maps = eager.forward_with_gradients(images[:1], frozenset([layer]))
     assert logits.requires_grad

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from handlers import optional_torch
 from handlers.api.limits import Limits
 from handlers.images.preprocessing import Preprocessing, to_input
-from handlers.network.engines.eager import Eager
-from handlers.network.engines.in_torch import choose_in_torch
+from handlers.network.engines.torch_choice import choose_in_torch
+from handlers.network.engines.torch_engine import TorchEngine
 from handlers.networks.cifar import Cifar
 from handlers.outputs import editor
 from handlers.outputs.response import Identity
@@ -366,7 +366,7 @@ class TestAsHooksDo:
         torch.manual_seed(0)
         network = Residual().eval()
         archive = make_archive(copy.deepcopy(network), SIZE, CIFAR_CLASSES, layouts=Residual.layouts)
-        eager = Eager(copy.deepcopy(network), archive.layers, has_scores=True, layouts=archive.layouts)
+        eager = TorchEngine(copy.deepcopy(network), archive.layers, has_scores=True, layouts=archive.layouts)
         engine = choose_in_torch(eager, SIZE, wanted="torch", precision=precision)
         service = Pipeline(archive, Identity("m", "1", engine.name, "cpu"), Limits(), lambda: eager, engine)
         reply = ask(service, [{"layer": "inner", "operation": "scale", "value": 2}])
@@ -764,10 +764,10 @@ class TestNeighbours:
         torch.manual_seed(0)
         network = Residual().eval()
         archive = make_archive(network, SIZE, CIFAR_CLASSES, layouts=Residual.layouts)
-        eager = Eager(network, archive.layers, has_scores=True, layouts=archive.layouts)
+        eager = TorchEngine(network, archive.layers, has_scores=True, layouts=archive.layouts)
         built = []
 
-        def build() -> Eager:
+        def build() -> TorchEngine:
             built.append(1)
             return eager
 

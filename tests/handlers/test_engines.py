@@ -20,8 +20,8 @@ from handlers import loading
 from handlers.network.archive import GRAPH, WEIGHTS, Archive
 from handlers.network.engines import choice
 from handlers.network.engines.choice import choose
-from handlers.network.engines.eager import Eager
 from handlers.network.engines.reference import TOLERANCE, check, difference
+from handlers.network.engines.torch_engine import TorchEngine
 from handlers.networks.cifar import Cifar
 from handlers.pipeline import Pipeline
 from handlers.settings import Settings
@@ -160,7 +160,7 @@ def test_maps_stay_what_they_were_when_more_pictures_run(both: tuple[Pipeline, P
 def test_arrays_come_out_as_tensors_do(both: tuple[Pipeline, Pipeline]) -> None:
     for service in both[:1]:
         engine = service.predictor._network
-        assert isinstance(engine, Eager)
+        assert isinstance(engine, TorchEngine)
         images = noise(service._preprocessing, 3)
         scores, maps = engine.forward(images, frozenset(engine.layers))
         found, arrays = engine.run(images.numpy(), frozenset(engine.layers))
@@ -212,19 +212,19 @@ def test_the_card_says_which_engine_runs(both: tuple[Pipeline, Pipeline]) -> Non
 
 def test_a_layer_bound_to_no_node_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'conv9' is bound to 'nowhere', which the network does not have: .*'relu1'"):
-        Eager(Cifar().eval(), {"conv9": "nowhere"}, has_scores=True)
+        TorchEngine(Cifar().eval(), {"conv9": "nowhere"}, has_scores=True)
 
 
 def test_torch_has_the_workers_threads_for_the_network_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Converting maps is too little for threads to share out."""
     before, seen = torch.get_num_threads(), []
-    forward = Eager.forward_with_gradients
+    forward = TorchEngine.forward_with_gradients
 
-    def watched(self: Eager, images: Tensor, layers: frozenset[str] = frozenset()) -> Any:
+    def watched(self: TorchEngine, images: Tensor, layers: frozenset[str] = frozenset()) -> Any:
         seen.append(torch.get_num_threads())
         return forward(self, images, layers)
 
-    monkeypatch.setattr(Eager, "forward_with_gradients", watched)
+    monkeypatch.setattr(TorchEngine, "forward_with_gradients", watched)
     try:
         service = load("cifar", tmp_path, "onnxruntime", CONVSCOPE_THREADS="3")
         assert torch.get_num_threads() == 1
@@ -253,34 +253,36 @@ class TestWithoutIt:
             return make_archive(network, CIFAR_INPUT, CIFAR_CLASSES, graph=archive.read("graph.onnx"))
 
     @pytest.fixture
-    def eager(self, network: Cifar) -> Eager:
-        return Eager(network, Cifar.layers, has_scores=True)
+    def eager(self, network: Cifar) -> TorchEngine:
+        return TorchEngine(network, Cifar.layers, has_scores=True)
 
-    def test_the_package_missing(self, archive: Archive, eager: Eager, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_package_missing(self, archive: Archive, eager: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(choice, "find_spec", lambda name: None)
         assert choose(archive, lambda: eager) is eager
         with pytest.raises(RuntimeError, match="not installed"):
             choose(archive, lambda: eager, wanted="onnxruntime")
 
-    def test_the_graph_missing(self, archive: Archive, eager: Eager) -> None:
+    def test_the_graph_missing(self, archive: Archive, eager: TorchEngine) -> None:
         (archive.directory / GRAPH).unlink()
         assert choose(archive, lambda: eager) is eager
         with pytest.raises(RuntimeError, match="holds no graph"):
             choose(archive, lambda: eager, wanted="onnxruntime")
 
-    def test_a_gpu(self, archive: Archive, eager: Eager) -> None:
+    def test_a_gpu(self, archive: Archive, eager: TorchEngine) -> None:
         with pytest.raises(RuntimeError, match="it runs on the CPU, and this worker on cuda:1"):
             choose(archive, lambda: eager, device="cuda:1", wanted="onnxruntime")
 
-    def test_torch_asked_for(self, archive: Archive, eager: Eager) -> None:
+    def test_torch_asked_for(self, archive: Archive, eager: TorchEngine) -> None:
         assert choose(archive, lambda: eager, wanted="torch") is eager
 
-    def test_an_engine_there_is_not(self, archive: Archive, eager: Eager) -> None:
+    def test_an_engine_there_is_not(self, archive: Archive, eager: TorchEngine) -> None:
         with pytest.raises(ValueError, match="auto, torch, onnxruntime"):
             choose(archive, lambda: eager, wanted="tensorrt")
 
     @pytest.mark.parametrize("file", [GRAPH, WEIGHTS])
-    def test_a_file_damaged(self, file: str, archive: Archive, eager: Eager, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_file_damaged(
+        self, file: str, archive: Archive, eager: TorchEngine, caplog: pytest.LogCaptureFixture
+    ) -> None:
         path = archive.directory / file
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         with caplog.at_level(logging.WARNING):
@@ -297,7 +299,7 @@ class TestWithoutIt:
         with zipfile.ZipFile(STORE / "cifar.mar") as file:
             negated = Negated()
             archive = make_archive(negated, CIFAR_INPUT, CIFAR_CLASSES, graph=file.read("graph.onnx"))
-        eager = Eager(negated, Cifar.layers, has_scores=True)
+        eager = TorchEngine(negated, Cifar.layers, has_scores=True)
         with caplog.at_level(logging.WARNING):
             assert choose(archive, lambda: eager) is eager
         assert "differ from torch's" in caplog.text
@@ -306,12 +308,12 @@ class TestWithoutIt:
 
     def test_neither_does_what_the_archive_was_made_to_do(self, archive: Archive) -> None:
         (archive.directory / WEIGHTS).write_bytes(packing.weights(Cifar().state_dict()))
-        other = Eager(Cifar(), Cifar.layers, has_scores=True)
+        other = TorchEngine(Cifar(), Cifar.layers, has_scores=True)
         with pytest.raises(RuntimeError, match="neither its graph nor its weights reproduce the reference"):
             choose(archive, lambda: other)
 
     def test_nothing(self, archive: Archive) -> None:
-        def build() -> Eager:
+        def build() -> TorchEngine:
             raise AssertionError("torch is not needed")
 
         assert choose(archive, build, wanted="auto").name.startswith("onnxruntime-")
@@ -335,8 +337,8 @@ def test_an_engine_passes_within_the_tolerance_only(share: float, passes: bool) 
     torch.manual_seed(0)
     shifted = Shifted(share)
     layers = {"conv2": "inner.conv2"}
-    eager = Eager(shifted.inner, {"conv2": "conv2"}, has_scores=True)
-    off = Eager(shifted, layers, has_scores=True)
+    eager = TorchEngine(shifted.inner, {"conv2": "conv2"}, has_scores=True)
+    off = TorchEngine(shifted, layers, has_scores=True)
     if passes:
         check(off, eager, noise(CIFAR_INPUT, 2))
     else:
@@ -363,7 +365,7 @@ class Doubtful(nn.Module):
 
 def test_a_network_that_cannot_be_traced_runs_in_evaluation_mode() -> None:
     network = Doubtful()
-    eager = Eager(network, {"norm": "norm"}, has_scores=False)
+    eager = TorchEngine(network, {"norm": "norm"}, has_scores=False)
     images = torch.rand(2, 3, 5, 5)
     _, maps = eager.forward(images, frozenset({"norm"}))
     assert difference(maps["norm"].numpy(), images.numpy()) < 1e-4, (

@@ -24,9 +24,9 @@ from handlers.network import archive as archives
 from handlers.network.archive import GRAPH, WEIGHTS, Archive
 from handlers.network.engines import choice, openvino
 from handlers.network.engines.choice import choose
-from handlers.network.engines.eager import Eager
-from handlers.network.engines.openvino import Compiled
+from handlers.network.engines.openvino import OpenVinoEngine
 from handlers.network.engines.reference import TOLERANCE, TOLERANCES
+from handlers.network.engines.torch_engine import TorchEngine
 from handlers.networks.cifar import Cifar
 from tests.handlers.support import unpack
 
@@ -43,15 +43,15 @@ class Net:
 
     def __init__(self, model: str, folder: Path) -> None:
         self.archive: Archive = archives.load(unpack(model, folder))
-        self.eager: Eager = self.archive.eager("cpu")
+        self.eager: TorchEngine = self.archive.eager("cpu")
         self.layers = frozenset(self.archive.layers)
 
     def pictures(self, count: int, height: int = 32, width: int = 32) -> NDArray[np.float32]:
         shape = (count, self.archive.preprocessing.channels, height, width)
         return np.random.default_rng(count).standard_normal(shape, np.float32)
 
-    def compiled(self, precision: str = "float32", threads: int = 1) -> Compiled:
-        return Compiled(
+    def compiled(self, precision: str = "float32", threads: int = 1) -> OpenVinoEngine:
+        return OpenVinoEngine(
             self.archive.directory / GRAPH,
             self.archive.layers,
             self.pictures(2),
@@ -102,7 +102,7 @@ def test_maps_of_a_layout_are_the_graphs_output_of_that_layout(cifar: Net, tmp_p
     (tmp_path / GRAPH).write_bytes(text_format.Parse(text, onnx.ModelProto()).SerializeToString())
     shutil.copy(cifar.archive.directory / WEIGHTS, tmp_path)
     layouts, images = {"conv2": "channels_last"}, cifar.pictures(2)
-    turned = Compiled(tmp_path / GRAPH, {"conv2": "conv2"}, images, has_scores=True, layouts=layouts)
+    turned = OpenVinoEngine(tmp_path / GRAPH, {"conv2": "conv2"}, images, has_scores=True, layouts=layouts)
     assert changes(turned, cifar.compiled(), images, frozenset({"conv2"})) == {"": 0, "conv2": 0}
 
 
@@ -176,10 +176,10 @@ RUN = """
 import sys
 from pathlib import Path
 import numpy as np
-from handlers.network.engines.openvino import Compiled
+from handlers.network.engines.openvino import OpenVinoEngine
 
 images = np.zeros((1, 3, 32, 32), np.float32)
-Compiled(Path(sys.argv[1]), {}, images, has_scores=True).run(images)
+OpenVinoEngine(Path(sys.argv[1]), {}, images, has_scores=True).run(images)
 """
 
 

@@ -16,12 +16,12 @@ from handlers import optional_torch
 from handlers.images.preprocessing import noise
 from handlers.network.archive import NONE, REFERENCE, Archive
 from handlers.network.engines import Engine
-from handlers.network.engines.onnx import Session
-from handlers.network.engines.openvino import HINTS, Compiled
+from handlers.network.engines.onnx import OnnxEngine
+from handlers.network.engines.openvino import HINTS, OpenVinoEngine
 from handlers.network.engines.reference import PICTURES, TOLERANCES, compare, read, take
 
 if TYPE_CHECKING:
-    from handlers.network.engines.eager import Eager
+    from handlers.network.engines.torch_engine import TorchEngine
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _DAMAGED = 1e-4  # How far torch may be from the archive's reference, which torc
 
 def choose(
     archive: Archive,
-    network: Callable[[], Eager],
+    network: Callable[[], TorchEngine],
     *,
     device: str = "cpu",
     wanted: str = "auto",
@@ -86,7 +86,7 @@ def choose(
             logger.log(level, "torch runs instead of %s: %s", name, reason)
     if not optional_torch.is_installed():
         raise RuntimeError(f"torch must run this network, and torch or torchvision is not installed: {reason}")
-    from handlers.network.engines.in_torch import choose_in_torch
+    from handlers.network.engines.torch_choice import choose_in_torch
 
     eager = network()
     if is_doubtful:
@@ -117,9 +117,9 @@ def _run_graph(archive: Archive, name: str, threads: int, precision: str) -> Eng
     images, has_scores, layouts = noise(archive.preprocessing, PICTURES), archive.scores != NONE, archive.layouts
     engine: Engine
     if name == "onnxruntime":
-        engine = Session(archive.graph, archive.layers, has_scores=has_scores, layouts=layouts, threads=threads)
+        engine = OnnxEngine(archive.graph, archive.layers, has_scores=has_scores, layouts=layouts, threads=threads)
     else:
-        engine = Compiled(
+        engine = OpenVinoEngine(
             archive.graph,
             archive.layers,
             images,

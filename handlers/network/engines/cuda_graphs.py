@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from handlers.network.engines.eager import SCORES, Eager, Forward, Maps, Torch
+from handlers.network.engines.torch_engine import SCORES, Forward, Maps, TorchBase, TorchEngine
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def record_on_gpu(compute: Callable[[], Outputs], device: torch.device) -> tuple
     return replay, outputs
 
 
-class Captured(Torch):
+class CudaGraphEngine(TorchBase):
     """A network run by torch from recordings.
 
     Args:
@@ -80,7 +80,7 @@ class Captured(Torch):
 
     def __init__(
         self,
-        eager: Eager,
+        eager: TorchEngine,
         picture: tuple[int, ...],
         *,
         record: Record = record_on_gpu,
@@ -102,7 +102,7 @@ class Captured(Torch):
 
     @torch.inference_mode()
     def forward(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor | None, Maps]:
-        """Run the network once; see `Torch.forward`."""
+        """Run the network once; see `TorchBase.forward`."""
         self._calls += 1
         recording = self._recording(images, layers)
         if recording is None:

@@ -26,7 +26,7 @@ def output_name(node: str, layout: str = "") -> str:
     return f"/maps/{node}@{layout}" if layout else f"/maps/{node}"
 
 
-class Session:
+class OnnxEngine:
     """A network run by ONNX Runtime on the CPU.
 
     Args:

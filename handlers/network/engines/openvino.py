@@ -54,11 +54,11 @@ def capabilities() -> frozenset[str]:
     return frozenset(package().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
-class Compiled:
+class OpenVinoEngine:
     """A network run by OpenVINO on the CPU.
 
     Args:
-        graph: The file of an ONNX model, as `onnx.Session` takes it.
+        graph: The file of an ONNX model, as `onnx.OnnxEngine` takes it.
         layers: Public name of each layer → node.
         images: (N, C, H, W), float32, for a trial.
         has_scores: Whether the network's output is scores.

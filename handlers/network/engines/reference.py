@@ -87,7 +87,7 @@ def check(engine: Engine, other: Engine, images: Cells, tolerance: float = TOLER
 
     Args:
         engine: To be checked.
-        other: Eager torch with the same network.
+        other: TorchEngine torch with the same network.
         images: (N, C, H, W), float32, on the CPU.
         tolerance: As `difference` measures.
 

@@ -60,7 +60,7 @@ def trace(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
     return fx.GraphModule(tracer.root, graph), {node.name: path for node, path in tracer.node_to_qualname.items()}
 
 
-class Torch(ABC):
+class TorchBase(ABC):
     """The base of engines that run torch."""
 
     @abstractmethod
@@ -82,7 +82,7 @@ class Torch(ABC):
         return _as_arrays(*self.forward(_tensor(images), layers))
 
 
-class Eager(Torch):
+class TorchEngine(TorchBase):
     """A network run by torch, operation by operation.
 
     Args:
@@ -142,9 +142,9 @@ class Eager(Torch):
         self._trace()
         self._extractors: OrderedDict[frozenset[str], Forward] = OrderedDict()
 
-    def copy(self, dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format) -> Eager:
+    def copy(self, dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format) -> TorchEngine:
         """Return an engine with a copy of the network on the same device, in another dtype or order in memory."""
-        return Eager(
+        return TorchEngine(
             copy.deepcopy(self.module),
             self.layers,
             has_scores=self.has_scores,
@@ -157,7 +157,7 @@ class Eager(Torch):
 
     @torch.inference_mode()
     def forward(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor | None, Maps]:
-        """Run the network once; see `Torch.forward`. Maps stay on the device until they have the cells asked for."""
+        """Run the network once; see `TorchBase.forward`. Maps stay on the device until they are converted."""
         return self._finish(self.compute(self._on_device(images), layers), layers)
 
     @torch.inference_mode()

@@ -11,9 +11,9 @@ import torch
 
 from handlers.images.preprocessing import Preprocessing, noise
 from handlers.network.engines import Cells, Engine
-from handlers.network.engines.cuda_graphs import Captured, Record, record_on_gpu
-from handlers.network.engines.eager import Eager
+from handlers.network.engines.cuda_graphs import CudaGraphEngine, Record, record_on_gpu
 from handlers.network.engines.reference import PICTURES, TOLERANCES, check
+from handlers.network.engines.torch_engine import TorchEngine
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ PRECISIONS = {name: (getattr(torch, name), tolerance) for name, tolerance in TOL
 """Each precision's dtype, and how far from float32 it may be. float16 and every GPU were never run here."""
 
 
-def choose_in_torch(eager: Eager, preprocessing: Preprocessing, *, wanted: str, precision: str) -> Engine:
+def choose_in_torch(eager: TorchEngine, preprocessing: Preprocessing, *, wanted: str, precision: str) -> Engine:
     """Choose how torch runs a network.
 
     Args:
@@ -46,11 +46,11 @@ def choose_in_torch(eager: Eager, preprocessing: Preprocessing, *, wanted: str, 
 
 
 def choose_on_gpu(
-    eager: Eager,
+    eager: TorchEngine,
     images: Cells,
     *,
     precision: str = "float32",
-    plain: Eager | None = None,
+    plain: TorchEngine | None = None,
     record: Record = record_on_gpu,
 ) -> Engine:
     """Use channels-last tensors and CUDA graphs, each if the outputs are those of eager torch; log why one is not used.
@@ -60,7 +60,7 @@ def choose_on_gpu(
         images: (N, C, H, W), float32, on the CPU: for a trial. Noise tells more than black.
         precision: One of `PRECISIONS`.
         plain: What to fall back on, the network in that precision; None for `eager`.
-        record: What records; see `Captured`.
+        record: What records; see `CudaGraphEngine`.
     """
     dtype, tolerance = PRECISIONS[precision]
     tolerance = max(tolerance, GPU_TOLERANCE)
@@ -73,7 +73,7 @@ def choose_on_gpu(
         reasons.append(f"channels-last: {type(err).__name__}: {err}")
     engine: Engine = best
     try:
-        captured = Captured(best, tuple(images.shape[1:]), record=record)
+        captured = CudaGraphEngine(best, tuple(images.shape[1:]), record=record)
         check(captured, eager, images, tolerance)
         check(captured, eager, -images, tolerance)  # The first call records; this one replays with other pictures.
         if not captured.recorded:
@@ -86,7 +86,7 @@ def choose_on_gpu(
     return engine
 
 
-def _halve(eager: Eager, images: Cells, precision: str) -> Eager:
+def _halve(eager: TorchEngine, images: Cells, precision: str) -> TorchEngine:
     """Return a copy of the network in 16 bits; the original stays for what needs gradients.
 
     Raises:
