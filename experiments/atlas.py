@@ -150,8 +150,8 @@ class Looking:
         """Return how much the cell falls if a square around each pixel is covered with the mean colour, (1, H, W).
 
         Args:
-            layer: Of the model card.
-            channel: Of the cell.
+            layer: The layer, from the model card.
+            channel: Channel of the cell.
             cell: Row and column in the map.
             image: (H, W, 3).
         """

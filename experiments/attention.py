@@ -23,8 +23,8 @@ class Attention(nn.Module):
     """Self-attention over all cells: each cell takes a weighted mean of all, weighted by content and by offset.
 
     Args:
-        channels: Of the maps.
-        side: Of the maps; 0 for no positions at all.
+        channels: Number of channels of the maps.
+        side: Side of the maps; 0 for no positions at all.
     """
 
     which: Tensor

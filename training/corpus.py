@@ -42,10 +42,10 @@ class Corpus:
     """The pictures of one data source, as one network takes them.
 
     Attributes:
-        name: What the data is called where results are reported.
+        name: Name of the data in reports.
         classes: K names; a label is an index into them.
         train: Pictures to learn from.
-        test: Pictures to measure on, never learnt from.
+        test: Pictures to measure on, never trained on.
     """
 
     name: str
