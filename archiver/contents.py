@@ -227,7 +227,7 @@ class Contents:
                 raise ArchiveError(f"{err}; return a dictionary or a tuple of tensors") from err
             check_batch_independence(eager, self.preprocessing)
             no_gradients = why_no_gradients(eager, self.preprocessing) if eager.has_scores else ""
-            with self.network() as again:  # Inside the first context: so it draws other random numbers.
+            with self.network() as again:  # Inside the first context, so it draws other random numbers.
                 check_rebuilt(again, picture, found.output)
             described, reference = describe(
                 eager,

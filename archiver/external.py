@@ -80,7 +80,7 @@ class Published:
 def look_up_torchvision(
     name: str, state_dict: Path | None = None, arguments: Mapping[str, object] | None = None
 ) -> Published:
-    """Look up a classifier of torchvision.
+    """Look up a torchvision classifier.
 
     Args:
         name: torchvision's name, such as `resnet18`.
@@ -118,7 +118,7 @@ def look_up_torchvision(
 
 
 def look_up_timm(name: str, arguments: Mapping[str, object]) -> Published:
-    """Look up a network of timm; nothing is downloaded.
+    """Look up a timm network; nothing is downloaded.
 
     Args:
         name: As `timm.create_model` takes it: `resnet50`, or with the tag of its weights, `resnet50.a1_in1k`.

@@ -184,7 +184,7 @@ class Cores:
         self._timer: simpy.Event | None = None
 
     def run(self, thread: Thread, seconds: float) -> None:
-        """Give an idle thread so much to do; its `end` is called then."""
+        """Give an idle thread work for some seconds; its `end` is called when it is done."""
         self._advance()
         self._left[thread] = seconds
         self._arm()
@@ -225,7 +225,7 @@ class Cores:
 
 
 class Thread:
-    """Does what it is asked to, one thing after the other; the threads of one program share its processors."""
+    """Does its work in the order requested; the threads of one program share its processors."""
 
     def __init__(self, cores: Cores, program: object) -> None:
         self.program = program
@@ -241,14 +241,14 @@ class Thread:
         return done
 
     def end(self) -> None:
-        """Go on with what was asked next."""
+        """Start the next work in the queue."""
         self._asked.popleft()[1].succeed()
         if self._asked:
             self._cores.run(self, self._asked[0][0])
 
 
 class Replica:
-    """A bounded queue, and workers that take batches of it."""
+    """A replica: a bounded queue, and workers that take batches from it."""
 
     def __init__(self, env: simpy.Environment, fleet: Fleet, costs: Costs, cores: Cores, random: Random) -> None:
         self.silent = False
@@ -266,7 +266,7 @@ class Replica:
         return self._random.choice(self._readers).work(self._costs.front_s)
 
     def offer(self, reply: simpy.Event) -> bool:
-        """Queue a request unless the queue is full; `reply` comes to pass when it is answered."""
+        """Queue a request unless the queue is full; `reply` is triggered when the request is answered."""
         if len(self._queue) >= self._fleet.queue:
             return False
         self._hold(1)
@@ -435,7 +435,7 @@ class _Simulation:
                 self.env.process(self._follow(*self._connections.pop()))
 
     def _follow(self, gateway: Gateway, thread: Thread) -> Steps:
-        """Ask over a connection, and again as long as other requests wait for one."""
+        """Send a request over a connection, and further ones as long as requests wait for a connection."""
         while self._due:
             sent, counts = self._due.popleft()
             if self._caller:
@@ -454,7 +454,7 @@ class _Simulation:
             self._connections.append((gateway, thread))
 
     def hang(self, replica: Replica, at_s: float) -> Steps:
-        """Have a replica answer nothing any more; each gateway finds out by its health checks."""
+        """Make a replica stop responding; each gateway finds out by its health checks."""
         yield self.env.timeout(at_s)
         replica.silent = True
         for gateway in self.gateways:

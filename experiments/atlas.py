@@ -24,7 +24,7 @@ from handlers.network.engines.eager import Eager
 from handlers.outputs.explanation_methods import occlusion
 
 TOP = 9
-CHANNELS, PATCHES = 3, 3  # Shown of each block and network.
+CHANNELS, PATCHES = 3, 3  # Number shown of each block and network.
 BATCH = 20
 MODELS = ("deep", "deep-untrained")
 CIFAR = {"conv1": 16, "conv2": 32}  # Channels.

@@ -23,7 +23,7 @@ from experiments.experiment import Figures, Result, Setting, interval, markdown,
 from experiments.learning import INPUT, files, pixels
 from handlers.images.preprocessing import normalise
 
-CELLS = 20  # Of each picture, to fit filters and to test them.
+CELLS = 20  # Number of cells of each picture, to fit filters and to test them.
 BATCH = 50
 KINDS = ("trained", "untrained")
 BEFORE: dict[str, dict[str, tuple[str, str, str]]] = {

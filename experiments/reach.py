@@ -24,7 +24,7 @@ SIDE = 32
 CHANNELS = 8
 BATCH = 8  # Places say nothing, so there are four kinds of pictures only.
 RATE = 0.01
-LEARNED = 0.995  # On 100 pictures that are neither learned from nor counted: training ends early.
+LEARNED = 0.995  # Accuracy on 100 pictures that are neither learned from nor counted, at which training ends early.
 PLAIN, DILATED = (1, 1, 1), (1, 2, 4)
 DISTANCES: dict[tuple[int, int, int], tuple[int, ...]] = {PLAIN: (2, 4, 6, 7, 8), DILATED: (6, 8, 14, 15, 16)}
 

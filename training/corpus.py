@@ -1,6 +1,6 @@
 """Corpora: all pictures of one data source in memory, ready for a network.
 
-A corpus holds each half of its pictures as one uint8 tensor, as it will be for the whole run: nothing is decoded or
+A corpus holds each half of its pictures as one uint8 tensor, for the whole run: nothing is decoded or
 copied again while training. Axes: `N` pictures, `C` channels, `H, W` pixels.
 """
 

@@ -14,7 +14,7 @@ from training.augmentation import cover, mirror, shift, turn
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one network is trained, by gradient descent on the cross-entropy.
+    """Recipe of one network's training, by gradient descent on the cross-entropy.
 
     Attributes:
         epochs: Times every training picture is seen.
