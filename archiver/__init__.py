@@ -1,1 +1,1 @@
-"""Archives of networks: made from a checkpoint or from a network of any origin, checked, and refreshed."""
+"""Makes archives from a checkpoint or a network of any origin, tests them, and refreshes them."""

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0 done, 1 out of date or not possible.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # As a worker has; and threads that share a core wait for each other at every layer.
+    torch.set_num_threads(1)  # As in a worker; threads that share a core wait for each other at every layer.
     try:
         with quiet_libraries(_note):
             return _run(parse(argv, __doc__ or ""))

@@ -1,8 +1,8 @@
 """Architectures: from `module:Callable` to a network, and the source files that must travel with it.
 
-The networks of `handlers` and of torchvision are there wherever an archive is served. A user's own module or package is
-packed, and is imported here from a copy of exactly what is packed, with the imports that the serving image has: what
-works here works there.
+The networks of `handlers` and of torchvision are available wherever an archive is served. A user's own module or
+package is packed, and imported here from a copy of exactly what is packed, with the imports that the serving image has:
+what works here works there.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Architecture:
     """A network's constructor, and the files it comes from.
 
     Attributes:
-        reference: `package.module:Name`, importable where `sources` lie on the path.
-        sources: Python files by name at the archive's root; empty for what the serving image has anyway.
+        reference: `package.module:Name`, importable if `sources` are on the import path.
+        sources: Python files by name at the archive's root; empty for a network that the serving image has anyway.
     """
 
     reference: str
@@ -49,7 +49,7 @@ class Architecture:
 
     @contextmanager
     def importable(self) -> Iterator[None]:
-        """Import the packed sources and nothing else of the user's for as long as the context lasts.
+        """Import the packed sources, and no other module of the user's, inside the context.
 
         Build and run the network inside: it may import more when it is called. Afterwards the import path and
         `sys.modules` are what they were.
@@ -75,7 +75,7 @@ class Architecture:
 
     @cached_property
     def _unpacked(self) -> str:
-        """The folder of the sources, as long as this object lives: Python keeps there what it has compiled of them."""
+        """Folder of the unpacked sources; kept while this object lives, since Python caches their bytecode there."""
         folder = tempfile.mkdtemp(prefix=UNPACKED)
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         for name, content in self.sources.items():
@@ -85,13 +85,13 @@ class Architecture:
         return folder
 
     def build(self, arguments: Mapping[str, Any]) -> nn.Module:
-        """Call the constructor; to be used inside `importable`.
+        """Call the constructor; use it inside `importable`.
 
         Args:
-            arguments: Its keyword arguments.
+            arguments: The constructor's keyword arguments.
 
         Raises:
-            ArchiveError: It cannot be imported, does not take these arguments, or makes no `nn.Module`.
+            ArchiveError: The constructor cannot be imported, rejects these arguments, or returns no `nn.Module`.
         """
         module_name, _, name = self.reference.partition(":")
         try:
@@ -108,7 +108,7 @@ class Architecture:
             raise ArchiveError(f"importing {module_name} failed: {type(err).__name__}: {err}") from err
         try:
             network = constructor(**arguments)
-        except Exception as err:  # So may their constructor.
+        except Exception as err:  # The user's constructor may raise anything too.
             raise ArchiveError(
                 f"{self.reference}({_spelt(arguments)}) failed: {type(err).__name__}: {err}; "
                 "--arguments takes the constructor's keyword arguments as JSON"
@@ -131,7 +131,7 @@ def find(text: str) -> Architecture:
             `package.module:Class.method`.
 
     Raises:
-        ArchiveError: There is no such file or module, or its name would hide another inside the server.
+        ArchiveError: The file or module does not exist, or its name would hide another module inside the server.
     """
     place, colon, name = text.rpartition(":")
     if not colon or not place or not all(part.isidentifier() for part in name.split(".")):
@@ -152,7 +152,7 @@ def _find_file(path: Path, name: str) -> Architecture:
         raise ArchiveError(f"{path.name} cannot be imported by that name; rename it to letters, digits and underscores")
     try:
         spec = importlib.util.find_spec(stem)
-    except ValueError:  # A module that was loaded by other means, and has no spec.
+    except ValueError:  # The module was loaded by other means, and has no spec.
         spec = None
     installed = [Path(sysconfig.get_path(key)) for key in ("purelib", "platlib")]
     origin = Path(spec.origin) if spec is not None and spec.origin and spec.has_location else None
@@ -166,7 +166,7 @@ def package_files(top: str, place: str) -> dict[str, bytes]:
     """Return the Python files of the top-level module or package that holds `place`, by name inside the archive.
 
     Raises:
-        ArchiveError: There is none, or it is none of the user's.
+        ArchiveError: The module does not exist, or is not the user's.
     """
     spec = importlib.util.find_spec(top)
     if spec is None:
@@ -182,7 +182,7 @@ def package_files(top: str, place: str) -> dict[str, bytes]:
 
 @contextmanager
 def _imports_of_the_serving_image(packed: set[str]) -> Iterator[None]:
-    """Refuse the packed modules what the serving image lacks, as it would; everyone else imports as before."""
+    """Reject imports by the packed modules that the serving image lacks; all other code imports as before."""
     allowed = {*SERVED, *packed, "handlers", *sys.stdlib_module_names}
     ordinary, by_name = builtins.__import__, importlib.import_module
 

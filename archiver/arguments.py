@@ -87,14 +87,14 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
-    """Read the command line; on a mistake in it, say so and exit with status 2.
+    """Parse the command line; on a mistake, print it and exit with status 2.
 
     Args:
-        argv: Without the program's name; None for those of the process.
-        description: Of the program.
+        argv: Arguments without the program's name; None for the arguments of the process.
+        description: Description of the program.
 
     Returns:
-        The options. With a network of the user's or a library's also `preprocessing`, and `labels` from the library.
+        The options. For a network of the user or a library also `preprocessing`, and `labels` from the library.
     """
     parser = _parser(description)
     arguments = parser.parse_args(argv)
@@ -125,7 +125,7 @@ def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
 
 
 def _complete(arguments: argparse.Namespace) -> None:
-    """Put in what the network itself says, where the command line says nothing."""
+    """Fill in what the network itself defines and the command line leaves out."""
     source, preprocessing = "", None
     arguments.labels = ()
     said = {**arguments.arguments, "mean": arguments.mean, "std": arguments.std}

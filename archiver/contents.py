@@ -1,7 +1,7 @@
-"""Contents: what an archive says about one model, whether it came from a checkpoint, a user or another archive.
+"""Contents: what an archive holds about one model, from a checkpoint, a user's network or another archive.
 
-Contents become files only after they were proven: the network built from what will be packed, its weights loaded
-strictly, pictures run, one at a time and together.
+Contents become files only after they pass the tests: the network is built from what will be packed, its weights are
+loaded strictly, and pictures are run, one at a time and together.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from handlers.network.engines.torch_engine import TorchEngine
 
 logger = logging.getLogger(__name__)
 
-_REPEATED = TOLERANCE / 10  # How far a reference that is kept may be from what the network computes here.
+_REPEATED = TOLERANCE / 10  # Largest difference between a kept reference and what the network computes here.
 
 _CHECKPOINT_KEYS = (
     "model",
@@ -81,16 +81,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}")
 _LAYER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _RESERVED_NAMES = ("all", "none", "index", "label", "probability", "logit", "reply", "file", "allow_pickle")
-_RESERVED_ENDS = (".scale", ".offset", ".channels", ".npy")  # A layer is a member of an npz; these stand beside it.
+_RESERVED_ENDS = (".scale", ".offset", ".channels", ".npy")  # Layers are members of an npz; so are these.
 
 
 class Proof(NamedTuple):
-    """What the checks of a model found out.
+    """Results of testing a model.
 
     Attributes:
         shapes: (C, h, w) of every published layer, by public name.
-        no_gradients: Why its scores have no gradients; empty if they have, or if there are no scores.
-        described: What the card says of it beside that.
+        no_gradients: Why the scores have no gradients; empty if they have gradients, or if there are no scores.
+        described: The other facts about the model for the card.
         reference: The tensors of reference.safetensors.
     """
 
@@ -102,14 +102,14 @@ class Proof(NamedTuple):
 
 @dataclass(frozen=True)
 class Contents:
-    """One model, ready to be proven and packed.
+    """One model, ready to be tested and packed.
 
     Attributes:
         card: The content of card.json.
         weights: The content of weights.safetensors.
         architecture: The constructor, with the sources that travel.
-        graph: The content of graph.onnx; None without. What it came from is in the card, under `graph`.
-        reference: The content of reference.safetensors in the archive that this was read from; None without.
+        graph: The content of graph.onnx; None without a graph. The card holds its origin under `graph`.
+        reference: The content of reference.safetensors in the archive that the contents were read from; None without.
     """
 
     card: Mapping[str, Any]
@@ -119,10 +119,10 @@ class Contents:
     reference: bytes | None = None
 
     def files(self) -> dict[str, bytes]:
-        """Return every file of the archive, after proving that they make a model.
+        """Return every file of the archive, after testing the model.
 
         Raises:
-            ArchiveError: They do not; the message says why.
+            ArchiveError: The model fails a test; the message says why.
         """
         proof = self.prove()
         batch = batch_size(proof.shapes, any_size=self.preprocessing.size is None)
@@ -143,9 +143,9 @@ class Contents:
         }
 
     def _keep_reference(self, fresh: dict[str, NDArray[Any]]) -> bytes:
-        """Return the reference of the archive that this was read from, where the network still computes it.
+        """Return the reference of the archive that the contents were read from, where the network still computes it.
 
-        Another machine sums in another order, and the last digits of what it computes differ.
+        Another machine sums in another order, so the last digits differ.
         """
         if self.reference is not None:
             try:
@@ -159,15 +159,15 @@ class Contents:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What the network takes."""
+        """Preprocessing of the network's input."""
         return Preprocessing.from_dict(self.card["preprocessing"])
 
     @contextmanager
     def network(self) -> Iterator[nn.Module]:
-        """Build the network from what will be packed; use it inside the context, its own imports work nowhere else.
+        """Build the network from what will be packed; use it inside the context: its own imports fail outside.
 
         Raises:
-            ArchiveError: It cannot be built, or the weights do not fit.
+            ArchiveError: The network cannot be built, or the weights do not fit.
         """
         with self.architecture.importable(), torch.random.fork_rng(devices=[]):
             network = self.architecture.build(self.card["arguments"])
@@ -175,24 +175,24 @@ class Contents:
             yield network.eval()
 
     def with_graph(self, content: bytes | None, origin: Mapping[str, Any] | None = None) -> Contents:
-        """Return the same model with another graph, or with none.
+        """Return the same model with another graph, or without a graph.
 
         Args:
-            content: Of graph.onnx.
-            origin: What the card says of it.
+            content: The content of graph.onnx.
+            origin: The card's entry about the graph.
         """
         card = {name: value for name, value in self.card.items() if name != "graph"}
         found = replace(self, card=card if origin is None else {**card, "graph": origin}, graph=content)
-        if "_proof" in vars(self):  # The proof is of the network, and another graph does not change that.
+        if "_proof" in vars(self):  # The proof is about the network; another graph does not change it.
             vars(found)["_proof"] = self._proof
         return found
 
     def prove(self) -> Proof:
-        """Build the network from what will be packed and run pictures of noise; once, as nothing of it can change.
+        """Build the network from what will be packed and run pictures of noise; cached, since contents cannot change.
 
         Raises:
-            ArchiveError: It cannot be built, the weights do not fit, layers, classes or graph do not match what it
-                does, or what it answers to a picture depends on more than the picture.
+            ArchiveError: The network cannot be built, the weights do not fit, layers, classes or graph do not match the
+                network, or its output for a picture depends on more than the picture.
         """
         proof = self._proof
         _ = self._graph_proof
@@ -223,11 +223,11 @@ class Contents:
             )
             try:
                 eager = TorchEngine(network, **eager_arguments(self.card))
-            except ValueError as err:  # A tensor is returned in a way that its graph does not show.
+            except ValueError as err:  # The graph does not show how the tensor is returned.
                 raise ArchiveError(f"{err}; return a dictionary or a tuple of tensors") from err
             check_batch_independence(eager, self.preprocessing)
             no_gradients = why_no_gradients(eager, self.preprocessing) if eager.has_scores else ""
-            with self.network() as again:  # Inside the first, whose random numbers are drawn: it draws others.
+            with self.network() as again:  # Inside the first context, so it draws other random numbers.
                 check_rebuilt(again, picture, found.output)
             described, reference = describe(
                 eager,
@@ -240,7 +240,7 @@ class Contents:
 
 
 def _more_answers(network: nn.Module, preprocessing: Preprocessing) -> Iterator[Any]:
-    """Run more pictures of noise, one of them so strong that logits leave the range of ordinary ones."""
+    """Run more pictures of noise, one with such contrast that its logits leave the ordinary range."""
     first, *others = torch.split(noise(preprocessing, 3), 1)
     with torch.no_grad():
         for picture in (30 * first, *others):
@@ -252,11 +252,11 @@ def from_checkpoint(path: Path, version: str, *, half: bool = False) -> Contents
 
     Args:
         path: The checkpoint.
-        version: Of the model.
+        version: The model's version.
         half: Keep the weights as float16.
 
     Raises:
-        ArchiveError: `path` is no checkpoint of format 1.
+        ArchiveError: `path` is not a checkpoint of format 1.
     """
     checkpoint = load_file(path)
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
@@ -282,10 +282,10 @@ def from_checkpoint(path: Path, version: str, *, half: bool = False) -> Contents
 
 
 def from_files(files: Mapping[str, bytes]) -> Contents:
-    """Read back what an archive holds, its code aside; one of an older format as today's would hold it.
+    """Read the contents of an archive without its code; an older format is converted to today's.
 
     Raises:
-        ArchiveError: It is no archive of ours.
+        ArchiveError: The files are not those of a convscope archive.
     """
     files = renewed(files)
     missing = [name for name in (CARD, WEIGHTS) if name not in files]
@@ -302,10 +302,10 @@ def from_files(files: Mapping[str, bytes]) -> Contents:
 
 
 def check_names(card: Mapping[str, Any]) -> None:
-    """Check what becomes part of a URL, a file name or a header.
+    """Check the names that become part of a URL, a file name or a header.
 
     Raises:
-        ArchiveError: The model, its version or a layer has a name that would not travel.
+        ArchiveError: The model, its version or a layer has a name that is not valid there.
     """
     for what, pattern in (("model", _NAME), ("version", _VERSION)):
         if not pattern.fullmatch(card[what]):

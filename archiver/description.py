@@ -1,7 +1,7 @@
-"""Description: facts about a network that are found by running it in torch, for the model card.
+"""Description: facts about a network for the model card, found by running it in torch.
 
-A worker then needs no torch to answer the model card, filters or class activation maps, and to see that its engine
-computes what torch does. Axes: `C` channels, `h, w` map cells, `K` classes.
+With these facts a worker needs no torch to return the model card, filters or class activation maps, or to check that
+its engine computes what torch does. Axes: `C` channels, `h, w` map cells, `K` classes.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from handlers.network.engines.reference import PICTURES, take
 from handlers.network.engines.torch_engine import TorchEngine
 from handlers.network.layouts import CHANNELS_LAST, parse
 
-_SAME = 1e-4  # How far a head may be from the linear one, as a share of the largest logit.
-_READABLE = (torch.float16, torch.float32, torch.float64)  # Of what is stored: numpy has no other floats.
+_SAME = 1e-4  # Largest difference between a head and the linear one, as a share of the largest logit.
+_READABLE = (torch.float16, torch.float32, torch.float64)  # Dtypes of stored tensors; numpy has no other floats.
 
 Values = dict[str, NDArray[Any]]
 
@@ -42,14 +42,14 @@ def describe(
 
     Args:
         eager: The network in torch, on the CPU.
-        preprocessing: What it takes.
-        classes: How many it has.
-        stored: Its weights, as the archive stores them; None for as the network has them.
+        preprocessing: Preprocessing of the network's input.
+        classes: Number of classes.
+        stored: The weights as the archive stores them; None if they are stored as the network has them.
         has_gradients: Whether its scores have gradients.
 
     Returns:
-        What card.json holds, see `handlers.network.archive.Described`; and the tensors of reference.safetensors: what
-        the network computes for noise, and kernels and heads that are no entry of the state dict.
+        The description in card.json, see `handlers.network.archive.Described`; and the tensors of
+        reference.safetensors: the network's results for noise, and kernels and heads that are not in the state dict.
     """
     network, shape = eager.module, (preprocessing.channels, *(preprocessing.size or ANY_SIZE))
     geometry = layer_geometry(network, eager.layers, shape, eager.layouts)
@@ -79,12 +79,12 @@ def describe(
 
 
 class _Names:
-    """Names of tensors that the network computes with: of the state dict, or under which they are added to the values.
+    """Names of the tensors that the network computes with: in the state dict, or as added to the values.
 
     Args:
-        network: Loaded.
-        stored: Its weights as they are stored.
-        values: To which others are added.
+        network: The network, weights loaded.
+        stored: The network's weights as they are stored.
+        values: Tensors by name; tensors that are not in the state dict are added.
     """
 
     def __init__(self, network: nn.Module, stored: Mapping[str, Tensor], values: Values) -> None:
@@ -100,7 +100,7 @@ class _Names:
         return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
     def of(self, tensor: Tensor, otherwise: str) -> str:
-        """Return the name of a tensor; it is added under `otherwise` if it is no entry of the state dict."""
+        """Return the name of a tensor; a tensor that is not in the state dict is added under `otherwise`."""
         name = self._known.get(self._memory(tensor))
         if name is None:
             name = f"/{otherwise}"
@@ -114,7 +114,7 @@ def _sources(sources: Sources) -> list[dict[str, Any]]:
 
 
 def _layer(name: str, layer: LayerGeometry, names: _Names, sources: Sources) -> dict[str, Any]:
-    """Return a layer by the field names of `convscope.v1.Layer`, and where its kernel is."""
+    """Return a layer by the field names of `convscope.v1.Layer`, and the name of its kernel."""
     kind = parse(layer.layout).kind
     found = {
         "name": name,
@@ -134,7 +134,7 @@ def _layer(name: str, layer: LayerGeometry, names: _Names, sources: Sources) -> 
 
 
 def _operation(layer: LayerGeometry, kind: str) -> dict[str, Any]:
-    """Return the fields of the operation that makes a map; none where no operation with weights does."""
+    """Return the fields of the operation that makes a map; empty if no operation with weights makes it."""
     operation = layer.operation
     if operation is None:
         return {}
@@ -157,9 +157,9 @@ def _operation(layer: LayerGeometry, kind: str) -> dict[str, Any]:
 def _heads(
     eager: TorchEngine, preprocessing: Preprocessing, classes: int, shapes: Mapping[str, tuple[int, ...]], names: _Names
 ) -> dict[str, str]:
-    """Return, by layer, the weight (K, C) that maps the mean over its cells to the logits, where there is one.
+    """Return, by layer, the weight (K, C) that maps the mean over the layer's cells to the logits, if any.
 
-    A linear layer of that shape is tried on noise: what the network computes counts, not how it is written.
+    A linear layer of that shape is tested on noise, so the result does not depend on how the network is written.
     """
     found = {}
     linear = [part for part in eager.module.modules() if isinstance(part, nn.Linear) and len(part.weight) == classes]
@@ -169,7 +169,7 @@ def _heads(
     if not any(fitting.values()):
         return {}
     logits, maps = eager.forward(noise(preprocessing, PICTURES), frozenset(eager.layers))
-    assert logits is not None  # noqa: S101  # For the types: there are classes.
+    assert logits is not None  # noqa: S101  # For the type checker: the network has classes.
     for layer, parts in fitting.items():
         means = maps[layer].mean(dim=(2, 3))
         for part in parts:
@@ -192,7 +192,7 @@ def _default_layer(
 
 
 def _scores_depend_on(eager: TorchEngine, preprocessing: Preprocessing, layer: str) -> bool:
-    """Return whether the scores depend on a layer's map at all: a transformer's need not on its last patches."""
+    """Return whether the scores depend on a layer's map: a transformer's need not depend on its last patches."""
     with torch.inference_mode(False), torch.enable_grad():
         logits, made = eager.forward_with_gradients(noise(preprocessing), frozenset([layer]))
         if not (logits.requires_grad and made[layer].requires_grad):

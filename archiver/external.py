@@ -1,6 +1,6 @@
 """External networks: a user's own, torchvision's or timm's, from constructor, weights and layers to an archive.
 
-Nothing is downloaded: what published weights take and mean comes with the package, the weights themselves from a file.
+Nothing is downloaded: the facts about published weights come with the package, the weights themselves from a file.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ AUTO = "auto"
 """Instead of layers: those that `propose` chooses."""
 
 _IMAGENET = tuple(models.ResNet18_Weights.DEFAULT.meta["categories"])
-_FETCHING = ("weights", "weights_backbone", "pretrained", "checkpoint_path")  # Arguments of torchvision's and timm's.
+_FETCHING = ("weights", "weights_backbone", "pretrained", "checkpoint_path")  # Arguments of torchvision and timm.
 
 
 _TRANSFORMING = ("googlenet", "inception_v3")  # torchvision's builders set `transform_input` for published weights.
@@ -57,16 +57,16 @@ _TRANSFORMING = ("googlenet", "inception_v3")  # torchvision's builders set `tra
 
 @dataclass(frozen=True)
 class Published:
-    """A network of torchvision's or timm's and one set of its weights.
+    """A network of torchvision or timm and one set of its weights.
 
     Attributes:
         architecture: The builder, as `--arch` takes it.
-        weights: The name of those weights, such as `IMAGENET1K_V1`.
+        weights: The name of the set of weights, such as `IMAGENET1K_V1`.
         preprocessing: The published recipe: how a picture is resized, cropped and normalised.
-        classes: Labels in the order of the outputs; empty where nobody publishes what the outputs mean.
-        arguments: Keyword arguments of the builder that go with the name.
-        is_guess: Whether a weights file has none of the names that the library publishes weights of the network under,
-            and other weights of it, with another recipe or other classes, may be meant.
+        classes: Labels in the order of the outputs; empty if the meaning of the outputs is not published.
+        arguments: Keyword arguments of the builder that belong to the name.
+        is_guess: Whether the name of the weights file is none under which the library publishes weights of the network,
+            so that the file may hold other weights, with another recipe or other classes.
     """
 
     architecture: str
@@ -80,19 +80,19 @@ class Published:
 def look_up_torchvision(
     name: str, state_dict: Path | None = None, arguments: Mapping[str, object] | None = None
 ) -> Published:
-    """Look up a classifier of torchvision's.
+    """Look up a torchvision classifier.
 
     Args:
-        name: Such as `resnet18`.
-        state_dict: A weights file; if it still has the name it is published under, the facts are of those weights, else
-            of torchvision's default ones.
+        name: torchvision's name, such as `resnet18`.
+        state_dict: A weights file; if it still has its published name, the facts are those of these weights, else those
+            of torchvision's default weights.
         arguments: The constructor's keyword arguments.
 
     Returns:
-        What torchvision publishes, with the arguments that its builder adds for weights of its own.
+        The facts that torchvision publishes, with the arguments that its builder adds for its own weights.
 
     Raises:
-        ArchiveError: torchvision has no such classifier, or an argument that a weights file does not show must be said.
+        ArchiveError: torchvision has no such classifier, or an argument that a weights file does not show is missing.
     """
     known = models.list_models(module=models)
     if name not in known:
@@ -110,7 +110,7 @@ def look_up_torchvision(
             f"{name} may normalise pictures once more in the network, which {state_dict.name} does not show: add "
             '"transform_input": true to --arguments if its training began with torchvision\'s weights, else false'
         )
-    elif named and name.startswith("vit_"):  # Its grid of patches.
+    elif named and name.startswith("vit_"):  # The picture size sets its grid of patches.
         own = {"image_size": entry.transforms().crop_size[0]}
     facts = [(of_torchvision(one.transforms()), tuple(one.meta["categories"])) for one in (entry, *entries)]
     is_guess = state_dict is not None and not named and len(set(facts)) > 1
@@ -118,15 +118,15 @@ def look_up_torchvision(
 
 
 def look_up_timm(name: str, arguments: Mapping[str, object]) -> Published:
-    """Look up a network of timm's; nothing is downloaded.
+    """Look up a timm network; nothing is downloaded.
 
     Args:
         name: As `timm.create_model` takes it: `resnet50`, or with the tag of its weights, `resnet50.a1_in1k`.
         arguments: The constructor's keyword arguments, and `mean` and `std`, as `timm_preprocessing` takes them.
 
     Returns:
-        What timm publishes of the weights that the tag names, or of timm's default ones. The classes are ImageNet's if
-        the tag says that these weights were last trained for it.
+        The facts that timm publishes about the weights that the tag names, or about its default weights. The classes
+        are ImageNet's if the tag says that these weights were last trained on ImageNet.
 
     Raises:
         ArchiveError: timm is not installed, or has no such network or weights.
@@ -136,7 +136,7 @@ def look_up_timm(name: str, arguments: Mapping[str, object]) -> Published:
 
     network, _, tag = name.partition(".")
     entry = timm.models.model_entrypoint(network)
-    published: Any = timm.models.get_pretrained_cfg(name) or timm.models.PretrainedCfg()  # With methods without types.
+    published: Any = timm.models.get_pretrained_cfg(name) or timm.models.PretrainedCfg()  # Its methods have no types.
     facts = published.to_dict()
     own = {"pretrained_cfg": tag} if tag else {}
     outputs = arguments.get("num_classes", facts["num_classes"])
@@ -170,31 +170,31 @@ def from_network(
     description: str,
     report: Callable[[str], None],
 ) -> Contents:
-    """Take a network that `training.train` knows nothing of.
+    """Make the contents of a network that `training.train` does not know.
 
     Args:
         architecture: `path/to/net.py:Name`, `package.module:Name`, or a builder such as `torchvision.models:resnet18`.
-        name: What the model is served under.
+        name: Name that the model is served under.
         layers: Public name → node of torchvision's feature extraction, or `output:` and the name of a tensor that the
-            network returns; with `@` and a layout behind where that cannot be told. `AUTO` for those proposed.
+            network returns; followed by `@` and a layout if it cannot be found out. `AUTO` for the proposed layers.
         preprocessing: What the network takes.
-        state_dict: The weights' file: a state dict, alone or in a checkpoint, or safetensors, whole or in shards.
-        ema: Take the moving average of the weights that the file holds beside them.
-        packages: Installed ones that travel besides those that are found, as `find_named` takes them.
-        seed: Without a file: initialise the network from this seed.
+        state_dict: The weights file: a state dict, alone or in a checkpoint, or safetensors, whole or in shards.
+        ema: Take the moving average of the weights, if the file holds it too.
+        packages: Installed packages to pack besides those that are found, as `find_named` takes them.
+        seed: Seed of the initial weights, without a weights file.
         arguments: The constructor's keyword arguments, plain JSON values.
-        classes: Labels in the order of the outputs; none for a network whose output is no scores.
-        scores: What the outputs mean, one of `SCORES`; None for softmax, or none without classes.
-        probabilities: Whether the outputs are the probabilities already; None to find out.
-        output: Which of several tensors that the network returns is the scores: keys or indexes with dots between.
+        classes: Labels in the order of the outputs; empty for a network whose output is not scores.
+        scores: Meaning of the outputs, one of `SCORES`; None for softmax, or for none without classes.
+        probabilities: Whether the outputs are probabilities already; None to find out.
+        output: Which of several returned tensors is the scores: keys or indexes separated by dots.
         tokens: The grid of patches, `14x14+1` for 14×14 after one other token; empty to find out.
         version: The model's version.
-        description: One sentence for the model card; empty for one that says whose the network is.
-        report: Called with which weights of the file were taken, and what was left out.
+        description: One sentence for the model card; empty for a default that names the network's origin.
+        report: Called with a line on which weights of the file were taken and which were left out.
 
     Raises:
-        ArchiveError: The network cannot be built, the weights do not fit it, or no layers were asked for: the text then
-            lists those there are and those proposed.
+        ArchiveError: The network cannot be built, the weights do not fit, or no layers were requested: the message then
+            lists the available and the proposed layers.
     """
     constructor = dict(arguments)
     fetching = [name for name in _FETCHING if constructor.get(name)]
@@ -251,10 +251,10 @@ def _meaning(
     output: str,
     probabilities: bool | None,
 ) -> dict[str, Any]:
-    """Return what the card says of the outputs: only what was said, and what follows from that.
+    """Return the card's entries about the outputs: the options given, and what follows from them.
 
     Raises:
-        ArchiveError: It does not fit together, or whether the outputs are probabilities already must be said.
+        ArchiveError: The options contradict each other, or do not say whether the outputs are probabilities.
     """
     if scores not in (None, *SCORES):
         raise ArchiveError(f"scores are {scores!r}; there are {', '.join(SCORES)}")
@@ -279,7 +279,7 @@ def _meaning(
 
 
 def _laid_out(layers: Mapping[str, str], finder: Layouts) -> tuple[dict[str, str], dict[str, str]]:
-    """Return layers that were named, without what was said of their layouts, and the layouts but for the usual one.
+    """Return the named layers without their layouts, and the layouts other than the usual one.
 
     Raises:
         ArchiveError: A layout cannot be found, or is not the one that was given.
@@ -292,7 +292,7 @@ def _laid_out(layers: Mapping[str, str], finder: Layouts) -> tuple[dict[str, str
             said[name] = "" if word == "channels_first" else word
     try:
         found, unfit = finder.find(dict.fromkeys(nodes.values()))
-    except Exception:  # No such node, or the network fails: proving the contents says so in words.
+    except Exception:  # No such node, or the network fails: the test of the contents reports it.
         return nodes, {name: word for name, word in said.items() if word}
     published: dict[str, str] = {}
     layouts: dict[str, str] = {}
@@ -319,7 +319,7 @@ def _add(layers: dict[str, str], layouts: dict[str, str], name: str, node: str, 
 def _proposed(
     network: nn.Module, preprocessing: Preprocessing, finder: Layouts, *, take: bool
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the layers that are proposed, and their layouts, or raise them for the user to choose from."""
+    """Return the proposed layers and their layouts, or raise an error that lists them for the user to choose from."""
     logger.info("looking for layers")
     picture = noise(preprocessing)
     found = survey(network, picture)

@@ -1,8 +1,8 @@
-"""What feeds what: the published layers, and the scores, as a graph.
+"""Finds which published layers feed each layer and the scores, as a graph.
 
-A layer's sources are the published layers, or the picture, from which its map is computed without another published
-layer between. Several paths may lead there from one source: in a residual block one passes convolutions and one passes
-none.
+A layer's sources are the published layers, or the picture, from which its map is computed with no other published
+layer in between. Several paths may lead there from one source: in a residual block one passes convolutions and one
+passes none.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Sources = dict[str, tuple[int, int]]
 def find_sources(
     model: nn.Module, layers: Mapping[str, str], images: Tensor, output: str = ""
 ) -> tuple[dict[str, Sources], Sources]:
-    """Return what feeds each layer, and what feeds the scores.
+    """Return the sources of each layer, and those of the scores.
 
     Args:
-        model: In evaluation mode.
+        model: The network, in evaluation mode.
         layers: Public name → node, as in `archiver.geometry.layer_geometry`.
         images: (1, C, H, W), any picture.
-        output: Which of the tensors that the network returns is the scores; empty if it returns nothing else.
+        output: Which of the returned tensors is the scores; empty if the network returns only the scores.
 
     Returns:
         Sources by public name, and those of the scores; both empty if the network cannot be traced.
@@ -59,7 +59,7 @@ class _Walk(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule, operations: list[Any], published: Mapping[str, str]) -> None:
         super().__init__(module)
-        self._operations = operations  # Those of modules, as they run.
+        self._operations = operations  # Operations of modules, as they run.
         self._published = published
         self._pictures: set[str] = set()
         self.sources: dict[str, Sources] = {}
@@ -83,7 +83,7 @@ class _Walk(fx.Interpreter):
         return result
 
     def passed_on(self, node: str) -> Sources:
-        """Return the sources of what takes this node's result."""
+        """Return the sources of a node that uses this node's result."""
         if node in self._pictures:
             return {PICTURE: (0, 0)}
         return {self._published[node]: (0, 0)} if node in self._published else self.sources.get(node, {})

@@ -1,6 +1,6 @@
 """Geometry: each published layer's shape, receptive field, stride, and the operation that makes its map.
 
-The network is traced and run once on an empty picture; `receptive_fields` tells what each operation does to the
+The network is traced and run once on an empty picture; `receptive_fields` defines what each operation does to the
 rectangle of input pixels that a cell depends on.
 Axes: `N` batch, `C` channels, `H, W` picture pixels, `h, w` map cells.
 """
@@ -22,7 +22,7 @@ from handlers.network.layouts import CHANNELS_FIRST, CHANNELS_LAST, map_shape, p
 from handlers.network.modules import watchable, watching
 from handlers.network.outputs import OUTPUT, node_of, select
 
-NUMBERS = (int, float, torch.Size, torch.dtype, torch.device)  # What a network says of tensors, and no tensor.
+NUMBERS = (int, float, torch.Size, torch.dtype, torch.device)  # Properties of tensors in a graph, not tensors.
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class LayerGeometry:
     """Where the cells of one layer's map are in the picture.
 
     Attributes:
-        shape: Of the map, (C, h, w), turned as its layout says; of other outputs, the shape without the batch.
+        shape: Shape of the map, (C, h, w), axes in that order; of other outputs, the shape without the batch.
         stride: Input pixels from one cell to the next, (y, x); None where not defined (as are the two below).
         receptive_field: Input pixels that one cell depends on, (height, width): the rectangle that bounds them.
         receptive_field_start: The first input pixel of cell (0, 0), (y, x); negative: padding.
         operation: The convolution or linear layer that makes the map: the last one, or, where branches meet, the last
             one of the branch with the most of them; None if there is none.
-        axes: Where the rows and columns lie in the network's own tensor (N, ...); None where that is not known.
-        layout: Of the network's own tensor.
-        operations: All that were computed on the way from the layers that feed this one, or from the picture: in a
-            residual block those of its branches, and of its shortcut. At least `operation`; of a network that cannot be
-            traced that alone.
+        axes: Positions of the rows and columns in the network's own tensor (N, ...); None if not known.
+        layout: Layout of the network's own tensor.
+        operations: All operations between the layers that feed this one, or the picture, and this layer: in a residual
+            block those of its branches and of its shortcut. At least `operation`; that alone for a network that
+            cannot be traced.
     """
 
     shape: tuple[int, ...]
@@ -54,12 +54,12 @@ class LayerGeometry:
 
     @property
     def parameters(self) -> int:
-        """Of the operations; those of weights that work several times count once."""
+        """Parameters of the operations; weights that are used several times count once."""
         return sum({id(one.weight): one.parameters for one in self.operations}.values())
 
     @property
     def multiply_adds(self) -> int:
-        """Of the operations, for one picture."""
+        """Multiply-adds of the operations, for one picture."""
         return sum(one.multiply_adds for one in self.operations)
 
 
@@ -69,7 +69,7 @@ def layer_geometry(
     picture_shape: tuple[int, int, int],
     layouts: Mapping[str, str] | None = None,
 ) -> dict[str, LayerGeometry]:
-    """Return where each published map's cells are in the picture.
+    """Return the geometry of each published map.
 
     The model is run in evaluation mode; afterwards its modes are as before.
 
@@ -78,7 +78,7 @@ def layer_geometry(
         layers: Public name to node name of `torchvision.models.feature_extraction`, or to module path for a network
             that cannot be traced, or `output:` and the name of a tensor that the network returns.
         picture_shape: (C, H, W) of the picture to run it on.
-        layouts: Public name → layout, of the layers that are not (N, C, h, w) in the network.
+        layouts: Public name → layout, for layers that are not (N, C, h, w) in the network.
 
     Returns:
         Geometry by public name, in the order of the forward pass.
@@ -107,7 +107,7 @@ def layer_geometry(
 
 
 def resolve(node: str, graph: fx.GraphModule, names: Mapping[str, str]) -> str:
-    """Return the node behind a tensor that the network returns, `output:` and its name; any other node as it is.
+    """Return the node behind `output:` and the name of a returned tensor; any other node unchanged.
 
     Raises:
         ValueError: The network returns no such tensor.
@@ -130,7 +130,7 @@ class _Step:
     """One operation's result: its shape, its field, and the operation with weights behind it.
 
     `depth` counts nodes with such operations, one after the other. A constant, such as a weight, has the number of
-    learned cells. `operations` are those since the published layers before it.
+    learned cells. `operations` are those since the preceding published layers.
     """
 
     shape: tuple[int, ...]
@@ -145,7 +145,7 @@ def _describe(step: _Step, layout: str) -> LayerGeometry:
     field = step.field if isinstance(step.field, Field) else None
     axes = field.axes if field else None
     kind = parse(layout).kind
-    rows_and_columns = {CHANNELS_FIRST: MAP_AXES, CHANNELS_LAST: (1, 2)}.get(kind)  # Of a map; others have none.
+    rows_and_columns = {CHANNELS_FIRST: MAP_AXES, CHANNELS_LAST: (1, 2)}.get(kind)  # For maps only.
     if axes != rows_and_columns:
         field = None
     return LayerGeometry(
@@ -165,9 +165,9 @@ class _Walk(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule, operations: list[Operation], published: Container[str]) -> None:
         super().__init__(module)
-        self._operations = operations  # Those of modules, as they run; those of functions are added.
+        self._operations = operations  # Operations of modules, as they run; those of functions are added.
         self._published = published
-        self._since: dict[str, frozenset[int]] = {}  # By node, the operations since the published layers before it.
+        self._since: dict[str, frozenset[int]] = {}  # By node, the operations since the preceding published layers.
         self.steps: dict[str, _Step] = {}
 
     def step(self, node: str) -> _Step:
@@ -185,7 +185,7 @@ class _Walk(fx.Interpreter):
             self._operations += [called] if called else []
             ran = self._operations[before:]  # Several, where tracing does not look into the module.
             depth = max((step.depth for step in inputs), default=0) + bool(ran)
-            # A gate, a number a channel that is spread over a map, did not make it, however deep it lies.
+            # A gate (one number a channel, broadcast over a map) does not make the map, however deep it is.
             alike = [step for step in inputs if step.shape == shape]
             deepest = max(alike or inputs, key=lambda step: step.depth, default=None)
             operation = deepest.operation if deepest else None
@@ -212,7 +212,7 @@ class _Walk(fx.Interpreter):
         inputs = self._inputs(node)
         operation = self.fetch_attr(str(node.target)) if node.op == "call_module" else node.target
         field = follow(operation, *self.fetch_args_kwargs_from_env(node), [step.field for step in inputs])
-        # Cells that were folded, broadcast or gathered are no longer where the rules say.
+        # After folding, broadcasting or gathering, cells are no longer where the rules expect them.
         moved = isinstance(field, Field) and (result.ndim != 4 or not self._aligned(node, inputs))
         return None if moved else field
 
@@ -221,7 +221,7 @@ class _Walk(fx.Interpreter):
 
     @staticmethod
     def _aligned(node: fx.Node, inputs: list[_Step]) -> bool:
-        """Whether all inputs that hold pixels are maps of one size."""
+        """Return whether all inputs that hold pixels are maps of one size."""
         return len({step.shape[1:] for step in inputs if step.field is not CONSTANT}) == 1
 
     def _function(self, node: fx.Node, result: Tensor) -> Operation | None:
@@ -260,7 +260,7 @@ def _run_with_hooks(model: nn.Module, layers: Mapping[str, str], images: Tensor)
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every submodule into evaluation mode, and back into the mode it had."""
+    """Put every submodule into evaluation mode, and restore its mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()

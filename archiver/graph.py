@@ -1,8 +1,8 @@
-"""Graphs: a network exported to ONNX, without its weights; what an archive has no graph for runs in torch.
+"""Graphs: a network exported to ONNX without its weights; a network without a graph is served by torch.
 
-Every published map is an output of the graph beside the scores. The weights stay in `weights.safetensors`, to which the
-graph refers as external data, so that an archive grows by kilobytes. Of the exporter's optimisations only
-the folding of small constants is used: ONNX Runtime does the rest itself, for the machine that it runs on.
+Every published map is an output of the graph, besides the scores. The weights stay in `weights.safetensors`, to which
+the graph refers as external data, so an archive grows by kilobytes. Of the exporter's optimisations only the folding
+of small constants is used: ONNX Runtime does the rest itself, for the machine that it runs on.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ENGINES = ("auto", "torch", "onnx")
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 _IMAGES = "images"
-_ESCAPES = re.compile(r"\x1b\[[0-9;]*m")  # Colours of a terminal.
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*m")  # Terminal colours.
 _MAX_FOLDED = 4096  # Cells: the vectors of a normalisation are folded and stored, kernels never are.
 
 
@@ -50,8 +50,8 @@ class Exported:
     """A graph for an archive.
 
     Attributes:
-        content: Of graph.onnx. Outputs are `/maps/<node>`; where there are scores, they are the first.
-        versions: Of what exported it.
+        content: The content of graph.onnx. Outputs are `/maps/<node>`; the scores, if any, are first.
+        versions: Versions of the packages that exported it.
     """
 
     content: bytes
@@ -59,17 +59,17 @@ class Exported:
 
 
 def with_engine(contents: Contents, engine: str) -> tuple[Contents, str]:
-    """Add the graph, or leave it out.
+    """Add a graph to the contents, or leave it out.
 
     Args:
         contents: The model.
-        engine: One of `ENGINES`: `torch` for no graph; `onnx` for one; `auto` for one if that can be done here.
+        engine: One of `ENGINES`: `torch` for no graph; `onnx` for a graph; `auto` for a graph if it can be made here.
 
     Returns:
-        The contents, and for people what they can be served by.
+        The contents, and a text on which engines can serve them.
 
     Raises:
-        ArchiveError: `onnx` cannot be had.
+        ArchiveError: `onnx` is not possible.
     """
     contents = contents.with_graph(None)
     if engine == "torch":
@@ -87,7 +87,7 @@ def _exported(contents: Contents) -> Contents:
     missing = missing_packages()
     if missing:
         raise ArchiveError(f"a graph for ONNX Runtime needs {', '.join(missing)}, not installed here")
-    contents.prove()  # What is wrong with the model itself is said before the exporter says it in its own way.
+    contents.prove()  # Report faults of the model itself before the exporter reports them in its own way.
     logger.info("exporting the graph")
     with contents.network() as network:
         stop_working_in_place(network)  # As the handler does.
@@ -104,7 +104,7 @@ def _exported(contents: Contents) -> Contents:
 
 
 def missing_packages() -> list[str]:
-    """Return what exporting and proving need and this environment lacks."""
+    """Return the packages that exporting and testing need and this environment lacks."""
     return [name for name in PACKAGES if find_spec(name) is None]
 
 
@@ -122,20 +122,20 @@ def export(
     """Export a network.
 
     Args:
-        network: In evaluation mode, on the CPU, weights loaded; nothing in it works in place.
+        network: The network in evaluation mode, on the CPU, weights loaded; nothing in it works in place.
         layers: Public name → node, or `output:` and the name of a tensor that the network returns.
-        picture: (1, C, H, W), float32, normalised: what it is traced with.
-        weights: The content of weights.safetensors, which the network was loaded from.
-        has_scores: Whether its output is scores.
-        any_size: Whether H and W may change, as N always may.
-        layouts: Public name → layout, of the layers that are not (N, C, h, w) in the network.
-        output: Which of the tensors that the network returns is the scores.
+        picture: (1, C, H, W), float32, normalised; used for tracing.
+        weights: The content of weights.safetensors that the network was loaded from.
+        has_scores: Whether the network returns scores.
+        any_size: Whether H and W may vary; N always may.
+        layouts: Public name → layout, for layers that are not (N, C, h, w) in the network.
+        output: Which of the returned tensors is the scores.
 
     Returns:
-        The same bytes for the same network and versions.
+        The graph; the same bytes for the same network and versions.
 
     Raises:
-        ArchiveError: It cannot be exported; the text says what the exporter said.
+        ArchiveError: The network cannot be exported; the message has the exporter's reason.
     """
     import onnxscript.optimizer
 
@@ -147,7 +147,7 @@ def export(
         with quiet_libraries(), contextlib.redirect_stdout(io.StringIO()):  # What matters becomes an ArchiveError.
             program = torch.onnx.export(
                 extractor,
-                (torch.cat([picture, picture]),),  # A single picture would be taken for a constant.
+                (torch.cat([picture, picture]),),  # The exporter would take a batch of 1 for a constant.
                 dynamo=True,
                 optimize=False,
                 dynamic_shapes=(dimensions,),
@@ -162,13 +162,13 @@ def export(
                 program.model,
                 input_size_limit=_MAX_FOLDED,
                 output_size_limit=_MAX_FOLDED,
-                # However large they are, it would fold these, and a turned weight is no entry of the state dict.
+                # The exporter would fold these at any size, and a transposed weight is not in the state dict.
                 should_fold=lambda node: False if node.op_type == "Transpose" else None,
             )
             onnxscript.optimizer.remove_unused_nodes(program.model)
         model = program.model_proto
         link(model, weights, _kept(model.graph.initializer, network.state_dict()))
-    except Exception as err:  # Exporting runs the network's own code, and an exporter that raises what it likes.
+    except Exception as err:  # The network's own code and the exporter may raise anything.
         raise ArchiveError(f"the network cannot be exported: {_reason(err)}") from err
     _forget(model)
     versions = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
@@ -176,23 +176,23 @@ def export(
 
 
 def _reason(err: BaseException) -> str:
-    """Return what lies behind an exporter's error, in one line: its own first line only says which step it was at."""
+    """Return the cause of an exporter's error, in one line: the error's own first line only names the step."""
     while err.__cause__ is not None:
         err = err.__cause__
     lines = [line.strip() for line in _ESCAPES.sub("", str(err)).splitlines() if line.strip()]
-    return f"{type(err).__name__}: {' '.join(lines[:2])[:300]}"  # The first may be but a heading.
+    return f"{type(err).__name__}: {' '.join(lines[:2])[:300]}"  # The first line may be only a heading.
 
 
 def _extractor(
     network: nn.Module, layers: Mapping[str, str], layouts: Mapping[str, str], scores: str | None
 ) -> tuple[nn.Module, list[str]]:
-    """Return the network with a tuple of outputs, the scores first, turned to maps, and the names of these.
+    """Return the network with a tuple of outputs, the scores first, then the maps as (N, C, h, w), and their names.
 
     Args:
-        network: To be exported.
-        layers: Public name → node, or what the network returns.
+        network: The network to export.
+        layers: Public name → node, or `output:` and the name of a returned tensor.
         layouts: Public name → layout.
-        scores: Which of the returned tensors is the scores; None for none.
+        scores: Which of the returned tensors is the scores; None for no scores.
     """
     wanted = sorted({(node, layouts.get(name, CHANNELS_FIRST)) for name, node in layers.items()})
     made = {node: node for node, _ in wanted}
@@ -222,7 +222,7 @@ def _extractor(
 
 
 def _kept(initializers: Sequence[Any], state: Mapping[str, Tensor]) -> set[str]:
-    """Return the names of the initializers that the state dict has too, value for value."""
+    """Return the names of the initializers that are also in the state dict, with equal values."""
     from onnx import numpy_helper
 
     return {
@@ -233,7 +233,7 @@ def _kept(initializers: Sequence[Any], state: Mapping[str, Tensor]) -> set[str]:
 
 
 def _forget(message: Any) -> None:
-    """Remove what tells where and by what code a graph was made: paths of this machine, stack traces."""
+    """Remove traces of where and by what code a graph was made: paths of this machine, stack traces."""
     for field, value in message.ListFields():
         if field.name in ("metadata_props", "doc_string"):
             message.ClearField(field.name)

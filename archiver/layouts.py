@@ -3,11 +3,9 @@
 The input is random noise, divided into 4×4 patches. In four more runs a different patch is replaced by other noise, no
 two of them in the same row or column of patches. Every cell of a tensor then changes in these runs, by different
 amounts. If two of its axes are rows and columns, a cell changes most in the run whose patch lies at the cell's place,
-and less in those whose patch lies elsewhere in its row or column. Along an axis of channels nothing of that shows,
-whatever the sizes are. Tokens are read as every grid that they may be, and the one that fits best is taken. Attention
-lets a patch change every cell, but its own cells most. Where the difference is small, four more runs with other patches
-must agree.
-
+and less in those whose patch lies elsewhere in its row or column. An axis of channels shows no such pattern, whatever
+its size. Tokens are read as every possible grid, and the grid that fits best is taken. Attention lets a patch change
+every cell, but its own cells most. Where the difference is small, four more runs with other patches must agree.
 No such run is needed for a tensor whose axes are known from the operations that led there.
 Axes: `N` batch, `C` channels, `h, w` map cells, `T` tokens, `P` = 4 places.
 """
@@ -54,9 +52,9 @@ torchvision's and timm's transformers have 1.23 or more, most of them hundreds, 
 may be right, up to 1.19."""
 
 _CLEAR = 1.5  # Below this the second four changes must agree.
-_ONE_AXIS = 2.0  # What one axis alone must have, where the other has one cell.
-_AHEAD = 1.1  # By how much more than any other a grid must explain: one that begins a token later has 0.75 of it.
-_MOST_EXTRA = 32  # Tokens beside the patches.
+_ONE_AXIS = 2.0  # Least contrast of one axis, where the other has one cell.
+_AHEAD = 1.1  # Least lead of the best grid over any other: a grid that begins one token later has a share of 0.75.
+_MOST_EXTRA = 32  # Tokens besides the patches.
 
 
 @dataclass(frozen=True)
@@ -64,11 +62,11 @@ class Reading:
     """How well changes fit a reading of a tensor.
 
     Attributes:
-        share: How much of a cell's changes comes from the run whose patch lies at its place, on average; 0.25 if places
-            made no difference.
-        contrast: That share divided by the share of runs whose patch lies elsewhere in the cell's row, or in its
-            column, whichever gives less; 0 if both axes have one cell, or nothing changes.
-        axes: How many of the two have more than one cell.
+        share: Mean share of a cell's changes that comes from the run whose patch lies at its place; 0.25 if places made
+            no difference.
+        contrast: `share` divided by the share of runs whose patch lies elsewhere in the cell's row, or in its column,
+            whichever is less; 0 if both axes have one cell, or nothing changes.
+        axes: Number of the two axes that have more than one cell.
     """
 
     share: float
@@ -76,18 +74,18 @@ class Reading:
     axes: int
 
     def fits(self, least: float) -> bool:
-        """Whether the contrast is enough."""
+        """Return whether the contrast is enough."""
         return self.axes > 0 and self.contrast >= (least if self.axes == 2 else _ONE_AXIS)
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What four changes did to one tensor.
+    """Effect of four changes on one tensor.
 
     Attributes:
-        columns: The quarter of the picture's width of each.
+        columns: The quarter of the picture's width in which each change lies.
         along: For each two neighbouring axes (P, length, length): how much changed at each position, summed over the
-            third axis where there is one.
+            third axis, if any.
     """
 
     columns: tuple[int, ...]
@@ -98,12 +96,12 @@ class Layouts:
     """Finds the layouts of a network's tensors.
 
     Args:
-        network: In evaluation mode, on the CPU, nothing in place.
-        preprocessing: What it takes.
-        grid: Of tokens, where the user gives it, as a layout says it: `14x14+1`; empty to find out.
+        network: The network in evaluation mode, on the CPU; nothing in it works in place.
+        preprocessing: Preprocessing of the network's input.
+        grid: Grid of tokens, if the user states it, written as a layout: `14x14+1`; empty to find out.
 
     Attributes:
-        shapes: Of every node that was asked about, without the batch.
+        shapes: Shape, without the batch, of every node looked up so far.
     """
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing, grid: str = "") -> None:
@@ -118,13 +116,13 @@ class Layouts:
         """Find layouts.
 
         Args:
-            nodes: Of the network, or `output:` and the name of a tensor that it returns.
+            nodes: Nodes of the network, or `output:` and the name of a tensor that it returns.
 
         Returns:
-            Node → layout of those that are maps, and node → why not of the others.
+            Node → layout of the nodes that are maps, and node → reason for the others.
 
         Raises:
-            ValueError: There is no such node, or its output is not one tensor.
+            ValueError: A node does not exist, or its output is not one tensor.
         """
         geometry = layer_geometry(self._network, {node: node for node in nodes}, self._shape)
         found: dict[str, str] = {}
@@ -138,10 +136,10 @@ class Layouts:
         return found, unfit
 
     def check_size(self, layout: Layout | None) -> None:
-        """Check that the network has one size, if a layout is of tokens.
+        """Check that the network takes a single size, if a layout is of tokens.
 
         Raises:
-            ArchiveError: It has not.
+            ArchiveError: The network takes any size.
         """
         if layout is not None and layout.grid[0] and self._preprocessing.size is None:
             raise ArchiveError("tokens are another grid for a picture of another size; give --size HxW")
@@ -169,7 +167,7 @@ class Layouts:
         for word, mine, other in ((CHANNELS_FIRST, first, last), (CHANNELS_LAST, last, first)):
             if mine.contrast >= _AHEAD * other.contrast and self._is_sure(node, mine, readings[word]):
                 return word
-        if by_convolution and not last.fits(_CONTRAST):  # Its changes tell nothing, but a convolution made it.
+        if by_convolution and not last.fits(_CONTRAST):  # The changes are unclear, but a convolution made it.
             return CHANNELS_FIRST
         raise ArchiveError(
             f"{UNTOLD}; if they are (h, w, C), say {node}@{CHANNELS_LAST}, if (C, h, w), say {node}@channels_first"
@@ -219,7 +217,7 @@ class Layouts:
 
 
 def extra_tokens_layout(word: str, shape: tuple[int, ...]) -> str:
-    """Return the layout of the tokens beside the patches; empty where there are none, or no patches."""
+    """Return the layout of the tokens besides the patches; empty without such tokens or without patches."""
     layout = parse(word)
     if layout.kind != TOKENS or layout.patches == shape[0]:
         return ""
@@ -244,7 +242,7 @@ def _read_tokens(changes: Changes, grid: Layout) -> Reading:
 
 
 def _fit(changes: Tensor, columns: Sequence[int]) -> Reading:
-    """Return how well changes (P, h, w) fit the places where they were made."""
+    """Return how well changes (P, h, w) match the places of the patches."""
     _, high, wide = changes.shape
     total = changes.sum(dim=0)
     shares = changes / total.clamp_min(torch.finfo(changes.dtype).tiny)
@@ -260,7 +258,7 @@ def _fit(changes: Tensor, columns: Sequence[int]) -> Reading:
 
 
 def _quarter(number: int, length: int) -> Tensor:
-    """Return which of so many positions a quarter touches, (length,)."""
+    """Return which of `length` positions a quarter touches, (length,)."""
     positions = torch.arange(length)
     return (positions >= number * length // 4) & (positions < -(-(number + 1) * length // 4))
 
@@ -271,7 +269,7 @@ def _mean(share: Tensor, moved: Tensor, rows: Tensor, columns: Tensor) -> float:
 
 
 def _grids(tokens: int, height: int, width: int) -> list[Layout]:
-    """Return the grids of square patches that a picture can be cut into, with few tokens beside them."""
+    """Return the grids of square patches that a picture can be cut into, with few other tokens."""
     found: dict[Layout, None] = {}
     for side in range(1, min(height, width) + 1):
         for high, wide in ((height // side, width // side), (-(-height // side), -(-width // side))):
@@ -282,9 +280,9 @@ def _grids(tokens: int, height: int, width: int) -> list[Layout]:
 
 
 def _observe(network: nn.Module, preprocessing: Preprocessing, columns: tuple[int, ...]) -> dict[str, Changes]:
-    """Run the network once on a picture and its four changes, and see what these do to its tensors.
+    """Run the network once on a picture and its four changes, and measure their effect on its tensors.
 
-    Left out are tensors that have not three or four axes, or whose first axis is not the batch.
+    Tensors without three or four axes, or whose first axis is not the batch, are left out.
     """
     picture, other = torch.split(noise(preprocessing, 2), 1)
     height, width = picture.shape[2:]
@@ -295,7 +293,7 @@ def _observe(network: nn.Module, preprocessing: Preprocessing, columns: tuple[in
     seen: dict[str, Changes] = {}
 
     def look(name: str, value: object) -> None:
-        if not isinstance(value, Tensor) or not value.is_floating_point():  # A mask has no changes to weigh.
+        if not isinstance(value, Tensor) or not value.is_floating_point():  # A mask has no changes to measure.
             return
         if value.dim() in (3, 4) and len(value) == len(images):
             changes = (value[1:] - value[:1]).double().square().nan_to_num(0, 0, 0)

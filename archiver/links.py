@@ -1,9 +1,9 @@
-"""Links: a graph's initializers that lie in the archive's weights file, as ONNX's external data.
+"""Links: a graph's initializers refer to the archive's weights file, as ONNX's external data.
 
 A safetensors file is 8 bytes with the length of its header (little endian), the header (JSON: dtype, shape and place of
 each tensor, counted from the header's end), and the tensors' values, without gaps
 (https://huggingface.co/docs/safetensors). An initializer names the file, the first byte and the number of bytes, which
-is what ONNX wants (https://onnx.ai/onnx/repo-docs/ExternalData.html): whatever reads ONNX reads the weights too.
+is the format that ONNX expects (https://onnx.ai/onnx/repo-docs/ExternalData.html): any ONNX reader reads the weights.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _DTYPES = {
 def link(model: Any, weights: bytes, names: Collection[str]) -> None:
     """Replace the values of initializers by their place in the weights file.
 
-    A weight that is stored in another dtype than the network computes in, as float16 say, is cast by the graph:
-    runtimes do that once, when they load it.
+    A weight that is stored in another dtype than the network computes in, such as float16, is cast by the graph:
+    runtimes do that once, when they load the graph.
 
     Args:
         model: An `onnx.ModelProto`, which is changed.
         weights: The content of weights.safetensors.
-        names: Of the initializers. The file holds a tensor of that name and those values, perhaps in another dtype.
+        names: Names of the initializers. The file holds a tensor of each name and value, perhaps in another dtype.
     """
     from onnx import TensorProto, helper
 

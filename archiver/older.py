@@ -1,7 +1,7 @@
-"""Older archives, brought to today's format; everything that is known of former formats is in this file.
+"""Older archives, converted to today's format; no other module knows former formats.
 
-An archive's weights were once `weights.pt`, a state dict that `torch.save` wrote, and its graph's initializers named no
-place in that file: the handlers gave ONNX Runtime the values.
+An archive's weights were once `weights.pt`, a state dict written by `torch.save`, and its graph's initializers named
+no place in that file: the handlers passed the values to ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PICKLED = "weights.pt"
 
 
 def renewed(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return the files of an archive as today's format has them; no code is run that the weights may hold.
+    """Return the files of an archive in today's format; code that the weights may hold is not run.
 
     Raises:
         ArchiveError: The weights are damaged, or the graph cannot be read here.

@@ -35,7 +35,7 @@ CONVOLUTIONS: Mapping[Any, Sequence[str]] = {
 
 
 class Window(NamedTuple):
-    """The window of a convolution or a pool, a number an axis; see `Operation`."""
+    """Window of a convolution or a pool, one number an axis; see `Operation`."""
 
     kernel: Numbers
     step: Numbers
@@ -44,11 +44,11 @@ class Window(NamedTuple):
 
 
 def window_of(settings: Mapping[str, Any], axes: int) -> Window:
-    """Return the window that the settings of a module or a function describe, however each was given.
+    """Return the window from the settings of a module or a function, in any form that torch takes.
 
     Args:
-        settings: `kernel_size`, and if given `stride` (else the kernel's size), `padding` and `dilation`.
-        axes: Along how many axes the window moves.
+        settings: `kernel_size`, and optionally `stride` (default: the kernel's size), `padding` and `dilation`.
+        axes: Number of axes along which the window moves.
     """
 
     def each(value: Any) -> Numbers:
@@ -57,26 +57,26 @@ def window_of(settings: Mapping[str, Any], axes: int) -> Window:
 
     kernel, dilation = each(settings["kernel_size"]), each(settings.get("dilation", 1))
     padding = settings.get("padding", 0)
-    if padding == "same":  # An even kernel adds one cell more after the last one.
+    if padding == "same":  # For an even kernel, torch adds one more cell after the last one.
         padding = tuple(step * (size - 1) // 2 for step, size in zip(dilation, kernel, strict=True))
     return Window(kernel, each(settings.get("stride") or kernel), each(0 if padding == "valid" else padding), dilation)
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation with weights, as it worked on one picture.
+    """One operation with weights, as run on one picture.
 
     Attributes:
         kind: `Conv2d`, `Linear`, ...: the name of torch's module for it.
-        input_shape: Of what it took, without the batch: (C, h, w).
-        output_shape: Of what it made, likewise.
-        parameters: Its weights and biases.
+        input_shape: Shape of its input, without the batch: (C, h, w).
+        output_shape: Shape of its output, likewise.
+        parameters: Number of its weights and biases.
         kernel: Cells of its window, (height, width); empty where there is no window (as are the three below).
         step: Input cells from one window to the next, (y, x): its own stride.
         padding: Cells added before the first one, (y, x).
         dilation: Input cells from one cell of the window to the next, (y, x).
-        groups: Into how many groups its channels fall that do not mix; 0 where there is no window.
-        weight: What it worked with, the network's own memory: (C_out, C_in / groups, kernel height, kernel width) of a
+        groups: Number of groups of channels that do not mix; 0 where there is no window.
+        weight: Its weight, the network's own memory: (C_out, C_in / groups, kernel height, kernel width) of a
             two-dimensional convolution.
     """
 
@@ -93,7 +93,7 @@ class Operation:
 
     @property
     def multiply_adds(self) -> int:
-        """For one picture; this module says how they are counted."""
+        """Multiply-adds for one picture, counted as this module's docstring defines."""
         if not self.groups:
             return math.prod(self.output_shape) * self.input_shape[-1]
         cells, channels = self.output_shape, self.input_shape[0]
@@ -103,7 +103,7 @@ class Operation:
 
     @property
     def dense_parameters(self) -> int:
-        """What a fully connected layer between the same shapes has: a weight a pair of cells, a bias an output cell."""
+        """Size of a fully connected layer between the same shapes: one weight a pair of cells, one bias an output."""
         cells = math.prod(self.output_shape)
         return math.prod(self.input_shape) * cells + cells
 
@@ -125,14 +125,14 @@ def watched(model: nn.Module) -> Iterator[list[Operation]]:
 def of_function(
     function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor, parameters: int
 ) -> Operation | None:
-    """Return what a functional convolution or linear layer did; None for any other function.
+    """Return the operation of a functional convolution or linear layer; None for any other function.
 
     Args:
-        function: That was called.
+        function: The function called.
         args: Its positional arguments, as values.
         kwargs: Its arguments by name, as values.
-        output: (1, ...), what it made.
-        parameters: Cells of its weights that the network learned.
+        output: (1, ...), the function's output.
+        parameters: Number of learned cells in its weights.
     """
     if function is functional.linear:
         images = kwargs.get("input", args[0] if args else None)
@@ -146,11 +146,11 @@ def of_function(
 
 
 def count_multiply_adds(model: nn.Module, images: Tensor) -> int:
-    """Return the multiply-adds of the whole network: those above and every other product of matrices, as torch counts.
+    """Return the multiply-adds of the whole network: those above and all other matrix products, as torch counts.
 
     Args:
-        model: In evaluation mode.
-        images: (1, C, H, W), what it takes.
+        model: The network, in evaluation mode.
+        images: (1, C, H, W), the network's input.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(images)

@@ -1,8 +1,8 @@
-"""Packages: what a network uses of installed packages that the serving image lacks travels in its archive.
+"""Packages: packs what a network imports of installed packages that the serving image lacks.
 
-Only Python source can travel: a package with compiled modules must be installed where the archive is served. Of an
-installed package's own data files nothing travels. What the serving image installs (`SERVED`) is never packed: there a
-network meets that image's versions.
+Only Python source can be packed: a package with compiled modules must be installed where the archive is served. An
+installed package's own data files are not packed. Packages that the serving image installs (`SERVED`) are never packed:
+there a network meets that image's versions.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def __getattr__(name):
 
 {eager}"""
 _COMPILED = (".so", ".pyd", ".dylib")
-_LICENCES = ("licen", "copying", "notice")  # How such a file begins, in lower case and in either spelling.
+_LICENCES = ("licen", "copying", "notice")  # Beginnings of licence files' names, in lower case and in either spelling.
 
 
 def complete(
@@ -64,15 +64,15 @@ def complete(
     Args:
         architecture: The network's constructor and the sources that the user named.
         arguments: The constructor's keyword arguments.
-        picture: (1, C, H, W), what the network takes.
-        named: Packages and modules that travel too, as `find_named` returns them. Of a package that is not imported
-            while the network is built and run, all modules travel; of a module, those that importing it imports.
+        picture: (1, C, H, W), the network's input.
+        named: Packages and modules to pack too, as `find_named` returns them. If a package is not imported while the
+            network is built and run, all its modules are packed; for a module, those that importing it imports.
 
     Returns:
-        The architecture with those sources; as it was where the network fails for another reason than a missing module.
+        The architecture with those sources; unchanged if the network fails for another reason than a missing module.
 
     Raises:
-        ArchiveError: It needs a package that cannot travel, or what is named cannot be imported.
+        ArchiveError: The network needs a package that cannot be packed, or a named package cannot be imported.
     """
     if not architecture.sources:
         if named:
@@ -103,17 +103,17 @@ def complete(
 
 
 def find_named(name: str) -> list[str]:
-    """Find what `--package NAME` means.
+    """Return the modules that `--package NAME` means.
 
     Args:
         name: The name of a distribution (`efficientnet-lite-pytorch`), a package (`timm`) or a module
             (`timm.layers.attention`), which must be installed.
 
     Returns:
-        Names to import; none if the serving image installs it anyway.
+        Names to import; empty if the serving image installs the package anyway.
 
     Raises:
-        ArchiveError: It is not installed, or is none that could travel.
+        ArchiveError: The package is not installed, or cannot be packed.
     """
     top = name.split(".")[0]
     distributions = _distributions(tuple(sys.path))
@@ -139,9 +139,9 @@ def _trim(
 ) -> Architecture:
     """Leave out the modules of installed packages that a network does not import.
 
-    A package's `__init__` often imports all of it. So each is replaced at first by one that imports a name when it is
-    asked for, and put back where that does not do. What is left must build the same network: the same weights from the
-    same seed, and the same answer to a picture.
+    A package's `__init__` often imports all of it. So each `__init__` is first replaced by one that imports a name on
+    first use, and put back if that fails. The remaining sources must build the same network: the same weights from the
+    same seed, and the same output for a picture.
     """
     tops = {name.split("/")[0] for name in architecture.sources if name.endswith("/__init__.py")}
     installed = {top for top in tops if is_installed(top)}
@@ -162,7 +162,7 @@ def _trim(
             init = f"{str(lacking).replace('.', '/')}/__init__.py"
             if init in lazy:
                 lazy.remove(init)
-            elif lazy:  # Nobody says which: none is.
+            elif lazy:  # The cause is unknown: restore every `__init__`.
                 lazy.clear()
             else:
                 raise
@@ -178,7 +178,7 @@ def _trim(
             if name.endswith(".py") and name.split("/")[0] in installed and name not in found.files
         }
         kept = {name: code for name, code in sources.items() if name not in left_out}
-        for top in installed.intersection(named) - found.used:  # Nobody knows what of it will be imported.
+        for top in installed.intersection(named) - found.used:  # Its imports are unknown.
             whole_package = {name: code for name, code in architecture.sources.items() if name.startswith(f"{top}/")}
             lazy -= whole_package.keys()
             kept |= whole_package
@@ -187,15 +187,15 @@ def _trim(
 
 
 def _write_lazily(init: str, sources: Mapping[str, bytes], kept: Set[str] | None = None) -> bytes:
-    """Return an `__init__` with the names that a package's own imports from the package, each imported when it is used.
+    """Return an `__init__` with the names that a package's own `__init__` imports from it, each imported on first use.
 
-    A name that a submodule has too (`from .drop import drop`) is imported at once, or importing the submodule would put
-    it in the name's place.
+    A name that is also a submodule's (`from .drop import drop`) is imported at once; otherwise importing the submodule
+    would replace it.
 
     Args:
-        init: Its name inside the archive.
+        init: Name of the `__init__` inside the archive.
         sources: The package's files.
-        kept: Those that will be there: names from others are left out. None for all.
+        kept: Files that will be packed: names from others are left out. None for all.
     """
     places: dict[str, tuple[str, str]] = {}
     stars, eager = [], []
@@ -215,21 +215,21 @@ def _write_lazily(init: str, sources: Mapping[str, bytes], kept: Set[str] | None
                     places[name] = (module, alias.name if statement.module else "")
                 elif f"{path}.py" in sources:
                     places |= {one: (module, one) for one in _defined(sources[f"{path}.py"])}
-                else:  # A package, which imports its names itself.
+                else:  # A package imports its names itself.
                     stars.append(module)
     return _LAZY.format(places=repr(places), stars=repr(stars), eager="".join(eager)).encode()
 
 
 def _defined(source: bytes) -> list[str]:
-    """Return the public names that a module's own code gives to something."""
-    # In a third of the time that `ast.parse` takes.
+    """Return the public names that a module's own code assigns."""
+    # A third of the time of `ast.parse`.
     symbols = symtable.symtable(importlib.util.decode_source(source), "module", "exec").get_symbols()
     own = [one.get_name() for one in symbols if one.is_assigned() and not one.is_imported()]
     return [name for name in own if not name.startswith("_")]
 
 
 def describe(architecture: Architecture) -> list[str]:
-    """Return a line for each installed package in an architecture: its version, how much of it, and its licences."""
+    """Return a line for each installed package in an architecture: its version, size and licences."""
     lines = []
     for top in sorted({name.split("/")[0].removesuffix(".py") for name in architecture.sources}):
         own = {name: code for name, code in architecture.sources.items() if re.split(r"/|\.py$", name)[0] == top}
@@ -257,7 +257,7 @@ def is_installed(top: str) -> bool:
 
 
 def installation_folders() -> list[Path]:
-    """Return where packages are installed."""
+    """Return the folders where packages are installed."""
     named = [Path(folder) for folder in sys.path if Path(folder).name in ("site-packages", "dist-packages")]
     return [*named, *(Path(sysconfig.get_path(key)) for key in ("purelib", "platlib"))]
 
@@ -284,7 +284,7 @@ def _source(top: str) -> dict[str, bytes]:
         metadata = f"Metadata-Version: 2.1\nName: {title}\nVersion: {version}\n"
         for field in ("License-Expression", "License", "Classifier"):
             said = map(str, distribution.metadata.get_all(field, ()))
-            # Some write the whole licence there, which travels as a file.
+            # Some packages write the whole licence there; its file is packed.
             short = [
                 text for text in said if "\n" not in text and (field != "Classifier" or text.startswith("License"))
             ]
@@ -301,7 +301,7 @@ def _normalise(distribution: str) -> str:
     return re.sub(r"[-_.]+", "_", distribution).lower()
 
 
-@cache  # Reading what hundreds of distributions hold takes a quarter of a second.
+@cache  # Reading the records of hundreds of distributions takes a quarter of a second.
 def _distributions(path: tuple[str, ...]) -> Mapping[str, list[str]]:
     """Return the names of the distributions on an import path by the packages that they install."""
     return importlib.metadata.packages_distributions()
@@ -313,24 +313,24 @@ def _distribution(top: str) -> importlib.metadata.Distribution | None:
 
 
 class _NamedError(ArchiveError):
-    """What `--package` names cannot be imported."""
+    """The package or module of `--package` cannot be imported."""
 
 
 class _Trial:
-    """What one attempt to build and run a network showed.
+    """One attempt to build and run a network.
 
     Args:
-        architecture: The constructor and the sources that are there to import.
+        architecture: The constructor and the sources that can be imported.
         arguments: The constructor's keyword arguments.
-        picture: (1, C, H, W), what the network takes.
-        named: Packages and modules to import besides.
+        picture: (1, C, H, W), the network's input.
+        named: Packages and modules to import too.
 
     Attributes:
-        used: The top-level names of what the network imported.
-        files: The sources that were imported, for what is named too.
+        used: Top-level names of the modules that the network imported.
+        files: The sources that were imported, including those of `named`.
 
     Raises:
-        ArchiveError: It failed; its cause is what was raised.
+        ArchiveError: The attempt failed; the error's cause is the original exception.
     """
 
     def __init__(
@@ -354,7 +354,7 @@ class _Trial:
             self.files = {file for path in paths for file in (f"{path}.py", f"{path}/__init__.py")}
 
     def equals(self, other: _Trial) -> bool:
-        """Whether both have the same weights and gave the same answer."""
+        """Return whether both have the same weights and output."""
         one, another = self._state, other._state
         same = one.keys() == another.keys() and all(torch.equal(value, another[name]) for name, value in one.items())
         return same and _alike(self._output, other._output)

@@ -1,10 +1,10 @@
 """Packing: an archive's files as bytes, the same bytes every time.
 
-It knows the zip, the manifest and TorchServe's settings, and nothing of networks. Upstream's torch-model-archiver is
-not used: it stamps the time of day into every entry, and works in `<tmp>/<model name>`, which it removes if it exists.
-Here names are sorted, times and permissions constant, and entries stored uncompressed, so that the bytes depend on no
-zlib either; weights hardly compress, and git compresses the rest. A list of their digests is among the files, which the
-server checks (`server.trust`).
+This module handles the zip, the manifest and TorchServe's settings, and does not know networks. Upstream's
+torch-model-archiver is not used: it stamps the time of day into every entry, and works in `<tmp>/<model name>`, which
+it removes if it exists. Here names are sorted, times and permissions constant, and entries stored uncompressed, so
+that the bytes do not depend on zlib either; weights hardly compress, and git compresses the rest. The archive includes
+a list of the files' digests, which the server checks (`server.trust`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ENTRY = "convscope_entry.py"
 MANIFEST = "MAR-INF/MANIFEST.json"
 DIGESTS = "MAR-INF/SHA256SUMS"
 
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # The earliest a zip can say.
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # The earliest time that a zip can hold.
 _TORCHSERVE = "0.12.0"
 
 
@@ -43,13 +43,13 @@ class ArchiveError(Exception):
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
-    """Return the archive that holds `files` and the list of their digests, a pure function of names and contents.
+    """Return the archive of `files` and the list of their digests, a pure function of names and contents.
 
     Args:
         files: Content by name inside the archive, `/` between folders.
 
     Raises:
-        ArchiveError: A name is one that the list cannot hold.
+        ArchiveError: The list cannot hold a name.
     """
     files = {**files, DIGESTS: list_digests(files)}
     buffer = io.BytesIO()
@@ -67,7 +67,7 @@ def list_digests(files: Mapping[str, bytes]) -> bytes:
     """Return the SHA-256 digest of each file, as `sha256sum --check` reads them.
 
     Raises:
-        ArchiveError: A name is one that sha256sum would write with escapes.
+        ArchiveError: sha256sum would write a name with escapes.
     """
     odd = [name for name in files if set(name) & set("\\\n\r")]
     if odd:
@@ -81,7 +81,7 @@ def unpack(path: Path) -> dict[str, bytes]:
     """Return the files of an archive by name, without the list of their digests.
 
     Raises:
-        ArchiveError: `path` is not an archive, or its files are not those of its list, if it has one.
+        ArchiveError: `path` is not an archive, or its files do not match its list, if it has one.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -100,7 +100,7 @@ def unpack(path: Path) -> dict[str, bytes]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Put `content` at `path` whole or not at all, readable by everyone: TorchServe may run as another user."""
+    """Write `content` to `path` whole or not at all, readable by everyone: TorchServe may run as another user."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -123,12 +123,12 @@ def handler_files() -> dict[str, bytes]:
 
 
 def is_ours(name: str) -> bool:
-    """Return whether a file of an archive is written by us; the others are the source of a user's network."""
+    """Return whether convscope writes a file of an archive; the others are the source of a user's network."""
     return name in (MANIFEST, ENTRY, CARD, WEIGHTS, CONFIG, GRAPH, REFERENCE) or name.startswith("handlers/")
 
 
 def manifest(model: str, version: str) -> bytes:
-    """Return MANIFEST.json. TorchServe warns where `createdOn` is missing, so it is there, and constant."""
+    """Return MANIFEST.json. `createdOn` is constant; TorchServe warns if it is missing."""
     content = {
         "createdOn": "01/01/1980 00:00:00",
         "runtime": "python",
@@ -148,9 +148,9 @@ def model_config(batch_size: int) -> bytes:
 
 
 def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Round the float32 tensors of two or more axes to float16, nearly all there is to store; a network loads either.
+    """Round the float32 tensors of two or more axes, nearly all of the bytes, to float16; a network loads either.
 
-    Vectors stay: a running variance can lie outside what float16 holds.
+    Vectors stay float32: a running variance can lie outside float16's range.
     """
     return {
         name: value.half() if value.dtype == torch.float32 and value.ndim > 1 else value
@@ -159,15 +159,15 @@ def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def weights(state: Mapping[str, object]) -> bytes:
-    """Return weights.safetensors: the state dict and nothing else, the same bytes for the same numbers.
+    """Return weights.safetensors: the state dict alone, the same bytes for the same numbers.
 
     Args:
         state: Tensors by name, of any shape, on any device. Order, strides, storage shared between tensors, metadata
             and `requires_grad` leave no trace: a network that ties weights ties them itself, and loads each of them.
 
     Raises:
-        ArchiveError: A value is not a tensor (a module may keep anything as its extra state), is one that has no shape
-            yet, or is of a kind that the format does not have: sparse, quantized, complex128.
+        ArchiveError: A value is not a tensor (a module may keep anything as its extra state), has no shape yet, or is
+            of a kind that the format does not have: sparse, quantized, complex128.
     """
     odd = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if odd:
@@ -182,7 +182,7 @@ def weights(state: Mapping[str, object]) -> bytes:
     odd = [name for name, value in tensors.items() if value.layout != torch.strided or value.is_quantized]
     if odd:
         raise ArchiveError(f"{odd[0]} is sparse or quantized, which safetensors cannot hold; give plain tensors")
-    # Copies, as the format refuses tensors that share memory, or whose cells are in another order.
+    # Copies, as the format rejects tensors that share memory, or whose cells are in another order.
     plain = {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     try:
         return save(plain)
@@ -195,7 +195,7 @@ def read_weights(content: bytes) -> dict[str, Tensor]:
     """Read the content of weights.safetensors.
 
     Raises:
-        ArchiveError: It is damaged.
+        ArchiveError: The content is damaged.
     """
     try:
         found: dict[str, Tensor] = load(content)

@@ -1,8 +1,8 @@
 """The checks that every network must pass before it may be served.
 
-It answers a picture the same each time, the same beside another picture as alone, the same once it is built anew from
-its archive, and the same in ONNX Runtime as in torch. Whether it has gradients is found out and not demanded. Axes: `N`
-batch, `C` channels, `H, W` picture pixels.
+Its output for a picture is the same each time, the same with another picture as alone, the same after a rebuild from
+its archive, and the same in ONNX Runtime as in torch. Gradients are looked for, not required. Axes: `N` batch, `C`
+channels, `H, W` picture pixels.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ ROUNDING = 1e-6
 _MOVES = ("View", "Squeeze", "Unsqueeze", "Reshape", "UnsafeView", "Alias", "Clone", "Select", "Slice", "Transpose")
 """Beginnings of the names that torch's graph of gradients has for operations that move values and compute nothing."""
 
-_SMALLEST = 1e-2  # A smaller largest value counts as this: equals that were subtracted leave nothing but rounding.
-_RUNS = 2  # Of the same picture again.
-_RUNS_IF_DRAWN = 30  # The same where random numbers were drawn: a dropout may spare a few scores several times.
+_SMALLEST = 1e-2  # A smaller largest value counts as this: a difference of equal values is only rounding.
+_RUNS = 2  # Runs of the same picture after the first.
+_RUNS_IF_DRAWN = 30  # Runs if random numbers were drawn: a dropout may miss a few scores several times.
 
 
 def check_mode(network: nn.Module) -> None:
@@ -58,17 +58,17 @@ def check_mode(network: nn.Module) -> None:
 
 
 def check_steady(network: nn.Module, picture: Tensor) -> Any:
-    """Check that the network answers one picture the same each time.
+    """Check that the network's output for one picture is the same each time.
 
     Args:
         network: In evaluation mode, on the CPU.
         picture: (1, C, H, W), float32, normalised.
 
     Returns:
-        What it answered.
+        The output.
 
     Raises:
-        ArchiveError: It does not.
+        ArchiveError: The outputs differ.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -85,15 +85,15 @@ def check_steady(network: nn.Module, picture: Tensor) -> Any:
 
 
 def check_rebuilt(network: nn.Module, picture: Tensor, answer: object) -> None:
-    """Check that a network built anew answers as the one before did.
+    """Check that a rebuilt network has the same output as the network before.
 
     Args:
-        network: Built anew, the same weights loaded, in evaluation mode, on the CPU.
+        network: The rebuilt network, the same weights loaded, in evaluation mode, on the CPU.
         picture: (1, C, H, W), float32, normalised.
-        answer: To this picture, of the one before.
+        answer: The earlier network's output for this picture.
 
     Raises:
-        ArchiveError: It answers otherwise.
+        ArchiveError: The outputs differ.
     """
     with torch.no_grad():
         found = network(picture)
@@ -105,17 +105,17 @@ def check_rebuilt(network: nn.Module, picture: Tensor, answer: object) -> None:
 
 
 def check_batch_independence(engine: Engine, preprocessing: Preprocessing) -> None:
-    """Check that what a picture is answered does not depend on what else is in the batch.
+    """Check that the outputs for a picture do not depend on the other pictures of the batch.
 
     Args:
-        engine: What runs the network.
-        preprocessing: What it takes.
+        engine: The engine that runs the network.
+        preprocessing: Preprocessing of the network's input.
 
     Raises:
-        ArchiveError: It does, or the network cannot take two pictures in one pass.
+        ArchiveError: They do, or the network cannot take two pictures in one pass.
     """
     pictures = noise(preprocessing, 2)
-    pictures[1] *= 0.5  # What is taken of a whole batch, a largest value say, is nearly the same in two of a kind.
+    pictures[1] *= 0.5  # A statistic of a whole batch, such as its maximum, is nearly the same for two alike.
     what, off = _compare_batches(engine, pictures)
     if off <= TOLERANCE or (isinstance(engine, TorchEngine) and _is_rounding(engine, pictures)):
         return
@@ -126,7 +126,7 @@ def check_batch_independence(engine: Engine, preprocessing: Preprocessing) -> No
 
 
 def _compare_batches(engine: Engine, pictures: Tensor) -> tuple[str, float]:
-    """Return what differs most between two pictures together and each alone, and by how much.
+    """Return the output that differs most between two pictures together and each alone, and the difference.
 
     Raises:
         ArchiveError: The network cannot take two pictures in one pass.
@@ -147,9 +147,9 @@ def _compare_batches(engine: Engine, pictures: Tensor) -> tuple[str, float]:
 
 
 def _is_rounding(engine: TorchEngine, pictures: Tensor) -> bool:
-    """Return whether answers alone and together differ by rounding only: in float64 they then do not.
+    """Return whether outputs alone and together differ by rounding only: in float64 they then agree.
 
-    A batch of another size is summed in another order. Statistics of a norm that hardly vary make much of that.
+    A batch of another size is summed in another order. A norm whose statistics hardly vary amplifies the difference.
     """
     try:
         return _compare_batches(engine.copy(torch.float64), pictures)[1] <= ROUNDING
@@ -160,23 +160,23 @@ def _is_rounding(engine: TorchEngine, pictures: Tensor) -> bool:
 def check_graph(
     content: bytes, weights: bytes, card: Mapping[str, Any], network: nn.Module, preprocessing: Preprocessing
 ) -> None:
-    """Compare a graph with the network in torch, every cell, if ONNX Runtime is installed here.
+    """Compare a graph's outputs with the network's in torch, every cell, if ONNX Runtime is installed here.
 
     Args:
-        content: Of graph.onnx.
-        weights: The content of weights.safetensors, in which the graph's weights lie.
-        card: Of the archive.
-        network: In evaluation mode, on the CPU, weights loaded.
-        preprocessing: What it takes. A network of any size is tried on two.
+        content: The content of graph.onnx.
+        weights: The content of weights.safetensors, which holds the graph's weights.
+        card: The archive's card.
+        network: The network in evaluation mode, on the CPU, weights loaded.
+        preprocessing: Preprocessing of the network's input. A network of any size is tested on two sizes.
 
     Raises:
-        ArchiveError: ONNX Runtime cannot run it, or computes something else.
+        ArchiveError: ONNX Runtime cannot run the graph, or computes something else.
     """
     if find_spec("onnxruntime") is None:
         return
     try:
         eager = TorchEngine(network, **eager_arguments(card))
-        with TemporaryDirectory() as folder:  # As when it is served: the weights lie beside the graph.
+        with TemporaryDirectory() as folder:  # As in serving: the weights lie beside the graph.
             Path(folder, GRAPH).write_bytes(content)
             Path(folder, WEIGHTS).write_bytes(weights)
             session = OnnxEngine(Path(folder, GRAPH), eager.layers, has_scores=eager.has_scores, layouts=eager.layouts)
@@ -184,18 +184,18 @@ def check_graph(
             check_batch_independence(session, preprocessing)
             if preprocessing.size is None:
                 check(session, eager, noise(replace(preprocessing, height=41, width=56)).numpy())
-    except Exception as err:  # ONNX Runtime raises what it likes.
+    except Exception as err:  # ONNX Runtime may raise anything.
         raise ArchiveError(f"the graph for ONNX Runtime does not do what the network does: {err}") from err
 
 
 def why_no_gradients(engine: TorchEngine, preprocessing: Preprocessing) -> str:
     """Return why the scores have no gradient with respect to the picture; empty if they have one.
 
-    What rounds its values somewhere has a gradient, which is 0: that is the truth, and not looked at here.
+    A network that rounds its values has a gradient of 0, which is correct and not checked here.
 
     Args:
-        engine: What runs the network, in torch.
-        preprocessing: What it takes.
+        engine: The engine that runs the network, in torch.
+        preprocessing: Preprocessing of the network's input.
     """
     picture = noise(preprocessing).requires_grad_(True)
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
@@ -204,7 +204,7 @@ def why_no_gradients(engine: TorchEngine, preprocessing: Preprocessing) -> str:
             if not scores.requires_grad:
                 return "its forward pass runs without gradients (torch.no_grad, detach, or a cast to integers)"
             [gradient] = torch.autograd.grad(scores.sum(), picture, allow_unused=True)
-        except Exception as err:  # The forward pass is the user's code, and so may be its derivative.
+        except Exception as err:  # The forward pass is the user's code; its derivative may be too.
             return f"its backward pass fails with {type(err).__name__}"
     if gradient is None:
         return "its scores do not come from the picture by operations that have a gradient"
@@ -212,23 +212,23 @@ def why_no_gradients(engine: TorchEngine, preprocessing: Preprocessing) -> str:
 
 
 def gives_probabilities(network: nn.Module, pictures: Tensor, output: str, kind: str) -> bool:
-    """Return whether a network's outputs went through the softmax or sigmoid already.
+    """Return whether a network's outputs are already the result of softmax or sigmoid.
 
-    They did if they lie between 0 and 1 on noise, and the last operation that made them says so by its derivative.
+    They are if they lie between 0 and 1 on noise, and their last operation has the derivative of softmax or sigmoid.
 
     Args:
-        network: In evaluation mode, on the CPU.
+        network: The network in evaluation mode, on the CPU.
         pictures: (N, C, H, W), float32, noise.
-        output: Which of the tensors that it returns is the scores.
-        kind: Which of the two they were said to mean.
+        output: Which of the returned tensors is the scores.
+        kind: Which of the two the outputs are declared as.
 
     Raises:
-        ArchiveError: They went through the other, or lie between 0 and 1 and do not say why.
+        ArchiveError: They are the result of the other, or lie between 0 and 1 for an unknown reason.
     """
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         try:
             scores = as_scores(select(network(pictures.clone().requires_grad_(True).clone()), output))
-        except Exception:  # What is wrong with it is said when it is proven.
+        except Exception:  # The test of the contents reports the error.
             return False
     if not isinstance(scores, Tensor) or not bool(((scores >= 0) & (scores <= 1)).all()):
         return False
@@ -249,7 +249,7 @@ def gives_probabilities(network: nn.Module, pictures: Tensor, output: str, kind:
 
 
 def _answers(engine: Engine, pictures: Tensor, failing: str) -> list[tuple[str, Tensor]]:
-    """Return the scores without maps, those beside all maps, and the maps, each with its name."""
+    """Return the scores without maps, the scores with all maps, and the maps, each with its name."""
     try:
         plain, _ = engine.run(pictures.numpy()) if engine.has_scores else (None, {})
         scores, maps = engine.run(pictures.numpy(), frozenset(engine.layers))
@@ -278,7 +278,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 
 
 def _leaves(value: object) -> Iterator[Tensor]:
-    """Return the tensors in what a network returned: one, or a tuple or a dictionary of them."""
+    """Return the tensors in a network's output: one tensor, or a tuple or a dictionary of tensors."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping | list | tuple):

@@ -1,7 +1,7 @@
 """Proposals: which maps of a network are worth publishing, under which names.
 
 The traced graph is cut where all data passes through a single node. Between two such nodes lies a convolution with its
-norm and activation (`conv1`, `conv2`, ...), or a block of several with branches of its own (`block1`, ...); its map is
+norm and activation (`conv1`, `conv2`, ...), or a block of several with its own branches (`block1`, ...); its map is
 taken after the last activation and before any pool. A network that cannot be traced is read off its modules, in the
 order in which they ran. Axes: `N` batch, `C` channels, `h, w` map cells.
 """
@@ -32,8 +32,8 @@ class Proposal:
 
     Attributes:
         name: The public name it would have.
-        node: Of the network.
-        geometry: Of its cells.
+        node: Node of the network.
+        geometry: Geometry of its cells.
         chosen: Whether `--layers auto` takes it.
     """
 
@@ -47,8 +47,8 @@ def propose(network: nn.Module, found: Survey, picture_shape: tuple[int, int, in
     """Return the maps worth publishing, in the order of the forward pass.
 
     Args:
-        network: In evaluation mode, on the CPU.
-        found: What one forward pass showed.
+        network: The network, in evaluation mode, on the CPU.
+        found: Results of one forward pass.
         picture_shape: (C, H, W).
     """
     usable = [node for node in found.shapes if node not in found.overwritten]
@@ -65,7 +65,7 @@ def propose(network: nn.Module, found: Survey, picture_shape: tuple[int, int, in
 
 
 def table(proposals: Iterable[Proposal]) -> str:
-    """Return proposals as lines, those chosen marked with `*`."""
+    """Return proposals as lines, the chosen ones marked with `*`."""
     rows = [("  name", "node", "shape", "stride", "sees", "parameters")]
     for one in proposals:
         mark = "* " if one.chosen else "  "
@@ -82,7 +82,7 @@ def _product(numbers: tuple[int, ...] | None) -> str:
 
 
 def _is_map(layer: LayerGeometry) -> bool:
-    """Whether a layer still has places: what was pooled to a single cell, and is of all pixels, has not."""
+    """Return whether a layer still has places: a map pooled to a single cell covers all pixels and has none."""
     _, height, width = layer.shape
     return height * width > 1 or layer.receptive_field is not None
 
@@ -96,7 +96,7 @@ def _choose(layers: list[LayerGeometry]) -> set[int]:
     chosen = {0, *(alike[-1] for alike in positions.values())}
     for alike in positions.values():
         tokens = [position for position in alike if parse(layers[position].layout).kind == TOKENS]
-        # They keep one size to the end, and of the last the classes may depend on the class token alone.
+        # Their size never changes, and in the last layer the classes may depend on the class token alone.
         chosen |= {tokens[len(tokens) * part // 4] for part in range(1, 4) if len(tokens) > MANY} | {*tokens[-2:-1]}
     return chosen
 
@@ -106,7 +106,7 @@ def _units_of_graph(network: nn.Module, maps: Mapping[str, LayerGeometry]) -> It
     graph, names = trace(network)
     nodes = _narrows(graph)
     blocks = _blocks(network, [names.get(node.name, "") for node, _ in nodes])
-    current: tuple[str, str] | None = None  # The last node of the unit that is being read.
+    current: tuple[str, str] | None = None  # The last node of the unit being read.
     made_by = None
     for node, is_alone in nodes:
         name = names.get(node.name, "")
@@ -159,14 +159,14 @@ def _narrows(graph: fx.GraphModule) -> list[tuple[fx.Node, bool]]:
 
 
 def _is_number(node: fx.Node) -> bool:
-    """Whether a node only asks for a size."""
+    """Return whether a node only returns a size."""
     return (node.op == "call_method" and node.target in ("size", "dim")) or (
         node.op == "call_function" and node.target is getattr
     )
 
 
 def _blocks(network: nn.Module, narrows: list[str]) -> dict[str, str]:
-    """Return the modules that are blocks, each with the last of its nodes.
+    """Return the modules that are blocks, each with its last node.
 
     A block is the smallest module with a forward pass of its own that makes several weighted operations of which all
     data leaves through one node, and that either is not the only one of its kind or has branches.
@@ -185,7 +185,7 @@ def _blocks(network: nn.Module, narrows: list[str]) -> dict[str, str]:
 def _units_of_modules(
     network: nn.Module, found: Survey, maps: Mapping[str, LayerGeometry]
 ) -> Iterator[tuple[str, str]]:
-    """Return the same of a network that cannot be traced, by what ran."""
+    """Return the units of a network that cannot be traced, from the modules that ran."""
     modules = dict(network.named_modules())
     kinds = [type(module) for module in modules.values()]
     blocks = [
@@ -195,7 +195,7 @@ def _units_of_modules(
     ]
     current: tuple[str, str] | None = None
     made_by = None
-    for name in found.shapes:  # In the order in which they came to their end: a block after what is in it.
+    for name in found.shapes:  # In the order in which they finished: a block after its contents.
         module = modules[name]
         is_block = name in blocks
         if any(name.startswith(f"{block}.") for block in blocks) or (next(module.children(), None) and not is_block):
@@ -215,12 +215,12 @@ def _units_of_modules(
 
 
 def _goes_on(operation: Any) -> bool:
-    """Whether an operation after a convolution belongs to it: a norm or an activation."""
+    """Return whether an operation after a convolution belongs to it: a norm or an activation."""
     return is_pointwise(operation) and not isinstance(operation, nn.modules.dropout._DropoutNd)
 
 
 def _is_own(module: nn.Module) -> bool:
-    """Whether a module has a forward pass of its own, and is not one of torch's containers."""
+    """Return whether a module has a forward pass of its own, and is not one of torch's containers."""
     forward = inspect.getattr_static(type(module), "forward", None)  # A scripted module's cannot be read off its type.
     return next(module.children(), None) is not None and forward is not nn.Sequential.forward
 

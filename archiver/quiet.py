@@ -1,7 +1,7 @@
 """Hides the warnings and log lines of libraries while a network is archived.
 
-They are about code that the user cannot change. A warning that points at a line of the user's own file may concern the
-network, so it stays, unless it is of a kind that Python itself hides, such as a DeprecationWarning.
+Their warnings are about code that the user cannot change. A warning that points at a line of the user's own file may
+concern the network, so it is shown, unless Python itself hides its kind, such as a DeprecationWarning.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from archiver.packages import installation_folders
 LIBRARIES = ("torch", "torchvision", "timm", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
 """The packages whose loggers are silenced."""
 
-_FOR_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)  # As Python has it.
-_LONGEST = 300  # Characters of a warning that are reported.
+_FOR_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)  # Python's default.
+_LONGEST = 300  # Characters of a reported warning.
 
 
 @contextmanager
 def quiet_libraries(report: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     """Hide the warnings and log lines of libraries inside the context.
 
-    Python's option `-W` and `PYTHONWARNINGS` take precedence: with either, warnings are shown as it says.
+    Python's option `-W` and `PYTHONWARNINGS` take precedence: with either, warnings are shown as they configure.
 
     Args:
         report: Called once with each warning that points at the source of the network that is being archived, except

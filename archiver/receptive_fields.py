@@ -1,4 +1,4 @@
-"""Receptive fields: which input pixels a cell depends on, and what each operation does to that.
+"""Receptive fields: which input pixels a cell depends on, and how each operation changes them.
 
 Cell (i, j) of a map depends on the rectangle of input pixels that begins at `start + (i, j) · stride` and has `size`.
 With dilation, or strides longer than a kernel, the rectangle has holes: it bounds what the cell depends on. Pixels
@@ -68,7 +68,7 @@ class Field:
         return Field((ends[0] - start[0], ends[1] - start[1]), self.stride, (start[0], start[1]), self.axes)
 
     def turn(self, order: Sequence[int]) -> Field:
-        """Return the field after the tensor's axes were put in another order, each named by where it was."""
+        """Return the field after a permutation of the tensor's axes; `order` has each axis's former position."""
         places = [axis % len(order) for axis in order]
         return replace(self, axes=(places.index(self.axes[0]), places.index(self.axes[1])))
 
@@ -106,16 +106,16 @@ def follow(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], field
         operation: A module, a function, or the name of a tensor's method.
         args: Its positional arguments, as values.
         kwargs: Its arguments by name, as values.
-        fields: Of each tensor among its inputs, in order.
+        fields: Field of each tensor among the inputs, in order.
 
     Returns:
         The field; CONSTANT where no input depends on a pixel; None where cells depend on all pixels, or where the
-        operation is unknown here.
+        operation is unknown.
     """
     moving = [field for field in fields if not isinstance(field, Constant)]
     if not moving:
         return CONSTANT
-    if isinstance(operation, nn.Sequential):  # torchvision's own blocks are not taken apart by its tracing.
+    if isinstance(operation, nn.Sequential):  # Tracing does not enter torchvision's own blocks.
         return _chain(operation, moving)
     if isinstance(moving[0], Field) and len(moving) == 1:
         turned = _turn(operation, moving[0], args, kwargs)
@@ -153,7 +153,7 @@ def _turn(operation: Any, field: Field, args: Sequence[Any], kwargs: Mapping[str
 
 
 def _is_of_last_axis(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether an operation mixes the cells along the tensor's last axis and no others."""
+    """Return whether an operation mixes the cells along the tensor's last axis and no others."""
     if operation is functional.layer_norm:
         return len(kwargs.get("normalized_shape", args[1] if len(args) > 1 else ())) == 1
     if isinstance(operation, nn.LayerNorm):
@@ -162,7 +162,7 @@ def _is_of_last_axis(operation: Any, args: Sequence[Any], kwargs: Mapping[str, A
 
 
 def is_pointwise(operation: Any) -> bool:
-    """Return whether an operation makes a cell of the same cell of its inputs: an activation, a norm, an addition."""
+    """Return whether a cell depends on the same cell of each input alone: an activation, a norm, an addition."""
     if isinstance(operation, nn.Module):
         return isinstance(operation, _POINTWISE_MODULES)
     if isinstance(operation, str):

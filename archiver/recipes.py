@@ -1,4 +1,4 @@
-"""Recipes: how a network's pictures are resized and cropped, as its library publishes it or the command line says."""
+"""Recipes: how a network's pictures are resized and cropped, published by its library or set on the command line."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _sides(text: str) -> tuple[int, ...]:
 
 
 def resolve_preprocessing(options: argparse.Namespace, source: str, published: Preprocessing | None) -> Preprocessing:
-    """Return what a network takes: a recipe to begin with, changed by the options of the command line.
+    """Return a network's preprocessing: a recipe, changed by the options of the command line.
 
     Args:
         options: `recipe`, `resize`, `crop`, `interpolation`, `antialias`, `bgr`, `size`, `channels`, `mean`, `std`.
@@ -102,7 +102,7 @@ def resolve_preprocessing(options: argparse.Namespace, source: str, published: P
     if not height and not resize:
         if changes.keys() & {"interpolation", "antialias"}:
             raise ArchiveError("--interpolation and --antialias say how to resize; --size any alone does not resize")
-        start = replace(start, interpolation="bilinear")  # Which nothing uses.
+        start = replace(start, interpolation="bilinear")  # Nothing uses it.
     mean, std = (options.mean, options.std) if options.mean else (start.mean, start.std)
     channels = start.channels if options.channels is None else options.channels
     if len(mean) not in (0, channels) or len(std) not in (0, channels) or 0 in std:
@@ -145,8 +145,8 @@ def _describe_size(preprocessing: Preprocessing) -> str:
 
 
 def _scaled(recipe: Preprocessing, size: tuple[int, int]) -> Preprocessing:
-    """Return a recipe for another size that shows the network as much of a picture."""
-    assert recipe.size is not None  # noqa: S101  # For the types: a published one has a size.
+    """Return a recipe for another size that shows the network the same share of a picture."""
+    assert recipe.size is not None  # noqa: S101  # For the type checker: a published recipe has a size.
     if size == recipe.size:
         return recipe
     sides = (recipe.resize[0], recipe.resize[-1])
@@ -158,10 +158,10 @@ def _scaled(recipe: Preprocessing, size: tuple[int, int]) -> Preprocessing:
 
 
 def _check_sizes(options: argparse.Namespace, resize: tuple[int, ...], size: tuple[int, int]) -> None:
-    """Check that what the command line says of sizes fits together.
+    """Check that the sizes on the command line fit together.
 
     Raises:
-        ArchiveError: It does not; the message says what would be right.
+        ArchiveError: They do not; the message says what would be right.
     """
     spelt = f"{size[0]}x{size[1]}"
     if options.crop and not resize:
@@ -178,7 +178,7 @@ def _check_sizes(options: argparse.Namespace, resize: tuple[int, ...], size: tup
 
 
 def of_torchvision(transforms: Any) -> Preprocessing:
-    """Return the recipe of torchvision's published weights, for the pictures of Pillow, which always antialiases.
+    """Return the recipe of torchvision's published weights, for Pillow's pictures, which are always antialiased.
 
     Args:
         transforms: What `Weights.transforms()` returns.
@@ -189,20 +189,20 @@ def of_torchvision(transforms: Any) -> Preprocessing:
 
 
 def torchvision_name(architecture: str) -> str:
-    """Return torchvision's name of a classifier; empty if it is none of torchvision's.
+    """Return torchvision's name of a classifier; empty if torchvision does not have it.
 
     Args:
-        architecture: As `--arch` takes it: `torchvision.models:resnet18`.
+        architecture: The architecture as `--arch` takes it: `torchvision.models:resnet18`.
     """
     place, _, name = architecture.partition(":")
     return name if place == "torchvision.models" and name in models.list_models(module=models) else ""
 
 
 def timm_name(architecture: str, arguments: Mapping[str, Any]) -> str | None:
-    """Return timm's name of a network; None if it is none of timm's, or if timm does not know it by a name.
+    """Return timm's name of a network; None if the network is not timm's, or has no name there.
 
     Args:
-        architecture: As `--arch` takes it: `timm:create_model`, or `timm.models.resnet:resnet10t`.
+        architecture: The architecture as `--arch` takes it: `timm:create_model`, or `timm.models.resnet:resnet10t`.
         arguments: The constructor's keyword arguments.
     """
     place, _, name = architecture.partition(":")
@@ -212,16 +212,16 @@ def timm_name(architecture: str, arguments: Mapping[str, Any]) -> str | None:
         return str(arguments["model_name"]) if "model_name" in arguments else None
     try:
         import timm
-    except ModuleNotFoundError:  # The archiver says so when it looks for the network.
+    except ModuleNotFoundError:  # The archiver reports it when it looks for the network.
         return None
     return name if timm.is_model(name) else None
 
 
 def find_timm(name: str) -> str:
-    """Return the name that timm has today for a network.
+    """Return timm's current name of a network.
 
     Args:
-        name: As `timm.create_model` takes it, with or without the tag of its weights.
+        name: The name as `timm.create_model` takes it, with or without the tag of its weights.
 
     Raises:
         ArchiveError: timm is not installed, or has no such network or weights.
@@ -243,14 +243,14 @@ def timm_preprocessing(name: str, arguments: Mapping[str, Any] | None = None) ->
     """Return the recipe that timm publishes for a network: what `timm.data.create_transform` does for evaluation.
 
     Args:
-        name: As `timm.create_model` takes it.
+        name: The name as `timm.create_model` takes it.
         arguments: Keyword arguments of `timm.create_model`. Also `mean` and `std`, which replace the published ones.
 
     Raises:
         ArchiveError: timm is not installed, has no such network, or its recipe does not fit the network.
     """
     name = find_timm(name)
-    data: Any = importlib.import_module("timm.data")  # Without types.
+    data: Any = importlib.import_module("timm.data")  # The module has no types.
     given = dict(arguments or {})
     found = data.resolve_data_config({"in_chans": 3}, pretrained_cfg=_published_by_timm(name, given))
     channels = int(given.get("in_chans") or 3)
@@ -267,7 +267,7 @@ def timm_preprocessing(name: str, arguments: Mapping[str, Any] | None = None) ->
 
 
 def _published_by_timm(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what timm says of a network's weights, as `timm.create_model` with these arguments would use it."""
+    """Return timm's facts about a network's weights, as `timm.create_model` with these arguments would use them."""
     from timm.models import get_pretrained_cfg
 
     own = arguments.get("pretrained_cfg")
@@ -282,10 +282,10 @@ def _published_by_timm(name: str, arguments: Mapping[str, Any]) -> dict[str, Any
 
 
 def _for_channels(name: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """Return a number for each channel, where it is clear which.
+    """Return a number for each channel, if that is unambiguous.
 
     Raises:
-        ArchiveError: It is not.
+        ArchiveError: It is ambiguous.
     """
     if len(values) != channels and len(set(values)) > 1:
         raise ArchiveError(

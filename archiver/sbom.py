@@ -2,8 +2,8 @@
 
     python -m archiver.sbom model_store/cifar.mar > cifar.cdx.json
 
-The archive alone decides the bytes: they hold no date, no random number and nothing of this machine. What an archive
-needs and does not hold, torch for instance, is for the image's bill to name.
+The bytes depend on the archive alone: they hold no date, no random number and nothing of this machine. What an archive
+needs and does not hold, such as torch, belongs in the image's bill.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def bill(path: Path) -> str:
     """Return the bill of an archive: the model, with what exported its graph as tools, its files and its packages.
 
     Raises:
-        ArchiveError: It cannot be read, or is none of ours.
+        ArchiveError: The archive cannot be read, or is not convscope's.
     """
     files = packing.unpack(path)
     if CARD not in files:
@@ -83,7 +83,7 @@ def _package(name: str, version: str, licences: Sequence[str] = ()) -> Component
 
 
 def _licences(said: Message) -> list[str]:
-    """Return the licences of a package, from the field of its metadata that is most exact."""
+    """Return the licences of a package, from the most exact field of its metadata."""
     exact = said.get_all("License-Expression") or said.get_all("License")
     return list(exact or (text.rpartition(" :: ")[2] for text in said.get_all("Classifier", [])))
 

@@ -15,7 +15,7 @@ from archiver.packing import ArchiveError
 logger = logging.getLogger(__name__)
 
 STORE = packing.HANDLERS.parent / "model_store"
-NAMESPACE = "convscope"  # What signatures are for; the server takes no others.
+NAMESPACE = "convscope"  # Purpose of the signatures; the server accepts no other.
 
 
 def build(contents: Contents, store: Path = STORE) -> Path:
@@ -26,10 +26,10 @@ def build(contents: Contents, store: Path = STORE) -> Path:
         store: Folder for `<model>.mar`.
 
     Returns:
-        Where it is.
+        Path of the archive.
 
     Raises:
-        ArchiveError: The contents do not make a model that can be served, or cannot be written there.
+        ArchiveError: The contents fail a test, or cannot be written there.
     """
     files = contents.files()
     logger.info("packing")
@@ -43,7 +43,7 @@ def write(path: Path, content: bytes) -> None:
     """Write an archive.
 
     Raises:
-        ArchiveError: It cannot be written there.
+        ArchiveError: The archive cannot be written there.
     """
     try:
         packing.write(path, content)
@@ -52,17 +52,17 @@ def write(path: Path, content: bytes) -> None:
 
 
 def sign(path: Path, key: Path) -> Path:
-    """Sign an archive, as `ssh-keygen -Y sign -n convscope -f KEY ARCHIVE` does; it asks for the passphrase of the key.
+    """Sign an archive, as `ssh-keygen -Y sign -n convscope -f KEY ARCHIVE` does; asks for the key's passphrase.
 
     Args:
         path: The archive.
-        key: An Ed25519 key of OpenSSH's: the private key, or the public one of a key that ssh-agent holds.
+        key: An OpenSSH Ed25519 key: the private key, or the public key of one that ssh-agent holds.
 
     Returns:
-        Where the signature is: beside the archive.
+        Path of the signature, beside the archive.
 
     Raises:
-        ArchiveError: OpenSSH is not installed, or cannot sign with that key.
+        ArchiveError: OpenSSH is not installed, or cannot sign with the key.
     """
     command = ["ssh-keygen", "-Y", "sign", "-n", NAMESPACE, "-f", str(key)]
     try:
@@ -85,20 +85,20 @@ def refreshed(path: Path, engine: str | None = None) -> bytes:
 
     Args:
         path: The archive.
-        engine: One of `ENGINES`; None keeps the graph it has, if any.
+        engine: One of `ENGINES`; None keeps the archive's graph, if any.
 
     Raises:
-        ArchiveError: It is no archive of ours, or its weights no longer fit.
+        ArchiveError: The archive is not convscope's, or its weights no longer fit.
     """
     contents = from_files(packing.unpack(path))
     return packing.pack((with_engine(contents, engine)[0] if engine else contents).files())
 
 
 def differences(path: Path) -> list[str]:
-    """Return what in an archive is not as a fresh build would have it; empty when it is up to date.
+    """Return the differences between an archive and a fresh build; empty if it is up to date.
 
     Raises:
-        ArchiveError: It cannot be rebuilt.
+        ArchiveError: The archive cannot be rebuilt.
     """
     packed = packing.unpack(path)
     fresh = from_files(packed).files()
@@ -111,7 +111,7 @@ def differences(path: Path) -> list[str]:
 
 
 def check(store: Path = STORE) -> list[str]:
-    """Return one line for everything in a store that is out of date, or for there being no archive at all."""
+    """Return one line for each archive of a store that is out of date, or a line if the store has no archive."""
     archives = sorted(store.glob("*.mar"))
     lines = [] if archives else [f"{store} holds no archive to check; build one with --checkpoint"]
     for path in archives:

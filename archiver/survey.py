@@ -1,4 +1,4 @@
-"""Surveys: one watched forward pass, and from it which maps a network may publish.
+"""Surveys: one watched forward pass, and the maps that a network may publish according to it.
 
 Nodes are named as `torchvision.models.feature_extraction` names them; in a network that cannot be traced they are the
 paths of its modules. Axes: `N` batch, `C` channels, `h, w` map cells, `K` classes.
@@ -28,21 +28,21 @@ from handlers.network.outputs import OUTPUT, as_scores, node_of, select, tensors
 
 Shape = tuple[int, int, int]
 
-BATCH_REPLY_BYTES = 1_000_000  # What the replies of one batch may come to before TorchServe's parsing shows.
-MAX_BATCH = 8  # Beyond it a batch saves little: the networks this small are bound by bytes, not by calls.
+BATCH_REPLY_BYTES = 1_000_000  # Size of a batch's replies from which TorchServe's parsing takes noticeable time.
+MAX_BATCH = 8  # Beyond this a batch saves little: networks this small are bound by bytes, not by calls.
 
 
 @dataclass
 class Survey:
-    """What one forward pass of one picture showed.
+    """Results of one forward pass of one picture.
 
     Attributes:
-        output: What the network returned.
+        output: The network's output.
         node_shapes: Shape, without the batch, of every node that makes three or four axes of the picture, in
             the order of the pass.
-        layouts: Of these, where they were found out; see `shapes`.
-        nodes: Every node there is, whatever it makes.
-        overwritten: Nodes whose map a later operation changed in place, by the node that did it ("" where unknown).
+        layouts: Layouts of these nodes, where found out; see `shapes`.
+        nodes: All nodes.
+        overwritten: Nodes whose map a later operation changed in place → that operation's node ("" if unknown).
         trace_error: Why the network's graph cannot be traced; empty if it can.
     """
 
@@ -55,12 +55,12 @@ class Survey:
 
     @property
     def traced(self) -> bool:
-        """Whether the network's graph could be traced."""
+        """Whether the network's graph can be traced."""
         return not self.trace_error
 
     @property
     def shapes(self) -> dict[str, Shape]:
-        """(C, h, w) of every node that makes a map: by its layout, or before that is known, of all with four axes."""
+        """(C, h, w) of every node that makes a map: by its layout, or before layouts are known, if it has four axes."""
         if self.layouts is None:
             return {node: (shape[0], shape[1], shape[2]) for node, shape in self.node_shapes.items() if len(shape) == 3}
         return {
@@ -71,11 +71,11 @@ class Survey:
 
     @property
     def returned(self) -> dict[str, Tensor]:
-        """What the network returned, by name, in the words of `--layers`; empty where it is one tensor."""
+        """Returned tensors by name, as `--layers` takes it; empty if the network returns one tensor."""
         return {f"{OUTPUT}{name}": tensor for name, tensor in tensors(self.output) if name}
 
     def shape_of(self, node: str) -> tuple[int, ...] | None:
-        """Return the shape, without the batch, of what a layer is bound to; None where that is no tensor of use."""
+        """Return the shape, without the batch, of a layer's tensor; None if it is no usable tensor."""
         if not node.startswith(OUTPUT):
             return self.node_shapes.get(node)
         try:
@@ -86,26 +86,26 @@ class Survey:
 
 
 def survey(network: nn.Module, picture: Tensor) -> Survey:
-    """Run the network once and look at every node.
+    """Run the network once and watch every node.
 
     Like the handler, this first makes in-place modules write to new memory. What still changes a map in place is
     written in the network's own code: `relu(x, inplace=True)`, `x.add_(y)`. Tracing turns `x += y` into `x = x + y`,
-    so that does harm only in a network that cannot be traced.
+    so that is harmful only in a network that cannot be traced.
 
     Args:
-        network: In evaluation mode, on the CPU.
+        network: The network, in evaluation mode, on the CPU.
         picture: (1, C, H, W), float32, normalised.
 
     Raises:
-        ArchiveError: The network is still in training mode, fails on this picture, answers it in several ways, or
-            takes more than a picture.
+        ArchiveError: The network is still in training mode, fails on this picture, has varying outputs for it, or takes
+            more than a picture.
     """
     check_mode(network)
     check_inputs(network)
     stop_working_in_place(network)
     try:
         with torch.no_grad():
-            network(torch.zeros_like(picture))  # Loading and readiness try a black one.
+            network(torch.zeros_like(picture))  # Loading and readiness checks run a black picture.
         output = check_steady(network, picture)
     except ArchiveError:
         raise
@@ -115,7 +115,7 @@ def survey(network: nn.Module, picture: Tensor) -> Survey:
             f"{type(err).__name__}: {err}; --channels and --size say what it takes (of any size: tried on 32×32)"
         ) from err
     try:
-        get_graph_node_names(network)  # Where this fails, the handler takes the maps by hooks.
+        get_graph_node_names(network)  # Where this fails, the handler uses hooks.
         graph, names = trace(network)
     except Exception as err:  # Tracing too. torchvision does so in training mode as well; a failure leaves it there.
         network.eval()
@@ -123,7 +123,7 @@ def survey(network: nn.Module, picture: Tensor) -> Survey:
     watch = _Watch(graph, names)
     more = [node.name for node in graph.graph.nodes if node.op == "placeholder"][1:]
     advice = "is there a branch in its forward pass?"
-    if more:  # Tracing takes them for given.
+    if more:  # Tracing takes their defaults.
         advice = f"wrap it so that forward takes the picture alone, without {', '.join(more)}"
     try:
         with torch.no_grad():
@@ -135,7 +135,7 @@ def survey(network: nn.Module, picture: Tensor) -> Survey:
         expected = select(output, name)
         try:
             computed = watch.values.get(node_of(graph, names, name) if name else found.nodes[-1])
-        except KeyError:  # A tensor is returned in a way that its graph does not show.
+        except KeyError:  # The graph does not show how the tensor is returned.
             continue
         if isinstance(expected, Tensor) and not (
             isinstance(computed, Tensor)
@@ -150,11 +150,11 @@ def check_inputs(network: nn.Module) -> None:
     """Check that a network can be called with a picture alone.
 
     Raises:
-        ArchiveError: It takes more; the text has a wrapper to copy.
+        ArchiveError: The network takes more inputs; the message has a wrapper to copy.
     """
     try:
         taken = inspect.signature(network.forward).parameters.values()
-    except (TypeError, ValueError):  # Not everything that can be called says how.
+    except (TypeError, ValueError):  # Not every callable has a signature.
         return
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     needed = [one.name for one in taken if one.default is inspect.Parameter.empty and one.kind in kinds]
@@ -181,12 +181,12 @@ def check_layers(
     """Return the shape (C, h, w) of each layer to be published, by public name.
 
     Args:
-        found: What the network does.
+        found: Survey of the network.
         layers: Public name → node, or `output:` and the name of a tensor that the network returns.
-        layouts: Public name → layout, of those that are not (N, C, h, w) in the network.
+        layouts: Public name → layout, for layers that are not (N, C, h, w) in the network.
 
     Raises:
-        ArchiveError: No layers, a node that is not there, makes no map, or is overwritten later.
+        ArchiveError: There are no layers, or a node does not exist, makes no map, or is overwritten later.
     """
     if not layers:
         raise ArchiveError(f"say which layers to publish: --layers conv1=NODE,conv2=NODE\n{listing(found)}")
@@ -220,7 +220,7 @@ def check_layers(
 
 
 def listing(found: Survey) -> str:
-    """Return the nodes that can be published, one a line with the shape of their maps, and what the network returns."""
+    """Return the nodes that can be published, one a line with the shape of their maps, and the returned tensors."""
     kind, why = "nodes", ""
     if not found.traced:
         kind, why = "modules", f"the network cannot be traced, so no receptive fields are known: {found.trace_error}\n"
@@ -236,7 +236,7 @@ def listing(found: Survey) -> str:
 
 
 def _returned(found: Survey) -> str:
-    """Return what a network returns that is not one tensor, one a line."""
+    """Return the outputs of a network that returns more than one tensor, one a line."""
     lines = [f"  {key.removeprefix(OUTPUT)}  {_product(tensor.shape)}" for key, tensor in found.returned.items()]
     return "\n".join(["the network returns:", *lines])
 
@@ -254,18 +254,18 @@ def check_scores(
     gives_probabilities: bool = False,
     more: Callable[[], Iterable[Any]] = lambda: (),
 ) -> None:
-    """Check that there is one score a class, and that it is what it is said to be.
+    """Check that there is one score a class, and that the scores are what the options declare.
 
     Args:
-        found: What the network does.
+        found: Survey of the network.
         classes: K; 0 for a network without scores, which may return anything.
-        kind: What its outputs were said to mean, one of `SCORES`; None where nobody said.
-        output: Which of the tensors that the network returns is the scores.
-        gives_probabilities: Whether they are said to be probabilities already.
-        more: Runs the network on more pictures of noise; asked only where the first says too little.
+        kind: Declared meaning of the outputs, one of `SCORES`; None if not declared.
+        output: Which of the returned tensors is the scores.
+        gives_probabilities: Whether the scores are declared as probabilities already.
+        more: Runs the network on more pictures of noise; called only if the first one is not enough.
 
     Raises:
-        ArchiveError: The output is not one finite number for each class, or not what it is said to be.
+        ArchiveError: The output is not one finite number for each class, or not what the options declare.
     """
     if not classes or kind == NONE:
         return
@@ -340,11 +340,11 @@ def batch_size(shapes: Mapping[str, Shape], *, any_size: bool) -> int:
     """Choose how many requests TorchServe may put in one batch.
 
     Its front end parses the whole batch's reply again on every 64 KB, so that many large replies cost time quadratic in
-    their sum. Counted is the largest reply to one picture: all layers as float32, in base64.
+    their sum. The bound counts the largest reply to one picture: all layers as float32, in base64.
 
     Args:
         shapes: (C, h, w) of the published layers.
-        any_size: Whether the network takes pictures of any size, so that no bound is known.
+        any_size: Whether the network takes pictures of any size, so that a reply's size has no bound.
 
     Returns:
         1..MAX_BATCH.
@@ -356,16 +356,16 @@ def batch_size(shapes: Mapping[str, Shape], *, any_size: bool) -> int:
 
 
 class _Watch(fx.Interpreter):
-    """Runs a graph node by node and notices when a map changes after it was made.
+    """Runs a graph node by node and detects changes of a map after it was made.
 
-    Tensors count the operations that wrote to them, through views too; that counter tells even where the values happen
-    to stay the same for this picture. A copy of each map is compared as well, for code that goes behind the counter.
+    Tensors count the operations that wrote to them, through views too; that counter detects a write even if the values
+    stay the same for this picture. A copy of each map is compared as well, for code that bypasses the counter.
     """
 
     def __init__(self, graph: fx.GraphModule, names: Mapping[str, str]) -> None:
         super().__init__(graph)
         self._names = names
-        self._of_picture: set[fx.Node] = set()  # Nodes whose value depends on the picture; weights' do not.
+        self._of_picture: set[fx.Node] = set()  # Nodes whose value depends on the picture.
         self._taken: dict[str, tuple[Tensor, Tensor, int]] = {}
         self._overwritten: dict[str, str] = {}
         self.values: dict[str, object] = {}
@@ -396,7 +396,7 @@ class _Watch(fx.Interpreter):
 
 
 def _reason(err: Exception) -> str:
-    """Return what went wrong, and the last line outside of torch's own code and this file that led there."""
+    """Return the error, and the last line outside of torch's own code and this file that led to it."""
     ours = (*torch.__path__, *torchvision.__path__, __file__, "<")  # Generated code has names such as <string>.
     frames = [frame for frame in traceback.extract_tb(err.__traceback__) if not frame.filename.startswith(ours)]
     place = f"; line {frames[-1].lineno} of {Path(frames[-1].filename).name}: {frames[-1].line}" if frames else ""
@@ -404,7 +404,7 @@ def _reason(err: Exception) -> str:
 
 
 def _survey_modules(network: nn.Module, picture: Tensor, trace_error: str) -> Survey:
-    """Look at the modules of a network that cannot be traced."""
+    """Survey the modules of a network that cannot be traced."""
     taken: dict[str, tuple[Tensor, Tensor, int]] = {}
 
     def keep(name: str, inputs: Any, output: Any) -> None:

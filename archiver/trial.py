@@ -1,4 +1,4 @@
-"""Pictures for trying a network out, as tensors."""
+"""Pictures of noise for testing a network, as tensors."""
 
 from __future__ import annotations
 

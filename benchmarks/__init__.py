@@ -1,1 +1,1 @@
-"""What is measured, how, against whom; `benchmarks/README.md` has the method and the figures."""
+"""Benchmarks of the service and its rivals; `benchmarks/README.md` has the method and the figures."""

@@ -139,12 +139,12 @@ def _longer(workload: Workload) -> float:
 
 
 def matches(name: str, patterns: str) -> bool:
-    """Tell whether a name is one of the patterns."""
+    """Return whether a name matches one of the patterns."""
     return any(fnmatch.fnmatch(name, one) for one in patterns.split("|"))
 
 
 def say(text: str) -> None:
-    """Tell the person at the terminal."""
+    """Print a line for the person at the terminal."""
     print(f"benchmarks: {text}", file=sys.stderr, flush=True)
 
 

@@ -54,7 +54,7 @@ ASSUMPTIONS = ROOT / "benchmarks/fleet-assumptions.yaml"
 ENVOY = ROOT / "deploy/envoy"
 CALLERS = (1, 2, 4, 8, 16, 32)
 SHARES = (0.3, 0.6, 0.8, 1.3)
-CONNECTIONS = 128  # Of an open loop: more than the gateway lets through.
+CONNECTIONS = 128  # Connections of an open loop: more than the gateway lets through.
 RATES = (1_000, 10_000, 100_000)
 LOADS = (0.5, 0.7, 0.85)  # Shares of the replicas' cores, if every request were alone in its batch.
 REPLICA_QUEUE = 100  # TorchServe's job_queue_size
@@ -65,13 +65,13 @@ REPLICA_QUEUE = 100  # TorchServe's job_queue_size
 
 @dataclass
 class Standing:
-    """Replicas and a gateway that run.
+    """Running replicas and their gateway.
 
     Attributes:
-        replicas: `python -m server` each.
-        gateway: Envoy.
-        port: Where it listens, without TLS.
-        metrics_port: Where it tells its metrics.
+        replicas: The replicas, one `python -m server` each.
+        gateway: The Envoy process.
+        port: Port of the gateway, without TLS.
+        metrics_port: Port of the gateway's metrics.
         message: A request with a key.
     """
 
@@ -82,7 +82,7 @@ class Standing:
     message: bytes
 
     def load(self, callers: int, seconds: float, rate: float | None = None) -> tuple[Measured, dict[str, float]]:
-        """Ask, in a closed loop or at a rate (Poisson).
+        """Send requests, in a closed loop or at a rate (Poisson).
 
         Returns:
             What came of it, and processor seconds of `java`, `python` (the workers), `gateway` and `caller`. `others`
@@ -96,7 +96,7 @@ class Standing:
         return found, used
 
     def sample(self, callers: int, seconds: float, rate: float | None = None) -> tuple[Measured, dict[str, float]]:
-        """Ask as `load` does.
+        """Send requests as `load` does.
 
         Returns:
             The outcome, and what a request took: processor seconds by program, such as `java_s`, those of the gateway
@@ -171,7 +171,7 @@ def _waiting(work: Path) -> models.Model:
 
 
 def _configure(folder: Path, ports: dict[int, int], replicas: Sequence[Place]) -> str:
-    """Write the gateway's files as deployed, but for paths, ports, addresses and the limits of a second."""
+    """Write the gateway's files as deployed, except for paths, ports, addresses and the limits of requests a second."""
     subprocess.run(
         [sys.executable, "-m", "deploy.commands", "--secrets", str(folder), "secrets"],
         cwd=ROOT,
@@ -218,7 +218,7 @@ def _await(standing: Standing, log: Path) -> None:
 
 
 def measure(network: str, envoy: Path, seconds: float, rounds: int) -> None:
-    """Measure what a request to a network costs, and write it to `RESULTS`."""
+    """Measure the cost of a request to a network, and write it to `RESULTS`."""
     runs: list[dict[str, float]] = []
     with standing(network, envoy, 1) as found:
         [replica] = found.replicas
@@ -254,7 +254,7 @@ def batch_size(archive: Path) -> int:
 
 
 def fit(runs: Sequence[dict[str, float]], batch: int) -> Costs:
-    """Split the processor time of requests into what each batch and what each request takes.
+    """Split the processor time of requests into the cost of each batch and of each request.
 
     Non-negative least squares of the seconds a request over the batches a request. Where batches hold one request, what
     the front end takes is counted before the queue. Gateway and caller are averaged over the runs with four callers or
@@ -305,11 +305,11 @@ def check(network: str, envoy: Path, seconds: float, rounds: int, seed: int) -> 
     `waiting` waits for a known time instead of computing: the processors are far from busy then, and are not simulated.
 
     Args:
-        network: A network that was measured, or `waiting`.
-        envoy: The program.
-        seconds: Of each measurement.
-        rounds: How many.
-        seed: Of the simulations.
+        network: A measured network, or `waiting`.
+        envoy: Path of the Envoy program.
+        seconds: Seconds of each measurement.
+        rounds: Number of rounds.
+        seed: Seed of the simulations.
     """
     callers = deployed_most() - 3  # As many as the gateway takes, or fewer.
     found: dict[float, list[tuple[Measured, dict[str, float]]]] = {share: [] for share in SHARES}
@@ -407,10 +407,10 @@ def deployed_most() -> int:
 
 
 def load_costs(network: str) -> tuple[dict[str, Any], Costs]:
-    """Return what was measured of a network.
+    """Return the measurements of a network.
 
     Raises:
-        SystemExit: It was not measured.
+        SystemExit: The network was not measured.
     """
     everything = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if network not in everything:
@@ -422,7 +422,7 @@ def load_costs(network: str) -> tuple[dict[str, Any], Costs]:
 
 
 def sized(measured: dict[str, Any], costs: Costs, rate: float, load: float, assumed: dict[str, Any]) -> Fleet:
-    """Return the fleet that carries a rate at a load of its replicas' cores.
+    """Return the fleet for a rate at a load of its replicas' cores.
 
     `max_requests` is raised with the replicas as docs/deployment.md has it: both transports of all gateways together
     stay below what the replicas queue.
@@ -441,7 +441,7 @@ def run(fleet: Fleet, costs: Costs, rate: float, requests: int, seed: int) -> Ou
 
 
 def sizes(network: str, requests: int, seed: int, assumed: dict[str, Any]) -> None:
-    """Print what a network needs at each rate."""
+    """Print the fleet that a network needs at each rate."""
     measured, costs = load_costs(network)
     kinds = assumed["instances"]
     rows = []
@@ -475,7 +475,7 @@ def price(fleet: Fleet, rate: float, kind: dict[str, Any], assumed: dict[str, An
 
 
 def gateways(network: str, requests: int, seed: int) -> None:
-    """Print the latency of fleets that are as loaded, by their size and by the number of their gateways."""
+    """Print the latency of equally loaded fleets, by their size and by the number of their gateways."""
     measured, costs = load_costs(network)
     rows = []
     for replicas, count in ((8, 1), (8, 2), (8, 8), (32, 1), (32, 4), (32, 32), (128, 16)):
@@ -491,7 +491,7 @@ def gateways(network: str, requests: int, seed: int) -> None:
 
 
 def limits(network: str, requests: int, seed: int, assumed: dict[str, Any]) -> None:
-    """Print at which rate each limit of the deployment, as it comes, is reached."""
+    """Print the rate at which each limit of the default deployment is reached."""
     measured, costs = load_costs(network)
     scaler = Autoscaler.deployed(0.0)
     doors = Fleet().gateways  # As deploy/kubernetes/base/gateway.yaml has them; a test compares.
@@ -560,7 +560,7 @@ def limits(network: str, requests: int, seed: int, assumed: dict[str, Any]) -> N
 
 
 def crowd(network: str, seed: int, assumed: dict[str, Any]) -> None:
-    """Print what becomes of a fleet whose load is three times as much from one moment to the next."""
+    """Print what happens to a fleet whose load triples from one moment to the next."""
     measured, costs = load_costs(network)
     scaler = Autoscaler.deployed(assumed["pod_start_s"] + measured["start_s"])
     before_s, seconds, step = 120.0, 480.0, 30
@@ -583,7 +583,7 @@ def crowd(network: str, seed: int, assumed: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fleet", description=__doc__.partition("\n")[0])
     parser.add_argument("what", choices=("measure", "check", "sizes", "gateways", "limits", "crowd"))
     parser.add_argument("--network", default="cifar", help="a network of benchmarks/models.py (default: cifar)")

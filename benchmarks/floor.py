@@ -55,7 +55,7 @@ def _loop(body: bytes, seconds: float) -> tuple[list[float], float]:
 
 
 def main() -> None:
-    """Answer one line for each line read: all processes' latencies, and their number over the sum of the rates."""
+    """Print one line for each line read: all processes' latencies, and their number over the sum of the rates."""
     archive, workers = Path(sys.argv[1]), int(sys.argv[2])
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(workers)

@@ -88,7 +88,7 @@ def seconds(run: Callable[[], object], device: torch.device, repeats: int) -> fl
 
 
 def wait(device: torch.device) -> None:
-    """Wait until a device has done all it was told to do."""
+    """Wait until a device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

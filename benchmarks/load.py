@@ -29,22 +29,22 @@ Wire = Literal["REST", "gRPC"]
 ROOT = Path(__file__).resolve().parents[1]
 
 _WIRES: dict[str, type[Http] | type[Grpc]] = {"REST": Http, "gRPC": Grpc}
-_KEPT = 8  # Replies kept for their content.
-_LAST_CALL_S = 20.0  # How long replies may be late at the end.
+_KEPT = 8  # Replies whose body is kept.
+_LAST_CALL_S = 20.0  # Longest wait for late replies at the end.
 
 
 @dataclass(frozen=True)
 class Load:
-    """What to ask, whom, and how.
+    """A load: requests, server and rate.
 
     Attributes:
-        address: The server's.
-        wire: What it speaks.
-        message: What goes over the wire: a whole HTTP request, or a serialized gRPC message.
+        address: The server's address.
+        wire: The protocol, a key of `_WIRES`.
+        message: Bytes of a request: a whole HTTP request, or a serialized gRPC message.
         connections: Callers; in an open loop, the most requests in flight.
         seconds: How long new requests are sent.
         size: Bytes a reply's body must have; None for any.
-        slack: How many more or fewer are right too: numbers in JSON differ in length.
+        slack: Allowed difference from `size`: numbers in JSON differ in length.
         rate: Requests a second of an open loop; None for a closed one.
         poisson: In an open loop, draw the times between requests, the same every time, instead of a constant.
     """
@@ -62,14 +62,14 @@ class Load:
 
 @dataclass
 class Outcome:
-    """What came of it.
+    """Outcome of a load.
 
     Attributes:
-        latencies: Seconds, of good replies, in the order they came.
-        wall_s: From the first request to the last reply.
-        cpu_s: Processor time of the load itself.
-        body_bytes: Of good replies together.
-        errors: What went wrong, counted.
+        latencies: Seconds of each good reply, in the order of arrival.
+        wall_s: Seconds from the first request to the last reply.
+        cpu_s: Processor time of the load generator itself.
+        body_bytes: Bytes of all good replies together.
+        errors: Number of each kind of error.
         kept: Bodies of replies spread over the run.
     """
 
@@ -91,7 +91,7 @@ def measure(load: Load) -> Outcome:
 
 
 def run(load: Load) -> Outcome:
-    """Run a load here."""
+    """Run a load in this process."""
     outcome = Outcome()
     gaps = random.Random(0)  # noqa: S311 (times, no secret)
     wire = _WIRES[load.wire]
@@ -102,7 +102,7 @@ def run(load: Load) -> Outcome:
     asked = 0
     began = now = due = clock()
     end = began + load.seconds
-    waiting: deque[float] = deque()  # When requests were due that found no free connection.
+    waiting: deque[float] = deque()  # When requests without a free connection were due.
     while busy or due < end:
         now = clock()
         if load.rate is None:

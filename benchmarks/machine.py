@@ -40,7 +40,7 @@ def memory_mib(pid: int) -> list[dict[str, Any]]:
 
 
 class Interval:
-    """How much of all processors others took since it was made: other guests (steal) and other processes here."""
+    """Share of all processors that others used since its creation: other guests (steal) and other processes here."""
 
     def __init__(self) -> None:
         self._before = psutil.cpu_times()
@@ -59,7 +59,7 @@ class Interval:
 
 
 def circumstances() -> dict[str, Any]:
-    """Return what a figure means nothing without."""
+    """Return the circumstances of a measurement: versions and the machine."""
     model = ""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

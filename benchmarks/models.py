@@ -39,7 +39,7 @@ class Network:
         constructor: `module:callable`. torchvision's are served with the recipe that torchvision publishes.
         layers: Public name and graph node of the maps that are requested.
         archiver: Options of the archiver, beside those for layers, weights and name.
-        wants: What is requested of it.
+        wants: The kinds of output requested.
     """
 
     constructor: str
@@ -74,11 +74,11 @@ class Model:
     """A network made ready.
 
     Attributes:
-        name: Of its archive, a key of `NETWORKS`.
+        name: Name of the archive, a key of `NETWORKS`.
         folder: The description that `rivals.network` reads, the weights, and the graphs for `Tuned`.
         archive: The `.mar`.
         pictures: By size, the files to ask with; the first one in requests of a single picture.
-        classes: How many.
+        classes: Number of classes.
         layers: Name and shape (C, h, w) of each map.
     """
 
@@ -120,7 +120,7 @@ def prepare(name: str, work: Path) -> Model:
 
     Args:
         name: A key of `NETWORKS`.
-        work: Folder for what is made; what is there and not out of date is kept.
+        work: Folder for the files; existing files that are up to date are kept.
     """
     network, folder = NETWORKS[name], work / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -191,11 +191,11 @@ def _expect(folder: Path, want: str, files: tuple[bytes, ...], levels: int) -> A
 
 
 def expect(model: Model, asked: Asked, levels: int = 0) -> Arrays:
-    """Return what eager torch answers: probabilities and float32 maps (pooled ones for `pool`).
+    """Return eager torch's results: probabilities and float32 maps (pooled ones for `pool`).
 
     Args:
-        model: Whom to ask.
-        asked: What.
+        model: The network.
+        asked: The request.
         levels: By how many of 255 to move each value of the network's input, up or down at random.
     """
     files = model.pictures[asked.photograph][: asked.pictures]
@@ -212,8 +212,8 @@ def check(found: Sequence[Any], model: Model, asked: Asked, *, scaled: bool = Fa
 
     Args:
         found: The probabilities, then each map.
-        model: Who was asked.
-        asked: What.
+        model: The network.
+        asked: The request.
         scaled: The server decodes files at a reduced scale.
 
     Raises:

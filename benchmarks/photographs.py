@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 SIZES = {"0.3 MP": (640, 480), "3 MP": (2048, 1536), "12 MP": (4032, 3024)}
-COUNT = 4  # Of each size: a request of more repeats them.
+COUNT = 4  # Number of photographs of each size: a request with more repeats them.
 
 _NOISE, _QUALITY = 7.0, 93  # Standard deviation of sensor noise in levels; of the JPEG file.
 

@@ -30,7 +30,7 @@ def write(found: dict[str, Any], out: Path) -> None:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """Lay out everything."""
+    """Return the results as Markdown."""
     lines = [f"# {found['model']}", "", *_about(found)]
     for workload, summaries in found["summaries"].items():
         lines += [f"## {workload}", "", *_workload(summaries, found["servers"])]

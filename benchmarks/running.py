@@ -30,14 +30,14 @@ _PAUSE_S = 0.05
 
 
 class Running:
-    """A server that runs, as a context manager.
+    """A running server, as a context manager.
 
     Args:
-        server: Its row of the table.
-        model: What it serves.
-        work: Folder for its own.
-        workers: How many it has.
-        settings: For the floor: those of our workers (`worker_settings`).
+        server: The server's row of the table.
+        model: The network that it serves.
+        work: Folder for the server's own files.
+        workers: Number of workers.
+        settings: For the floor: the settings of our workers (`worker_settings`).
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Running:
         raise RuntimeError("our launcher has no worker")
 
     def ask(self, message: bytes, wire: Wire, timeout_s: float = 60.0) -> Reply:
-        """Ask once, on a connection of its own."""
+        """Send one request, on a connection of its own."""
         caller: Http | Grpc
         caller = Http(("127.0.0.1", self.place.rest)) if wire == "REST" else Grpc(("127.0.0.1", self.place.grpc))
         caller.socket.settimeout(timeout_s)
@@ -125,7 +125,7 @@ class Running:
         """Hold a reply of each kind to eager torch and remember its size; run each until the server is at its speed.
 
         Raises:
-            AssertionError: A reply is not right.
+            AssertionError: A reply is wrong.
         """
         if self.server.kind == "floor":
             return
@@ -226,7 +226,7 @@ class Running:
 
 
 def ask_on(wire: Http | Grpc, message: bytes) -> Reply:
-    """Ask on a connection and wait for the whole reply."""
+    """Send a request on a connection and wait for the whole reply."""
     wire.send(message)
     while (reply := wire.receive()) is None:
         pass

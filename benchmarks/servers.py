@@ -35,12 +35,12 @@ class Place:
 
     Attributes:
         model: The network.
-        folder: For the server's own.
-        workers: How many.
-        rest: Port.
-        grpc: Port.
+        folder: Folder for the server's own files.
+        workers: Number of workers.
+        rest: Port of REST.
+        grpc: Port of gRPC.
         others: More ports.
-        settings: Variables that our launcher gave its workers, for the floor.
+        settings: For the floor: variables that our launcher gave its workers.
     """
 
     model: Model
@@ -57,14 +57,14 @@ class Server:
     """A server under test.
 
     Attributes:
-        name: As in tables and for `--servers`.
+        name: Name in tables and for `--servers`.
         kind: `ours`; `documented`, a rival as its documentation advises; `tuned`, a rival with the fastest decoder and
             engine; `floor`, the work alone in one process.
-        command: How to start it; may write into its folder.
-        ask: A request's bytes on the wire; None where it cannot.
-        read: A reply's values: probabilities, then each map.
+        command: Returns the command that starts it; may write into its folder.
+        ask: Returns a request's bytes on the wire; None if the server cannot handle it.
+        read: Returns a reply's values: probabilities, then each map.
         environment: Variables added to ours.
-        scaled: It decodes JPEG files at a reduced scale.
+        scaled: Whether it decodes JPEG files at a reduced scale.
         only: Names of the workloads that it takes part in, with * for anything.
         warm_up_s: Seconds of requests before the first round.
         probe: What to ask until it answers; None for a prediction.
@@ -267,5 +267,5 @@ def environment(server: Server, place: Place) -> dict[str, str]:
 
 
 def clean(place: Place) -> None:
-    """Remove what a server left."""
+    """Remove the files that a server left."""
     shutil.rmtree(place.folder, ignore_errors=True)

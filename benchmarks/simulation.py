@@ -48,7 +48,7 @@ Steps = Generator[simpy.Event, Any, Any]
 
 @dataclass(frozen=True)
 class Costs:
-    """What a request takes, in seconds of a processor unless said otherwise.
+    """Costs of a request, in seconds of a processor unless said otherwise.
 
     Attributes:
         caller_s: The load itself, half of it to send; counts where all share the processors.
@@ -59,8 +59,8 @@ class Costs:
         request_s: A worker for each request of a batch.
         delay_s: Time of a lone request that no processor accounts for.
         spread: Factors of a batch's time, each as likely as the others.
-        request_bytes: On the wire.
-        reply_bytes: On the wire.
+        request_bytes: Bytes of a request on the wire.
+        reply_bytes: Bytes of a reply on the wire.
     """
 
     caller_s: float = 0.0
@@ -82,19 +82,19 @@ class Costs:
 
 @dataclass(frozen=True)
 class Fleet:
-    """What serves.
+    """A fleet: replicas, gateways and their limits.
 
     Attributes:
-        replicas: How many at the start.
-        workers: Of a replica, with one thread each.
-        cores: Of a replica; so many threads read requests.
-        gateways: How many.
-        gateway_cores: Of a gateway; it has so many threads.
+        replicas: Number of replicas at the start.
+        workers: Workers of a replica, with one thread each.
+        cores: Cores of a replica; the same number of threads read requests.
+        gateways: Number of gateways.
+        gateway_cores: Cores of a gateway, and its number of threads.
         together: If not None, everything shares so many processors of one machine, the callers' one thread as well.
         batch: `batchSize` of the archive.
-        queue: Requests that wait in a replica; above it the answer is 503.
-        max_requests: In flight of one gateway.
-        link_bits_s: Of the network between gateway and replica.
+        queue: Requests that wait in a replica; above it the response is 503.
+        max_requests: Most requests in flight of one gateway.
+        link_bits_s: Bits a second of the network between gateway and replica.
     """
 
     replicas: int = 2
@@ -152,10 +152,10 @@ class Autoscaler:
 
 @dataclass
 class Outcome:
-    """What became of the requests that were sent after the warm-up.
+    """Outcome of the requests that were sent after the warm-up.
 
     Attributes:
-        sent: How many.
+        sent: Number of requests.
         ends: How many were answered, and how many not for which reason.
         answers: When each answered request was sent, and the seconds until its answer.
         refusals: When each other request was sent.
@@ -184,7 +184,7 @@ class Cores:
         self._timer: simpy.Event | None = None
 
     def run(self, thread: Thread, seconds: float) -> None:
-        """Give an idle thread so much to do; its `end` is called then."""
+        """Give an idle thread work for some seconds; its `end` is called when it is done."""
         self._advance()
         self._left[thread] = seconds
         self._arm()
@@ -225,7 +225,7 @@ class Cores:
 
 
 class Thread:
-    """Does what it is asked to, one thing after the other; the threads of one program share its processors."""
+    """Does its work in the order requested; the threads of one program share its processors."""
 
     def __init__(self, cores: Cores, program: object) -> None:
         self.program = program
@@ -241,14 +241,14 @@ class Thread:
         return done
 
     def end(self) -> None:
-        """Go on with what was asked next."""
+        """Start the next work in the queue."""
         self._asked.popleft()[1].succeed()
         if self._asked:
             self._cores.run(self, self._asked[0][0])
 
 
 class Replica:
-    """A bounded queue, and workers that take batches of it."""
+    """A replica: a bounded queue, and workers that take batches from it."""
 
     def __init__(self, env: simpy.Environment, fleet: Fleet, costs: Costs, cores: Cores, random: Random) -> None:
         self.silent = False
@@ -266,7 +266,7 @@ class Replica:
         return self._random.choice(self._readers).work(self._costs.front_s)
 
     def offer(self, reply: simpy.Event) -> bool:
-        """Queue a request unless the queue is full; `reply` comes to pass when it is answered."""
+        """Queue a request unless the queue is full; `reply` is triggered when the request is answered."""
         if len(self._queue) >= self._fleet.queue:
             return False
         self._hold(1)
@@ -435,7 +435,7 @@ class _Simulation:
                 self.env.process(self._follow(*self._connections.pop()))
 
     def _follow(self, gateway: Gateway, thread: Thread) -> Steps:
-        """Ask over a connection, and again as long as other requests wait for one."""
+        """Send a request over a connection, and further ones as long as requests wait for a connection."""
         while self._due:
             sent, counts = self._due.popleft()
             if self._caller:
@@ -454,7 +454,7 @@ class _Simulation:
             self._connections.append((gateway, thread))
 
     def hang(self, replica: Replica, at_s: float) -> Steps:
-        """Have a replica answer nothing any more; each gateway finds out by its health checks."""
+        """Make a replica stop responding; each gateway finds out by its health checks."""
         yield self.env.timeout(at_s)
         replica.silent = True
         for gateway in self.gateways:
@@ -523,14 +523,14 @@ def simulate(
     """Run a fleet under an open loop of callers until every request has come to its end.
 
     Args:
-        fleet: What serves.
-        costs: What a request takes.
-        rate: Requests a second, or what tells them for a time in seconds.
+        fleet: The fleet.
+        costs: Costs of a request.
+        rate: Requests a second, or a function of the time in seconds.
         seconds: How long requests are sent that count.
         seed: The same seed gives the same outcome.
         warm_up_s: How long before that requests are sent that do not count.
         connections: Of the callers; a request that finds none free waits, and its time counts. None for one each.
-        autoscaler: Who changes the number of replicas; None for nobody.
+        autoscaler: Autoscaler of the replicas; None for a constant number.
         hang_at_s: When the first replica answers nothing any more, without closing its connections; None for never.
     """
     simulation = _Simulation(fleet, costs, seed, connections)

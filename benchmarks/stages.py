@@ -1,4 +1,4 @@
-"""Where the service's time and bytes go: per stage, from the timing in its replies, and per format."""
+"""Measures the time of each stage of the service, from the timing in its replies, and the bytes of each format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STAGES = ("read_s", "decode_s", "preprocess_s", "forward_s", "encode_s", "handl
 
 
 def measure(running: Running, workloads: Iterable[Workload], seconds: float = 1.0) -> dict[str, dict[str, float]]:
-    """Ask for each kind of request, one at a time over REST, and return median seconds per stage.
+    """Send each kind of request, one at a time over REST, and return median seconds per stage.
 
     `caller` is what the caller waited; `elsewhere` the part of it outside the handler, in TorchServe and on the wire.
     """

@@ -14,13 +14,13 @@ Summaries = dict[str, dict[str, Summary]]
 
 
 def keep(takes: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
-    """Drop each round of a workload in which the hypervisor took too much; return the rest, and how many went."""
+    """Drop the rounds of a workload in which the hypervisor took too much; return the rest, and the number dropped."""
     bad = {(take["workload"], take["round"]) for take in takes if take["steal"] > MOST_STEAL}
     return [take for take in takes if (take["workload"], take["round"]) not in bad], len(bad)
 
 
 def summarise(takes: Iterable[dict[str, Any]]) -> Summaries:
-    """Bring the rounds of each workload and server together."""
+    """Group the rounds by workload and server, and summarise them."""
     grouped: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for take in takes:
         grouped.setdefault(take["workload"], {}).setdefault(take["server"], []).append(take)

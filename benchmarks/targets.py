@@ -28,12 +28,12 @@ class Target:
     """A ratio to reach.
 
     Attributes:
-        number: Of the target.
-        network: Whose results.
-        workload: Which of them.
+        number: Number of the target.
+        network: Network of the results.
+        workload: Workload of the results.
         over: A server's name, or a kind of server, the best of which counts.
-        least: The median must be this much or more.
-        ours: Which of our servers.
+        least: Least median that meets the target.
+        ours: Name of our server.
     """
 
     number: int

@@ -34,7 +34,7 @@ _GOOD = (
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back: 200 is good on both wires; `body` is a view that the next request overwrites."""
+    """A reply: status 200 is good on both wires; `body` is a view that the next request overwrites."""
 
     status: int
     body: memoryview
@@ -44,7 +44,7 @@ class Http:
     """A kept-open HTTP/1.1 connection; replies carry a content length.
 
     Args:
-        address: The server's.
+        address: The server's address.
     """
 
     def __init__(self, address: Address) -> None:
@@ -104,7 +104,7 @@ class Grpc:
     """An HTTP/2 connection that makes one unary gRPC call at a time.
 
     Args:
-        address: The server's.
+        address: The server's address.
     """
 
     unsent = b""  # `receive` sends what flow control held back.

@@ -14,8 +14,8 @@ class Asked:
 
     Attributes:
         want: `scores` alone, or with maps as `float32`, `float16`, `uint8`, or `pool` (an embedding, pool = 1).
-        pictures: In one request.
-        photograph: Its size, a key of `photographs.SIZES`; empty for the samples of 32×32.
+        pictures: Number of pictures in one request.
+        photograph: Size of the photographs, a key of `photographs.SIZES`; empty for the samples of 32×32.
     """
 
     want: str
@@ -25,11 +25,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Workload:
-    """What one measurement does.
+    """One measurement.
 
     Attributes:
-        name: As in tables and for `--only`.
-        asked: What is requested.
+        name: Name in tables and for `--only`.
+        asked: The kind of request.
         callers: Connections, each with one request in flight; in an open loop, the most there may be.
         wire: REST or gRPC.
         share: Of the saturation rate, found just before at 32 callers, for an open loop; None for a closed loop.
@@ -47,11 +47,11 @@ class Part:
     """Workloads of one network, for which all its servers are up at once.
 
     Attributes:
-        name: As in the names of result files and for `--parts`.
+        name: Name in result files and for `--parts`.
         network: A key of `models.NETWORKS`.
-        workloads: What is measured.
+        workloads: The workloads to measure.
         servers: Names with | between and * for anything.
-        workers: Of every server; None for one a core.
+        workers: Number of workers of every server; None for one a core.
     """
 
     name: str

@@ -24,7 +24,7 @@ from handlers.network.engines.torch_engine import TorchEngine
 from handlers.outputs.explanation_methods import occlusion
 
 TOP = 9
-CHANNELS, PATCHES = 3, 3  # Shown of each block and network.
+CHANNELS, PATCHES = 3, 3  # Number shown of each block and network.
 BATCH = 20
 MODELS = ("deep", "deep-untrained")
 CIFAR = {"conv1": 16, "conv2": 32}  # Channels.
@@ -150,8 +150,8 @@ class Looking:
         """Return how much the cell falls if a square around each pixel is covered with the mean colour, (1, H, W).
 
         Args:
-            layer: Of the model card.
-            channel: Of the cell.
+            layer: The layer, from the model card.
+            channel: Channel of the cell.
             cell: Row and column in the map.
             image: (H, W, 3).
         """

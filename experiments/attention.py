@@ -1,6 +1,6 @@
 """Attention, a counter-example: a layer that looks everywhere at once, and what that costs.
 
-Beside the plain network of `reach`, whose cells see 7×7 pixels, stands one with a 3×3 convolution and a single
+The plain network of `reach`, whose cells see 7×7 pixels, is compared with one that has a 3×3 convolution and a single
 self-attention layer with relative positions (on a picture whose edges meet). The task is that of `reach`, on smaller
 pictures: d is at most 8 there.
 """
@@ -23,8 +23,8 @@ class Attention(nn.Module):
     """Self-attention over all cells: each cell takes a weighted mean of all, weighted by content and by offset.
 
     Args:
-        channels: Of the maps.
-        side: Of the maps; 0 for no positions at all.
+        channels: Number of channels of the maps.
+        side: Side of the maps; 0 for no positions at all.
     """
 
     which: Tensor
@@ -67,7 +67,7 @@ class Everywhere(nn.Module):
 
 
 def run(setting: Setting) -> Result:
-    """Train both, and compare what one cell depends on, what order means, and what a larger picture costs."""
+    """Train both, and compare the reach of a cell, the effect of order, and the cost of a larger picture."""
     tasks = []
     for distance in setting.size((2, 6, 7, 8), (8,)):
         found: dict[str, list[float]] = {"convolutions": [], "attention": []}

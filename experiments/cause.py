@@ -30,7 +30,7 @@ from experiments.experiment import (
 from experiments.learning import CLASSES, files
 
 MODEL = "deep"
-SHARE = 0.1  # Of a layer's channels that are silenced.
+SHARE = 0.1  # Share of a layer's channels that are silenced.
 KINDS = {"own": "its own class", "others": "other classes", "random": "its own class, random channels"}
 
 
@@ -88,7 +88,7 @@ def selective(embeddings: NDArray[np.float64], of_class: NDArray[np.bool_]) -> l
 
     Args:
         embeddings: Mean activations, (N, C).
-        of_class: Which of the pictures are of the class, (N,).
+        of_class: Whether each picture is of the class, (N,).
 
     Returns:
         Indexes by d' = (mean of the class - mean of the rest) / standard deviation over all, largest first.

@@ -34,10 +34,10 @@ SQUARE = [[1, 2, 3, 2, 1], [1, 1, 2, 1, 1], [0, 0, 0, 0, 0], [-1, -1, -2, -1, -1
 
 
 class Evidence:
-    """What the parts of claims are looked up in.
+    """Evidence that the parts of claims are checked against.
 
     Args:
-        root: Of the repository.
+        root: Root of the repository.
     """
 
     def __init__(self, root: Path) -> None:

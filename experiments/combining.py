@@ -23,7 +23,7 @@ from experiments.experiment import Figures, Result, Setting, interval, markdown,
 from experiments.learning import INPUT, files, pixels
 from handlers.images.preprocessing import normalise
 
-CELLS = 20  # Of each picture, to fit filters and to test them.
+CELLS = 20  # Number of cells of each picture, to fit filters and to test them.
 BATCH = 50
 KINDS = ("trained", "untrained")
 BEFORE: dict[str, dict[str, tuple[str, str, str]]] = {
@@ -70,7 +70,7 @@ def left_over(layer: Layer, images: list[NDArray[np.uint8]], maps: list[NDArray[
     """Fit one linear filter to each channel on the first half of the pictures, and test it on the others.
 
     Args:
-        layer: Of the model card.
+        layer: The layer, from the model card.
         images: Each (H, W, 3).
         maps: Each (C, h, w).
 
@@ -102,7 +102,7 @@ def contributions(model: Any, conv: str, published: str, images: Tensor) -> Tens
     """Return what each channel of the layer before gives to the strongest cell of each channel.
 
     Args:
-        model: In evaluation mode.
+        model: The network, in evaluation mode.
         conv: Path of a padded 3×3 convolution.
         published: Path of the module whose output is the map; the same, or the ReLU behind its normalisation.
         images: (N, 3, H, W), uint8.

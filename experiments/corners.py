@@ -23,7 +23,7 @@ from training import data
 from training.recipes import RECIPES
 from training.run import Plan, Run, input_of
 
-SHARE = 0.25  # Of a digit's windows that count as its edges, and as its corners.
+SHARE = 0.25  # Share of a digit's windows that count as its edges, and as its corners.
 KINDS = ("trained", "untrained")
 NAMES = {
     "edges": "the hand-set edge kernel (`edges`)",

@@ -43,7 +43,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Setting:
-    """What an experiment runs with.
+    """Settings of an experiment's run.
 
     Attributes:
         pictures: Folder with `train/<class>/*` and `test/<class>/*`: CIFAR-10 as JPEG files.

@@ -29,7 +29,7 @@ def files(folder: Path, half: str, per_class: int, start: int = 0) -> list[tuple
     """Return the same number of picture files of each class, in order of their names, with the classes' indexes.
 
     Args:
-        folder: As `Setting.pictures`.
+        folder: Folder as in `Setting.pictures`.
         half: `train` or `test`.
         per_class: Files of each class at most.
         start: Number of files of each class to skip.

@@ -24,7 +24,7 @@ SIDE = 32
 CHANNELS = 8
 BATCH = 8  # Places say nothing, so there are four kinds of pictures only.
 RATE = 0.01
-LEARNED = 0.995  # On 100 pictures that are neither learned from nor counted: training ends early.
+LEARNED = 0.995  # Accuracy on 100 pictures that are neither learned from nor counted, at which training ends early.
 PLAIN, DILATED = (1, 1, 1), (1, 2, 4)
 DISTANCES: dict[tuple[int, int, int], tuple[int, ...]] = {PLAIN: (2, 4, 6, 7, 8), DILATED: (6, 8, 14, 15, 16)}
 
@@ -68,8 +68,8 @@ def draw(count: int, distance: int, generator: torch.Generator, side: int = SIDE
     Args:
         count: N.
         distance: From one mark of a pair to the other, along the row.
-        generator: Of the places and signs.
-        side: Of the pictures. The second pair is side / 2 rows below the first.
+        generator: Generator of the places and signs.
+        side: Side of the pictures. The second pair is side / 2 rows below the first.
 
     Returns:
         Pictures (N, 1, side, side), float32, -1, 0 or 1; and 1 where the marks of a pair differ in sign, else 0, (N,).
@@ -118,7 +118,7 @@ def effective(model: nn.Module, module: str, cell: tuple[int, int], box: Sequenc
     pictures is taken.
 
     Args:
-        model: In evaluation mode.
+        model: The network, in evaluation mode.
         module: Path of the module whose output is the map.
         cell: Row and column in the map.
         box: (top, left, bottom, right) of the cell's receptive field, in pixels.

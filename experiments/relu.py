@@ -31,7 +31,7 @@ TWINS = {
 
 
 def composed(first: nn.Conv2d, second: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Return the kernel and the bias of the one convolution that two 3×3 convolutions are, without padding.
+    """Return the kernel and the bias of the one convolution that equals two 3×3 convolutions without padding.
 
     Returns:
         (C_out, C_in, 5, 5) and (C_out,).

@@ -35,7 +35,7 @@ class InProcess:
     """A transport of the client that hands each request to the pipeline of its model.
 
     Args:
-        pipelines: By the name of the model.
+        pipelines: Pipelines by the name of the model.
     """
 
     def __init__(self, pipelines: Mapping[str, Pipeline]) -> None:

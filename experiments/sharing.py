@@ -27,8 +27,8 @@ class Local(nn.Module):
     """A 3×3 layer like `nn.Conv2d` that shares nothing: each place has weights and biases of its own.
 
     Args:
-        channels: Of the input.
-        filters: Of the output.
+        channels: Number of channels of the input.
+        filters: Number of channels of the output.
         size: (h, w) of the output.
         padding: Cells of zeros at each edge.
     """

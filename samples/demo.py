@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def start(options: argparse.Namespace) -> subprocess.Popen[bytes]:
-    """Start the service in a session of its own, its output in a file."""
+    """Start the service in its own session, with its output in a file."""
     OUT.mkdir(parents=True, exist_ok=True)
     ports = ("rest", "grpc", "metrics")
     flags = [text for name in ports for text in (f"--{name}-port", str(getattr(options, f"{name}_port")))]

@@ -1,4 +1,4 @@
-"""Augmentation: training pictures as they might also have been taken.
+"""Augmentation: random changes of the training pictures.
 
 Functions on whole batches; every choice is drawn from one CPU generator, so a run can be repeated and resumed. Axes:
 `N` batch, `C` channels, `H, W` picture pixels.
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 
-_GREY = 128  # Near the mean of natural pictures, so that a covered place says nothing.
+_GREY = 128  # Near the mean of natural pictures, so a covered place carries no information.
 
 
 def mirror(images: Tensor, draw: torch.Generator) -> Tensor:
-    """Turn left and right around in half of the pictures.
+    """Mirror half of the pictures, left to right.
 
     Args:
         images: (N, C, H, W), any dtype, on any device.
@@ -30,13 +30,13 @@ def mirror(images: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def shift(images: Tensor, pixels: int, draw: torch.Generator, *, reflect: bool = False) -> Tensor:
-    """Move each picture by up to so many pixels up or down and left or right.
+    """Move each picture by up to `pixels` up or down and left or right.
 
     Args:
         images: (N, C, H, W), uint8, 0..255, on any device.
         pixels: The largest move along each axis; every move is equally likely.
         draw: A CPU generator.
-        reflect: Continue the picture beyond its edge as in a mirror; otherwise what is uncovered is 0.
+        reflect: Continue the picture beyond its edge as in a mirror; otherwise uncovered pixels are 0.
 
     Returns:
         The same shape and dtype, on the same device.
@@ -94,6 +94,6 @@ def cover(images: Tensor, pixels: int, draw: torch.Generator) -> Tensor:
 
 
 def _stretch(count: int, side: int, pixels: int, draw: torch.Generator) -> Tensor:
-    """Return (N, side), bool: a row of so many pixels somewhere in each."""
+    """Return (N, side), bool: a run of `pixels` at a random place in each row."""
     place = torch.arange(side) - torch.randint(0, side - pixels + 1, (count, 1), generator=draw)
     return (place >= 0) & (place < pixels)

@@ -1,4 +1,4 @@
-"""Checkpoints: one file with all that rebuilds a network, says what it reached, and lets its training go on.
+"""Checkpoints: one file with a network, the figures it reached, and the state that resuming its training needs.
 
 A checkpoint is a dictionary of plain values and tensors, so it loads with `torch.load(weights_only=True)`:
 
@@ -11,8 +11,8 @@ A checkpoint is a dictionary of plain values and tensors, so it loads with `torc
     preprocessing   `Preprocessing.to_dict()`
     description     one sentence for the model card
     state_dict      the weights, on the CPU
-    training        what it learnt from and what it reached: see `Run.checkpoint`
-    optimizer, rng, plan    what going on needs; absent where nothing is trained
+    training        the data and the figures reached: see `Run.checkpoint`
+    optimizer, rng, plan    what resuming needs; absent where nothing is trained
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Checkpoint = dict[str, Any]
 def describe(
     name: str, model: Network, preprocessing: Preprocessing, classes: Sequence[str], training: dict[str, Any]
 ) -> Checkpoint:
-    """Return the checkpoint of a network, without what going on with its training needs."""
+    """Return the checkpoint of a network, without the state that resuming needs."""
     return {
         "format": FORMAT,
         "model": name,
@@ -51,7 +51,7 @@ def describe(
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint whole or not at all: an interruption leaves the former one."""
+    """Write a checkpoint whole or not at all: an interruption leaves the previous file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     torch.save(checkpoint, partial)
@@ -62,7 +62,7 @@ def load(path: Path) -> Checkpoint:
     """Read a checkpoint; nothing in the file is executed.
 
     Raises:
-        CheckpointError: It is missing, damaged, or not one of ours.
+        CheckpointError: The file is missing, damaged, or not a checkpoint of this project.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")

@@ -1,6 +1,6 @@
 """Corpora: all pictures of one data source in memory, ready for a network.
 
-A corpus holds each half of its pictures as one uint8 tensor, as it will be for the whole run: nothing is decoded or
+A corpus holds each half of its pictures as one uint8 tensor, for the whole run: nothing is decoded or
 copied again while training. Axes: `N` pictures, `C` channels, `H, W` pixels.
 """
 
@@ -42,10 +42,10 @@ class Corpus:
     """The pictures of one data source, as one network takes them.
 
     Attributes:
-        name: What the data is called where results are reported.
+        name: Name of the data in reports.
         classes: K names; a label is an index into them.
         train: Pictures to learn from.
-        test: Pictures to measure on, never learnt from.
+        test: Pictures to measure on, never trained on.
     """
 
     name: str

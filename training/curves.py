@@ -20,7 +20,7 @@ def draw(history: Sequence[Epoch], path: Path, *, title: str) -> None:
     Args:
         history: At least one epoch.
         path: The file to write; an existing one is replaced.
-        title: Above both.
+        title: Title above both.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     figure.suptitle(title)

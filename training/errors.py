@@ -1,4 +1,4 @@
-"""What can be wrong with a training run, for people at a command line.
+"""Errors of a training run, for people at a command line.
 
 TrainingError
 ├── DataError         the pictures cannot be used

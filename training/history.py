@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch reached.
+    """Figures of one epoch.
 
     Attributes:
         epoch: Its number, from 1.

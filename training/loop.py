@@ -45,15 +45,15 @@ def train_epoch(
     epoch: int,
     draw: torch.Generator,
 ) -> Figures:
-    """Learn from every picture once.
+    """Train on every picture once.
 
     Args:
         model: The network, on the pictures' device; left in training mode.
         split: The training pictures.
         preprocessing: The network's input, with its normalisation.
-        optimizer: Over the model's parameters.
+        optimizer: The optimizer of the model's parameters.
         recipe: How to train; the last step of an epoch takes the pictures that are left.
-        epoch: Which one it is, from 1.
+        epoch: Number of the epoch, from 1.
         draw: A CPU generator; the order of the pictures and their augmentation are drawn from it.
 
     Returns:

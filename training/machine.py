@@ -13,10 +13,10 @@ from training.errors import TrainingError
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of that name; `auto` is the first GPU where there is one, else the CPU.
+    """Return the device named `name`; `auto` is the first GPU if there is one, else the CPU.
 
     Raises:
-        TrainingError: There is no such device.
+        TrainingError: The device does not exist.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,7 +29,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def describe(device: torch.device) -> str:
-    """Return processor, cores and threads, and the GPU if that is what computed."""
+    """Return processor, cores and threads, and the GPU if it is the device."""
     cpu = f"{os.cpu_count()} CPU cores ({_processor()}), {torch.get_num_threads()} threads"
     return f"{torch.cuda.get_device_name(device)}, {cpu}" if device.type == "cuda" else cpu
 
@@ -44,7 +44,7 @@ def versions() -> dict[str, str]:
 
 
 def _processor() -> str:
-    """Return the processor's name; Linux tells it in a file, elsewhere Python knows it."""
+    """Return the processor's name, from a file on Linux, elsewhere from Python."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

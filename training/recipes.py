@@ -14,11 +14,11 @@ from training.augmentation import cover, mirror, shift, turn
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one network is trained, by gradient descent on the cross-entropy.
+    """Recipe of one network's training, by gradient descent on the cross-entropy.
 
     Attributes:
         epochs: Times every training picture is seen.
-        batch_size: Pictures a step.
+        batch_size: Number of pictures a step.
         learning_rate: The largest step size.
         momentum: Nesterov's, 0..1, of plain gradient descent; None for Adam.
         weight_decay: Share of each weight, times the rate, that a step takes away; with momentum only.
@@ -27,11 +27,11 @@ class Recipe:
         smoothing: Probability that the loss takes from the right class and spreads evenly over all, 0..1.
         bfloat16: Compute convolutions in bfloat16, as torch's autocast does, with the channels last in memory; the
             weights and every measurement stay float32.
-        mirrored: Turn left and right around in half of the pictures.
-        shift_px: Move the pictures by up to so many pixels along each axis.
+        mirrored: Mirror half of the pictures, left to right.
+        shift_px: Move the pictures by up to this many pixels along each axis.
         reflect: Fill what a move uncovers with the picture's mirror image instead of 0.
-        cover_px: Cover a grey square of such a side in each picture.
-        turn_deg: Turn the pictures by up to such an angle either way, 0..180.
+        cover_px: Cover a grey square of this side in each picture.
+        turn_deg: Turn the pictures by up to this angle either way, 0..180.
         scale: Scale the pictures by a factor between 1/scale and scale, ≥ 1.
     """
 
@@ -66,7 +66,7 @@ class Recipe:
         return self.learning_rate * (1 - progress) / (1 - self.warm_up) if self.decay else self.learning_rate
 
     def augment(self, images: Tensor, draw: torch.Generator) -> Tensor:
-        """Return the batch (N, C, H, W), uint8, as the network is to see it this time; choices come from `draw`."""
+        """Return the batch (N, C, H, W), uint8, augmented; random choices come from `draw`."""
         if self.mirrored:
             images = mirror(images, draw)
         if self.turn_deg or self.scale != 1:
@@ -76,7 +76,7 @@ class Recipe:
         return cover(images, self.cover_px, draw) if self.cover_px else images
 
     def unaugmented(self) -> Recipe:
-        """Return the same recipe for pictures as they are."""
+        """Return the same recipe without augmentation."""
         return replace(self, mirrored=False, shift_px=0, reflect=False, cover_px=0, turn_deg=0, scale=1)
 
 

@@ -1,4 +1,4 @@
-"""A run: a network, what it learns from, and how far it has come; it can be put down after any epoch."""
+"""A training run: a network, its data and its progress; it can be interrupted after any epoch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from training.recipes import Recipe
 
 @dataclass(frozen=True)
 class Plan:
-    """What decides a run's result, together with its pictures.
+    """Everything that decides a run's result, apart from its pictures.
 
     Attributes:
         model: Name of the network.
         recipe: How it is trained.
-        seed: Of the first weights and of the order of the pictures.
+        seed: Seed of the first weights and of the order of the pictures.
     """
 
     model: str
@@ -39,7 +39,7 @@ class Plan:
         """Return the plan that a checkpoint's run followed.
 
         Raises:
-            CheckpointError: The checkpoint is of a network that is not trained.
+            CheckpointError: The checkpoint's network is not trained.
         """
         if "plan" not in checkpoint:
             raise CheckpointError(f"the checkpoint of {checkpoint['model']} holds no training to go on with")
@@ -53,12 +53,12 @@ class Run:
     was put down and resumed in between. (A plan whose epochs are changed on resuming is another plan.)
 
     Args:
-        plan: How to train what.
-        corpus: What to learn from.
-        device: Where to compute.
+        plan: The network and how to train it.
+        corpus: Pictures to train on.
+        device: Device to compute on.
 
     Raises:
-        DataError: The network takes no such pictures.
+        DataError: The network does not take these pictures.
     """
 
     def __init__(self, plan: Plan, corpus: Corpus, device: torch.device) -> None:
@@ -77,7 +77,7 @@ class Run:
         self._draw = torch.Generator().manual_seed(plan.seed)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to where a checkpoint of the same plan and pictures was written.
+        """Restore the state of a checkpoint of the same plan and pictures.
 
         Raises:
             CheckpointError: It was written by another run, or with other pictures.
@@ -100,7 +100,7 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether all planned epochs are behind."""
+        """Whether all planned epochs are done."""
         return len(self.history) >= self.plan.recipe.epochs
 
     def advance(self) -> Epoch:
@@ -157,7 +157,7 @@ class Run:
 
 
 def input_of(model: str) -> Preprocessing:
-    """Return what the network takes, without a normalisation."""
+    """Return a network's preprocessing, without a normalisation."""
     channels, height, width = NETWORKS[model].pictures
     return Preprocessing(channels, height, width)
 

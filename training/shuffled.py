@@ -32,7 +32,7 @@ def shuffled(corpus: Corpus, seed: int) -> Corpus:
 
     Args:
         corpus: Pictures (N, C, H, W).
-        seed: Of the order.
+        seed: Seed of the order.
     """
     height, width = corpus.train.images.shape[2:]
     order = torch.randperm(height * width, generator=torch.Generator().manual_seed(seed))
@@ -50,9 +50,9 @@ def compare(model: str, corpus: Corpus, *, epochs: int, seed: int, device: torch
     Args:
         model: Name of a network that has a recipe.
         corpus: The pictures.
-        epochs: Of each training; the rest is the network's recipe, without augmentation.
-        seed: Of first weights, the order of pictures, and the order of pixels.
-        device: Where to compute.
+        epochs: Number of epochs of each training; the rest is the network's recipe, without augmentation.
+        seed: Seed of the first weights, the order of pictures, and the order of pixels.
+        device: Device to compute on.
 
     Returns:
         Accuracy on the test pictures, 0..1: as they are, and shuffled.

@@ -42,7 +42,7 @@ from benchmarks.networks.table import write_table
 
 WORK = ROOT / "out/networks"
 RESULTS = ROOT / "benchmarks/results/networks.json"
-GROUP = 4  # Networks that a server is started for.
+GROUP = 4  # Networks served by one server.
 _ARCHIVE_S = 900.0
 _ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "client/src")])}
 
@@ -106,7 +106,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def run_group(
     group: Sequence[Case], reference: _Reference, pictures: dict[int, list[Path]], options: argparse.Namespace
 ) -> dict[str, Row]:
-    """Return the rows of a few networks: archived one by one, served together, compared."""
+    """Archive a few networks one by one, serve them together, compare them; return their rows."""
     rows = {case.name: _start(case, reference, pictures[case.channels]) for case in group}
     with ThreadPoolExecutor(options.jobs) as pool:
         for row, case in zip(rows.values(), group, strict=True):
@@ -138,7 +138,7 @@ def run_group(
 
 
 def _start(case: Case, reference: _Reference, pictures: Sequence[Path]) -> Row:
-    """Return a new row, once the weights are written."""
+    """Write a network's weights, and return its new row."""
     folder = WORK / case.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -150,15 +150,15 @@ def _start(case: Case, reference: _Reference, pictures: Sequence[Path]) -> Row:
 
 
 def _attempt(row: Row, do: Any) -> None:
-    """Add to a row what a step of it finds; that it fails is an entry too."""
+    """Add the result of a step to a row; a failure is an entry too."""
     try:
         row.update(do())
-    except Exception as err:  # One network's failure is a row, and not the end.
+    except Exception as err:  # One network's failure is a row of the table.
         row["fault"] = f"{type(err).__name__}: {err}"
 
 
 def archive(case: Case) -> Row:
-    """Archive a network as a user does; return how long it took and what came out."""
+    """Archive a network as a user does; return the time it took and the result."""
     folder = WORK / case.name
     _say(f"{case.name}: archiving")
     command = [sys.executable, "-m", "archiver", *case.command(folder / "weights.pt", folder)]
@@ -190,7 +190,7 @@ def _serving(store: Path) -> Iterator[str]:
     """Serve every archive of a folder for as long as the context lasts; yield the address.
 
     Raises:
-        RuntimeError: It does not start.
+        RuntimeError: The server does not start.
     """
     command = [sys.executable, "-m", "server", "--model-store", str(store), "--workers", "1", "--device", "cpu"]
     command += ["--rest-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
@@ -212,7 +212,7 @@ def _serving(store: Path) -> Iterator[str]:
 
 
 def ask(client: Client, case: Case, pictures: Sequence[Path]) -> Row:
-    """Ask for all that the table compares, and write it to `served.npz`.
+    """Request everything that the table compares, and write it to `served.npz`.
 
     Arrays are `pixels/<picture>` (C, H, W) on the 0..1 scale, what the network was given; `scores/<picture>` (K,),
     `probabilities/<picture>`, `maps/<layer>/<picture>` (C, h, w), and `pooled` (C, 2, 2), of the first
@@ -279,7 +279,7 @@ def compare(case: Case, row: Row, reference: _Reference, pictures: Sequence[Path
 
 
 def _faults(found: Row, case: Case) -> Iterator[str]:
-    """Yield what is wrong with a network that was served."""
+    """Yield the faults of a served network."""
     if found["pixels"] > LEVELS:
         yield f"its pixels are off by {found['pixels']:.0f} levels of 255"
     for name, off in found.items():
@@ -355,10 +355,10 @@ class _Reference:
         return subprocess.Popen(command, **pipes, text=True, cwd=WORK)
 
     def ask(self, do: str, case: Case, folder: Path, pictures: Sequence[Path], **more: Any) -> Row:
-        """Have it do something for a network.
+        """Run one order for a network.
 
         Raises:
-            RuntimeError: It failed.
+            RuntimeError: The order failed.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -377,7 +377,7 @@ class _Reference:
 
 
 def _say(text: str) -> None:
-    """Tell the person at the terminal."""
+    """Print a line for the person at the terminal."""
     sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")  # One write: two threads may speak.
 
 

@@ -1,4 +1,4 @@
-"""The networks of the table: what each is, and what a user would type to archive it."""
+"""The networks of the table, and the command that archives each of them."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ class Case:
     """A network of the table.
 
     Attributes:
-        name: What it is served under.
+        name: Name that it is served under.
         family: `torchvision`, `timm` or `own`.
         build: `torchvision:NAME`, `timm:NAME`, or `module:Class` in a file or folder of `own/`.
         arguments: The constructor's keyword arguments.
         size: (H, W) in pixels that pictures are squashed to; None for the recipe that the library publishes, and for a
             network of any size.
-        channels: C.
+        channels: Number of channels, C.
         mean: Subtracted per channel; for `torchvision` and `timm` without a size the library's.
         std: Divided by after that.
         scores: `softmax`, `sigmoid`, `value` or `none`, as `--scores` takes it.
-        outputs: K; 0 without scores.
+        outputs: Number of outputs, K; 0 without scores.
         is_probability: Whether the network returns probabilities instead of logits.
         output: The key or index that `--output` takes, if it returns several tensors.
         layouts: Pattern of places in the network → `channels last`, or `tokens, N before the patches`: which axis is
             which, as the authors wrote it. All other places have channels first.
         checkpoint: `plain` for a state dict, `lightning` for a checkpoint that holds one behind a prefix.
-        layers: As `--layers` takes it.
-        refused: What the archiver says if it is right to reject the network.
+        layers: Layers as `--layers` takes them.
+        refused: The archiver's message if it rejects the network rightly.
     """
 
     name: str

@@ -65,13 +65,13 @@ def prepare(case: Mapping[str, Any], folder: Path, pictures: list[str]) -> dict[
 
 
 def calibrate(network: nn.Module, images: Sequence[Tensor]) -> None:
-    """Give a network with random weights answers that depend on the picture.
+    """Adjust a network with random weights so that its outputs depend on the picture.
 
     What is initialised to (nearly) nothing, as the last scale of a residual branch or a head, is drawn; the statistics
     of batch normalisation are those of `images`.
 
     Args:
-        network: Is left in evaluation mode.
+        network: The network; it is left in evaluation mode.
         images: Each (1, C, H, W), float32, normalised.
     """
     for name, parameter in network.named_parameters():
@@ -189,11 +189,11 @@ class Recorder(TorchFunctionMode):
         return out
 
     def enter(self, name: str) -> None:
-        """Note that a module begins."""
+        """Record that a module begins."""
         self._scopes.append(name)
 
     def leave(self, name: str, part: nn.Module, out: Any) -> None:
-        """Take what a module made."""
+        """Keep the tensors that a module made."""
         self._scopes.pop()
         if isinstance(out, Tensor) and name in self._wanted:
             self.modules[name] = out.clone()
@@ -210,12 +210,12 @@ class Recorder(TorchFunctionMode):
 
 
 def look(network: nn.Module, images: Tensor, nodes: set[str]) -> tuple[Any, dict[str, Tensor]]:
-    """Run a network and take what some of its places make.
+    """Run a network and return its output and the tensors of some of its places.
 
     Args:
-        network: In evaluation mode.
+        network: The network, in evaluation mode.
         images: (1, C, H, W), float32, normalised.
-        nodes: As torchvision's feature extraction names them.
+        nodes: Places, named as torchvision's feature extraction does.
 
     Returns:
         The network's output, and the tensors by place.
@@ -236,7 +236,7 @@ def look(network: nn.Module, images: Tensor, nodes: set[str]) -> tuple[Any, dict
 def expect(
     case: Mapping[str, Any], folder: Path, pictures: list[str], layers: Mapping[str, str], beside: list[str], last: str
 ) -> dict[str, Any]:
-    """Compute what the service should answer, and write it to `expected.npz`.
+    """Compute the expected results, and write them to `expected.npz`.
 
     Arrays are named `own/…` where the library's transform prepared the picture, `same/…` where the service did, whose
     pixels it wrote to `served.npz`: `pixels/<picture>`, `scores/<picture>`, `probabilities/<picture>`,
@@ -245,7 +245,7 @@ def expect(
     Args:
         case: The network.
         folder: Holds the weights and `served.npz`.
-        pictures: Files.
+        pictures: Picture files.
         layers: Public name → place in the network, or `output:` and the key or index of a tensor that it returns.
         beside: Names of layers that hold the tokens beside the patches.
         last: The layer of which `pooled` is made, 2×2 cells of the first picture's map.
@@ -304,7 +304,7 @@ def _rounding(network: nn.Module, images: Tensor, nodes: set[str]) -> float:
     Networks with random weights may enlarge the rounding of their own arithmetic. The network is float64 afterwards.
 
     Args:
-        network: In evaluation mode, float32.
+        network: The network, in evaluation mode, float32.
         images: (N, C, H, W), float32, normalised.
         nodes: Places to compare, beside the output if that is one tensor.
     """
@@ -363,7 +363,7 @@ def _file(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Answer orders until there are no more."""
+    """Run orders until there are no more."""
     answers, sys.stdout = sys.stdout, sys.stderr  # Whatever a library prints is no answer.
     sys.path.insert(0, str(OWN))
     for line in sys.stdin:

@@ -18,7 +18,7 @@ def write_table(rows: Mapping[str, Mapping[str, Any]], results: Path, document: 
     """Write the rows to `results`, and the table of them into `document`.
 
     Args:
-        rows: By name of the network.
+        rows: Rows by name of the network.
         results: A JSON file.
         document: Markdown that holds both markers.
     """

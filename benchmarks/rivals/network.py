@@ -46,7 +46,7 @@ def unpack(body: bytes | bytearray) -> tuple[str, list[bytes | bytearray]]:
 
 
 def encode(arrays: Sequence[Array]) -> bytes:
-    """Write arrays as a binary reply."""
+    """Encode arrays as a binary reply."""
     return b"".join(array.tobytes() for array in arrays)
 
 
@@ -111,7 +111,7 @@ class Plain:
         return [array.numpy() for array in arrays]
 
     def answer(self, files: Sequence[bytes | bytearray], want: str) -> Arrays:
-        """Go all the way from files to arrays."""
+        """Return the arrays for picture files."""
         return self.forward([self.decode(file) for file in files], want)
 
 
@@ -158,7 +158,7 @@ class Tuned:
         return found
 
     def answer(self, files: Sequence[bytes | bytearray], want: str) -> Arrays:
-        """Go all the way from files to arrays."""
+        """Return the arrays for picture files."""
         return self.forward([self.decode(file) for file in files], want)
 
 

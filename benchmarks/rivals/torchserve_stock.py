@@ -24,7 +24,7 @@ class Classifier(BaseHandler):  # type: ignore[misc]
         return [(want, self.network.decode(files[0])) for want, files in bodies]
 
     def inference(self, data: list[Any], *args: Any, **kwargs: Any) -> list[Any]:
-        """Run them; batchSize is 1, TorchServe's default."""
+        """Run the pictures; batchSize is 1, TorchServe's default."""
         want, image = data[0]
         return [self.network.forward([image], want)]
 
