@@ -23,7 +23,7 @@ from server.models import Archive
 
 TEMPLATE = Path(__file__).with_name("config.properties")
 LOGGING = Path(__file__).with_name("log4j2.xml")
-MOST_WORKERS = 4  # Of one model, unless the command line or the archive sets more.
+MOST_WORKERS = 4  # Most workers of one model, unless the command line or the archive sets more.
 LONGEST_SOCKET_PATH = 107  # Bytes; the kernel's limit.
 FLUSH_S = 1.0  # From the last response to the end of the workers, for the spans of the last requests.
 
