@@ -18,12 +18,12 @@ class Facts:
     """A server that is ready.
 
     Attributes:
-        listeners: Where it listens.
+        listeners: Where the server listens.
         archives: The archives served, the newest version of a model first.
-        java: The Java that it runs on.
+        java: The Java that the server runs on.
         patches: Names of the patches of TorchServe that are active.
         seconds: Time from start to readiness.
-        logs: Folder of its logs.
+        logs: Folder of the logs.
     """
 
     listeners: Listeners

@@ -22,7 +22,7 @@ class Settings:
     Attributes:
         model_store: Folder that holds the archives.
         watch_store: Whether to load archives that appear or change in the folder while the server runs.
-        models: Models to serve, `name` or `name/version`; empty for every archive there is.
+        models: Models to serve, `name` or `name/version`; empty for every archive.
         host: Address that REST, gRPC and metrics listen on.
         rest_port: Port of the REST API; 0 takes a free one.
         grpc_port: Port of the gRPC API; 0 takes a free one.
@@ -41,7 +41,7 @@ class Settings:
         work_dir: Folder in which the server makes its private directory; None for the system's temporary folder.
         log_dir: Folder for the logs; None keeps them in the private directory.
         engine: Engine of the networks: `auto`, `torch`, `onnxruntime` or `openvino`.
-        precision: Their precision: `float32`, `float16` or `bfloat16`.
+        precision: Precision of the networks: `float32`, `float16` or `bfloat16`.
         scaled_decoding: Whether to decode large JPEGs to a part of their size.
         patch: Whether to patch TorchServe; see `patches`.
         log_requests_s: Seconds from one successful request that a worker logs to the next; 0 logs none.

@@ -1,7 +1,7 @@
-"""Taking in what the model store holds now, while the server serves: asked for over a unix socket, or by the store.
+"""Reloads the model store while the server serves: on request over a unix socket, or when the store changes.
 
-A new version is registered beside the old one and has to answer its own card. Then callers who name no version get it,
-the old one finishes its requests and is removed. What cannot be taken in changes nothing.
+A new version is registered next to the old one and must respond with its card. Then it becomes the default, and the old
+version finishes its requests and is removed. An archive that cannot be loaded changes nothing.
 
 It knows neither host: each is a `Host`. The socket is in the private directory, which only the server's user can open.
 `server.reload` is the command. It sends a JSON line, `{"models": ["cifar"]}`, or no names for all, and gets JSON lines:
@@ -39,19 +39,19 @@ from server.models import (
 )
 from server.reporting import Reporter
 
-LOOK_S = 2.0  # From one look at the store to the next.
-MOST_BYTES = 65536  # Of a question.
+LOOK_S = 2.0  # Interval between checks of the store.
+MOST_BYTES = 65536  # Longest reload request.
 
-Say = Callable[[str, str], None]  # Gets a line, and `info` or `error`.
+Say = Callable[[str, str], None]  # Takes a line and its level, `info` or `error`.
 
 
 class Host(Protocol):
-    """What serves archives and can change which.
+    """A server of archives that can load and remove them.
 
     Attributes:
         rejected: Archives of the store that are not served, by their files' names without `.mar`, and why.
-        why_not: Why it cannot change what it serves; None if it can.
-        stopping: Is set when the server stops: `take_in` and `retire` wait no longer.
+        why_not: Why the host cannot change the archives it serves; None if it can.
+        stopping: Set when the server stops; `take_in` and `retire` then stop waiting.
     """
 
     rejected: dict[str, str]
@@ -63,10 +63,10 @@ class Host(Protocol):
         ...
 
     def take_in(self, archive: Archive) -> None:
-        """Load an archive beside the others and wait until it has answered its card.
+        """Load an archive next to the others and wait until it has responded with its card.
 
         Raises:
-            Failure: It does not; nothing is left of it.
+            Failure: The archive does not respond with its card; it is removed completely.
         """
         ...
 
@@ -88,8 +88,8 @@ class Reloader:
 
     Args:
         host: The host.
-        settings: What the server was asked to do.
-        reporter: Is told what happens, as the command that asks is.
+        settings: Settings of the server.
+        reporter: Reports what happens; the reload command gets the same lines.
     """
 
     def __init__(self, host: Host, settings: Settings, reporter: Reporter) -> None:
@@ -99,11 +99,11 @@ class Reloader:
         self._lock = threading.Lock()
 
     def reload(self, names: Sequence[str], say: Say) -> int:
-        """Take in what the store holds now; return the exit status: 1 if something in it could not be taken in.
+        """Load the store's current archives; return the exit status: 1 if one of them could not be loaded.
 
         Args:
-            names: Models to look at; empty for all.
-            say: Is told what happens, in lines.
+            names: Models to reload; empty for all.
+            say: Called with each line that reports what happens.
         """
         if not self._lock.acquire(blocking=False):
             say("a reload is under way: try again when it is done", "error")
@@ -137,7 +137,7 @@ class Reloader:
             self._lock.release()
 
     def stop(self) -> None:
-        """Begin no other reload, and break off the one that is under way."""
+        """Start no further reload, and abort the running one."""
         self._host.stopping.set()
         with self._lock:
             pass
@@ -201,7 +201,7 @@ class Reloader:
             self._tell(say, f"{archive.full_name}: has finished its requests, and is removed")
 
     def _forget_rejected(self, found: Found) -> None:
-        """Forget why files were rejected that are gone, or hold what is served."""
+        """Remove the rejections of files that are gone or whose content is served."""
         rejected = self._host.rejected
         served = {(archive.full_name, archive.fingerprint) for archive in self._host.served()}
         well = {archive.path.stem for archive in found.archives if (archive.full_name, archive.fingerprint) in served}
@@ -223,13 +223,13 @@ def _mute(sentence: str, level: str) -> None:
 
 
 class Control:
-    """Listens for `python -m server.reload`, and watches the store where that is asked for.
+    """Listens for `python -m server.reload`, and watches the store if the settings say so.
 
     Args:
-        reloader: What to ask.
-        directory: Where the socket is made.
-        settings: What the server was asked to do.
-        files: What `find_archives` saw of the store at the start.
+        reloader: Carries out the reloads.
+        directory: The private directory, for the socket.
+        settings: Settings of the server.
+        files: The store's files as `find_archives` saw them at the start.
     """
 
     def __init__(self, reloader: Reloader, directory: PrivateDirectory, settings: Settings, files: Files) -> None:
@@ -250,7 +250,7 @@ class Control:
         self._reloader.stop()
 
     def _watch(self, store: Path) -> None:
-        """Reload when the store has changed and has then stayed as it is from one look to the next."""
+        """Reload when the store has changed and two checks in a row find the same files."""
         before, taken = look(store), self._files
         while not self._closed.wait(LOOK_S):
             now = look(store)
@@ -276,24 +276,24 @@ def _build_handler(reloader: Reloader) -> type[socketserver.StreamRequestHandler
             self._write(status=status)
 
         def _write(self, **values: object) -> None:
-            with contextlib.suppress(OSError):  # Whoever asked has gone; the reload goes on.
+            with contextlib.suppress(OSError):  # The client has disconnected; the reload goes on.
                 self.wfile.write(json.dumps(values).encode() + b"\n")
 
     return Handler
 
 
 def check_room(archive: Archive, workers: int, running: Iterable[int], alike: Iterable[int], folder: Path) -> None:
-    """Check that an archive's workers have room beside those that run.
+    """Check that memory and disk suffice for an archive's workers.
 
     Args:
         archive: The archive.
-        workers: How many it gets.
-        running: Process ids of the workers that run.
-        alike: Those of them that run another version of the model: one of them says what a worker of it takes.
-        folder: Where archives are unpacked.
+        workers: Number of workers of the archive.
+        running: Process ids of the running workers.
+        alike: Process ids of workers of another version of the model; the largest one estimates a new worker's memory.
+        folder: Folder in which archives are unpacked.
 
     Raises:
-        Failure: They have not.
+        Failure: Memory or disk space does not suffice.
     """
     each = max(map(read_process_memory, alike), default=0)
     if not each:  # The least of the others is the Python, and the weights come on top.
@@ -317,11 +317,11 @@ def unpack(archive: Archive, folder: Path, signers: Path | None) -> None:
 
     Args:
         archive: The archive.
-        folder: Where to.
-        signers: File of the keys of which one must have signed it; None to take an unsigned one too.
+        folder: The new folder.
+        signers: File of keys, one of which must have signed the archive; None to accept unsigned archives too.
 
     Raises:
-        Failure: It cannot be read or written, or is no longer what was signed; then there is no folder.
+        Failure: The archive cannot be read or unpacked, or is no longer what was signed; the folder is removed.
     """
     folder.parent.mkdir(exist_ok=True)
     try:

@@ -35,7 +35,7 @@ THREAD_ENDS = ("Backend worker thread exception.", "IllegalStateException error"
 REQUEST_FAILED = ("Invoking custom service failed", "Prediction error", "System out of memory", "CUDA out of memory")
 WORKER_LINES = ("Torch worker started.", "Backend worker process died.", "Load model ")
 CALLER_LEFT = ("Connection reset by peer", "Broken pipe")
-KEPT_LINES = 400  # Of each worker's output; a traceback is far shorter.
+KEPT_LINES = 400  # Lines kept of each worker's output; a traceback is far shorter.
 # Another thread copies a worker's output, so its death may be logged before its last lines. Seconds to wait for further
 # lines if the cause is known, and if it is not.
 LAST_WORDS_S = 1.0

@@ -298,15 +298,15 @@ def _version_key(version: str) -> list[tuple[int, int | str]]:
 
 
 class Change(NamedTuple):
-    """What is to be done so that a model is served as its store holds it now.
+    """The steps that make the served versions of a model match the store.
 
-    Both lists of versions are empty where only the default is another.
+    `new` and `gone` are empty if only the default changes.
 
     Attributes:
         name: The model's name.
-        new: Versions to take in.
-        gone: Versions to take away once the new ones serve.
-        served: What is served then, the newest version first: it is the default.
+        new: Versions to load.
+        gone: Versions to remove once the new ones are served.
+        served: Versions served afterwards, the newest (the default) first.
     """
 
     name: str
@@ -316,16 +316,16 @@ class Change(NamedTuple):
 
 
 def find_changes(served: Sequence[Archive], found: Found) -> tuple[list[Change], dict[str, str]]:
-    """Compare what is served with what the store holds.
+    """Compare the served archives with the store.
 
-    A model of which the store holds nothing any more stays as it is, and so does a version whose file cannot be read.
+    A model without archives in the store stays as it is, and so does a version whose file cannot be read.
 
     Args:
-        served: What is served now, of several versions of a model the default first.
-        found: What the store holds.
+        served: Archives served now; of several versions of a model, the default first.
+        found: Archives of the store.
 
     Returns:
-        What is to be done, and why nothing is done with other files, by their names without `.mar`.
+        The changes, and the reasons why other files are ignored, by file name without `.mar`.
     """
     changes, conflicts = [], {}
     for name in dict.fromkeys(archive.name for archive in found.archives):

@@ -239,7 +239,7 @@ def _naming(count: int, end: bytes, text: str, call: bytes, times: int = 1) -> t
     """Return the replacements that make a class append its text with the method of `_build_list`.
 
     Args:
-        count: Of its constants, as its head has it.
+        count: Number of constants in the class's head.
         end: Its last constant, and the flags of the class.
         text: What it appends, a constant; with `%s` where the list goes.
         call: The code: what loads the text, 0xb6 and the number of StringBuilder.append, and what comes next.
@@ -461,8 +461,8 @@ def apply(home: Path, folder: Path, patches: Sequence[Patch]) -> list[Patch]:
 
     Args:
         home: Where TorchServe is installed.
-        folder: Where to write, made if need be.
-        patches: Of `PATCHES`.
+        folder: Folder to write to, created if missing.
+        patches: Patches to apply, from `PATCHES`.
 
     Returns:
         The patches that were applied; the others are for another TorchServe than this one.

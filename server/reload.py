@@ -70,7 +70,7 @@ def find_servers(folder: Path) -> list[tuple[Path, socket.socket]]:
     """Return the private directories of servers that run, with a connection to each.
 
     Args:
-        folder: Where they are, or one of them.
+        folder: Folder of the private directories, or one of them.
     """
     servers = []
     for path in sorted({folder, *folder.glob("convscope-*")}):

@@ -146,7 +146,7 @@ def read_counters(port: int) -> Samples:
         port: Their port on 127.0.0.1.
 
     Raises:
-        OSError: TorchServe does not answer in time.
+        OSError: TorchServe does not respond in time.
     """
     status, body = fetch(http.client.HTTPConnection("127.0.0.1", port), "/metrics", FETCH_TIMEOUT_S)
     if status != 200:

@@ -6,7 +6,7 @@ Patched (`server.patches`, reload) it only forgets the version: requests that na
 the workers go on with what is in its queue. When they are idle, they are ended here.
 
 A registration that waits for its workers, which is TorchServe's default, or that has an archive to unpack would hold up
-the thread that it shares with requests. So archives are unpacked here, and workers are looked for.
+the thread that it shares with requests. So archives are unpacked here, and workers are polled.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from server.server_metrics import REQUESTS, WAITED, count_unnamed, read_counters
 from server.startup import Readiness
 from server.watch import Watch
 
-PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0  # Between two looks. Each thread dump is 50 KB in Java's log.
+PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0  # Between two checks. Each thread dump is 50 KB in Java's log.
 UNPATCHED = (
     "TorchServe runs without the patch `reload` (the log says why), and requests in flight would be lost: restart the "
     "server instead"
@@ -47,16 +47,16 @@ class Versions:
     """The archives that TorchServe serves; implements `control.Host`.
 
     Args:
-        settings: What the server was asked to do.
-        listeners: Where it listens.
+        settings: Settings of the server.
+        listeners: Where the server listens.
         directory: The private directory.
         default_workers: Number of workers of a model if neither settings nor archive give one.
-        archives: What is registered, in the order in which TorchServe got it: the newest version of a model first.
+        archives: The registered archives, in order of registration: the newest version of a model first.
         rejected: Why other archives are not served.
-        watch: Watches what is served.
-        diagnosis: Tells of workers that die.
-        traffic: Tells which workers are idle.
-        is_patched: TorchServe runs with the patch `reload`.
+        watch: Watches the served models.
+        diagnosis: Explains the deaths of workers.
+        traffic: Knows which workers are idle.
+        is_patched: Whether TorchServe runs with the patch `reload`.
     """
 
     def __init__(
@@ -92,19 +92,19 @@ class Versions:
         return [archive for archive in self._archives if states.get(archive.full_name, "rejected") != "rejected"]
 
     def is_loading(self, death: Death) -> bool:
-        """Take note of a worker's death if it is of the archive that is being taken in; tell whether it is."""
+        """Record a worker's death if it belongs to the archive being loaded; return whether it does."""
         if self._loading is None or death.model != self._loading.full_name:
             return False
         self._deaths.append(death)
         return True
 
     def take_in(self, archive: Archive) -> None:
-        """Register an archive and wait until it has answered its card.
+        """Register an archive and wait until it has responded with its card.
 
         Raises:
-            Failure: It does not; nothing is left of it.
+            Failure: The archive does not respond with its card; it is removed completely.
         """
-        for path in self._leftovers:  # Metrics of those that went the last time: by now they have been scraped.
+        for path in self._leftovers:  # Metrics of workers that ended at the last reload, scraped by now.
             path.unlink(missing_ok=True)
         self._leftovers = []
         for other in self._unproven():
@@ -142,7 +142,7 @@ class Versions:
         """Make the first version of each model its default, and watch these archives.
 
         Raises:
-            Failure: TorchServe does not do so; what was served still is.
+            Failure: TorchServe does not change a default; the served archives stay the same.
         """
         before = _defaults(self.served())
         for name, archive in _defaults(archives).items():
@@ -213,7 +213,7 @@ class Versions:
         self._forget(archive)
 
     def _await_card(self, archive: Archive, workers: int) -> None:
-        """Wait until the card is answered and all workers have loaded the archive.
+        """Wait until the model responds with its card and all workers have loaded the archive.
 
         Raises:
             Failure: A worker dies, the card is an error, or it takes too long.
@@ -259,7 +259,7 @@ class Versions:
         self._end(state)
 
     def _end(self, state: ModelState) -> None:
-        """End workers, and remove what they ran from."""
+        """Kill workers, and remove the folders of their archives."""
         folders = set()
         for worker in state.found:
             self._leftovers += self._directory.metrics.glob(f"*_slot{worker.slot}.db")

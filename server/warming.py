@@ -24,7 +24,7 @@ from server.wire.inference_pb2 import PredictionsRequest
 
 SIDE_PX = 64  # Small to decode, and large enough for a network of any size.
 LEAST_LIGHT = 4  # Kinds of request that are repeated until the time is over, at least.
-FORM_PICTURES = 8  # In a form.
+FORM_PICTURES = 8  # Pictures in a form.
 GRACE_S = 5.0  # For the last responses: a large network may be busy with many pictures.
 PROTOBUF = "application/x-protobuf"
 METHOD = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"

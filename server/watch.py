@@ -73,7 +73,7 @@ REASONS = {
 GONE_S = 10.0
 FAILING_S = 60.0
 LATE_CARDS = 2  # Intervals after which a card is late.
-IDLE_SHARE = 0.01  # Of the time: a process that uses less is idle.
+IDLE_SHARE = 0.01  # Share of the time; a process that uses less is idle.
 MOST_FAILURES = 2  # Cards in a row.
 PING_S, JAVA_S = 2.0, 5.0  # Time limit of a /ping, and time without a response after which Java is silent.
 TICK_S = 1.0
@@ -94,14 +94,14 @@ class Watch:
         listeners: Where the server listens.
         archives: The models served, all of which have answered their card.
         directory: The private directory.
-        interval_s: From one answered card to the next question, in seconds.
+        interval_s: Seconds from a response with the card to the next request for it.
         java: Process id of Java.
         rejected: Why other archives are not served, by the file's name; changed when one of `unproven` answers.
         unproven: Archives among the rejected that TorchServe goes on trying to load; until they answer, the replica is
             ready without them.
 
     Attributes:
-        accepted: Is set when one of those has answered.
+        accepted: Set when one of `unproven` has responded.
     """
 
     def __init__(

@@ -154,7 +154,7 @@ class Versions:
         """Load an archive and wait until it has responded with its card.
 
         Raises:
-            Failure: It does not; nothing is left of it.
+            Failure: The archive does not respond with its card; it is removed completely.
         """
         self._run(self._models.take_in(archive))
 

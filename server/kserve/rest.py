@@ -29,7 +29,7 @@ LENGTH_HEADER = "Inference-Header-Content-Length"
 EXTENSIONS = ["binary_tensor_data"]
 TYPES = {"model_not_found": "ModelNotFoundException"}  # As in TorchServe, since clients may check it.
 
-MOST_PARTS = 10_000  # Of a form.
+MOST_PARTS = 10_000  # Most parts of a form.
 
 
 def build_app(models: Models, *, max_request_bytes: int, timeout_s: float) -> FastAPI:

@@ -98,7 +98,7 @@ def from_rest(body: bytes, json_length: str | None, card: wire.ModelCard) -> Ask
     Args:
         body: JSON, followed by binary data.
         json_length: The header Inference-Header-Content-Length; None if all is JSON.
-        card: Of the model.
+        card: The model's card.
 
     Raises:
         Rejected: It cannot be read.
@@ -240,7 +240,7 @@ def _check_count(count: int, card: wire.ModelCard) -> None:
 
 
 def _byte_strings(data: Any, count: int) -> list[bytes]:
-    if isinstance(data, bytes):  # Each with its length before it, in four bytes.
+    if isinstance(data, bytes):  # Each file follows its length, in four bytes.
         found, position = list[bytes](), 0
         while position < len(data) and len(found) < count:
             end = position + 4 + int.from_bytes(data[position : position + 4], "little")
