@@ -27,7 +27,7 @@ def look_up(name: str) -> str:
     """Return the digest of an image's tag, from its registry.
 
     Raises:
-        SystemExit: There is no digest to be had.
+        SystemExit: The registry returned no digest.
     """
     command = ["docker", "buildx", "imagetools", "inspect", "--format", "{{.Manifest.Digest}}", name]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)

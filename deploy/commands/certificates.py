@@ -14,7 +14,7 @@ from pathlib import Path
 from deploy.commands.common import Refused, now, replace, run, stamp
 
 PEM = re.compile(r"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----.*?-----END (?:X509 |TRUSTED )?CERTIFICATE-----", re.S)
-DAYS = 90  # Of a test certificate.
+DAYS = 90  # Validity of a test certificate.
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Certificate:
     """One certificate of a file.
 
     Attributes:
-        pem: Itself.
-        subject: Whom it is for, as openssl writes it.
-        issuer: Who signed it.
-        begins: From when it is good.
-        ends: Until when.
+        pem: The certificate, in PEM.
+        subject: Its subject, as openssl writes it.
+        issuer: Its issuer, as openssl writes it.
+        begins: Start of its validity.
+        ends: End of its validity.
         fingerprint: The SHA-256 of its DER form, in hexadecimal.
         names: Its subjectAltName, as openssl writes it; empty if it has none.
-        public_key: In PEM.
+        public_key: Its public key, in PEM.
     """
 
     pem: str
@@ -42,7 +42,7 @@ class Certificate:
     public_key: str
 
     def describe(self) -> str:
-        """Say in a line what it is and how long it is good."""
+        """Describe the certificate and its validity in one line."""
         days = (self.ends - now()).days
         left = f"{days} days left" if self.ends > now() else "ENDED"
         by = "self-signed" if self.subject == self.issuer else f"by {self.issuer}"
@@ -50,10 +50,10 @@ class Certificate:
 
 
 def read_chain(text: str) -> list[Certificate]:
-    """Read the certificates of a PEM file, in the order in which they stand.
+    """Read the certificates of a PEM file, in file order.
 
     Raises:
-        Refused: One of them cannot be read, or there is none.
+        Refused: A certificate cannot be read, or the file has none.
     """
     blocks = PEM.findall(text)
     if not blocks:
@@ -100,12 +100,12 @@ def _read_time(text: str) -> datetime:
 
 
 def check(chain_text: str, key_text: str, hostname: str) -> tuple[list[Certificate], list[str]]:
-    """Return the certificates of a file, and what is wrong with them and their key; nothing if they may be served.
+    """Return the certificates of a file, and the problems of them and their key; no problems if they may be served.
 
     Args:
         chain_text: The certificate, and after it those that lead to a root, each signed by the next.
         key_text: The private key.
-        hostname: The name or address by which callers ask.
+        hostname: The name or address that callers use.
 
     Raises:
         Refused: The certificates cannot be read at all.

@@ -1,4 +1,4 @@
-"""What the commands share: the settings, Docker, files that are replaced at once, and the audit log."""
+"""Shared code of the commands: settings, Docker, files that are replaced atomically, and the audit log."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run(*command: str | Path, check: bool = True, text: str | None = None, timeo
     It runs in a session of its own: Ctrl-C stops the command of ours that waits for it, not the program half-way.
 
     Raises:
-        Refused: It failed, and `check` is set.
+        Refused: The program failed, and `check` is set.
     """
     words = [str(word) for word in command]
     try:
@@ -127,15 +127,15 @@ def start_once(
     """Run a program in a container made like a service's, with its files and no network; return what it prints.
 
     Args:
-        service: Whose image, user and files.
-        program: What to run.
-        arguments: What to give it.
+        service: Service whose image, user and files are used.
+        program: Program to run.
+        arguments: Arguments of the program.
         mounts: Files or folders to use instead of the service's own, by where they lie in the container.
-        text: Its standard input.
-        timeout_s: How long it may take.
+        text: Standard input of the program.
+        timeout_s: Time limit of the program, in seconds.
 
     Raises:
-        Refused: It failed.
+        Refused: The program failed.
     """
     found = deployment()["services"][service]
     places = {one["target"]: one["source"] for one in found.get("volumes", []) if one["type"] == "bind"}
@@ -179,7 +179,7 @@ def only_one(path: Path, what: str) -> Iterator[None]:
     """Hold a lock file.
 
     Raises:
-        Refused: Somebody else holds it.
+        Refused: Another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
@@ -205,7 +205,7 @@ def audit(folder: Path, what: str, **facts: str) -> None:
 
     Args:
         folder: The folder of secrets.
-        what: As `key added`.
+        what: The action, such as `key added`.
         **facts: The name of a key, a certificate's fingerprint: never a key.
     """
     try:

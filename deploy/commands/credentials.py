@@ -46,9 +46,9 @@ class Key:
     """A line of `keys.yaml`.
 
     Attributes:
-        name: The caller's, which logs and metrics show.
+        name: Name of the caller, which logs and metrics show.
         digest: The SHA-256 of the key, in hexadecimal.
-        added: When; empty if the file does not say.
+        added: When the key was added; empty if the file does not say.
     """
 
     name: str
@@ -146,7 +146,7 @@ class Vault:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
         with only_one(self.folder / ".lock", "another change of the secrets"):
-            for left in self.folder.glob(".trial-*"):  # By a command that was killed.
+            for left in self.folder.glob(".trial-*"):  # Left by a command that was killed.
                 shutil.rmtree(left)
             yield
 

@@ -25,9 +25,9 @@ SERVICE = "torchserve"
 READY_S = 300.0  # For a new replica, as the image's health check allows it to start.
 NOTICED_S = 20.0  # For the gateway to find a new replica and to ask it for its health.
 CHECK_S = 2.0  # Between two looks at what a starting replica says of its archives.
-STOP_S = 45  # As docker-compose.yml's stop_grace_period.
+STOP_S = 45  # Same as stop_grace_period in docker-compose.yml.
 KEPT_LOGS = 20
-LAST_LINES = 20  # Of a refused replica's log, shown.
+LAST_LINES = 20  # Lines shown of a rejected replica's log.
 ASK_READY = """
 import http.client
 connection = http.client.HTTPConnection("127.0.0.1", 8083, timeout=8)
@@ -38,17 +38,17 @@ print(connection.getresponse().read().decode())
 
 @dataclass(frozen=True)
 class Replica:
-    """What Docker knows of a replica now.
+    """Docker's current view of a replica.
 
     Attributes:
-        id: Its container's.
-        name: Its container's, as `convscope-torchserve-1`.
+        id: Id of its container.
+        name: Name of its container, such as `convscope-torchserve-1`.
         state: `running`, `restarting`, `exited`, ...
-        health: By its own health check: `starting`, `healthy`, `unhealthy`; empty if it does not run.
-        since: When it started last.
+        health: Result of its health check: `starting`, `healthy`, `unhealthy`; empty if it does not run.
+        since: When it last started.
         restarts: How often Docker has started it again.
         killed: Whether Docker says that its last run was ended for lack of memory.
-        addresses: On the networks it is on.
+        addresses: Its addresses on its networks.
     """
 
     id: str

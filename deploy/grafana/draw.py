@@ -39,8 +39,8 @@ WINDOW = "1m"  # Grafana's smallest $__rate_interval.
 COLUMN_IN, ROW_IN = 0.75, 0.42  # Inches of the dashboard's grid.
 LEGEND_ROWS, LONGEST_NAME = 4, 34  # In a legend, which stands below its panel.
 LONG_NAME = 24  # From here on a legend has two columns instead of three.
-MOST_ROWS = 12  # In a table.
-COLOURS = 256  # Of a picture: a quarter of the bytes.
+MOST_ROWS = 12  # Most rows of a table.
+COLOURS = 256  # Size of a picture's palette: a quarter of the bytes.
 LONGEST_S = (("d", 86400.0), ("h", 3600.0), ("min", 60.0))
 
 
@@ -74,7 +74,7 @@ class Source:
     """A Prometheus and the time to show.
 
     Args:
-        url: Its address.
+        url: URL of Prometheus.
         minutes: How far to look back.
     """
 

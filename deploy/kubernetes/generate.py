@@ -29,8 +29,8 @@ def monitor(job: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """Return the PodMonitor of a scrape job.
 
     Args:
-        job: As in prometheus.yml.
-        defaults: What stands there under `global`.
+        job: A scrape job of prometheus.yml.
+        defaults: The section `global` of prometheus.yml.
     """
     name = job["job_name"]
     endpoint = {

@@ -19,8 +19,8 @@ Index = TypeVar("Index", int, "NDArray[np.int_]")
 _REPLY_OVERHEAD_BYTES = 4096  # Per picture, besides maps and scores.
 _SCORE_BYTES = 64  # Per class: index, probability, logit and label.
 
-_WIDTH = 120  # Of the fields of a formatted card, in columns.
-_CHARACTERS = 360  # Of such a field, about, in a narrow terminal.
+_WIDTH = 120  # Width of the fields of a formatted card, in columns.
+_CHARACTERS = 360  # Approximate length of such a field in a narrow terminal.
 _MISSING = "–"
 _OUTPUTS = {
     "softmax": "scores of mutually exclusive classes (softmax)",
@@ -36,8 +36,8 @@ class Input:
 
     Attributes:
         channels: 1 for grey, 3 for colour.
-        height: In pixels; None for any size, pictures are then not resized.
-        width: In pixels; None for any size.
+        height: Height in pixels; None for any size: pictures are then not resized.
+        width: Width in pixels; None for any size.
         mean: Subtracted from the values (0..1) of each channel; empty for no normalisation.
         std: Divisor of each channel after that; empty for no normalisation.
         resize: What a picture is resized to before its middle, (height, width), is cut out: the length of the shorter
@@ -120,14 +120,14 @@ def _offset(resized: int, size: int) -> int:
 
 @dataclass(frozen=True)
 class Source:
-    """What feeds a layer, or the scores, without another published layer between.
+    """A layer, or the picture, that feeds a layer or the scores with no other published layer between.
 
     Several paths may lead there: in a residual block one passes convolutions and one passes none.
 
     Attributes:
         layer: Name of the layer; empty for the picture.
         fewest: Convolutions and linear layers on the path with the fewest of them, the fed layer's own included.
-        most: Those on the path with the most.
+        most: Convolutions and linear layers on the path with the most of them.
     """
 
     layer: str
@@ -153,13 +153,13 @@ class Layer:
         layout: How the network itself holds it, from which the service turns it to `shape`: empty for (C, h, w), else
             "channels_last", "tokens" (a grid of patches), "extra_tokens" (class token, registers: (C, n, 1)),
             "plane" or "vector".
-        sources: What feeds it; empty if the network cannot be traced, or if the service is too old to report it.
+        sources: Sources of the layer; empty if the network cannot be traced, or if the service is too old to report it.
 
     All convolutions and linear layers that compute it from its sources, in a residual block those of all branches:
 
     Attributes:
         parameters: Number of weights and biases; those that are used several times count once.
-        multiply_adds: For one picture; one multiply-add counts as one.
+        multiply_adds: Multiply-adds for one picture; one multiply-add counts as one.
 
     The last one of them:
 
@@ -276,11 +276,11 @@ class ModelCard:
         device: `cpu` or `cuda:0`.
         classes: Labels in the order of their indexes; empty for a model without classes.
         input: Size, channels and normalisation of the network's input.
-        layers: In the order of the forward pass.
+        layers: Published layers, in the order of the forward pass.
         parameters: Number of parameters of the network.
         training: None if the network was not trained.
         limits: Limits of a request and of a reply.
-        multiply_adds: Of the network, for one picture; 0 if the service is too old to report it.
+        multiply_adds: Multiply-adds of the network for one picture; 0 if the service is too old to report it.
         explanations: Methods of `explain` that suit the network; empty if the service is too old to report it.
         scores: What the network's outputs mean: "softmax", mutually exclusive classes; "sigmoid", multi-label;
             "value", regression outputs that `classes` names; "none". Empty if the service is too old to report it.

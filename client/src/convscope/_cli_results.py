@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from convscope._options import ServedModel
     from convscope._prediction import Prediction
 
-REQUEST_BYTES = 32 * 2**20  # Of the pictures of a request, if there are several: half of the server's default limit.
+REQUEST_BYTES = 32 * 2**20  # Size of the pictures of a request with several: half of the server's default limit.
 _MISSING = "–"
 _MOST_NAMED = 3  # Pictures that were converted alike.
 
@@ -83,7 +83,7 @@ class ResultFolders:
         self._made_of = made_of
         self.parent = parent
         self.existing = existing
-        self._numbers: dict[str, int] = {}  # By name, that of its last picture.
+        self._numbers: dict[str, int] = {}  # Number of the last picture, by name.
         self._chosen: set[str] = set()
 
     def choose(self, name: str) -> tuple[Path, bool]:

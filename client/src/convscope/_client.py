@@ -182,7 +182,7 @@ class Client(BaseClient):
             concurrency: Number of concurrent requests.
             batch: Items of the iterable per request.
             progress: Whether to show a progress bar, with tqdm.
-            **options: As in `predict`, except `request_id`; `deadline_s` is for each request.
+            **options: Options of `predict`, except `request_id`; `deadline_s` is for each request.
 
         Returns:
             A generator of predictions in the order of the pictures. A failed picture, such as a file that cannot be

@@ -20,7 +20,7 @@ from convscope.pixels import COMPRESSION, encode_png
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SCHEMA_VERSION = 1  # Of manifest.json; incremented when a field changes its meaning or is removed.
+SCHEMA_VERSION = 1  # Version of manifest.json; incremented when a field changes its meaning or is removed.
 
 
 def write_directory(

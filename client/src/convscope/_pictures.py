@@ -38,7 +38,7 @@ _BITS_PER_SAMPLE = 258  # TIFF's tag.
 _SRGB = (b"sRGB", "sRGB".encode("utf-16-be"))  # Names of sRGB in a colour profile, as the service looks for them.
 _PROFILE_BYTES = 4096  # In which it does.
 
-_LOWEST, _HIGHEST = -1.0, 2.0  # Of a float32 picture. Resizing and noise leave 0..1, but not by this much.
+_LOWEST, _HIGHEST = -1.0, 2.0  # Range of a float32 picture. Resizing and noise leave 0..1, but not by this much.
 
 
 class BinaryFile(Protocol):
@@ -265,7 +265,7 @@ def _convert(data: bytes, name: str) -> ConvertedFile:
     try:
         with Image.open(io.BytesIO(data), formats=[name]) as picture:
             file = _encode_pil(picture)
-            bits = max(getattr(picture, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,)))  # Of a TIFF; Pillow keeps 8 of RGB.
+            bits = max(getattr(picture, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,)))  # For a TIFF; Pillow keeps 8 of RGB.
             is_animated = False
             with suppress(Exception):  # The second frame may be damaged.
                 is_animated = getattr(picture, "is_animated", False)

@@ -334,7 +334,7 @@ def score_texts(score: ClassScore, digits: int = 4, *, signed: bool = False) -> 
 
     Args:
         score: The score.
-        digits: Of the probability, behind the point.
+        digits: Number of decimals of the probability.
         signed: Whether positive numbers get a plus sign, as differences do.
     """
     sign = "+" if signed else ""

@@ -167,7 +167,7 @@ def set_trace_context(
         request: The request.
         traceparent: The caller's own; a malformed one is ignored. None for that of the current span, if the caller uses
             OpenTelemetry.
-        tracestate: What goes with it.
+        tracestate: The tracestate that belongs to `traceparent`.
 
     Returns:
         The same request.

@@ -77,7 +77,7 @@ __all__ = [
 SubParsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 METHODS = tuple(method for method in get_args(Method) if method != "picture")  # Methods that explain a score.
-STANDARD_INPUT = "-"  # As a picture.
+STANDARD_INPUT = "-"  # Path of a picture on standard input.
 MODEL_HELP = "name of the model; `convscope models` lists them"
 METHOD_HELP = "what the heat map shows; grad_cam has only what speaks for the class (default %(default)s)"
 PICTURE_HELP = "PNG, JPEG, WebP or .npy files, folders of them, or - for standard input; with Pillow GIF, BMP and TIFF"
@@ -204,7 +204,7 @@ def find_target(client: Any, options: argparse.Namespace) -> int | None:
 
     Args:
         client: An open `Client`.
-        options: With `target`, `model` and `version`.
+        options: Parsed options, with `target`, `model` and `version`.
 
     Raises:
         ConvscopeError: The model card could not be fetched.
@@ -390,7 +390,7 @@ def list_pictures(
     Args:
         paths: Files, folders, or `-` for standard input.
         without: Folders whose files are left out: those of the results, which are pictures too.
-        suffixes: Of the files that a folder stands for, in lower case.
+        suffixes: Suffixes of the files to list in a folder, in lower case.
 
     Raises:
         UsageError: A folder contains no picture, a path is empty, or standard input is closed or named more than once.
@@ -398,7 +398,7 @@ def list_pictures(
     pictures: list[str] = []
     endings, left_out = tuple(suffixes), {one.resolve() for one in without}
     for path in paths:
-        if not path:  # Of a shell variable that is not set; it would be the current folder.
+        if not path:  # An unset shell variable; Path("") would be the current folder.
             raise UsageError("a picture's path must not be empty")
         if path == STANDARD_INPUT and sys.stdin is None:
             raise UsageError("standard input is closed")

@@ -19,7 +19,7 @@ GAP_PX = 2  # Between the tiles of a grid.
 MIN_TILE_PX = 64  # Smaller maps are enlarged by an integer factor, so that their cells are visible.
 MIN_PICTURE_PX = 256  # Longer side; smaller pictures are enlarged by an integer factor.
 
-COMPRESSION = 1  # Of zlib, for pictures and arrays: level 6 takes two to four times as long and saves 5 %.
+COMPRESSION = 1  # Level of zlib, for pictures and arrays: level 6 takes two to four times as long and saves 5 %.
 
 OVERLAY_OPACITY = 0.75  # Opacity of the strongest heat over the picture.
 POSITIVE_COLOUR = (0.84, 0.05, 0.05)  # Red raises the class's score.

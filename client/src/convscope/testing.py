@@ -143,7 +143,7 @@ def prediction(
     Args:
         probabilities: Probabilities (0..1) by label, most probable first; class indexes follow the order of the
             mapping.
-        values: Instead of them, regression outputs by label.
+        values: Regression outputs by label, instead of probabilities.
         maps: Maps by layer, (C, h, w) or (C,), any range; converted to float32.
         change: What edits changed.
         notes: How the service converted the picture, such as `grey to RGB`.

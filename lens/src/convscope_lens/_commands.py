@@ -66,7 +66,7 @@ class ProbeCommand(NamedTuple):
 
     Attributes:
         steps_argument: Argument of the probe that `--steps` sets; None if it has no steps.
-        help: One line.
+        help: Help text of the command, one line.
         integer_steps: Whether the steps are whole pixels.
     """
 

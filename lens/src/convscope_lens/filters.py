@@ -39,7 +39,7 @@ SPECTRUM_SIZE = 32  # Filters are zero-padded to 32×32 before the Fourier trans
 _CHUNK_VALUES = 2**18  # Of spectra at a time: 2 MiB, which a core's cache holds.
 _EQUAL = 1e-12  # How much less than the largest square counts as equal: rounding differs between equal values.
 _MAX_TILES = 256
-_MIN_CHANNELS = 16  # Of each filter at least, where not all kernels fit.
+_MIN_CHANNELS = 16  # At least this many of each filter, where not all kernels fit.
 _COLUMNS = 8
 _TILE_PX = 48  # Smaller tiles are enlarged by an integer factor.
 _GAP = 0.3  # Between tiles, for their names, as a share of the height of a tile.
@@ -162,11 +162,11 @@ def format_peaks(peaks: Sequence[Peak], title: str) -> str:
 
 
 class Drawn(NamedTuple):
-    """Which kernels of a layer are drawn.
+    """The kernels of a layer that are drawn.
 
     Attributes:
         kernels: (filter, input channels) of each row or tile; None for all input channels in one tile, in colour.
-        text: The same in words.
+        text: Description of the kernels.
     """
 
     kernels: list[tuple[int, list[int] | None]]

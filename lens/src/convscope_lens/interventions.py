@@ -150,7 +150,7 @@ class Ablation:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """Which parts of which maps restore the answer to one picture in the run of another.
+    """Parts of maps that restore the score of one picture in the run of another.
 
     A share of 1 means that the score is that of the clean picture, 0 that it is that of the corrupt one; it may
     be below 0 or above 1.
@@ -159,8 +159,8 @@ class Trace:
         model: Name of the model.
         version: Version of the model.
         target: Index of the class.
-        label: Its name.
-        clean: Its logit (or value) for the clean picture.
+        label: Label of the class.
+        clean: Logit (or value) of the class for the clean picture.
         corrupt: The same for the corrupt picture.
         regions: By layer, the regions of its map in rows and columns: (top, left, bottom, right) in cells.
         restored: By layer, (rows, columns), float64: the share restored when all channels of that region are the clean

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = ["StrongCell", "Survey", "SurveyedClass", "SurveyedLayer", "survey"]
 
-REPLY_BYTES = 16 * 2**20  # Of the maps of one request; at most four replies are in memory at a time.
-REQUEST_BYTES = 32 * 2**20  # Of the pictures of one request: half of the server's default limit.
+REPLY_BYTES = 16 * 2**20  # Size of the maps of one request; at most four replies are in memory at a time.
+REQUEST_BYTES = 32 * 2**20  # Size of the pictures of one request: half of the server's default limit.
 CONCURRENCY = 2  # Requests: the service computes one while the maps of the other are reduced.
 SHUFFLE_BLOCK = 256  # Pictures whose classes are shuffled among each other.
 _FILE_SHIFT = 20  # A picture's number: the place of its file, shifted, plus its place in a .npy file of several.
@@ -139,7 +139,7 @@ class Survey:
         pictures: Number of pictures that were measured.
         classes_from: What the classes are: names of `folders`, the `predicted` class, or `nothing`.
         classes: The classes, by label; empty without classes.
-        layers: In the order of the forward pass.
+        layers: Layers, in the order of the forward pass.
         failed: Path of each picture that failed, and why.
         settings: The options `k`, `shuffles`, `seed` and `map_dtype`.
         converted: Number of pictures that were converted in each way, by `Prediction.notes`; the largest first.
@@ -256,7 +256,7 @@ def survey(
         layers: Names, one name, or `"all"`.
         k: Number of strongest cells of each channel; at most one of each picture.
         shuffles: Number of times that the classes are shuffled. Each takes 8 · K · C bytes.
-        seed: Of the order of the pictures and of the shuffles.
+        seed: Seed of the order of the pictures and of the shuffles.
         map_dtype: Dtype of the maps on the wire.
         version: Version of the model; None for the server's default.
         deadline_s: Deadline of each request, in seconds; None for the client's.
@@ -350,7 +350,7 @@ class _Files:
     """The picture files of a folder in a random order, and which are in progress or failed.
 
     Attributes:
-        paths: Of all files, in order.
+        paths: Paths of all files, in order.
         labels: The classes; empty without subfolders.
         largest_bytes: Size of the largest file.
         sent: Name, number and class (an index of `labels`) of each picture without a prediction so far.

@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
 PACKAGES = {".parquet": "pyarrow", ".zarr": "zarr"}
 PART_ROWS = 1024
-PART_BYTES = 16 * 2**20  # Of the arrays of a part.
+PART_BYTES = 16 * 2**20  # Size of the arrays of a part.
 BATCH = 8  # Pictures per request: large files must fit into memory, and into a request.
 ANY_SIZE = 224  # Height and width of the reference picture for a network that takes any.
-TOLERANCE = 1e-3  # Of the reference, as a share of its largest value; engines differ by less in float32.
+TOLERANCE = 1e-3  # Tolerance of the reference, as a share of its largest value; engines differ by less in float32.
 # Errors that may be due to the other pictures of the request, or be temporary.
 SHARED = (ServerError, DeadlineExceeded, ReplyTooLarge, TooManyImages, ImageTooLarge)
 
@@ -269,17 +269,17 @@ def _plan(
 
 
 class _Reference:
-    """The network's answer to a picture of noise, which shows whether the served network is still the same.
+    """The network's response to a picture of noise, which shows whether the served network is still the same.
 
     An archive can be replaced under the same version, and with it weights or labels.
 
     Args:
         client: An open client.
         card: The model's card.
-        options: Of `predict`.
+        options: Options of `predict`.
 
     Attributes:
-        shapes: Of the maps, by layer.
+        shapes: Shapes of the maps, by layer.
         answer: A digest of the labels, and the scores and the mean of each map, as JSON types.
 
     Raises:

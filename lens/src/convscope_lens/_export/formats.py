@@ -35,7 +35,7 @@ INDEX_TYPES: dict[str, type] = {  # Columns of one value a row; a row may lack i
     "error_code": str,
     "error_message": str,
 }
-ZSTD_LEVEL = 1  # Of Zarr's chunks: for maps two to four times as fast as the default, and as small.
+ZSTD_LEVEL = 1  # Compression level of Zarr's chunks: for maps two to four times as fast as the default, and as small.
 RECORD = "convscope"  # Key of the export's settings in the metadata of Parquet and Zarr.
 
 
@@ -43,7 +43,7 @@ class Column(NamedTuple):
     """A column of arrays.
 
     Attributes:
-        shape: Of a row.
+        shape: Shape of a row.
         dtype: `float32` or `float16`.
     """
 
@@ -71,13 +71,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Layout:
-    """What is written, and in which parts.
+    """Layout of an export: its columns and parts.
 
     Attributes:
         index: Names of the columns of one value, of `INDEX_TYPES`.
         columns: The columns of arrays, by name.
-        rows: Of all parts together.
-        rows_per_part: Of each part but the last one.
+        rows: Number of rows of all parts together.
+        rows_per_part: Number of rows of each part but the last.
     """
 
     index: Sequence[str]
@@ -90,7 +90,7 @@ class Store(ABC):
     """Writes parts.
 
     Args:
-        folder: For the store alone. It exists.
+        folder: An existing folder that only the store uses.
         layout: What is written.
 
     Raises:

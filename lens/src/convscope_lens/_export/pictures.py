@@ -19,7 +19,7 @@ from convscope.commands import PICTURE_SUFFIXES, STANDARD_INPUT, list_pictures
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SUFFIXES = PICTURE_SUFFIXES | {".tar"}  # Of the files that a folder stands for.
+SUFFIXES = PICTURE_SUFFIXES | {".tar"}  # Suffixes of the files to list in a folder.
 
 
 class Entry(NamedTuple):

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from convscope_lens.surveys import StrongCell, Survey, SurveyedLayer
 
 CHANNELS = 12  # Shown with their patches, of each layer.
-PATCHES = 1200  # Of all layers: at 1 to 2 kB each they are most of the page.
+PATCHES = 1200  # Number for all layers: at 1 to 2 kB each they are most of the page.
 PATCH_SIDE = 64  # Pixels on the longer side; larger patches are reduced.
-ROWS = 4000  # Of the tables of channels, together.
+ROWS = 4000  # Total rows of the tables of channels.
 CLASS_ROWS = 200
 FAILURES = 100  # That are listed.
-BINS = 40  # Of a layer's selectivities.
+BINS = 40  # Bins of the histogram of a layer's selectivities.
 _SHADES = 10
 
 Tiles = dict[tuple[str, int, int], str]  # By layer, channel and rank: the patch as a data URL.
@@ -360,7 +360,7 @@ def _table(
     Args:
         header: Headings, text.
         rows: Cells, HTML; the first of each row is its heading.
-        name: Of the table, for screen readers.
+        name: Name of the table, for screen readers.
         hint: What is to be read first; empty for nothing.
         texts: Columns of words, which are aligned on the left.
     """

@@ -74,7 +74,7 @@ def report(
 
 
 class Options(NamedTuple):
-    """What all reports of a command have in common: arguments of `report`."""
+    """Arguments of `report` that all reports of a command share."""
 
     version: str | None = None
     layers: str | list[str] = "all"

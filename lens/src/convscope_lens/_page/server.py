@@ -46,11 +46,11 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY_BYTES = 64 << 20
-KEPT_BYTES = 512 << 20  # Of pictures; the oldest are forgotten.
+KEPT_BYTES = 512 << 20  # Size of the stored pictures; the oldest are dropped.
 MAX_MAP_VALUES = 1 << 20  # All maps together: the page draws them again at every stroke.
 HTTP_PORT = 80
 CARD_S = 2  # A card is asked for again when it is older and needed, since a running service takes in new archives.
-IDLE_TIMEOUT_S = 60  # Of a connection.
+IDLE_TIMEOUT_S = 60  # Idle timeout of a connection.
 SHUTDOWN_S = 1  # For requests that are being answered when the server ends.
 SAMPLES = ("cat.png", "frog.png", "ship.png", "digit-3.png", "digit-7.png")
 
@@ -167,8 +167,8 @@ class _Guard:
 
     Args:
         app: The application behind it.
-        token: Of the printed URL.
-        port: That the server listens on.
+        token: Token of the printed URL.
+        port: Port that the server listens on.
     """
 
     def __init__(self, app: ASGIApp, *, token: str, port: int) -> None:
