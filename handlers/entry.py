@@ -18,12 +18,12 @@ _SEND_BUFFER_BYTES = 4 * 2**20  # The kernel grants at most net.core.wmem_max of
 
 
 class ConvscopeHandler:
-    """Answers class scores and feature maps.
+    """Responds with class scores and feature maps.
 
     TorchServe makes one per worker, calls `initialize` once, then `handle` for every batch of requests.
     """
 
-    _connection: Any = None  # The one whose send buffer is widened already.
+    _connection: Any = None  # The connection whose send buffer is already widened.
 
     def initialize(self, context: Any) -> None:
         """Load the archive that TorchServe unpacked.
@@ -61,11 +61,11 @@ class ConvscopeHandler:
         """Respond to one batch.
 
         Args:
-            data: One dict of parameters a request.
+            data: One dict of parameters per request.
             context: TorchServe's `ts.context.Context` of this batch.
 
         Returns:
-            One body a request, in order. Media type and status are set in the context.
+            One body per request, in order. Media type and status are set in the context.
         """
         self._widen(getattr(context, "cl_socket", None))
         properties = [context.get_all_request_header(index) for index in range(len(data))]

@@ -1,4 +1,4 @@
-"""Loading: from an unpacked archive to a pipeline that has responded to every kind of request once."""
+"""Loading: from an unpacked archive to a warmed-up pipeline."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def load(
 
     Args:
         directory: The archive's folder.
-        model: Name it is served under.
-        version: Of the archive.
+        model: The model's name.
+        version: The archive's version.
         config: Content of model-config.yaml.
         batch_size: Most requests in one batch.
         gpu: Index of the GPU given to this worker, None for the CPU.
-        settings: Those of the environment unless given.
+        settings: The worker's settings; read from the environment unless given.
 
     Raises:
         RuntimeError: The network fails on its first forward pass, or its graph computes something else.
@@ -86,20 +86,20 @@ def load(
 
 
 def warm_up(pipeline: Pipeline, preprocessing: Preprocessing, layers: tuple[str, ...], max_images: int) -> None:
-    """Respond to every kind of request once; nothing of it is counted or logged. For the arguments see `batches`."""
+    """Respond to every kind of request once; without counting or logging. For the arguments see `batches`."""
     for batch, properties in batches(preprocessing, layers, max_images):
         pipeline.respond(batch, properties, is_recorded=False)
 
 
 def _use_threads(count: int) -> None:
-    """Let torch, if it is imported, compute with so many threads."""
+    """Let torch, if it is imported, compute with `count` threads."""
     torch = optional_torch.imported()
     if torch is not None:
         torch.set_num_threads(count)
 
 
 def _freeze() -> None:
-    """Take what is loaded out of the sight of collections: one that looks through torch's modules takes 0.16 s."""
+    """Exclude loaded objects from garbage collection: a collection over torch's modules takes 0.16 s."""
     gc.collect()
     gc.freeze()
     atexit.register(gc.unfreeze)  # Otherwise triton's bindings report what was frozen as leaked, at exit.

@@ -1,4 +1,4 @@
-"""torch, where it is there: a worker that predicts with ONNX Runtime neither needs nor imports it.
+"""torch, if installed: a worker that predicts with ONNX Runtime neither needs nor imports it.
 
 It is imported for the engine torch, on a GPU, and by the first explanation that takes gradients. TorchServe imports it
 in every worker before it calls a handler.
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def is_installed() -> bool:
-    """Tell whether the network can run in torch; torchvision traces it."""
+    """Return whether the network can run in torch; torchvision traces it."""
     return all(find_spec(name) is not None for name in ("torch", "torchvision"))
 
 

@@ -37,19 +37,19 @@ _READING = "the request could not be read; the server's log has the reason"
 _ENCODING = "the reply could not be encoded; the server's log says why"
 _PICTURE = "the picture could not be read; the server's log has the reason"
 
-_MOST_DECODERS = 8  # Threads that decode. Each may hold a picture of `max_image_pixels`, of four bytes a pixel.
+_MOST_DECODERS = 8  # Decoding threads. Each may hold a picture of `max_image_pixels`, of four bytes per pixel.
 _WORTH_A_THREAD = 2**16  # Pixels of a picture file: decoding takes ten times as long as handing it to a thread.
 
 
 class _Decoded(NamedTuple):
-    """What decoding one file gave.
+    """The result of decoding one file.
 
     Attributes:
-        pictures: Those of the file, ready for the network, or its error.
-        sizes: (H, W) of each as it was sent; (0, 0) of an error.
-        notes: What was done to each that changes what is seen.
-        began: When decoding began, by `perf_counter`.
-        ended: When it ended.
+        pictures: The file's pictures, ready for the network, or its error.
+        sizes: (H, W) of each picture as it was sent; (0, 0) for an error.
+        notes: Changes to each picture that affect what is seen.
+        began: Start of decoding, by `perf_counter`.
+        ended: End of decoding.
     """
 
     pictures: Sequence[Picture | RequestError]
@@ -63,12 +63,12 @@ class Pipeline:
     """Responds to the requests of one model.
 
     Args:
-        archive: What is served.
-        identity: What every response names as its server; what its scores mean is filled in.
+        archive: The served archive.
+        identity: The server's identity, sent in every response; `scores` is filled in.
         limits: The limits of a request.
-        network: Builds the archive's network in torch, or returns the one that it built.
-        engine: What predicts.
-        settings: Of its files that stop readiness, threads and scaled decoding; the defaults unless given.
+        network: Builds the archive's network in torch, or returns it if already built.
+        engine: The engine that predicts.
+        settings: The worker's settings; the defaults unless given.
         telemetry: Counts and logs requests; None to do neither.
 
     Raises:
@@ -99,7 +99,7 @@ class Pipeline:
         self._drain_file, self._starting_file = settings.drain_file, settings.starting_file
         self._scaled_decoding = settings.scaled_decoding
         self._decode_threads = min(settings.threads, _MOST_DECODERS)
-        self._decoders = ThreadPoolExecutor(self._decode_threads, "decode")  # It starts a thread when it needs one.
+        self._decoders = ThreadPoolExecutor(self._decode_threads, "decode")  # Threads start on demand.
 
     def respond(
         self,
@@ -114,11 +114,11 @@ class Pipeline:
         Args:
             batch: TorchServe's parameters of each request.
             properties: TorchServe's properties of each request, HTTP headers among them.
-            request_ids: TorchServe's id of each, for requests that name none.
+            request_ids: TorchServe's id of each request, used if it has none of its own.
             is_recorded: Count and log these requests.
 
         Returns:
-            One response a request, in order. Nothing is raised: an error is a response too.
+            One response per request, in order. Errors are responses too and never raised.
         """
         began = perf_counter()
         telemetry = self.telemetry if is_recorded else Telemetry()
@@ -169,7 +169,7 @@ class Pipeline:
             self._reject(job, Internal(failure, unexpected=cause))
 
     def _parse(self, job: Job) -> None:
-        """Read what is asked for; the model card and a layer's filters get their response here."""
+        """Parse the request; the model card and a layer's filters get their response here."""
         request = parse(job, max_images=self._limits.max_images)
         if request.is_describe:
             job.response = self._describe(job)
@@ -187,7 +187,7 @@ class Pipeline:
             job.lap("read")
 
     def _open(self, job: Job) -> None:
-        """Read the files' headers; an error is that picture's own, unless the request holds too many pictures."""
+        """Read the files' headers; an error affects only its picture, unless the request holds too many pictures."""
         limits = self._limits
         budget, count = Budget(limits.max_request_pixels), 0
         for file in job.files:
@@ -215,7 +215,7 @@ class Pipeline:
         job.lap("decode")
 
     def _decode(self, jobs: Sequence[Job]) -> None:
-        """Decode the files of all jobs, large ones several at a time; an error is that picture's own."""
+        """Decode the files of all jobs, large ones several at a time; an error affects only its picture."""
         files = [opened for job in jobs for opened in job.opened]
         large = sum(isinstance(opened, OpenedFile) and opened.pixels >= _WORTH_A_THREAD for opened in files)
         is_shared = large > 1 and self._decode_threads > 1
@@ -239,7 +239,7 @@ class Pipeline:
             self.editor.check_work(job.options, job.pictures)
         if job.media_type == media.PNG and not png.fits(job.pictures, job.layers, job.options):
             job.media_type = _without_png(job)
-        if job.media_type != media.PNG:  # The size of a PNG is not known before.
+        if job.media_type != media.PNG:  # A PNG's size is unknown before encoding.
             self._limits.check_response(self._estimate(job))
 
     def _encode(self, job: Job) -> None:
@@ -282,7 +282,7 @@ class Pipeline:
         job.response = formats.encode(self._identity, (), job.media_type, error=error, request_id=job.request_id)
 
     def _is_starting(self) -> bool:
-        """Tell whether the server is still starting; once it is ready, the file is not looked for any more."""
+        """Return whether the server is still starting; once it is ready, the file is no longer checked."""
         if self._starting_file is not None and not self._starting_file.exists():
             self._starting_file = None
         return self._starting_file is not None
@@ -294,7 +294,7 @@ class Pipeline:
         return tuple(self._published) if "all" in layers else layers
 
     def _estimate(self, job: Job) -> int:
-        """Return about how many bytes the response will have at least."""
+        """Return a lower estimate of the response's bytes."""
         good = [picture for picture in job.pictures if not isinstance(picture, RequestError)]
         if self._preprocessing.size is not None:
             size = len(good) * estimate_maps(job.layers, self._published, job.options, job.media_type)
@@ -303,7 +303,7 @@ class Pipeline:
             size = sum(
                 estimate_maps(job.layers, self._published, job.options, job.media_type, scale) for scale in scales
             )
-        size *= 1 + job.options.compare  # What changed has the size of what there is.
+        size *= 1 + job.options.compare  # Changes have the size of the maps.
         if job.options.explain is not None:
             size += self.explainer.estimate(job.options.explain, good, job.options)
         return size

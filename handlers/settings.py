@@ -17,15 +17,15 @@ class Settings:
     Attributes:
         engine: `auto`, `torch`, `onnxruntime` or `openvino` (`CONVSCOPE_ENGINE`).
         precision: `float32`, `float16` or `bfloat16` (`CONVSCOPE_PRECISION`).
-        threads: Of one forward pass, and of decoding (`CONVSCOPE_THREADS`). TorchServe starts a worker per core, so the
-            default is 1.
+        threads: Number of threads of one forward pass, and of decoding (`CONVSCOPE_THREADS`). TorchServe starts a
+            worker per core, so the default is 1.
         scaled_decoding: Decode large JPEGs to a part of their size (`CONVSCOPE_SCALED_DECODING`; 1 for yes).
         max_response_bytes: TorchServe's `max_response_size` (`CONVSCOPE_MAX_RESPONSE_BYTES`).
         drain_file: While this file exists, readiness fails (`CONVSCOPE_DRAIN_FILE`).
         starting_file: While this file exists, readiness fails, and requests are neither counted nor logged
             (`CONVSCOPE_STARTING_FILE`).
         metrics_dir: Where metrics are kept; None for no metrics (`PROMETHEUS_MULTIPROC_DIR`).
-        log_requests_s: Least seconds between two answered requests in the log; 0 for none (`CONVSCOPE_LOG_REQUESTS_S`).
+        log_requests_s: Least seconds between two successful requests in the log; 0: none (`CONVSCOPE_LOG_REQUESTS_S`).
         is_quiet: Do not log the lines that TorchServe logs for every batch (`CONVSCOPE_HUSH`).
         sends_spans: Whether OpenTelemetry's variables say where spans go, and do not switch them off
             (`OTEL_EXPORTER_OTLP_ENDPOINT`; `OTEL_SDK_DISABLED`, `OTEL_TRACES_EXPORTER`).
@@ -70,7 +70,7 @@ class Settings:
 
 
 def sends_spans(environment: Mapping[str, str]) -> bool:
-    """Tell whether OpenTelemetry's variables ask for spans; as it specifies, an empty one counts as not set."""
+    """Return whether OpenTelemetry's variables ask for spans; as specified, an empty variable counts as unset."""
     endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     is_off = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
     return any(map(environment.get, endpoints)) and not is_off and environment.get("OTEL_TRACES_EXPORTER") != "none"

@@ -1,1 +1,1 @@
-"""What a caller may ask, and what goes wrong: requests, options, limits, errors, the model card."""
+"""The contract with callers: requests, options, limits, errors, the model card."""

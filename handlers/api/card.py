@@ -1,4 +1,4 @@
-"""Model cards: what a served network is, takes and publishes, as JSON or protobuf."""
+"""Model cards: a served network's description, input and layers, as JSON or protobuf."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def describe(
     explanations: Sequence[str],
     edits: Sequence[str],
 ) -> dict[str, Any]:
-    """Gather the card, in the field names of `convscope.v1.ModelCard`.
+    """Build the card, with the field names of `convscope.v1.ModelCard`.
 
     Args:
         archive: The loaded archive.
-        identity: What serves it.
-        limits: In force.
+        identity: The server's identity.
+        limits: Limits of a request.
         explanations: The methods that a request may ask for.
         edits: The operations that a request may ask for.
     """
@@ -61,17 +61,17 @@ def describe(
 
 
 def encode(card: Mapping[str, Any], media_type: str, request_id: str = "") -> Response:
-    """Encode a card; instead of npz or PNG it is sent as JSON, which is the card alone, without a request id."""
+    """Encode a card; npz and PNG are replaced by JSON, which is the card alone, without a request id."""
     if media_type == media.PROTOBUF:
         identity = {name: card[name] for name in Identity.__dataclass_fields__}
-        known = {name: value for name, value in card.items() if value or name != "training"}  # Else it is not set.
+        known = {name: value for name, value in card.items() if value or name != "training"}  # Otherwise unset.
         message = wire.PredictReply(card=wire.ModelCard(**known), **identity, request_id=request_id)
         return Response([message.SerializeToString()], media_type)
     return Response([json.dumps(card, indent=2, ensure_ascii=False).encode() + b"\n"], media.JSON)
 
 
 def _recipe(preprocessing: Preprocessing) -> dict[str, Any]:
-    """Return how a picture gets to the network's size."""
+    """Return how a picture is resized to the network's size."""
     is_resized = preprocessing.size is not None or bool(preprocessing.resize)
     return {
         "resize": list(preprocessing.resize),

@@ -1,7 +1,6 @@
 """Edits: operations on the maps of layers while the network runs, read the same way from JSON, text and protobuf.
 
-What only the network or the pictures can tell (whether there is such a layer, channel, cell or picture) is checked by
-`outputs.editor`.
+Whether a layer, channel, cell or picture exists is checked by `outputs.editor`.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ ZERO, SCALE, ADD, MEAN, CLAMP, PATCH = "zero", "scale", "add", "mean", "clamp", 
 OPERATIONS = (ZERO, SCALE, ADD, MEAN, CLAMP, PATCH)
 
 MAX_EDITS = 16
-"""Operations for one picture."""
+"""Largest number of operations for one picture."""
 
 _MOST_EDITS = 4096  # Operations of a request: 16 for each of more pictures than any archive allows.
-_MOST_CHANNELS = 2**16  # In a list: more than any layer has.
-_LARGEST = 3.4028234663852886e38  # Of float32, in which maps are computed.
+_MOST_CHANNELS = 2**16  # Per list: more than any layer has.
+_LARGEST = 3.4028234663852886e38  # Largest float32; maps are computed in float32.
 _FIELDS = ("layer", "operation", "value", "channels", "region", "box", "picture")
 _EXAMPLE = '{"layer": "conv2", "channels": [3, 5], "operation": "scale", "value": 0.5}'
 _CHANNELS = 'channels must be a list of channel indexes, "all", or {"except": [...]}'
@@ -34,9 +33,9 @@ class Edit:
     """One operation.
 
     Attributes:
-        layer: Public name.
+        layer: The layer's public name.
         operation: One of `OPERATIONS`.
-        value: `scale`: the factor; `add`: what is added; `clamp`: least and largest value; `patch`: the index of a
+        value: `scale`: the factor; `add`: the summand; `clamp`: least and largest value; `patch`: the index of a
             picture. Empty for `zero` and `mean`.
         channels: Indexes of the channels that are changed; empty for all but `excluded`.
         excluded: Indexes of channels that stay as they are.
@@ -56,19 +55,19 @@ class Edit:
 
     @property
     def source(self) -> int | None:
-        """The index of the picture whose map is put in; None if the operation is not `patch`."""
+        """The index of the picture whose map is inserted; None if the operation is not `patch`."""
         return int(self.value[0]) if self.operation == PATCH else None
 
     def concerns(self, picture: int) -> bool:
-        """Tell whether the picture of this index is changed."""
+        """Return whether the operation changes the picture of this index."""
         return self.picture in (None, picture)
 
     @classmethod
     def from_value(cls, value: Any) -> Edit:
-        """Check an object of JSON.
+        """Parse a JSON object.
 
         Raises:
-            BadRequest: It is invalid; the message says what would be right.
+            BadRequest: The object is invalid; the message explains what is valid.
         """
         if not isinstance(value, Mapping):
             raise BadRequest(f"an operation must be an object such as {_EXAMPLE}")
@@ -119,10 +118,10 @@ class Edit:
 
 
 def read_edits(values: Any) -> tuple[Edit, ...]:
-    """Check a list of JSON.
+    """Parse a JSON list.
 
     Raises:
-        BadRequest: It is invalid; the message names the operation by its number, and says what would be right.
+        BadRequest: The list is invalid; the message has the operation's index, and explains what is valid.
     """
     if not isinstance(values, (list, tuple)):
         raise BadRequest(f"edits must be a list of operations, as JSON: [{_EXAMPLE}]")
@@ -151,7 +150,7 @@ def check_edit_count(count: int) -> None:
 
 
 def _channels(value: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the channels that are changed, or those that are not."""
+    """Return the indexes of changed and of excluded channels, at most one of them not empty."""
     if value == "all":
         return (), ()
     is_exception = isinstance(value, Mapping) and set(value) == {"except"}
@@ -194,6 +193,6 @@ def _four(value: Any, name: str) -> tuple[Any, ...]:
 
 def _number(value: Any, name: str) -> float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not abs(value) <= _LARGEST:  # NaN is in no order.
+    if not is_number or not abs(value) <= _LARGEST:  # NaN compares False.
         raise BadRequest(f"{name} must be a finite number, in 32 bits")
     return float(value)

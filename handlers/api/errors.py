@@ -5,7 +5,7 @@ bytes ──request──► options, pictures ──images──► tensor ─�
         UnknownLayer        ImageTooLarge
         TooManyImages       WrongChannels
 
-The message is sent to the caller: it says what would be right, and holds no path, no address and no secret. The code is
+The message is sent to the caller: it explains what is valid, and holds no path, no address and no secret. The code is
 the same on both transports; only REST has the `status`, since TorchServe ignores it on gRPC. `proto/README.md` lists
 the codes.
 """
@@ -20,7 +20,7 @@ class RequestError(Exception):
     """A request, or one picture of it, gets an error instead of a result.
 
     Args:
-        message: For the caller.
+        message: The message to the caller.
         unexpected: The exception behind it, if it is a fault of the server: its traceback is logged.
     """
 
@@ -33,7 +33,7 @@ class RequestError(Exception):
 
     @property
     def message(self) -> str:
-        """What went wrong and what would be right, for people."""
+        """What went wrong and what is valid, for people."""
         return str(self)
 
 
@@ -52,7 +52,7 @@ class UnknownLayer(RequestError):
 
     @classmethod
     def of(cls, name: str, published: Iterable[str]) -> Self:
-        """Return the error for a layer, naming those that are published."""
+        """Return the error for a layer, naming the published layers."""
         return cls(f"there is no layer {name[:40]!r}; this model publishes {', '.join(published)}")
 
 
@@ -99,7 +99,7 @@ class Draining(RequestError):
 
 
 class Internal(RequestError):
-    """The server has a fault; the log says which."""
+    """The server has a fault; the log has the reason."""
 
 
 CODES = tuple(kind.code for kind in RequestError.__subclasses__())

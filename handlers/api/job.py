@@ -1,4 +1,4 @@
-"""A job: one request while it is worked on, from TorchServe's parameters to the response.
+"""A job: one request in progress, from TorchServe's parameters to the response.
 
 Metrics, logs and the `timing` of a response all read a job's values, so they cannot differ. Times are seconds of the
 monotonic clock.
@@ -34,36 +34,36 @@ body takes their place once it is parsed."""
 
 
 class Job:
-    """One request in work.
+    """One request in progress.
 
     Args:
-        parameters: TorchServe's.
+        parameters: TorchServe's parameters.
         headers: HTTP headers, names in lower case; empty on gRPC.
-        given_id: TorchServe's id of the request, used where neither a header nor a field brings one.
-        is_traced: Whether spans are made of it.
+        given_id: TorchServe's id of the request, used if neither a header nor a field has an id.
+        is_traced: Whether the job records spans.
 
     Attributes:
         transport: `rest` or `grpc`.
         request_id: 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'.
-        media_type: What the response will be encoded as.
+        media_type: The response's media type.
         files: Pictures as sent, still encoded.
         opened: Each file with its header read, or its error.
-        options: What was asked for.
+        options: The request's options.
         layers: Published layers asked for, in order.
         pictures: Each picture decoded, resized and cropped, or its error.
-        sizes: (H, W) of each as it was sent, upright; (0, 0) of one that has an error.
-        notes: What was done to each that changes what is seen.
+        sizes: (H, W) of each picture as it was sent, upright; (0, 0) for an error.
+        notes: Changes to each picture that affect what is seen.
         results: Each picture's result or error, in order; None before the forward pass.
         error: Why the request as a whole failed; None if at least one picture has a result.
-        engine: What computed the results, where that is not what predicts; empty otherwise.
-        response: What goes out; None while the job is in work.
-        wants_timing: The response is to have a `Timing`.
-        predicts_nothing: The model card or a layer's filters were asked for.
-        seconds: Stage → time it took, of the stages that this request got through.
-        began: When work on it began.
-        intervals: Name, beginning and end of each piece of work, if it is traced; else None.
-        traceparent: W3C Trace Context of the caller's span, in the format of version 00; empty if there is none.
-        tracestate: What goes with it, unchecked.
+        engine: The engine that computed the results, if not the predicting engine; empty otherwise.
+        response: The response; None while the job is in progress.
+        wants_timing: Whether the response has a `Timing`.
+        predicts_nothing: Whether the request is for the model card or a layer's filters.
+        seconds: Stage → time it took, for the stages that this request completed.
+        began: Start time of the job.
+        intervals: Name, beginning and end of each piece of work, if traced; otherwise None.
+        traceparent: W3C Trace Context of the caller's span, in the format of version 00; empty if absent.
+        tracestate: The context's tracestate, unchecked.
         trace_id: Id of the trace, for the log: 32 hexadecimal digits, or empty.
     """
 
@@ -109,14 +109,14 @@ class Job:
         return OK if self.error is None else self.error.code
 
     def identify(self, request_id: Any, traceparent: Any, tracestate: Any) -> None:
-        """Take what the request's own fields say, unless a header said it; what is invalid is ignored."""
+        """Take ids from the request's fields, unless a header has them; invalid ids are ignored."""
         named = None if self._is_named else _valid(request_id)
         if named is not None:
             self.request_id = named
         self._trace(traceparent, tracestate)
 
     def _trace(self, traceparent: Any, tracestate: Any) -> None:
-        """Take a trace context, unless there is one or it is malformed."""
+        """Take a trace context, unless the job has one or it is malformed."""
         if self.traceparent or not traceparent:
             return
         parent = _text(traceparent)
@@ -129,7 +129,7 @@ class Job:
         self._mark = perf_counter()
 
     def lap(self, stage: str, name: str = "") -> None:
-        """End a stage now, and start the next; `name` is what its span is called, if that is not the stage."""
+        """End a stage now, and start the next; `name` is the span's name, if not the stage's."""
         now = perf_counter()
         self.add(stage, now - self._mark, now, name)
         self._mark = now
@@ -139,9 +139,9 @@ class Job:
 
         Args:
             stage: One of `STAGES`.
-            seconds: What to add.
-            ended: When that time was over.
-            name: Of its span, if that is not the stage.
+            seconds: Seconds to add.
+            ended: End of that time.
+            name: The span's name, if not the stage's.
         """
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         if self.intervals is not None:
@@ -152,14 +152,14 @@ class Job:
 
         Args:
             handler_s: Time of the whole batch.
-            batch_requests: Requests in it.
+            batch_requests: Number of requests in the batch.
         """
         stages = {f"{stage}_s": self.seconds.get(stage, 0.0) for stage in STAGES}
         return {**stages, "handler_s": handler_s, "batch_requests": batch_requests}
 
 
 def _valid(value: Any) -> str | None:
-    """Return a request id as text, or None if it is not a valid one."""
+    """Return a request id as text, or None if it is invalid."""
     text = _text(value)
     return text if text is not None and _REQUEST_ID.fullmatch(text) else None
 

@@ -1,4 +1,4 @@
-"""Limits: what one request may ask for, and whether its response can be sent.
+"""Limits: the largest request, and whether its response can be sent.
 
 TorchServe kills a worker whose response is longer than its limit. So the size is estimated before the forward pass and
 checked after encoding, and the request is rejected instead.
@@ -26,13 +26,13 @@ _FRAME_BYTES = 65_536  # Room for status, headers and request ids, which count t
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for.
+    """Limits of one request.
 
     Attributes:
         max_images: Pictures in a request.
         max_image_bytes: Bytes of one encoded picture or array.
         max_image_pixels: H·W of one picture.
-        max_reply_bytes: Bytes of one reply.
+        max_reply_bytes: Bytes of one response.
     """
 
     max_images: int = DEFAULT_MAX_IMAGES
@@ -69,7 +69,7 @@ class Limits:
         """Check the length of a response.
 
         Raises:
-            ReplyTooLarge: It has more than `max_reply_bytes`.
+            ReplyTooLarge: The response has more than `max_reply_bytes`.
         """
         if size > self.max_reply_bytes:
             raise ReplyTooLarge(
@@ -90,8 +90,8 @@ def estimate_maps(
     Args:
         layers: Names of the maps asked for.
         published: The published layers.
-        options: What was asked for.
-        media_type: Of the response.
+        options: The request's options.
+        media_type: The response's media type.
         scale: The picture's pixels relative to those of the layers' shapes.
     """
     cells = 0.0

@@ -16,7 +16,7 @@ REST_DEFAULT = JSON
 GRPC_DEFAULT = PROTOBUF
 
 FORMATS = {JSON: "json", PROTOBUF: "protobuf", NPZ: "npz", PNG: "png"}
-"""The formats that are offered, with their names in metrics."""
+"""The formats offered, with their names in metrics."""
 
 
 _NAMES = {name: (name,) for name in FORMATS} | {PROTOBUF: (PROTOBUF, "application/protobuf")}
@@ -29,7 +29,7 @@ def choose(accept: str, *, default: str, without: str = "") -> str:
     """Choose the format that a caller prefers among those offered (RFC 9110, section 12.5.1).
 
     The most specific of the ranges that match a format gives its quality. Formats of equal quality are taken in the
-    order in which they are accepted; if one wildcard stands for several, the default goes first.
+    order in which they are accepted; if one wildcard matches several, the default goes first.
 
     Args:
         accept: An Accept header's value, e.g. `image/png, */*;q=0.1`; empty for no preference.
@@ -37,7 +37,7 @@ def choose(accept: str, *, default: str, without: str = "") -> str:
         without: A format that cannot show this response; empty for none.
 
     Raises:
-        BadRequest: No accepted format is offered, or the text has more than a thousand characters.
+        BadRequest: No accepted format is offered, or the header has more than a thousand characters.
     """
     if len(accept) > _LONGEST:
         raise BadRequest(f"accept has {len(accept):,} characters; at most {_LONGEST:,} are read")

@@ -30,13 +30,13 @@ _NUMBERS = {
 _FIELDS = tuple(wire.Explain.DESCRIPTOR.fields_by_name)
 
 SWITCH = {"1": True, "true": True, "0": False, "false": False}
-"""Texts for true and false."""
+"""Texts that mean true and false."""
 
 OPTION_NAMES = ("layers", "top_k", "map_dtype", "pool", "channels", "timing", "explain", "edits", "compare")
 DTYPES = ("float32", "float16", "uint8")
 
-_LONGEST_TEXT = 2**20  # Characters of an option.
-_MOST_NAMES = 2**16  # Of layers, or of channels: more than any layer has.
+_LONGEST_TEXT = 2**20  # Characters per option.
+_MOST_NAMES = 2**16  # Layers or channels: more than any network or layer has.
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Explain:
 
     @classmethod
     def from_value(cls, value: Any) -> Explain | None:
-        """Check a value of JSON: an object of the fields, a method's name, or true or false.
+        """Parse a JSON value: an object of the fields, a method's name, or true or false.
 
         Raises:
-            BadRequest: It is invalid; the message says what would be right.
+            BadRequest: The value is invalid; the message explains what is valid.
         """
         if isinstance(value, bool):
             return cls() if value else None
@@ -93,10 +93,10 @@ class Explain:
 
     @classmethod
     def from_text(cls, text: str) -> Explain | None:
-        """Check the text of a header, a form field or a plain key: `occlusion,window=8,step=4`.
+        """Parse the text of a header, a form field or a plain key: `occlusion,window=8,step=4`.
 
         Raises:
-            BadRequest: As `from_value`.
+            BadRequest: As for `from_value`.
         """
         if text.lower() in SWITCH:
             return cls.from_value(SWITCH[text.lower()])
@@ -114,11 +114,11 @@ class Explain:
 
 @dataclass(frozen=True)
 class Options:
-    """What to put into the response.
+    """The content of a response.
 
     Attributes:
         layers: Public names in the order asked for, without repetition; `("all",)` for every layer.
-        top_k: How many classes, most probable first; 0 for all.
+        top_k: Number of classes, most probable first; 0 for all.
         map_dtype: Type of the map values sent: `float32`, `float16` or `uint8`.
         pool: Average each map down to pool × pool cells; None for whole maps.
         channels: Which channels: their indexes in the order asked for, or how many of the strongest; None for all.
@@ -140,10 +140,10 @@ class Options:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Options:
-        """Check values of JSON types.
+        """Parse values of JSON types.
 
         Raises:
-            BadRequest: A value is invalid; the message says what would be right.
+            BadRequest: A value is invalid; the message explains what is valid.
         """
         layers = values.get("layers", ())
         if isinstance(layers, str):
@@ -191,7 +191,7 @@ class Options:
         """Return the fields that a PredictRequest sets as values of JSON types.
 
         Raises:
-            BadRequest: Channels are chosen in two ways, or as `Explain.from_value`.
+            BadRequest: Channels are chosen in two ways, or as for `Explain.from_value`.
         """
         values: dict[str, Any] = {}
         if message.layers:
@@ -222,7 +222,7 @@ class Options:
 
 
 DEFAULT = Options()
-"""What a request that says nothing asks for."""
+"""Options of a request that sets none."""
 
 
 def _explain(value: Any) -> Explain | None:

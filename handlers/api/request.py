@@ -1,7 +1,7 @@
 """Requests: from TorchServe's parameters and headers to pictures and options, the same from every kind of body.
 
 A request comes in one of five shapes: a protobuf `PredictRequest` (REST body or gRPC `input["request"]`), JSON, a form
-or gRPC's plain keys, a picture as the raw body, or nothing at all, which asks for the model card. Whatever the shape,
+or gRPC's plain keys, a picture as the raw body, or an empty body, which asks for the model card. Whatever the shape,
 nothing in it is ignored: an unknown name or an unreadable value is an error. Decoding pictures and encoding responses
 are not done here.
 """
@@ -47,7 +47,7 @@ _NO_BODY = (
 # Lists are counted before they are parsed, since a parser makes an object of every item: 64 MiB of empty pictures took
 # 1 GiB. More than this no request can use: a name for every layer and every channel, and the pictures.
 _MOST_ITEMS = 2 * 2**16 + 2**12
-_MOST_OPTION_BYTES = 2**21  # Of a protobuf message, beside its pictures.
+_MOST_OPTION_BYTES = 2**21  # Per protobuf message, without its pictures.
 _PICTURE_TAG = wire.PredictRequest.PICTURES_FIELD_NUMBER << 3 | 2
 
 Bytes = bytes | bytearray
@@ -55,13 +55,13 @@ Bytes = bytes | bytearray
 
 @dataclass(frozen=True)
 class Request:
-    """What one caller asks.
+    """A caller's request, parsed.
 
     Attributes:
         files: Pictures as sent, still encoded, in order; empty if none are needed.
-        options: What to answer about them.
-        is_describe: Answer the model card instead.
-        filters: Answer the kernels behind this layer instead; empty for a prediction.
+        options: The content of the response.
+        is_describe: Whether to return the model card instead.
+        filters: Layer whose kernels to return instead; empty for a prediction.
     """
 
     files: tuple[Bytes, ...] = ()
@@ -86,14 +86,14 @@ def request_headers(properties: Mapping[str, Any]) -> dict[str, str]:
 
 
 def accepted_type(job: Job, *, without: str = "") -> str:
-    """Return the media type of the response; a field of the request goes before the Accept header.
+    """Return the media type of the response; a field of the request overrides the Accept header.
 
     Args:
-        job: Parsed, if its body is JSON.
+        job: The job; a JSON body is already parsed.
         without: A media type that cannot show this response.
 
     Raises:
-        BadRequest: None of the accepted ones is offered.
+        BadRequest: No accepted type is offered.
     """
     default, header = REST_DEFAULT if job.headers else GRPC_DEFAULT, job.headers.get("accept", "")
     field = job.parameters.get("accept")
@@ -108,8 +108,8 @@ def parse(job: Job, *, max_images: int) -> Request:
     """Read one request.
 
     Args:
-        job: Its parameters and headers. Its media type and request id are set as soon as they are known, since an
-            error is sent with them too; a JSON body takes the place of its parameters.
+        job: The request's parameters and headers. Its media type and request id are set as soon as they are known,
+            since an error is sent with them too; a JSON body replaces its parameters.
         max_images: Largest accepted number of pictures.
 
     Raises:
@@ -223,7 +223,7 @@ def _check_message(body: Bytes) -> None:
                 raise TooManyImages(f"the request holds more than {_MOST_ITEMS:,} pictures")
             if option_bytes > _MOST_OPTION_BYTES:
                 raise BadRequest(f"the options take more than {_MOST_OPTION_BYTES:,} bytes")
-    except IndexError:  # It breaks off, which protobuf will say too.
+    except IndexError:  # Truncated; protobuf raises too.
         return
 
 
@@ -272,13 +272,13 @@ def _from_json(job: Job, given: Mapping[str, str], max_images: int) -> Request:
 
 
 def _from_base64(item: Any) -> bytes:
-    """Decode base64 as programs write it: in lines or not, with padding or not, in either alphabet (RFC 4648)."""
+    """Decode base64, in lines or not, with padding or not, in either alphabet (RFC 4648)."""
     if not isinstance(item, str):
         raise BadRequest("each picture in data must be a base64 string of a picture file or a .npy array")
-    text = item.rpartition("base64,")[2]  # A data: URL may come with its head.
+    text = item.rpartition("base64,")[2]  # A data: URL may include its prefix.
     try:
         return base64.b64decode(text, validate=True)
-    except ValueError:  # binascii's too.
+    except ValueError:  # Includes binascii.Error.
         text = text.translate(_URL_SAFE)
     digits = text.rstrip("=")
     if not _BASE64.fullmatch(text) or len(digits) % 4 == 1:
@@ -345,7 +345,7 @@ def check_count(count: int, max_images: int) -> None:
     """Check the number of pictures in a request.
 
     Raises:
-        BadRequest: There is none.
+        BadRequest: There are no pictures.
         TooManyImages: There are more than `max_images`.
     """
     if count == 0:

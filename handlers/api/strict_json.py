@@ -17,11 +17,11 @@ def loads(text: str | bytes | bytearray) -> Any:
     """Parse JSON.
 
     Args:
-        text: Bytes are UTF-8.
+        text: JSON; bytes are UTF-8.
 
     Raises:
-        ValueError: It is not valid JSON, is nested too deeply, or has an object with the same name twice; the message
-            is for the caller.
+        ValueError: The text is not valid JSON, is nested too deeply, or has an object with the same name twice; the
+            message is for the caller.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique)
@@ -50,7 +50,7 @@ def check_names(names: Iterable[str], known: tuple[str, ...], where: str = "") -
     """Check the names of fields.
 
     Raises:
-        BadRequest: One is not known.
+        BadRequest: A name is unknown.
     """
     unknown = sorted(set(names) - set(known))
     if unknown:
@@ -61,7 +61,7 @@ def whole(value: Any, name: str, *, least: int = 0) -> int:
     """Return a value that is a whole number of at least `least`.
 
     Raises:
-        BadRequest: It is not, or has more than 32 bits.
+        BadRequest: The value is not, or has more than 32 bits.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
         raise BadRequest(f"{name} must be a whole number, at least {least}, in 32 bits")

@@ -1,8 +1,8 @@
 """Containers: finds the parts of a PNG, JPEG or WebP file that decide its pixels.
 
 Each reader walks a file once, part by part (a chunk or a segment), in time linear in its size, and keeps the parts that
-decide pixels and the EXIF orientation. Everything else is skipped: text, profiles, thumbnails, later frames; that there
-are colour profiles and frames is noted. Pillow's own readers interpret those too, some in quadratic time or with a log
+decide pixels and the EXIF orientation. Everything else is skipped: text, profiles, thumbnails, later frames; colour
+profiles and frames are noted. Pillow's own readers interpret these parts too, some in quadratic time or with a log
 line for each part. A file that ends early is rejected here. Decoding is done elsewhere. Sizes are (H, W) in pixels.
 """
 
@@ -38,7 +38,7 @@ _FRAMES_OF_PNG = struct.Struct(">I")
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _END, _SCAN, _EXIF, _PROFILE = 0xD9, 0xDA, 0xE1, 0xE2
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_HUFFMAN = (BASELINE, EXTENDED, 0xC2, LOSSLESS)  # And progressive.
+_HUFFMAN = (BASELINE, EXTENDED, 0xC2, LOSSLESS)  # 0xC2 is progressive.
 _SEGMENTS = frozenset(range(0xC0, 0xFF)) - set(range(0xD0, 0xDA))  # Markers that a length follows.
 _LENGTH = struct.Struct(">H")
 _FRAME = struct.Struct(">BHHB")
@@ -50,12 +50,12 @@ _ANIMATED, _WITH_EXIF, _ALPHA, _WITH_PROFILE = 0x02, 0x08, 0x10, 0x20  # Flags o
 _ORIENTATION = 0x0112
 _INTEGERS = {1: "B", 3: "H", 4: "I"}  # By EXIF's number of the type.
 
-_SRGB = (b"sRGB", "sRGB".encode("utf-16-be"))  # As profiles of version 2 and 4 write it.
-_MOST_OF_PROFILE = 4096  # Bytes that are looked at: the description comes early.
-_SPACES = (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM")  # Chunks of a PNG that say what its numbers mean as colours.
+_SRGB = (b"sRGB", "sRGB".encode("utf-16-be"))  # As in profiles of version 2 and 4.
+_MOST_OF_PROFILE = 4096  # Bytes that are read: the description comes early.
+_SPACES = (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM")  # Chunks of a PNG that define its colour space.
 _GAMMA_OF_SRGB = (45455,)
-_PRIMARIES_OF_SRGB = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)  # And white: x and y of each.
-_CODES_OF_SRGB = b"\x01\x0d"  # Of H.273: primaries and transfer.
+_PRIMARIES_OF_SRGB = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)  # Primaries and white: x and y of each.
+_CODES_OF_SRGB = b"\x01\x0d"  # H.273's codes: primaries and transfer.
 
 
 class Png(NamedTuple):
@@ -63,13 +63,13 @@ class Png(NamedTuple):
 
     Attributes:
         size: (H, W).
-        depth: Bits a sample.
+        depth: Bits per sample.
         colour: Colour type: 0 grey, 2 RGB, 3 palette, 4 grey with alpha, 6 RGBA.
-        interlaced: Whether by Adam7.
-        palette: Three bytes a colour; empty if there is none.
-        transparency: Content of tRNS; empty if there is none.
+        interlaced: Whether the picture is interlaced (Adam7).
+        palette: Three bytes per colour; empty if absent.
+        transparency: Content of tRNS; empty if absent.
         pixels: The zlib stream of rows.
-        orientation: EXIF's, 1 to 8.
+        orientation: EXIF orientation, 1 to 8.
         has_profile: Whether there is a colour profile, or another description of colours, other than of sRGB.
         is_animated: Whether there are several frames.
     """
@@ -93,10 +93,10 @@ class Jpeg(NamedTuple):
         size: (H, W).
         channels: Components of the frame.
         frame: The frame's marker: `BASELINE`, `EXTENDED` or another.
-        scans: How many scans there are.
-        orientation: EXIF's, 1 to 8.
+        scans: Number of scans.
+        orientation: EXIF orientation, 1 to 8.
         file: The whole file.
-        end: Where the marker of its end is.
+        end: Position of the end marker.
         has_profile: Whether there is a colour profile, other than of sRGB.
     """
 
@@ -115,7 +115,7 @@ class Webp(NamedTuple):
 
     Attributes:
         size: (H, W).
-        orientation: EXIF's, 1 to 8.
+        orientation: EXIF orientation, 1 to 8.
         file: A WebP file of the picture alone, or of an animation's first frame.
         has_profile: Whether there is a colour profile, other than of sRGB.
         is_animated: Whether there are several frames.
@@ -132,10 +132,10 @@ def read(data: Bytes) -> Png | Jpeg | Webp:
     """Find a file's parts.
 
     Args:
-        data: The file; its first bytes say of which format.
+        data: The file; its first bytes identify the format.
 
     Raises:
-        BadImage: It is of another format, damaged, ends early, or has too many parts.
+        BadImage: The file is of another format, damaged, ends early, or has too many parts.
     """
     head = bytes(data[:12])
     reader: Callable[[Bytes], Png | Jpeg | Webp]
@@ -202,7 +202,7 @@ def _read_png(data: Bytes) -> Png:
     if compression or filtering or interlace > 1 or not width * height:
         raise damaged("PNG")
     stream, orientation = b"".join(pixels), _read_orientation(exif)
-    deciding = next((kind for kind in _SPACES[:3] if kind in foreign), None)  # Over what follows; the last two add up.
+    deciding = next((kind for kind in _SPACES[:3] if kind in foreign), None)  # Overrides the rest; the last two add up.
     has_profile = any(foreign.values()) if deciding is None else foreign[deciding]
     return Png(
         (height, width),
@@ -219,9 +219,9 @@ def _read_png(data: Bytes) -> Png:
 
 
 def _read_jpeg(data: Bytes) -> Jpeg:
-    """Walk a JPEG's segments, as libjpeg will: what lies between a segment and the next marker is skipped."""
+    """Walk a JPEG's segments, as libjpeg does: bytes between a segment and the next marker are skipped."""
     at, scans, frame, width, height, channels = 2, 0, 0, 0, 0, 0
-    missing = set[int]()  # Channels that no scan has come for.
+    missing = set[int]()  # Channels without a scan so far.
     exif: Bytes | None = None
     has_profile = False
     for _ in range(MOST_PARTS):
@@ -332,7 +332,7 @@ def _write_webp(chunks: list[bytes]) -> bytes:
 
 
 def _read_orientation(record: Bytes | None) -> int:
-    """Return the orientation in an EXIF record, 1 to 8; 1, which is upright, if none can be read."""
+    """Return the orientation in an EXIF record, 1 to 8; 1 (upright) if none can be read."""
     if record is None:
         return 1
     if record[:6] == b"Exif\0\0":
@@ -354,7 +354,7 @@ def _read_orientation(record: Bytes | None) -> int:
 
 
 def _is_foreign_space(kind: bytes, content: bytes) -> bool:
-    """Tell whether a chunk of a PNG describes another colour space than sRGB."""
+    """Return whether a chunk of a PNG describes another colour space than sRGB."""
     if kind == b"iCCP":
         return _is_foreign(_inflate_profile(content))
     if kind == b"cICP":
@@ -376,7 +376,7 @@ def _inflate_profile(content: bytes) -> bytes:
 
 
 def _is_foreign(profile: bytes) -> bool:
-    """Tell whether a colour profile is of another space than sRGB, going by what it is called."""
+    """Return whether a colour profile is of another space than sRGB, judging by its name."""
     return not any(name in profile for name in _SRGB)
 
 

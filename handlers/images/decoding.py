@@ -1,6 +1,6 @@
 """Decoding: from the bytes of a PNG, JPEG, WebP or .npy file to pixels of a network's channels and size.
 
-`containers` finds the parts of a file that decide its pixels; Pillow's decoders get those alone. Axes: `N` batch,
+`containers` finds the parts of a file that decide its pixels; Pillow's decoders get only these parts. Axes: `N` batch,
 `C` channels, `H, W` picture pixels.
 """
 
@@ -60,7 +60,7 @@ _TURNS = {  # By EXIF orientation.
 }
 _LYING, _BOTTOM_UP, _RIGHT_TO_LEFT = (5, 6, 7, 8), (3, 4, 7, 8), (2, 3, 6, 7)  # Orientations, by what they turn.
 
-_PNG_MODES = {  # By colour type and bits a sample: Pillow's mode, its name for the file's samples, samples a pixel.
+_PNG_MODES = {  # By colour type and bits per sample: Pillow's mode, its name for the file's samples, samples per pixel.
     (0, 1): ("1", "1", 1),
     (0, 2): ("L", "L;2", 1),
     (0, 4): ("L", "L;4", 1),
@@ -86,7 +86,7 @@ _ADAM7 = (  # First row and column of each pass, and steps to the next.
     (0, 1, 2, 2),
     (1, 0, 2, 1),
 )
-_ZERO = (0, (0, 0), (0, 0, 0), (0, 0, 0, 0))  # A pixel of a row that is missing.
+_ZERO = (0, (0, 0), (0, 0, 0), (0, 0, 0, 0))  # A pixel of a missing row.
 _PIECE = 2**16  # Bytes inflated at a time.
 _JPEG_MODES = {1: ("L", "L"), 3: ("RGB", "RGB"), 4: ("CMYK", "CMYK;I")}  # Four channels are inverted, as Adobe's are.
 
@@ -100,14 +100,14 @@ OVER_WHITE, TURNED = "transparency to white", "turned upright"
 _GREY, _RGB, _CMYK = "grey", "RGB", "CMYK"  # Parts of a note: `grey to RGB`.
 
 Notes = tuple[str, ...]
-"""What was done to a picture that changes what is seen, in words of proto/README.md, in this order."""
+"""Changes to a picture that affect what is seen, in the words of proto/README.md, in this order."""
 
 
 class Budget:
-    """The pixels that may still be decoded for one request; decoding costs time in proportion to them.
+    """The pixels that may still be decoded for one request; decoding time is proportional to them.
 
     Args:
-        pixels: Of all pictures together.
+        pixels: Pixels of all pictures together.
     """
 
     def __init__(self, pixels: int) -> None:
@@ -117,7 +117,7 @@ class Budget:
         """Count pixels that are about to be decoded.
 
         Raises:
-            ImageTooLarge: They are more than are left.
+            ImageTooLarge: Fewer pixels are left.
         """
         if pixels > self._left:
             raise ImageTooLarge(
@@ -127,19 +127,19 @@ class Budget:
 
 
 class OpenedFile:
-    """A file whose header was read and whose pixels were counted; what is left to do is decoding and resizing.
+    """A file whose header was read and whose pixels were counted, to be decoded and resized.
 
     `open_file` makes these in the order of a request's files, so which file a budget rejects does not depend on timing.
 
     Args:
         content: The file's parts, or the pictures of an array.
         preprocessing: The network's input.
-        scale: Of a JPEG: decode it to a half, a quarter or an eighth of its size (2, 4, 8); 1 for all of it.
+        scale: Decode a JPEG to a half, a quarter or an eighth of its size (2, 4, 8); 1 for all of it.
 
     Attributes:
         sizes: (H, W) of each picture as sent, upright.
-        pixels: To decode; 0 of an array.
-        notes: Of each picture, once they are decoded.
+        pixels: Pixels to decode; 0 for an array.
+        notes: Notes of each picture, once decoded.
     """
 
     def __init__(
@@ -156,11 +156,11 @@ class OpenedFile:
         """Decode, resize and crop; any thread may do this.
 
         Returns:
-            As `decode`.
+            As for the function `decode`.
 
         Raises:
             BadImage: The file is damaged or incomplete, or resizing leaves nothing of the picture's shorter side.
-            ImageTooLarge: It cannot be resized in bounded memory.
+            ImageTooLarge: The picture cannot be resized in bounded memory.
         """
         place = self._preprocessing.describe_placement
         if isinstance(self._content, list):
@@ -195,7 +195,7 @@ def decode(data: Bytes, preprocessing: Preprocessing, **options: Any) -> list[Pi
         One picture, or N of a four-dimensional array; each (H, W, C), uint8 in 0..255 or float32 on the 0..1 scale.
 
     Raises:
-        RequestError: As `open_file` and `OpenedFile.decode` say.
+        RequestError: As for `open_file` and `OpenedFile.decode`.
     """
     return open_file(data, preprocessing, **options).decode()
 
@@ -214,13 +214,13 @@ def open_file(
 
     Args:
         data: Content of a PNG, JPEG or WebP file, or of a .npy file of uint8 or float32 shaped (H, W), (H, W, C) or
-            (N, H, W, C). The first bytes say which.
+            (N, H, W, C). The first bytes identify the format.
         preprocessing: The network's input.
         max_bytes: Largest accepted `data`.
-        max_pixels: Largest accepted H·W, and for a network of any size once more after resizing.
+        max_pixels: Largest accepted H·W, and for a network of any size also after resizing.
         max_images: Largest accepted N of an array.
-        budget: Of pixels in picture files, for this one and others, and of those that resizing adds for a network of
-            any size; None for no such limit.
+        budget: Pixels left for this and other picture files, and for what resizing adds for a network of any size; None
+            for no such limit.
         scaled: Decode JPEGs that are large enough to a half, a quarter or an eighth of their size, as
             `preprocessing.largest_scale` says. It is faster, and values differ by some levels from the exact ones
             (docs/decisions/0012-scaled-decoding.md).
@@ -262,7 +262,7 @@ def _check_pixels(height: int, width: int, max_pixels: int, budget: Budget | Non
     """Check the number of pixels of a picture.
 
     Raises:
-        ImageTooLarge: It has more than `max_pixels`, or than `budget` has.
+        ImageTooLarge: The picture has more than `max_pixels`, or than `budget` has left.
     """
     if height * width > max_pixels:
         raise ImageTooLarge(f"the picture has {width:,}×{height:,} pixels; at most {max_pixels:,} are accepted")
@@ -276,7 +276,7 @@ def _too_long(kind: type[RequestError], size: tuple[int, int], why: object) -> R
 
 
 def _upright(file: Png | Jpeg | Webp) -> tuple[int, int]:
-    """Return (H, W) of a file's picture once it is turned upright."""
+    """Return (H, W) of a file's picture after turning it upright."""
     height, width = file.size
     return (width, height) if file.orientation in _LYING else (height, width)
 
@@ -299,8 +299,8 @@ def _decode_file(file: Png | Jpeg | Webp, channels: int, scale: int, notes: list
     Args:
         file: The file.
         channels: 1 or 3.
-        scale: Of a JPEG, as of `OpenedFile`.
-        notes: Get what is done to the picture that changes what is seen.
+        scale: A JPEG's scale, as for `OpenedFile`.
+        notes: Changes to the picture that affect what is seen are added here.
 
     Raises:
         BadImage: The file is damaged or incomplete.
@@ -373,19 +373,19 @@ def _decode_png(file: Png, notes: list[str]) -> Image.Image:
 
 
 def _has_all_rows(file: Png, bits: int, image: Image.Image) -> bool:
-    """Tell whether a PNG's zlib stream holds all rows: Pillow's decoder takes its end for the picture's.
+    """Return whether a PNG's zlib stream holds all rows: Pillow's decoder takes its end for the picture's.
 
     Args:
         file: The PNG.
-        bits: Of a pixel.
-        image: As decoded, of zeros where a row is missing.
+        bits: Bits per pixel.
+        image: The decoded picture, zeros where a row is missing.
     """
     height, width = file.size
     if file.interlaced:
         sides = [(-((y - height) // down), -((x - width) // right)) for y, x, down, right in _ADAM7]
         expected = sum(rows * (1 + (columns * bits + 7) // 8) for rows, columns in sides if columns)
     elif image.getpixel((width - 1, height - 1)) not in _ZERO:
-        return True  # Rows come in order, and the last is there.
+        return True  # Rows are in order, and the last is present.
     else:
         expected = height * (1 + (width * bits + 7) // 8)
         if expected > _PIECE and image.crop((0, height - 1, width, height)).tobytes().strip(b"\0"):
@@ -400,7 +400,7 @@ def _has_all_rows(file: Png, bits: int, image: Image.Image) -> bool:
 
 
 def _read_palette(file: Png, notes: list[str]) -> bytes:
-    """Return a PNG's palette, three bytes a colour, over white where it is transparent."""
+    """Return a PNG's palette, three bytes per colour, over white where it is transparent."""
     colours = np.frombuffer(file.palette, np.uint8).reshape(1, -1, 3)
     if not colours.size:
         raise BadImage("the PNG file has no palette")
@@ -430,7 +430,7 @@ def _read_samples(file: Png, image: Image.Image, notes: list[str]) -> Image.Imag
     else:
         levels = np.array(image.convert("L" if channels == 1 else "RGB")).reshape(*file.size, channels)
         samples = [(levels, transparent * (255 // (2**file.depth - 1)))]
-        if file.depth == 16:  # Those are the high bytes.
+        if file.depth == 16:  # The levels are the high bytes.
             low = Image.frombytes("RGB", image.size, file.pixels, "zip", "RGB;16L", int(file.interlaced))
             samples = [(levels, transparent >> 8), (np.asarray(low), transparent & 255)]
     if transparent.size:
@@ -453,7 +453,7 @@ def _over_white(image: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def _decode_array(data: Bytes, expected: int, *, max_pixels: int, max_images: int) -> list[Picture]:
-    """Read a .npy file, without pickle and without a copy, into pictures of so many channels."""
+    """Read a .npy file, without pickle and without a copy, into pictures of the given number of channels."""
     array = _read_npy(data)
     shape = array.shape
     if array.ndim == 2:
@@ -476,7 +476,7 @@ def _decode_array(data: Bytes, expected: int, *, max_pixels: int, max_images: in
 
 def _read_npy(data: Bytes) -> Picture:
     """View the cells of a .npy file as an array; its header is checked against the number of bytes."""
-    lengths = {b"\1\0": "<8xH", b"\2\0": "<8xI"}.get(bytes(data[6:8]))  # By version.
+    lengths = {b"\1\0": "<8xH", b"\2\0": "<8xI"}.get(bytes(data[6:8]))  # By format version.
     header = None
     if lengths is not None and len(data) >= struct.calcsize(lengths):
         [length] = struct.unpack_from(lengths, data)

@@ -54,11 +54,11 @@ Box = tuple[float, float, float, float]
 
 
 class Scaled(NamedTuple):
-    """What a picture is that was decoded smaller than its file has it.
+    """Geometry of a picture that was decoded at a reduced scale.
 
     Attributes:
         original: (H, W) of the picture in the file, upright.
-        box: Where all of it lies in the decoded picture, whose last row or column may be there in part only.
+        box: The whole picture's place in the decoded one, whose last row or column may be only partly covered.
     """
 
     original: tuple[int, int]
@@ -66,11 +66,11 @@ class Scaled(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """Where a network's input lies in a picture.
+    """The place of a network's input in a picture.
 
     Attributes:
         resized: (H, W) that the whole picture is resized to.
-        offset: First row and column of that which the network sees; negative where it is padded.
+        offset: First row and column that the network sees; negative where the picture is padded.
         size: (H, W) that the network sees.
     """
 
@@ -99,7 +99,7 @@ class Preprocessing:
     Attributes:
         channels: C; encoded pictures are converted to 1 (grey) or 3 (RGB).
         height: H in pixels, or None for a network that takes any size.
-        width: W in pixels, or None likewise.
+        width: W in pixels, or None for any size.
         mean: Subtracted per channel from values in 0..1; empty for no normalisation.
         std: Divided by afterwards, per channel; empty together with `mean`.
         resize: What a picture is resized to before its middle, (height, width), is cut out: the length of the shorter
@@ -234,7 +234,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
-        """Rebuild from `to_dict`."""
+        """Rebuild from the values of `to_dict`."""
         mean, std = (tuple(float(number) for number in values[key]) for key in ("mean", "std"))
         recipe = {field.name: values[field.name] for field in fields(cls) if field.name in values.keys() - _ALWAYS}
         recipe |= {key: tuple(recipe[key]) for key in ("resize", "fill") if key in recipe}
@@ -305,13 +305,13 @@ def to_input(pictures: Sequence[Picture], preprocessing: Preprocessing) -> NDArr
 
 
 def to_input_on(device: str, pictures: Sequence[Picture], preprocessing: Preprocessing) -> NDArray[np.float32] | Tensor:
-    """Do as `to_input`, for a network on that device: `cpu`, or `cuda:` and a number.
+    """Return what `to_input` returns, for a network on a device: `cpu`, or `cuda:` and a number.
 
     If all pictures are bytes, a GPU is sent these, a quarter of the float32 data, and scales and normalises them to the
     same values.
 
     Returns:
-        As `to_input`; a tensor on the GPU, or else an array.
+        As for `to_input`; a tensor on the GPU, or else an array.
     """
     if device == "cpu" or any(picture.dtype != np.uint8 for picture in pictures):
         return to_input(pictures, preprocessing)
@@ -319,11 +319,11 @@ def to_input_on(device: str, pictures: Sequence[Picture], preprocessing: Preproc
 
 
 def _send(pictures: Sequence[Picture], device: str) -> Tensor:
-    """Return uint8 pictures on a GPU, (N, H, W, C). Not run here, for want of one."""
+    """Return uint8 pictures on a GPU, (N, H, W, C). Not yet run on a GPU."""
     import torch
 
     shape = (len(pictures), *pictures[0].shape)
-    host = torch.empty(shape, dtype=torch.uint8, pin_memory=True)  # The copy of pinned memory need not be waited for.
+    host = torch.empty(shape, dtype=torch.uint8, pin_memory=True)  # Copies from pinned memory are asynchronous.
     np.stack(pictures, out=host.numpy())
     return host.to(device, non_blocking=True)
 
@@ -352,11 +352,11 @@ _MOST_BETWEEN = 2**24
 # picture of more pixels than this, and than sixteen times the network's, is not made: only its part is.
 _MOST_RESIZED = 2**21
 
-_SUPPORT = {"nearest": 1, "box": 0.5, "bilinear": 1, "hamming": 1, "bicubic": 2, "lanczos": 3}  # Of Pillow's filters.
+_SUPPORT = {"nearest": 1, "box": 0.5, "bilinear": 1, "hamming": 1, "bicubic": 2, "lanczos": 3}  # Pillow's filters.
 
 
 class TooLarge(ValueError):
-    """A picture cannot be resized as the recipe says without a huge one on the way."""
+    """A picture cannot be resized by the recipe without a huge intermediate picture."""
 
 
 _SCALABLE = ("bilinear", "bicubic", "lanczos")  # `box` weighs whole pixels, and a scaled picture's are too large.
@@ -395,13 +395,13 @@ def fit(picture: Picture | Image.Image, preprocessing: Preprocessing, scaled: Sc
         picture: (H, W, C), or an image of mode L or RGB, which saves copies where Pillow resizes. A float32 picture of
             the network's size is its input already, and is returned as it is.
         preprocessing: The network's input.
-        scaled: What `picture` was decoded from, where that was larger; None for a picture of its own size.
+        scaled: Geometry of a picture decoded at a reduced scale; None for one of its own size.
 
     Returns:
         (H, W, C) of the network's size, or resized alone for a network of any size; in the same dtype.
 
     Raises:
-        TooLarge: It cannot be done in bounded memory.
+        TooLarge: The picture cannot be resized in bounded memory.
         ValueError: Nothing would be left of the picture's shorter side.
     """
     if isinstance(picture, Image.Image):
@@ -443,7 +443,7 @@ def fit(picture: Picture | Image.Image, preprocessing: Preprocessing, scaled: Sc
 
 
 def _is_made_whole(resized: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Tell whether all of a resized picture is made, or only the part that a network of that size sees."""
+    """Return whether all of a resized picture is made, or only the part that a network of that size sees."""
     return math.prod(resized) <= max(_MOST_RESIZED, 16 * math.prod(size))
 
 
@@ -514,7 +514,7 @@ def _resize_as_torch(picture: Picture, size: tuple[int, int], interpolation: str
 def _resize_by_pillow(
     picture: Picture | Image.Image, size: tuple[int, int], interpolation: str, box: Box | None = None
 ) -> Picture:
-    """Do as `resize`, with Pillow's filter, which is always antialiased.
+    """Resize as `resize` does, with Pillow's filter, which is always antialiased.
 
     Args:
         picture: (H, W, C), or an image of mode L or RGB.

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 Levels = NDArray[np.uint8]
 Values = NDArray[Any]
 
-_MOST_BITS = 22  # Of a weight's fraction, as in torch.
-_ROWS = 64  # At a time, so that sums stay in the processor's cache.
+_MOST_BITS = 22  # Bits of a weight's fraction, as in torch.
+_ROWS = 64  # Rows at a time, so that sums stay in the processor's cache.
 
 
 def bilinear(picture: Levels, size: tuple[int, int]) -> Levels:
     """Resize bytes with the antialiased bilinear filter, in the integers that torch computes with.
 
-    Of torch's `aten/src/ATen/native/cpu/UpSampleKernel.cpp`: first across, then down, with levels in between; weights
+    From torch's `aten/src/ATen/native/cpu/UpSampleKernel.cpp`: first across, then down, with levels in between; weights
     are int16, with as many bits of fraction as the largest of them leaves.
 
     Args:
@@ -29,7 +29,7 @@ def bilinear(picture: Levels, size: tuple[int, int]) -> Levels:
         size: (H, W) wanted.
 
     Returns:
-        (H, W, C) of that size: what `torch.nn.functional.interpolate` gives, every level.
+        (H, W, C) of that size: equal to `torch.nn.functional.interpolate` in every level.
     """
     if picture.shape[1] != size[1]:
         rows = range(0, picture.shape[0], _ROWS)

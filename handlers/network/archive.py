@@ -1,4 +1,4 @@
-"""Archives: what an unpacked archive holds.
+"""Archives: the content of an unpacked archive.
 
 `card.json` names the network and describes it, `weights.safetensors` is its state dict, and `reference.safetensors`
 holds what the network computes for the pictures of `noise`, as torch does it. `graph.onnx`, whose weights lie in the
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from handlers.network.engines.torch_engine import TorchEngine
 
 FORMAT = 1
-"""Of card.json, where it stands under `format`."""
+"""Version of card.json's format, under `format`."""
 
 CARD, WEIGHTS, GRAPH, REFERENCE = "card.json", "weights.safetensors", "graph.onnx", "reference.safetensors"
 
@@ -36,17 +36,17 @@ SCORES = (SOFTMAX, SIGMOID, VALUE, NONE)
 as they are, or no scores."""
 
 KIND = "scores"
-"""In the card: what the outputs mean, one of `SCORES`; by default softmax with classes and none without."""
+"""Card's key: what the outputs mean, one of `SCORES`; by default softmax with classes and none without."""
 PROBABILITIES = "probabilities"
-"""In the card: whether the network applies the softmax or sigmoid itself; by default it does not."""
+"""Card's key: whether the network applies the softmax or sigmoid itself; by default it does not."""
 OUTPUT_NAME = "output"
-"""In the card: which of the returned tensors is the scores; by default the only one."""
+"""Card's key: which of the returned tensors is the scores; by default the only tensor."""
 LAYOUTS = "layouts"
-"""In the card: public name → layout; by default (N, C, h, w)."""
+"""Card's key: public name → layout; by default (N, C, h, w)."""
 NO_GRADIENTS = "no_gradients"
-"""In the card: why the network's scores have no gradients. It is not there where they have."""
+"""Card's key: why the network's scores have no gradients; absent if they have gradients."""
 DESCRIBED = "network"
-"""In the card: what the archiver found out by running the network; see `Described`."""
+"""Card's key: what the archiver measured by running the network; see `Described`."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Layer:
     """A published layer.
 
     Attributes:
-        shape: Of the map, (C, h, w), of a picture of the network's size; of other outputs, the shape without the batch.
-        facts: What the model card says of it, by the field names of `convscope.v1.Layer`.
+        shape: (C, h, w) of the map for a picture of the network's size; the shape without the batch for other outputs.
+        facts: The layer's entry in the model card, by the field names of `convscope.v1.Layer`.
         kernel: The tensor that is the kernel of the two-dimensional convolution that makes the map, as `Archive.tensor`
             takes it; empty where none does.
     """
@@ -67,17 +67,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class Described:
-    """What the archiver found out about a network.
+    """The archiver's description of a network.
 
     Attributes:
-        layers: By public name, in the order of the forward pass.
-        parameters: How many the network has.
-        multiply_adds: Of a forward pass of one picture.
-        explanations: The methods of explanation that suit the network, where torch is there.
-        default_layer: The one that Grad-CAM and CAM explain unless told otherwise; empty if no layer is a map.
+        layers: Layers by public name, in the order of the forward pass.
+        parameters: Number of the network's parameters.
+        multiply_adds: Number of multiply-adds in a forward pass of one picture.
+        explanations: The methods of explanation that suit the network, if torch is installed.
+        default_layer: The default layer of Grad-CAM and CAM; empty if no layer is a map.
         heads: Public name → the weight (K, C) that makes the scores of the mean over that layer's cells, as
             `Archive.tensor` takes it; layers for which there is one.
-        sources: What feeds the scores, by the field names of `convscope.v1.Source`; empty where that is not known.
+        sources: What feeds the scores, by the field names of `convscope.v1.Source`; empty if unknown.
     """
 
     layers: Mapping[str, Layer]
@@ -90,7 +90,7 @@ class Described:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Described:
-        """Read what card.json holds."""
+        """Read the content of card.json."""
         layers = {}
         for facts in values["layers"]:
             known = {name: value for name, value in facts.items() if name not in ("name", "kernel_tensor")}
@@ -112,7 +112,7 @@ class Archive:
 
     Attributes:
         card: The content of card.json.
-        directory: Where its files are.
+        directory: The folder of its files.
     """
 
     card: Mapping[str, Any]
@@ -155,7 +155,7 @@ class Archive:
 
     @cached_property
     def described(self) -> Described:
-        """What the archiver found out about the network."""
+        """The archiver's description of the network."""
         return Described.of(self.card[DESCRIBED])
 
     @property
@@ -190,7 +190,7 @@ class Archive:
         """Return a tensor of the state dict, or one that the archiver computed.
 
         Raises:
-            KeyError: There is none of this name.
+            KeyError: No tensor has this name.
         """
         from safetensors import safe_open
 
@@ -220,7 +220,7 @@ def load(directory: Path) -> Archive:
     """Read an unpacked archive's card.
 
     Args:
-        directory: Where the files are. For a user's own network it must be on the import path.
+        directory: The folder of the files. For a user's own network it must be on the import path.
 
     Raises:
         FileNotFoundError: A file is missing.

@@ -1,14 +1,14 @@
-"""Layouts: which axis of a tensor is which. Whatever a network makes is turned to maps (N, C, h, w).
+"""Layouts: which axis of a tensor is which. Every layer's tensor is converted to maps (N, C, h, w).
 
-    ""                     (N, C, h, w), as convolutions make them
+    ""                     (N, C, h, w), as convolutions return them
     channels_last          (N, h, w, C)
-    plane                  (N, h, w), one number a place: a map of one channel
-    vector                 (N, C), no places: maps of one cell
-    tokens:14x14+1         (N, T, C): 14 × 14 patches, row by row, that begin after one other token
-    extra_tokens:14x14+1   the tokens of such a tensor that are no patches, in their order: (N, C, n, 1)
+    plane                  (N, h, w), one number per cell: a map of one channel
+    vector                 (N, C), no spatial axes: maps of one cell
+    tokens:14x14+1         (N, T, C): 14 × 14 patches, row by row, after one other token
+    extra_tokens:14x14+1   the tokens of such a tensor that are not patches, in order: (N, C, n, 1)
 
-An archive keeps these words by layer; without one it is the first. Axes: `N` batch, `C` channels, `h, w` map cells, `T`
-tokens.
+An archive stores a layout for each layer; the default is the first. Axes: `N` batch, `C` channels, `h, w` map cells,
+`T` tokens.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _WORD = re.compile(r"([a-z_]*)(?::([1-9]\d{0,4})x([1-9]\d{0,4})\+(\d{1,4}))?")
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout as values.
+    """A parsed layout.
 
     Attributes:
-        kind: The word without its numbers.
-        grid: Of tokens: rows and columns of patches.
-        first: Of tokens: how many others stand before the patches.
+        kind: The layout's name without its numbers.
+        grid: Rows and columns of patches, for layouts of tokens.
+        first: Number of other tokens before the patches, for layouts of tokens.
     """
 
     kind: str
@@ -52,16 +52,16 @@ class Layout:
 
     @property
     def patches(self) -> int:
-        """How many patches there are."""
+        """Number of patches."""
         return self.grid[0] * self.grid[1]
 
 
 @lru_cache(maxsize=256)
 def parse(word: str) -> Layout:
-    """Read a layout.
+    """Parse a layout.
 
     Raises:
-        ValueError: There is no such layout.
+        ValueError: The layout does not exist.
     """
     found = _WORD.fullmatch(word)
     kind = found[1] if found else word
@@ -75,18 +75,18 @@ def parse(word: str) -> Layout:
 
 
 def to_maps(values: Tensor, word: str) -> Tensor:
-    """Turn what a network made to maps.
+    """Convert a layer's tensor to maps.
 
     Args:
-        values: As the layout says.
+        values: The tensor, in this layout.
         word: The layout.
 
     Returns:
-        (N, C, h, w), a view where there can be one. Values that are in that order already come back as they are,
-        whatever axes they have.
+        (N, C, h, w), a view if possible. Values that are already in that order are returned unchanged, whatever their
+        axes.
 
     Raises:
-        ValueError: The values have other axes than the layout says, or another number of tokens.
+        ValueError: The axes or the number of tokens do not fit the layout.
     """
     if word == CHANNELS_FIRST:
         return values
@@ -108,34 +108,34 @@ def to_maps(values: Tensor, word: str) -> Tensor:
 
 
 def change(values: Tensor, word: str, edit: Callable[[Tensor], None]) -> None:
-    """Change maps in what a network made.
+    """Edit the maps of a layer's tensor in place.
 
     Args:
-        values: As the layout says; changed in place. What no map shows stays as it is.
+        values: The tensor, in this layout; changed in place. Values outside the maps are unchanged.
         word: The layout.
         edit: Changes maps (N, C, h, w) in place.
 
     Raises:
-        ValueError: As `to_maps`.
+        ValueError: As for `to_maps`.
     """
     maps = to_maps(values, word)
     edit(maps)
     layout = parse(word)
-    if layout.kind == EXTRA_TOKENS:  # The only maps that are no view of the values.
+    if layout.kind == EXTRA_TOKENS:  # The only maps that are not a view of the values.
         others = maps.squeeze(3).transpose(1, 2)
         values[:, : layout.first] = others[:, : layout.first]
         values[:, layout.first + layout.patches :] = others[:, layout.first :]
 
 
 def map_shape(shape: Sequence[int], word: str) -> tuple[int, int, int]:
-    """Return the shape (C, h, w) that maps will have.
+    """Return the shape (C, h, w) of a layer's maps.
 
     Args:
-        shape: Of what the network made, without the batch.
+        shape: The tensor's shape, without the batch.
         word: The layout.
 
     Raises:
-        ValueError: Such a shape cannot lie so.
+        ValueError: The shape does not fit the layout.
     """
     layout = parse(word)
     check(shape, layout)
@@ -153,14 +153,14 @@ def map_shape(shape: Sequence[int], word: str) -> tuple[int, int, int]:
 
 
 def check(shape: Sequence[int], layout: Layout) -> None:
-    """Check that a shape can lie so.
+    """Check that a shape fits a layout.
 
     Args:
-        shape: Without the batch.
-        layout: In question.
+        shape: The tensor's shape, without the batch.
+        layout: The layout.
 
     Raises:
-        ValueError: It cannot.
+        ValueError: The shape does not fit.
     """
     if len(shape) + 1 != _AXES[layout.kind]:
         raise ValueError(f"{str(layout) or 'channels_first'} takes {_AXES[layout.kind]} axes, not (N, {_spelt(shape)})")

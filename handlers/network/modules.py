@@ -1,4 +1,4 @@
-"""Networks in torch, whoever wrote them: built, watched while they run, and kept from writing over a map."""
+"""Networks in torch: building them, hooking their modules, and keeping them from overwriting a map."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def build(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load weights, none missing and none left over.
+    """Load weights; every one must be present and used.
 
-    A module may read older weights in another way, by the version of its class that the state dict names. Weights that
-    name none are those of today's classes: an archive's were written by the classes that read them.
+    A module may read older weights in another way, by the version of its class that the state dict names. Weights
+    without versions belong to the current classes: an archive's were written by the classes that read them.
 
     Raises:
-        RuntimeError: They do not fit.
+        RuntimeError: The weights do not fit.
     """
     given = OrderedDict(state)
     own = getattr(state, "_metadata", None) or getattr(module.state_dict(), "_metadata", {})
@@ -47,19 +47,19 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def watchable(network: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules inside a network that can have hooks, by path: scripted ones cannot."""
+    """Return the modules of a network that can have hooks, by path: scripted modules cannot."""
     named = network.named_modules()
     return {name: module for name, module in named if name and not isinstance(module, torch.jit.ScriptModule)}
 
 
 @contextmanager
 def watching(modules: Mapping[str, nn.Module], see: Callable[[str, Any, Any], Any]) -> Iterator[None]:
-    """Watch modules for as long as the context lasts; their hooks are gone afterwards, also after a failure.
+    """Hook modules while the context lasts; the hooks are removed afterwards, also after a failure.
 
     Args:
-        modules: By name.
-        see: Is given the name, the positional arguments and the output of each that has run. What it returns, unless it
-            is None, takes the place of that output.
+        modules: The modules, by name.
+        see: Called with the name, the positional arguments and the output of each module that has run. Its result,
+            unless None, replaces the output.
     """
 
     def hook(name: str) -> Callable[[nn.Module, Any, Any], Any]:
@@ -74,7 +74,7 @@ def watching(modules: Mapping[str, nn.Module], see: Callable[[str, Any, Any], An
 
 
 def stop_working_in_place(network: nn.Module) -> None:
-    """Let in-place activations write to new memory from now on: a map must not change after it was taken."""
+    """Let in-place activations write to new memory from now on, so that a map does not change after it is taken."""
     for module in network.modules():
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]

@@ -15,11 +15,11 @@ from typing import Any
 from torch import Tensor, fx
 
 OUTPUT = "output:"
-"""Before such a name, where a layer is bound to what the network returns and not to a node. No node has a colon."""
+"""Prefix of such a name where a layer is bound to a returned tensor and not to a node; no node's name has a colon."""
 
 
 def tensors(value: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Return the tensors in what a network returned, each with its name; that of a lone tensor is empty."""
+    """Return the tensors in what a network returned, each with its name; the name of a lone tensor is empty."""
     if isinstance(value, Tensor):
         yield name, value
     for key, part in _parts(value).items():
@@ -27,10 +27,10 @@ def tensors(value: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def select(value: object, name: str) -> Any:
-    """Return what has this name, in what a network returned or in the argument of a graph's output node.
+    """Return the value of this name from what a network returned, or from the argument of a graph's output node.
 
     Raises:
-        KeyError: There is nothing of this name.
+        KeyError: No value has this name.
     """
     if not name:
         return value
@@ -49,15 +49,15 @@ def select(value: object, name: str) -> Any:
 
 
 def node_of(graph: fx.GraphModule, names: Mapping[str, str], name: str) -> str:
-    """Return the node that makes what has this name.
+    """Return the node that computes the returned tensor of this name.
 
     Args:
-        graph: Of the network.
-        names: By which each of the graph's nodes is published.
-        name: Of the tensor.
+        graph: The network's graph.
+        names: The published name of each of the graph's nodes.
+        name: The tensor's name.
 
     Raises:
-        KeyError: Nothing of this name comes out of a node.
+        KeyError: No node computes a tensor of this name.
     """
     (returned,) = (node.args[0] for node in graph.graph.nodes if node.op == "output")
     found = select(returned, name)

@@ -1,6 +1,6 @@
 """The predictor: runs all pictures of a batch through the network, and gives each picture its result.
 
-It takes pictures and options from jobs and puts results into them; how these are encoded is unknown here. Axes: `N`
+It takes pictures and options from jobs and puts results into them; encoding is done elsewhere. Axes: `N`
 batch, `C` channels, `H, W` picture pixels, `K` classes.
 """
 
@@ -31,8 +31,8 @@ class Predictor:
 
     Args:
         network: The loaded network, in its engine.
-        archive: Where it comes from.
-        device: Where it runs: `cpu`, or `cuda:` and a number.
+        archive: The network's archive.
+        device: The network's device: `cpu`, or `cuda:` and a number.
     """
 
     def __init__(self, network: Engine, archive: Archive, device: str) -> None:
@@ -146,8 +146,8 @@ class Predictor:
     def top(self, values: list[float], count: int) -> tuple[ClassScore, ...] | RequestError:
         """Return one picture's scores from what the network gave, K numbers.
 
-        Classes are sorted by probability, of equally probable ones the first is first. Numbers that are no scores have
-        nothing to be sorted by and stay in the network's order. Where the network gives probabilities p itself, the
+        Classes are sorted by probability, of equally probable ones the first is first. Numbers that are not scores
+        stay in the network's order. Where the network gives probabilities p itself, the
         logit is log p of a softmax, and log p - log(1 - p) of a sigmoid.
         """
         if not math.isfinite(sum(values)):  # One value that is not finite makes the sum so; float32's cannot overflow.
@@ -179,7 +179,7 @@ class Predictor:
             layers = [prepare(name, values, options) for name, values in maps.items()]
         except RequestError as error:
             return [score if isinstance(score, RequestError) else error for score in scores]
-        except Exception as cause:  # Want of memory, on a GPU too. Each picture alone, so that none fails for another.
+        except Exception as cause:  # Out of memory, also on a GPU. Retry picture by picture, so that only some fail.
             if len(scores) == 1:
                 return [Internal("the maps of the picture could not be converted", unexpected=cause)]
             alone = [{name: values[i : i + 1] for name, values in maps.items()} for i in range(len(scores))]

@@ -1,4 +1,4 @@
-"""The worker's log: one JSON object a line on standard output, which TorchServe copies into its own log.
+"""The worker's log: one JSON object per line on standard output, which TorchServe copies into its own log.
 
 It is ASCII on one line, whatever a caller sent: text with a line break could otherwise look like one of the lines that
 the worker prints for TorchServe on the same stream.
@@ -25,8 +25,8 @@ class JsonLines(logging.Formatter):
     """Writes a record as JSON.
 
     Args:
-        model: Name it is served under.
-        version: Of the archive.
+        model: The model's name.
+        version: The archive's version.
     """
 
     def __init__(self, model: str, version: str) -> None:
@@ -68,10 +68,10 @@ def quiet_torchserve() -> None:
 
 
 class Samples:
-    """Logs one answered request now and then, so that the log shows what is asked for and how long it takes.
+    """Logs a successful request at intervals, so that the log shows typical requests and their times.
 
     Args:
-        every_s: Least seconds between two of them; 0 logs none.
+        every_s: Minimum seconds between two logged requests; 0 logs none.
 
     Its line has no `code`, so a search for codes finds failures only.
     """
@@ -107,7 +107,7 @@ class Samples:
 
 
 def write_failure(job: Job) -> None:
-    """Log a request that failed, or that has a picture with an unexpected error; a good one is not logged.
+    """Log a request that failed, or that has a picture with an unexpected error; others are not logged.
 
     The level is warning, or error with the traceback where the cause is a fault of the server.
     """
@@ -123,6 +123,6 @@ def write_failure(job: Job) -> None:
 
 
 def _identify(job: Job) -> dict[str, object]:
-    """Return what tells a request from others: its id, that of its trace if it has one, and its transport."""
+    """Return what identifies a request: its id, its trace's id if any, and its transport."""
     trace = {"trace_id": job.trace_id} if job.trace_id else {}
     return {"request_id": job.request_id, **trace, "transport": job.transport}

@@ -33,8 +33,8 @@ from handlers.api.media import FORMATS
 from handlers.outputs.response import Identity
 from handlers.torchserve.patches import PATCHES
 
-MOST_CLASSES = 1000  # With a series of their own.
-OTHER = "other"  # The class label of the rest.
+MOST_CLASSES = 1000  # Classes with a series of their own.
+OTHER = "other"  # The label of all other classes.
 
 _LONGEST_LABEL = 100  # Characters of a class's label.
 _CODES = (OK, *CODES)
@@ -47,7 +47,7 @@ _BATCHES = tuple(2.0**power for power in range(8))  # 1 ... 128
 _PICTURES = tuple(2.0**power for power in range(9))  # 1 ... 256
 _BYTES = tuple(4.0**power for power in range(4, 15))  # 256 B ... 256 MiB
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
-_SERIES_BYTES = 64  # Of a series in a file, at most, beside its name, labels and help.
+_SERIES_BYTES = 64  # Most bytes of a series in a file, without its name, labels and help.
 
 
 def _version(package: str) -> str:
@@ -70,14 +70,14 @@ class _Metric:
 
     @property
     def file(self) -> str:
-        """The kind of file that prometheus_client keeps it in."""
+        """prometheus_client's kind of file for this metric."""
         return "histogram" if self.buckets else f"gauge_{self.mode}" if self.mode else "counter"
 
     def combinations(self) -> list[tuple[str, ...]]:
         return list(itertools.product(*self.labels.values()))
 
     def size(self, common: Mapping[str, str]) -> int:
-        """Return how many bytes its series take at most."""
+        """Return the most bytes that its series take."""
         series = (len(self.buckets) + 2) if self.buckets else 1
         return sum(
             series
@@ -97,10 +97,10 @@ class Metrics:
     """The series of one loaded archive.
 
     Args:
-        identity: What serves the requests.
-        layers: Public names of the published ones.
+        identity: The server's identity.
+        layers: Public names of the published layers.
         classes: Labels by index.
-        directory: The one that `PROMETHEUS_MULTIPROC_DIR` names.
+        directory: The directory named by `PROMETHEUS_MULTIPROC_DIR`.
 
     Raises:
         OSError: The directory is missing, read-only or full.
@@ -194,7 +194,7 @@ class Metrics:
         """Count one batch.
 
         Args:
-            jobs: Of its requests, all of which have a response.
+            jobs: The batch's jobs, all with a response.
             handler_s: From receiving the batch to its responses being ready.
         """
         series = self._series
@@ -223,7 +223,7 @@ class Metrics:
                 pictures[result.code] += 1
             elif result is not None:
                 pictures[OK] += 1
-                if result.top and self._class_counts:  # Numbers that are no scores have none.
+                if result.top and self._class_counts:  # Numbers that are not scores have no classes.
                     self._class_counts[result.top[0].index].inc()
                     self._series["confidence"][()].observe(result.top[0].probability)
         for code, count in pictures.items():
@@ -231,7 +231,7 @@ class Metrics:
 
 
 def slot_name(arguments: Sequence[str]) -> str:
-    """Return what tells this worker from those that run beside it: its port, or else its process.
+    """Return what distinguishes this worker from its neighbours: its port, or else its process.
 
     Args:
         arguments: The worker's command line.
@@ -257,7 +257,7 @@ def _create(metric: _Metric, common: Mapping[str, str], registry: CollectorRegis
 
 
 def _reserve(directory: Path, slot: str, metrics: Iterable[_Metric], common: Mapping[str, str]) -> None:
-    """Make each file as long as its series need, with all of it on the disk; a damaged file is begun anew.
+    """Make each file as long as its series need, with all of it on the disk; a damaged file is recreated.
 
     The files are mapped into memory. If a full disk cannot back a page that is written to, the kernel kills the
     process, so the room is taken before.
@@ -274,7 +274,7 @@ def _reserve(directory: Path, slot: str, metrics: Iterable[_Metric], common: Map
 
 
 def _is_readable(path: Path) -> bool:
-    """Tell whether the collector can read a file: one that it cannot would keep all others from being read."""
+    """Return whether the collector can read a file: one unreadable file would keep it from reading any."""
     try:
         MultiProcessCollector.merge([str(path)], accumulate=False)  # type: ignore[no-untyped-call]
     except Exception:  # A damaged file can raise nearly anything.

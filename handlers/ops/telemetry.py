@@ -24,7 +24,7 @@ class Telemetry:
 
     Args:
         metrics: None to keep none.
-        samples: Logs answered requests now and then; None to log none.
+        samples: Logs successful requests at intervals; None to log none.
         spans: Makes spans; None to make none.
     """
 
@@ -47,10 +47,10 @@ class Telemetry:
         """Keep metrics if there is a directory for them and prometheus_client is installed, and likewise spans.
 
         Args:
-            identity: What serves the requests.
-            layers: Public names of the published ones.
+            identity: The server's identity.
+            layers: Public names of the published layers.
             classes: Labels by index.
-            settings: What is wanted of it.
+            settings: The worker's settings.
         """
         metrics = None
         if settings.metrics_dir is not None:
@@ -65,7 +65,7 @@ class Telemetry:
 
     @property
     def makes_spans(self) -> bool:
-        """Whether jobs have to keep when their stages began and ended."""
+        """Whether jobs must record when their stages began and ended."""
         return self._spans is not None
 
     def loaded(self, seconds: float) -> None:
@@ -81,7 +81,7 @@ class Telemetry:
         self._attempt("in_flight", requests)
 
     def record(self, jobs: Sequence[Job], handler_s: float) -> None:
-        """Count the requests of a batch, all of which have a response; log failures, and one other now and then."""
+        """Count the requests of a batch, all of which have a response; log failures, and a sample of the others."""
         self._attempt("record", jobs, handler_s)
         if self._spans is not None:
             self._guard("spans", self._spans.record, jobs)  # Before the log, which has the ids of traces.

@@ -1,4 +1,4 @@
-"""Spans: one for a request and one for each of its stages, sent to a collector by OpenTelemetry.
+"""Spans: one per request and one per stage, sent to a collector by OpenTelemetry.
 
 They are made when a batch has its responses, of the times that metrics and `timing` have too. A thread of
 OpenTelemetry's sends them; what a slow collector does not take in time is dropped, and the log says so. The standard
@@ -30,7 +30,7 @@ from handlers.api.job import Job
 from handlers.outputs.response import Identity
 
 PROTOCOL = "http/protobuf"
-_LOOK_S = 0.2  # Between two looks for the drain file.
+_LOOK_S = 0.2  # Seconds between two checks for the drain file.
 _PROTOCOL_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 
 
@@ -38,7 +38,7 @@ class Spans:
     """Makes and sends the spans of a worker's requests.
 
     Args:
-        identity: What serves the requests.
+        identity: The server's identity.
         drain_file: While this file exists, spans are sent at once: TorchServe kills its workers when it stops.
 
     Raises:
@@ -112,7 +112,7 @@ class Spans:
 
 
 def _flush(provider: TracerProvider, drain_file: Path) -> None:
-    """Send what waits whenever the server drains."""
+    """Send waiting spans whenever the server drains."""
     while True:
         sleep(_LOOK_S)
         if drain_file.exists():

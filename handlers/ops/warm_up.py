@@ -19,7 +19,7 @@ from handlers.api.job import Parameters
 from handlers.images.preprocessing import ANY_SIZE, Preprocessing
 from handlers.wire import convscope_pb2 as wire
 
-LONGEST_S = 1.0  # No further batch is begun after that: a large network's passes are alike.
+LONGEST_S = 1.0  # No further batch begins after this time: a large network's passes are alike.
 _ROUNDS = 2  # Python specialises code once it has run a few times, and caches are filled by then.
 _BATCH = 4
 
@@ -31,9 +31,9 @@ def batches(preprocessing: Preprocessing, layers: tuple[str, ...], max_images: i
     """Yield batches of every kind of request, the most frequent first, until time is up.
 
     Args:
-        preprocessing: Of the network.
-        layers: Public names of the published ones.
-        max_images: In one request.
+        preprocessing: The network's preprocessing.
+        layers: Public names of the published layers.
+        max_images: Most pictures in one request.
     """
     deadline = perf_counter() + LONGEST_S
     for _ in range(_ROUNDS):
@@ -73,7 +73,7 @@ def _headers(content_type: str, accept: str) -> dict[str, Any]:
 
 
 def _files(preprocessing: Preprocessing) -> list[bytes]:
-    """Return a picture of the network's size and one of another as PNG, JPEG and WebP, and as an array."""
+    """Return a picture of the network's size and one of another size as PNG, JPEG and WebP, and as an array."""
     height, width = preprocessing.size or ANY_SIZE
     generator = np.random.default_rng(0)
     files: list[bytes] = []

@@ -1,7 +1,7 @@
-"""The editor: checks the edits that are asked for, and runs the network with them.
+"""The editor: checks a request's edits, and runs the network with them.
 
 Edits are done by torch in float32, whatever engine predicts and in whatever precision: that network is the one that
-gradients come from, and it is built for the first request that needs it. Requests without edits do not come here.
+gradients come from, and it is built for the first request that needs it. Requests without edits do not use the editor.
 
 Pictures that are edited run in one pass with what they need unedited: the pictures whose maps are put into theirs and,
 for a comparison, themselves. So an unedited map is at hand at the place in the network where it is put in, and what
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from handlers.network.engines.torch_engine import TorchEngine
 
-MAX_PIXELS = 2**20  # Of a picture that is edited and all that must run with it: of 512×512 four.
+MAX_PIXELS = 2**20  # An edited picture and all that run with it: four of 512×512.
 
 _NEAR = 1e-6  # Of a cell: edges of boxes are computed, so one that should meet the middle of a cell may miss it.
 
@@ -50,10 +50,10 @@ class Editor:
     """Runs the network with edits.
 
     Args:
-        archive: What is served.
-        network: Builds the network in torch, on its device, or returns the one that it built.
+        archive: The served archive.
+        network: Builds the network in torch, on its device, or returns it if already built.
         predictor: Converts scores and maps to results.
-        device: Where the network runs: `cpu`, or `cuda:` and a number.
+        device: The network's device: `cpu`, or `cuda:` and a number.
     """
 
     def __init__(self, archive: Archive, network: Callable[[], TorchEngine], predictor: Predictor, device: str) -> None:
@@ -63,14 +63,14 @@ class Editor:
         self._has_torch = optional_torch.is_installed()
 
     def available(self) -> list[str]:
-        """Return the operations that can be asked for."""
+        """Return the operations that a request may ask for."""
         return list(OPERATIONS) if self._has_torch else []
 
     def check_options(self, options: Options) -> None:
-        """Check all that can be checked without the pictures.
+        """Check the edits as far as possible without the pictures.
 
         Raises:
-            BadRequest: There is no torch, an explanation is asked for too, or an operation does not fit its layer.
+            BadRequest: torch is not installed, an explanation is asked for too, or an operation does not fit its layer.
             UnknownLayer: The model does not publish a layer.
         """
         if not self._has_torch:
@@ -89,10 +89,10 @@ class Editor:
                 raise BadRequest(f"edits[{number}]: {err}") from err
 
     def check_work(self, options: Options, pictures: Sequence[Picture | RequestError]) -> None:
-        """Check that the pictures that operations name are there, and that the worker is not kept for too long.
+        """Check that the pictures named by operations exist, and that the worker is not busy for too long.
 
         Raises:
-            BadRequest: One is not there, or the edits take more than `MAX_RUNS` runs of the network.
+            BadRequest: A picture does not exist, or the edits take more than `MAX_RUNS` runs of the network.
         """
         for number, edit in enumerate(options.edits):
             for index in (edit.picture, edit.source):
@@ -143,7 +143,7 @@ class Editor:
     def _run(self, job: Job, seconds: float) -> None:
         network = self._network()
         job.engine = network.name
-        job.lap("forward")  # Building it, where it was not there.
+        job.lap("forward")  # Building the network, if it was not built yet.
         ends = perf_counter() + seconds
         groups = defaultdict[tuple[int, int], dict[int, list[int]]](dict)
         for index, picture in enumerate(job.pictures):
@@ -169,7 +169,7 @@ class Editor:
         """Return the pictures that must run unedited in the pass of a picture.
 
         Raises:
-            BadRequest: The map of one of them cannot be put into this picture's.
+            BadRequest: The map of one of these pictures cannot be put into this picture's.
             ImageTooLarge: They are too large together.
         """
         needed = _needed(job.options, index)
@@ -194,7 +194,7 @@ class Editor:
     def _run_together(
         self, network: TorchEngine, job: Job, needs: Mapping[int, Sequence[int]], height: int, width: int
     ) -> None:
-        """Run pictures of one size in one pass, with those that they need unedited."""
+        """Run pictures of one size in one pass, with the unedited pictures that they need."""
         options = job.options
         edited = [index for index in needs if _is_edited(options, index)]
         unedited = dict.fromkeys(other for own in needs.values() for other in own)
@@ -241,11 +241,11 @@ class Editor:
             for index in needs:
                 job.results[index] = error
 
-    @np.errstate(over="ignore", invalid="ignore")  # What is beyond float32 is looked for at the end.
+    @np.errstate(over="ignore", invalid="ignore")  # Values beyond float32 are checked for at the end.
     def _result(
         self, job: Job, scores: Sequence[list[float]], maps: Mapping[str, Cells], row: int, before: int | None
     ) -> Result | RequestError:
-        """Return the result in one row, and how it differs from the row of the unedited run, if there is one."""
+        """Return the result in one row, and how it differs from the row of the unedited run, if any."""
         options = job.options
         found = self._predictor.top(scores[row], len(scores[row])) if scores else ()
         if isinstance(found, RequestError):
@@ -281,7 +281,7 @@ class Editor:
         """Return the rows and columns of a map (C, h, w) that an operation changes.
 
         Raises:
-            BadRequest: They are not in the map, or there are none.
+            BadRequest: They are outside the map, or empty.
         """
         if edit.region:
             return _region(edit, height, width)

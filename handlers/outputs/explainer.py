@@ -1,7 +1,7 @@
-"""The explainer: completes what was asked for, checks its cost, and explains picture by picture.
+"""The explainer: fills in a request's defaults, checks its cost, and explains picture by picture.
 
 Gradients come from the network in torch, whichever engine predicts. It is built for the first request that needs it,
-which then waits seconds for that, and not at all where torch is not installed. All else runs on the engine.
+which then waits seconds, and not at all where torch is not installed. Everything else runs on the engine.
 The requests of a batch that ask for explanations share its time equally: a large one takes nothing from the others, but
 all wait for it. Axes: `C` channels, `H, W` picture pixels, `h, w` map cells, `K` classes.
 """
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
     from handlers.network.engines.torch_engine import TorchEngine
 
-MAX_RUNS = 4096  # Of the network, for the explanations of one request.
+MAX_RUNS = 4096  # Runs of the network for the explanations of one request.
 MAX_SECONDS = 25.0  # For the explanations of one batch: clients wait for 30 s, and TorchServe kills a worker after 120.
-MAX_PIXELS = 2**18  # Of a picture: gradients keep every map of the network, at 512×512 hundreds of MB.
+MAX_PIXELS = 2**18  # Per picture: gradients keep every map of the network, at 512×512 hundreds of MB.
 DEFAULT_STEPS = 32  # ResNet-18 on one busy core: 15 s.
 
 NO_GRADIENTS = (
@@ -64,8 +64,8 @@ class Explainer:
     """Explains the scores of a loaded network.
 
     Args:
-        archive: What is served.
-        network: Builds the network in torch, on its device, or returns the one that it built.
+        archive: The served archive.
+        network: Builds the network in torch, on its device, or returns it if already built.
         engine: The engine that predicts.
     """
 
@@ -79,7 +79,7 @@ class Explainer:
         self._has_torch = optional_torch.is_installed()
 
     def settle(self, asked: Explain) -> Explain:
-        """Fill in the layer, and check that this can be explained.
+        """Fill in the layer, and check that the explanation is possible.
 
         Raises:
             BadRequest: There is no score, no gradient or no such class, or the method does not suit the network.
@@ -114,7 +114,7 @@ class Explainer:
         return replace(asked, layer=layer)
 
     def available(self) -> list[str]:
-        """Return the methods that suit the network and are there; one that uses a layer may not suit every layer."""
+        """Return the methods that suit the network and can run; a method that uses a layer may not suit every layer."""
         found = self._archive.described.explanations
         return [method for method in found if self._has_torch or method not in OF_GRADIENTS]
 
@@ -260,7 +260,7 @@ class Explainer:
 
     @staticmethod
     def _squares(asked: Explain, height: int, width: int) -> tuple[int, int]:
-        """Return window and step for a picture: by default a quarter of its shorter side, and half of that: 49 runs."""
+        """Return window and step for a picture: by default a quarter and an eighth of its shorter side: 49 runs."""
         least = min(height, width)
         window = asked.window or max(-(-least // 4), asked.step or 1)
         step = asked.step or max(1, window // 2)

@@ -1,6 +1,6 @@
 """Explanation methods that take no gradients: from a class's score back to the picture.
 
-Each takes one picture and returns a heat map. Requests are unknown here, and so is torch. Axes: `N` batch,
+Each takes one picture and returns a heat map. torch is not needed. Axes: `N` batch,
 `C` channels, `H, W` picture pixels, `h, w` map cells, `K` classes.
 """
 
@@ -27,7 +27,7 @@ def cam(maps: Array, weight: Array, target: int) -> Array:
 
     Args:
         maps: (1, C, h, w), which the network averages to (1, C).
-        weight: (K, C) of the linear layer after that.
+        weight: (K, C), the weight of the linear layer after the mean.
         target: The class's index.
 
     Returns:
@@ -44,7 +44,7 @@ def occlusion(network: Scores, image: Array, target: int, window: int, step: int
     gets their mean, as in captum.
 
     Args:
-        network: Computes scores.
+        network: The network's scores.
         image: (1, C, H, W).
         target: The class's index.
         window: Pixels of the square, each way; the last of a row may stick out.

@@ -23,14 +23,14 @@ def kernels(archive: Archive, layer: str) -> NDArray[np.float32]:
     """Return the kernels of the convolution that makes a map: the operation that the model card names.
 
     Args:
-        archive: That publishes the layer.
+        archive: The archive that publishes the layer.
         layer: The layer's public name.
 
     Returns:
-        (C_out, C_in, kernel height, kernel width), float32; C_in is that of one group.
+        (C_out, C_in, kernel height, kernel width), float32; C_in counts the channels of one group.
 
     Raises:
-        BadRequest: What makes the map is no two-dimensional convolution.
+        BadRequest: The map is not made by a two-dimensional convolution.
     """
     name = archive.described.layers[layer].kernel
     if not name:
@@ -48,7 +48,7 @@ def encode(
         layer: The layer asked for; it names the array of an npz.
         identity: What serves the request.
         media_type: One of those in `media`.
-        request_id: Of the request.
+        request_id: The request's id.
     """
     data = filters.astype("<f4").tobytes()
     if media_type == media.PROTOBUF:

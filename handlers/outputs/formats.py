@@ -37,11 +37,11 @@ def encode(
 
     Args:
         identity: What serves the request.
-        results: One a picture, in the order sent.
-        media_type: One of `media`'s.
-        error: Why the request failed as a whole; None if a picture has a result.
-        request_id: Of the request.
-        edits: How many were done.
+        results: One result per picture, in the order sent.
+        media_type: A media type of `media`.
+        error: The error of the whole request; None if a picture has a result.
+        request_id: The request's id.
+        edits: Number of edits done.
 
     Returns:
         The response; an error asked for as npz or PNG is sent as JSON.
@@ -91,7 +91,7 @@ def _head(identity: Identity) -> bytes:
 
 
 def _arrays(results: Results) -> dict[str, NDArray[Any]]:
-    """Return the arrays of an npz: one a layer, scores as arrays, and everything else as JSON in `reply`.
+    """Return the arrays of an npz: one per layer, scores as arrays, and everything else as JSON in `reply`.
 
     With one picture the names are `conv1`, `index`, `label`, `probability`, `logit`, or `value` instead of these two;
     with several each has the picture's number before it: `0/conv1`. A uint8 map brings `conv1.scale` and
@@ -112,7 +112,7 @@ def _to_npz(arrays: dict[str, NDArray[Any]]) -> bytes:
 
 
 def _error_values(error: RequestError) -> dict[str, str]:
-    """Return an error as JSON has it."""
+    """Return an error as values for JSON."""
     return {"code": error.code, "message": error.message}
 
 

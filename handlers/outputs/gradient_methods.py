@@ -1,6 +1,6 @@
 """Explanation methods that take gradients, in torch: from a class's score back to the picture.
 
-Each takes one picture and returns a heat map. Requests are unknown here. Axes: `N` batch, `C` channels, `H, W` picture
+Each takes one picture and returns a heat map. Axes: `N` batch, `C` channels, `H, W` picture
 pixels, `h, w` map cells, `K` classes.
 """
 
@@ -28,7 +28,7 @@ def grad_cam(
     Selvaraju et al., "Grad-CAM", ICCV 2017, equations 1 and 2.
 
     Args:
-        made: The layer's tensor as the network made it, of the graph that made `logits`.
+        made: The layer's tensor as the network computed it, from the graph of `logits`.
         logits: (1, K).
         target: The class's index.
         to_maps: Makes maps (1, C, h, w) of that tensor and of its gradient.
@@ -53,7 +53,7 @@ def input_gradient(network: Scores, image: Tensor, target: int) -> Tensor | None
     Simonyan et al., "Deep Inside Convolutional Networks", 2014, section 3, with its sign.
 
     Args:
-        network: Differentiable.
+        network: The network, differentiable.
         image: (1, C, H, W).
         target: The class's index.
 
@@ -73,15 +73,15 @@ def integrated_gradients(
     rule, as in captum.
 
     Args:
-        network: Differentiable.
+        network: The network, differentiable.
         image: (1, C, H, W). Zero is what normalisation makes of the mean colour.
         target: The class's index.
         steps: Points of the rule.
         check: Called between runs; may raise to end the work.
 
     Returns:
-        (C, H, W), and by how much its sum exceeds the change of the logit: 0 but for the rule and rounding. None where
-        the logit has no gradient with respect to the picture.
+        (C, H, W), and by how much its sum exceeds the change of the logit: 0 but for errors of the rule and rounding.
+        None where the logit has no gradient with respect to the picture.
     """
     points, weights = _rule(steps)
     shares = torch.tensor((points + 1) / 2, dtype=image.dtype, device=image.device).view(-1, 1, 1, 1)

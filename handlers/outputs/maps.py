@@ -1,6 +1,6 @@
 """Feature maps: choosing channels, pooling, and converting to the type that is sent.
 
-How they are encoded is unknown here. Axes: `N` batch, `C` channels, `h, w` map cells.
+Encoding is done elsewhere. Axes: `N` batch, `C` channels, `h, w` map cells.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _NAMES = {np.dtype(name): name for name in ("float32", "float16", "uint8")}  # numpy takes 4 µs to spell one.
 _LEAST_SCALE = np.finfo(np.float32).tiny  # The least number with all its digits.
-_HALF_MAGNITUDE = np.uint16(0x7FFF)  # float16's bits but for the sign.
-_HALF_INFINITY = np.uint16(0x7C00)  # Above it is what is not a number.
+_HALF_MAGNITUDE = np.uint16(0x7FFF)  # float16's bits without the sign.
+_HALF_INFINITY = np.uint16(0x7C00)  # Anything above is NaN.
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ def cell_bytes(cells: NDArray[Any]) -> memoryview:
 
 
 def prepare(layer: str, values: Cells, options: Options) -> list[FeatureMap | BadImage]:
-    """Convert the maps of several pictures to what was asked for, all at once.
+    """Convert the maps of several pictures to the type and cells asked for, all at once.
 
     Args:
         layer: Public name.
         values: (N, C, h, w), float32, contiguous, an array, or a tensor on any device. Maps of another shape are
             returned as they are, unless an option needs channels.
-        options: Of all N pictures.
+        options: The options of all N pictures.
 
     Returns:
         For each picture its map, or an error if the dtype cannot hold that map's values. Cells of unconverted maps are
@@ -189,12 +189,12 @@ def average(values: NDArray[np.float32], pool: int) -> NDArray[np.float32]:
 
 
 def to_host(values: Tensor) -> Tensor:
-    """Return a tensor on the CPU, itself if it is there; from a GPU by way of pinned memory, which is copied faster."""
+    """Return a tensor on the CPU, itself if it is there; from a GPU through pinned memory, which copies faster."""
     if values.device.type != "cuda":
         return values.cpu()
     import torch
 
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)  # Not run here, for want of a GPU.
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)  # Not yet run on a GPU.
     return host.copy_(values)
 
 
@@ -205,8 +205,8 @@ def quantise(cells: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.
         cells: (N, C, h, w) or (N, C), float32, C-contiguous.
 
     Returns:
-        Steps of the shape of `cells`, uint8; scale and offset, each (N, C), float32. A channel that holds what is not
-        finite has a scale that is not.
+        Steps of the shape of `cells`, uint8; scale and offset, each (N, C), float32. A channel with values that are
+        not finite has a scale that is not.
     """
     flat = cells.reshape(*cells.shape[:2], -1)  # (N, C, h·w)
     offset = flat.min(axis=2, keepdims=True)
@@ -224,7 +224,7 @@ def quantise(cells: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.
 
 
 def quantise_in_torch(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Do as `quantise`, on the device of the values, so that bytes and not floats are copied from it.
+    """Quantise as `quantise` does, on the device of the values, so that bytes and not floats are copied from it.
 
     Every operation is numpy's in float32, in its order: the results are the same.
 
@@ -232,7 +232,7 @@ def quantise_in_torch(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         values: (N, C, h, w) or (N, C), float32.
 
     Returns:
-        As `quantise`, on the device.
+        As for `quantise`, on the device.
     """
     import torch
 

@@ -20,7 +20,7 @@ NO_PNG = "image/png shows one layer of one picture, and no comparison; name exac
 
 _TILE_PIXELS = 64  # A tile of the grid is enlarged by a whole factor to at least this.
 _TILES_PER_ROW = 8
-_LEAST_PIXELS = 256  # Of the longer side: smaller pictures are enlarged by a whole factor.
+_LEAST_PIXELS = 256  # Longer side: smaller pictures are enlarged by a whole factor.
 _OVERLAY = np.float32(0.75)  # How much of the picture the strongest heat hides.
 _FOR = np.array([0.84, 0.05, 0.05], np.float32)
 _AGAINST = np.array([0.05, 0.25, 0.84], np.float32)
@@ -30,7 +30,7 @@ def fits(pictures: Sequence[object], layers: Sequence[str], options: Options) ->
     """Tell whether one PNG can show the response: one picture's explanation or layer, or its error.
 
     Args:
-        pictures: Decoded ones, or the errors in their place.
+        pictures: Decoded pictures, or their errors.
         layers: Public names of the layers asked for.
         options: What was asked for.
     """
@@ -41,9 +41,9 @@ def fits(pictures: Sequence[object], layers: Sequence[str], options: Options) ->
 
 
 def encode(results: Sequence[Result | RequestError]) -> bytes:
-    """Draw one layer of one picture as a grid of grey tiles, one a channel, each scaled by its own least and largest.
+    """Draw one layer of one picture as grey tiles, one per channel, each scaled by its own minimum and maximum.
 
-    Where an explanation was asked for, draw that.
+    Draw the explanation instead if one was asked for.
 
     Raises:
         BadRequest: The response is not one picture with one layer of shape (C, h, w), or with an explanation.
@@ -83,7 +83,7 @@ def tile(cells: NDArray[np.float32]) -> NDArray[np.uint8]:
         cells: (C, h, w), any range.
 
     Returns:
-        Grey picture, uint8: up to eight tiles a row with one white pixel between, each tile enlarged by a whole factor.
+        Grey picture, uint8: up to eight tiles per row with one white pixel between, each enlarged by a whole factor.
     """
     count, height, width = cells.shape
     cells = cells.astype(np.float64)  # What is between two float32 may be more than float32 holds.
@@ -108,13 +108,13 @@ def paint(
     """Lay heat over a picture, or over white.
 
     Args:
-        heat: (C, h, w), any range. Of several channels each place shows the sum. None for no heat anywhere.
+        heat: (C, h, w), any range. Several channels are summed. None for no heat.
         size: (H, W) that the heat is stretched to, bilinear.
         picture: (C, H, W) in 0..1, shown in grey; None for white.
 
     Returns:
-        (H', W', 3), uint8: H and W enlarged. A place without heat shows the picture as it is, one with the strongest
-        heat its colour.
+        (H', W', 3), uint8: H and W enlarged. A pixel without heat shows the picture as it is, a pixel with the
+        strongest heat its colour.
     """
     if picture is None:
         painted = np.ones((*size, 1), np.float32)

@@ -39,7 +39,7 @@ _DTYPES = {"float32": wire.FLOAT32, "float16": wire.FLOAT16, "uint8": wire.UINT8
 def encode_results(results: Iterable[Result | RequestError]) -> list[Piece]:
     """Return the pieces of the field `results` of a serialized `PredictReply`.
 
-    Fields stand in the order of their numbers, so the bytes are those that protobuf itself would write.
+    Fields are in the order of their numbers, so the bytes equal those of protobuf itself.
     """
     pieces: list[Piece] = []
     for result in results:
@@ -119,7 +119,7 @@ def _frame_head(field: int, length: int) -> bytes:
 
 
 def _varint(number: int) -> bytes:
-    """Write a number seven bits a byte, the lowest first, each byte but the last with its eighth bit set."""
+    """Write a number seven bits per byte, the lowest first, each byte but the last with its eighth bit set."""
     written = bytearray()
     while number > 0x7F:
         written.append(number & 0x7F | 0x80)

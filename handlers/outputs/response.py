@@ -1,6 +1,6 @@
 """Responses: the result of each picture as values, and the response as bytes.
 
-How the first become the second is unknown here: see `formats`.
+`formats` encodes the results.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Piece = bytes | memoryview
 
 
 Timing = Mapping[str, Any]
-"""Where a request's time went, by the field names of `convscope.v1.Timing`; a stage it did not get through is 0."""
+"""Where a request's time went, by the field names of `convscope.v1.Timing`; a stage that it did not complete is 0."""
 
 
-class ClassScore(NamedTuple):  # There may be a thousand of them in a reply, and a frozen dataclass takes 1 µs to make.
+class ClassScore(NamedTuple):  # A response may hold a thousand, and a frozen dataclass takes 1 µs to make.
     """One class: its index, label, probability (0..1) and logit; or one number, its index, label and value.
 
-    What there is not is None: probability and logit of a number that is no score, value of a score.
+    Absent fields are None: probability and logit of a number that is not a score, value of a score.
     """
 
     index: int  # type: ignore[assignment]  # Hides tuple.index, which a score has no use for.
@@ -45,7 +45,7 @@ class Explanation:
         heat: (C, h, w), values as the method defines them; None if only the picture is shown.
         delta: The error of the sum of the heat, for methods that promise a sum.
         picture: (C, H, W), as the network saw it, if it was asked for.
-        view: What a PNG of it shows.
+        view: What a PNG of the explanation shows.
         original_size: (H, W) of the picture as it was sent, upright.
         region: (top, left, bottom, right) of what the network saw, in pixels of that picture; beyond its edges where it
             was padded.
@@ -68,8 +68,8 @@ class Change:
     """What edits changed: the number after them minus the number before them.
 
     Attributes:
-        top: Of the classes in the result, then of those that would be there without the edits.
-        maps: Of the maps in the result, the same layers and channels.
+        top: Changes of the classes in the result, then of the classes that would be in it without the edits.
+        maps: Changes of the maps in the result, the same layers and channels.
     """
 
     top: tuple[ClassScore, ...] = ()
@@ -103,11 +103,11 @@ class Identity:
 
 @dataclass(frozen=True)
 class Response:
-    """What goes out for one request.
+    """The encoded response to one request.
 
     Attributes:
         pieces: The body, one piece after the other.
-        media_type: Of the body.
+        media_type: The body's media type.
         status: HTTP status; gRPC has none.
         add_timing: Returns the body with a timing, which is known only when the whole batch is encoded; None where the
             format carries none.
@@ -134,6 +134,6 @@ class Response:
 
 
 def error_of(results: Sequence[Result | RequestError]) -> RequestError | None:
-    """Return the error of a whole request: that of its first picture, if every picture has one."""
+    """Return the error of a whole request: the error of its first picture, if every picture has an error."""
     errors = [result for result in results if isinstance(result, RequestError)]
     return errors[0] if len(errors) == len(results) else None

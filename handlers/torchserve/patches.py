@@ -1,4 +1,4 @@
-"""Patches: applies those of TorchServe's worker, and says which are active."""
+"""Patches: applies the patches of TorchServe's worker, and reports which are active."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def apply(*, is_wanted: bool = True, metrics: Any = None) -> dict[str, bool]:
 
     Args:
         is_wanted: Whether to apply any.
-        metrics: TorchServe's own of this worker, if nothing reads them: it then no longer formats the time of a batch,
-            which takes a twentieth of the worker's time for a lone 32×32 picture.
+        metrics: TorchServe's own metrics of this worker, if nothing reads them: it then no longer formats the time of a
+            batch, which takes a twentieth of the worker's time for a lone 32×32 picture.
 
     Returns:
         By name, whether each patch is active. The log says the same.
@@ -50,7 +50,7 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 
 def _keep_repeated_fields() -> None:
-    """Make a repeated form field a list of its values; TorchServe keeps the last one without a word.
+    """Make a repeated form field a list of its values; TorchServe silently keeps the last.
 
     `curl -F data=@a.png -F data=@b.png` reaches the worker as two parameters named `data`.
     """

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_INPUT_BYTES = 8 * 2**20  # Of one forward pass: activations are many times their input.
+MAX_INPUT_BYTES = 8 * 2**20  # Per forward pass: activations are many times their input.
 
 Cells: TypeAlias = "NDArray[np.float32] | Tensor"
 """The values of a map: an array on the CPU, a tensor on a GPU."""
@@ -53,6 +53,6 @@ class Engine(Protocol):
 
         Returns:
             Scores (N, K) float32, or None for a network without classes; and a map (N, C, h, w) float32 for each layer
-            asked for, contiguous: arrays, or on a GPU tensors there. They are the caller's own.
+            asked for, contiguous: arrays, or on a GPU tensors there. The caller owns them.
         """
         ...

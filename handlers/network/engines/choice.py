@@ -1,4 +1,4 @@
-"""The choice of an engine: the fastest that is installed, that the archive has a graph for, and that computes the same.
+"""The choice of an engine: the fastest that is installed, has a graph in the archive, and computes the same as torch.
 
 On the CPU `onnxruntime` is tried first in float32, and `openvino` in bfloat16. If it cannot run, the reason is logged
 and torch runs instead, unless the engine was asked for by name or torch is not installed. On a GPU torch runs.
@@ -46,17 +46,17 @@ def choose(
     """Choose an engine for an archive.
 
     Args:
-        archive: What is to be served.
+        archive: The archive to serve.
         network: Builds the network in torch, on the device it is to run on; called only if torch runs.
-        device: That device: `cpu`, or `cuda:` and a number.
+        device: The network's device: `cpu`, or `cuda:` and a number.
         wanted: One of `ENGINES`; `auto` takes the fastest that works.
-        threads: Of one run.
-        precision: One of `PRECISIONS`; one of 16 bits is never taken unless asked for.
+        threads: Number of threads of one run.
+        precision: One of `PRECISIONS`; a 16-bit precision is used only if asked for.
 
     Raises:
         ValueError: `wanted` is not an engine, or `precision` not a precision.
-        RuntimeError: The engine asked for by name cannot run this network here, or none can, or torch does not compute
-            what the archive's reference says either; the message says why.
+        RuntimeError: The engine asked for by name cannot run this network here, or none can, or torch does not match
+            the archive's reference either; the message has the reason.
     """
     if wanted not in ENGINES:
         raise ValueError(f"CONVSCOPE_ENGINE is {wanted!r}; there are {', '.join(ENGINES)}")
@@ -77,7 +77,7 @@ def choose(
         if not reason:
             try:
                 return _run_graph(archive, name, threads, precision)
-            except Exception as err:  # ONNX Runtime and OpenVINO raise what they like; torch can do without them.
+            except Exception as err:  # ONNX Runtime and OpenVINO raise any class; torch can replace them.
                 reason, is_doubtful = f"{type(err).__name__}: {err}", True
         if wanted != "auto":
             raise RuntimeError(f"the engine {name} was asked for and cannot run: {reason}")
@@ -102,7 +102,7 @@ def choose(
 def computes_bfloat16() -> bool:
     """Return whether this processor has instructions for bfloat16: AVX-512's, AMX's, or those of arm64.
 
-    Linux says so; elsewhere the answer is no.
+    Only known on Linux; False elsewhere.
     """
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
@@ -112,7 +112,7 @@ def computes_bfloat16() -> bool:
 
 
 def _run_graph(archive: Archive, name: str, threads: int, precision: str) -> Engine:
-    """Return an engine with the archive's graph, once it computes what the archive's reference says."""
+    """Return an engine with the archive's graph, after checking it against the archive's reference."""
     assert archive.graph is not None  # noqa: S101  # For the types; `_obstacle` saw to it.
     images, has_scores, layouts = noise(archive.preprocessing, PICTURES), archive.scores != NONE, archive.layouts
     engine: Engine

@@ -24,7 +24,7 @@ RECORDINGS_KEPT = 16  # Each holds every activation of its pass in GPU memory, a
 _IDLE_CALLS = 64
 """Only a recording that was not used in so many calls is replaced. Otherwise, if callers took turns with more shapes
 than are kept, every call would replace one."""
-_WARM_UP_RUNS = 3  # As torch's documentation of CUDA graphs has it: libraries set themselves up and choose algorithms.
+_WARM_UP_RUNS = 3  # As torch's documentation of CUDA graphs has it: libraries initialise and choose algorithms.
 
 Outputs = dict[str, Tensor]
 Replay = Callable[[], None]
@@ -67,15 +67,15 @@ class CudaGraphEngine(TorchBase):
     """A network run by torch from recordings.
 
     Args:
-        eager: What is recorded, and what runs where no recording can.
-        picture: (C, H, W) of the pictures that are worth it; a network of any size sees too many shapes to record.
-        record: What records, `record_on_gpu` but for tests.
+        eager: The engine that is recorded, and that runs where recording is impossible.
+        picture: (C, H, W) of the pictures to record; a network of any size sees too many shapes to record.
+        record: The recording function, `record_on_gpu` except in tests.
         kept: Recordings at most. When there is no room, a new shape replaces the one unused for longest, once that was
             idle for `idle_calls` calls.
         idle_calls: See `kept`.
 
     Attributes:
-        name, layers, has_scores: As `Engine` says.
+        name, layers, has_scores: See `Engine`.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class CudaGraphEngine(TorchBase):
         return scores, maps
 
     def _recording(self, images: Tensor, layers: frozenset[str]) -> _Recording | None:
-        """Return the recording for this shape, made if need be; None where there cannot be one."""
+        """Return the recording for this shape, made if necessary; None if it cannot be recorded."""
         key = len(images), layers
         if tuple(images.shape[1:]) != self._picture or key in self._failed:
             return None

@@ -1,8 +1,8 @@
 """ONNX Runtime: the same network as a graph, exported when the archive was made.
 
-The graph file holds no large weights: its initializers lie in the archive's weights file, beside it. One session has
-every published map as an output; a run computes only what the wanted outputs need, and returns new memory of ONNX
-Runtime each time, so that no map is copied.
+The graph file holds no large weights: its initializers are in the archive's weights file, in the same folder. One
+session has every published map as an output; a run computes only what the wanted outputs need, and returns new memory
+of ONNX Runtime each time, so that no map is copied.
 
 The package is used if it is installed; an archive can be served without it. Axes: `N` batch, `C` channels, `K` classes.
 """
@@ -30,17 +30,17 @@ class OnnxEngine:
     """A network run by ONNX Runtime on the CPU.
 
     Args:
-        graph: The file of an ONNX model, its weights beside it, as `archiver.graph` exports it. Its input is `images`;
-            its outputs have the names that `output_name` makes, the first being the scores where there are any. Maps
-            are turned to (N, C, h, w) and scores to (N, K) in the graph.
+        graph: The file of an ONNX model, its weights in the same folder, as `archiver.graph` exports it. Its input is
+            `images`; its outputs have the names that `output_name` makes, the first being the scores, if any. Maps
+            are converted to (N, C, h, w) and scores to (N, K) in the graph.
         layers: Public name of each layer → node.
         has_scores: Whether the network's output is scores.
         layouts: Public name → layout, of the layers that are not (N, C, h, w) in the network.
-        threads: Of one run.
+        threads: Number of threads of one run.
 
     Raises:
         ImportError: onnxruntime is not installed.
-        Exception: The graph cannot be run; ONNX Runtime's classes are many.
+        Exception: The graph cannot be run; ONNX Runtime has many classes.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ from handlers.network.engines.onnx import output_name
 logger = logging.getLogger(__name__)
 
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
-"""Each precision that OpenVINO runs here, by its name there."""
+"""OpenVINO's name of each supported precision."""
 
 _SAME = 1e-5  # Of the largest score: one model's scores differ from the other's by rounding in bfloat16, or not at all.
 
@@ -63,7 +63,7 @@ class OpenVinoEngine:
         images: (N, C, H, W), float32, for a trial.
         has_scores: Whether the network's output is scores.
         layouts: Public name → layout, of the layers that are not (N, C, h, w) in the network.
-        threads: Of one run.
+        threads: Number of threads of one run.
         precision: A key of `HINTS`.
 
     Raises:
@@ -99,7 +99,7 @@ class OpenVinoEngine:
             # Pinned, the only thread of each worker runs on the first core (two workers, two cores, 2026.4.1).
             "ENABLE_CPU_PINNING": False,
             # Kernels kept for sizes and batches seen before. OpenVINO's default of 5000 took 0.8 MB for every new size
-            # of a picture (ResNet-18); making them anew costs at most a tenth of a run.
+            # of a picture (ResNet-18); recompiling costs at most a tenth of a run.
             "CPU_RUNTIME_CACHE_CAPACITY": 512,
         }
         places = {name: place for place, output in enumerate(model.outputs) for name in output.names}

@@ -1,6 +1,6 @@
 """Reference: what a network computes for the pictures of `noise`, and the comparison of an engine with it.
 
-The archiver writes down what torch computes: all scores, and of each map the largest absolute value and some cells,
+The archiver stores what torch computes: all scores, and for each map the largest absolute value and some cells,
 evenly spread. Axes: `N` batch, `C` channels, `K` classes.
 """
 
@@ -16,27 +16,27 @@ from numpy.typing import NDArray
 from handlers.network.engines import Cells, Engine
 
 PICTURES = 2
-"""How many pictures of `noise` the reference is of."""
+"""Number of pictures of `noise` in the reference."""
 
 TOLERANCE = 1e-5
 """How far an engine's output may be from eager torch's: the largest difference of any cell, as a share of the largest
-absolute value in that map or in those logits. float32 itself rounds by 6e-8 an operation."""
+absolute value in that map or in those logits. float32 itself rounds by 6e-8 per operation."""
 
 TOLERANCES = {"float32": TOLERANCE, "float16": 1e-2, "bfloat16": 5e-2}
-"""The same by what the engine computes in. float16 rounds by 2**-11 an operation, bfloat16 by 2**-8; errors of layers
+"""Tolerance by the engine's precision. float16 rounds by 2**-11 per operation, bfloat16 by 2**-8; errors of layers
 add up."""
 
-_MOST_CELLS = 256  # Of a map. Whatever else a graph computes shows in a few; they take a kilobyte.
+_MOST_CELLS = 256  # Per map. A wrong graph shows in a few cells; they take a kilobyte.
 
 Reference = Mapping[str, NDArray[Any]]
-"""By name: `scores`; for each layer `shape/NAME`, `largest/NAME` and `cells/NAME`."""
+"""Arrays by name: `scores`; for each layer `shape/NAME`, `largest/NAME` and `cells/NAME`."""
 
 
 def take(engine: Engine, images: Cells) -> dict[str, NDArray[Any]]:
     """Return what an engine computes, as a reference.
 
     Args:
-        engine: What runs the network.
+        engine: The engine that runs the network.
         images: (N, C, H, W), `PICTURES` pictures of `noise`.
     """
     scores, maps = engine.run(images, frozenset(engine.layers))
@@ -60,12 +60,12 @@ def read(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def compare(found: Reference, expected: Reference, tolerance: float = TOLERANCE) -> None:
-    """Check that what an engine computes is what the reference says.
+    """Check that an engine's outputs equal the reference.
 
     Args:
         found: As `take` returns it.
-        expected: Likewise, of an engine with the same layers; other entries are not looked at.
-        tolerance: As `difference` measures.
+        expected: The reference of an engine with the same layers; other entries are ignored.
+        tolerance: The largest `difference` allowed.
 
     Raises:
         RuntimeError: An output is missing, has another shape, or is further off than `tolerance`.
@@ -83,13 +83,13 @@ def compare(found: Reference, expected: Reference, tolerance: float = TOLERANCE)
 
 
 def check(engine: Engine, other: Engine, images: Cells, tolerance: float = TOLERANCE) -> None:
-    """Check that an engine computes what another does, every cell of it: scores and every published map.
+    """Check that two engines compute the same in every cell of the scores and of every published map.
 
     Args:
-        engine: To be checked.
+        engine: The engine to check.
         other: TorchEngine torch with the same network.
         images: (N, C, H, W), float32, on the CPU.
-        tolerance: As `difference` measures.
+        tolerance: The largest `difference` allowed.
 
     Raises:
         RuntimeError: An output has another shape, or is further off than `tolerance`.
@@ -119,7 +119,7 @@ def difference(found: NDArray[Any], expected: NDArray[Any], largest: float | Non
 
     Args:
         found: Any array.
-        expected: Of the same shape.
+        expected: An array of the same shape.
         largest: The largest absolute value expected, if `expected` is only a part.
     """
     if largest is None:

@@ -31,12 +31,12 @@ def choose_in_torch(eager: TorchEngine, preprocessing: Preprocessing, *, wanted:
 
     Args:
         eager: The network, on the device it is to run on.
-        preprocessing: What it takes.
+        preprocessing: The network's preprocessing.
         wanted: `torch` for plain eager torch, on a GPU too; `auto` for the fastest.
         precision: One of `PRECISIONS`.
 
     Raises:
-        RuntimeError: The device cannot compute in that precision, or what comes out is too far from float32.
+        RuntimeError: The device cannot compute in that precision, or its outputs are too far from float32.
     """
     images = noise(preprocessing, PICTURES)
     halved = None if precision == "float32" else _halve(eager, images, precision)
@@ -57,10 +57,10 @@ def choose_on_gpu(
 
     Args:
         eager: The network in torch, float32, on the GPU.
-        images: (N, C, H, W), float32, on the CPU: for a trial. Noise tells more than black.
+        images: (N, C, H, W), float32, on the CPU: for a trial. Noise reveals more than black.
         precision: One of `PRECISIONS`.
-        plain: What to fall back on, the network in that precision; None for `eager`.
-        record: What records; see `CudaGraphEngine`.
+        plain: The fallback, the network in that precision; None for `eager`.
+        record: The recording function; see `CudaGraphEngine`.
     """
     dtype, tolerance = PRECISIONS[precision]
     tolerance = max(tolerance, GPU_TOLERANCE)
@@ -69,7 +69,7 @@ def choose_on_gpu(
         last = eager.copy(dtype, torch.channels_last)
         check(last, eager, images, tolerance)
         best = last
-    except Exception as err:  # Whatever a network or a driver cannot do, plain torch is there.
+    except Exception as err:  # Whatever a network or a driver cannot do, plain torch still works.
         reasons.append(f"channels-last: {type(err).__name__}: {err}")
     engine: Engine = best
     try:
@@ -87,10 +87,10 @@ def choose_on_gpu(
 
 
 def _halve(eager: TorchEngine, images: Cells, precision: str) -> TorchEngine:
-    """Return a copy of the network in 16 bits; the original stays for what needs gradients.
+    """Return a copy of the network in 16 bits; the original is kept for gradients.
 
     Raises:
-        RuntimeError: The device cannot, or what comes out is too far from float32.
+        RuntimeError: The device does not support it, or its outputs are too far from float32.
     """
     dtype, tolerance = PRECISIONS[precision]
     device = eager.device

@@ -93,15 +93,15 @@ class TorchEngine(TorchBase):
         has_scores: Whether the network's output is scores.
         layouts: Public name → layout, of the layers that are not (N, C, h, w) in the network.
         output: Which of the tensors that the network returns is the scores; empty if it returns nothing else.
-        device: Where it runs.
+        device: The network's device.
         dtype: Of weights and activations. If it is not float32, the engine needs its own copy of the module.
         memory_format: Of weights and input: `torch.channels_last` or `torch.contiguous_format`.
 
     Attributes:
-        name, layers, has_scores: As `Engine` says.
+        name, layers, has_scores: See `Engine`.
         layouts, output: As given.
         module: The network.
-        device: Where it runs.
+        device: The network's device.
         threads: torch's number of threads when the engine was made.
 
     Raises:
@@ -167,15 +167,15 @@ class TorchEngine(TorchBase):
         """Run the network once and change maps on the way: whatever is computed from a changed map sees the change.
 
         Args:
-            images: As `Engine.run` takes them.
-            layers: Public names of the maps wanted; they come as the edits leave them.
-            edits: What is changed.
+            images: As for `Engine.run`.
+            layers: Public names of the maps wanted; they are returned after the edits.
+            edits: The edits.
 
         Returns:
-            As `Engine.run`.
+            As for `Engine.run`.
 
         Raises:
-            CannotEditError: A layer is nowhere in the network, or in several places, so that it cannot be changed.
+            CannotEditError: A layer is not in the network, or in several places, so that it cannot be changed.
         """
         found: dict[str, Tensor] = {}
         seen: set[str] = set()
@@ -183,7 +183,7 @@ class TorchEngine(TorchBase):
         def see(names: frozenset[str], value: Tensor) -> Tensor:
             own = [(name, edit) for name, edit in edits if name in names]
             if own:
-                value = value.clone()  # What else reads the memory of this tensor sees what it saw before.
+                value = value.clone()  # Other readers of this tensor's memory see the old values.
                 for name, edit in own:
                     change(value, self.layouts.get(name, CHANNELS_FIRST), edit)
                     seen.add(name)
@@ -211,14 +211,14 @@ class TorchEngine(TorchBase):
             torch.set_num_threads(threads)
 
     def compute(self, images: Tensor, layers: frozenset[str]) -> dict[str, Tensor]:
-        """Run the network on the device and wait for nothing; the caller sets the mode of inference.
+        """Run the network on the device without waiting for it; the caller sets inference mode.
 
         Args:
             images: (N, C, H, W), float32, normalised, on the device.
             layers: Public names of the maps wanted.
 
         Returns:
-            By name each map (N, C, h, w), and by `SCORES` the scores (N, K) of a network that has them: float32,
+            Each map (N, C, h, w) by name, and the scores (N, K), if the network has them, by `SCORES`: float32,
             contiguous, on the device.
         """
         return self._outputs(self.extractor(layers)(self._converted(images)), layers)
@@ -246,7 +246,7 @@ class TorchEngine(TorchBase):
         return scores, {name: outputs[name] for name in layers}
 
     def to_maps(self, name: str, values: Tensor) -> Tensor:
-        """Turn what the network makes for a layer, or its gradient, to maps (N, C, h, w)."""
+        """Convert a layer's tensor, or its gradient, to maps (N, C, h, w)."""
         return to_maps(values, self.layouts.get(name, CHANNELS_FIRST))
 
     def forward_with_gradients(self, images: Tensor, layers: frozenset[str] = frozenset()) -> tuple[Tensor, Maps]:
@@ -343,13 +343,13 @@ class TorchEngine(TorchBase):
         """Run with a hook on each wanted module.
 
         Args:
-            images: As `compute`.
+            images: As for `compute`.
             layers: Public names of the maps wanted.
-            see: Is given what a module made, and returns what takes its place.
+            see: Called with a module's output; returns its replacement.
             edited: Public names of layers that `see` may change.
 
         Raises:
-            CannotEditError: The module of one of these runs several times.
+            CannotEditError: The module of an edited layer runs several times.
         """
         taken: dict[str, Tensor] = {}
         names = defaultdict[str, set[str]](set)
@@ -378,12 +378,12 @@ class TorchEngine(TorchBase):
 
 
 class _Seeing(fx.Interpreter):
-    """Runs a graph, and passes what some of its nodes make through a function.
+    """Runs a graph, and passes the outputs of some of its nodes through a function.
 
     Args:
-        graph: Of the network.
+        graph: The network's graph.
         names: The public names of each of those nodes, by the node's name.
-        see: Is given these names and what the node made, and returns what takes its place.
+        see: Called with these names and the node's output; returns its replacement.
     """
 
     def __init__(
