@@ -24,7 +24,7 @@ class Settings:
         drain_file: While this file exists, readiness fails (`CONVSCOPE_DRAIN_FILE`).
         starting_file: While this file exists, readiness fails, and requests are neither counted nor logged
             (`CONVSCOPE_STARTING_FILE`).
-        metrics_dir: Where metrics are kept; None for no metrics (`PROMETHEUS_MULTIPROC_DIR`).
+        metrics_dir: Folder of the metrics' files; None for no metrics (`PROMETHEUS_MULTIPROC_DIR`).
         log_requests_s: Least seconds between two successful requests in the log; 0: none (`CONVSCOPE_LOG_REQUESTS_S`).
         is_quiet: Do not log the lines that TorchServe logs for every batch (`CONVSCOPE_HUSH`).
         sends_spans: Whether OpenTelemetry's variables say where spans go, and do not switch them off

@@ -121,7 +121,7 @@ class Options:
         top_k: Number of classes, most probable first; 0 for all.
         map_dtype: Type of the map values sent: `float32`, `float16` or `uint8`.
         pool: Average each map down to pool × pool cells; None for whole maps.
-        channels: Which channels: their indexes in the order asked for, or how many of the strongest; None for all.
+        channels: Indexes of channels in the order asked for, or the number of strongest channels; None for all.
         timing: Add to the response how long each stage took.
         explain: Explain a class's score by the parts of each picture; None for no explanation.
         edits: Operations on maps while the network runs, in order; scores and maps are those after them.

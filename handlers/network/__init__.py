@@ -1,1 +1,1 @@
-"""What an archive holds, and the engines that run its network."""
+"""The content of an archive, and the engines that run its network."""

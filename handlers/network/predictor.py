@@ -205,5 +205,5 @@ def _sigmoid(value: float) -> float:
 
 
 def _log(probability: float) -> float:
-    """Return the logarithm; of 0, of which there is none, that of the least that float32 holds."""
+    """Return the logarithm; for 0, the logarithm of the least positive float32."""
     return math.log(max(probability, _LEAST_PROBABILITY))

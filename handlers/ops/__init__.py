@@ -1,1 +1,1 @@
-"""What operators see: logs, metrics, and the warm-up before the first request."""
+"""Operations: logs, metrics, and the warm-up before the first request."""

@@ -1,1 +1,1 @@
-"""What a caller gets: results, maps, explanations, and the formats they are sent in."""
+"""Responses: results, maps, explanations, and the formats they are sent in."""

@@ -364,7 +364,7 @@ def _operate(edit: Edit, cells: Tensor, place: tuple[slice | list[int], slice, s
     """Change the cells of one picture's map in place.
 
     Args:
-        edit: What is done.
+        edit: The operation.
         cells: (C, h, w).
         place: Channels, rows and columns that are changed.
         source: `patch`: the map (C, h, w) that is put in.

@@ -46,7 +46,7 @@ def encode(
     Args:
         filters: (C_out, C_in, kernel height, kernel width), float32.
         layer: The layer asked for; it names the array of an npz.
-        identity: What serves the request.
+        identity: The server's identity.
         media_type: One of those in `media`.
         request_id: The request's id.
     """

@@ -36,7 +36,7 @@ def encode(
     """Encode a response.
 
     Args:
-        identity: What serves the request.
+        identity: The server's identity.
         results: One result per picture, in the order sent.
         media_type: A media type of `media`.
         error: The error of the whole request; None if a picture has a result.

@@ -32,7 +32,7 @@ def fits(pictures: Sequence[object], layers: Sequence[str], options: Options) ->
     Args:
         pictures: Decoded pictures, or their errors.
         layers: Public names of the layers asked for.
-        options: What was asked for.
+        options: The request's options.
     """
     if len(pictures) != 1 or options.compare:
         return False

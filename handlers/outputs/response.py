@@ -17,7 +17,7 @@ Piece = bytes | memoryview
 
 
 Timing = Mapping[str, Any]
-"""Where a request's time went, by the field names of `convscope.v1.Timing`; a stage that it did not complete is 0."""
+"""A request's time by stage, under the field names of `convscope.v1.Timing`; a stage that it did not complete is 0."""
 
 
 class ClassScore(NamedTuple):  # A response may hold a thousand, and a frozen dataclass takes 1 µs to make.
@@ -35,7 +35,7 @@ class ClassScore(NamedTuple):  # A response may hold a thousand, and a frozen da
 
 @dataclass(frozen=True)
 class Explanation:
-    """Which parts of a picture a class's score depends on.
+    """An explanation: the parts of a picture that a class's score depends on.
 
     Attributes:
         method: The method that was used.
@@ -65,7 +65,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Change:
-    """What edits changed: the number after them minus the number before them.
+    """Changes made by edits: the number after them minus the number before them.
 
     Attributes:
         top: Changes of the classes in the result, then of the classes that would be in it without the edits.
@@ -92,7 +92,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Identity:
-    """What serves a request: model and version, engine (`torch-2.15.0`), device (`cpu`, `cuda:0`), what scores mean."""
+    """The server's identity: model and version, engine (`torch-2.15.0`), device (`cpu`, `cuda:0`), what scores mean."""
 
     model: str
     version: str

@@ -63,7 +63,7 @@ def compare(found: Reference, expected: Reference, tolerance: float = TOLERANCE)
     """Check that an engine's outputs equal the reference.
 
     Args:
-        found: As `take` returns it.
+        found: The engine's outputs, from `take`.
         expected: The reference of an engine with the same layers; other entries are ignored.
         tolerance: The largest `difference` allowed.
 

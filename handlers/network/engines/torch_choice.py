@@ -1,4 +1,4 @@
-"""What torch runs: the network as it is, in 16 bits, or on a GPU with channels-last tensors and CUDA graphs.
+"""The choice of how torch runs a network: as it is, in 16 bits, or on a GPU with channels-last tensors and CUDA graphs.
 
 Each is taken only if it computes what plain eager torch does.
 """

@@ -49,7 +49,7 @@ def trace(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
     """Trace a network as torchvision's feature extraction does, which may raise anything.
 
     Args:
-        model: In evaluation mode.
+        model: A network in evaluation mode.
 
     Returns:
         Its graph, and the published name of each of the graph's nodes.
@@ -92,10 +92,10 @@ class TorchEngine(TorchBase):
             traced: module path), or `output:` and the name of a tensor that the network returns.
         has_scores: Whether the network's output is scores.
         layouts: Public name → layout, of the layers that are not (N, C, h, w) in the network.
-        output: Which of the tensors that the network returns is the scores; empty if it returns nothing else.
+        output: Name of the returned tensor that is the scores; empty if it returns nothing else.
         device: The network's device.
-        dtype: Of weights and activations. If it is not float32, the engine needs its own copy of the module.
-        memory_format: Of weights and input: `torch.channels_last` or `torch.contiguous_format`.
+        dtype: Dtype of weights and activations. If it is not float32, the engine needs its own copy of the module.
+        memory_format: Memory format of weights and input: `torch.channels_last` or `torch.contiguous_format`.
 
     Attributes:
         name, layers, has_scores: See `Engine`.
