@@ -103,7 +103,7 @@ def test_the_log_of_a_java_that_was_killed_says_what_is_known_and_has_the_last_l
     before = stack.balanced()
     stack.kill(replica, WORKER)  # So that the workers' log has something.
     stack.kill(replica, JAVA)
-    ended = "TorchServe ended by itself (killed by SIGKILL): it says nothing; the kernel has counted no out-of-memory kill"
+    ended = "TorchServe ended by itself (killed by SIGKILL): it says nothing; the kernel has counted no out-of-memory"
 
     def entries() -> list[dict[str, Any]]:
         return [entry for entry in read_log(stack, replica, since) if entry["message"].startswith(ended)]
