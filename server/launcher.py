@@ -16,7 +16,7 @@ from server import configuration, devices, patches, ports
 from server.announcement import Facts, describe_listeners, list_listeners
 from server.arguments import Settings
 from server.children import describe_ending
-from server.configuration import Listeners, PrivateDirectory
+from server.configuration import Listeners, private_directory
 from server.control import Control, Reloader
 from server.diagnosis import Death, Diagnosis, News, explain_java
 from server.draining import Traffic
@@ -101,7 +101,7 @@ class Launcher:
         self._cores = devices.count_cores()
         self._default_workers = configuration.default_workers(len(self._archives), self._gpus, self._cores)
         self._listeners = self._claim_ports()
-        with self._metrics_listener, PrivateDirectory(settings.work_dir, settings.log_dir) as directory:
+        with self._metrics_listener, private_directory(settings.work_dir, settings.log_dir) as directory:
             self._directory = directory
             self._health.drain_file = directory.drain_file
             try:

@@ -21,7 +21,7 @@ import uvicorn
 
 from server import ports
 from server.arguments import MEGABYTE
-from server.configuration import PrivateDirectory, flush_s
+from server.configuration import flush_s, private_directory
 from server.control import Control, Reloader
 from server.failures import Failure
 from server.kserve import rest, rpc
@@ -50,7 +50,7 @@ def run(asked: Asked, found: Found, reporter: Reporter) -> bool:
         Failure: The server cannot start.
     """
     settings = asked.settings
-    with PrivateDirectory(settings.work_dir, None, for_java=False) as directory:
+    with private_directory(settings.work_dir, None, for_java=False) as directory:
         models = Models(found.archives, directory, asked, reporter)
         models.rejected |= found.rejected
         try:
