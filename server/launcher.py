@@ -20,7 +20,7 @@ from server.configuration import Listeners, private_directory
 from server.control import Control, Reloader
 from server.diagnosis import Death, Diagnosis, News, explain_java
 from server.draining import Traffic
-from server.exporter_process import Exporter
+from server.exporter import Exporter
 from server.failures import Failure, Interrupted
 from server.health import Health, HealthServer
 from server.java import Java, find_java
