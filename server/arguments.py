@@ -7,7 +7,7 @@ Priority: command line > default. The server reads three kinds of environment va
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,41 +15,45 @@ MEGABYTE = 1024 * 1024
 LARGEST_MB = 2047  # TorchServe keeps message sizes in a signed 32-bit integer of bytes.
 
 
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    """Return a type for argparse: a whole number."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
+def _at_least(least: float) -> Callable[[str], float]:
+    """Return a type for argparse: a duration in seconds."""
+
+    def read(text: str) -> float:
+        try:
+            duration = float(text)
+        except ValueError:
+            duration = -1.0
+        if not least <= duration <= 86400:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from {least:g} to 86400")
+        return duration
+
+    return read
+
+
+port = _whole(0, 65535)  # 0 for a free one.
+seconds, _pause = _at_least(0), _at_least(0.1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings of a server.
+    """The settings of a server: its options, whose help texts describe them; None for an option that was not given.
 
-    Attributes:
-        model_store: Folder that holds the archives.
-        watch_store: Whether to load archives that appear or change in the folder while the server runs.
-        models: Models to serve, `name` or `name/version`; empty for every archive.
-        host: Address that REST, gRPC and metrics listen on.
-        rest_port: Port of the REST API; 0 takes a free one.
-        grpc_port: Port of the gRPC API; 0 takes a free one.
-        metrics_port: Port of `/metrics`; 0 takes a free one.
-        ready_port: Port of `/ready`; None for none.
-        workers: Worker processes per model; None leaves it to the archive.
-        device: `auto`, `cpu` or `cuda`.
-        startup_timeout_s: Seconds until every model must have answered.
-        warm_up_s: Seconds for which the server sends itself requests before it is ready; 0 for none.
-        drain_s: Seconds that requests in flight get after a signal to stop.
-        watch_s: Seconds from a model card to the launcher's next request for it.
-        unready_s: Seconds for which the server goes on serving while readiness already fails.
-        max_request_mb: Largest request, in MiB.
-        max_reply_mb: Largest reply, in MiB.
-        heap_mb: Largest heap of the Java front end, in MiB.
-        work_dir: Folder in which the server makes its private directory; None for the system's temporary folder.
-        log_dir: Folder for the logs; None keeps them in the private directory.
-        engine: Engine of the networks: `auto`, `torch`, `onnxruntime` or `openvino`.
-        precision: Precision of the networks: `float32`, `float16` or `bfloat16`.
-        scaled_decoding: Whether to decode large JPEGs to a part of their size.
-        patch: Whether to patch TorchServe; see `patches`.
-        log_requests_s: Seconds from one successful request that a worker logs to the next; 0 logs none.
-        log_format: `text` for people or `json` for log collectors, on standard error.
-        require_signature: File of the public keys of which one must have signed an archive; None for unsigned ones too.
+    The second host has its HTTP port as `rest_port`. An option of the other host keeps its default.
     """
 
     model_store: Path
+    watch_store: bool = False
     models: tuple[str, ...]
     host: str
     rest_port: int
@@ -75,7 +79,7 @@ class Settings:
     log_requests_s: float
     log_format: str
     require_signature: Path | None = None
-    watch_store: bool = False
+    timeout_s: float = 60.0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -98,8 +102,20 @@ def build_parser() -> argparse.ArgumentParser:
         help="/ready, for load balancers; 0 takes a free port (default: none)",
     )
     add("--warm-up-s", type=seconds, default=2.0, metavar="S", help="seconds of warm-up requests before it is ready")
-    add("--watch-s", type=_pause, default=10.0, metavar="S", help="seconds between two checks that a model responds")
-    add("--heap-mb", type=_heap, default=1024, metavar="MB", help="largest heap of the Java front end")
+    add(
+        "--watch-s",
+        type=_at_least(0.1),
+        default=10.0,
+        metavar="S",
+        help="seconds between two checks that a model responds",
+    )
+    add(
+        "--heap-mb",
+        type=_whole(512, 1024 * 1024),
+        default=1024,
+        metavar="MB",
+        help="largest heap of the Java front end",
+    )
     add(
         "--log-dir",
         type=Path,
@@ -137,7 +153,7 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="address that REST, gRPC and metrics listen on")
     add(
         "--workers",
-        type=_count,
+        type=_whole(1, 1024),
         default=argparse.SUPPRESS,
         metavar="N",
         help="worker processes per model (default: the archive's number, else one per GPU, else one per core, at most "
@@ -153,8 +169,8 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds for which it goes on serving after a signal to stop, while readiness already fails",
     )
-    add("--max-request-mb", type=_megabytes, default=64, metavar="MB", help="largest request")
-    add("--max-reply-mb", type=_megabytes, default=256, metavar="MB", help="largest reply")
+    add("--max-request-mb", type=_whole(1, LARGEST_MB), default=64, metavar="MB", help="largest request")
+    add("--max-reply-mb", type=_whole(1, LARGEST_MB), default=256, metavar="MB", help="largest reply")
     add(
         "--work-dir",
         type=Path,
@@ -217,50 +233,9 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     return Settings(**vars(given))
 
 
-def _integer(text: str, least: int, most: int) -> int:
-    if not text.isdecimal() or not least <= int(text) <= most:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
-    return int(text)
-
-
-def port(text: str) -> int:
-    """Type for argparse: a port; 0 for a free one."""
-    return _integer(text, 0, 65535)
-
-
-def _count(text: str) -> int:
-    return _integer(text, 1, 1024)
-
-
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _file(text: str) -> Path | None:
     return Path(text) if text else None  # Empty is the default of the deployment's variable.
-
-
-def _megabytes(text: str) -> int:
-    return _integer(text, 1, LARGEST_MB)
-
-
-def _heap(text: str) -> int:
-    return _integer(text, 512, 1024 * 1024)
-
-
-def _pause(text: str) -> float:
-    duration = seconds(text)
-    if duration < 0.1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 86400")
-    return duration
-
-
-def seconds(text: str) -> float:
-    """Type for argparse: a duration in seconds."""
-    try:
-        duration = float(text)
-    except ValueError:
-        duration = -1.0
-    if not 0 <= duration <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to 86400")
-    return duration

@@ -11,11 +11,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from types import TracebackType
 
 from server.arguments import MEGABYTE, Settings
 from server.failures import Failure
@@ -70,114 +69,37 @@ class Listeners:
 
 
 class PrivateDirectory:
-    """The private directory of one run, a context manager: created on entry, removed on exit.
+    """The files of one run; `private_directory` makes the folder that holds them.
 
     Args:
-        parent: Folder to create it in; None for the system's temporary folder.
-        log_dir: Folder for logs that are kept after the run; None for a folder inside.
-        for_java: Whether to check that Java can use it.
+        path: The private directory.
+        logs: Folder of the logs; None for a folder inside.
+
+    Attributes:
+        management_socket: TorchServe's management API.
+        control_socket: The socket that takes requests to reload (`server.control`).
+        starting_file: Exists until the server has warmed up. While it exists, readiness fails.
+        drain_file: Exists while the server drains. While it exists, readiness fails.
+        watch_file: The state of the models as the watch publishes it, for the exporter.
+        models_file: The list of models in the message "Model not found", for TorchServe (`server.patches`, names).
+        classes: Folder of Java classes that precede TorchServe's own on the class path.
+        copies: Folder of copies of the served archives, if signatures are required.
+        metrics: Folder of the workers' metrics.
+        exporter_log: Output of the exporter, normally empty.
+        jvm_log: Output of the Java process itself.
+        torchserve_log: Warnings and errors of the front end.
+        models_log: Output of the workers.
     """
 
-    def __init__(self, parent: Path | None, log_dir: Path | None, *, for_java: bool = True) -> None:
-        self._parent = parent
-        self._log_dir = log_dir
-        self._for_java = for_java
-
-    def __enter__(self) -> PrivateDirectory:
-        with contextlib.ExitStack() as undo:
-            try:
-                if self._parent:
-                    self._parent.mkdir(parents=True, exist_ok=True)
-                self.path = Path(tempfile.mkdtemp(prefix="convscope-", dir=self._parent)).resolve()
-                undo.callback(shutil.rmtree, self.path, ignore_errors=True)
-                self.logs = self._log_dir.resolve() if self._log_dir else self.path / "logs"
-                self.logs.mkdir(parents=True, exist_ok=True)
-                (self.path / "tmp").mkdir()
-                self.metrics.mkdir()
-                self.jvm_log.touch()  # An existing folder may not be writable.
-            except OSError as error:
-                raise Failure(f"cannot write to {error.filename}: {error.strerror}") from error
-            if len(os.fsencode(self.management_socket)) > LONGEST_SOCKET_PATH:
-                raise Failure(f"the path {self.path} is too long for a socket: choose a shorter one with --work-dir")
-            if (
-                self._for_java and os.statvfs(self.path).f_flag & os.ST_NOEXEC
-            ):  # As `docker run --tmpfs /tmp` mounts it.
-                raise Failure(
-                    f"programs may not run from {self.path} (mounted noexec), and Java needs a library that it unpacks"
-                    " there: mount it with exec (docker: --tmpfs /tmp:exec), or choose another with --work-dir"
-                )
-            undo.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-
-    @property
-    def management_socket(self) -> Path:
-        """TorchServe's management API."""
-        return self.path / "management.sock"
-
-    @property
-    def control_socket(self) -> Path:
-        """The socket that takes requests to reload (`server.control`)."""
-        return self.path / "control.sock"
-
-    @property
-    def starting_file(self) -> Path:
-        """A file that exists until the server has warmed up. While it exists, readiness fails."""
-        return self.path / "starting"
-
-    @property
-    def classes(self) -> Path:
-        """Folder of Java classes that precede TorchServe's own on the class path."""
-        return self.path / "classes"
-
-    @property
-    def drain_file(self) -> Path:
-        """A file that exists while the server drains. While it exists, readiness fails."""
-        return self.path / "draining"
-
-    @property
-    def watch_file(self) -> Path:
-        """The state of the models as the watch publishes it, for the exporter and for readiness."""
-        return self.path / "watch.json"
-
-    @property
-    def models_file(self) -> Path:
-        """The list of models in the message "Model not found", for TorchServe (`server.patches`, names)."""
-        return self.path / "models.txt"
-
-    @property
-    def copies(self) -> Path:
-        """Folder of copies of the served archives, if signatures are required."""
-        return self.path / "copies"
-
-    @property
-    def metrics(self) -> Path:
-        """Folder of the workers' metrics; empty at every start, since the private directory is new."""
-        return self.path / "metrics"
-
-    @property
-    def exporter_log(self) -> Path:
-        """Output of the exporter, normally empty."""
-        return self.logs / "exporter.log"
-
-    @property
-    def jvm_log(self) -> Path:
-        """Output of the Java process itself."""
-        return self.logs / "java.log"
-
-    @property
-    def torchserve_log(self) -> Path:
-        """Warnings and errors of the front end."""
-        return self.logs / "torchserve.log"
-
-    @property
-    def models_log(self) -> Path:
-        """Output of the workers."""
-        return self.logs / "models.log"
+    def __init__(self, path: Path, logs: Path | None = None) -> None:
+        self.path = path
+        self.management_socket, self.control_socket = path / "management.sock", path / "control.sock"
+        self.starting_file, self.drain_file = path / "starting", path / "draining"
+        self.watch_file, self.models_file = path / "watch.json", path / "models.txt"
+        self.classes, self.copies, self.metrics = path / "classes", path / "copies", path / "metrics"
+        self.logs = logs or path / "logs"
+        self.exporter_log, self.jvm_log = self.logs / "exporter.log", self.logs / "java.log"
+        self.torchserve_log, self.models_log = self.logs / "torchserve.log", self.logs / "models.log"
 
     def last_lines(self) -> dict[str, list[str]]:
         """Return the last lines of each log that is not empty, by file name."""
@@ -187,12 +109,49 @@ class PrivateDirectory:
     def keep_logs(self) -> Path | None:
         """Move the logs out of the private directory, and return their folder; None if nothing was logged."""
         written = [path for path in self.logs.iterdir() if path.stat().st_size]
-        if self._log_dir or not written:
+        if self.logs.parent != self.path or not written:
             return self.logs if written else None
-        kept = Path(tempfile.mkdtemp(prefix="convscope-logs-", dir=self._parent))
+        kept = Path(tempfile.mkdtemp(prefix="convscope-logs-", dir=self.path.parent))
         for path in written:
             shutil.move(path, kept / path.name)
         return kept
+
+
+@contextlib.contextmanager
+def private_directory(
+    parent: Path | None, log_dir: Path | None, *, for_java: bool = True
+) -> Iterator[PrivateDirectory]:
+    """Make the private directory of one run, and remove it at the end.
+
+    Args:
+        parent: Folder to create it in; None for the system's temporary folder.
+        log_dir: Folder for logs that are kept after the run; None for a folder inside.
+        for_java: Whether to check that Java can use it.
+
+    Raises:
+        Failure: It cannot be made, or not be used.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            if parent:
+                parent.mkdir(parents=True, exist_ok=True)
+            path = Path(tempfile.mkdtemp(prefix="convscope-", dir=parent)).resolve()
+            stack.callback(shutil.rmtree, path, ignore_errors=True)
+            directory = PrivateDirectory(path, log_dir and log_dir.resolve())
+            directory.logs.mkdir(parents=True, exist_ok=True)
+            (path / "tmp").mkdir()
+            directory.metrics.mkdir()
+            directory.jvm_log.touch()  # An existing folder may not be writable.
+        except OSError as error:
+            raise Failure(f"cannot write to {error.filename}: {error.strerror}") from error
+        if len(os.fsencode(directory.management_socket)) > LONGEST_SOCKET_PATH:
+            raise Failure(f"the path {path} is too long for a socket: choose a shorter one with --work-dir")
+        if for_java and os.statvfs(path).f_flag & os.ST_NOEXEC:  # As `docker run --tmpfs /tmp` mounts it.
+            raise Failure(
+                f"programs may not run from {path} (mounted noexec), and Java needs a library that it unpacks"
+                " there: mount it with exec (docker: --tmpfs /tmp:exec), or choose another with --work-dir"
+            )
+        yield directory
 
 
 def _read_last_lines(path: Path) -> list[str]:

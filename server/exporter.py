@@ -1,16 +1,20 @@
 """The metrics exporter: serves the metrics of workers and server to Prometheus, at /metrics.
 
-The launcher starts it (`server.exporter_process`) and opens its socket, so that connections are accepted from the
-beginning and while the exporter restarts. It has no state: everything is read at every scrape.
+The launcher starts it as a child (`Exporter`) and opens its socket, so that connections are accepted from the beginning
+and while the exporter restarts. It has no state: everything is read at every scrape.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import socket
+import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from socketserver import BaseServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Any
@@ -18,8 +22,11 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from server.children import die_with
+from server import children
+from server.configuration import METRICS_VARIABLES, PrivateDirectory
 from server.fetching import cutting
+from server.models import Archive
+from server.reporting import Reporter
 from server.server_metrics import ServerMetrics
 from server.worker_metrics import WorkerFiles
 
@@ -29,6 +36,10 @@ if TYPE_CHECKING:
 MOST_THREADS = 8
 CALLER_TIMEOUT_S = 5.0  # For a client that sends nothing, or receives nothing.
 CALLER_S = 10.0  # For a whole exchange, with a client that sends or receives slowly.
+BACK_OFF_S, LONGEST_BACK_OFF_S = 0.5, 30.0
+HEALTHY_S = 60.0  # After it has run for so long, the back-off is reset.
+STOP_S = 2.0
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def build_app(folder: Path, server: ServerMetrics) -> WSGIApplication:
@@ -101,36 +112,111 @@ class Handler(WSGIRequestHandler):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve metrics until killed."""
-    given = build_parser().parse_args(arguments)
-    die_with(given.launcher)
-    models = [(name, version) for name, _, version in (model.partition("/") for model in given.models)]
-    server = ServerMetrics(
-        models,
-        given.torchserve_port,
-        given.management_socket,
-        given.drain_file,
-        given.watch_file,
-        given.started,
-        given.patches,
-    )
-    Server(socket.socket(fileno=given.listener), build_app(given.folder, server)).serve_forever()
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line, which the launcher passes."""
-    parser = argparse.ArgumentParser(prog="python -m server.exporter", description="Serve /metrics.")
+    parser = argparse.ArgumentParser(prog="python -m server.exporter", description="Started by python -m server.")
     add = parser.add_argument
     add("--listener", type=int, required=True, metavar="FD", help="inherited socket that listens")
-    add("--folder", type=Path, required=True, metavar="DIR", help="folder of the workers' metrics")
+    add("--directory", type=Path, required=True, metavar="DIR", help="the private directory")
     add("--torchserve-port", type=int, required=True, metavar="PORT", help="TorchServe's own metrics, on 127.0.0.1")
-    add("--management-socket", type=Path, required=True, metavar="FILE", help="TorchServe's management API")
-    add("--drain-file", type=Path, required=True, metavar="FILE", help="exists while the server drains")
-    add("--watch-file", type=Path, required=True, metavar="FILE", help="state of the models, from the launcher's watch")
     add("--models", nargs="+", required=True, metavar="NAME/VERSION", help="served, a model's default version first")
     add("--started", type=float, required=True, metavar="UNIX_TIME", help="when the server was started")
     add("--patches", nargs="*", default=(), metavar="NAME", help="patches of TorchServe that are active")
     add("--launcher", type=int, required=True, metavar="PID", help="the launcher; the exporter ends with it")
-    return parser
+    given = parser.parse_args(arguments)
+    children.die_with(given.launcher)
+    models = [(name, version) for name, _, version in (model.partition("/") for model in given.models)]
+    directory = PrivateDirectory(given.directory)
+    server = ServerMetrics(models, given.torchserve_port, directory, given.started, given.patches)
+    Server(socket.socket(fileno=given.listener), build_app(directory.metrics, server)).serve_forever()
+
+
+class Exporter:
+    """Runs the exporter as a child of the launcher, and restarts it when it dies.
+
+    Args:
+        listener: The socket on which it serves metrics.
+        torchserve_port: Port of TorchServe's own metrics, on 127.0.0.1.
+        directory: The private directory.
+        archives: The archives served, the newest version of a model first.
+        started: When the server was started, unix time.
+        patches: Names of the patches of TorchServe that are active.
+        environment: Environment to start from.
+        reporter: Reports its death.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        torchserve_port: int,
+        directory: PrivateDirectory,
+        archives: Sequence[Archive],
+        started: float,
+        patches: Sequence[str],
+        environment: Mapping[str, str],
+        reporter: Reporter,
+    ) -> None:
+        self._listener = listener
+        self._log = directory.exporter_log
+        self._reporter = reporter
+        # With these set, prometheus_client would write files of its own among the workers'.
+        self._environment = {key: value for key, value in environment.items() if key not in METRICS_VARIABLES}
+        self._environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
+        self._command = [
+            *(sys.executable, "-m", "server.exporter"),
+            *("--listener", str(listener.fileno())),
+            *("--directory", str(directory.path)),
+            *("--torchserve-port", str(torchserve_port)),
+            *("--models", *(archive.full_name for archive in archives)),
+            *("--started", f"{started:.3f}"),
+            *("--patches", *patches),
+            *("--launcher", str(os.getpid())),
+        ]
+        self._back_off_s = BACK_OFF_S
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = self._due = time.monotonic()
+        self._start()
+
+    def check(self) -> None:
+        """Restart it if it has ended, after a pause that grows with each death."""
+        if self._process is None:
+            if time.monotonic() >= self._due:
+                self._start()
+            return
+        if (status := self._process.poll()) is not None:
+            self._process = None
+            self._put_off(children.describe_ending(status))
+
+    def stop(self) -> None:
+        """Stop it, and close its socket."""
+        self._listener.close()
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _start(self) -> None:
+        self._started_at = time.monotonic()
+        try:
+            self._process = children.start(
+                self._command, environment=self._environment, log=self._log, descriptors=[self._listener.fileno()]
+            )
+        except OSError as error:  # No memory, no more processes: serving goes on.
+            self._put_off(str(error))
+
+    def _put_off(self, why: str) -> None:
+        """Schedule the next start; report the first death since it ran for long."""
+        now = time.monotonic()
+        if now - self._started_at > HEALTHY_S:
+            self._back_off_s = BACK_OFF_S
+        if self._back_off_s == BACK_OFF_S:
+            self._reporter.say(
+                f"the metrics exporter ended ({why}) and is started again; see {self._log}", level="warning"
+            )
+        self._due = now + self._back_off_s
+        self._back_off_s = min(2 * self._back_off_s, LONGEST_BACK_OFF_S)
 
 
 if __name__ == "__main__":

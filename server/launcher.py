@@ -7,20 +7,21 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from server import configuration, devices, patches, ports
-from server.announcement import Facts, describe_listeners, list_listeners
 from server.arguments import Settings
 from server.children import describe_ending
-from server.configuration import Listeners, PrivateDirectory
+from server.configuration import Listeners, private_directory
 from server.control import Control, Reloader
 from server.diagnosis import Death, Diagnosis, News, explain_java
 from server.draining import Traffic
-from server.exporter_process import Exporter
+from server.exporter import Exporter
 from server.failures import Failure, Interrupted
 from server.health import Health, HealthServer
 from server.java import Java, find_java
@@ -101,7 +102,7 @@ class Launcher:
         self._cores = devices.count_cores()
         self._default_workers = configuration.default_workers(len(self._archives), self._gpus, self._cores)
         self._listeners = self._claim_ports()
-        with self._metrics_listener, PrivateDirectory(settings.work_dir, settings.log_dir) as directory:
+        with self._metrics_listener, private_directory(settings.work_dir, settings.log_dir) as directory:
             self._directory = directory
             self._health.drain_file = directory.drain_file
             try:
@@ -142,11 +143,12 @@ class Launcher:
         )
         own = dict(os.environ)
         environment = configuration.worker_environment(directory, settings, workers, self._cores, own)
-        self._patches = patches.apply(home, directory.classes, patches.PATCHES) if settings.patch else []
+        self._patches = patches.apply(home, directory.classes) if settings.patch else []
         directory.models_file.write_text(describe_models(self._archives))  # The watch updates it.
         why = "this TorchServe is not the one that the patch was written for" if settings.patch else "--no-patches"
-        for patch in (patch for patch in patches.PATCHES if patch not in self._patches):
-            self._say(f"TorchServe runs without the {patch.name} patch ({why}): {patch.without}", level="warning")
+        for patch in patches.PATCHES:
+            if patch.name not in self._patches:
+                self._say(f"TorchServe runs without the {patch.name} patch ({why}): {patch.without}", level="warning")
         file = configuration.write_configuration(
             directory,
             settings,
@@ -154,7 +156,7 @@ class Launcher:
             self._archives,
             self._gpus,
             self._default_workers,
-            [patch.name for patch in self._patches],
+            self._patches,
         )
         command = build_command(java, home, directory, file, settings)
         self._diagnosis = Diagnosis(directory, self._archives)
@@ -163,7 +165,7 @@ class Launcher:
             lambda warning: self._say(f"TorchServe warns: {warning}", level="warning", source="torchserve"),
             partial(self._tell_rest, directory.torchserve_log, "torchserve"),
         )
-        self._java_log_start = directory.jvm_log.stat().st_size if directory.jvm_log.exists() else 0
+        self._java_log_start = directory.jvm_log.stat().st_size
         process = JavaProcess(command, directory, environment)
         started = time.time() - (time.monotonic() - self._started)
         self._exporter = Exporter(
@@ -172,7 +174,7 @@ class Launcher:
             directory,
             self._archives,
             started,
-            [patch.name for patch in self._patches],
+            self._patches,
             own,
             self._reporter,
         )
@@ -223,22 +225,25 @@ class Launcher:
             watch,
             self._diagnosis,
             Traffic(process, directory, listeners, ()),
-            is_patched="reload" in [patch.name for patch in self._patches],
+            is_patched="reload" in self._patches,
         )
 
     def _announce(self, java: Java) -> None:
-        facts = Facts(
-            self._listeners,
-            self._archives,
-            java,
-            sorted(patch.name for patch in self._patches),
-            time.monotonic() - self._started,
-            self._directory.logs,
-        )
+        listeners, host = self._listeners, ports.reachable(self._listeners.host)
+        facts: dict[str, Any] = {
+            "rest": f"http://{host}:{listeners.rest}",
+            "grpc": f"{host}:{listeners.grpc}",
+            "metrics": f"http://{host}:{listeners.metrics}/metrics",
+            "models": [archive.full_name for archive in self._archives],
+            "seconds": round(time.monotonic() - self._started, 3),
+            "java": f"{java.version} ({java.source})",
+            "patches": sorted(self._patches),
+            "logs": str(self._directory.logs),
+        }
         if self._reporter.as_json:
-            self._say("ready", **list_listeners(facts))
+            self._say("ready", **facts)
         else:
-            write(describe_listeners(facts), sys.stdout)
+            write(_describe(facts), sys.stdout)
 
     def _await_ready(self, process: JavaProcess) -> None:
         management = Management(self._directory.management_socket)
@@ -407,3 +412,30 @@ class Launcher:
         with self._directory.jvm_log.open("rb") as file:
             file.seek(self._java_log_start)
             return file.read().decode("utf-8", "replace").splitlines()
+
+
+def _describe(facts: Mapping[str, Any]) -> str:
+    """Describe a server that is ready, for a person at a terminal, with commands to try."""
+    urls: dict[str, str] = {}
+    for model in facts["models"]:  # The first version of a model is its default.
+        name, _, version = model.partition("/")
+        is_default = not any(known.startswith(f"{name} ") for known in urls)
+        urls[f"{name} {version}"] = f"{facts['rest']}/predictions/{name if is_default else model}"
+    width = max(map(len, urls))
+    first = next(iter(urls.values()))
+    return "\n".join(
+        [
+            f"Ready after {facts['seconds']:.1f} s, on Java {facts['java']}.",
+            f"  REST     {facts['rest']}",
+            f"  gRPC     {facts['grpc']}",
+            f"  metrics  {facts['metrics']}",
+            *(f"  model    {name:<{width}}  {url}" for name, url in urls.items()),
+            f"  patches  {', '.join(facts['patches']) or 'none'} (of TorchServe)",
+            f"  logs     {facts['logs']}",
+            "Try:",
+            f"  curl {first}",
+            f"  curl -T picture.png {first}",
+            f"  curl -F data=@picture.png -F layers=all -H 'Accept: application/x-npz' -o maps.npz {first}",
+            "Ctrl-C stops it.",
+        ]
+    )

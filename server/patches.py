@@ -98,12 +98,6 @@ class Change:
     sha256: str
     edits: tuple[Swap, ...]
 
-    def make(self, original: bytes) -> bytes:
-        """Return the class with the changes."""
-        for edit in self.edits:
-            original = original.replace(edit.before, edit.after)
-        return original
-
 
 @dataclass(frozen=True)
 class Patch:
@@ -119,7 +113,7 @@ class Patch:
     name: str
     without: str
     changes: tuple[Change, ...]
-    added: Mapping[str, bytes] = field(default_factory=dict, hash=False)
+    added: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def _build_pauses(seconds: Sequence[int]) -> bytes:
@@ -456,33 +450,33 @@ PATCHES = (
 )
 
 
-def apply(home: Path, folder: Path, patches: Sequence[Patch]) -> list[Patch]:
+def apply(home: Path, folder: Path) -> list[str]:
     """Write the patched classes into a folder for the front of the class path.
 
     Args:
         home: Where TorchServe is installed.
         folder: Folder to write to, created if missing.
-        patches: Patches to apply, from `PATCHES`.
 
     Returns:
-        The patches that were applied; the others are for another TorchServe than this one.
+        The names of the patches that were applied; the others are for another TorchServe than this one.
     """
+    changed = {change.member for patch in PATCHES for change in patch.changes}
     with zipfile.ZipFile(home / JAR) as jar:
-        members = set(jar.namelist())
-        found = {
-            change: jar.read(change.member) for patch in patches for change in patch.changes if change.member in members
-        }
-    applied = [patch for patch in patches if all(_known(change, found.get(change)) for change in patch.changes)]
-    patched: dict[str, bytes] = {}  # Two patches may change the same class.
-    for change in (change for patch in applied for change in patch.changes):
-        patched[change.member] = change.make(patched.get(change.member, found[change]))
-    patched |= {member: content for patch in applied for member, content in patch.added.items()}
+        classes = {member: jar.read(member) for member in changed.intersection(jar.namelist())}
+    digests = {member: hashlib.sha256(content).hexdigest() for member, content in classes.items()}
+    applied = [
+        patch for patch in PATCHES if all(digests.get(change.member) == change.sha256 for change in patch.changes)
+    ]
+    patched: dict[str, bytes] = {}
+    for patch in applied:
+        patched |= patch.added
+        for change in patch.changes:
+            content = patched.get(change.member, classes[change.member])  # Two patches may change the same class.
+            for edit in change.edits:
+                content = content.replace(edit.before, edit.after)
+            patched[change.member] = content
     for member, content in patched.items():
         path = folder / member
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    return applied
-
-
-def _known(change: Change, original: bytes | None) -> bool:
-    return original is not None and hashlib.sha256(original).hexdigest() == change.sha256
+    return [patch.name for patch in applied]

@@ -6,12 +6,14 @@ them. Only models that are served have series: names that callers invent have no
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -19,23 +21,74 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from server.children import is_alive
+from server.configuration import PrivateDirectory
 from server.fetching import fetch
-from server.gpu_metrics import Gpus, gpu_families
 from server.host import read_disk, read_memory
 from server.management import Management, ModelState
 from server.patches import PATCHES
-from server.sources import Source
 from server.watch import read_published
 
 WAIT_S = 2.0  # For all sources together: Prometheus gives a scrape 4 s.
 FETCH_TIMEOUT_S, DESCRIBE_TIMEOUT_S = 2.0, 10.0
 KEEP_S = 60.0  # On a GPU TorchServe runs nvidia-smi for every worker that it describes, which may take seconds.
+SLOW_S, REST = 0.25, 20  # After an answer that took longer than SLOW_S, the next query waits REST times as long.
 
+T = TypeVar("T")
 Model = tuple[str, str]  # Name, version.
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]  # By name and labels.
 
 REQUESTS, WAITED = "ts_inference_requests", "ts_queue_latency_microseconds"
 RESPONSES = {"2xx": "Requests2XX", "4xx": "Requests4XX", "5xx": "Requests5XX"}
+
+
+class Source(Generic[T]):
+    """A source of metrics that is queried at every scrape and may hang: one query at a time, and a limited wait.
+
+    Args:
+        ask: Returns the answer, or raises. Called in a thread of its own.
+        keep_s: Seconds for which an answer is used while there is no newer one; 0 if every scrape needs its own.
+    """
+
+    def __init__(self, ask: Callable[[], T], *, keep_s: float = 0.0) -> None:
+        self._ask = ask
+        self._keep_s = keep_s
+        self._lock = threading.Lock()
+        self._answered = threading.Event()
+        self._answered.set()
+        self._answer: T | None = None
+        self._answered_at = self._due = float("-inf")
+
+    def start(self) -> None:
+        """Start a query, unless the last one is still running or was slow a moment ago."""
+        with self._lock:
+            if not self._answered.is_set() or time.monotonic() < self._due:
+                return
+            self._answered.clear()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def answer(self, deadline: float) -> T | None:
+        """Return the last query's answer, or the one before it while it can be used; None if there is neither.
+
+        Args:
+            deadline: When to stop waiting (`time.monotonic()`).
+        """
+        self._answered.wait(max(0.0, deadline - time.monotonic()))
+        with self._lock:
+            holds = self._answered.is_set() or time.monotonic() - self._answered_at < self._keep_s
+            return self._answer if holds else None
+
+    def _run(self) -> None:
+        started = time.monotonic()
+        try:
+            answer = self._ask()
+        except Exception:  # A failure of any kind must not affect the other sources.
+            answer = None
+        with self._lock:
+            self._answer, self._answered_at = answer, time.monotonic()
+            took_s = self._answered_at - started
+            if self._keep_s and took_s > SLOW_S:
+                self._due = self._answered_at + min(took_s * REST, self._keep_s / 2)
+            self._answered.set()
 
 
 class ServerMetrics(Collector):
@@ -44,9 +97,7 @@ class ServerMetrics(Collector):
     Args:
         models: The models served until the watch publishes others; of several versions the first is the default.
         metrics_port: Port of TorchServe's own metrics, on 127.0.0.1.
-        management_socket: TorchServe's management API.
-        drain_file: A file that exists while the server drains.
-        watch_file: State of the models, as the launcher's watch publishes it.
+        directory: The private directory.
         started: When the server was started, unix time.
         patches: Names of the patches of TorchServe that are active.
     """
@@ -55,21 +106,18 @@ class ServerMetrics(Collector):
         self,
         models: Sequence[Model],
         metrics_port: int,
-        management_socket: Path,
-        drain_file: Path,
-        watch_file: Path,
+        directory: PrivateDirectory,
         started: float,
         patches: Sequence[str] = (),
     ) -> None:
         self._models = models
-        self._management = Management(management_socket, DESCRIBE_TIMEOUT_S)
-        self._drain_file = drain_file
-        self._watch_file = watch_file
+        self._management = Management(directory.management_socket, DESCRIBE_TIMEOUT_S)
+        self._directory = directory
         self._started = started
         self._patches = patches
         self._counters: Source[Samples] = Source(partial(read_counters, metrics_port))
         self._states: Source[dict[Model, ModelState]] = Source(self._describe, keep_s=KEEP_S)
-        self._gpus = Source(Gpus().read)
+        self._gpus = Source(partial(gpu_families, load_gpu_driver()))
 
     def collect(self) -> Iterable[Metric]:
         """Query all sources at a time, and yield the metrics of those that answer in time."""
@@ -89,15 +137,15 @@ class ServerMetrics(Collector):
         for patch in PATCHES:
             patches.add_metric([patch.name], patch.name in self._patches)
         yield patches
-        published = read_published(self._watch_file)
-        yield from status_families(published["ready"], self._drain_file.exists(), self._started)
+        published = read_published(self._directory.watch_file)
+        yield from status_families(published["ready"], self._directory.drain_file.exists(), self._started)
         yield from _watch_families(published)
-        yield from _host_families(self._watch_file.parent)
+        yield from _host_families(self._directory.path)
         if states is not None:
             yield from _state_families(states, published["models"])
         if counters is not None:
             yield from self._counter_families(counters, published)
-        yield from gpu_families(self._gpus.answer(deadline) or [])
+        yield from self._gpus.answer(deadline) or []
 
     def _served(self, published: dict[str, Any]) -> list[Model]:
         """Return the models served now without those that cannot be loaded, the default version of each first."""
@@ -106,7 +154,7 @@ class ServerMetrics(Collector):
 
     def _describe(self) -> dict[Model, ModelState]:
         states = {}
-        for model in self._served(read_published(self._watch_file)):
+        for model in self._served(read_published(self._directory.watch_file)):
             state = self._management.describe(*model)
             if state is None:
                 raise OSError(f"TorchServe does not describe {model[0]} {model[1]}")
@@ -263,6 +311,41 @@ def worker_families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetric
         GaugeMetricFamily("convscope_workers_wanted", "Workers that the model should have.", labels=labels),
         GaugeMetricFamily("convscope_queue_requests", "Requests that wait for a worker now.", labels=labels),
     )
+
+
+def load_gpu_driver() -> Any:
+    """Return the initialised module of the package `nvidia-ml-py`; None without the package or the driver."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # The package or the driver is missing, or they do not match.
+        return None
+    return pynvml
+
+
+def gpu_families(driver: Any) -> list[Metric]:
+    """Read the memory and load of every GPU; return the metrics that have a value.
+
+    Args:
+        driver: From `load_gpu_driver`.
+    """
+    used = GaugeMetricFamily("convscope_gpu_memory_used_bytes", "GPU memory in use, by all processes.", labels=["gpu"])
+    total = GaugeMetricFamily("convscope_gpu_memory_total_bytes", "GPU memory in all.", labels=["gpu"])
+    load = GaugeMetricFamily(
+        "convscope_gpu_utilization_ratio",
+        "Share of the driver's last sampling period in which something ran on the GPU, 0 to 1.",
+        labels=["gpu"],
+    )
+    for index in range(driver.nvmlDeviceGetCount() if driver else 0):
+        with contextlib.suppress(driver.NVMLError):
+            handle = driver.nvmlDeviceGetHandleByIndex(index)
+            memory = driver.nvmlDeviceGetMemoryInfo(handle)
+            used.add_metric([str(index)], memory.used)
+            total.add_metric([str(index)], memory.total)
+            # Last, since a GPU that is divided into instances does not report it.
+            load.add_metric([str(index)], driver.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
+    return [family for family in (used, total, load) if family.samples]
 
 
 def _host_families(folder: Path) -> Iterable[Metric]:

@@ -20,12 +20,11 @@ from typing import Any
 import uvicorn
 
 from server import ports
-from server.arguments import MEGABYTE
-from server.configuration import PrivateDirectory, flush_s
+from server.arguments import MEGABYTE, Settings
+from server.configuration import flush_s, private_directory
 from server.control import Control, Reloader
 from server.failures import Failure
 from server.kserve import rest, rpc
-from server.kserve.arguments import Asked
 from server.kserve.models import Models
 from server.models import Archive, Files, Found
 from server.reporting import Reporter, write
@@ -35,11 +34,11 @@ PAUSE_S = 0.1  # Between two checks of the event loop's result.
 KEEP_ALIVE_S = 65  # Longer than proxies keep an idle connection.
 
 
-def run(asked: Asked, found: Found, reporter: Reporter) -> bool:
+def run(settings: Settings, found: Found, reporter: Reporter) -> bool:
     """Serve until a signal arrives.
 
     Args:
-        asked: The settings.
+        settings: The settings.
         found: The archives to serve.
         reporter: Reports what happens.
 
@@ -49,12 +48,11 @@ def run(asked: Asked, found: Found, reporter: Reporter) -> bool:
     Raises:
         Failure: The server cannot start.
     """
-    settings = asked.settings
-    with PrivateDirectory(settings.work_dir, None, for_java=False) as directory:
-        models = Models(found.archives, directory, asked, reporter)
+    with private_directory(settings.work_dir, None, for_java=False) as directory:
+        models = Models(found.archives, directory, settings, reporter)
         models.rejected |= found.rejected
         try:
-            asyncio.run(_serve(asked, models, found.files, reporter))
+            asyncio.run(_serve(settings, models, found.files, reporter))
         except asyncio.CancelledError:
             return not directory.drain_file.exists()
     return True
@@ -69,9 +67,8 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
-async def _serve(asked: Asked, models: Models, files: Files, reporter: Reporter) -> None:
-    started, settings = time.monotonic(), asked.settings
-    host = ports.resolve_host(settings.host)
+async def _serve(settings: Settings, models: Models, files: Files, reporter: Reporter) -> None:
+    started, host = time.monotonic(), ports.resolve_host(settings.host)
     http_port = ports.claim_port(host, settings.rest_port, "--http-port")
     grpc_port = ports.claim_port(host, settings.grpc_port, "--grpc-port")
     ready, stop, task = asyncio.Event(), asyncio.Event(), asyncio.current_task()
@@ -88,7 +85,7 @@ async def _serve(asked: Asked, models: Models, files: Files, reporter: Reporter)
     try:
         await models.start()
         reloader = Reloader(Versions(models, asyncio.get_running_loop()), settings, reporter)
-        most_bytes, timeout_s = settings.max_request_mb * MEGABYTE, asked.timeout_s
+        most_bytes, timeout_s = settings.max_request_mb * MEGABYTE, settings.timeout_s
         app = rest.build_app(models, max_request_bytes=most_bytes, timeout_s=timeout_s)
         config = uvicorn.Config(
             app,

@@ -27,12 +27,12 @@ from typing import Any, TypeVar
 
 from handlers.wire import convscope_pb2 as wire
 from server import devices
+from server.arguments import Settings
 from server.children import describe_ending
 from server.configuration import PrivateDirectory, count_workers, default_workers, worker_environment
 from server.control import check_room, unpack
 from server.failures import Failure
 from server.kserve import tensors
-from server.kserve.arguments import Asked
 from server.kserve.errors import Rejected
 from server.kserve.worker import LENGTH, Head, pack
 from server.models import Archive, describe_models
@@ -176,7 +176,7 @@ class Model:
         commands: For each worker the command that starts it.
         slots: For each worker its number, which is part of the names of its metrics files.
         environment: Environment of the workers.
-        asked: The settings.
+        settings: The settings.
         reporter: Reports what happens to workers.
 
     Attributes:
@@ -194,11 +194,11 @@ class Model:
         commands: Sequence[Sequence[str]],
         slots: Sequence[int],
         environment: Mapping[str, str],
-        asked: Asked,
+        settings: Settings,
         reporter: Reporter,
     ) -> None:
         self.archive, self.card, self.deaths = archive, wire.ModelCard(), dict.fromkeys(CAUSES, 0)
-        self._commands, self._asked, self._say = commands, asked, reporter.say
+        self._commands, self._settings, self._say = commands, settings, reporter.say
         self._environment = {**environment, "PYTHONPATH": str(folder)}
         self.users, self.folder, self.slots = 0, folder, slots
         self._waiting: deque[Request] = deque()
@@ -302,7 +302,7 @@ class Model:
             command: Command that starts it.
             loaded: Set once the first worker has started; or to its failure, after which no other is started.
         """
-        timeout_s = min(self._asked.settings.startup_timeout_s, self.archive.startup_timeout_s)
+        timeout_s = min(self._settings.startup_timeout_s, self.archive.startup_timeout_s)
         pause_s = 1.0
         while True:
             try:
@@ -371,7 +371,7 @@ class Models:
     Args:
         archives: The archives to serve, the newest version of a model first.
         directory: The private directory, for unpacked archives, metrics and the drain file.
-        asked: The settings.
+        settings: The settings.
         reporter: Reports what happens.
 
     Attributes:
@@ -380,15 +380,15 @@ class Models:
     """
 
     def __init__(
-        self, archives: Sequence[Archive], directory: PrivateDirectory, asked: Asked, reporter: Reporter
+        self, archives: Sequence[Archive], directory: PrivateDirectory, settings: Settings, reporter: Reporter
     ) -> None:
-        settings, self._gpus = asked.settings, devices.count_gpus(asked.settings.device)
+        self._gpus = devices.count_gpus(settings.device)
         cores = devices.count_cores()
         self._default_workers = default_workers(len(archives), self._gpus, cores)
         workers = sum(count_workers(archive, settings, self._default_workers) for archive in archives)
         self._environment = worker_environment(directory, settings, workers, cores, os.environ)
         self.directory, self.rejected, self.started = directory, dict[str, str](), time.time()
-        self._asked, self._reporter, self._say = asked, reporter, reporter.say
+        self._settings, self._reporter, self._say = settings, reporter, reporter.say
         self._slots, self._folders, self._leftovers = itertools.count(), itertools.count(1), list[Path]()
         self._archives, self._models, self._loaded = archives, list[Model](), dict[Archive, Model]()
 
@@ -434,7 +434,7 @@ class Models:
         self._leftovers = []
         check_room(
             archive,
-            count_workers(archive, self._asked.settings, self._default_workers),
+            count_workers(archive, self._settings, self._default_workers),
             (process for model in self._models for process in model.processes()),
             (process for model in self._models if model.archive.name == archive.name for process in model.processes()),
             self.directory.path,
@@ -460,14 +460,14 @@ class Models:
             Failure: It cannot be unpacked, a worker cannot load it, or it does not respond with its card.
         """
         folder = self.directory.path / "archives" / f"{next(self._folders)}-{archive.name}-{archive.version}"
-        await asyncio.to_thread(unpack, archive, folder, self._asked.settings.require_signature)
+        await asyncio.to_thread(unpack, archive, folder, self._settings.require_signature)
         commands, slots = [], []
-        for _ in range(count_workers(archive, self._asked.settings, self._default_workers)):
+        for _ in range(count_workers(archive, self._settings, self._default_workers)):
             slots.append(slot := next(self._slots))
             gpu = ("--gpu", str(slot % self._gpus)) if self._gpus else ()
             # -P: this repository's own modules are not on the path, the archive's folder is.
             commands.append((sys.executable, "-P", str(WORKER), "--port", str(slot), "--archive", str(folder), *gpu))
-        model = Model(archive, folder, commands, slots, self._environment, self._asked, self._reporter)
+        model = Model(archive, folder, commands, slots, self._environment, self._settings, self._reporter)
         try:
             await model.start()
         except BaseException as failure:

@@ -17,7 +17,7 @@ import kubernetes.client
 import pytest
 import yaml
 
-from server.kserve.arguments import parse
+from server.kserve.__main__ import parse
 
 ROOT = Path(__file__).parents[2]
 KSERVE = ROOT / "deploy/kubernetes/overlays/kserve"
@@ -73,17 +73,17 @@ def test_the_server_takes_the_runtimes_options_and_listens_where_it_says() -> No
     [container] = read("runtime")["spec"]["containers"]
     values = {one["name"]: one["value"] for one in container["env"]}
     options = [re.sub(r"\$\((\w+)\)", lambda found: values[found[1]], option) for option in container["args"]]
-    asked = parse(options)
+    settings = parse(options)
     ports = {one["name"]: one["containerPort"] for one in container["ports"]}
-    assert ports == {"http": asked.settings.rest_port, "grpc": asked.settings.grpc_port}
+    assert ports == {"http": settings.rest_port, "grpc": settings.grpc_port}
     assert next(iter(ports)) == "http"  # KServe's Service leads to the first.
-    assert asked.settings.model_store == Path("/mnt/models")
-    assert (asked.settings.unready_s, asked.settings.drain_s, asked.settings.log_format) == (4, 30, "json")
+    assert settings.model_store == Path("/mnt/models")
+    assert (settings.unready_s, settings.drain_s, settings.log_format) == (4, 30, "json")
     assert container["startupProbe"]["httpGet"] == container["readinessProbe"]["httpGet"]
     patience_s = container["startupProbe"]["periodSeconds"] * container["startupProbe"]["failureThreshold"]
-    assert patience_s > asked.settings.startup_timeout_s
+    assert patience_s > settings.startup_timeout_s
     grace_s = read("service")["spec"]["predictor"]["terminationGracePeriodSeconds"]
-    assert grace_s > asked.settings.unready_s + asked.settings.drain_s
+    assert grace_s > settings.unready_s + settings.drain_s
 
 
 def test_the_service_asks_for_what_the_runtime_offers() -> None:

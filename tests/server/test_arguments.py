@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from server.arguments import build_parser, parse
-from server.kserve import arguments as second_host
+from server.kserve import __main__ as second_host
 from tests.server.harness import ROOT
 
 
@@ -68,14 +68,12 @@ def test_the_server_starts_without_importing_torch_or_another_room():
 
 
 def test_the_second_host_has_the_options_that_do_not_depend_on_torchserve(capsys):
-    asked = second_host.parse([])
-    settings = asked.settings
-    assert (settings.host, settings.rest_port, settings.grpc_port, asked.timeout_s) == ("127.0.0.1", 8085, 8086, 60)
+    settings = second_host.parse([])
+    assert (settings.host, settings.rest_port, settings.grpc_port, settings.timeout_s) == ("127.0.0.1", 8085, 8086, 60)
     assert (settings.models, settings.workers, settings.patch, settings.max_reply_mb) == ((), None, False, 256)
     given = ["--models", "a, b/1.0", "--workers", "2", "--engine", "torch", "--timeout-s", "5"]
-    asked = second_host.parse(given)
-    settings = asked.settings
-    assert (settings.models, settings.workers, settings.engine, asked.timeout_s) == (("a", "b/1.0"), 2, "torch", 5)
+    settings = second_host.parse(given)
+    assert (settings.models, settings.workers, settings.engine, settings.timeout_s) == (("a", "b/1.0"), 2, "torch", 5)
     for wrong in (["--http-port", "8086"], ["--heap-mb", "1024"], ["--timeout-s", "never"]):
         with pytest.raises(SystemExit) as exit:
             second_host.parse(wrong)

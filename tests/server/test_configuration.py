@@ -11,9 +11,9 @@ from server import devices, ports
 from server.arguments import parse
 from server.configuration import (
     Listeners,
-    PrivateDirectory,
     count_workers,
     default_workers,
+    private_directory,
     worker_environment,
     write_configuration,
 )
@@ -26,7 +26,7 @@ LISTENERS = Listeners("127.0.0.1", 8080, 7070, 8082, 8083, 7071, 9000)
 
 @pytest.fixture
 def directory(work):
-    with PrivateDirectory(work, None) as made:
+    with private_directory(work, None) as made:
         yield made
 
 
@@ -61,7 +61,7 @@ def test_a_path_beyond_ascii_is_written_as_java_reads_it(directory, tmp_path):
 
 
 def test_the_private_directory_is_for_this_user_alone_and_is_gone_afterwards(work):
-    with PrivateDirectory(work, None) as directory:
+    with private_directory(work, None) as directory:
         assert stat.S_IMODE(directory.path.stat().st_mode) == 0o700
         directory.models_log.write_text("words")
         kept = directory.keep_logs()
@@ -71,7 +71,7 @@ def test_the_private_directory_is_for_this_user_alone_and_is_gone_afterwards(wor
 
 
 def test_a_log_folder_of_ones_own_stays_where_it_is(work):
-    with PrivateDirectory(work / "work", work / "logs") as directory:
+    with private_directory(work / "work", work / "logs") as directory:
         directory.models_log.write_text("words")
         assert directory.keep_logs() == work / "logs"
     assert (work / "logs" / "models.log").exists()
@@ -82,7 +82,7 @@ def test_a_log_folder_that_cannot_be_made_leaves_nothing_behind(where, work):
     (work / "file").touch()
     with (
         pytest.raises(Failure, match=r"cannot write to .*/file"),
-        PrivateDirectory(work / "work", work / where),
+        private_directory(work / "work", work / where),
     ):
         pass
     assert not list((work / "work").iterdir())
@@ -91,7 +91,7 @@ def test_a_log_folder_that_cannot_be_made_leaves_nothing_behind(where, work):
 def test_a_log_folder_that_cannot_be_written_to_is_told(work):
     with (
         pytest.raises(Failure, match=r"cannot write to /proc/\d+/java\.log"),
-        PrivateDirectory(work, Path("/proc/self")),
+        private_directory(work, Path("/proc/self")),
     ):
         pass
     assert not list(work.iterdir())
@@ -101,7 +101,7 @@ def test_a_work_folder_too_deep_for_a_socket_is_refused(tmp_path):
     deep = tmp_path / ("d" * 100)
     with (
         pytest.raises(Failure, match=r"too long for a socket: choose a shorter one with --work-dir"),
-        PrivateDirectory(deep, None),
+        private_directory(deep, None),
     ):
         pass
     assert not list(deep.iterdir())
@@ -112,7 +112,7 @@ def test_a_work_folder_from_which_nothing_may_run_is_refused(work, monkeypatch):
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=mounted.f_flag | os.ST_NOEXEC))
     with (
         pytest.raises(Failure, match=r"\(mounted noexec\).*or choose another with --work-dir"),
-        PrivateDirectory(work, None),
+        private_directory(work, None),
     ):
         pass
     assert not list(work.iterdir())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from server.configuration import PrivateDirectory
+from server.configuration import private_directory
 from server.diagnosis import CAUSES, Death, Diagnosis, explain_java, explain_worker, find_cause
 from server.host import Memory
 from server.logs import Follower
@@ -77,7 +77,7 @@ def test_a_workers_last_words_become_one_sentence(causes, words):
 
 def test_a_worker_that_torchserve_ended_did_not_answer_whatever_it_printed_before(work):
     cifar = replace(CIFAR, response_timeout_s=7, startup_timeout_s=9)
-    with PrivateDirectory(work, None) as directory:
+    with private_directory(work, None) as directory:
         diagnosis = Diagnosis(directory, [cifar])
         stdout = "2026-01-01T00:00:00,000 [INFO ] W-9000-cifar_1.0-stdout MODEL_LOG -"
         directory.models_log.write_text("".join(f"{stdout} {said}\n" for said in traceback("ValueError: long ago")))
@@ -108,7 +108,7 @@ def read_death(work, *lines: str, said: tuple[str, ...] = (), kills: tuple[int |
     """Return what is made of one worker's death: TorchServe's lines, its own, and the kernel's count of kills."""
     counts = iter(kills)
     last = kills[-1]
-    with PrivateDirectory(work, None) as directory:
+    with private_directory(work, None) as directory:
         diagnosis = Diagnosis(directory, [CIFAR], lambda: Memory(512 << 20, 1 << 30, next(counts, last)))
         stdout = "2026-01-01T00:00:00,000 [INFO ] W-9000-cifar_1.0-stdout MODEL_LOG -"
         directory.models_log.write_text("".join(f"{stdout} {line}\n" for line in said))
@@ -181,7 +181,7 @@ def test_an_exception_that_the_machine_caused_is_not_held_against_the_archive(ca
 
 def test_warnings_without_a_message_are_told_by_their_exception_and_callers_that_hang_up_are_not(work):
     head = "2026-01-01T00:00:00,000 [ERROR] epollEventLoopGroup-3-1 HttpRequestHandler - "
-    with PrivateDirectory(work, None) as directory:
+    with private_directory(work, None) as directory:
         diagnosis = Diagnosis(directory, [CIFAR])
         directory.torchserve_log.write_text(
             f"{head}\njava.lang.OutOfMemoryError: Cannot reserve 5 bytes\n\tat x.y\n"

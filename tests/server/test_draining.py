@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.configuration import Listeners, PrivateDirectory
+from server.configuration import Listeners, private_directory
 from server.draining import DUMP_END, Traffic, count_busy_workers, unsent_bytes
 from server.models import Archive
 from tests.server.standins import describe, saying, serving
@@ -82,7 +82,7 @@ class IdleJava:
 
 @pytest.fixture
 def directory(work):
-    with PrivateDirectory(work, None) as made:
+    with private_directory(work, None) as made:
         yield made
 
 

@@ -13,6 +13,7 @@ import time
 import pytest
 
 from server import exporter, ports
+from server.configuration import PrivateDirectory
 from server.server_metrics import ServerMetrics
 from tests.server.harness import ROOT, poll, processes
 from tests.server.writers import writing
@@ -27,7 +28,7 @@ def metrics_folder(work):
 @pytest.fixture
 def address(work, metrics_folder):
     listener = ports.listen("127.0.0.1", 0, "--metrics-port")
-    server = ServerMetrics([("m", "1")], 1, work / "m.sock", work / "draining", work / "watch.json", 0)
+    server = ServerMetrics([("m", "1")], 1, PrivateDirectory(work), 0)
     app = exporter.build_app(metrics_folder, server)
     server = exporter.Server(listener, app)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
@@ -120,9 +121,7 @@ def command(work, listener: socket.socket) -> list[str]:
     """The command line that the launcher gives it, but for the launcher's own number at its end."""
     return [
         *(sys.executable, "-m", "server.exporter", "--listener", str(listener.fileno()), "--torchserve-port", "1"),
-        *("--folder", str(work / "metrics"), "--management-socket", str(work / "m"), "--drain-file", str(work / "d")),
-        *("--watch-file", str(work / "w.json")),
-        *("--models", "m/1", "--started", "7", "--launcher"),
+        *("--directory", str(work), "--models", "m/1", "--started", "7", "--launcher"),
     ]
 
 

@@ -21,7 +21,7 @@ import pytest
 from server import control, reload
 from server.arguments import parse
 from server.children import is_alive
-from server.configuration import PrivateDirectory
+from server.configuration import private_directory
 from server.control import Control, Reloader, check_room
 from server.failures import Failure
 from server.host import Memory, read_free_memory, read_process_memory
@@ -180,7 +180,7 @@ def host(store):
 def listening(work, store, host, tmp_path):
     """A server's socket, and a host behind it."""
     settings = parse(["--model-store", str(store), "--watch-store"])
-    with PrivateDirectory(work, None) as directory, (tmp_path / "log").open("w") as log:
+    with private_directory(work, None) as directory, (tmp_path / "log").open("w") as log:
         opened = Control(
             Reloader(host, settings, Reporter(as_json=False, stream=log)), directory, settings, look(store)
         )
@@ -311,7 +311,7 @@ def test_without_a_server_or_with_several_it_says_so(unwatched, work, store, hos
     assert f"{work}: no server of yours runs there" in capsys.readouterr().err
     settings = parse(["--model-store", str(store)])
     log = (tmp_path / "log").open("w")
-    with log, PrivateDirectory(work, None) as one, PrivateDirectory(work, None) as other:
+    with log, private_directory(work, None) as one, private_directory(work, None) as other:
         reporter = Reporter(as_json=False, stream=log)
         opened = [
             Control(Reloader(host, settings, reporter), directory, settings, look(store)) for directory in (one, other)

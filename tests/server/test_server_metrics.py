@@ -9,12 +9,11 @@ import types
 
 import pytest
 
+from server.configuration import PrivateDirectory
 from server.fetching import fetch
-from server.gpu_metrics import Gpus, gpu_families
 from server.host import read_memory
 from server.management import UnixConnection
-from server.server_metrics import ServerMetrics
-from server.sources import Source
+from server.server_metrics import ServerMetrics, Source, gpu_families, load_gpu_driver
 from tests.server.harness import poll
 from tests.server.standins import COUNTERS, describe, dripping, saying, serving, silent
 
@@ -38,7 +37,7 @@ def publish(work, answered: bool = True, **restarts: int) -> None:
 
 def collect(work, port, models=MODELS) -> dict[tuple, float]:
     """Collect once; samples by name and label values."""
-    server = ServerMetrics(models, port, work / "m.sock", work / "draining", work / "watch.json", 1234.5)
+    server = ServerMetrics(models, port, PrivateDirectory(work), 1234.5)
     return samples(server)
 
 
@@ -52,7 +51,7 @@ def samples(server) -> dict[tuple, float]:
 
 def test_what_torchserve_says_comes_under_our_names_with_the_default_version_under_its_own(work):
     publish(work)
-    with serving(LOOPBACK, saying(COUNTERS)) as port, serving(work / "m.sock", saying(describe(3, 1, 2, 5))):
+    with serving(LOOPBACK, saying(COUNTERS)) as port, serving(work / "management.sock", saying(describe(3, 1, 2, 5))):
         found = collect(work, port)
     assert found[("torchserve_up",)] == 1
     assert found[("torchserve_requests_total", "2.0", "cifar")] == 10
@@ -72,9 +71,9 @@ def test_what_torchserve_says_comes_under_our_names_with_the_default_version_und
 def test_workers_are_ready_only_while_the_model_answers_its_card_and_their_processes_run(answered, work):
     publish(work, answered, worker_gone=3, no_answer=0)
     for pid, running in ((None, True), (2**30, False)):
-        with serving(work / "m.sock", saying(describe(3, 2, 3, pid=pid))):
+        with serving(work / "management.sock", saying(describe(3, 2, 3, pid=pid))):
             found = collect(work, port=1)
-        (work / "m.sock").unlink()
+        (work / "management.sock").unlink()
         ready = 2 if answered and running else 0
         assert found[("workers", "1.0", "cifar", "ready")] == ready
         assert found[("workers", "1.0", "cifar", "silent")] == 2 - ready
@@ -109,7 +108,7 @@ def test_a_model_that_is_not_served_after_all_does_not_hide_the_workers_of_the_o
         body, status = (describe(1, 1), "200 OK") if path == "/models/cifar/2.0" else ("{}", "404 Not Found")
         saying(body, status)(connection, path)
 
-    with serving(work / "m.sock", answer):
+    with serving(work / "management.sock", answer):
         found = collect(work, port=1)
     assert found[("workers", "2.0", "cifar", "ready")] == 1
 
@@ -124,14 +123,14 @@ def test_memory_and_disk_are_the_kernels(work):
 
 
 def test_before_the_watch_has_said_anything_no_worker_is_ready(work):
-    with serving(work / "m.sock", saying(describe(1, 1))):
+    with serving(work / "management.sock", saying(describe(1, 1))):
         found = collect(work, port=1)
     assert found[("workers", "1.0", "cifar", "ready")] == 0
     assert not [key for key in found if key[0] == "card_answered"]
 
 
 def test_the_drain_shows(work):
-    server = ServerMetrics(MODELS, 1, work / "m.sock", work / "draining", work / "watch.json", 0)
+    server = ServerMetrics(MODELS, 1, PrivateDirectory(work), 0)
     assert samples(server)[("draining",)] == 0
     (work / "draining").touch()
     assert samples(server)[("draining",)] == 1
@@ -151,7 +150,7 @@ def test_without_torchserve_its_series_are_left_out_and_up_is_0(work):
 )
 def test_broken_metrics_leave_the_workers_shown(metrics, work):
     publish(work)
-    with serving(LOOPBACK, metrics) as port, serving(work / "m.sock", saying(describe(1, 1))):
+    with serving(LOOPBACK, metrics) as port, serving(work / "management.sock", saying(describe(1, 1))):
         found = collect(work, port)
     assert found[("torchserve_up",)] == 0
     assert found[("workers", "1.0", "cifar", "ready")] == 1
@@ -160,7 +159,7 @@ def test_broken_metrics_leave_the_workers_shown(metrics, work):
 
 @pytest.mark.parametrize("management", [saying("[]"), saying("[{}]"), saying("no", "404 Not Found"), saying("{")])
 def test_a_broken_management_api_leaves_the_counters_shown(management, work):
-    with serving(LOOPBACK, saying(COUNTERS)) as port, serving(work / "m.sock", management):
+    with serving(LOOPBACK, saying(COUNTERS)) as port, serving(work / "management.sock", management):
         found = collect(work, port)
     assert found[("torchserve_up",)] == 0
     assert found[("torchserve_requests_total", "1.0", "cifar")] == 1
@@ -169,8 +168,8 @@ def test_a_broken_management_api_leaves_the_counters_shown(management, work):
 
 @pytest.mark.parametrize("slow", [dripping, silent])
 def test_a_torchserve_that_drips_or_hangs_does_not_hold_up_a_scrape(slow, work, stop):
-    with serving(LOOPBACK, slow(stop)) as port, serving(work / "m.sock", slow(stop)):
-        server = ServerMetrics(MODELS, port, work / "m.sock", work / "draining", work / "watch.json", 0)
+    with serving(LOOPBACK, slow(stop)) as port, serving(work / "management.sock", slow(stop)):
+        server = ServerMetrics(MODELS, port, PrivateDirectory(work), 0)
         for _ in range(2):
             started = time.monotonic()
             found = samples(server)
@@ -180,10 +179,10 @@ def test_a_torchserve_that_drips_or_hangs_does_not_hold_up_a_scrape(slow, work, 
 
 
 def test_an_answer_is_given_up_when_its_time_is_over_however_it_drips(work, stop):
-    with serving(work / "m.sock", dripping(stop)):
+    with serving(work / "management.sock", dripping(stop)):
         started = time.monotonic()
         with pytest.raises(OSError, match=r"no whole answer in 0\.5 s|no HTTP answer"):
-            fetch(UnixConnection(work / "m.sock", 0.5), "/x", 0.5)
+            fetch(UnixConnection(work / "management.sock", 0.5), "/x", 0.5)
         assert 0.4 < time.monotonic() - started < SCRAPE_TIMEOUT_S
         stop.set()
 
@@ -192,8 +191,8 @@ def test_an_answer_cut_short_is_an_error(work):
     def cut(connection, path):
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
 
-    with serving(work / "m.sock", cut), pytest.raises(OSError, match="cut short"):
-        fetch(UnixConnection(work / "m.sock", 5), "/x", 5)
+    with serving(work / "management.sock", cut), pytest.raises(OSError, match="cut short"):
+        fetch(UnixConnection(work / "management.sock", 5), "/x", 5)
 
 
 def test_a_question_is_open_once_and_its_last_answer_holds_as_long_as_it_may():
@@ -249,7 +248,7 @@ def fake_driver(monkeypatch, **functions) -> None:
 def gpu_samples() -> dict[tuple[str, str], float]:
     return {
         (sample.name, sample.labels["gpu"]): sample.value
-        for metric in gpu_families(Gpus().read())
+        for metric in gpu_families(load_gpu_driver())
         for sample in metric.samples
     }
 

@@ -18,7 +18,7 @@ import pytest
 
 from server import watch
 from server.children import is_alive, processor_s
-from server.configuration import Listeners, PrivateDirectory
+from server.configuration import Listeners, private_directory
 from server.diagnosis import CAUSES, Death
 from server.health import Health
 from server.models import Archive
@@ -98,7 +98,7 @@ class TorchServe:
     def watched(self, interval_s: float = 0.05, *, proven: bool = True):
         """Serve both APIs and watch; yields the watch, and what it publishes."""
         stack = contextlib.ExitStack()
-        directory = stack.enter_context(PrivateDirectory(self._work, None))
+        directory = stack.enter_context(private_directory(self._work, None))
         stack.enter_context(serving(directory.management_socket, self._manage))
         port = stack.enter_context(serving(("127.0.0.1", 0), self._answer))
         self.file, self.models_file = directory.watch_file, directory.models_file

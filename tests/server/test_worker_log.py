@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.configuration import PrivateDirectory
+from server.configuration import private_directory
 from server.diagnosis import Diagnosis
 from server.models import Archive
 from server.reporting import Reporter, write
@@ -158,7 +158,7 @@ def test_a_flood_is_cut_to_so_many_lines_a_second_and_the_rest_is_counted():
 def test_failed_requests_are_read_from_the_log_and_do_not_hide_a_workers_last_words(work):
     archive = Archive(Path("cifar.mar"), "cifar", "1.0", None, frozenset())
     head = "2026-01-01T00:00:00,000 [INFO ] W-9000-cifar_1.0-stdout MODEL_LOG - "
-    with PrivateDirectory(work, None) as directory:
+    with private_directory(work, None) as directory:
         diagnosis = Diagnosis(directory, [archive])
         words = ["Traceback (most recent call last):", "ValueError: too bad", *[line()] * 1000]
         directory.models_log.write_text("".join(f"{head}{said}\n" for said in words))
