@@ -230,7 +230,7 @@ class Launcher:
 
     def _announce(self, java: Java) -> None:
         listeners, host = self._listeners, ports.reachable(self._listeners.host)
-        facts = {
+        facts: dict[str, Any] = {
             "rest": f"http://{host}:{listeners.rest}",
             "grpc": f"{host}:{listeners.grpc}",
             "metrics": f"http://{host}:{listeners.metrics}/metrics",
