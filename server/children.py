@@ -1,7 +1,7 @@
 """The processes that the launcher starts, each in a session of its own; it reaps them when they end.
 
 Because of its session, Ctrl-C in the terminal does not reach a child, so requests can finish. If the launcher itself is
-killed, the kernel kills its children (Linux).
+killed, the kernel kills its children.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import ctypes
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -74,7 +73,7 @@ def reap() -> None:
 
 def adopt_orphans() -> None:
     """Adopt the children of a child that ends, as process 1 of a container does anyway."""
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def die_with(launcher: int) -> None:
@@ -83,52 +82,31 @@ def die_with(launcher: int) -> None:
     Args:
         launcher: Process id of the launcher.
     """
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != launcher:  # It ended before prctl was called.
         os._exit(1)
 
 
-def is_alive(process: int, processes: Path = PROCESSES) -> bool:
-    """Return whether a process runs: False if it has ended, is a zombie, or is stopped.
+def is_alive(process: int) -> bool:
+    """Return whether the process of an id runs: False if it has ended, is a zombie, or is stopped."""
+    fields = _read_stat(process)
+    return bool(fields) and fields[0] not in "ZXTt"
 
-    Args:
-        process: Its id.
-        processes: /proc; on a system without it, a stopped process counts as running.
-    """
-    if process <= 0:
-        return False
-    if not processes.is_dir():
-        try:
-            os.kill(process, 0)
-        except OSError:
-            return False
-        return True
+
+def processor_s(process: int) -> float:
+    """Return the processor time that a process has used with all its threads, in seconds; 0 if it is unknown."""
+    fields = _read_stat(process)
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0  # utime and stime.
+
+
+def _read_stat(process: int) -> list[str]:
+    """Return the fields of /proc/<id>/stat behind the name (proc(5)), the state first; empty if there is no process."""
     try:
-        state = (processes / str(process) / "stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return False
-    return state not in "ZXTt"
-
-
-def processor_s(process: int, processes: Path = PROCESSES) -> float:
-    """Return the processor time that a process has used with all its threads, in seconds; 0 if it is unknown.
-
-    Args:
-        process: Its id.
-        processes: /proc.
-    """
-    try:
-        fields = (processes / str(process) / "stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime, proc(5).
-    except (OSError, IndexError, ValueError):
-        return 0.0
+        return (PROCESSES / str(process) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def describe_ending(status: int) -> str:
     """Describe an exit status, as `subprocess` reports it."""
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-
-
-def _prctl(option: int, value: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)

@@ -7,6 +7,7 @@ user can open and which is removed at the end.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -201,7 +202,9 @@ def write_configuration(
         "max_request_bytes": settings.max_request_mb * MEGABYTE,
         "max_response_bytes": settings.max_reply_mb * MEGABYTE,
     }
-    text = Template(TEMPLATE.read_text()).substitute({key: _escape(str(value)) for key, value in values.items()})
+    # A Java properties file escapes backslashes and what is not ASCII as JSON does.
+    escaped = {key: json.dumps(str(value))[1:-1] for key, value in values.items()}
+    text = Template(TEMPLATE.read_text()).substitute(escaped)
     path = directory.path / "config.properties"
     path.write_text(text, encoding="ascii")
     return path
@@ -260,17 +263,3 @@ def default_workers(models: int, gpus: int, cores: int) -> int:
 def count_workers(archive: Archive, settings: Settings, default: int) -> int:
     """Return the number of workers of a model, set by the command line, else by the archive, else `default`."""
     return settings.workers or archive.workers or default
-
-
-def _escape(text: str) -> str:
-    """Return text as a value of a Java properties file: ASCII, backslashes doubled."""
-    doubled = text.replace("\\", "\\\\")
-    return "".join(
-        character if character.isascii() else "".join(f"\\u{unit:04x}" for unit in _utf16(character))
-        for character in doubled
-    )
-
-
-def _utf16(character: str) -> list[int]:
-    data = character.encode("utf-16-be")
-    return [int.from_bytes(data[start : start + 2]) for start in range(0, len(data), 2)]

@@ -60,7 +60,7 @@ def count_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     Args:
         quota: File of the control group: `<microseconds>|max <period>`.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
     try:
         share, period = quota.read_text().split()
         return max(1, min(cores, math.ceil(int(share) / int(period))))

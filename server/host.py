@@ -6,7 +6,8 @@ started, such as a systemd session. A value is None if there is no group or no l
 
 from __future__ import annotations
 
-import os
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,20 +76,15 @@ def read_memory(cgroups: Path = CGROUPS, own: Path = OWN) -> Memory:
 def read_disk(path: Path) -> Disk | None:
     """Read the size and the free space of the file system of a path; None if there is no such path."""
     try:
-        found = os.statvfs(path)
+        found = shutil.disk_usage(path)
     except OSError:
         return None
-    return Disk(found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize)
+    return Disk(found.free, found.total)
 
 
-def read_process_memory(process: int, processes: Path = PROCESSES) -> int:
-    """Return the anonymous memory of a process in bytes; 0 if it is unknown.
-
-    Args:
-        process: Its id.
-        processes: /proc.
-    """
-    return _read_memory_table(processes / str(process) / "status").get("RssAnon", 0)
+def read_process_memory(process: int) -> int:
+    """Return the anonymous memory of the process of an id in bytes; 0 if it is unknown."""
+    return _read_table(PROCESSES / str(process) / "status").get("RssAnon", 0)
 
 
 def read_free_memory(memory: Memory, table: Path = PROCESSES / "meminfo") -> int | None:
@@ -98,7 +94,7 @@ def read_free_memory(memory: Memory, table: Path = PROCESSES / "meminfo") -> int
         memory: From `read_memory`.
         table: The kernel's table of the machine's memory.
     """
-    free = [_read_memory_table(table).get("MemAvailable")]
+    free = [_read_table(table).get("MemAvailable")]
     if memory.limit is not None and memory.used is not None:
         free.append(max(0, memory.limit - memory.used))
     return min((amount for amount in free if amount is not None), default=None)
@@ -139,17 +135,9 @@ def _read_number(path: Path) -> int | None:
 
 
 def _read_table(path: Path) -> dict[str, int]:
+    """Return the numbers of one of the kernel's tables by name, amounts in kB as bytes; empty if it cannot be read."""
     try:
-        rows = [line.split() for line in path.read_text().splitlines()]
-        return {row[0]: int(row[1]) for row in rows if len(row) == 2}
-    except (OSError, ValueError):
-        return {}
-
-
-def _read_memory_table(path: Path) -> dict[str, int]:
-    """Read a table of amounts in kB, in bytes."""
-    try:
-        rows = [line.split() for line in path.read_text().splitlines()]
+        rows = re.findall(r"^(\w+):?\s+(\d+)( kB)?$", path.read_text(), re.MULTILINE)
     except OSError:
         return {}
-    return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if len(row) == 3 and row[2] == "kB"}
+    return {name: int(number) * (1024 if unit else 1) for name, number, unit in rows}

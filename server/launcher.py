@@ -101,6 +101,9 @@ class Launcher:
         self._gpus = devices.count_gpus(settings.device)
         self._cores = devices.count_cores()
         self._default_workers = configuration.default_workers(len(self._archives), self._gpus, self._cores)
+        self._workers = sum(
+            configuration.count_workers(archive, settings, self._default_workers) for archive in self._archives
+        )
         self._listeners = self._claim_ports()
         with self._metrics_listener, private_directory(settings.work_dir, settings.log_dir) as directory:
             self._directory = directory
@@ -121,9 +124,6 @@ class Launcher:
     def _claim_ports(self) -> Listeners:
         settings = self._settings
         host = ports.resolve_host(settings.host)
-        workers = sum(
-            configuration.count_workers(archive, settings, self._default_workers) for archive in self._archives
-        )
         self._metrics_listener = ports.listen(host, settings.metrics_port, "--metrics-port")
         return Listeners(
             host=host,
@@ -132,17 +132,14 @@ class Launcher:
             metrics=self._metrics_listener.getsockname()[1],
             torchserve_metrics=ports.claim_port("127.0.0.1", 0, "--metrics-port"),
             grpc_management=ports.claim_port("127.0.0.1", 0, "--grpc-port"),
-            first_worker=ports.free_worker_ports(workers),
+            first_worker=ports.free_worker_ports(self._workers),
         )
 
     def _start(self, java: Java, home: Path) -> JavaProcess:
         settings, directory = self._settings, self._directory
         directory.starting_file.touch()
-        workers = sum(
-            configuration.count_workers(archive, settings, self._default_workers) for archive in self._archives
-        )
         own = dict(os.environ)
-        environment = configuration.worker_environment(directory, settings, workers, self._cores, own)
+        environment = configuration.worker_environment(directory, settings, self._workers, self._cores, own)
         self._patches = patches.apply(home, directory.classes) if settings.patch else []
         directory.models_file.write_text(describe_models(self._archives))  # The watch updates it.
         why = "this TorchServe is not the one that the patch was written for" if settings.patch else "--no-patches"

@@ -13,6 +13,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import grpc
 from PIL import Image
@@ -54,10 +55,14 @@ class WarmUp:
     def __init__(self, listeners: Listeners, archives: Sequence[Archive], seconds: float) -> None:
         self._end = time.monotonic() + seconds
         self._given_up = threading.Event()
-        callers = (_RestCaller, _RestCaller, _GrpcCaller) if seconds else ()
+        # The second one over REST begins with other requests than the first.
+        callers = [
+            _over_rest(listeners, archives, 0),
+            _over_rest(listeners, archives, 1),
+            _over_grpc(listeners, archives),
+        ]
         self._threads = [
-            threading.Thread(target=self._run, args=(caller(listeners, archives, number),), daemon=True)
-            for number, caller in enumerate(callers)
+            threading.Thread(target=self._run, args=(caller,), daemon=True) for caller in callers if seconds
         ]
         for thread in self._threads:
             thread.start()
@@ -71,9 +76,9 @@ class WarmUp:
         """Send no more requests."""
         self._given_up.set()
 
-    def _run(self, caller: _RestCaller | _GrpcCaller) -> None:
-        with contextlib.closing(caller):
-            working = list(filter(self._attempt, caller.requests()))  # Every kind once,
+    def _run(self, caller: contextlib.AbstractContextManager[list[Send]]) -> None:
+        with caller as requests:
+            working = list(filter(self._attempt, requests))  # Every kind once,
             light = working[: max(LEAST_LIGHT, len(working) // 4)]  # then the fastest kinds, as often as possible.
             while light and not self._over():
                 light = list(filter(self._attempt, light))
@@ -86,83 +91,44 @@ class WarmUp:
         return time.monotonic() > self._end or self._given_up.is_set()
 
 
-class _RestCaller:
-    """Sends requests over REST.
+@contextlib.contextmanager
+def _over_rest(listeners: Listeners, archives: Sequence[Archive], start: int) -> Iterator[list[Send]]:
+    """Yield a function for each kind of request over REST and each model, beginning with the kind of index `start`."""
+    kinds = [*_rest_requests()]
+    paths = [archive.predictions_path for archive in archives]
+    connection = http.client.HTTPConnection(reachable(listeners.host), listeners.rest, timeout=60)
 
-    Args:
-        listeners: Where the server listens.
-        archives: The models.
-        start: Index of the first kind of request, so that callers send different ones at a time.
-    """
+    def send(path: str, body: bytes, headers: dict[str, str]) -> bool:
+        try:
+            connection.request("POST", path, body, headers)
+            response = connection.getresponse()
+            response.read()
+        except (OSError, http.client.HTTPException):
+            connection.close()
+            return False
+        return response.status == 200
 
-    def __init__(self, listeners: Listeners, archives: Sequence[Archive], start: int) -> None:
-        self._connection = http.client.HTTPConnection(reachable(listeners.host), listeners.rest, timeout=60)
-        self._archives = archives
-        self._start = start
-
-    def requests(self) -> list[Send]:
-        """Return a function for each kind of request and model."""
-        kinds = [*_rest_requests()]
-        kinds = kinds[self._start :] + kinds[: self._start]
-        paths = [archive.predictions_path for archive in self._archives]
-        return [self._request(path, *kind) for kind, path in itertools.product(kinds, paths)]
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
-
-    def _request(self, path: str, body: bytes, headers: dict[str, str]) -> Send:
-        def send() -> bool:
-            try:
-                self._connection.request("POST", path, body, headers)
-                response = self._connection.getresponse()
-                response.read()
-            except (OSError, http.client.HTTPException):
-                self._connection.close()
-                return False
-            return response.status == 200
-
-        return send
+    with contextlib.closing(connection):
+        yield [partial(send, path, *kind) for kind in kinds[start:] + kinds[:start] for path in paths]
 
 
-class _GrpcCaller:
-    """Sends requests over gRPC; arguments as those of `_RestCaller`."""
+@contextlib.contextmanager
+def _over_grpc(listeners: Listeners, archives: Sequence[Archive]) -> Iterator[list[Send]]:
+    """Yield a function for each kind of request over gRPC and each model."""
+    picture = _picture()
 
-    def __init__(self, listeners: Listeners, archives: Sequence[Archive], start: int) -> None:
-        self._channel = grpc.insecure_channel(
-            f"{reachable(listeners.host)}:{listeners.grpc}", [("grpc.max_receive_message_length", -1)]
-        )
-        self._archives = archives
+    def send(archive: Archive, options: dict[str, str]) -> bool:
+        inputs = {"data": picture} | {name: value.encode() for name, value in options.items()}
+        try:
+            call(PredictionsRequest(model_name=archive.name, model_version=archive.version, input=inputs), timeout=60)
+        except grpc.RpcError:
+            return False
+        return True
 
-    def requests(self) -> list[Send]:
-        """Return a function for each kind of request and model."""
-        call = self._channel.unary_unary(METHOD, request_serializer=PredictionsRequest.SerializeToString)
-        picture = _picture()
-        return [
-            self._request(
-                call,
-                PredictionsRequest(
-                    model_name=archive.name,
-                    model_version=archive.version,
-                    input={"data": picture} | {name: value.encode() for name, value in options.items()},
-                ),
-            )
-            for options, archive in itertools.product(MAPS, self._archives)
-        ]
-
-    def close(self) -> None:
-        """Close the channel."""
-        self._channel.close()
-
-    def _request(self, call: Callable[..., bytes], request: PredictionsRequest) -> Send:
-        def send() -> bool:
-            try:
-                call(request, timeout=60)
-            except grpc.RpcError:
-                return False
-            return True
-
-        return send
+    address = f"{reachable(listeners.host)}:{listeners.grpc}"
+    with grpc.insecure_channel(address, [("grpc.max_receive_message_length", -1)]) as channel:
+        call = channel.unary_unary(METHOD, request_serializer=PredictionsRequest.SerializeToString)
+        yield [partial(send, archive, options) for options in MAPS for archive in archives]
 
 
 def _rest_requests() -> Iterator[tuple[bytes, dict[str, str]]]:

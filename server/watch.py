@@ -442,16 +442,21 @@ class _Model:
                 return
 
     def _await_card(self) -> str | None:
-        """Request the card, wait for it without a limit, and return the verdict; None if the model was restarted."""
+        """Request the card and wait for it without a limit; return the verdict, or None if the model was restarted.
+
+        It waits in steps: repeated requests would fill the queue.
+        """
         self._computed.clear()
-        with _Card(self._listeners, self.archive) as card:
-            self._asked_at = card.asked_at
+        address = reachable(self._listeners.host), self._listeners.rest
+        with contextlib.closing(http.client.HTTPConnection(*address, timeout=READ_S)) as connection:
+            self._asked_at = time.monotonic()
+            connection.request("GET", self.archive.predictions_path)
             restarts = sum(self._restarts.values())
             while not self.stopped.is_set() and restarts == sum(self._restarts.values()):
-                verdict = card.verdict(TICK_S)
+                verdict = _find_verdict(connection, TICK_S)
                 if verdict is not None:
                     return verdict
-                if time.monotonic() - card.asked_at > LATE_CARDS * self._interval_s:
+                if time.monotonic() - self._asked_at > LATE_CARDS * self._interval_s:
                     self._is_late = True
                     self._set_answered(answered=False)
                 self._listen(time.monotonic())
@@ -500,11 +505,9 @@ class _Model:
         self._set_answered(answered=verdict == "good")
 
     def _set_answered(self, *, answered: bool) -> None:
-        changed = (answered, None if answered else self._restarting) != (self._answered, self._restarting)
         self._answered = answered
         self._restarting = None if answered else self._restarting
-        if changed:
-            self._watch.publish()
+        self._watch.publish()
 
     def _look(self) -> None:
         """Check the workers if something is wrong, and restart them if TorchServe does not."""
@@ -552,7 +555,6 @@ class _Model:
             host = self._watch.describe_host()
             self._watch.say(f"{self.name}: no worker of it runs; it is not ready until one answers ({host})")
         self._set_answered(answered=False)
-        self._watch.publish()
 
     def _find_reason(self, state: ModelState, now: float) -> str | None:
         quiet_s = now - self._changed_at
@@ -589,49 +591,31 @@ class _Model:
         self._watch.publish()
 
 
-class _Card:
-    """A request for a model's card, a context manager. It waits in steps: repeated requests would fill the queue."""
+def _find_verdict(connection: http.client.HTTPConnection, wait_s: float) -> str | None:
+    """Return the response to a request for a card: `good`, `failed`, or `refused` if the queue is full; None without.
 
-    def __init__(self, listeners: Listeners, archive: Archive) -> None:
-        self._connection = http.client.HTTPConnection(reachable(listeners.host), listeners.rest, timeout=READ_S)
-        self._path = archive.predictions_path
+    Args:
+        connection: Where the request was sent.
+        wait_s: Seconds to wait for the response.
 
-    def __enter__(self) -> _Card:
-        self.asked_at = time.monotonic()
-        try:
-            self._connection.request("GET", self._path)
-        except BaseException:
-            self._connection.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
-
-    def verdict(self, wait_s: float) -> str | None:
-        """Return the result: `good`, `failed`, or `refused` if the queue is full; None if there is no response yet.
-
-        Args:
-            wait_s: Seconds to wait.
-
-        Raises:
-            OSError, http.client.HTTPException: TorchServe has closed the connection, or sent no HTTP response.
-        """
-        try:
-            self._connection.sock.settimeout(wait_s)
-            self._connection.sock.recv(1, socket.MSG_PEEK)
-        except TimeoutError:
-            return None
-        self._connection.sock.settimeout(READ_S)
-        response = self._connection.getresponse()
-        body = response.read()
-        if response.status == 200:
-            return "good"
-        try:
-            said = json.loads(body)
-            error = said.get("error") or {}
-        except (ValueError, AttributeError):
-            return "failed"
-        if isinstance(error, dict) and error.get("code") == "draining":
-            return "good"
-        return "refused" if said.get("type") == "ServiceUnavailableException" else "failed"
+    Raises:
+        OSError, http.client.HTTPException: TorchServe has closed the connection, or sent no HTTP response.
+    """
+    try:
+        connection.sock.settimeout(wait_s)
+        connection.sock.recv(1, socket.MSG_PEEK)
+    except TimeoutError:
+        return None
+    connection.sock.settimeout(READ_S)
+    response = connection.getresponse()
+    body = response.read()
+    if response.status == 200:
+        return "good"
+    try:
+        said = json.loads(body)
+        error = said.get("error") or {}
+    except (ValueError, AttributeError):
+        return "failed"
+    if isinstance(error, dict) and error.get("code") == "draining":
+        return "good"
+    return "refused" if said.get("type") == "ServiceUnavailableException" else "failed"

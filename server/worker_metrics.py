@@ -38,7 +38,7 @@ class WorkerFiles(Collector):
         files = [
             str(path)
             for path in sorted(self._folder.glob("*.db"))
-            if opened is None or path in opened or not path.name.startswith("gauge_")
+            if path in opened or not path.name.startswith("gauge_")
         ]
         try:
             return _merge(files)
@@ -52,22 +52,13 @@ class WorkerFiles(Collector):
             return []
 
 
-def find_open_files(folder: Path, processes: Path = PROCESSES) -> set[Path] | None:
-    """Find the files of a folder that other processes of this user have open.
-
-    Args:
-        folder: An absolute path without links.
-        processes: /proc.
-
-    Returns:
-        Their paths; None on a system without /proc.
-    """
-    listed = [path for path in processes.glob("[0-9]*") if path.name != str(os.getpid())]
-    if not listed:
-        return None
+def find_open_files(folder: Path) -> set[Path]:
+    """Return the files of a folder, an absolute path without links, that other processes of this user have open."""
     inside = f"{folder}/"
     opened = set()
-    for process in listed:
+    for process in PROCESSES.glob("[0-9]*"):
+        if process.name == str(os.getpid()):
+            continue
         descriptors: list[os.DirEntry[str]] = []
         with contextlib.suppress(OSError):  # Another user's, or it has ended.
             descriptors.extend(os.scandir(process / "fd"))
