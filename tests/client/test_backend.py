@@ -1,11 +1,10 @@
-"""AsyncClient(backend="aiohttp"): the same answers and the same exceptions as httpx's own connections."""
+"""AsyncClient(backend="aiohttp"), beside the `test_wire_*` modules: what is its own."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import socket
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +12,12 @@ import convscope
 import pytest
 from convscope import AsyncClient, _rest
 
-from tests.client.test_wire_responses import COMPLETE, NO_HTTP
-from tests.client.wire import HEAD, listening, outcomes, reply, self_signed, send, serve_tls, take, take_request
+from tests.client.wire import OverAiohttp, listening, outcomes, reply, self_signed, send, serve_tls, take, take_request
 
 
-def ask(url: str, times: int = 1, **settings: Any) -> list[Any]:
-    """Make predictions over aiohttp; return the results and the errors."""
-    return outcomes(AsyncClient, url, times, backend="aiohttp", **settings)
-
-
-@pytest.mark.parametrize("form", COMPLETE)
-def test_a_response_in_any_form_is_read(form: str):
-    response, _ = COMPLETE[form]
-
-    def serve(connection: socket.socket) -> None:
-        take(connection)
-        connection.sendall(response)
-
-    with listening(serve) as where:
-        [result] = ask(f"http://{where}")
-    assert result.top
+def ask(url: str, **settings: Any) -> list[Any]:
+    """Make a prediction over aiohttp; return the result or the error."""
+    return outcomes(OverAiohttp, url, 1, **settings)
 
 
 def test_a_request_is_whole_and_asks_for_no_compression():
@@ -52,41 +37,11 @@ def test_a_request_is_whole_and_asks_for_no_compression():
     assert requests[0].pictures == [b"cat"]
 
 
-@pytest.mark.parametrize("form", NO_HTTP)
-def test_what_is_not_http_is_a_protocol_error(form: str):
-    def serve(connection: socket.socket) -> None:
-        take(connection)
-        connection.sendall(NO_HTTP[form])
-
-    with listening(serve) as where:
-        [error] = ask(f"http://{where}")
-    assert type(error) is convscope.ProtocolError
-
-
-@pytest.mark.parametrize("sent", [b"", HEAD[:20], HEAD + b"content-length: 100\r\n\r\nabc"], ids=repr)
-def test_a_connection_that_ends_early_is_a_connect_error(sent: bytes):
-    def serve(connection: socket.socket) -> None:
-        take(connection)
-        connection.sendall(sent)
-
-    with listening(serve) as where:
-        [error] = ask(f"http://{where}")
-    assert type(error) is convscope.ConnectError
-
-
 def test_nobody_listens():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     [error] = ask(f"http://127.0.0.1:{port}")
     assert type(error) is convscope.ConnectError
-
-
-def test_a_deadline_ends_a_call():
-    with listening(lambda connection: (take(connection), time.sleep(5), None)[2]) as where:
-        began = time.monotonic()
-        [error] = ask(f"http://{where}", deadline_s=0.5)
-        assert time.monotonic() - began < 4
-    assert type(error) is convscope.DeadlineExceeded
 
 
 def test_a_certificate_is_trusted_only_if_it_is_named():

@@ -197,19 +197,13 @@ def test_a_service_that_dies_in_the_middle_ends_the_command_which_shows_and_save
     assert saved_before == [0, 64]
 
 
-def test_the_error_is_raised_if_no_request_succeeds(
-    capsys: pytest.CaptureFixture[str], stand_in: StandIn, many: list[str]
-) -> None:
-    assert main(["predict", many[0], "--model", "missing", "--url", stand_in.rest_url]) == 1
-    assert capsys.readouterr().err.startswith("convscope: model_not_found: ")
-
-
+@pytest.mark.parametrize("command", ["predict", "explain"])
 def test_an_existing_folder_is_an_error_before_anything_is_sent(
-    capsys: pytest.CaptureFixture[str], stand_in: StandIn, folder: Path
+    capsys: pytest.CaptureFixture[str], stand_in: StandIn, folder: Path, command: str
 ) -> None:
     (folder / "out" / "cat").mkdir(parents=True)
-    command = ["predict", "ship.png", "cat.png", "--model", "cifar", "--save", "out", "--url", stand_in.rest_url]
-    assert main(command) == 1
+    arguments = [command, "ship.png", "cat.png", "--model", "cifar", "--save", "out", "--url", stand_in.rest_url]
+    assert main(arguments) == 1
     assert capsys.readouterr().err == "convscope: out/cat already exists; see --skip-existing and --overwrite\n"
     assert not stand_in.requests
     assert [path.name for path in (folder / "out").iterdir()] == ["cat"]

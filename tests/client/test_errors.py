@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import pickle
-import re
 import socket
 import ssl
 import threading
@@ -15,25 +14,14 @@ import convscope
 import grpc
 import httpx
 import pytest
-from convscope import AsyncClient, Client, _exceptions, _grpc, _rest
-from convscope._exceptions import error_from_code
+from convscope import AsyncClient, Client, ConvscopeError
 from convscope._wire.convscope_pb2 import PredictReply
 
-from tests.client.stand_in import StandIn
+from tests.client.stand_in import MISHAPS, StandIn
 from tests.client.wire import listening, outcomes, take
 
-EXCEPTIONS = [getattr(convscope, name) for name in _exceptions.__all__]
-
-
-def test_the_tree_drawn_is_the_tree_there_is():
-    drawn = re.findall(r"^    ([│├└─ ]*)(\w+)", _exceptions.__doc__ or "", re.MULTILINE)
-    stack: list[str] = []
-    parents = {}
-    for indent, name in drawn:
-        del stack[len(indent) // 4 :]
-        parents[name] = stack[-1] if stack else "Exception"
-        stack.append(name)
-    assert parents == {kind.__name__: kind.__base__.__name__ for kind in EXCEPTIONS}
+PUBLIC = [getattr(convscope, name) for name in convscope.__all__]
+EXCEPTIONS = [value for value in PUBLIC if inspect.isclass(value) and issubclass(value, ConvscopeError)]
 
 
 @pytest.mark.parametrize("kind", EXCEPTIONS)
@@ -48,7 +36,6 @@ def test_every_exception_has_a_code_of_its_own_and_survives_pickling(kind):
 def test_pickling_keeps_what_an_exception_holds():
     error = pickle.loads(pickle.dumps(convscope.Overloaded("full", retry_after_s=2.0)))
     assert error.retry_after_s == 2.0
-    assert pickle.loads(pickle.dumps(error_from_code("novel", "?"))).code == "novel"
 
 
 @pytest.mark.parametrize(
@@ -67,32 +54,20 @@ def test_pickling_keeps_what_an_exception_holds():
         ("not_yet_invented", convscope.RequestRejected),
     ],
 )
-def test_each_code_has_its_exception(code: str, kind: type[convscope.ConvscopeError]):
-    error = error_from_code(code, "why")
-    assert type(error) is kind
-    assert error.code == code
-    assert str(error) == "why"
+def test_each_code_has_its_exception(url: str, code: str, kind: type[ConvscopeError]):
+    with Client(url, retries=0) as client, pytest.raises(ConvscopeError, match="as asked for") as caught:
+        client.predict(b"cat", model=f"error-{code}")
+    assert type(caught.value) is kind
+    assert pickle.loads(pickle.dumps(caught.value)).code == code
 
 
 HTTPX_EXCEPTIONS = [value for value in vars(httpx).values() if inspect.isclass(value) and issubclass(value, Exception)]
 
 
-@pytest.mark.parametrize("kind", [*HTTPX_EXCEPTIONS, OSError, TimeoutError])
-def test_every_exception_of_httpx_is_translated(kind):
-    mapped = [ancestor for ancestor in kind.__mro__ if ancestor in _rest.TRANSLATIONS]
-    assert mapped, f"httpx.{kind.__name__} would reach users: add it to _rest.TRANSLATIONS"
-    raised = kind.__new__(kind)
-    with (
-        pytest.raises(convscope.TransportError) as caught,
-        _rest.map_httpx_exceptions("http://stand.in", 30, new_connections=["new"]),
-    ):
-        raise raised
-    assert caught.value.__cause__ is raised
-
-
 @pytest.mark.parametrize(
     ("raised", "expected"),
     [
+        *((kind.__new__(kind), convscope.TransportError) for kind in [*HTTPX_EXCEPTIONS, OSError]),
         (httpx.ConnectError("refused"), convscope.ConnectError),
         (httpx.ConnectTimeout("slow"), convscope.DeadlineExceeded),
         (httpx.ReadTimeout("slow"), convscope.DeadlineExceeded),
@@ -102,25 +77,25 @@ def test_every_exception_of_httpx_is_translated(kind):
         (httpx.WriteError("reset"), convscope.ConnectError),
         (httpx.ProxyError("407"), convscope.ConnectError),
         (httpx.UnsupportedProtocol("gopher"), convscope.ProtocolError),
-        (httpx.RemoteProtocolError("illegal request line"), convscope.ProtocolError),
         (httpx.RemoteProtocolError("Server disconnected without sending a response."), convscope.ConnectError),
         (TimeoutError(), convscope.DeadlineExceeded),
         (ssl.SSLError("bad record"), convscope.ConnectError),
     ],
     ids=repr,
 )
-def test_what_httpx_raises_becomes_ours(raised, expected):
-    assert type(_rest.translate(raised, "http://stand.in", 30, reused=False)) is expected
+def test_what_httpx_raises_becomes_ours(raised: Exception, expected: type[Exception], monkeypatch: pytest.MonkeyPatch):
+    def send(*_: Any, **__: Any) -> None:
+        raise raised
 
-
-@pytest.mark.parametrize("status", list(grpc.StatusCode))
-def test_every_status_of_grpc_is_translated_and_those_of_no_other_meaning_are_the_servers(status: grpc.StatusCode):
-    error = _grpc.translate(FailedCall(status, "why"), "stand.in:7070", 30)
-    assert type(error) is _grpc.TRANSLATIONS.get(status, convscope.ServerError)
-    assert convscope.ServerError not in _grpc.TRANSLATIONS.values()
+    monkeypatch.setattr(httpx.Client, "send", send)
+    with Client("http://stand.in", retries=0) as client, pytest.raises(expected) as caught:
+        client.predict(b"cat", model="cifar")
+    assert expected is convscope.TransportError or type(caught.value) is expected
+    assert caught.value.__cause__ is raised
 
 
 PROTOBUF = {"content_type": "application/x-protobuf"}
+UNKNOWN_LAYER = PredictReply(error={"code": "unknown_layer", "message": "no layer"}).SerializeToString()
 
 
 class Answer(NamedTuple):
@@ -162,6 +137,7 @@ def ask(response: Answer) -> list[Any]:
         (answer(200, b"\xff", **PROTOBUF), convscope.ProtocolError, "not from a convscope service; check the URL"),
         (answer(302, location="http://elsewhere/"), convscope.ProtocolError, "302"),
         (answer(400, "no"), convscope.BadRequest, "no"),
+        (answer(400, UNKNOWN_LAYER, **PROTOBUF), convscope.UnknownLayer, "no layer"),
         (answer(401, "Client authentication failed."), convscope.AuthenticationFailed, "API key"),
         (answer(403), convscope.AuthenticationFailed, "API key"),
         (answer(404, "no route"), convscope.ProtocolError, "404: no route"),
@@ -173,6 +149,7 @@ def ask(response: Answer) -> list[Any]:
         (answer(429, retry_after="7"), convscope.Overloaded, "429"),
         (torchserve_says(500, "InternalServerException", "Worker died."), convscope.ServerError, "Worker died"),
         (answer(500, '["odd"]'), convscope.ServerError, "500"),
+        (answer(500, "[" * 100_000), convscope.ServerError, "HTTP 500"),
         (answer(502), convscope.Overloaded, "bad gateway: no response from the server"),
         (answer(503, "no healthy upstream"), convscope.Overloaded, "no healthy upstream"),
         (torchserve_says(503, "InternalServerException", "Prediction failed"), convscope.ServerError, "failed"),
@@ -195,34 +172,21 @@ def test_an_overloaded_server_says_when_to_come_back(status: int, header: dict[s
     assert [error.retry_after_s for error in ask(answer(status, **header))] == [seconds] * 2
 
 
-def test_a_reply_with_an_error_and_a_bad_status_is_a_reply():
-    reply = PredictReply(model="cifar", error={"code": "unknown_layer", "message": "no"})
-    for error in ask(answer(400, reply.SerializeToString(), **PROTOBUF)):
-        assert isinstance(error, convscope.UnknownLayer)
-
-
-class FailedCall(grpc.RpcError):  # type: ignore[misc]
-    def __init__(self, status: grpc.StatusCode, details: str | None, trailing: tuple[tuple[str, str], ...] = ()):
-        self._answer = status, details, trailing
-
-    def code(self) -> grpc.StatusCode:
-        return self._answer[0]
-
-    def details(self) -> str | None:
-        return self._answer[1]
-
-    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
-        return self._answer[2]
-
-
 @pytest.mark.parametrize(
     ("status", "details", "expected"),
     [
+        ("ABORTED", "", convscope.ServerError),
+        ("ALREADY_EXISTS", "", convscope.ServerError),
+        ("DATA_LOSS", "", convscope.ServerError),
+        ("FAILED_PRECONDITION", "", convscope.ServerError),
+        ("INVALID_ARGUMENT", "", convscope.BadRequest),
+        ("OUT_OF_RANGE", "", convscope.ServerError),
+        ("UNKNOWN", "", convscope.ServerError),
         ("CANCELLED", "Stream removed (RST_STREAM (Received RST_STREAM with error code 8))", convscope.ImageTooLarge),
         ("CANCELLED", "Channel closed!", convscope.ConnectError),
         ("INTERNAL", "Model not found: x\norg.pytorch.serve.ModelNotFoundException", convscope.ModelNotFound),
         ("INTERNAL", "Exception deserializing response!", convscope.ProtocolError),
-        ("INTERNAL", None, convscope.ServerError),
+        ("INTERNAL", "", convscope.ServerError),
         ("NOT_FOUND", "Model version: 9 does not exist for model: x", convscope.ModelNotFound),
         ("RESOURCE_EXHAUSTED", "SERVER: Received message larger than max (9 vs. 5)", convscope.ImageTooLarge),
         ("RESOURCE_EXHAUSTED", "CLIENT: Sent message larger than max (9 vs. 5)", convscope.ImageTooLarge),
@@ -246,23 +210,14 @@ class FailedCall(grpc.RpcError):  # type: ignore[misc]
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", convscope.DeadlineExceeded),
     ],
 )
-def test_what_grpc_raises_becomes_ours(status: str, details: str | None, expected):
-    error = _grpc.translate(FailedCall(grpc.StatusCode[status], details), "stand.in:7070", 30)
-    assert type(error) is expected
-    assert "\n" not in str(error)
-
-
-def test_an_overloaded_grpc_server_says_when_to_come_back():
-    failed = FailedCall(grpc.StatusCode.RESOURCE_EXHAUSTED, "rate limit", (("retry-after", "3"),))
-    error = _grpc.translate(failed, "stand.in:7070", 30)
-    assert isinstance(error, convscope.Overloaded)
-    assert error.retry_after_s == 3.0
-
-
-def test_a_caller_never_meets_the_exceptions_underneath(client: Client):
-    with pytest.raises(convscope.ModelNotFound) as caught:
-        client.predict(b"cat", model="missing")
-    assert not isinstance(caught.value, (*_rest.TRANSLATIONS, grpc.RpcError))
+def test_what_grpc_raises_becomes_ours(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, status: str, details: str, expected: type[Exception]
+):
+    monkeypatch.setitem(MISHAPS, "failing", (500, "", "", grpc.StatusCode[status], details))
+    with Client(stand_in.grpc_url, retries=0) as client, pytest.raises(ConvscopeError) as caught:
+        client.predict(b"cat", model="failing")
+    assert type(caught.value) is expected
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
@@ -300,12 +255,6 @@ def test_the_wrong_kind_of_port_is_a_protocol_error(stand_in: StandIn):
     for url in crossed:
         with Client(url) as client, pytest.raises(convscope.ProtocolError):
             client.predict(b"cat", model="cifar")
-
-
-def test_json_nested_too_deeply_is_a_response_like_any_other():
-    for error in ask(answer(500, "[" * 100_000)):
-        assert isinstance(error, convscope.ServerError)
-        assert "HTTP 500" in str(error)
 
 
 def test_a_service_that_drains_says_when_to_come_back():

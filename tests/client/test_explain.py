@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from convscope import AsyncClient, BadImage, Client, Explanation, ProtocolError, testing
 from convscope._cli import main
-from convscope._reply import read_tensor
 
 from tests.client.stand_in import PIXELS, StandIn
 
@@ -222,20 +221,3 @@ class TestCommandLine:
             assert [row["max"] for row in rows[::3]] == [
                 client.explain(name, model="cifar").heat.max() for name in (b"cat", b"dog")
             ]
-
-    def test_an_existing_folder_is_an_error_before_anything_is_sent(
-        self, stand_in: StandIn, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        (tmp_path / "out" / "dog").mkdir(parents=True)
-        arguments = ["explain", *pictures, "--model", "cifar", "--url", stand_in.rest_url]
-        assert main([*arguments, "--save", str(tmp_path / "out")]) == 1
-        assert "already exists" in capsys.readouterr().err
-        assert not stand_in.requests
-        assert [path.name for path in (tmp_path / "out").iterdir()] == ["dog"]
-
-
-def test_a_picture_of_uint8_comes_on_the_scale_of_one() -> None:
-    from convscope._wire import convscope_pb2 as wire
-
-    tensor = wire.Tensor(dtype=wire.UINT8, shape=[1, 1, 2], data=b"\x00\xff", scale=[1 / 255], offset=[0])
-    assert read_tensor(tensor).ravel().tolist() == pytest.approx([0, 1])

@@ -8,7 +8,7 @@ import itertools
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 import convscope
@@ -18,6 +18,7 @@ from convscope import AsyncClient, Client, Prediction
 from convscope.testing import FakeTransport, Request, prediction
 
 from tests.client.stand_in import StandIn, fetch_maps
+from tests.client.wire import BOTH
 
 
 def collect(
@@ -43,9 +44,6 @@ def collect(
         results.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("convscope-many")]
     return result
-
-
-BOTH = pytest.mark.parametrize("kind", [Client, AsyncClient])
 
 
 @BOTH
@@ -92,13 +90,23 @@ def test_a_file_that_cannot_be_read_is_the_error_of_its_item_alone(kind: type, u
     assert [one.top[0].logit, two.top[0].logit] == [fetch_maps(name, (10,)).max() for name in (b"one", b"two")]
 
 
-@BOTH
-@pytest.mark.parametrize("batch", [1, 2])
-def test_what_the_pictures_raise_comes_after_those_before_it(kind: type, url: str, batch: int):
-    def pictures():
-        yield from [b"one", b"two", b"three"]
-        raise OSError("the camera is gone")
+def failing() -> Iterator[bytes]:
+    yield from [b"one", b"two", b"three"]
+    raise OSError("the camera is gone")
 
+
+async def failing_async() -> AsyncIterator[bytes]:
+    for picture in failing():
+        yield picture
+
+
+@pytest.mark.parametrize(
+    ("kind", "pictures"), [(Client, failing), (AsyncClient, failing), (AsyncClient, failing_async)], ids=repr
+)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_the_pictures_raise_comes_after_those_before_it(
+    kind: type, pictures: Callable[[], Any], url: str, batch: int
+):
     result: list[Prediction] = []
 
     async def collect_async() -> None:
@@ -207,37 +215,6 @@ def test_without_tqdm_a_bar_names_the_extra(kind: type, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "tqdm", None)
     with pytest.raises(ImportError, match=r"convscope\[progress\]"):
         kind("http://localhost:1").predict_many([], model="cifar", progress=True)
-
-
-@pytest.mark.parametrize("batch", [1, 2])
-def test_what_an_asynchronous_iterable_raises_comes_after_the_pictures_before_it(url: str, batch: int):
-    async def pictures():
-        for picture in (b"one", b"two", b"three"):
-            yield picture
-        raise OSError("the camera is gone")
-
-    result: list[Prediction] = []
-
-    async def ask() -> None:
-        async with AsyncClient(url) as client:
-            async for prediction in client.predict_many(pictures(), model="cifar", batch=batch):
-                result.append(prediction)
-
-    with pytest.raises(OSError, match="the camera is gone"):
-        asyncio.run(ask())
-    assert len(result) == 3
-
-
-def test_an_asynchronous_iterable_is_read(url: str):
-    async def pictures():
-        for number in range(5):
-            yield b"%d" % number
-
-    async def ask() -> int:
-        async with AsyncClient(url) as client:
-            return len([result async for result in client.predict_many(pictures(), model="cifar")])
-
-    assert asyncio.run(ask()) == 5
 
 
 def test_a_stream_forsaken_without_closing_it_leaves_no_task(url: str, stand_in: StandIn):

@@ -12,11 +12,11 @@ from typing import Any
 import convscope
 import pytest
 from convscope import AsyncClient, Client
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import REGISTRY, CollectorRegistry, Gauge
 
 from tests.client.stand_in import HANDLER_S, StandIn
+from tests.client.wire import BOTH
 
-BOTH = pytest.mark.parametrize("kind", [Client, AsyncClient])
 SECONDS = "convscope_client_request_seconds_count"
 
 
@@ -186,11 +186,10 @@ def test_a_registry_that_nobody_needs_is_not_kept(url: str):
     assert gone() is None
 
 
-def test_true_means_the_librarys_own_registry(url: str, monkeypatch: pytest.MonkeyPatch):
-    own = CollectorRegistry()
-    monkeypatch.setattr("convscope._metrics.REGISTRY", own)
-    ask(Client, url, True, predict())
-    assert list(samples(own, SECONDS).values()) == [1]
+def test_true_means_the_librarys_own_registry(url: str):
+    labels = ("ok", "counted", "rest" if url.startswith("http") else "grpc")
+    ask(Client, url, True, predict(model="counted"))
+    assert samples(REGISTRY, SECONDS)[labels] == 1
 
 
 def test_every_metric_says_what_it_means_and_has_the_workers_buckets(url: str, registry: CollectorRegistry):
@@ -235,5 +234,4 @@ def test_without_prometheus_client_the_error_names_the_extra(kind: type, monkeyp
 def test_nothing_is_counted_unless_requested(client: Client, stand_in: StandIn):
     client.predict(b"cat", model="cifar")
     assert inspect.signature(Client).parameters["metrics"].default is False
-    assert client._metrics is None
     assert stand_in.requests[-1][2].timing is False

@@ -10,10 +10,10 @@ import re
 import convscope
 import pytest
 from convscope import AsyncClient, Client, ModelNotFound, ServedModel
-from convscope._cli import main
 from convscope.testing import FakeTransport
 
 from tests.client.stand_in import StandIn
+from tests.client.test_cli import run
 
 MODELS = [ServedModel("cifar", "1.0"), ServedModel("cifar", "0.9"), ServedModel("died", "1.0")]
 
@@ -27,7 +27,9 @@ def test_the_client_lists_names_and_versions(client: Client, url: str, stand_in:
     assert stand_in.request_ids[-1] == "ticket-7"
 
 
-def test_a_model_that_is_not_there_has_the_models_that_are(client: Client, monkeypatch: pytest.MonkeyPatch):
+def test_a_model_that_is_not_there_has_the_models_that_are(
+    capsys: pytest.CaptureFixture[str], client: Client, url: str, monkeypatch: pytest.MonkeyPatch
+):
     from tests.client import stand_in
 
     status, kind, _, grpc_status, _ = stand_in.MISHAPS["old"]
@@ -37,6 +39,9 @@ def test_a_model_that_is_not_there_has_the_models_that_are(client: Client, monke
         client.predict(b"cat", model="old", version="9")
     assert caught.value.models == MODELS
     assert pickle.loads(pickle.dumps(caught.value)).models == MODELS
+    status, _, err = run(capsys, "card", "old", "--version", "9", "--url", url)
+    assert status == 1
+    assert err.startswith(f"convscope: model_not_found: {words}")
 
 
 def test_a_server_that_does_not_list_its_models_is_no_empty_list(client: Client, monkeypatch: pytest.MonkeyPatch):
@@ -56,12 +61,6 @@ def test_a_fake_server_can_list_models():
         assert client.models() == MODELS
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    status = main(arguments)
-    printed = capsys.readouterr()
-    return status, printed.out, printed.err
-
-
 def test_the_command_shows_each_with_its_card_or_why_there_is_none(capsys: pytest.CaptureFixture[str], url: str):
     status, out, err = run(capsys, "models", "--url", url, "--retries", "0")
     assert (status, err) == (0, "")
@@ -79,14 +78,3 @@ def test_the_command_shows_each_with_its_card_or_why_there_is_none(capsys: pytes
         None,
     )
     assert died["error"]["code"] == "internal"
-
-
-def test_the_commands_error_names_what_there_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    from convscope import _client
-
-    message = "Model not found (models: cifar/1.0): dog"
-    transport = FakeTransport(ModelNotFound(message, models=MODELS[:1]))
-    monkeypatch.setattr(_client, "open_transport", lambda *_, **__: transport)
-    status, _, err = run(capsys, "card", "dog")
-    assert status == 1
-    assert err.startswith(f"convscope: model_not_found: {message}")

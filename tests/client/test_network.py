@@ -259,12 +259,11 @@ def test_tls_goes_through_a_proxys_tunnel(
             pump(connection, beyond)
             back.join(10)
 
-    monkeypatch.setattr("convscope._transport.is_loopback", lambda _: False)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))  # Whom to trust as a proxy.
     with listening(serve) as where:
         monkeypatch.setenv("https_proxy", f"{proxy}://{where.replace('127.0.0.1', 'localhost')}")
-        assert ask(kind, stand_in.rest_url, ca_file=certificate).top
-    assert received == [f"CONNECT localhost:{port} HTTP/1.1".encode()]
+        assert ask(kind, f"https://elsewhere.invalid:{port}", ca_file=certificate).top
+    assert received == [f"CONNECT elsewhere.invalid:{port} HTTP/1.1".encode()]
 
 
 def identify(connection: socket.socket, certificate: Path) -> ssl.SSLSocket:

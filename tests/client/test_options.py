@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from convscope import Client
-from convscope._request import build_options, request_with_pictures
-from convscope._wire import convscope_pb2 as wire
+from convscope.testing import FakeTransport, Request, prediction
 
 from tests.client.stand_in import StandIn
 
@@ -30,11 +31,16 @@ from tests.client.stand_in import StandIn
         ({"top_k": 2**40}, ValueError, "top_k must be at most 4294967295, not"),
         ({"top_k": 2.5}, TypeError, "top_k must be an int, not"),
         ({"top_k": True}, TypeError, "top_k must be an int, not"),
+        ({"top_k": 1.0}, TypeError, "top_k must be an int, not"),
         ({"pool": 0}, ValueError, "pool must be at least 1"),
+        ({"pool": True}, TypeError, "pool must be an int, not"),
         ({"channels": 0}, ValueError, "channels must be at least 1"),
         ({"channels": []}, ValueError, "channels must name at least one channel"),
         ({"channels": [-1]}, ValueError, "channels must be at least 0"),
         ({"channels": ["1"]}, TypeError, "channels must be an int, not"),
+        ({"channels": True}, TypeError, "channels must be"),
+        ({"channels": [True]}, TypeError, "channels must be an int, not"),
+        ({"timing": 0}, TypeError, "timing must be"),
     ],
 )
 def test_an_option_out_of_range_is_rejected(client: Client, stand_in: StandIn, options, error, words: str):
@@ -69,36 +75,27 @@ def test_a_deadline_may_be_any_number_up_to_a_day(client: Client, deadline_s):
     assert client.predict(b"cat", model="cifar", deadline_s=deadline_s).top
 
 
+def sent(**options: Any) -> Request:
+    """Return the request that `predict` makes of its options."""
+    transport = FakeTransport(prediction())
+    with Client("http://fake", transport=transport) as client:
+        client.predict(b"cat", model="cifar", **options)
+    return transport.requests[0]
+
+
 def test_numbers_of_numpy_are_numbers():
-    request = request_with_pictures(
-        build_options(top_k=np.int64(3), pool=np.uint8(2), channels=np.array([2, 0])), [b"cat"], ""
-    )
-    assert (request.top_k, request.pool, list(request.channels.indexes)) == (3, 2, [2, 0])
+    request = sent(top_k=np.int64(3), pool=np.uint8(2), channels=np.array([2, 0]))
+    assert (request.top_k, request.pool, request.channels) == (3, 2, (2, 0))
 
 
-def test_one_layer_may_be_named_without_a_list():
-    assert list(build_options(layers="conv1").layers) == ["conv1"]
-    assert list(build_options(layers=("conv2", "conv1")).layers) == ["conv2", "conv1"]
+def test_layers_are_one_name_or_several_taken_as_they_come():
+    assert sent(layers="conv1").layers == ("conv1",)
+    assert sent(layers=("conv2", "conv1")).layers == ("conv2", "conv1")
+    names = iter(["conv1", "conv2"])
+    assert sent(layers=names).layers == ("conv1", "conv2")
+    assert sent(layers=names).layers == ()
 
 
 def test_what_is_not_requested_is_not_sent():
-    request = build_options()
-    assert not request.HasField("pool")
-    assert not request.HasField("channels")
-    assert request.map_dtype == wire.FLOAT32
-    assert not request.describe
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"top_k": True}, {"top_k": 1.0}, {"pool": True}, {"channels": True}, {"channels": [True]}, {"timing": 0}],
-)
-def test_what_only_looks_like_a_number_is_rejected(options):
-    with pytest.raises(TypeError):
-        build_options(**options)
-
-
-def test_layers_that_come_one_by_one_are_taken_as_they_come():
-    names = iter(["conv1", "conv2"])
-    assert list(build_options(layers=names).layers) == ["conv1", "conv2"]
-    assert list(build_options(layers=names).layers) == []
+    request = sent()
+    assert (request.method, request.map_dtype, request.pool, request.channels) == ("predict", "float32", None, None)

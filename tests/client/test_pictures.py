@@ -10,7 +10,8 @@ from pathlib import Path
 import convscope
 import numpy as np
 import pytest
-from convscope._pictures import encode_pictures
+from convscope import Client, encode_pictures
+from convscope.testing import FakeTransport, prediction
 
 
 def read_npy(file: bytes) -> np.ndarray:
@@ -222,7 +223,7 @@ def test_without_pillow_such_a_file_says_what_to_install(monkeypatch: pytest.Mon
 
 def test_pictures_are_encoded_without_importing_pil():
     program = (
-        "import sys, numpy; from convscope._pictures import encode_pictures;"
+        "import sys, numpy; from convscope import encode_pictures;"
         "encode_pictures([b'x', numpy.zeros((2, 2), 'u1')]); assert 'PIL' not in sys.modules"
     )
     root = Path(convscope.__file__).parents[1]
@@ -230,9 +231,8 @@ def test_pictures_are_encoded_without_importing_pil():
 
 
 def test_pictures_over_the_clients_limit_are_rejected_before_they_are_sent(monkeypatch: pytest.MonkeyPatch):
-    from convscope import _request
-
-    monkeypatch.setattr(_request, "MAX_MESSAGE_BYTES", 65536 + 10)
-    assert _request.request_with_pictures(_request.build_options(), [b"x" * 5, b"x" * 5], "")
-    with pytest.raises(convscope.ImageTooLarge, match="limit"):
-        _request.request_with_pictures(_request.build_options(), [b"x" * 5, b"x" * 6], "")
+    monkeypatch.setattr("convscope._request.MAX_MESSAGE_BYTES", 65536 + 10)
+    with Client("http://fake", transport=FakeTransport(prediction())) as client:
+        assert client.predict([b"x" * 5, b"x" * 5], model="cifar")
+        with pytest.raises(convscope.ImageTooLarge, match="limit"):
+            client.predict([b"x" * 5, b"x" * 6], model="cifar")

@@ -14,7 +14,7 @@ from pathlib import Path
 import convscope
 import numpy as np
 import pytest
-from convscope import ClassScore, Prediction, _export
+from convscope import ClassScore, Prediction
 from convscope.pixels import encode_png, grey_tiles, tile_grid, to_display_pixels
 from PIL import Image
 
@@ -239,7 +239,7 @@ def test_saving_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: py
         assert not (tmp_path / "cat").exists()  # It gets its name when it is complete.
         raise error
 
-    monkeypatch.setattr(_export.json, "dumps", fail)
+    monkeypatch.setattr(json, "dumps", fail)
     with pytest.raises(type(error)):
         make_prediction().save(tmp_path / "cat")
     assert list(tmp_path.iterdir()) == []

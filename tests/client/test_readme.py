@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import convscope
 import pytest
-from convscope import _exceptions
 from convscope.typing import PredictOptions
 from PIL import Image
 
 from tests.client.stand_in import StandIn
+from tests.client.test_errors import EXCEPTIONS
 
 README = (Path(__file__).parents[2] / "client" / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -28,11 +27,14 @@ def test_the_readmes_python_runs(block: str, stand_in: StandIn, tmp_path: Path, 
 
 
 def test_the_readme_draws_the_tree_there_is():
-    def names(text: str) -> list[str]:
-        return [name for name in re.findall(r"^    [│├└─ ]*(\w+)", text, re.MULTILINE) if hasattr(convscope, name)]
-
     tree = README.partition("## Exceptions")[2].partition("##")[0]
-    assert names(tree) == names(_exceptions.__doc__ or "")
+    stack: list[str] = []
+    parents = {}
+    for indent, name in re.findall(r"^    ([│├└─ ]*)(\w+)", tree, re.MULTILINE):
+        del stack[len(indent) // 4 :]
+        parents[name] = stack[-1] if stack else "Exception"
+        stack.append(name)
+    assert parents == {kind.__name__: kind.__base__.__name__ for kind in EXCEPTIONS}
 
 
 def test_the_readme_lists_every_option():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import convscope
 import numpy as np
 import pytest
-from convscope._reply import read_card, read_predictions, read_tensor
+from convscope import Client
 from convscope._wire import convscope_pb2 as wire
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,9 +14,33 @@ from hypothesis.extra import numpy as hnp
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=6)
 
 
+class Replies:
+    """A transport that gives every request the same reply, as a server may that breaks the contract."""
+
+    def __init__(self, reply: wire.PredictReply) -> None:
+        self.reply = reply
+
+    def send(self, request: wire.PredictRequest, **_: object) -> wire.PredictReply:
+        return self.reply
+
+    def close(self) -> None:
+        pass
+
+
+def client_of(reply: wire.PredictReply) -> Client:
+    return Client("http://fake", transport=Replies(reply))
+
+
+def read_map(tensor: wire.Tensor) -> np.ndarray:
+    """Return the map that a client reads from a tensor."""
+    reply = wire.PredictReply(results=[wire.Result(maps=[wire.FeatureMap(layer="conv1", tensor=tensor)])])
+    prediction = client_of(reply).predict(b"cat", model="cifar", layers="conv1")
+    return prediction.maps["conv1"]
+
+
 @given(hnp.arrays(np.dtype("<f4"), SHAPES))
 def test_float32_is_read_bit_for_bit(cells: np.ndarray):
-    read = read_tensor(wire.Tensor(dtype=wire.FLOAT32, shape=cells.shape, data=cells.tobytes()))
+    read = read_map(wire.Tensor(dtype=wire.FLOAT32, shape=cells.shape, data=cells.tobytes()))
     assert read.shape == cells.shape
     assert read.tobytes() == cells.tobytes()
 
@@ -24,24 +48,20 @@ def test_float32_is_read_bit_for_bit(cells: np.ndarray):
 @pytest.mark.parametrize("shape", [(65536,), (16, 64, 64)])
 def test_every_float16_is_read_exactly(shape: tuple[int, ...]):
     cells = np.arange(65536, dtype="<u2").view("<f2").reshape(shape)
-    read = read_tensor(wire.Tensor(dtype=wire.FLOAT16, shape=shape, data=cells.tobytes()))
+    read = read_map(wire.Tensor(dtype=wire.FLOAT16, shape=shape, data=cells.tobytes()))
     assert (read.dtype, read.shape) == (np.float32, shape)
     assert read.tobytes() == cells.astype(np.float32).tobytes()
 
 
-def test_a_float16_without_axes_and_none_at_all_are_read_too():
-    one = read_tensor(wire.Tensor(dtype=wire.FLOAT16, data=np.float16(1.5).tobytes()))
-    assert (one.shape, float(one)) == ((), 1.5)
-    assert read_tensor(wire.Tensor(dtype=wire.FLOAT16, shape=[0, 3])).shape == (0, 3)
+def test_a_map_without_cells_is_read_too():
+    assert read_map(wire.Tensor(dtype=wire.FLOAT16, shape=[0, 3])).shape == (0, 3)
 
 
 @given(hnp.arrays(np.uint8, SHAPES), st.data())
 def test_uint8_is_offset_plus_scale_times_cell(cells: np.ndarray, data: st.DataObject):
     numbers = hnp.arrays(np.float32, len(cells), elements=st.floats(-100, 100, width=32))
     scale, offset = data.draw(numbers), data.draw(numbers)
-    read = read_tensor(
-        wire.Tensor(dtype=wire.UINT8, shape=cells.shape, data=cells.tobytes(), scale=scale, offset=offset)
-    )
+    read = read_map(wire.Tensor(dtype=wire.UINT8, shape=cells.shape, data=cells.tobytes(), scale=scale, offset=offset))
     for channel in range(len(cells)):
         expected = offset[channel] + scale[channel] * cells[channel].astype(np.float32)
         assert np.array_equal(read[channel], expected)
@@ -51,21 +71,20 @@ def test_uint8_is_offset_plus_scale_times_cell(cells: np.ndarray, data: st.DataO
 @pytest.mark.parametrize("dtype", [wire.FLOAT32, wire.FLOAT16, wire.UINT8])
 def test_maps_are_read_only(dtype: int):
     size = {wire.FLOAT32: 4, wire.FLOAT16: 2, wire.UINT8: 1}[dtype]
-    read = read_tensor(wire.Tensor(dtype=dtype, shape=[2, 3], data=bytes(6 * size), scale=[1, 1], offset=[0, 0]))
+    read = read_map(wire.Tensor(dtype=dtype, shape=[2, 3], data=bytes(6 * size), scale=[1, 1], offset=[0, 0]))
     with pytest.raises(ValueError, match="read-only"):
         read[0, 0] = 1
 
 
 def test_a_score_that_is_a_number_has_no_probability():
     result = wire.Result(top=[wire.ClassScore(index=2, label="age", value=-3.5)])
-    [prediction] = read_predictions(wire.PredictReply(model="m", version="1", results=[result]), 1)
-    [score] = prediction.top
+    [score] = client_of(wire.PredictReply(results=[result])).predict(b"cat", model="age").top
     assert (score.index, score.label, score.value) == (2, "age", -3.5)
     assert np.isnan([score.probability, score.logit]).all()
 
 
 def test_float32_is_not_copied_once_parsed():
-    read = read_tensor(wire.Tensor(dtype=wire.FLOAT32, shape=[2, 3], data=bytes(24)))
+    read = read_map(wire.Tensor(dtype=wire.FLOAT32, shape=[2, 3], data=bytes(24)))
     base = read
     while isinstance(base, np.ndarray):
         base = base.base
@@ -78,6 +97,7 @@ def test_float32_is_not_copied_once_parsed():
         pytest.param(wire.Tensor(dtype=wire.FLOAT32, shape=[2, 3], data=bytes(23)), id="too few bytes"),
         pytest.param(wire.Tensor(dtype=wire.FLOAT32, shape=[2, 3], data=bytes(28)), id="too many bytes"),
         pytest.param(wire.Tensor(shape=[2], data=bytes(8)), id="no dtype"),
+        pytest.param(wire.Tensor(dtype=wire.FLOAT16, data=bytes(2)), id="no axes"),
         pytest.param(wire.Tensor(dtype=9, shape=[2], data=bytes(8)), id="unknown dtype"),
         pytest.param(wire.Tensor(dtype=wire.UINT8, shape=[2, 3], data=bytes(6), scale=[1]), id="a scale too few"),
         pytest.param(wire.Tensor(dtype=wire.UINT8, data=b"1"), id="uint8 without channels"),
@@ -88,7 +108,7 @@ def test_float32_is_not_copied_once_parsed():
 )
 def test_a_tensor_that_breaks_the_contract_is_a_protocol_error(tensor: wire.Tensor):
     with pytest.raises(convscope.ProtocolError):
-        read_tensor(tensor)
+        read_map(tensor)
 
 
 def test_a_map_whose_channels_do_not_fit_is_a_protocol_error():
@@ -96,20 +116,15 @@ def test_a_map_whose_channels_do_not_fit_is_a_protocol_error():
     tensor = wire.Tensor(dtype=wire.FLOAT32, shape=[2], data=bytes(8))
     reply.results.add().maps.add(layer="conv1", tensor=tensor, channels=[0, 1, 2])
     with pytest.raises(convscope.ProtocolError, match="conv1"):
-        read_predictions(reply, 1)
+        client_of(reply).predict(b"cat", model="cifar", layers="conv1")
 
 
 def test_a_rejected_request_is_raised_and_a_failed_picture_is_not():
     refused = wire.PredictReply(error=wire.Error(code="too_many_images", message="at most 64"))
     with pytest.raises(convscope.TooManyImages, match="at most 64"):
-        read_predictions(refused, 100)
+        client_of(refused).predict([b"cat"] * 100, model="cifar")
     failed = wire.PredictReply(error=wire.Error(code="bad_image", message="first"))
     failed.results.add(error=wire.Error(code="bad_image", message="first"))
     failed.results.add(error=wire.Error(code="wrong_channels", message="second"))
-    errors = [prediction.error for prediction in read_predictions(failed, 2)]
-    assert [type(error) for error in errors] == [convscope.BadImage, convscope.WrongChannels]
-
-
-def test_a_reply_without_the_card_requested_is_a_protocol_error():
-    with pytest.raises(convscope.ProtocolError, match="card"):
-        read_card(wire.PredictReply(model="cifar"))
+    seen = client_of(failed).predict([b"cat", b"dog"], model="cifar")
+    assert [type(prediction.error) for prediction in seen] == [convscope.BadImage, convscope.WrongChannels]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from contextlib import suppress
 from typing import Any
 
 import convscope
 import pytest
-from convscope import AsyncClient, Client
-from convscope._retries import MAX_TOKENS, Attempts, RetryBudget
+from convscope import AsyncClient, Client, Prediction
 from convscope._wire.convscope_pb2 import PredictReply, PredictRequest
+from convscope.testing import FakeTransport, Request, prediction
 
 from tests.client.stand_in import StandIn, answer
+from tests.client.test_errors import EXCEPTIONS
+
+PASSING = ("ConnectError", "DeadlineExceeded", "Overloaded")
 
 
 def ask(kind: type, url: str, **settings: Any) -> tuple[Any, int]:
@@ -103,60 +108,78 @@ def test_waiting_for_readiness_leaves_the_budget_to_others(stand_in: StandIn):
         assert client.retries_made == 1
 
 
-def attempts(retries: int = 3, deadline_s: float = 30, budget: RetryBudget | None = None) -> Attempts:
-    return Attempts(
-        retries, deadline_s=deadline_s, budget=budget or RetryBudget(), clock=lambda: 0.0, uniform=lambda _, most: most
-    )
+def fail(response: Any, **settings: Any) -> int:
+    """Make one call that fails with an error, or as a function says; return the retries made."""
+    with Client("http://fake", transport=FakeTransport(response), **settings) as client:
+        with pytest.raises(convscope.ConvscopeError):
+            client.predict(b"cat", model="cifar")
+        return client.retries_made
 
 
-PASSING = ("ConnectError", "DeadlineExceeded", "Overloaded")
-FINAL = [getattr(convscope, name) for name in convscope._exceptions.__all__ if name not in PASSING]
+@pytest.mark.parametrize("kind", [kind for kind in EXCEPTIONS if kind.__name__ not in PASSING])
+@pytest.mark.usefixtures("waits")
+def test_permanent_errors_are_final(kind: type[convscope.ConvscopeError]):
+    assert fail(kind("internal")) == 0
 
 
-@pytest.mark.parametrize("kind", FINAL)
-def test_permanent_errors_are_final(kind):
-    assert attempts().next_wait_s(kind("internal")) is None
+def test_waits_double_at_most_and_end(waits: list[float]):
+    for _ in range(100):
+        assert fail(convscope.ConnectError(), retries=3) == 3
+    longest = [max(waits[turn::3]) for turn in range(3)]
+    assert all(most / 2 < wait <= most for wait, most in zip(longest, (0.2, 0.4, 0.8), strict=True))
 
 
-def test_waits_double_and_end():
-    tries = attempts(3)
-    assert [tries.next_wait_s(convscope.ConnectError()) for _ in range(4)] == [0.2, 0.4, 0.8, None]
-    assert [attempts(9).next_wait_s(convscope.ConnectError())] == [0.2]
-
-
-def test_a_wait_beyond_the_deadline_is_not_waited():
-    assert attempts(deadline_s=0.1).next_wait_s(convscope.ConnectError()) is None
-
-
+@pytest.mark.usefixtures("waits")
 def test_a_request_that_kills_two_workers_kills_no_third():
-    tries = attempts()
-    assert tries.next_wait_s(convscope.ServerError("Worker died.")) == 0.2
-    assert tries.next_wait_s(convscope.ServerError("Worker died.")) is None
+    assert fail(convscope.ServerError("Worker died.")) == 1
 
 
-def test_a_request_that_a_gateway_gave_up_on_twice_is_not_sent_a_third_time():
-    tries = attempts()
-    assert tries.next_wait_s(convscope.DeadlineExceeded("HTTP 504")) == 0.2
-    assert tries.next_wait_s(convscope.DeadlineExceeded("HTTP 504")) is None
-
-
+@pytest.mark.usefixtures("waits")
 def test_a_deadline_of_our_own_is_final_and_costs_no_budget():
-    now = [0.0]
-    budget = RetryBudget()
-    for _ in range(int(MAX_TOKENS)):
-        tries = Attempts(3, deadline_s=1, budget=budget, clock=lambda: now[0], uniform=lambda least, _: least)
-        now[0] += 1
-        assert tries.next_wait_s(convscope.DeadlineExceeded("no complete response within 1 s")) is None
-    assert attempts(budget=budget).next_wait_s(convscope.ConnectError()) is not None
+    slow = [True] * 100
+
+    def respond(request: Request) -> Any:
+        if not slow:
+            raise convscope.ConnectError
+        slow.pop()
+        threading.Event().wait(request.deadline_s)
+        raise convscope.DeadlineExceeded(f"no complete response within {request.deadline_s} s")
+
+    with Client("http://fake", transport=FakeTransport(respond), retries=1) as client:
+        while slow:
+            with pytest.raises(convscope.DeadlineExceeded):
+                client.predict(b"cat", model="cifar", deadline_s=0.001)
+        assert client.retries_made == 0
+        with pytest.raises(convscope.ConnectError):
+            client.predict(b"cat", model="cifar")
+        assert client.retries_made == 1
 
 
+@pytest.mark.usefixtures("waits")
 def test_an_outage_empties_the_budget_and_successes_fill_it_slowly():
-    budget = RetryBudget()
-    failures = [attempts(budget=budget).next_wait_s(convscope.ConnectError()) for _ in range(int(MAX_TOKENS))]
-    assert sum(wait is not None for wait in failures) == MAX_TOKENS / 2 - 1
-    for _ in range(1000):
-        budget.record_success()
-    assert attempts(budget=budget).next_wait_s(convscope.ConnectError()) is not None
+    is_up = False
+
+    def respond(_: Request) -> Prediction:
+        if not is_up:
+            raise convscope.ConnectError
+        return prediction()
+
+    def call(client: Client, times: int) -> int:
+        for _ in range(times):
+            with suppress(convscope.ConnectError):
+                client.predict(b"cat", model="cifar")
+        return client.retries_made
+
+    with Client("http://fake", transport=FakeTransport(respond), retries=1) as client:
+        assert call(client, 100) == 49
+        is_up = True
+        assert call(client, 9) == 49
+        is_up = False
+        assert call(client, 1) == 49
+        is_up = True
+        call(client, 1000)
+        is_up = False
+        assert call(client, 1) == 50
 
 
 @pytest.mark.parametrize(("retries", "error"), [(-1, ValueError), (True, TypeError), (1.5, TypeError)])

@@ -11,7 +11,6 @@ from typing import Any
 import convscope
 import pytest
 from convscope import AsyncClient, Client
-from convscope._urls import is_loopback
 
 from tests.client.stand_in import StandIn, serve
 from tests.client.wire import certificate_files, listening, outcomes, take
@@ -90,7 +89,7 @@ def test_a_url_with_a_path_is_rejected_with_what_is_wrong(kind: type, url: str, 
 
 @pytest.fixture(scope="module")
 def secure() -> Iterator[tuple[StandIn, Path]]:
-    certificate, key = certificate_files("DNS:localhost")
+    certificate, key = certificate_files("DNS:localhost,DNS:elsewhere.invalid")
     with serve((str(certificate), str(key))) as stand_in:
         yield stand_in, certificate
 
@@ -146,6 +145,11 @@ def test_other_machines_are_reached_through_the_proxies_of_the_environment(url: 
         ({"all_proxy": "http://PROXY"}, "https://a.invalid/", True),
         ({"all_proxy": "http://PROXY", "no_proxy": "b.invalid,.a.invalid"}, "http://x.a.invalid:80/", False),
         ({"all_proxy": "http://PROXY", "no_proxy": "*"}, "http://a.invalid/", False),
+        *(
+            ({"all_proxy": "http://PROXY"}, f"http://{host}:1", False)
+            for host in ("localhost", "a.localhost", "127.0.0.1", "127.3.2.1", "[::1]")
+        ),
+        *(({"all_proxy": "http://PROXY"}, f"http://{host}", True) for host in ("localhost.example", "10.0.0.1")),
     ],
 )
 def test_the_environment_names_the_proxy(
@@ -163,20 +167,3 @@ def test_the_environment_names_the_proxy(
         [error] = outcomes(kind, url, 1)
     assert isinstance(error, convscope.Overloaded if proxied and url.startswith("http:") else convscope.ConnectError)
     assert len(received) == proxied
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("localhost", True),
-        ("a.localhost", True),
-        ("127.0.0.1", True),
-        ("127.3.2.1", True),
-        ("::1", True),
-        ("localhost.example", False),
-        ("10.0.0.1", False),
-        ("example.org", False),
-    ],
-)
-def test_loopback_is_known(host: str, expected: bool):
-    assert is_loopback(host) is expected

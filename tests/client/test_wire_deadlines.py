@@ -20,6 +20,7 @@ from convscope import AsyncClient, Client
 
 from tests.client.wire import (
     BOTH,
+    EVERY,
     HEAD,
     drain,
     listening,
@@ -121,7 +122,7 @@ def asked(kind: type, url: str, picture: bytes = b"cat", **settings: Any) -> Non
     assert took_s < PATIENCE_S
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize("serve", [nothing, a_head, a_body, chunks, interim_answers, a_body_without_end])
 def test_a_server_that_is_slow_to_answer(kind: type, serve: Callable[[Any], None]):
     with listening(serve) as where:

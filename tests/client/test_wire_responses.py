@@ -10,7 +10,7 @@ from typing import Any
 import convscope
 import pytest
 
-from tests.client.wire import BOTH, HEAD, listening, outcomes, reply, run, take
+from tests.client.wire import BOTH, EVERY, HEAD, listening, outcomes, reply, run, take
 
 BODY = reply()
 
@@ -84,7 +84,7 @@ def test_a_response_is_the_same_wherever_it_is_cut(kind: type, form: str):
     assert [one.top[0].label for one in result] == ["a class"] * (len(cuts) + 1)
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize("form", COMPLETE)
 def test_a_connection_is_used_again_where_it_may_be(kind: type, form: str):
     response, again = COMPLETE[form]
@@ -103,7 +103,7 @@ def test_a_connection_is_used_again_where_it_may_be(kind: type, form: str):
     assert connections == ([2] if again else [1, 1])
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize("form", [form for form in COMPLETE if form != "ended by its connection"])
 def test_a_response_that_ends_early_is_a_connect_error(kind: type, form: str):
     response, _ = COMPLETE[form]
@@ -115,7 +115,7 @@ def test_a_response_that_ends_early_is_a_connect_error(kind: type, form: str):
     assert [type(error) for error in result] == [convscope.ConnectError] * count
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize("form", NO_HTTP)
 def test_what_is_not_http_is_a_protocol_error(kind: type, form: str):
     with listening(in_pieces(NO_HTTP[form], [])) as where:

@@ -22,7 +22,9 @@ from convscope._wire import convscope_pb2 as wire
 
 __all__ = [
     "BOTH",
+    "EVERY",
     "HEAD",
+    "OverAiohttp",
     "certificate_files",
     "drain",
     "listening",
@@ -39,6 +41,16 @@ __all__ = [
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\n"
 BOTH = pytest.mark.parametrize("kind", [Client, AsyncClient])
+
+
+class OverAiohttp(AsyncClient):
+    """An AsyncClient whose connections are aiohttp's."""
+
+    def __init__(self, url: str, **settings: Any) -> None:
+        super().__init__(url, backend="aiohttp", **settings)
+
+
+EVERY = pytest.mark.parametrize("kind", [Client, AsyncClient, OverAiohttp])
 T = TypeVar("T")
 
 
@@ -46,7 +58,7 @@ def run(kind: type, url: str, work: Callable[[Callable[..., Awaitable[Any]]], Aw
     """Run a test's coroutine with either client.
 
     Args:
-        kind: `Client` or `AsyncClient`.
+        kind: `Client`, `AsyncClient` or `OverAiohttp`.
         url: Where the server is.
         work: Gets a coroutine function that makes one `predict` call, with `model="cifar"` unless it says otherwise.
             With `Client` the call runs in a thread, so that `asyncio.gather` makes concurrent calls with both.
@@ -58,7 +70,7 @@ def run(kind: type, url: str, work: Callable[[Callable[..., Awaitable[Any]]], Aw
     settings = {"retries": 0, **settings}
 
     async def with_async_client() -> T:
-        async with AsyncClient(url, **settings) as client:
+        async with kind(url, **settings) as client:
             return await work(lambda *a, **k: client.predict(*a, **{"model": "cifar", **k}))
 
     async def with_client() -> T:
@@ -66,7 +78,7 @@ def run(kind: type, url: str, work: Callable[[Callable[..., Awaitable[Any]]], Aw
         with Client(url, **settings) as client:
             return await work(lambda *a, **k: asyncio.to_thread(client.predict, *a, **{"model": "cifar", **k}))
 
-    return asyncio.run(with_async_client() if kind is AsyncClient else with_client())
+    return asyncio.run(with_client() if kind is Client else with_async_client())
 
 
 def outcomes(kind: type, url: str, times: int, picture: bytes = b"cat", **settings: Any) -> list[Any]:

@@ -10,8 +10,7 @@ from typing import Any
 import convscope
 import numpy as np
 import pytest
-from convscope import AsyncClient, Client
-from convscope._pictures import encode_pictures
+from convscope import AsyncClient, Client, encode_pictures
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from handlers.images.decoding import decode
