@@ -505,9 +505,11 @@ class _Model:
         self._set_answered(answered=verdict == "good")
 
     def _set_answered(self, *, answered: bool) -> None:
+        before = self._answered, self._restarting
         self._answered = answered
         self._restarting = None if answered else self._restarting
-        self._watch.publish()
+        if (self._answered, self._restarting) != before:
+            self._watch.publish()
 
     def _look(self) -> None:
         """Check the workers if something is wrong, and restart them if TorchServe does not."""

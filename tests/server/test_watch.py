@@ -297,10 +297,11 @@ class TestNoRestart:
             poll(lambda: watching.states()[NAME] == "ready")
             assert torchserve.scaled == []
 
-    def test_where_the_management_api_is_silent_but_the_card_is_answered(self, work):
+    def test_where_the_management_api_is_silent_but_the_card_is_answered(self, work, monkeypatch):
+        monkeypatch.setattr(watch, "MANAGEMENT_S", 1.0)  # The first card must be answered before.
         torchserve = TorchServe(work)
         torchserve.deaf.set()
-        assert self.hold(torchserve).failure is None
+        assert self.hold(torchserve, 2.0).failure is None
 
 
 @pytest.mark.usefixtures("hurried")
