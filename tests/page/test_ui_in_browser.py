@@ -309,8 +309,11 @@ def test_everything_that_was_asked_is_in_the_address_and_a_link_shows_the_same(
     await_title(page, "dog.png – cifar")
     page.get_by_label("Explain by").select_option("occlusion")
     page.locator("#top_k").fill("3")
+    page.locator("#opacity").evaluate(  # The page is drawn again while the number is typed, as by a response.
+        "(slider) => { slider.value = 40; slider.dispatchEvent(new Event('input', { bubbles: true })); }"
+    )
+    page.wait_for_function("location.href.includes('opacity=40')")
     page.keyboard.press("Enter")
-    page.get_by_label("Opacity").fill("40")
     page.get_by_role("button", name="conv2, channel 2: enlarge").click()
     page.locator("#map").focus()
     page.keyboard.press("Control+Home")

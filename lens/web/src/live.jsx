@@ -360,6 +360,16 @@ function Pad({ add, model }) {
   );
 }
 
+// A number to type. The unfinished text is kept here, since a response that arrives meanwhile draws the form again.
+function NumberInput({ value, onChange, ...rest }) {
+  const [typed, setTyped] = useState(null);
+  const commit = (event) => {
+    setTyped(null);
+    onChange(event);
+  };
+  return <input type="number" {...rest} value={typed ?? value} onInput={(event) => setTyped(event.currentTarget.value)} onChange={commit} onBlur={() => setTyped(null)} />;
+}
+
 // What is asked: the network, the explanation, the scores, the comparison.
 function Questions({ settings, model, state, change, all }) {
   const { methods } = model;
@@ -380,7 +390,7 @@ function Questions({ settings, model, state, change, all }) {
         {model.layers.map(({ name, shape }) => <option key={name} value={name}>{name}{shape.length === 3 && shape[1] * shape[2] === 1 ? " (1×1)" : ""}</option>)}
       </select></Field>}
       <Field id="opacity" label="Opacity"><input type="range" min="0" max="100" step="5" id="opacity" value={state.opacity} onInput={(event) => change({ opacity: event.currentTarget.value })} /></Field>
-      <Field id="top_k" label="Scores"><input type="number" min="0" max={Math.max(1, model.classes.length)} {...select("top_k")} /></Field>
+      <Field id="top_k" label="Scores"><NumberInput min="0" max={Math.max(1, model.classes.length)} {...select("top_k")} /></Field>
       <Field id="scale" label="Colours"><select {...select("scale")}><option value="">per channel</option><option value="layer">per layer</option></select></Field>
       <Field id="compare" label="Compare with"><select {...select("compare")}>
         <option value="">nothing</option>
